@@ -1,0 +1,95 @@
+"""Batches for training and evaluation, made from whole tensors on the training device without worker processes.
+
+Which image comes when, and how it is augmented, follows from the seed and the epoch alone and is drawn for the global
+batch, of which each worker takes its share: any number of workers sees the same images, and a resumed run goes on exactly.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnet_core.config import RunSpec
+from resnet_core.datasets import Dataset
+
+EVALUATION_BATCH = 512
+
+
+class Batches:
+    """A data set on a device, handed out in batches to one worker of `world_size`.
+
+    Batches are pairs of images (N, C, H, W), float32, normalised, and labels (N,), int64.
+    """
+
+    def __init__(self, dataset: Dataset, spec: RunSpec, *, device: torch.device, rank: int = 0) -> None:
+        def to_device(split: tuple[object, object]) -> tuple[Tensor, ...]:
+            return tuple(torch.as_tensor(array).to(device) for array in split)
+
+        self.train_images, self.train_labels = to_device(dataset.train)
+        self.test_images, self.test_labels = to_device(dataset.test)
+        self.mean = torch.tensor(dataset.mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(dataset.std, device=device).view(1, -1, 1, 1)
+        self.spec, self.device, self.rank = spec, device, rank
+        self.memory_format = torch.channels_last if spec.channels_last else torch.contiguous_format
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches only: a rest is left out of this epoch's random order, so that every step weighs the same."""
+        return len(self.train_labels) // self.spec.optim.global_batch_size
+
+    def train_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's share of every global batch of an epoch, shuffled and augmented."""
+        size = self.train_images.shape[-1]
+        batch = self.spec.optim.global_batch_size
+        count = self.steps_per_epoch * batch
+        generator = epoch_generator(self.spec.seed, epoch)
+        order = torch.randperm(len(self.train_labels), generator=generator)[:count]
+        pad = self.spec.data.pad
+        offsets = torch.randint(2 * pad + 1, (2, count), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5 * self.spec.data.flip
+        order, offsets, flips = (t.to(self.device) for t in (order, offsets, flips))
+        share = batch // self.spec.world_size
+        for start in range(self.rank * share, count, batch):
+            mine = slice(start, start + share)
+            images = self._normalised(self.train_images[order[mine]])
+            if pad or self.spec.data.flip:
+                images = crop_and_flip(F.pad(images, (pad,) * 4), offsets[:, mine], flips[mine], size)
+            yield images.contiguous(memory_format=self.memory_format), self.train_labels[order[mine]]
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's share of the test set: over all workers every image once, none padded, none dropped."""
+        images, labels = (t[self.rank :: self.spec.world_size] for t in (self.test_images, self.test_labels))
+        for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+            yield self._normalised(x).contiguous(memory_format=self.memory_format), y
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A CPU generator for one epoch of one seed. Hashed, because torch uses only the lowest 32 bits of a seed."""
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def crop_and_flip(padded: Tensor, offsets: Tensor, flips: Tensor, size: int) -> Tensor:
+    """Cuts a square out of each image at its own offset and mirrors some: the augmentation of section 4.2, batched.
+
+    Args:
+        padded: images (N, C, H, W).
+        offsets: rows and columns of the upper left corners (2, N).
+        flips: which images are mirrored (N,), bool.
+        size: side of the squares.
+
+    Returns:
+        Images (N, C, size, size).
+    """
+    n, channels = padded.shape[:2]
+    line = torch.arange(size, device=padded.device)
+    rows = offsets[0].view(n, 1, 1, 1) + line.view(1, 1, size, 1)
+    columns = offsets[1].view(n, 1, 1, 1) + torch.where(flips.view(n, 1, 1, 1), line.flip(0), line).view(n, 1, 1, size)
+    image = torch.arange(n, device=padded.device).view(n, 1, 1, 1)
+    channel = torch.arange(channels, device=padded.device).view(1, channels, 1, 1)
+    return padded[image, channel, rows, columns]

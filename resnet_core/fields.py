@@ -1,0 +1,100 @@
+"""Dataclasses whose fields check and convert themselves, and the one form that complaints about a value take."""
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A request that cannot be met. One line: the field, its value and what is accepted."""
+
+
+def reject(name: str, value: object, accepted: str) -> ConfigError:
+    """The one form of every complaint about a value: `name=value: accepted`."""
+    return ConfigError(f"{name}={_shown(value)}: {accepted}")
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+class Checked:
+    """Checks and converts the fields of a frozen dataclass against their annotations when it is made."""
+
+    _section: typing.ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = _type_hints(type(self))
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            object.__setattr__(self, f.name, _convert(f"{self._section}{f.name}", value, hints[f.name]))
+        self._check()
+
+    def _check(self) -> None:
+        """Rules between fields; raises ConfigError."""
+
+    def _reject(self, name: str, accepted: str) -> ConfigError:
+        return reject(f"{self._section}{name}", getattr(self, name), accepted)
+
+    def _at_least(self, minimum: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not minimum <= value < float("inf"):
+                raise self._reject(name, f"accepted: finite and at least {minimum:g}")
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`; text (from a command line) and JSON values are accepted where they are unambiguous."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.lower() == "none" and Literal not in map(get_origin, args)):
+            return None
+        return _convert(name, value, next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        if value in args:
+            return value
+        raise reject(name, value, f"accepted: {', '.join(map(str, args))}")
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [part for part in value.strip("()[] ").replace(" ", ",").split(",") if part]
+        if not isinstance(value, (list, tuple)):
+            raise reject(name, value, "accepted: a list such as 2,2,2")
+        return tuple(_convert(name, item, args[0]) for item in value)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        raise reject(name, value, f"accepted: a {getattr(hint, '__name__', hint)}")
+    return _convert_scalar(name, value, hint)
+
+
+def _convert_scalar(name: str, value: Any, hint: Any) -> Any:
+    if hint is bool:
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in known:
+            return known[value.lower()]
+        raise reject(name, value, "accepted: true, false")
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        raise reject(name, value, "accepted: text")
+    kind = {int: "a whole number", float: "a number"}[hint]
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise reject(name, value, f"accepted: {kind}")
+    try:
+        number = float(value)
+        if hint is int and (number != int(number) or (isinstance(value, str) and str(int(value)) != value.strip())):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise reject(name, value, f"accepted: {kind}") from None
+    return int(value) if hint is int else number

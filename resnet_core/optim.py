@@ -1,0 +1,36 @@
+"""The optimiser and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from resnet_core.config import OptimConfig
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Learning rate of step `step` (from 0) of `total_steps`."""
+    if step < config.warmup_steps:
+        return config.warmup_lr
+    if config.schedule == "step":
+        # round: 0.1 of 30 steps is step 3, not 3.0000000000000004
+        drops = sum(step >= round(milestone * total_steps) for milestone in config.milestones)
+        return config.lr / 10**drops
+    if config.schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * step / total_steps)) / 2
+    return config.lr
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+    """SGD over the model's parameters, with or without weight decay on BatchNorm and biases."""
+    parameters = list(model.parameters())
+    decayed = [p for p in parameters if config.decay == "all" or p.ndim > 1]
+    kept = [p for p in parameters if config.decay != "all" and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fused=True,
+    )
