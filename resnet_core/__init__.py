@@ -49,10 +49,10 @@ __all__ = [
     "ResNet",
     "RunSpec",
     "build_model",
-    "measure_cost",
     "fingerprint",
     "fit",
     "load_dataset",
+    "measure_cost",
     "override",
     "preset",
 ]

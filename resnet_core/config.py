@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 
 from resnet_core.fields import Checked, ConfigError, reject
 
-
 IMAGENET_STAGES: dict[tuple[str, int], tuple[int, ...]] = {
     ("basic", 18): (2, 2, 2, 2),
     ("basic", 34): (3, 4, 6, 3),
@@ -51,7 +50,9 @@ class ModelConfig(Checked):
     """Colour channels of the input. None: the data set's in a run; 3 for a network built by itself."""
 
     def _check(self) -> None:
-        self._at_least(1, "width", "in_channels")
+        # Below 8 channels, oneDNN's strided 1×1 convolution in channels_last writes past its memory (torch 2.14, one thread).
+        self._at_least(8, "width")
+        self._at_least(1, "in_channels")
         self._at_least(2, "num_classes")
         if self.stages is None:
             self._paper_stages()
@@ -170,6 +171,14 @@ class OptimConfig(Checked):
         if self.nesterov and self.momentum == 0:
             raise self._reject("nesterov", "needs optim.momentum above 0")
 
+    def total_steps(self, train_images: int) -> int:
+        """Steps of a training on this many images; an epoch has full global batches only."""
+        return self.iterations or self.epochs * (train_images // self.global_batch_size)
+
+    def total_epochs(self, train_images: int) -> int:
+        """Epochs of a training on this many images, the last one perhaps partial."""
+        return -(-self.total_steps(train_images) // (train_images // self.global_batch_size))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Checked):
@@ -195,9 +204,7 @@ class RunSpec(Checked):
         batch = self.optim.global_batch_size
         if batch % self.world_size:
             near = max(self.world_size, batch - batch % self.world_size)
-            raise reject(
-                "optim.global_batch_size", batch, f"must divide evenly by {self.world_size} workers, for instance {near}"
-            )
+            raise reject("optim.global_batch_size", batch, f"must divide evenly by {self.world_size} workers, for instance {near}")
 
     def flat(self) -> dict[str, Any]:
         """Every field under its dotted name, in order: `{"model.depth": 20, …, "seed": 0}`."""
@@ -232,6 +239,15 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
     return replace(spec, **nested, **top)
 
 
+_SECTIONS: dict[str, type[Checked]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
+
+
+def convert(name: str, value: Any) -> Any:
+    """A value for the field with this dotted name, as that field's type; raises ConfigError if it is not acceptable."""
+    section, _, leaf = name.rpartition(".")
+    return _SECTIONS.get(section, RunSpec).converted(leaf, value)
+
+
 @functools.cache
 def _field_names() -> dict[str, tuple[str, ...]]:
     by_leaf: dict[str, tuple[str, ...]] = {}
@@ -243,12 +259,7 @@ def _field_names() -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def _all_fields() -> tuple[str, ...]:
-    sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
-    return tuple(
-        name
-        for f in fields(RunSpec)
-        for name in ([f"{f.name}.{g.name}" for g in fields(sections[f.name])] if f.name in sections else [f.name])
-    )
+    return tuple(RunSpec().flat())
 
 
 def field_name(name: str) -> str:
@@ -265,15 +276,16 @@ def field_name(name: str) -> str:
     raise ConfigError(f"{name}: no such field; {hint}")
 
 
-DIGITS_DATA = DataConfig(name="digits", pad=1, flip=False)
-
 PRESETS: dict[str, RunSpec] = {
     "smoke": RunSpec(
-        model=ModelConfig(depth=8, width=4),
+        model=ModelConfig(depth=8, width=8),
         data=DataConfig(name="synthetic", image_size=8, train_examples=128, test_examples=50, pad=1),
         optim=OptimConfig(epochs=2, global_batch_size=32),
     ),
-    "digits": RunSpec(data=DIGITS_DATA, optim=OptimConfig(epochs=10, global_batch_size=64)),
+    "digits": RunSpec(
+        data=DataConfig(name="digits", pad=0, flip=False),
+        optim=OptimConfig(epochs=10, global_batch_size=64, lr=0.02, schedule="cosine"),
+    ),
     "cifar10": RunSpec(
         data=DataConfig(name="cifar10", root="~/data"),
         optim=OptimConfig(iterations=64_000, global_batch_size=128),

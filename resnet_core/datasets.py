@@ -127,15 +127,14 @@ def _cifar10(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
         accepted = "accepted: a folder with torchvision's cifar-10-batches-py, complete and uncorrupted"
         raise reject("data.root", str(root), accepted) from error
     return tuple(train.classes), *(
-        Split(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64))
-        for part in (train, test)
+        Split(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in (train, test)
     )
 
 
 def _synthetic(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
     """Ten classes, each a fixed random pattern under noise: learnable, and the same on every machine."""
     size = config.image_size or 32
-    random = np.random.RandomState(SPLIT_SEED)  # noqa: NPY002 - RandomState's stream is frozen, Generator's is not
+    random = np.random.RandomState(SPLIT_SEED)
     patterns = random.randint(64, 192, (10, 3, size, size))
 
     def make(count: int) -> Split:
@@ -190,7 +189,9 @@ def _decode(paths: list[Path], config: DataConfig) -> NDArray[np.uint8]:
     needed_gib = len(paths) * first.size / 2**30
     if needed_gib > MEMORY_LIMIT_GIB:
         raise reject(
-            "data.image_size", config.image_size, f"{needed_gib:.0f} GiB to hold in memory, at most {MEMORY_LIMIT_GIB}: set it lower"
+            "data.image_size",
+            config.image_size,
+            f"{needed_gib:.0f} GiB to hold in memory, at most {MEMORY_LIMIT_GIB}: set it lower",
         )
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
         images = list(pool.map(_decode_one, paths, [config.image_size] * len(paths), chunksize=256))
@@ -223,7 +224,7 @@ def _decode_one(path: Path, size: int | None) -> NDArray[np.uint8]:
 
 def _balanced_order(labels: NDArray[np.int64]) -> NDArray[np.intp]:
     """A fixed random order in which every prefix holds the classes as evenly as possible."""
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))  # noqa: NPY002 - a frozen stream, see above
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -308,5 +309,3 @@ def _read(folder: Path) -> Dataset:
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
     )
-
-

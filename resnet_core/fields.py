@@ -34,6 +34,11 @@ class Checked:
             object.__setattr__(self, f.name, _convert(f"{self._section}{f.name}", value, hints[f.name]))
         self._check()
 
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        """`value` as the type of field `name`; raises ConfigError if it is not acceptable by itself."""
+        return _convert(f"{cls._section}{name}", value, _type_hints(cls)[name])
+
     def _check(self) -> None:
         """Rules between fields; raises ConfigError."""
 

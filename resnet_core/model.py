@@ -4,7 +4,6 @@ Modules carry torchvision's names (`conv1`, `layer1.0.bn2`, `layer2.0.downsample
 and torchvision's ResNet exchange state dicts.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,7 +98,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.width and config.stages and config.num_classes and config.in_channels
+        assert config.width and config.stages and config.num_classes and config.in_channels, "a resolved config"  # noqa: PT018
         self.config = config
         block = BasicBlock if config.block == "basic" else Bottleneck
         kernel, stride = (3, 1) if config.family == "cifar" else (7, 2)

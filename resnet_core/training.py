@@ -26,7 +26,7 @@ Metrics = dict[str, float]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Diverged(Exception):
+class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake
     """The loss is no longer finite."""
 
 
@@ -102,7 +102,7 @@ def fit(
     dataset = dataset or load_dataset(spec.data)
     spec = resolve(spec, dataset)
     batches = Batches(dataset, spec, device=device, rank=rank)
-    total_steps = spec.optim.iterations or spec.optim.epochs * batches.steps_per_epoch
+    total_steps = spec.optim.total_steps(len(dataset.train.labels))
     state = init_state(spec, device)
     if restore is not None:
         state.load(restore)
@@ -144,9 +144,7 @@ def init_state(spec: RunSpec, device: torch.device) -> TrainState:
     return TrainState(net, make_optimizer(net, spec.optim), scaler)
 
 
-def train_epoch(
-    network: nn.Module, state: TrainState, batches: Batches, *, steps: int, total_steps: int
-) -> dict[str, float]:
+def train_epoch(network: nn.Module, state: TrainState, batches: Batches, *, steps: int, total_steps: int) -> dict[str, float]:
     """Trains for `steps` steps. Returns loss and error (percent) over all images and workers, as they were trained on."""
     spec = batches.spec
     network.train()

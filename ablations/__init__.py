@@ -1,0 +1,1 @@
+"""Studies of residual networks: one file is one study."""

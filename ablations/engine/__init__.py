@@ -1,0 +1,1 @@
+"""How studies run and become evidence."""

@@ -1,0 +1,22 @@
+"""The command line of a study: `main(STUDY)` is all that a study's file calls."""
+
+import sys
+from typing import NoReturn
+
+from ablations.engine import options, paths
+from ablations.engine.study import Study, make_plan
+from resnet_core import ConfigError
+
+
+def main(study: Study) -> NoReturn:
+    """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
+    try:
+        chosen = options.parse(study, sys.argv[1:])
+        plan = make_plan(study, chosen.request, cache=paths.data_cache())
+        from ablations.engine.execution import execute  # Ray and MLflow take seconds: only for a request that is right
+
+        code = execute(plan, chosen)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

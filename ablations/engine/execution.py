@@ -1,0 +1,139 @@
+"""A study from plan to table: what is missing runs, everything lands in MLflow, and the table is read back from there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from rich.console import Console
+from rich.text import Text
+
+from ablations.engine import ledger, paths, terminal
+from ablations.engine.analysis import cell_metrics, summarise
+from ablations.engine.ledger import Entry
+from ablations.engine.options import Options
+from ablations.engine.study import Plan, Run
+from ablations.engine.tracking import Tracker, connect
+from ablations.engine.trial import Job
+
+
+def execute(plan: Plan, options: Options) -> int:
+    """Brings a study to its end and prints its table. Returns the exit code: 0 if every run has a result, else 1."""
+    console = terminal.make_console()
+    client = connect(options.tracking_uri)
+    known = ledger.find(client, plan)
+    done = {} if options.fresh else {f: entry for f, entry in known.items() if entry.done}
+    todo = [run for run in plan.runs if run.fingerprint not in done]
+    if options.plan:
+        console.print(terminal.plan_view(plan, done))
+        return 0
+    lost = 0
+    if todo:
+        console.print(f"{plan.study.name} on {plan.dataset.name}: {len(todo)} runs to train, {len(done)} done already.")
+        lost = _train(console, client, plan, options, known, todo)
+    else:
+        console.print(f"{plan.study.name} on {plan.dataset.name}: all {len(done)} runs are in MLflow already.")
+    entries = ledger.find(client, plan)
+    if options.log_models:
+        from ablations.engine.models import log_models  # its packages are wanted here only
+
+        log_models(client, plan, entries, options)
+    return _conclude(console, plan, entries, lost, options)
+
+
+def _train(
+    console: Console, client: MlflowClient, plan: Plan, options: Options, known: Mapping[str, Entry], todo: Sequence[Run]
+) -> int:
+    """Trains runs on Ray and tracks them. Returns how many records MLflow did not take."""
+    from ablations.engine import scheduler  # Ray: only where something runs
+
+    needs = scheduler.Needs(
+        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
+    )
+    scheduler.connect()
+    needs.check()
+    scheduler.check_reachable("--storage", options.storage)
+    scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
+    tracker = Tracker(client, plan, known, again=options.fresh)
+    jobs = [_job(run, tracker.generation(run), options) for run in todo]
+    with terminal.Progress(console, plan, todo) as progress:
+        relay = _Relay(todo, tracker, progress)
+        scheduler.execute(jobs, needs, max_concurrent=options.max_concurrent, listener=relay, scratch=paths.home() / "tune")
+        relay.stop_rest()
+    lost = tracker.flush()
+    summaries = summarise(plan, ledger.find(client, plan))
+    complete = not lost and all(not summary.without_result for summary in summaries)
+    tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries))
+    return lost
+
+
+def _job(run: Run, generation: int, options: Options) -> Job:
+    return Job(
+        fingerprint=run.fingerprint,
+        spec=run.spec.flat(),
+        folder=run.fingerprint if generation == 1 else f"{run.fingerprint}-{generation}",
+        storage=options.storage,
+        cache=str(paths.data_cache()),
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker,
+    )
+
+
+def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: int, options: Options) -> int:
+    summaries = summarise(plan, entries)
+    console.print()
+    console.print(terminal.result_table(plan, summaries))
+    for run in plan.runs:
+        entry = entries.get(run.fingerprint)
+        if entry and entry.outcome in ("diverged", "oom", "failed"):
+            console.print(Text(f"{run}: {entry.outcome}, {entry.tags.get('message', '')}"), soft_wrap=True)
+    experiment = next((entry.experiment_id for entry in entries.values()), "")
+    address = f"{options.tracking_uri}/#/experiments/{experiment}" if "http" in options.tracking_uri else options.tracking_uri
+    console.print(Text(f"MLflow: {address}"), soft_wrap=True)
+    if lost:
+        console.print(f"{lost} records did not reach MLflow in time.")
+    without = sum(summary.without_result for summary in summaries)
+    if without:
+        console.print(f"{without} of {len(plan.runs)} runs have no result. The same command again trains just those.")
+    return 1 if without or lost else 0
+
+
+class _Relay:
+    """Passes what the scheduler hears on to the tracker and to the terminal."""
+
+    def __init__(self, runs: Sequence[Run], tracker: Tracker, progress: terminal.Progress) -> None:
+        self.runs = {run.fingerprint: run for run in runs}
+        self.tracker, self.progress = tracker, progress
+        self.open: dict[str, Run] = {}
+
+    def started(self, fingerprint: str) -> None:
+        run = self.open[fingerprint] = self.runs[fingerprint]
+        self.tracker.started(run)
+        self.progress.started(run)
+
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+        run = self.runs[fingerprint]
+        if "outcome" in report:
+            self._end(run, report["outcome"], report.get("message", ""), report.get("traceback", ""))
+        elif "restart" in report:
+            self.tracker.started(run)
+            self.progress.note(run, f"a worker died, going on from the last checkpoint ({report['restart']})")
+        else:
+            self.tracker.epoch(run, report["epoch"], report["metrics"], report["device"])
+            self.progress.epoch(run, report["epoch"], report["metrics"])
+
+    def died(self, fingerprint: str, message: str, *, final: bool) -> None:
+        run = self.runs[fingerprint]
+        if final:
+            self._end(run, "failed", message)
+        else:
+            self.progress.note(run, f"its process died, going on from the last checkpoint ({message})")
+
+    def stop_rest(self) -> None:
+        """Ends what was interrupted."""
+        for run in list(self.open.values()):
+            self._end(run, "stopped", "the study was interrupted")
+
+    def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
+        self.open.pop(run.fingerprint, None)
+        self.tracker.ended(run, outcome, message, traceback)
+        self.progress.ended(run, outcome, message)

@@ -1,0 +1,128 @@
+"""The command line's options, parsed and checked before anything starts."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from ablations.engine import paths
+from ablations.engine.study import Request, Study
+from resnet_core import PRESETS, ConfigError
+from resnet_core.fields import reject
+
+EPILOG = "Environment: MLFLOW_TRACKING_URI, RAY_ADDRESS; RESNET_ABLATIONS_HOME is the folder of local state."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A parsed command line."""
+
+    request: Request
+    cpus_per_worker: float
+    gpus_per_worker: float
+    max_concurrent: int | None
+    storage: str
+    tracking_uri: str
+    plan: bool
+    fresh: bool
+    log_models: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
+def parse(study: Study, arguments: Sequence[str]) -> Options:
+    """The command line's options; raises ConfigError for wrong ones."""
+    given = _parser(study).parse_args(arguments)
+    _positive("--workers", given.workers)
+    _positive("--max-concurrent", given.max_concurrent)
+    if not 0 < given.cpus_per_worker < float("inf"):
+        raise reject("--cpus-per-worker", given.cpus_per_worker, "accepted: above 0")
+    gpus = given.gpus_per_worker
+    if not 0 <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus)):
+        raise reject("--gpus-per-worker", gpus, "accepted: 0, a fraction below 1, or a whole number")
+    levels = {name: tuple(part for part in text.split(",") if part) for name, text in _pairs("--levels", given.levels).items()}
+    request = Request(
+        preset=given.preset,
+        seeds=given.seeds,
+        levels=levels,
+        overrides=_pairs("--set", given.set),
+        workers=given.workers,
+    )
+    return Options(
+        request=request,
+        cpus_per_worker=given.cpus_per_worker,
+        gpus_per_worker=gpus,
+        max_concurrent=given.max_concurrent,
+        storage=given.storage,
+        tracking_uri=given.tracking_uri,
+        plan=given.plan,
+        fresh=given.fresh,
+        log_models=given.log_models,
+    )
+
+
+def _parser(study: Study) -> argparse.ArgumentParser:
+    factors = "; ".join(f"{name}: {', '.join(map(str, levels))}" for name, levels in study.factors.items())
+    parser = _Parser(
+        description=f"{study.question}  Factors: {factors}.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
+    what.add_argument("--seeds", type=int, metavar="N", help=f"replicates of every cell (default: {study.seeds})")
+    what.add_argument(
+        "--levels",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FACTOR=A,B",
+        help="other levels, as in depth=20,56 shortcut=A,B",
+    )
+    what.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of RunSpec, as in optim.lr=0.05"
+    )
+    what.add_argument("--fresh", action="store_true", help="train again what is done, as a new attempt; nothing is deleted")
+    where = parser.add_argument_group("on what")
+    where.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of a run (default: 1)")
+    where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
+    where.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="a fraction shares a GPU between runs (default: 0)"
+    )
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: as many as the cluster holds)")
+    records = parser.add_argument_group("where results go")
+    records.add_argument(
+        "--storage",
+        default=paths.default_storage(),
+        metavar="URI",
+        help="checkpoints: a folder or s3://… (default: %(default)s)",
+    )
+    records.add_argument(
+        "--tracking-uri", default=paths.default_tracking_uri(), metavar="URI", help="MLflow (default: %(default)s)"
+    )
+    records.add_argument("--log-models", action="store_true", help="log the final network of every run to MLflow")
+    show = parser.add_argument_group("look first")
+    show.add_argument(
+        "--plan", action="store_true", help="print cells, what is skipped or done already and what it costs; start nothing"
+    )
+    return parser
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise reject(option, text, "accepted: NAME=VALUE")
+        if name in pairs:
+            raise reject(option, text, "is named twice")
+        pairs[name] = value
+    return pairs
+
+
+def _positive(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise reject(option, value, "accepted: 1 or more")

@@ -1,0 +1,184 @@
+"""Runs on a Ray cluster through Ray Tune: concurrency, retries, reports."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+# Before Ray is imported: no result files per trial, MLflow has them; no snapshots of a state that nothing restores.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
+
+from ablations.engine.trial import Job, train
+from resnet_core.fields import reject
+
+CAPACITY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What one run takes from the cluster."""
+
+    workers: int = 1
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+
+    def capacity(self) -> int:
+        """How many such runs the cluster holds at a time, as it is now, if it does nothing else."""
+        return sum(self._workers_on(node["Resources"]) for node in ray.nodes() if node["Alive"]) // self.workers
+
+    def _workers_on(self, resources: Mapping[str, float]) -> int:
+        fits = [resources.get("CPU", 0) / self.cpus_per_worker]
+        if self.gpus_per_worker:
+            fits.append(resources.get("GPU", 0) / self.gpus_per_worker)
+        return int(min(fits) + 1e-9)
+
+    def check(self) -> None:
+        """Raises ConfigError if the cluster can never hold one run."""
+        if self.capacity() or autoscales():
+            return
+        total = ray.cluster_resources()
+        has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes"
+        needs = f"{self.cpus_per_worker:g} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
+        raise reject("--workers", self.workers, f"needs {needs} for each worker; the cluster has {has} and does not grow")
+
+
+def connect() -> None:
+    """Joins the cluster that RAY_ADDRESS or this machine offers, else starts one here that ends with this process."""
+    # Workers' output stays in Ray's logs: what they have to say comes as reports.
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    # Tune logs a traceback for each death of a process, which the listener is told of anyway.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def check_reachable(option: str, value: str) -> None:
+    """Raises ConfigError for a local path on a cluster of several nodes: each would see another folder."""
+    if "://" in value or (len(ray.nodes()) == 1 and not autoscales()):
+        return
+    raise reject(option, value, "a local path on several nodes; set s3://…, gs://…, http://…, or file:///… if all nodes share it")
+
+
+class Listener(Protocol):
+    """Who wants to know how jobs fare. Called in the driver, by one thread; must return quickly."""
+
+    def started(self, fingerprint: str) -> None: ...
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None: ...
+    def died(self, fingerprint: str, message: str, *, final: bool) -> None: ...
+
+
+def autoscales() -> bool:
+    """Whether the cluster has an autoscaler, which may bring what is missing."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    # Every head publishes a status. Without an autoscaler, each node is there a type of its own, `node_<its id>`.
+    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}
+    types = {**(report.get("active_nodes") or {}), **(report.get("idle_nodes") or {})}
+    ids = {f"node_{node['NodeID']}" for node in ray.nodes()}
+    return any(name not in ids for name in types)
+
+
+def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, listener: Listener, scratch: Path) -> None:
+    """Runs all jobs to their end. Ctrl-C and SIGTERM stop them and return.
+
+    Args:
+        jobs: in the order in which to start them.
+        needs: what each takes.
+        max_concurrent: how many at a time. None: as many as the cluster holds, more when it grows.
+        listener: is told of starts, reports and deaths.
+        scratch: folder for Tune's own files, removed at the end.
+    """
+    grid = BasicVariantGenerator(max_concurrent=max_concurrent or 0)
+    callbacks: list[tune.Callback] = [_Relay(listener)]
+    if needs.workers > 1:
+        callbacks.append(_Capacity(grid, needs, max_concurrent))
+    # One name for each program: Tune keeps trainables of all programs on a cluster in one table.
+    name = f"train-{ray.get_runtime_context().get_job_id()}"
+    tune.register_trainable(name, tune.with_resources(train, _placement(needs)))
+    tuner = tune.Tuner(
+        name,
+        param_space={"job": tune.grid_search([asdict(job) for job in jobs])},
+        tune_config=tune.TuneConfig(search_alg=grid, reuse_actors=True, trial_dirname_creator=_trial_folder),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            callbacks=callbacks,
+            failure_config=tune.FailureConfig(max_failures=jobs[0].max_failures),
+            verbose=0,
+        ),
+    )
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Tune stops at SIGINT
+    try:
+        tuner.fit()
+    except KeyboardInterrupt:
+        pass  # a second signal, or one before Tune listened
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        shutil.rmtree(scratch / name, ignore_errors=True)
+
+
+def _placement(needs: Needs) -> tune.PlacementGroupFactory:
+    """One worker is the trial itself. With more, the trial only leads: it stays on the head, which is never scaled away,
+    and takes no CPU from the workers that it waits for."""
+    if needs.workers > 1:
+        return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    return tune.PlacementGroupFactory([{"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}])
+
+
+def _trial_folder(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+class _Local(tune.Callback):
+    """A callback of this process. Tune pickles callbacks to restore experiments, which nothing here does."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Capacity(_Local):
+    """Keeps as many worker groups alive as the cluster holds, and one waiting, so that an autoscaler sees the demand."""
+
+    def __init__(self, grid: BasicVariantGenerator, needs: Needs, limit: int | None) -> None:
+        self.grid, self.needs, self.limit, self.checked = grid, needs, limit or 10**9, 0.0
+
+    def on_step_begin(self, **_: Any) -> None:
+        if time.monotonic() > self.checked + CAPACITY_SECONDS:
+            self.checked = time.monotonic()
+            waiting = 1 if autoscales() else 0
+            self.grid.max_concurrent = max(1, min(self.limit, self.needs.capacity() + waiting))
+
+
+class _Relay(_Local):
+    """Tune's callbacks, in the words of a Listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def on_trial_start(self, *, trial: Any, **_: Any) -> None:
+        self.listener.started(trial.config["job"]["fingerprint"])
+
+    def on_trial_result(self, *, trial: Any, result: Mapping[str, Any], **_: Any) -> None:
+        self.listener.reported(trial.config["job"]["fingerprint"], result)
+
+    def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
+        self._died(trial, final=False)
+
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:
+        self._died(trial, final=True)
+
+    def _died(self, trial: Any, *, final: bool) -> None:
+        error = trial.get_error()
+        message = str(error).strip().splitlines()[0] if error else "its process died"
+        self.listener.died(trial.config["job"]["fingerprint"], message, final=final)
