@@ -61,17 +61,23 @@ class Batches:
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the test set: over all workers every image once, none padded, none dropped."""
         images, labels = (t[self.rank :: self.spec.world_size] for t in (self.test_images, self.test_labels))
-        for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-            yield self._normalised(x).contiguous(memory_format=self.memory_format), y
+        for start in range(0, len(labels), EVALUATION_BATCH):  # none at all where there are more workers than images
+            mine = slice(start, start + EVALUATION_BATCH)
+            yield self._normalised(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A CPU generator for one epoch of one seed. Hashed, because torch uses only the lowest 32 bits of a seed."""
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+    """A CPU generator for one epoch of one seed."""
+    return torch.Generator().manual_seed(derived_seed(seed, epoch))
+
+
+def derived_seed(seed: int, use: int | str) -> int:
+    """A seed of its own for each use. Hashed, because torch takes only the lowest 32 bits of a seed and fails above 64."""
+    digest = hashlib.sha256(f"{seed}/{use}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def crop_and_flip(padded: Tensor, offsets: Tensor, flips: Tensor, size: int) -> Tensor:

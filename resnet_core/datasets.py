@@ -91,7 +91,7 @@ def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
     with FileLock(f"{folder}.lock"):  # one process decodes, the others wait for it
         try:
             return _read(folder)
-        except (OSError, ValueError, KeyError):  # absent, or left half-written by a dying machine
+        except (OSError, EOFError, ValueError, KeyError):  # absent, or left half-written by a dying machine
             dataset = _build(config)
             _write(folder, dataset)
             return _read(folder)
@@ -113,7 +113,7 @@ def _digits(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
 
     raw = load_digits()
     images = (raw.images * 15).astype(np.uint8)[:, None]  # 0…16 in the file
-    train, test = _hold_out(Split(images, raw.target.astype(np.int64)), 0.2)
+    train, test = _hold_out_fifth(Split(images, raw.target.astype(np.int64)))
     return tuple(map(str, raw.target_names)), train, test
 
 
@@ -126,9 +126,11 @@ def _cifar10(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
     except (RuntimeError, OSError, EOFError, KeyError) as error:
         accepted = "accepted: a folder with torchvision's cifar-10-batches-py, complete and uncorrupted"
         raise reject("data.root", str(root), accepted) from error
-    return tuple(train.classes), *(
-        Split(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in (train, test)
-    )
+
+    def split(part: CIFAR10) -> Split:
+        return Split(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64))
+
+    return tuple(train.classes), split(train), split(test)
 
 
 def _synthetic(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
@@ -158,7 +160,7 @@ def _image_folder(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         classes, whole = _class_folders(root, config)
-        return classes, *_hold_out(whole, 0.2)
+        return classes, *_hold_out_fifth(whole)
     classes, train = _class_folders(root / "train", config)
     test_classes, test = _class_folders(tests[0], config)
     if classes != test_classes:
@@ -222,14 +224,14 @@ def _decode_one(path: Path, size: int | None) -> NDArray[np.uint8]:
     return pixels.reshape(image.height, image.width, -1)
 
 
-def _balanced_order(labels: NDArray[np.int64]) -> NDArray[np.intp]:
-    """A fixed random order in which every prefix holds the classes as evenly as possible."""
+def _class_ranks(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each image's place in a fixed random order of its class, and how many images the class has."""
     order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
-    rank = np.empty(len(labels), np.int64)
+    rank, size = np.empty((2, len(labels)), np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    return np.lexsort((labels, rank))
+        rank[members], size[members] = np.arange(len(members)), len(members)
+    return rank, size
 
 
 def _take(split: Split, index: NDArray[Any]) -> Split:
@@ -238,14 +240,19 @@ def _take(split: Split, index: NDArray[Any]) -> Split:
 
 
 def _subset(split: Split, count: int | None) -> Split:
+    """At most `count` images, of all classes as evenly as possible."""
     if count is None or count >= len(split.labels):
         return split
-    return _take(split, _balanced_order(split.labels)[:count])
+    rank, _ = _class_ranks(split.labels)
+    return _take(split, np.lexsort((split.labels, rank))[:count])
 
 
-def _hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    order = _balanced_order(split.labels)
-    held = round(fraction * len(order))
+def _hold_out_fifth(split: Split) -> tuple[Split, Split]:
+    """Training and test images: a fifth of every class is held out, but never the last image of one."""
+    rank, size = _class_ranks(split.labels)
+    last = rank == size - 1
+    order = np.lexsort((split.labels, (rank + 0.5) / size, last))
+    held = min(-(-len(order) // 5), int(np.sum(~last)))
     return _take(split, order[held:]), _take(split, order[:held])
 
 
@@ -266,7 +273,7 @@ def _content_hash(classes: tuple[str, ...], *splits: Split) -> str:
     for split in splits:
         for array in split:
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:20]
 
 

@@ -1,12 +1,11 @@
 """Dataclasses whose fields check and convert themselves, and the one form that complaints about a value take."""
 
 import dataclasses
-import functools
 import json
 import types
 import typing
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -19,25 +18,27 @@ def reject(name: str, value: object, accepted: str) -> ConfigError:
 
 
 def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
 
 
 class Checked:
     """Checks and converts the fields of a frozen dataclass against their annotations when it is made."""
 
-    _section: typing.ClassVar[str] = ""
+    _section: ClassVar[str] = ""
+    _hints: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls._hints = get_type_hints(cls)
 
     def __post_init__(self) -> None:
-        hints = _type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            object.__setattr__(self, f.name, _convert(f"{self._section}{f.name}", value, hints[f.name]))
+            object.__setattr__(self, f.name, self.converted(f.name, getattr(self, f.name)))
         self._check()
 
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:
         """`value` as the type of field `name`; raises ConfigError if it is not acceptable by itself."""
-        return _convert(f"{cls._section}{name}", value, _type_hints(cls)[name])
+        return _convert(f"{cls._section}{name}", value, cls._hints[name])
 
     def _check(self) -> None:
         """Rules between fields; raises ConfigError."""
@@ -52,16 +53,12 @@ class Checked:
                 raise self._reject(name, f"accepted: finite and at least {minimum:g}")
 
 
-@functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 def _convert(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint`; text (from a command line) and JSON values are accepted where they are unambiguous."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None or (isinstance(value, str) and value.lower() == "none" and Literal not in map(get_origin, args)):
+        literal = any(get_origin(a) is Literal for a in args)  # which may name "none" itself
+        if value is None or (isinstance(value, str) and value.lower() == "none" and not literal):
             return None
         return _convert(name, value, next(a for a in args if a is not type(None)))
     if origin is Literal:
@@ -74,10 +71,10 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise reject(name, value, "accepted: a list such as 2,2,2")
         return tuple(_convert(name, item, args[0]) for item in value)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
-        raise reject(name, value, f"accepted: a {getattr(hint, '__name__', hint)}")
+        raise reject(name, value, f"accepted: a {hint.__name__}")
     return _convert_scalar(name, value, hint)
 
 

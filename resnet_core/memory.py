@@ -1,7 +1,7 @@
 """Peak memory of one epoch."""
 
+import platform
 import resource
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ class PeakMemory:
         self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        elif sys.platform == "linux":
+        elif platform.system() == "Linux":
             try:
                 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: processes are reused from run to run
             except OSError:
@@ -23,7 +23,7 @@ class PeakMemory:
     def read_mb(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        if sys.platform == "linux":
+        if platform.system() == "Linux":
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) / 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

@@ -15,7 +15,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     if config.schedule == "step":
         # round: 0.1 of 30 steps is step 3, not 3.0000000000000004
         drops = sum(step >= round(milestone * total_steps) for milestone in config.milestones)
-        return config.lr / 10**drops
+        return config.lr / 10.0**drops
     if config.schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * step / total_steps)) / 2
     return config.lr

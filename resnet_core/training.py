@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_core.config import RunSpec
 from resnet_core.cost import measure_cost
-from resnet_core.data import Batches
+from resnet_core.data import Batches, derived_seed
 from resnet_core.datasets import Dataset, load_dataset, resolve
+from resnet_core.fields import reject
 from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
 from resnet_core.optim import learning_rate, make_optimizer
@@ -137,9 +138,9 @@ def fit(
 def init_state(spec: RunSpec, device: torch.device) -> TrainState:
     """A fresh network from the spec's seed, with its optimiser."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+        torch.manual_seed(derived_seed(spec.seed, "weights"))
         net = build_model(spec.model)  # on the CPU: the same weights whatever the device
-    net.to(device, memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
+    net.to(device).to(memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
     scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
     return TrainState(net, make_optimizer(net, spec.optim), scaler)
 
@@ -155,7 +156,7 @@ def train_epoch(network: nn.Module, state: TrainState, batches: Batches, *, step
         with _autocast(spec, batches.device):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=spec.optim.label_smoothing)
-        state.scaler.scale(loss).backward()
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad()
@@ -207,7 +208,7 @@ def average_batchnorm(net: nn.Module) -> None:
     flat = torch.cat([b.reshape(-1) for b in buffers])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+    for buffer, mean in zip(buffers, flat.split_with_sizes([b.numel() for b in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
 
 
@@ -233,5 +234,5 @@ def _distributed() -> bool:
 def _rank(spec: RunSpec) -> int:
     size = distributed.get_world_size() if _distributed() else 1
     if size != spec.world_size:
-        raise ValueError(f"world_size={spec.world_size}: the process group has {size} workers")
+        raise reject("world_size", spec.world_size, f"the process group has {size} workers")
     return distributed.get_rank() if size > 1 else 0

@@ -36,7 +36,8 @@ def execute(plan: Plan, options: Options) -> int:
     if options.log_models:
         from ablations.engine.models import log_models  # its packages are wanted here only
 
-        log_models(client, plan, entries, options)
+        folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
+        log_models(client, plan, entries, folders, options.storage)
     return _conclude(console, plan, entries, lost, options)
 
 
@@ -70,12 +71,17 @@ def _job(run: Run, generation: int, options: Options) -> Job:
     return Job(
         fingerprint=run.fingerprint,
         spec=run.spec.flat(),
-        folder=run.fingerprint if generation == 1 else f"{run.fingerprint}-{generation}",
+        folder=checkpoint_folder(run.fingerprint, generation),
         storage=options.storage,
         cache=str(paths.data_cache()),
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
     )
+
+
+def checkpoint_folder(fingerprint: str, generation: int) -> str:
+    """Name of the folder of a run's checkpoints; `--fresh` starts another one."""
+    return fingerprint if generation == 1 else f"{fingerprint}-{generation}"
 
 
 def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: int, options: Options) -> int:

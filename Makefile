@@ -1,0 +1,45 @@
+# `make demo` shows the service at work, `make test` runs every test; both set up what they need.
+# Ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
+
+PYTHON ?= python3
+MLFLOW_PORT ?= 5000
+DASHBOARD_PORT ?= 8265
+RAY_PORT ?= 6379
+
+VENV := .venv
+BIN := $(VENV)/bin
+SERVICE := $(BIN)/python -m ablations.engine
+PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
+
+.PHONY: demo test test-fast lint setup up down
+
+demo: up
+	RAY_API_SERVER_ADDRESS=$$($(SERVICE) address) $(BIN)/ray job submit -- python ablations/shortcuts.py
+	@$(SERVICE) up $(PORTS)
+	@echo "The service goes on; make down ends it."
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+up: setup
+	@$(SERVICE) up $(PORTS)
+
+down:
+	@if [ -x $(BIN)/python ]; then $(SERVICE) down; else echo "nothing was running"; fi
+
+setup: $(VENV)/.complete
+
+# Complete only at the end: an interrupted set-up is done again. Whatever built the environment, pip finishes it.
+$(VENV)/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

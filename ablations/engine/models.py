@@ -1,0 +1,72 @@
+"""Final networks as MLflow models: self-contained programs from pixels to scores, which load without this project."""
+
+import logging
+from collections.abc import Mapping
+
+import mlflow
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.models import infer_signature
+from torch import Tensor, nn
+
+from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.ledger import Entry
+from ablations.engine.study import Plan, Run
+from resnet_core import ConfigError, build_model
+from resnet_core.datasets import Dataset
+
+LOGGED = "model"
+"""Tag of runs whose model is in MLflow already."""
+
+
+class PixelsToScores(nn.Module):
+    """A network behind its data set's normalisation: images (N, C, H, W) of 0 to 255 in, scores (N, classes) out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, dataset: Dataset) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(dataset.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(dataset.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.net((images - self.mean) / self.std)
+        return scores
+
+
+def log_models(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], folders: Mapping[str, str], storage: str) -> None:
+    """Logs the final network of every completed run that has none in MLflow yet, with signature and input example."""
+    mlflow.set_tracking_uri(client.tracking_uri)
+    for name in ("mlflow", "torch.export"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for run in plan.runs:
+        entry = entries.get(run.fingerprint)
+        if entry and entry.outcome == "completed" and LOGGED not in entry.tags:
+            saved = CheckpointFolder(storage, folders[run.fingerprint]).latest()
+            if saved is None:
+                raise ConfigError(f"--storage={storage}: holds no checkpoint of {run}, so its model cannot be logged")
+            net = build_model(run.spec.model)
+            net.load_state_dict(saved["model"])
+            _log(client, run, entry, PixelsToScores(net, plan.dataset).eval(), plan.dataset)
+
+
+def _log(client: MlflowClient, run: Run, entry: Entry, model: PixelsToScores, dataset: Dataset) -> None:
+    # Two images: a batch of one would be exported as a constant.
+    example = np.asarray(dataset.test.images[:2], np.float32)
+    with torch.inference_mode():
+        signature = infer_signature(example, model(torch.from_numpy(example)).numpy())
+    before = client.get_run(entry.run_id).info
+    with mlflow.start_run(run_id=entry.run_id):
+        mlflow.pytorch.log_model(
+            model,
+            name="model",
+            signature=signature,
+            input_example=example,
+            serialization_format="pt2",
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        )
+    client.set_tag(entry.run_id, LOGGED, "pt2")
+    client.set_terminated(entry.run_id, before.status, before.end_time)  # the run itself ended when it ended

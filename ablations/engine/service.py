@@ -1,0 +1,200 @@
+"""The local service: a Ray head with dashboard and an MLflow server, both on loopback, started and ended together.
+
+What was started is written to `<home>/service.json`; ending it ends these processes and their children, nothing else.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from ablations.engine import paths
+from resnet_core import ConfigError
+from resnet_core.fields import reject
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 90.0
+STOP_SECONDS = 15.0
+PROJECT = Path(__file__).parents[2]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the service listens, on loopback."""
+
+    mlflow: int = 5000
+    dashboard: int = 8265
+    ray: int = 6379
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A process, told apart from a later one with the same number by its time of birth."""
+
+    name: str
+    pid: int
+    created: float
+
+    def process(self) -> psutil.Process | None:
+        try:
+            process = psutil.Process(self.pid)
+            alive = process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if alive else None
+
+
+def up(ports: Ports) -> None:
+    """Starts the service, or says where it is. Raises ConfigError if a port is taken or a server does not come up."""
+    running, where = _recorded()
+    if running and all(started.process() for started in running):
+        _announce(where)
+        return
+    down()
+    for field, port in asdict(ports).items():
+        _check_free(field, port)
+    (paths.home() / "logs").mkdir(parents=True, exist_ok=True)
+    tracking_uri = f"http://{LOOPBACK}:{ports.mlflow}"
+    environment = {
+        **os.environ,
+        # Jobs find this environment's Python, the tracking server and the same local state.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "RESNET_ABLATIONS_HOME": str(paths.home()),
+        # Ray's own ports would listen on every interface; as on macOS, it shall stay on loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Said either way: unset, a token left by another program would lock out a plain `ray job submit`.
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    }
+    commands = {"mlflow": _mlflow_command(ports), "ray": _ray_command(ports)}
+    processes: list[Started] = []
+    try:
+        for name, command in commands.items():
+            processes.append(_start(name, command, environment))
+            _record(processes, ports)
+        _wait("mlflow", f"{tracking_uri}/health", processes[0])
+        _wait("ray", f"http://{LOOPBACK}:{ports.dashboard}/api/version", processes[1])
+    except BaseException:
+        down()
+        raise
+    _announce(ports)
+
+
+def dashboard_address() -> str:
+    """Where jobs are submitted; raises ConfigError if the service is not running."""
+    running, ports = _recorded()
+    if not running or not all(started.process() for started in running):
+        raise ConfigError("the service is not running; make up starts it")
+    return f"http://{LOOPBACK}:{ports.dashboard}"
+
+
+def down() -> bool:
+    """Ends what `up` started; returns whether anything was running."""
+    running, _ = _recorded()
+    alive = [process for started in running if (process := started.process())]
+    family = [*alive, *(child for process in alive for child in process.children(recursive=True))]
+    for stop in (psutil.Process.terminate, psutil.Process.kill):
+        # Parents first: Ray's own shutdown ends its children in order.
+        for process in family if stop is psutil.Process.kill else alive:
+            try:
+                stop(process)
+            except psutil.NoSuchProcess:
+                continue
+        _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        if not family:
+            break
+    _state_file().unlink(missing_ok=True)
+    return bool(alive)
+
+
+def _mlflow_command(ports: Ports) -> list[str]:
+    home = paths.home()
+    store = f"sqlite:///{home / 'mlflow.db'}"
+    artifacts = (home / "artifacts").as_uri()
+    options = ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports.mlflow), *options]
+
+
+def _ray_command(ports: Ports) -> list[str]:
+    listen = ["--port", str(ports.ray), "--dashboard-host", LOOPBACK]
+    return [
+        *RAY,
+        "start",
+        "--head",
+        "--block",
+        *listen,
+        "--dashboard-port",
+        str(ports.dashboard),
+        "--disable-usage-stats",
+        "--dashboard-agent-listen-port",
+        "0",
+    ]
+
+
+def _start(name: str, command: Sequence[str], environment: dict[str, str]) -> Started:
+    with _log_file(name).open("w") as log:
+        # In the project's folder, where submitted jobs start; in a session of its own, which outlives this terminal.
+        process = subprocess.Popen(  # noqa: S603
+            command, cwd=PROJECT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return Started(name=name, pid=process.pid, created=psutil.Process(process.pid).create_time())
+
+
+def _wait(name: str, url: str, started: Started) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own loopback address
+                return
+        except urllib.error.HTTPError:
+            return  # it answers; it wants the token
+        except OSError:
+            if started.process() is None:
+                break
+            time.sleep(0.2)
+    last = _log_file(name).read_text().strip().splitlines()[-1:]
+    raise ConfigError(f"{name} did not start: {' '.join(last)} (log: {_log_file(name)})")
+
+
+def _check_free(field: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError) as error:
+            name = f"{field.upper()}_PORT"
+            raise reject(name, port, f"cannot be listened on ({error}); choose another, as in make up {name}={port + 1}") from error
+
+
+def _announce(ports: Ports) -> None:
+    print(f"MLflow UI: http://{LOOPBACK}:{ports.mlflow}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
+
+
+def _recorded() -> tuple[list[Started], Ports]:
+    try:
+        state = json.loads(_state_file().read_text())
+    except (OSError, ValueError):
+        return [], Ports()
+    return [Started(**entry) for entry in state["processes"]], Ports(**state["ports"])
+
+
+def _record(processes: Sequence[Started], ports: Ports) -> None:
+    _state_file().write_text(json.dumps({"processes": [asdict(p) for p in processes], "ports": asdict(ports)}))
+
+
+def _state_file() -> Path:
+    return paths.home() / "service.json"
+
+
+def _log_file(name: str) -> Path:
+    return paths.home() / "logs" / f"{name}.log"
