@@ -14,9 +14,9 @@ PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-p
 .PHONY: demo test test-fast lint setup up down
 
 demo: up
-	RAY_API_SERVER_ADDRESS=$$($(SERVICE) address) $(BIN)/ray job submit -- python ablations/shortcuts.py
-	@$(SERVICE) up $(PORTS)
-	@echo "The service goes on; make down ends it."
+	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
+	@$(SERVICE) up
+	@echo "The service stays up for the next study; make down ends it."
 
 test: setup
 	$(BIN)/python -m pytest

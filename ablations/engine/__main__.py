@@ -1,6 +1,7 @@
-"""`python -m ablations.engine up | down | address`: the local service."""
+"""`python -m ablations.engine up | down | env`: the local service."""
 
 import argparse
+import shlex
 import sys
 
 from ablations.engine import service
@@ -17,19 +18,27 @@ def main() -> int:
         default = getattr(service.Ports, name)
         up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help="default: %(default)s")
     commands.add_parser("down", help="end what `up` started")
-    commands.add_parser("address", help="print where jobs are submitted")
+    commands.add_parser("env", help='print what makes a shell use it: eval "$(python -m ablations.engine env)"')
     given = parser.parse_args()
     try:
         if given.command == "up":
             service.up(service.Ports(mlflow=given.mlflow_port, dashboard=given.dashboard_port, ray=given.ray_port))
-        elif given.command == "address":
-            print(service.dashboard_address())
+        elif given.command == "env":
+            for name, value in _running().environment().items():
+                print(f"export {name}={shlex.quote(value)}")
         else:
             print("ended" if service.down() else "nothing was running")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _running() -> service.State:
+    state = service.running()
+    if state is None:
+        raise ConfigError("the service is not running; python -m ablations.engine up starts it")
+    return state
 
 
 if __name__ == "__main__":

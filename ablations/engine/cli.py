@@ -3,13 +3,14 @@
 import sys
 from typing import NoReturn
 
-from ablations.engine import options, paths
+from ablations.engine import options, paths, service
 from ablations.engine.study import Study, make_plan
 from resnet_core import ConfigError
 
 
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
+    service.adopt()
     try:
         chosen = options.parse(study, sys.argv[1:])
         plan = make_plan(study, chosen.request, cache=paths.data_cache())

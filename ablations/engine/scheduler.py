@@ -180,5 +180,7 @@ class _Relay(_Local):
 
     def _died(self, trial: Any, *, final: bool) -> None:
         error = trial.get_error()
-        message = str(error).strip().splitlines()[0] if error else "its process died"
+        # Tune's text holds all failures of the trial: a dated heading, the error, details.
+        lines = [line for line in (error or "").splitlines() if line and not line.startswith(("Failure #", "\t", " "))]
+        message = lines[-1] if lines else "lost"
         self.listener.died(trial.config["job"]["fingerprint"], message, final=final)

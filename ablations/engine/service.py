@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from resnet_core import ConfigError
 from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -54,35 +54,47 @@ class Started:
         return process if alive else None
 
 
+@dataclass(frozen=True)
+class State:
+    """What `service.json` holds."""
+
+    processes: Sequence[Started]
+    ports: Ports
+    settings: Mapping[str, str]
+    """Environment variables that Ray was started with."""
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that make a program, or a shell, use this service."""
+        ray = {"RAY_ADDRESS": f"{LOOPBACK}:{self.ports.ray}", "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{self.ports.dashboard}"}
+        return {**self.settings, **ray}
+
+
 def up(ports: Ports) -> None:
     """Starts the service, or says where it is. Raises ConfigError if a port is taken or a server does not come up."""
-    running, where = _recorded()
-    if running and all(started.process() for started in running):
-        _announce(where)
+    if state := running():
+        _announce(state.ports)
         return
     down()
     for field, port in asdict(ports).items():
         _check_free(field, port)
     (paths.home() / "logs").mkdir(parents=True, exist_ok=True)
-    tracking_uri = f"http://{LOOPBACK}:{ports.mlflow}"
-    environment = {
-        **os.environ,
-        # Jobs find this environment's Python, the tracking server and the same local state.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "MLFLOW_TRACKING_URI": tracking_uri,
-        "RESNET_ABLATIONS_HOME": str(paths.home()),
-        # Ray's own ports would listen on every interface; as on macOS, it shall stay on loopback.
+    settings = {
+        "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
+        # Ray's own ports would listen on every interface; as on macOS, they shall stay on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Said either way: unset, a token left by another program would lock out a plain `ray job submit`.
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        "RESNET_ABLATIONS_HOME": str(paths.home()),
     }
+    # Jobs find this environment's Python.
+    environment = {**os.environ, **settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     commands = {"mlflow": _mlflow_command(ports), "ray": _ray_command(ports)}
     processes: list[Started] = []
     try:
         for name, command in commands.items():
             processes.append(_start(name, command, environment))
-            _record(processes, ports)
-        _wait("mlflow", f"{tracking_uri}/health", processes[0])
+            _record(State(processes, ports, settings))
+        _wait("mlflow", f"http://{LOOPBACK}:{ports.mlflow}/health", processes[0])
         _wait("ray", f"http://{LOOPBACK}:{ports.dashboard}/api/version", processes[1])
     except BaseException:
         down()
@@ -90,18 +102,23 @@ def up(ports: Ports) -> None:
     _announce(ports)
 
 
-def dashboard_address() -> str:
-    """Where jobs are submitted; raises ConfigError if the service is not running."""
-    running, ports = _recorded()
-    if not running or not all(started.process() for started in running):
-        raise ConfigError("the service is not running; make up starts it")
-    return f"http://{LOOPBACK}:{ports.dashboard}"
+def running() -> "State | None":
+    """The service that is up, if there is one."""
+    state = _recorded()
+    return state if state.processes and all(started.process() for started in state.processes) else None
+
+
+def adopt() -> None:
+    """Lets this process use the running service as a submitted job does, unless RAY_ADDRESS says where to go."""
+    state = running()
+    if state and "RAY_ADDRESS" not in os.environ:
+        for name, value in state.environment().items():
+            os.environ.setdefault(name, value)
 
 
 def down() -> bool:
     """Ends what `up` started; returns whether anything was running."""
-    running, _ = _recorded()
-    alive = [process for started in running if (process := started.process())]
+    alive = [process for started in _recorded().processes if (process := started.process())]
     family = [*alive, *(child for process in alive for child in process.children(recursive=True))]
     for stop in (psutil.Process.terminate, psutil.Process.kill):
         # Parents first: Ray's own shutdown ends its children in order.
@@ -180,16 +197,16 @@ def _announce(ports: Ports) -> None:
     print(f"MLflow UI: http://{LOOPBACK}:{ports.mlflow}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
 
 
-def _recorded() -> tuple[list[Started], Ports]:
+def _recorded() -> State:
     try:
         state = json.loads(_state_file().read_text())
-    except (OSError, ValueError):
-        return [], Ports()
-    return [Started(**entry) for entry in state["processes"]], Ports(**state["ports"])
+        return State([Started(**entry) for entry in state["processes"]], Ports(**state["ports"]), state["settings"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that a dying machine left half-written
+        return State([], Ports(), {})
 
 
-def _record(processes: Sequence[Started], ports: Ports) -> None:
-    _state_file().write_text(json.dumps({"processes": [asdict(p) for p in processes], "ports": asdict(ports)}))
+def _record(state: State) -> None:
+    _state_file().write_text(json.dumps(asdict(state)))
 
 
 def _state_file() -> Path:

@@ -201,6 +201,8 @@ class Tracker:
         self._logged[run.fingerprint] = epoch
 
     def _deliver_end(self, record: _Record) -> None:
+        if record.run.fingerprint not in self.run_ids:  # it ended before its process had started
+            self._deliver_start(record)
         run_id, values = self.run_ids[record.run.fingerprint], record.values
         tags = [RunTag("outcome", values["outcome"]), RunTag("message", values["message"][:4000])]
         self.client.log_batch(run_id, tags=tags)
