@@ -1,5 +1,6 @@
 """From the ledger's entries to one line per cell."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def cell_metrics(summaries: Sequence[CellSummary]) -> dict[str, float]:
     """The summaries as MLflow metrics of the parent run: `test_error_mean/shortcut A depth 20`, …"""
     metrics: dict[str, float] = {}
     for summary in summaries:
-        cell = " ".join(f"{name} {level}" for name, level in summary.cell.levels)
+        # MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell.
+        cell = re.sub(r"[^\w\-. ]", "", " ".join(f"{name} {level}" for name, level in summary.cell.levels))
         mean, std = mean_and_std(summary.test_error)
         values = {"test_error_mean": mean, "test_error_std": std, "runs": float(summary.n)}
         metrics |= {f"{name}/{cell}": value for name, value in values.items() if value is not None}

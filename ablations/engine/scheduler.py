@@ -57,7 +57,8 @@ class Needs:
 def connect() -> None:
     """Joins the cluster that RAY_ADDRESS or this machine offers, else starts one here that ends with this process."""
     # Workers' output stays in Ray's logs: what they have to say comes as reports.
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     # Tune logs a traceback for each death of a process, which the listener is told of anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 

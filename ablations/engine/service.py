@@ -130,8 +130,19 @@ def down() -> bool:
         _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
         if not family:
             break
+    if alive:
+        _forget_cluster(_recorded().ports)
     _state_file().unlink(missing_ok=True)
     return bool(alive)
+
+
+def _forget_cluster(ports: Ports) -> None:
+    """Removes Ray's own note of where the cluster is, as `ray stop` does: programs would wait for it."""
+    from ray._common.utils import reset_ray_address
+    from ray._private.utils import read_ray_address
+
+    if (read_ray_address() or "").endswith(f":{ports.ray}"):
+        reset_ray_address()
 
 
 def _mlflow_command(ports: Ports) -> list[str]:

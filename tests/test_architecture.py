@@ -1,0 +1,81 @@
+"""Imports go down only, and each library stays where it belongs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+LAYERS = [
+    "resnet_core",
+    "ablations.engine.paths",
+    "ablations.engine.checkpoints",
+    "ablations.engine.study",
+    "ablations.engine.options",
+    "ablations.engine.ledger",
+    "ablations.engine.tracking",
+    "ablations.engine.analysis",
+    "ablations.engine.terminal",
+    "ablations.engine.models",
+    "ablations.engine.trial",
+    "ablations.engine.scheduler",
+    "ablations.engine.execution",
+    "ablations.engine.service",
+    "ablations.engine.cli",
+    "ablations.engine.__main__",
+]
+"""A module may import those before it."""
+
+HOME = {
+    "ray": {"ablations.engine.trial", "ablations.engine.scheduler"},
+    "mlflow": {"ablations.engine.tracking", "ablations.engine.ledger", "ablations.engine.models", "ablations.engine.execution"},
+}
+"""Which modules may import a library."""
+
+
+def modules() -> dict[str, Path]:
+    files = [*PROJECT.glob("resnet_core/*.py"), *PROJECT.glob("ablations/**/*.py")]
+    return {".".join(p.relative_to(PROJECT).with_suffix("").parts): p for p in files}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def layer(module: str) -> int | None:
+    best = [i for i, name in enumerate(LAYERS) if module == name or module.startswith(f"{name}.")]
+    return max(best, default=None)
+
+
+@pytest.mark.parametrize("module", sorted(m for m in modules() if m.startswith("ablations.engine.") and not m.endswith("__init__")))
+def test_the_engine_imports_downwards_only(module: str) -> None:
+    own = layer(module)
+    assert own is not None, "name its place in LAYERS"
+    above = {name for name in imports(modules()[module]) if (other := layer(name)) is not None and other > own}
+    assert not above
+
+
+@pytest.mark.parametrize("module", sorted(m for m in modules() if m.startswith("resnet_core")))
+def test_the_core_knows_nothing_of_the_engine_or_its_libraries(module: str) -> None:
+    roots = {name.partition(".")[0] for name in imports(modules()[module])}
+    assert not roots & {"ray", "mlflow", "optuna", "ablations", "pandas", "rich"}
+
+
+@pytest.mark.parametrize("library", sorted(HOME))
+def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
+    users = {module for module, path in modules().items() if any(n.partition(".")[0] == library for n in imports(path))}
+    assert users <= HOME[library]
+
+
+def test_a_study_imports_the_study_and_the_command_line_only() -> None:
+    for module, path in modules().items():
+        if module.count(".") == 1 and module.startswith("ablations.") and not module.endswith("__init__"):
+            roots = {"ablations.engine.cli", "ablations.engine.study", "ablations.engine.cli.main", "ablations.engine.study.Study"}
+            assert imports(path) <= roots, module

@@ -1,0 +1,111 @@
+"""The command line says what is wrong in one line, before anything starts, and helps in words."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablations.engine.cli import main
+from ablations.engine.study import Study
+
+PROJECT = Path(__file__).parents[1]
+STUDIES = sorted(p.stem for p in (PROJECT / "ablations").glob("*.py") if p.stem != "__init__")
+
+
+def study_of(name: str) -> Study:
+    study = importlib.import_module(f"ablations.{name}").STUDY
+    assert isinstance(study, Study)
+    return study
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["shortcuts.py", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main(study_of("shortcuts"))
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--colour", "red"], "--colour"),
+        (["--pres", "smoke"], "--pres"),  # no guessing: an abbreviation may mean something else tomorrow
+        (["--seeds", "three"], "three"),
+        (["--seeds", "0"], "--seeds=0"),
+        (["--workers", "0"], "--workers=0"),
+        (["--max-concurrent", "-1"], "--max-concurrent=-1"),
+        (["--cpus-per-worker", "nan"], "--cpus-per-worker=NaN"),
+        (["--gpus-per-worker", "1.5"], "--gpus-per-worker=1.5"),
+        (["--levels", "depth"], "--levels=depth"),
+        (["--levels", "depth=20", "depth=56"], "named twice"),
+        (["--levels", "shortcut=A,D"], "model.shortcut=D"),
+        (["--set", "optim.lr"], "--set=optim.lr"),
+        (["--set", "optim.lr=quick"], "optim.lr=quick"),
+        (["--set", "optim.rate=1"], "optim.rate"),
+        (["--preset", "mnist"], "--preset=mnist"),
+        (["--workers", "3"], "global_batch_size=64"),
+        (["--set", "data.name=cifar10", "data.root=/nowhere"], "data.root=/nowhere"),
+        (["--preset", "smoke", "--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri=http://127.0.0.1:9"),
+    ],
+)
+def test_a_wrong_request_exits_2_with_one_line_and_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", started)
+    assert run_main(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert named in err
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_data_in_less_than_30_lines(name: str) -> None:
+    assert study_of(name).name == name
+    assert len((PROJECT / "ablations" / f"{name}.py").read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_study_takes_the_name_of_another_module(name: str) -> None:
+    # Its folder comes first on sys.path when it runs.
+    assert name not in sys.stdlib_module_names
+    assert name not in {"optuna", "torch", "ray", "mlflow", "numpy", "pandas", "scipy"}
+
+
+def test_help_names_factors_presets_and_every_option_without_importing_ray_or_torch() -> None:
+    code = "import sys; sys.argv = ['x', '--help']\nfrom ablations.shortcuts import STUDY, main\ntry: main(STUDY)\nfinally: " \
+        "print('heavy' if {'ray', 'torch', 'mlflow'} & set(sys.modules) else 'light')"  # fmt: skip
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
+    shown = " ".join(shown.split())
+    options = (
+        "preset seeds levels set workers cpus-per-worker gpus-per-worker max-concurrent storage tracking-uri plan fresh log-models"
+    )
+    assert all(f"--{option}" in shown for option in options.split())
+    assert "shortcut: none, A, B, C" in shown
+    assert "digits" in shown
+    assert shown.endswith("light")
+
+
+def test_plan_shows_cells_and_cost_and_starts_nothing(tmp_path: Path) -> None:
+    arguments = ["--preset", "smoke", "--plan", "--levels", "block=basic,bottleneck", "shortcut=A", "depth=8,20", "--seeds", "2"]
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:9"}  # where nothing answers
+    done = subprocess.run(
+        [sys.executable, "ablations/shortcuts.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 runs, 6 to train" in done.stdout
+    assert "19,218" in done.stdout  # parameters of the smallest cell
+    assert "skipped shortcut=A depth=8 block=bottleneck: model.depth=8: cifar with bottleneck blocks has depths 9n+2" in done.stdout

@@ -1,0 +1,139 @@
+"""The local service comes up, takes jobs, listens to nobody else, and goes without taking anything along."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+PROJECT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """`python -m ablations.engine …` with a home and ports of its own."""
+
+    def __init__(self, home: Path) -> None:
+        cleared = ("RAY_", "MLFLOW_")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(cleared)}
+        self.environment |= {"RESNET_ABLATIONS_HOME": str(home)}
+        self.home = home
+        self.ports = {name: str(free_port()) for name in ("mlflow", "dashboard", "ray")}
+
+    def __call__(self, command: str, **ports: str) -> subprocess.CompletedProcess[str]:
+        chosen = {**self.ports, **ports} if command == "up" else {}
+        options = [word for name, port in chosen.items() for word in (f"--{name}-port", port)]
+        engine = [sys.executable, "-m", "ablations.engine", command, *options]
+        return subprocess.run(engine, env=self.environment, cwd=self.home, capture_output=True, text=True, check=False, timeout=300)
+
+    def processes(self) -> list[psutil.Process]:
+        recorded = [psutil.Process(p["pid"]) for p in json.loads((self.home / "service.json").read_text())["processes"]]
+        return [*recorded, *(child for process in recorded for child in process.children(recursive=True))]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "dashboard", "ray"])
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path, name: str) -> None:
+    service = Service(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = service("up", **{name: str(port)})
+    assert done.returncode == 2
+    assert f"{name.upper()}_PORT={port}: cannot be listened on" in done.stderr
+    assert f"make up {name.upper()}_PORT={port + 1}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "service.json").exists()
+
+
+def test_what_is_not_running_is_said(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    assert service("down").stdout == "nothing was running\n"
+    assert (service("env").returncode, service("env").stderr.startswith("error: the service is not running")) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("service"))
+    done = service("up")
+    assert done.returncode == 0, done.stderr
+    yield service
+    service("down")
+
+
+@pytest.mark.slow
+def test_a_submitted_study_is_in_the_mlflow_server_when_the_job_ends(service: Service) -> None:
+    environment = service.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{service.ports['dashboard']}"}
+    study = ["python", "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8", "--log-models"]
+    job = subprocess.run(  # from anywhere: jobs start where the service was started for
+        [BIN / "ray", "job", "submit", "--", *study], env=environment, cwd=service.home, capture_output=True, text=True, check=False
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert "[3/3]" in job.stdout
+    uri = f"http://127.0.0.1:{service.ports['mlflow']}"
+    assert f"MLflow: {uri}/#/experiments/" in job.stdout
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("shortcuts")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    (parent,) = (run for run in runs if "fingerprint" not in run.data.tags)
+    assert parent.data.metrics["runs/shortcut A depth 8"] == 3
+    child = next(run for run in runs if run is not parent)
+    assert_model_works(uri, child.outputs.model_outputs[0].model_id)
+
+
+def assert_model_works(uri: str, model_id: str) -> None:
+    """The model loads in a program that knows nothing of this project, and takes any number of images."""
+    code = f"""
+import sys, mlflow, numpy as np
+mlflow.set_tracking_uri({uri!r})
+model = mlflow.pyfunc.load_model("models:/{model_id}")
+assert model.metadata.signature and model.input_example.shape == (2, 3, 8, 8)
+print(model.predict(np.zeros((5, 3, 8, 8), np.float32)).shape, "resnet_core" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("(5, 10) False\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_everything_listens_on_loopback_only(service: Service) -> None:
+    listening = [c.laddr.ip for p in service.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
+    before = (service.home / "service.json").read_text()
+    done = service("up")
+    assert done.returncode == 0
+    assert f"http://127.0.0.1:{service.ports['mlflow']}" in done.stdout
+    assert (service.home / "service.json").read_text() == before
+    exported = service("env").stdout
+    assert f"export RAY_ADDRESS=127.0.0.1:{service.ports['ray']}" in exported
+
+
+@pytest.mark.slow
+def test_down_ends_what_up_started_and_nothing_else(service: Service) -> None:
+    processes = service.processes()
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        assert service("down").stdout == "ended\n"
+        assert bystander.poll() is None
+        bystander.terminate()
+    psutil.wait_procs(processes, timeout=10)
+    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert service("down").stdout == "nothing was running\n"

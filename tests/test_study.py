@@ -1,0 +1,114 @@
+"""A study expands into the runs that answer its question, and refuses what cannot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.engine.study import Plan, Request, Study, make_plan
+from resnet_core import ConfigError
+
+
+def small_study(**changes: Any) -> Study:
+    fields: dict[str, Any] = {
+        "name": "small",
+        "question": "Does it expand?",
+        "factors": {"shortcut": ("none", "A"), "depth": (8, 14)},
+        "baseline": {"shortcut": "A"},
+        "seeds": 2,
+        "preset": "smoke",
+    }
+    return Study(**{**fields, **changes})
+
+
+def plan_of(cache: Path, study: Study | None = None, **request: Any) -> Plan:
+    return make_plan(study or small_study(), Request(**request), cache=cache)
+
+
+def test_every_cell_has_the_same_seeds(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=3)
+    seeds = {cell: [run.seed for run in plan.runs if run.cell == cell] for cell in plan.cells}
+    assert len(seeds) == 4
+    assert set(map(tuple, seeds.values())) == {(0, 1, 2)}
+
+
+def test_runs_come_in_complete_replicates_with_the_longest_first(tmp_path: Path) -> None:
+    runs = [(run.seed, run.spec.model.depth) for run in plan_of(tmp_path).runs]
+    assert runs == [(0, 14), (0, 14), (0, 8), (0, 8), (1, 14), (1, 14), (1, 8), (1, 8)]
+
+
+def test_runs_are_resolved_against_the_data_and_told_apart_by_fingerprint(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    assert {run.spec.model.num_classes for run in plan.runs} == {10}
+    assert all(run.spec.model.stages for run in plan.runs)
+    assert len({run.fingerprint for run in plan.runs}) == len(plan.runs)
+
+
+def test_two_studies_share_the_runs_that_they_have_in_common(tmp_path: Path) -> None:
+    one = plan_of(tmp_path)
+    other = plan_of(tmp_path, small_study(name="other", factors={"shortcut": ("A", "B")}), overrides={"depth": "14"})
+    shared = {run.fingerprint for run in one.runs} & {run.fingerprint for run in other.runs}
+    assert len(shared) == 2  # option A at depth 14, two seeds
+
+
+def test_adding_seeds_and_levels_keeps_every_run_that_was_there(tmp_path: Path) -> None:
+    before = {run.fingerprint for run in plan_of(tmp_path).runs}
+    after = {run.fingerprint for run in plan_of(tmp_path, seeds=3, levels={"depth": ("8", "14", "20")}).runs}
+    assert before < after
+
+
+def test_a_combination_that_does_not_exist_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, small_study(factors={"block": ("basic", "bottleneck"), "depth": (8, 20)}, baseline={}))
+    assert [str(cell) for cell in plan.cells] == ["block=basic depth=8", "block=basic depth=20", "block=bottleneck depth=20"]
+    assert [(str(cell), "9n+2" in reason) for cell, reason in plan.skipped] == [("block=bottleneck depth=8", True)]
+
+
+def test_a_level_may_be_added_for_a_factor_that_the_study_does_not_have(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, levels={"optim.lr": ("0.1", "0.01")})
+    assert {run.spec.optim.lr for run in plan.runs} == {0.1, 0.01}
+    assert len(plan.cells) == 8
+
+
+def test_the_base_configuration_does_not_depend_on_levels_or_seeds(tmp_path: Path) -> None:
+    base = plan_of(tmp_path).base_id
+    assert plan_of(tmp_path, seeds=5, levels={"depth": ("14", "20")}).base_id == base
+    assert plan_of(tmp_path, overrides={"optim.lr": "0.3"}).base_id != base
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "message"),
+    [
+        ({"preset": "mnist"}, "--preset=mnist: accepted: smoke"),
+        ({"seeds": 0}, "--seeds=0: accepted: 1 or more"),
+        ({"levels": {"shortcut": ("A", "D")}}, "model.shortcut=D: accepted: none, A, B, C"),
+        ({"levels": {"shortcut": ("B", "C")}}, "must hold the baseline A"),
+        ({"levels": {"depth": ("8", "8")}}, "a level is named twice"),
+        ({"levels": {"depth": ()}}, "--levels depth: accepted: one or more levels"),
+        ({"levels": {"depth": ("9",)}}, "model.depth=9: cifar with basic blocks has depths 6n+2"),
+        ({"levels": {"seed": ("1", "2")}}, "cannot be a factor"),
+        ({"levels": {"colour": ("red",)}}, "colour: no such field"),
+        ({"overrides": {"optim.lrr": "1"}}, "optim.lrr: no such field; did you mean optim.lr"),
+        ({"overrides": {"depth": "20"}}, "--set model.depth: is a factor of this study"),
+        ({"overrides": {"optim.lr": "fast"}}, "optim.lr=fast: accepted: a number"),
+        ({"overrides": {"model.num_classes": "7"}}, "model.num_classes=7: the data set has 10"),
+        ({"overrides": {"optim.global_batch_size": "4096"}}, "the training set of synthetic has 128 images"),
+        ({"workers": 5}, "optim.global_batch_size=32: must divide evenly by 5 workers"),
+        ({"overrides": {"data.name": "imagefolder"}}, "data.root=null: imagefolder needs a folder"),
+        (
+            {"overrides": {"data.name": "imagefolder", "data.root": "/nowhere/at/all"}},
+            "data.root=/nowhere/at/all: accepted: an existing",
+        ),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line(tmp_path: Path, request_fields: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_of(tmp_path, **request_fields)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", [{"name": "../etc"}, {"preset": "mnist"}, {"baseline": {"width": 8}}])
+def test_a_wrong_study_is_refused(field: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="accepted"):
+        small_study(**field)

@@ -1,0 +1,166 @@
+"""What the tracker writes to a real database, and what the ledger finds there again."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from ablations.engine import ledger
+from ablations.engine.analysis import summarise
+from ablations.engine.study import Plan, Request, Study, make_plan
+from ablations.engine.tracking import Tracker, connect
+
+METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
+LAST = {**METRICS, "test/error": 40.0, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    return connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+
+
+@pytest.fixture
+def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
+    # A name for each test: an experiment of its own. A learning rate too: fingerprints of its own.
+    name = re.sub(r"\W", "-", request.node.name)
+    study = Study(name=name, question="?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=2, preset="smoke")
+    return make_plan(study, Request(overrides={"lr": 1 + crc32(name.encode()) / 2**32}), cache=tmp_path)
+
+
+@pytest.fixture
+def tracker(client: MlflowClient, plan: Plan) -> Iterator[Tracker]:
+    tracker = Tracker(client, plan, {})
+    yield tracker
+    tracker.flush()
+
+
+def children(client: MlflowClient, tracker: Tracker) -> list[MlflowRun]:
+    return list(client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{tracker.parent_id}'"))
+
+
+def train(tracker: Tracker, plan: Plan, *, runs: int | None = None) -> None:
+    for run in plan.runs[:runs]:
+        tracker.started(run)
+        tracker.epoch(run, 1, METRICS, "cpu")
+        tracker.epoch(run, 2, LAST, "cpu")
+        tracker.ended(run, "completed")
+    assert tracker.flush() == 0
+
+
+def test_a_run_carries_its_parameters_tags_metrics_data_set_and_status(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+    train(tracker, plan, runs=1)
+    (child,) = children(client, tracker)
+    run = plan.runs[0]
+    assert child.info.status == "FINISHED"
+    assert child.info.run_name == str(run) == "shortcut=none seed=0"
+    assert child.data.params == {name: str(value) for name, value in run.spec.flat().items()}
+    expected = {
+        "study": plan.study.name,
+        "cell": "shortcut=none",
+        "seed": "0",
+        "fingerprint": run.fingerprint,
+        "outcome": "completed",
+        "attempts": "1",
+        "world_size": "1",
+        "device": "cpu",
+    }
+    assert expected.items() <= child.data.tags.items()
+    assert len(child.data.tags["git.commit"]) == 40
+    assert child.data.tags["git.dirty"] in ("true", "false")
+    assert child.data.metrics == LAST
+    assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
+    (data,) = child.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("synthetic", plan.dataset.version)
+
+
+def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+    run = plan.runs[0]
+    for _ in range(2):  # a trial that died after its first epoch, and its successor
+        tracker.started(run)
+        tracker.epoch(run, 1, METRICS, "cpu")
+    tracker.epoch(run, 2, LAST, "cpu")
+    tracker.flush()
+    (child,) = children(client, tracker)
+    assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
+    assert child.data.tags["attempts"] == "2"
+
+
+def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+    run = plan.runs[0]
+    tracker.started(run)
+    tracker.epoch(run, 1, METRICS, "cpu")
+    tracker.flush()  # and here the driver is killed: RUNNING for ever
+    known = ledger.find(client, plan)
+    assert [entry.done for entry in known.values()] == [False]
+    again = Tracker(client, plan, known)
+    train(again, plan, runs=1)
+    (child,) = children(client, again)
+    assert (child.info.status, child.data.tags["attempts"]) == ("FINISHED", "2")
+    assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
+    assert again.parent_id == tracker.parent_id
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("diverged", "FINISHED"), ("oom", "FAILED"), ("failed", "FAILED"), ("stopped", "KILLED")]
+)
+def test_the_status_tells_whether_there_is_a_result(
+    client: MlflowClient, plan: Plan, tracker: Tracker, outcome: str, status: str
+) -> None:
+    tracker.ended(plan.runs[0], outcome, "because", "Traceback: because")
+    tracker.flush()
+    (child,) = children(client, tracker)
+    assert (child.info.status, child.data.tags["outcome"], child.data.tags["message"]) == (status, outcome, "because")
+    assert ledger.find(client, plan)[plan.runs[0].fingerprint].done == (status == "FINISHED")
+    traceback = [file.path for file in client.list_artifacts(child.info.run_id)]
+    assert traceback == (["traceback.txt"] if status == "FAILED" else [])
+
+
+def test_a_fresh_attempt_is_another_run_and_the_newest_counts(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+    train(tracker, plan, runs=1)
+    first = ledger.find(client, plan)[plan.runs[0].fingerprint]
+    again = Tracker(client, plan, ledger.find(client, plan), again=True)
+    assert again.generation(plan.runs[0]) == 2
+    train(again, plan, runs=1)
+    newest = ledger.find(client, plan)[plan.runs[0].fingerprint]
+    assert newest.run_id != first.run_id
+    assert len(children(client, again)) == 2
+
+
+def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: Plan, tracker: Tracker, tmp_path: Path) -> None:
+    train(tracker, plan)
+    other = Study(name="another", question="?", factors={"shortcut": ("A", "B")}, baseline={}, seeds=2, preset="smoke")
+    lr = plan.base.optim.lr
+    found = ledger.find(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
+    assert len(found) == 2
+    assert {entry.tags["cell"] for entry in found.values()} == {"shortcut=A"}
+
+
+def test_a_summary_counts_missing_and_diverged_runs_and_averages_the_others(
+    client: MlflowClient, plan: Plan, tracker: Tracker
+) -> None:
+    first, second = (run for run in plan.runs if str(run.cell) == "shortcut=none")
+    tracker.started(first)
+    tracker.epoch(first, 1, LAST, "cpu")
+    tracker.ended(first, "completed")
+    tracker.started(second)
+    tracker.ended(second, "diverged", "the loss is not finite")
+    tracker.flush()
+    none, a = summarise(plan, ledger.find(client, plan))
+    assert (none.n, none.planned, list(none.test_error), dict(none.problems)) == (1, 2, [40.0], {"diverged": 1})
+    assert (a.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
+    assert (none.without_result, a.without_result) == (0, 2)
+
+
+def test_the_ledger_reads_every_page(client: MlflowClient, plan: Plan, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tracker, plan)
+    monkeypatch.setattr(ledger, "PAGE", 1)
+    assert len(ledger.find(client, plan)) == len(plan.runs)
+
+
+def test_a_database_that_cannot_be_made_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"--tracking-uri=sqlite:////proc/no/mlflow\.db: MLflow does not answer"):
+        connect("sqlite:////proc/no/mlflow.db")
