@@ -87,7 +87,7 @@ def checkpoint_folder(fingerprint: str, generation: int) -> str:
 def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: int, options: Options) -> int:
     summaries = summarise(plan, entries)
     console.print()
-    console.print(terminal.result_table(plan, summaries))
+    console.print(terminal.result_view(plan, summaries))
     for run in plan.runs:
         entry = entries.get(run.fingerprint)
         if entry and entry.outcome in ("diverged", "oom", "failed"):

@@ -12,6 +12,7 @@ from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
 from resnet_core.config import convert, field_name
 from resnet_core.datasets import Dataset, load_dataset, resolve
 from resnet_core.fields import reject
+from resnet_core.identity import NOT_IDENTITY
 
 Level = str | int | float | bool | None
 
@@ -95,12 +96,15 @@ class Plan:
     runs: tuple[Run, ...]
     dataset: Dataset
 
+    def shared(self) -> dict[str, Any]:
+        """The fields that all runs have in common."""
+        varied = {field_name(name) for name in self.factors} | {"seed", *NOT_IDENTITY}
+        return {name: value for name, value in self.base.flat().items() if name not in varied}
+
     @property
     def base_id(self) -> str:
         """Identity of the base configuration: what, with the study's name, one parent run in MLflow stands for."""
-        varied = {field_name(name) for name in self.factors} | {"seed", "data.root"}
-        shared = {name: value for name, value in self.base.flat().items() if name not in varied}
-        text = json.dumps([shared, self.dataset.version], sort_keys=True)
+        text = json.dumps([self.shared(), self.dataset.version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -33,10 +33,14 @@ class Progress:
         self.epochs = {run.fingerprint: 0 for run in todo}
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
         self.outcomes: dict[str, str] = {}
-        self.first_seconds = time.monotonic()
+        self.began: float | None = None
         self.heard = 0.0
         self._lock = threading.Lock()
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2) if console.is_terminal else None
+        self._live = (
+            Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -50,6 +54,7 @@ class Progress:
     def started(self, run: Run) -> None:
         with self._lock:
             self.running[run.fingerprint] = (run, {})
+            self.began = self.began or time.monotonic()  # processes are up: what it took to get there does not repeat
 
     def epoch(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
         with self._lock:
@@ -83,7 +88,7 @@ class Progress:
 
     def _eta(self) -> str:
         share = self._share()
-        elapsed = time.monotonic() - self.first_seconds
+        elapsed = time.monotonic() - (self.began or time.monotonic())
         if len(self.outcomes) == len(self.todo):
             return f"took {duration(elapsed)}"
         return f"{duration(elapsed * (1 - share) / share)} left" if share else "no estimate yet"
@@ -117,10 +122,9 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def result_table(plan: Plan, summaries: Sequence[CellSummary]) -> Table:
+def result_view(plan: Plan, summaries: Sequence[CellSummary]) -> RenderableType:
     """Mean ± std of the final errors over seeds, with n, parameters and seconds per run."""
-    title = f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in plan.factors:
         table.add_column(name)
     columns = ["test error %", "train error %", "n", "parameters", "s / run"]
@@ -137,7 +141,11 @@ def result_table(plan: Plan, summaries: Sequence[CellSummary]) -> Table:
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in s.problems.items()))
         table.add_row(*row)
-    return table
+    return Group(_title(plan), table)
+
+
+def _title(plan: Plan) -> Text:
+    return Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
 
 
 def plan_view(plan: Plan, done: Mapping[str, Entry]) -> RenderableType:
@@ -165,7 +173,7 @@ def plan_view(plan: Plan, done: Mapping[str, Entry]) -> RenderableType:
     skipped = [Text(f"skipped {cell}: {reason}") for cell, reason in plan.skipped]
     rest = len(plan.runs) - sum(run.fingerprint in done for run in plan.runs)
     total = f"{len(plan.runs)} runs, {rest} to train: {missing_flops:.2e} multiply-adds{_expected(plan, done)}"
-    return Group(Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold"), table, *skipped, Text(total))
+    return Group(_title(plan), table, *skipped, Text(total))
 
 
 def _expected(plan: Plan, done: Mapping[str, Entry]) -> str:

@@ -130,9 +130,7 @@ class Tracker:
         name = f"{plan.study.name} · {plan.preset}"
         tags = {"study": plan.study.name, "base": plan.base_id, "preset": plan.preset, MLFLOW_RUN_NOTE: plan.study.question}
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
-        varied = set(plan.factors) | {"seed"}
-        params = {k: v for k, v in plan.base.flat().items() if k not in varied and k.rpartition(".")[2] not in varied}
-        self.client.log_batch(run.info.run_id, params=_params(params))
+        self.client.log_batch(run.info.run_id, params=_params(plan.shared()))
         return str(run.info.run_id)
 
     def _last_epoch(self, run_id: str) -> int:

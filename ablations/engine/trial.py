@@ -73,11 +73,17 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0) -> Non
     restore = checkpoints.latest()
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
     for epoch, metrics in enumerate(restore["history"] if restore else (), 1):
-        report({"epoch": epoch, "metrics": metrics, "device": where})
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "device": where})
     for result in fit(spec, dataset=dataset, device=device, restore=restore):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
-        report({"epoch": result.epoch, "metrics": result.metrics, "device": where})
+        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "device": where})
+
+
+def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:
+    """The last epoch's metrics carry the GPU-hours of the whole run; a share of a GPU counts as that share."""
+    gpus = job.gpus_per_worker * job.spec["world_size"]
+    return {**metrics, **({"gpu_hours": metrics["train_seconds"] * gpus / 3600} if "train_seconds" in metrics else {})}
 
 
 def train_group(job: Job, report: Report) -> None:
