@@ -25,6 +25,8 @@ from resnet_core.fields import reject
 from resnet_core.identity import normalised_source
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SOURCES = {"cifar10": "cifar-10-batches-py", "imagefolder": "."}
+"""What a data set reads of `data.root`; the others have no folder."""
 MEMORY_LIMIT_GIB = 16
 SPLIT_SEED = 0
 """Fixed: the test set of a data set that comes without one is the same for everybody."""
@@ -212,6 +214,8 @@ def _decode_one(path: Path, size: int | None) -> NDArray[np.uint8]:
     """One image (H, W, 1 or 3), its shorter side scaled to `size` and the middle cut out."""
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # Pillow would cut everything above 255 off
+                raise ValueError(f"its pixels are {file.mode}, not 8 bits per channel")
             image = file.convert("L" if file.mode in ("L", "1") else "RGB")
     except Exception as error:  # Pillow's plugins raise many types
         raise reject("data.root", str(path), f"cannot be decoded as an image ({error})") from error
@@ -280,8 +284,8 @@ def _content_hash(classes: tuple[str, ...], *splits: Split) -> str:
 def _cache_key(config: DataConfig) -> str:
     """What decides the decoded arrays: where they come from, as it is now, and the code that reads them."""
     source: list[Any] = [config.name, config.image_size, config.train_examples, config.test_examples]
-    if config.root is not None:
-        root = _folder(config)
+    if config.name in SOURCES:
+        root = _folder(config) / SOURCES[config.name]
         files = sorted(p for p in root.rglob("*") if p.is_file())
         stats = ((str(p.relative_to(root)), p.stat()) for p in files)
         source.append([str(root), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])

@@ -13,7 +13,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     if step < config.warmup_steps:
         return config.warmup_lr
     if config.schedule == "step":
-        # round: 0.1 of 30 steps is step 3, not 3.0000000000000004
+        # round: 0.55 of 100 steps is step 55, not 55.00000000000001
         drops = sum(step >= round(milestone * total_steps) for milestone in config.milestones)
         return config.lr / 10.0**drops
     if config.schedule == "cosine":

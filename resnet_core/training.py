@@ -3,6 +3,7 @@
 `fit` knows nothing of who calls it. With `torch.distributed` initialised it is one worker of a data-parallel group.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -216,8 +217,10 @@ def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
     """The callable form of the network; its weights and statistics stay those of `net`."""
     network: nn.Module = net
     if _distributed():
-        # Statistics are averaged once an epoch instead of broadcast every step.
-        network = DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Statistics are averaged once an epoch instead of broadcast every step. Newer torch calls the switch by another name.
+        names = inspect.signature(DistributedDataParallel).parameters
+        off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+        network = DistributedDataParallel(net, gradient_as_bucket_view=True, **off)
     if spec.compile:
         network.compile()
     return network

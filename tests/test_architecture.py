@@ -27,7 +27,7 @@ LAYERS = [
 """A module may import those before it."""
 
 HOME = {
-    "ray": {"ablations.engine.trial", "ablations.engine.scheduler"},
+    "ray": {"ablations.engine.trial", "ablations.engine.scheduler", "ablations.engine.service"},
     "mlflow": {"ablations.engine.tracking", "ablations.engine.ledger", "ablations.engine.models", "ablations.engine.execution"},
 }
 """Which modules may import a library."""

@@ -1,0 +1,1 @@
+"""What a study costs beyond the training itself."""

@@ -1,0 +1,1 @@
+"""How fast `fit` trains, against PyTorch alone."""

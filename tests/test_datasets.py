@@ -1,0 +1,460 @@
+"""Data sets are read right, split the same for everybody, identified by content, decoded once, and refused in one line."""
+
+import hashlib
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from resnet_core import ConfigError, DataConfig, Dataset, ModelConfig, RunSpec, datasets, load_dataset, override
+from resnet_core.datasets import Split, resolve
+
+
+def load(config: DataConfig, cache: Path | None = None) -> Dataset:
+    """As in a fresh process."""
+    load_dataset.cache_clear()
+    return load_dataset(config, cache)
+
+
+def folder(root: Path, **changes: Any) -> DataConfig:
+    return DataConfig(name="imagefolder", root=str(root), **changes)
+
+
+def save_image(path: Path, pixels: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+
+
+def save_images(root: Path, classes: str = "ab", count: int = 5, shape: tuple[int, ...] = (4, 4, 3)) -> Path:
+    """Class folders of random images."""
+    random = np.random.default_rng(0)
+    for name in classes:
+        for i in range(count):
+            save_image(root / name / f"{i}.png", random.integers(0, 256, shape))
+    return root
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """The smallest good `imagefolder`: two classes with training and test images."""
+    save_images(tmp_path / "images" / "train")
+    save_images(tmp_path / "images" / "test", count=2)
+    return tmp_path / "images"
+
+
+def same(a: Dataset, b: Dataset) -> bool:
+    facts = [(d.name, d.classes, d.version, d.mean, d.std) for d in (a, b)]
+    arrays: list[list[NDArray[Any]]] = [[*d.train, *d.test] for d in (a, b)]
+    return facts[0] == facts[1] and all(np.array_equal(x, y) for x, y in zip(*arrays, strict=True))
+
+
+# --- digits and splits ---
+
+
+def test_digits_are_split_the_same_for_everybody() -> None:
+    digits = load(DataConfig(name="digits"))
+    assert digits.train.images.shape == (1437, 1, 8, 8)
+    assert digits.test.images.shape == (360, 1, 8, 8)
+    assert digits.version == "37ca518ccee450a05142"
+    assert same(digits, load(DataConfig(name="digits", pad=0)))
+
+
+def test_digits_are_scikit_learns_images_each_once() -> None:
+    from sklearn.datasets import load_digits
+
+    digits, raw = load(DataConfig(name="digits")), load_digits()
+    found = np.concatenate([s.images.reshape(-1, 64) // 15 * 10 + s.labels[:, None] for s in (digits.train, digits.test)])
+    expected = raw.data * 10 + raw.target[:, None]
+    assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
+
+
+@pytest.mark.parametrize("sizes", [[178] * 10, [100, 10], [1, 6, 30], [1, 1, 1], [2, 2], [*[1] * 6, 5]])
+def test_a_fifth_of_every_class_is_held_out_but_never_all_of_it(sizes: list[int]) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    train, test = datasets._hold_out_fifth(Split(np.zeros((len(labels), 1, 4, 4), np.uint8), labels))
+    left, held = (np.bincount(split.labels, minlength=len(sizes)) for split in (train, test))
+    assert (left + held).tolist() == sizes
+    assert (left > 0).all()
+    assert (abs(held - np.array(sizes) / 5) <= 2).all()
+
+
+@pytest.mark.parametrize("name", ["digits", "imagefolder"])
+def test_a_subset_is_balanced_and_leaves_the_rest_of_the_data_alone(name: Any, images: Path) -> None:
+    full = DataConfig(name=name, root=str(images))
+    few = DataConfig(name=name, root=str(images), train_examples=7)
+    counts = np.bincount(load(few).train.labels)
+    assert counts.sum() == 7
+    assert np.ptp(counts) <= 1
+    assert np.array_equal(load(few).test.images, load(full).test.images)
+    assert load(few).version != load(full).version
+    assert same(load(few), load(few))
+    assert len(load(DataConfig(name=name, root=str(images), train_examples=10**6)).train.labels) == len(load(full).train.labels)
+
+
+def test_synthetic_images_are_as_many_and_as_large_as_asked() -> None:
+    data = load(DataConfig(name="synthetic", image_size=6, train_examples=30, test_examples=11))
+    assert (data.train.images.shape, data.test.images.shape) == ((30, 3, 6, 6), (11, 3, 6, 6))
+    assert np.bincount(data.train.labels).tolist() == [3] * 10
+
+
+# --- statistics and content hash ---
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channel_statistics_are_exact(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (50, channels, 7, 7)).astype(np.uint8)
+    mean, std = datasets._channel_statistics(pixels)
+    np.testing.assert_allclose(mean, pixels.astype(np.float64).mean((0, 2, 3)), rtol=1e-13)
+    np.testing.assert_allclose(std, pixels.astype(np.float64).std((0, 2, 3)), rtol=1e-13)
+
+
+def test_a_constant_channel_can_be_normalised() -> None:
+    assert datasets._channel_statistics(np.full((2, 1, 3, 3), 9, np.uint8)) == ((9.0,), (1.0,))
+
+
+def change_pixel(root: Path) -> None:
+    path = root / "train" / "a" / "0.png"
+    pixels = np.array(Image.open(path))
+    pixels[1, 2, 0] ^= 1
+    save_image(path, pixels)
+
+
+def change_label(root: Path) -> None:
+    (root / "train" / "a" / "0.png").rename(root / "train" / "b" / "9.png")
+
+
+def change_class_name(root: Path) -> None:
+    for part in ("train", "test"):
+        (root / part / "b").rename(root / part / "c")
+
+
+def swap_splits(root: Path) -> None:
+    (root / "train").rename(root / "x")
+    (root / "test").rename(root / "train")
+    (root / "x").rename(root / "test")
+
+
+@pytest.mark.parametrize("change", [change_pixel, change_label, change_class_name, swap_splits])
+def test_the_version_changes_with_the_content(images: Path, change: Callable[[Path], None]) -> None:
+    before = load(folder(images)).version
+    change(images)
+    assert load(folder(images)).version != before
+
+
+def test_the_version_does_not_change_with_the_place(images: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(images, moved)
+    (moved / "README.txt").write_text("not an image")
+    assert same(load(folder(images)), load(folder(moved)))
+
+
+# --- the cache ---
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("decoded")
+
+
+def test_a_second_load_maps_the_first_ones_arrays_and_decodes_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, first = load(folder(images)), load(folder(images), tmp_path / "cache")
+    monkeypatch.setattr(datasets, "_decode_one", refuse)
+    second = load(folder(images), tmp_path / "cache")
+    assert same(plain, first)
+    assert same(plain, second)
+    assert isinstance(second.train.images, np.memmap)
+    with pytest.raises(AssertionError, match="decoded"):
+        load(folder(images), tmp_path / "other cache")
+
+
+def test_the_same_config_gives_the_same_object(images: Path) -> None:
+    assert load_dataset(folder(images)) is load_dataset(folder(images))
+
+
+@pytest.mark.parametrize("change", [change_pixel, change_label, change_class_name])
+def test_a_cache_is_not_used_for_files_that_changed(images: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    load(folder(images), tmp_path / "cache")
+    change(images)
+    assert same(load(folder(images), tmp_path / "cache"), load(folder(images)))
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_data_without_files_need_no_folder(name: Any, tmp_path: Path) -> None:
+    left_over = DataConfig(name=name, root=str(tmp_path / "nowhere"))
+    assert same(load(left_over, tmp_path / "cache"), load(DataConfig(name=name)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("meta.json", None),
+        ("meta.json", b""),
+        ("meta.json", b'{"name": "imagef'),
+        ("meta.json", b"{}"),
+        ("train-images.npy", None),
+        ("train-images.npy", b""),
+        ("train-images.npy", b"\x93NUMPY"),
+        ("train-images.npy", slice(200)),
+        ("test-labels.npy", slice(130)),
+    ],
+)
+def test_a_cache_left_half_written_is_made_again(images: Path, tmp_path: Path, file: str, content: Any) -> None:
+    load(folder(images), tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob(f"*/{file}")
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[content] if isinstance(content, slice) else content)
+    assert same(load(folder(images), tmp_path / "cache"), load(folder(images)))
+    assert len(list(path.parent.parent.glob("*/meta.json"))) == 1
+
+
+DECODE_SLOWLY = """
+import sys, time
+from pathlib import Path
+from resnet_core import DataConfig, datasets
+build, decoded = datasets._build, 0
+def slow(config):
+    global decoded
+    decoded += 1
+    time.sleep(1)
+    return build(config)
+datasets._build = slow
+data = datasets.load_dataset(DataConfig(name="imagefolder", root=sys.argv[1]), Path(sys.argv[2]))
+print(decoded, data.version)
+"""
+
+
+def test_processes_that_start_together_decode_once(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DECODE_SLOWLY, str(images), str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert sorted(decoded for decoded, _ in outputs) == ["0", "0", "1"]
+    assert {version for _, version in outputs} == {load(folder(images)).version}
+
+
+# --- imagefolder ---
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
+    save_image(tmp_path / "train" / "cat" / "1.png", np.full((4, 4, 3), 1))
+    save_image(tmp_path / "train" / "dog" / "2.png", np.full((4, 4, 3), 2))
+    save_image(tmp_path / name / "cat" / "3.png", np.full((4, 4, 3), 3))
+    save_image(tmp_path / name / "dog" / "deeper" / "4.PNG", np.full((4, 4, 3), 4))
+    data = load(folder(tmp_path))
+    assert data.classes == ("cat", "dog")
+    assert [(int(x[0, 0, 0]), int(y)) for x, y in zip(*data.train, strict=True)] == [(1, 0), (2, 1)]
+    assert [(int(x[0, 0, 0]), int(y)) for x, y in zip(*data.test, strict=True)] == [(3, 0), (4, 1)]
+
+
+def test_of_plain_class_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
+    data = load(folder(save_images(tmp_path, "abc", count=10)))
+    assert np.bincount(data.train.labels).tolist() == [8, 8, 8]
+    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
+
+
+def test_pixels_are_where_they_were(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+        save_image(tmp_path / part / name / "0.png", pixels)
+    assert np.array_equal(load(folder(tmp_path)).train.images[0].transpose(1, 2, 0), pixels)
+
+
+def test_grayscale_images_stay_so_unless_others_have_colours(tmp_path: Path) -> None:
+    gray = save_images(tmp_path / "gray", shape=(4, 4))
+    assert load(folder(gray)).in_channels == 1
+    pixels = np.array(Image.open(gray / "a" / "0.png"))
+    save_image(gray / "b" / "colour.png", np.zeros((4, 4, 3)))
+    mixed = load(folder(gray))
+    everything = np.concatenate([mixed.train.images, mixed.test.images])
+    assert everything.shape[1] == 3
+    assert any(np.array_equal(image, np.stack([pixels] * 3)) for image in everything)
+
+
+def test_images_are_scaled_to_the_shorter_side_and_cut_in_the_middle(tmp_path: Path) -> None:
+    wide = np.zeros((8, 24), np.uint8)
+    wide[:, 8:16] = 200  # exactly the middle
+    for name in "ab":
+        for i, pixels in enumerate((wide, wide.T)):
+            save_image(tmp_path / name / f"{i}.png", pixels)
+    data = load(folder(tmp_path, image_size=4))
+    everything = np.concatenate([data.train.images, data.test.images])
+    assert everything.shape == (4, 1, 4, 4)
+    assert (everything > 180).all()
+
+
+# --- what cannot be used ---
+
+
+def without_class(root: Path) -> None:
+    shutil.rmtree(root / "train" / "b")
+
+
+def without_images(root: Path) -> None:
+    (root / "train" / "b" / "0.png").with_name("notes.txt").write_text("")
+    for path in (root / "train" / "b").glob("*.png"):
+        path.unlink()
+
+
+def truncated(root: Path) -> None:
+    path = root / "train" / "b" / "3.png"
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def not_an_image(root: Path) -> None:
+    (root / "train" / "b" / "3.png").write_text("<html>\nnot found\n</html>")
+
+
+def sixteen_bits(root: Path) -> None:
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(root / "train" / "b" / "3.png")
+
+
+def other_size(root: Path) -> None:
+    save_image(root / "train" / "b" / "3.png", np.zeros((6, 5, 3)))
+
+
+def not_square(root: Path) -> None:
+    shutil.rmtree(root)
+    save_images(root / "train", shape=(4, 6, 3))
+    save_images(root / "test", shape=(4, 6, 3))
+
+
+def more_test_classes(root: Path) -> None:
+    save_images(root / "test", "c")
+
+
+def other_test_size(root: Path) -> None:
+    save_images(root / "test", shape=(6, 6, 3))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, r"data\.root={root}: accepted: an existing folder with imagefolder data"),
+        (without_class, r"data\.root={root}/train: accepted: at least two class folders, found 1"),
+        (without_images, r"data\.root={root}/train/b: no images in it; accepted: \.bmp, \.gif, \.jpeg, .*"),
+        (truncated, r"data\.root={root}/train/b/3\.png: cannot be decoded as an image \(.+\)"),
+        (not_an_image, r"data\.root={root}/train/b/3\.png: cannot be decoded as an image \(.+\)"),
+        (sixteen_bits, r"data\.root={root}/train/b/3\.png: cannot be decoded as an image \(.* I;16, not 8 bits per channel\)"),
+        (other_size, r"data\.image_size=null: {root}/train/a/0\.png has 4×4 pixels, {root}/train/b/3\.png has 5×6: set one size"),
+        (not_square, r"data\.image_size=null: {root}/train/a/0\.png is not square: set a size"),
+        (more_test_classes, r"data\.root={root}: train and test must have the same classes; only in one: c"),
+        (other_test_size, r"data\.root={root}: train and test images have different shapes \(3, 4, 4\) and \(3, 6, 6\)"),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
+    images: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str, cached: bool
+) -> None:
+    spoil(images)
+    with pytest.raises(ConfigError) as caught:
+        load(folder(images), tmp_path / "cache" if cached else None)
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.match(f"^{message.format(root=images)}$")
+
+
+def test_a_folder_with_too_few_images_to_hold_any_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"accepted: at least one training and one test image$"):
+        load(folder(save_images(tmp_path, count=1)))
+
+
+def test_more_images_than_memory_are_refused_before_they_are_decoded(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT_GIB", 1e-9)
+    with pytest.raises(ConfigError, match=r"^data\.image_size=null: .* GiB to hold in memory, at most .*: set it lower$"):
+        load(folder(images))
+
+
+# --- CIFAR-10 ---
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, NDArray[np.uint8]]]:
+    """A folder in torchvision's layout with six images, and their pixels by file."""
+    base, random = tmp_path / CIFAR10.base_folder, np.random.default_rng(0)
+    base.mkdir()
+    pixels: dict[str, NDArray[np.uint8]] = {}
+
+    def save(name: str, content: dict[str, Any]) -> list[str]:
+        (base / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
+
+    def batch(name: str) -> list[str]:
+        pixels[name] = random.integers(0, 256, (2, 3072)).astype(np.uint8)
+        return save(name, {"data": pixels[name], "labels": [len(pixels), 9]})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch("data_batch_1"), batch("data_batch_2")])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
+    _, md5 = save("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5})
+    return tmp_path, pixels
+
+
+def test_cifar10_is_read_in_order_by_channel_row_and_column(cifar: tuple[Path, dict[str, NDArray[np.uint8]]]) -> None:
+    root, pixels = cifar
+    data = load(DataConfig(name="cifar10", root=str(root)))
+    assert data.classes == tuple("abcdefghij")
+    assert data.train.labels.tolist() == [1, 9, 2, 9]
+    assert data.test.labels.tolist() == [3, 9]
+    assert np.array_equal(data.train.images[2:].reshape(2, -1), pixels["data_batch_2"])
+    assert data.test.images[1, 2, 5, 7] == pixels["test_batch"][1, 2 * 1024 + 5 * 32 + 7]
+
+
+def test_cifar10_is_cached_whatever_else_is_in_its_folder(cifar: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cache = DataConfig(name="cifar10", root=str(cifar[0])), cifar[0] / "cache"
+    first = load(config, cache)
+    monkeypatch.setattr(datasets, "_build", refuse)
+    (cifar[0] / "another data set.bin").write_bytes(b"1")
+    assert same(load(config, cache), first)
+
+
+@pytest.mark.parametrize("file", ["data_batch_2", "test_batch", "batches.meta"])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["missing", "truncated"]
+)
+def test_incomplete_cifar10_is_refused_in_one_line(cifar: tuple[Path, Any], file: str, damage: Callable[[Path], Any]) -> None:
+    root, _ = cifar
+    damage(root / CIFAR10.base_folder / file)
+    with pytest.raises(ConfigError) as caught:
+        load(DataConfig(name="cifar10", root=str(root)))
+    assert (
+        str(caught.value)
+        == f"data.root={root}: accepted: a folder with torchvision's cifar-10-batches-py, complete and uncorrupted"
+    )
+
+
+def test_a_missing_cifar10_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.root=/.*/nowhere: accepted: an existing folder with cifar10 data$"):
+        load(DataConfig(name="cifar10", root=str(tmp_path / "nowhere")))
+
+
+# --- spec and data together ---
+
+
+def test_a_spec_takes_from_the_data_what_it_left_open(images: Path) -> None:
+    spec = override(RunSpec(data=folder(images)), {"global_batch_size": 10})
+    assert resolve(spec, load(spec.data)).model == ModelConfig(num_classes=2, in_channels=3).resolved()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 5}, r"^model\.num_classes=5: the data set has 2$"),
+        ({"in_channels": 1}, r"^model\.in_channels=1: the data set has 3$"),
+        ({"global_batch_size": 11}, r"^optim\.global_batch_size=11: the training set of imagefolder has 10 images$"),
+    ],
+)
+def test_a_spec_that_contradicts_the_data_is_refused(images: Path, changes: dict[str, Any], message: str) -> None:
+    spec = override(RunSpec(data=folder(images)), {"global_batch_size": 10} | changes)
+    with pytest.raises(ConfigError, match=message):
+        resolve(spec, load(spec.data))

@@ -1,0 +1,140 @@
+"""A fingerprint changes with what changes a result, and with nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_core import RunSpec, fingerprint, identity, override
+
+BASE = RunSpec()
+CHANGED: dict[str, Any] = {
+    "model.family": "imagenet",
+    "model.depth": 32,
+    "model.block": "bottleneck",
+    "model.shortcut": "B",
+    "model.width": 32,
+    "model.stages": (1, 3, 5),
+    "model.stride_in": "3x3",
+    "model.num_classes": 7,
+    "model.in_channels": 1,
+    "data.name": "synthetic",
+    "data.image_size": 16,
+    "data.pad": 2,
+    "data.flip": False,
+    "data.train_examples": 100,
+    "data.test_examples": 100,
+    "optim.epochs": 11,
+    "optim.iterations": 64_000,
+    "optim.global_batch_size": 64,
+    "optim.lr": 0.05,
+    "optim.momentum": 0.8,
+    "optim.nesterov": True,
+    "optim.weight_decay": 0.0,
+    "optim.decay": "weights",
+    "optim.schedule": "cosine",
+    "optim.milestones": (0.5,),
+    "optim.warmup_steps": 400,
+    "optim.warmup_lr": 0.02,
+    "optim.label_smoothing": 0.1,
+    "precision": "bf16",
+    "channels_last": False,
+    "compile": True,
+    "seed": 1,
+    "world_size": 2,
+}
+EXAMPLE = '''
+"""Module."""
+class A:
+    """Class."""
+    x: int = 1
+    """Attribute."""
+
+def f(y):
+    return y + "text"
+'''
+
+
+def identify(spec: RunSpec = BASE, data_version: str = "1") -> str:
+    return fingerprint(spec, data_version=data_version)
+
+
+def test_a_fingerprint_changes_with_every_field_but_the_folder_of_the_data() -> None:
+    assert {*CHANGED, "data.root"} == set(BASE.flat()), "every field is decided on here"
+    # The other family needs a depth of its own.
+    prints = {
+        name: identify(override(BASE, {name: value} | ({"depth": 18} if value == "imagenet" else {})))
+        for name, value in CHANGED.items()
+    }
+    assert len({identify(), *prints.values()}) == 1 + len(CHANGED)
+    assert identify(override(BASE, {"data.root": "/elsewhere"})) == identify()
+
+
+def test_a_fingerprint_is_the_same_for_equal_specs_however_made() -> None:
+    assert identify(RunSpec.from_flat(dict(reversed(BASE.flat().items())))) == identify()
+    assert identify(override(BASE, {"lr": "0.1", "epochs": 10.0})) == identify()
+
+
+def test_a_fingerprint_changes_with_the_data() -> None:
+    assert identify(data_version="2") != identify(data_version="1")
+
+
+def test_a_fingerprint_is_the_same_in_every_process() -> None:
+    code = "from resnet_core import RunSpec, fingerprint; print(fingerprint(RunSpec(), data_version='1'))"
+    for hash_seed in ("0", "1"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+        assert out.strip() == identify()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package, whose code counts instead of the real one's."""
+    copy = tmp_path / "resnet_core"
+    shutil.copytree(Path(identity.__file__).parent, copy)
+    monkeypatch.setattr(identity, "__file__", str(copy / "identity.py"))
+    monkeypatch.setattr(identity, "code_version", identity.code_version.__wrapped__)  # read anew each time
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("momentum=config.momentum,", "momentum=config.momentum,  # heavy ball", True),
+        ('"""SGD over', '"""Stochastic gradient descent over', True),
+        ("lr=config.lr,", "lr = ( config.lr ),\n\n", True),
+        ("momentum=config.momentum,", "momentum=0.9,", False),
+    ],
+)
+def test_a_fingerprint_changes_with_the_code_not_with_its_words(package: Path, old: str, new: str, same: bool) -> None:
+    before, file = identify(), package / "optim.py"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    assert (identify() == before) is same
+
+
+def test_a_fingerprint_changes_when_a_module_comes_or_is_renamed(package: Path) -> None:
+    before = identify()
+    (package / "new.py").write_text("x = 1\n")
+    added = identify()
+    (package / "new.py").rename(package / "newer.py")
+    assert len({before, added, identify()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (EXAMPLE.replace('"""', "'''"), True),
+        (EXAMPLE.replace('"""Module."""', "# Module"), True),
+        (EXAMPLE.replace('    """Class."""\n', "").replace('    """Attribute."""\n', ""), True),
+        (EXAMPLE.replace("x: int = 1", "x: int = 2"), False),
+        (EXAMPLE.replace('"text"', '"other text"'), False),
+    ],
+)
+def test_only_text_that_does_nothing_is_left_out_of_the_code(other: str, same: bool) -> None:
+    assert other != EXAMPLE
+    assert (identity.normalised_source(other) == identity.normalised_source(EXAMPLE)) is same

@@ -1,0 +1,56 @@
+"""The optimiser and its learning rate."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_core import PRESETS, ModelConfig, OptimConfig, build_model
+from resnet_core.optim import learning_rate, make_optimizer
+
+PAPER = PRESETS["cifar10"].optim
+COSINE = OptimConfig(lr=0.2, schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    ("config", "total_steps", "expected"),
+    [
+        (PAPER, 64_000, {0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001, 63_999: 0.001}),
+        (replace(PAPER, warmup_steps=400), 64_000, {0: 0.01, 399: 0.01, 400: 0.1, 32_000: 0.01}),
+        (replace(PAPER, warmup_steps=5, warmup_lr=0.03), 8, {3: 0.03, 4: 0.03, 5: 0.01, 6: 0.001}),
+        (OptimConfig(milestones=(0.55,)), 100, {54: 0.1, 55: 0.01}),  # 0.55 × 100 is 55.00000000000001
+        (OptimConfig(milestones=()), 10, {0: 0.1, 9: 0.1}),
+        (COSINE, 100, {0: 0.2, 25: 0.1 * (1 + math.sqrt(0.5)), 50: 0.1, 75: 0.1 * (1 - math.sqrt(0.5)), 100: 0.0}),
+        (replace(COSINE, warmup_steps=10), 100, {9: 0.01, 50: 0.1}),
+        (OptimConfig(lr=0.2, schedule="constant"), 100, {0: 0.2, 99: 0.2}),
+    ],
+)
+def test_the_learning_rate_is_the_recipes_at_every_boundary(
+    config: OptimConfig, total_steps: int, expected: dict[int, float]
+) -> None:
+    assert {step: learning_rate(config, step, total_steps) for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("decay", "kept"), [("all", 0.99), ("weights", 1.0)])
+def test_decay_shrinks_weights_and_only_if_asked_batchnorm_and_biases(decay: Any, kept: float) -> None:
+    net = build_model(ModelConfig(depth=8, width=8))
+    for parameter in net.parameters():
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(net, OptimConfig(lr=0.1, weight_decay=0.1, decay=decay)).step()
+    for name, parameter in net.named_parameters():
+        weight = name == "fc.weight" or ".conv" in name or name.startswith("conv")
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 0.99 if weight else kept))
+
+
+@pytest.mark.parametrize(("nesterov", "moved"), [(False, 0.1 + 0.1 * 1.9), (True, 0.1 * 1.9 + 0.1 * (1 + 0.9 * 1.9))])
+def test_momentum_is_pytorchs(nesterov: bool, moved: float) -> None:
+    net = torch.nn.Linear(1, 1, bias=False)
+    before = net.weight.item()
+    optimizer = make_optimizer(net, OptimConfig(lr=0.1, momentum=0.9, weight_decay=0, nesterov=nesterov))
+    for _ in range(2):
+        net.weight.grad = torch.ones_like(net.weight)
+        optimizer.step()
+    assert before - net.weight.item() == pytest.approx(moved, rel=1e-5)

@@ -1,0 +1,189 @@
+"""Training: right by a plain loop, repeatable to the bit, resumable to the bit, and honest in what it reports."""
+
+import io
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnet_core import ConfigError, Diverged, EpochResult, RunSpec, fit, load_dataset, measure_cost, override, preset
+from resnet_core.data import Batches
+from resnet_core.datasets import resolve
+from resnet_core.memory import PeakMemory
+from resnet_core.training import init_state
+
+SMOKE = preset("smoke")  # 128 images, 4 steps an epoch, 2 epochs
+CPU = torch.device("cpu")
+METRICS = {"train/loss", "train/error", "test/loss", "test/error", "lr", "images_per_second", "epoch_seconds", "peak_memory_mb"}
+ONCE = {"parameters", "flops", "train_seconds"}
+CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds"}
+
+
+def through_a_file(checkpoint: dict[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def train(spec: RunSpec, restore: Any = None) -> tuple[list[EpochResult], list[dict[str, Any]]]:
+    """Results of all epochs and their checkpoints."""
+    results, checkpoints = [], []
+    for result in fit(spec, restore=restore):
+        results.append(result)
+        checkpoints.append(through_a_file(result.checkpoint()))
+    return results, checkpoints
+
+
+def learned(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """What of the metrics follows from the spec alone."""
+    return [{name: value for name, value in metrics.items() if name not in CLOCKED} for metrics in history]
+
+
+def weights_differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def test_an_epoch_is_what_a_plain_loop_does_and_reports_its_loss_and_error() -> None:
+    spec = override(SMOKE, {"epochs": 1, "lr": 0.05, "warmup_steps": 2})
+    dataset = load_dataset(spec.data)
+    spec = resolve(spec, dataset)
+    (result,), _ = train(spec)
+
+    net = init_state(spec, CPU).net.train()
+    sgd = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=1e-4)
+    losses, wrong = [], 0
+    for step, (images, labels) in enumerate(Batches(dataset, spec, device=CPU).train_epoch(0)):
+        logits = net(images)
+        loss = F.cross_entropy(logits, labels)
+        losses.append(loss.item())
+        wrong += int((logits.argmax(1) != labels).sum())
+        sgd.param_groups[0]["lr"] = (0.01, 0.01, 0.005, 0.0005)[step]
+        sgd.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        sgd.step()
+    torch.testing.assert_close(result.state.net.state_dict(), net.state_dict())
+    assert result.metrics["train/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.metrics["train/error"] == 100 * wrong / 128
+    assert result.metrics["lr"] == pytest.approx(0.0005)
+
+    mean, std = (np.array(statistic).reshape(3, 1, 1) for statistic in (dataset.mean, dataset.std))
+    with torch.no_grad():
+        logits = net.eval()(torch.from_numpy(((dataset.test.images - mean) / std).astype(np.float32)))
+    labels = torch.from_numpy(dataset.test.labels)
+    assert result.metrics["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert result.metrics["test/error"] == 100 * int((logits.argmax(1) != labels).sum()) / 50
+
+
+def test_training_learns() -> None:
+    results, _ = train(override(SMOKE, {"epochs": 6, "lr": 0.05, "global_batch_size": 16, "pad": 0, "flip": False}))
+    errors = [result.metrics["test/error"] for result in results]
+    assert errors[-1] < 20 < 50 < errors[0]
+
+
+def test_each_epoch_reports_the_same_metrics_and_the_last_one_the_cost() -> None:
+    results, checkpoints = train(SMOKE)
+    assert [(result.epoch, result.last) for result in results] == [(1, False), (2, True)]
+    assert [result.metrics.keys() for result in results] == [METRICS, METRICS | ONCE]
+    assert all(math.isfinite(value) for result in results for value in result.metrics.values())
+    assert all(result.metrics[name] > 0 for result in results for name in CLOCKED & result.metrics.keys())
+    last, cost = results[-1].metrics, measure_cost(resolve(SMOKE, load_dataset(SMOKE.data)).model, 8)
+    assert (last["parameters"], last["flops"]) == (cost.parameters, cost.flops)
+    assert last["train_seconds"] == sum(result.metrics["epoch_seconds"] for result in results)
+    assert checkpoints[-1]["history"] == [result.metrics for result in results]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_other_weights() -> None:
+    torch.manual_seed(1)
+    (_, first), (_, second) = train(SMOKE)[1], train(SMOKE)[1]
+    assert not weights_differ(first["model"], second["model"])
+    assert learned(first["history"]) == learned(second["history"])
+    for seed in (1, 2**32):
+        other = train(override(SMOKE, {"seed": seed}))[1][-1]["model"]
+        assert {"conv1.weight", "fc.bias", "bn1.running_var"} <= set(weights_differ(first["model"], other))
+
+
+@pytest.mark.parametrize("seed", [1, 2**32, 2**70])
+def test_initial_weights_follow_from_the_seed_alone(seed: int) -> None:
+    before = torch.get_rng_state()
+    spec = resolve(SMOKE, load_dataset(SMOKE.data))
+    zero, *others = (init_state(override(spec, {"seed": s}), CPU).net.state_dict() for s in (0, seed, seed))
+    assert "conv1.weight" in weights_differ(zero, others[0])
+    assert not weights_differ(*others)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"iterations": 6}, {"schedule": "cosine", "decay": "weights"}])
+def test_a_restored_run_ends_with_the_bits_of_an_uninterrupted_one(changes: dict[str, Any]) -> None:
+    spec = override(SMOKE, changes)
+    results, (first, last) = train(spec)
+    torch.manual_seed(1)
+    continued, (end,) = train(spec, restore=first)
+    assert [(result.epoch, result.last) for result in continued] == [(2, True)]
+    assert not weights_differ(end["model"], last["model"])
+    assert not weights_differ(*({str(k): v["momentum_buffer"] for k, v in c["optimizer"]["state"].items()} for c in (end, last)))
+    assert (end["step"], end["scaler"]) == (last["step"], last["scaler"])
+    assert learned(end["history"]) == learned(last["history"])
+    assert results[-1].metrics["test/loss"] == continued[-1].metrics["test/loss"]
+
+
+def test_a_finished_run_has_nothing_left_to_do_when_restored() -> None:
+    _, checkpoints = train(SMOKE)
+    assert list(fit(SMOKE, restore=checkpoints[-1])) == []
+
+
+@pytest.mark.parametrize(("iterations", "steps"), [(3, [3]), (4, [4]), (9, [4, 8, 9])])
+def test_iterations_count_steps_and_the_last_epoch_may_be_partial(iterations: int, steps: list[int]) -> None:
+    _, checkpoints = train(override(SMOKE, {"iterations": iterations, "epochs": 1}))
+    assert [checkpoint["step"] for checkpoint in checkpoints] == steps
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    with pytest.raises(Diverged, match=r"^the loss is not finite in epoch 1 \(learning rate 1e\+09\)$"):
+        train(override(SMOKE, {"lr": 1e9, "schedule": "constant"}))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains_close_to_fp32_and_keeps_weights_in_float32(precision: str) -> None:
+    (exact,), _ = train(override(SMOKE, {"iterations": 1}))
+    (rough,), (checkpoint,) = train(override(SMOKE, {"iterations": 1, "precision": precision}))
+    assert rough.metrics["train/loss"] == pytest.approx(exact.metrics["train/loss"], rel=0.02)
+    assert rough.metrics["train/loss"] != exact.metrics["train/loss"]
+    assert {tensor.dtype for tensor in checkpoint["model"].values()} == {torch.float32, torch.int64}
+    # fp16's first steps may be skipped until the scale of the loss fits.
+    (_, later), _ = train(override(SMOKE, {"precision": precision}))
+    assert later.metrics["train/loss"] < rough.metrics["train/loss"]
+
+
+def test_label_smoothing_changes_training_but_not_the_reported_test_loss() -> None:
+    smoothed = override(SMOKE, {"iterations": 1, "label_smoothing": 0.2, "lr": 0.0})
+    (plain,), (smooth,) = train(override(smoothed, {"label_smoothing": 0.0}))[0], train(smoothed)[0]
+    assert smooth.metrics["train/loss"] != plain.metrics["train/loss"]
+    assert smooth.metrics["test/loss"] == plain.metrics["test/loss"]
+
+
+def test_the_memory_layout_does_not_change_the_result() -> None:
+    last, first = (train(override(SMOKE, {"iterations": 2, "channels_last": flag}))[0][-1].metrics for flag in (True, False))
+    assert last["test/loss"] == pytest.approx(first["test/loss"], rel=1e-4)
+
+
+def test_a_spec_for_more_workers_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^world_size=2: the process group has 1 workers$"):
+        next(fit(override(SMOKE, {"world_size": 2})))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the whole process")
+def test_peak_memory_counts_what_was_held_since_its_creation() -> None:
+    before = PeakMemory(CPU).read_mb()
+    memory = PeakMemory(CPU)
+    held = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert held.sum() > 0
+    del held
+    assert memory.read_mb() > before + 60 > 60
+    assert PeakMemory(CPU).read_mb() < before + 40
