@@ -91,7 +91,7 @@ def test_a_submitted_study_is_in_the_mlflow_server_when_the_job_ends(service: Se
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
     (parent,) = (run for run in runs if "fingerprint" not in run.data.tags)
-    assert parent.data.metrics["runs/shortcut A depth 8"] == 3
+    assert parent.data.metrics["test_error_n/shortcut A depth 8"] == 3
     child = next(run for run in runs if run is not parent)
     assert_model_works(uri, child.outputs.model_outputs[0].model_id)
 
@@ -114,6 +114,12 @@ def test_everything_listens_on_loopback_only(service: Service) -> None:
     listening = [c.laddr.ip for p in service.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_ray_leaves_no_address_that_other_programs_would_wait_for(service: Service) -> None:
+    current = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    assert not current.exists() or not current.read_text().endswith(f":{service.ports['ray']}")
 
 
 @pytest.mark.slow

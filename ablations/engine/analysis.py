@@ -73,6 +73,6 @@ def cell_metrics(summaries: Sequence[CellSummary]) -> dict[str, float]:
         # MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell.
         cell = re.sub(r"[^\w\-. ]", "", " ".join(f"{name} {level}" for name, level in summary.cell.levels))
         mean, std = mean_and_std(summary.test_error)
-        values = {"test_error_mean": mean, "test_error_std": std, "runs": float(summary.n)}
+        values = {"test_error_mean": mean, "test_error_std": std, "test_error_n": float(summary.n)}
         metrics |= {f"{name}/{cell}": value for name, value in values.items() if value is not None}
     return metrics

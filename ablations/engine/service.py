@@ -96,6 +96,7 @@ def up(ports: Ports) -> None:
             _record(State(processes, ports, settings))
         _wait("mlflow", f"http://{LOOPBACK}:{ports.mlflow}/health", processes[0])
         _wait("ray", f"http://{LOOPBACK}:{ports.dashboard}/api/version", processes[1])
+        _forget_cluster(ports)
     except BaseException:
         down()
         raise
@@ -130,14 +131,16 @@ def down() -> bool:
         _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
         if not family:
             break
-    if alive:
-        _forget_cluster(_recorded().ports)
     _state_file().unlink(missing_ok=True)
     return bool(alive)
 
 
 def _forget_cluster(ports: Ports) -> None:
-    """Removes Ray's own note of where the cluster is, as `ray stop` does: programs would wait for it."""
+    """Removes Ray's own note of where the newest cluster is.
+
+    Programs that follow it replace a loopback address by this machine's own, where nobody listens, and wait. Without it,
+    `ray job submit` and `ray status` find the process itself.
+    """
     from ray._common.utils import reset_ray_address
     from ray._private.utils import read_ray_address
 

@@ -34,7 +34,7 @@ class Progress:
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
         self.outcomes: dict[str, str] = {}
         self.began: float | None = None
-        self.heard = 0.0
+        self.heard = time.monotonic()
         self._lock = threading.Lock()
         self._live = (
             Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
@@ -91,7 +91,7 @@ class Progress:
         elapsed = time.monotonic() - (self.began or time.monotonic())
         if len(self.outcomes) == len(self.todo):
             return f"took {duration(elapsed)}"
-        return f"{duration(elapsed * (1 - share) / share)} left" if share else "no estimate yet"
+        return f"{duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
 
     def _totals(self) -> Text:
         failed = sum(outcome not in ("completed", "diverged") for outcome in self.outcomes.values())

@@ -3,10 +3,12 @@
 Only the job's driver writes, from one thread, so that training never waits for the tracking server.
 """
 
+import getpass
 import logging
 import os
 import queue
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils import mlflow_tags
 
 from ablations.engine import paths
 from ablations.engine.ledger import Entry
@@ -74,12 +76,12 @@ class Tracker:
     def __init__(self, client: MlflowClient, plan: Plan, known: Mapping[str, Entry], *, again: bool = False) -> None:
         self.client, self.plan = client, plan
         self.experiment_id = _experiment(client, plan.study.name)
+        self._tags = origin_tags()
         self.parent_id = self._open_parent()
         self.run_ids = {} if again else {fingerprint: entry.run_id for fingerprint, entry in known.items()}
         self._attempts = {f: int(e.tags.get("attempts", 0)) for f, e in known.items() if not again}
         self._generations = {f: e.generation + again for f, e in known.items()}
         self._logged = {f: self._last_epoch(run_id) for f, run_id in self.run_ids.items() if not known[f].done}
-        self._tags = git_tags()
         self._queue: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._deadline = float("inf")
         self._lost: list[_Record] = []
@@ -128,7 +130,13 @@ class Tracker:
             self.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
         name = f"{plan.study.name} · {plan.preset}"
-        tags = {"study": plan.study.name, "base": plan.base_id, "preset": plan.preset, MLFLOW_RUN_NOTE: plan.study.question}
+        tags = {
+            **self._tags,
+            "study": plan.study.name,
+            "base": plan.base_id,
+            "preset": plan.preset,
+            mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
+        }
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
         self.client.log_batch(run.info.run_id, params=_params(plan.shared()))
         return str(run.info.run_id)
@@ -162,8 +170,8 @@ class Tracker:
 
     def _create(self, run: Run) -> str:
         tags = {
-            MLFLOW_PARENT_RUN_ID: self.parent_id,
-            MLFLOW_RUN_NAME: str(run),
+            mlflow_tags.MLFLOW_PARENT_RUN_ID: self.parent_id,
+            mlflow_tags.MLFLOW_RUN_NAME: str(run),
             "study": self.plan.study.name,
             "cell": str(run.cell),
             "seed": str(run.seed),
@@ -182,7 +190,7 @@ class Tracker:
             [
                 DatasetInput(
                     Dataset(data.name, data.version, "local", run.spec.data.root or data.name),
-                    [InputTag(MLFLOW_DATASET_CONTEXT, "train and test")],
+                    [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")],
                 )
             ],
         )
@@ -209,8 +217,8 @@ class Tracker:
         self.client.set_terminated(run_id, STATUS[values["outcome"]], record.time_ms)
 
 
-def git_tags() -> dict[str, str]:
-    """Commit of this project and whether files differ from it; `unknown` where it was installed without git."""
+def origin_tags() -> dict[str, str]:
+    """Who runs which program, at which commit of this project and whether files differ from it; `unknown` without git."""
 
     def git(*arguments: str) -> str | None:
         folder = Path(__file__).parent
@@ -221,7 +229,12 @@ def git_tags() -> dict[str, str]:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except OSError:
         commit = changes = None
-    return {"git.commit": commit or "unknown", "git.dirty": "unknown" if changes is None else str(bool(changes)).lower()}
+    return {
+        "git.commit": commit or "unknown",
+        "git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        mlflow_tags.MLFLOW_USER: getpass.getuser(),
+        mlflow_tags.MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
+    }
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -230,7 +243,8 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
     # Without a server, artifacts would land in the current folder.
     served = client.tracking_uri.startswith("http")
-    return str(client.create_experiment(name, None if served else (paths.home() / "artifacts" / name).as_uri()))
+    folder = None if served else (paths.home() / "artifacts" / name).as_uri()
+    return str(client.create_experiment(name, folder, {"mlflow.experimentKind": "custom_model_development"}))
 
 
 def _params(values: Mapping[str, Any]) -> list[Param]:
