@@ -50,35 +50,36 @@ def weights_differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def test_an_epoch_is_what_a_plain_loop_does_and_reports_its_loss_and_error() -> None:
-    spec = override(SMOKE, {"epochs": 1, "lr": 0.05, "warmup_steps": 2})
-    dataset = load_dataset(spec.data)
+def test_epochs_are_what_a_plain_loop_does_and_report_its_loss_and_error() -> None:
+    spec, dataset = override(SMOKE, {"lr": 0.05, "warmup_steps": 2}), load_dataset(SMOKE.data)
     spec = resolve(spec, dataset)
-    (result,), _ = train(spec)
+    results, _ = train(spec)
 
-    net = init_state(spec, CPU).net.train()
+    net, batches = init_state(spec, CPU).net.train(), Batches(dataset, spec, device=CPU)
     sgd = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=1e-4)
-    losses, wrong = [], 0
-    for step, (images, labels) in enumerate(Batches(dataset, spec, device=CPU).train_epoch(0)):
-        logits = net(images)
-        loss = F.cross_entropy(logits, labels)
-        losses.append(loss.item())
-        wrong += int((logits.argmax(1) != labels).sum())
-        sgd.param_groups[0]["lr"] = (0.01, 0.01, 0.005, 0.0005)[step]
-        sgd.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        sgd.step()
-    torch.testing.assert_close(result.state.net.state_dict(), net.state_dict())
-    assert result.metrics["train/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert result.metrics["train/error"] == 100 * wrong / 128
-    assert result.metrics["lr"] == pytest.approx(0.0005)
+    for epoch, rates in enumerate([(0.01, 0.01, 0.05, 0.05), (0.005, 0.005, 0.0005, 0.0005)]):
+        losses, wrong = [], 0
+        for lr, (images, labels) in zip(rates, batches.train_epoch(epoch), strict=True):
+            logits = net(images)
+            loss = F.cross_entropy(logits, labels)
+            losses.append(loss.item())
+            wrong += int((logits.argmax(1) != labels).sum())
+            sgd.param_groups[0]["lr"] = lr
+            sgd.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            sgd.step()
+        metrics = results[epoch].metrics
+        assert metrics["train/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert metrics["train/error"] == 100 * wrong / 128
+        assert metrics["lr"] == pytest.approx(rates[-1])
+    torch.testing.assert_close(results[-1].state.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5)
 
     mean, std = (np.array(statistic).reshape(3, 1, 1) for statistic in (dataset.mean, dataset.std))
     with torch.no_grad():
         logits = net.eval()(torch.from_numpy(((dataset.test.images - mean) / std).astype(np.float32)))
     labels = torch.from_numpy(dataset.test.labels)
-    assert result.metrics["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert result.metrics["test/error"] == 100 * int((logits.argmax(1) != labels).sum()) / 50
+    assert metrics["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert metrics["test/error"] == 100 * int((logits.argmax(1) != labels).sum()) / 50
 
 
 def test_training_learns() -> None:
@@ -171,6 +172,13 @@ def test_label_smoothing_changes_training_but_not_the_reported_test_loss() -> No
 def test_the_memory_layout_does_not_change_the_result() -> None:
     last, first = (train(override(SMOKE, {"iterations": 2, "channels_last": flag}))[0][-1].metrics for flag in (True, False))
     assert last["test/loss"] == pytest.approx(first["test/loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_eager_one_and_saves_the_same_names() -> None:
+    (eager, (*_, expected)), (compiled, (*_, saved)) = train(SMOKE), train(override(SMOKE, {"compile": True}))
+    assert compiled[-1].metrics["test/loss"] == pytest.approx(eager[-1].metrics["test/loss"], rel=1e-3)
+    assert saved["model"].keys() == expected["model"].keys()
 
 
 def test_a_spec_for_more_workers_than_there_are_is_refused() -> None:

@@ -1,6 +1,7 @@
 """A study from plan to table: what is missing runs, everything lands in MLflow, and the table is read back from there."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mlflow import MlflowClient
@@ -12,14 +13,14 @@ from ablations.engine.analysis import cell_metrics, summarise
 from ablations.engine.ledger import Entry
 from ablations.engine.options import Options
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.tracking import Tracker, connect, is_new
 from ablations.engine.trial import Job
 
 
 def execute(plan: Plan, options: Options) -> int:
     """Brings a study to its end and prints its table. Returns the exit code: 0 if every run has a result, else 1."""
     console = terminal.make_console()
-    client = connect(options.tracking_uri)
+    client = _connect(options)
     known = ledger.find(client, plan)
     done = {} if options.fresh else {f: entry for f, entry in known.items() if entry.done}
     todo = [run for run in plan.runs if run.fingerprint not in done]
@@ -39,6 +40,17 @@ def execute(plan: Plan, options: Options) -> int:
         folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
         log_models(client, plan, entries, folders, options.storage)
     return _conclude(console, plan, entries, lost, options)
+
+
+def _connect(options: Options) -> MlflowClient:
+    """MLflow, and Ray at the same time where it is sure to be needed: making a database and starting Ray take seconds each."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        connecting = pool.submit(connect, options.tracking_uri)
+        if is_new(options.tracking_uri) and not options.plan:
+            from ablations.engine import scheduler
+
+            scheduler.connect()
+        return connecting.result()
 
 
 def _train(

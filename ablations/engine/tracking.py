@@ -47,6 +47,11 @@ class _Record:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+def is_new(uri: str) -> bool:
+    """Whether this is a database that does not exist yet: no run can be known."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of a tracking server that answers, or of a database; raises ConfigError otherwise."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
