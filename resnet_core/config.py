@@ -124,6 +124,8 @@ class DataConfig(Checked):
         self._at_least(0, "pad")
         self._at_least(1, "train_examples", "test_examples")
         self._at_least(4, "image_size")
+        if self.image_size is not None and self.name in ("digits", "cifar10"):
+            raise self._reject("image_size", f"the images of {self.name} keep their size")
         if self.name in ("cifar10", "imagefolder") and self.root is None:
             raise self._reject("root", f"{self.name} needs a folder: --set data.root=FOLDER")
 

@@ -93,6 +93,7 @@ def test_the_base_configuration_does_not_depend_on_levels_or_seeds(tmp_path: Pat
         ({"overrides": {"optim.lr": "fast"}}, "optim.lr=fast: accepted: a number"),
         ({"overrides": {"model.num_classes": "7"}}, "model.num_classes=7: the data set has 10"),
         ({"overrides": {"optim.global_batch_size": "4096"}}, "the training set of synthetic has 128 images"),
+        ({"overrides": {"data.name": "digits"}}, "data.image_size=8: the images of digits keep their size"),
         ({"workers": 5}, "optim.global_batch_size=32: must divide evenly by 5 workers"),
         ({"overrides": {"data.name": "imagefolder"}}, "data.root=null: imagefolder needs a folder"),
         (

@@ -132,7 +132,7 @@ def test_a_run_that_diverges_or_fails_leaves_the_others_alone(tmp_path: Path, ca
 def test_a_killed_trial_goes_on_from_its_checkpoint_in_the_same_run(tmp_path: Path) -> None:
     arguments = ["--levels", "shortcut=A", "--set", "optim.epochs=40", "optim.lr=0.01"]
     undisturbed = Submitted(tmp_path / "undisturbed", *arguments)
-    killer = Killer(tmp_path / "killed" / "checkpoints")
+    killer = Killer(tmp_path / "killed" / "checkpoints", "ray::ImplicitFunc")
     killed = Submitted(tmp_path / "killed", *arguments)
     assert killer.result() == "killed"
     (entry,) = killed.entries.values()
@@ -142,22 +142,19 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_in_the_same_run(tmp_path: Pa
 
 
 class Killer:
-    """Ends the process that trains, once its run has a checkpoint of epoch 3 or later."""
+    """Ends a process of the study, once its run has a checkpoint of epoch 3 or later."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, name: str) -> None:
         code = f"""
 import pathlib, time, psutil
-deadline = time.monotonic() + 120
+deadline = time.monotonic() + 200
 while time.monotonic() < deadline:
     if any(int(p.name[6:12]) >= 3 for p in pathlib.Path({str(storage)!r}).glob("*/epoch-*.pt")):
-        for process in psutil.Process({os.getpid()}).children(recursive=True):
-            if process.name().startswith("ray::") and "train" in process.name().lower() or "ImplicitFunc" in process.name():
-                process.kill()
-                print("killed")
-                break
-        else:
-            continue
-        break
+        found = [p for p in psutil.Process({os.getpid()}).children(recursive=True) if {name!r} in " ".join(p.cmdline())]
+        if found:
+            found[0].kill()
+            print("killed")
+            break
     time.sleep(0.01)
 """
         self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -178,6 +175,15 @@ def test_two_workers_train_as_one_group_and_agree(tmp_path: Path) -> None:
     assert other.run_id != entry.run_id
     assert math.isclose(entry.metrics["train/loss"], other.metrics["train/loss"], rel_tol=0.2)
     assert ray.available_resources()["CPU"] == 2  # the group gave everything back
+
+
+def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(tmp_path: Path) -> None:
+    killer = Killer(tmp_path / "checkpoints", "ray::RayTrainWorker")
+    group = Submitted(tmp_path, "--workers", "2", "--levels", "shortcut=A", "--set", "optim.epochs=60")
+    assert killer.result() == "killed"
+    (entry,) = group.entries.values()
+    assert (group.code, entry.outcome, entry.tags["attempts"]) == (0, "completed", "2")
+    assert group.steps() == list(range(1, 61))
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,9 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
     callbacks: list[tune.Callback] = [_Relay(listener)]
     if needs.workers > 1:
         callbacks.append(_Capacity(grid, needs, max_concurrent))
-    # One name for each program: Tune keeps trainables of all programs on a cluster in one table.
-    name = f"train-{ray.get_runtime_context().get_job_id()}"
+    # One name for each program: Tune keeps trainables of all programs on a cluster in one table, and several clusters may
+    # share the scratch folder.
+    name = f"train-{ray.get_runtime_context().get_job_id()}-{os.getpid()}"
     tune.register_trainable(name, tune.with_resources(train, _placement(needs)))
     tuner = tune.Tuner(
         name,

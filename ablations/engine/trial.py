@@ -6,6 +6,7 @@ Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics":
 
 import os
 import platform
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,10 @@ TRAIN_ENVIRONMENT = {
 
 OUTCOMES = {"Diverged": "diverged", "OutOfMemoryError": "oom", "MemoryError": "oom"}
 """How runs end by the name of what they raise: torch's and Ray's own errors, known here without importing torch."""
+
+
+LOST_PEER = re.compile("gloo|NCCL|Connection (closed|reset)", re.IGNORECASE)
+"""What torch.distributed says in the workers that are left when one has died."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +134,19 @@ def _trainer(job: Job) -> Any:
 
 
 def _raised_by_workers(error: Any) -> BaseException | None:
-    """What a worker's own code raised, the cause before its consequences in other workers; None if processes died."""
+    """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-    wrapped = [e for e in error.worker_failures.values() if isinstance(e, UserExceptionWithTraceback)]
+    failures = error.worker_failures.values()
+    wrapped = [failure for failure in failures if isinstance(failure, UserExceptionWithTraceback)]
     for failure in wrapped:
         failure._base_exc.add_note(failure._traceback_str)
-    raised = [failure._base_exc for failure in wrapped]
-    return min(raised, key=lambda e: type(e).__name__ not in OUTCOMES, default=None)
+    raised = sorted((failure._base_exc for failure in wrapped), key=lambda e: type(e).__name__ not in OUTCOMES)
+    if not raised or type(raised[0]).__name__ in OUTCOMES:
+        return next(iter(raised), None)
+    # The others lose their connection when one dies: that is no error of theirs.
+    bereaved = len(wrapped) < len(failures) or all(LOST_PEER.search(str(e)) for e in raised)
+    return None if bereaved else next(e for e in raised if not LOST_PEER.search(str(e)))
 
 
 def train_worker(config: dict[str, Any]) -> None:
