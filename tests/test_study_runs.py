@@ -147,10 +147,17 @@ class Killer:
     def __init__(self, storage: Path, name: str) -> None:
         code = f"""
 import pathlib, time, psutil
+
+def title(process):
+    try:
+        return " ".join(process.cmdline()) or process.name()
+    except psutil.Error:  # gone, or a zombie
+        return ""
+
 deadline = time.monotonic() + 200
 while time.monotonic() < deadline:
     if any(int(p.name[6:12]) >= 3 for p in pathlib.Path({str(storage)!r}).glob("*/epoch-*.pt")):
-        found = [p for p in psutil.Process({os.getpid()}).children(recursive=True) if {name!r} in " ".join(p.cmdline())]
+        found = [p for p in psutil.Process({os.getpid()}).children(recursive=True) if title(p).startswith({name!r})]
         if found:
             found[0].kill()
             print("killed")
