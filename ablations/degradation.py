@@ -11,7 +11,7 @@ STUDY = Study(
     question="Does training error rise with depth, and do shortcuts cure it?",
     factors={"shortcut": ("none", "A"), "depth": (20, 32, 44, 56)},
     baseline={"shortcut": "none"},
-    levels={"smoke": {"depth": (8, 14)}},
+    on={"smoke": {"factors": {"depth": (8, 14)}}, "imagenet": {"factors": {"depth": (18, 34)}}},
 )
 
 if __name__ == "__main__":

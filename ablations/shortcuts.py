@@ -11,7 +11,7 @@ STUDY = Study(
     question="Which shortcut helps a residual network, and by how much?",
     factors={"shortcut": ("none", "A", "B", "C"), "depth": (20, 56)},
     baseline={"shortcut": "A"},
-    levels={"smoke": {"depth": (8, 14)}},
+    on={"smoke": {"factors": {"depth": (8, 14)}}, "imagenet": {"factors": {"depth": (34,)}}},
 )
 
 if __name__ == "__main__":

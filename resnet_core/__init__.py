@@ -6,29 +6,23 @@ Names are imported when first used, so that configurations and their error messa
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resnet_core.config import (
-    PRESETS,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunSpec,
-    override,
-    preset,
-)
+from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
 from resnet_core.fields import ConfigError
 from resnet_core.identity import fingerprint
+from resnet_core.overrides import override
+from resnet_core.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from resnet_core.cost import Cost, measure_cost
-    from resnet_core.datasets import Dataset, load_dataset
+    from resnet_core.data.datasets import Dataset, load_dataset
     from resnet_core.model import ResNet, build_model
     from resnet_core.training import Diverged, EpochResult, fit
 
 _LAZY = {
     "Cost": "cost",
     "measure_cost": "cost",
-    "Dataset": "datasets",
-    "load_dataset": "datasets",
+    "Dataset": "data.datasets",
+    "load_dataset": "data.datasets",
     "ResNet": "model",
     "build_model": "model",
     "Diverged": "training",

@@ -1,13 +1,10 @@
-"""What a run is: frozen, typed configurations, named presets and overrides.
+"""What a run is: frozen, typed configurations.
 
-Everything here is a value. A new run is derived from an old one with `override`; nothing is mutated and there is no
+Everything here is a value. A new run is derived from an old one (`resnet_core.overrides`); nothing is mutated and there is no
 registry. This module imports neither torch nor numpy, so that plans, help texts and error messages cost nothing.
 """
 
 import dataclasses
-import difflib
-import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -48,12 +45,26 @@ class ModelConfig(Checked):
     """Outputs. None: the data set's in a run; 10 (cifar) or 1000 (imagenet) for a network built by itself."""
     in_channels: int | None = None
     """Colour channels of the input. None: the data set's in a run; 3 for a network built by itself."""
+    zero_init_residual: bool = False
+    """Whether the scale of each block's last BatchNorm starts at zero, so that every block starts as its shortcut (Goyal et
+    al. 2017, arXiv:1706.02677, section 5.1). The paper: no."""
+    bn_momentum: float = 0.1
+    """Weight of the newest batch in BatchNorm's running statistics (PyTorch's default)."""
+    match_flops: Literal["basic", "bottleneck"] | None = None
+    """Chooses `width` so that the network costs as many multiply-adds as that of the paper's width with these blocks."""
+    match_parameters: Literal["A", "B", "C"] | None = None
+    """Chooses `width` so that the network has as many parameters as that of the paper's width with this shortcut option."""
 
     def _check(self) -> None:
         # Below 8 channels, oneDNN's strided 1×1 convolution in channels_last writes past its memory (torch 2.14, one thread).
         self._at_least(8, "width")
         self._at_least(1, "in_channels")
         self._at_least(2, "num_classes")
+        if not 0 < self.bn_momentum <= 1:
+            raise self._reject("bn_momentum", "accepted: above 0 and at most 1")
+        if self.zero_init_residual and self.shortcut == "none":
+            raise self._reject("zero_init_residual", "a plain network has no residual functions; model.shortcut=none")
+        self._check_matching()
         if self.stages is None:
             self._paper_stages()
             return
@@ -62,6 +73,20 @@ class ModelConfig(Checked):
         makes = 2 + self.layers_per_block * sum(self.stages)
         if makes != self.depth:
             raise self._reject("depth", f"stages {self.stages} of {self.block} blocks make depth {makes}")
+
+    def _check_matching(self) -> None:
+        wanted = [name for name in ("match_flops", "match_parameters") if getattr(self, name) is not None]
+        if not wanted:
+            return
+        if self.width is not None or len(wanted) > 1:
+            raise self._reject(wanted[0], f"chooses model.width, which {'another field' if len(wanted) > 1 else 'is given'} too")
+        if getattr(self, wanted[0]) in (self.block, self.shortcut):
+            raise self._reject(wanted[0], "is what this network has already")
+        if self.match_flops:
+            try:
+                replace(self, match_flops=None, block=self.match_flops)
+            except ConfigError as error:
+                raise self._reject("match_flops", f"no such network of depth {self.depth}") from error
 
     @property
     def layers_per_block(self) -> int:
@@ -82,6 +107,8 @@ class ModelConfig(Checked):
     def resolved(self, *, num_classes: int | None = None, in_channels: int | None = None) -> Self:
         """The same network with every optional field filled in: from the arguments (a data set), else the paper's.
 
+        A width that is to match a cost stays open, and the stages with it: `resnet_core.cost.matched` knows them.
+
         Raises:
             ConfigError: a field was set to something that contradicts the data set.
         """
@@ -89,13 +116,14 @@ class ModelConfig(Checked):
             if found is not None and getattr(self, name) not in (None, found):
                 raise self._reject(name, f"the data set has {found}")
         cifar = self.family == "cifar"
-        return replace(
+        known = replace(
             self,
-            width=self.width or (16 if cifar else 64),
-            stages=self.stages or self._paper_stages(),
             num_classes=self.num_classes or num_classes or (10 if cifar else 1000),
             in_channels=self.in_channels or in_channels or 3,
         )
+        if self.match_flops or self.match_parameters:
+            return known
+        return replace(known, width=self.width or (16 if cifar else 64), stages=self.stages or self._paper_stages())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +132,36 @@ class DataConfig(Checked):
 
     _section = "data."
 
-    name: Literal["digits", "cifar10", "imagefolder", "synthetic"] = "digits"
-    """`digits`: scikit-learn's 1,797 images, no download. `cifar10`: torchvision's. `imagefolder`: any folder of class
-    folders. `synthetic`: generated classes, for tests and speed."""
+    name: Literal["digits", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic"] = "digits"
+    """`digits`: scikit-learn's 1,797 images, no download. `cifar10`, `cifar100`: torchvision's. `imagenet`: `train` and `val`
+    with 1,000 class folders each, streamed. `imagefolder`: any folder of class folders. `synthetic`: generated classes, for
+    tests and speed."""
     root: str | None = None
-    """Folder of `cifar10` or `imagefolder`. Not part of a run's identity: the content is."""
+    """Folder of `cifar10`, `cifar100`, `imagenet` or `imagefolder`. Not part of a run's identity: the content is."""
+    stream: bool = False
+    """`imagefolder`: whether images stay on disk and are decoded in every epoch, as those of `imagenet` always are. Else they
+    are decoded once and held in memory."""
     image_size: int | None = None
-    """Side in pixels. `imagefolder`: images are resized to it (None: they must all have one size). `synthetic`: 32 if None."""
+    """Side in pixels. `imagefolder`: images are resized to it (None: they must all have one size). Streamed: side of the
+    crops, 224 if None. `synthetic`: 32 if None."""
+    scale: tuple[int, ...] | None = None
+    """Streamed training images: range of the shorter side, drawn anew each time, before the crop (the paper: 256,480;
+    section 3.4). None: always 8/7 of the crop, as in testing."""
+    colour: bool = False
+    """Streamed training images: colours shift along their principal components (Krizhevsky et al. 2012, section 4.1)."""
+    normalise: Literal["channel", "pixel"] = "channel"
+    """What is subtracted: the mean of each channel, or of each pixel (the paper, section 4.2). Both divide by the standard
+    deviation of each channel, which the first BatchNorm makes immaterial."""
+    validation: float = 0.0
+    """Share of every class's training images that is held out (the paper's 45k/5k split: 0.1). If above 0, runs report
+    `validation/…` and never read the test set. The split is fixed, whatever the seed."""
+    extra_tests: tuple[Literal["ten_crop", "multi_scale"], ...] = ()
+    """More tests of the final network, next to the one view of every epoch. `ten_crop`: corners, centre, and mirrored (section
+    3.4). `multi_scale`: whole streamed images, fully convolutional, with shorter sides 224, 256, 384, 480, 640 (section 3.4)."""
+    decode_workers: int | None = None
+    """Processes that decode streamed images. None: one for each CPU of the worker but one. Not part of a run's identity."""
     pad: int = 4
-    """Training images are padded by this many pixels, then cropped at random to their size (section 4.2). 0: neither."""
+    """Training images in memory are padded by this many pixels, then cropped at random to their size (section 4.2). 0: neither."""
     flip: bool = True
     """Training images are mirrored with probability one half."""
     train_examples: int | None = None
@@ -124,10 +173,46 @@ class DataConfig(Checked):
         self._at_least(0, "pad")
         self._at_least(1, "train_examples", "test_examples")
         self._at_least(4, "image_size")
-        if self.image_size is not None and self.name in ("digits", "cifar10"):
+        self._at_least(1, "decode_workers")
+        if self.image_size is not None and self.name in ("digits", "cifar10", "cifar100"):
             raise self._reject("image_size", f"the images of {self.name} keep their size")
-        if self.name in ("cifar10", "imagefolder") and self.root is None:
+        if self.root is None and self.name not in ("digits", "synthetic"):
             raise self._reject("root", f"{self.name} needs a folder: --set data.root=FOLDER")
+        if not 0 <= self.validation < 1:
+            raise self._reject("validation", "accepted: a share from 0 to below 1, such as 0.1")
+        if self.stream and self.name not in ("imagefolder", "imagenet"):
+            raise self._reject("stream", f"{self.name} is held in memory")
+        self._check_streamed() if self.streamed else self._check_in_memory()
+
+    def _check_streamed(self) -> None:
+        if self.scale is not None and (len(self.scale) != 2 or not self.crop <= self.scale[0] <= self.scale[1]):
+            raise self._reject("scale", f"accepted: smallest and largest side, rising, at least {self.crop} pixels: 256,480")
+        if self.normalise == "pixel":
+            raise self._reject("normalise", "streamed images have no mean image; accepted: channel")
+
+    def _check_in_memory(self) -> None:
+        for name in ("scale", "colour"):
+            if getattr(self, name):
+                raise self._reject(name, "only streamed images can have it: data.stream=true or data.name=imagenet")
+        if "multi_scale" in self.extra_tests:
+            raise self._reject("extra_tests", "multi_scale needs streamed images: data.stream=true or data.name=imagenet")
+        if "ten_crop" in self.extra_tests and not self.pad:
+            raise self._reject("extra_tests", "ten_crop of images in memory needs data.pad")
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded in every epoch, not held in memory."""
+        return self.stream or self.name == "imagenet"
+
+    @property
+    def crop(self) -> int:
+        """Side of streamed images' crops, in pixels."""
+        return self.image_size or 224
+
+    @property
+    def scored_on(self) -> str:
+        """Name of the images that runs are scored on: `test` or `validation`."""
+        return "validation" if self.validation else "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,27 +222,37 @@ class OptimConfig(Checked):
     _section = "optim."
 
     epochs: int = 10
-    """Passes over the training set. Ignored when `iterations` is set."""
+    """Passes over the training set. Ignored when `iterations` is set; overriding it alone clears `iterations`."""
     iterations: int | None = None
     """Steps of the whole training, where a recipe counts in steps (the paper: 64,000). The last epoch may be partial."""
     global_batch_size: int = 128
     """Images per step over all workers; each worker takes an equal share."""
     lr: float = 0.1
-    """Peak learning rate. It multiplies the velocity (PyTorch's convention); the paper keeps it inside the velocity."""
+    """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    velocity: Literal["gradients", "updates"] = "gradients"
+    """What momentum accumulates. `gradients`: PyTorch's, v = momentum·v + g and w -= lr·v. `updates`: the paper's (Caffe's), v =
+    momentum·v + lr·g and w -= v, so that past steps keep their learning rate where it drops."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
     weight_decay: float = 1e-4
     """L2 penalty added to the gradient."""
     decay: Literal["weights", "all"] = "all"
-    """What decays: convolution and linear weights only, or BatchNorm parameters and biases too."""
+    """What decays: convolution and linear weights only (many later recipes), or BatchNorm and biases too (PyTorch's default and
+    most reproductions)."""
+    bn_statistics: Literal["running", "averaged"] = "running"
+    """What BatchNorm uses in the final test: its running statistics (PyTorch), or their plain average over one more epoch of
+    training images, taken after the training (as in the authors' release)."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """`step`: divided by 10 at each milestone. `cosine`: to zero over the training."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Where `step` divides, as fractions of all steps (the paper: 32k and 48k of 64k)."""
     warmup_steps: int = 0
     """Steps at `warmup_lr` before the schedule (the paper: about 400 for 110 layers)."""
+    warmup_error: float | None = None
+    """Instead of a number of steps: `warmup_lr` until the training error, in percent, over 20 steps is below this (the paper, for
+    110 layers: 80; section 4.2)."""
     warmup_lr: float = 0.01
     """Learning rate of the warm-up."""
     label_smoothing: float = 0.0
@@ -172,6 +267,14 @@ class OptimConfig(Checked):
             raise self._reject("milestones", "accepted: rising fractions of the training, such as 0.5,0.75")
         if self.nesterov and self.momentum == 0:
             raise self._reject("nesterov", "needs optim.momentum above 0")
+        if self.warmup_error is not None and not (0 < self.warmup_error <= 100 and self.warmup_steps == 0):
+            raise self._reject("warmup_error", "accepted: above 0 to 100 percent, without optim.warmup_steps")
+        if self.velocity == "updates" and (self.lr == 0 or self.nesterov or (self.warmup_lr == 0 and self._warms_up)):
+            raise self._reject("velocity", "updates needs learning rates above 0 and no optim.nesterov")
+
+    @property
+    def _warms_up(self) -> bool:
+        return self.warmup_steps > 0 or self.warmup_error is not None
 
     def total_steps(self, train_images: int) -> int:
         """Steps of a training on this many images; an epoch has full global batches only."""
@@ -195,6 +298,15 @@ class RunSpec(Checked):
     """Memory layout NHWC, the faster one on CPUs and tensor cores."""
     compile: bool = False
     """Whether the network goes through `torch.compile`."""
+    checkpoint_activations: bool = False
+    """Whether blocks keep only some inputs and compute the rest again for the backward pass: the same result with memory that
+    grows with the square root of the depth, for about a third more time (Chen et al. 2016, arXiv:1604.06174)."""
+    probes: tuple[Literal["responses", "gradients"], ...] = ()
+    """What to look at inside the network. `responses`: standard deviation of each 3×3 layer's output over the test set (figure 7),
+    and mean size of each block's last BatchNorm scale. `gradients`: norm of each layer's gradient, mean over an epoch, and of its
+    weights."""
+    probe_epochs: tuple[int, ...] = ()
+    """Epochs, from 1, in which probes look. None given: the first and the last."""
     seed: int = 0
     """Initial weights, order of the images and augmentation follow from it."""
     world_size: int = 1
@@ -203,6 +315,8 @@ class RunSpec(Checked):
     def _check(self) -> None:
         self._at_least(0, "seed")
         self._at_least(1, "world_size")
+        if any(epoch < 1 for epoch in self.probe_epochs) or (self.probe_epochs and not self.probes):
+            raise self._reject("probe_epochs", "accepted: epochs, counted from 1, where there are probes")
         batch = self.optim.global_batch_size
         if batch % self.world_size:
             near = max(self.world_size, batch - batch % self.world_size)
@@ -218,87 +332,3 @@ class RunSpec(Checked):
             else:
                 out[f.name] = value
         return out
-
-    @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> "RunSpec":
-        """The inverse of `flat`, also from JSON (lists for tuples)."""
-        return override(cls(), values)
-
-
-def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
-    """A new spec with the named fields replaced. Names are dotted (`optim.lr`) or unambiguous last parts (`lr`).
-
-    Raises:
-        ConfigError: unknown or ambiguous name, or a value the field does not accept.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        section, _, leaf = field_name(name).rpartition(".")
-        changes.setdefault(section, {})[leaf] = value
-    top = changes.pop("", {})
-    # One replace per section, all sections before the top: rules between fields see the final values only.
-    nested = {section: replace(getattr(spec, section), **changed) for section, changed in changes.items()}
-    return replace(spec, **nested, **top)
-
-
-_SECTIONS: dict[str, type[Checked]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
-
-
-def convert(name: str, value: Any) -> Any:
-    """A value for the field with this dotted name, as that field's type; raises ConfigError if it is not acceptable."""
-    section, _, leaf = name.rpartition(".")
-    return _SECTIONS.get(section, RunSpec).converted(leaf, value)
-
-
-@functools.cache
-def _field_names() -> dict[str, tuple[str, ...]]:
-    by_leaf: dict[str, tuple[str, ...]] = {}
-    for name in _all_fields():
-        leaf = name.rpartition(".")[2]
-        by_leaf[leaf] = (*by_leaf.get(leaf, ()), name)
-    return by_leaf
-
-
-@functools.cache
-def _all_fields() -> tuple[str, ...]:
-    return tuple(RunSpec().flat())
-
-
-def field_name(name: str) -> str:
-    """The dotted name of a field given in full or by its last part; raises ConfigError for unknown ones."""
-    if name in _all_fields():
-        return name
-    found = _field_names().get(name, ())
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"{name}: ambiguous; accepted: {', '.join(found)}")
-    near = difflib.get_close_matches(name, [*_all_fields(), *_field_names()], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(_all_fields())}"
-    raise ConfigError(f"{name}: no such field; {hint}")
-
-
-PRESETS: dict[str, RunSpec] = {
-    "smoke": RunSpec(
-        model=ModelConfig(depth=8, width=8),
-        data=DataConfig(name="synthetic", image_size=8, train_examples=128, test_examples=50, pad=1),
-        optim=OptimConfig(epochs=2, global_batch_size=32),
-    ),
-    "digits": RunSpec(
-        data=DataConfig(name="digits", pad=0, flip=False),
-        optim=OptimConfig(epochs=10, global_batch_size=64, lr=0.02, schedule="cosine"),
-    ),
-    "cifar10": RunSpec(
-        data=DataConfig(name="cifar10", root="~/data"),
-        optim=OptimConfig(iterations=64_000, global_batch_size=128),
-    ),
-}
-"""Data set, recipe and sizes that go together. `smoke`: seconds. `digits`: minutes on a laptop, no download. `cifar10`: the
-paper's recipe (section 4.2)."""
-
-
-def preset(name: str) -> RunSpec:
-    """A preset by name; raises ConfigError for an unknown one."""
-    if name not in PRESETS:
-        raise reject("preset", name, f"accepted: {', '.join(PRESETS)}")
-    return PRESETS[name]

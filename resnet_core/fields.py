@@ -57,8 +57,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint`; text (from a command line) and JSON values are accepted where they are unambiguous."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        literal = any(get_origin(a) is Literal for a in args)  # which may name "none" itself
-        if value is None or (isinstance(value, str) and value.lower() == "none" and not literal):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
             return None
         return _convert(name, value, next(a for a in args if a is not type(None)))
     if origin is Literal:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from resnet_core.config import RunSpec
 
-NOT_IDENTITY = ("data.root",)
-"""Fields that say where something is, not what it is: they do not change a run's result."""
+NOT_IDENTITY = ("data.root", "data.decode_workers")
+"""Fields that say where something is or who makes it, not what it is: they do not change a run's result."""
 
 
 def fingerprint(spec: RunSpec, *, data_version: str) -> str:

@@ -2,23 +2,38 @@
 
 Modules carry torchvision's names (`conv1`, `layer1.0.bn2`, `layer2.0.downsample.0`, `fc`), so that a network with option B
 and torchvision's ResNet exchange state dicts.
+
+`python -m resnet_core.model --depth 56` prints a network as table 1 of the paper does.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from resnet_core.config import ModelConfig
 
 
-def build_model(config: ModelConfig) -> "ResNet":
+def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) -> "ResNet":
     """A freshly initialised network. Initial weights follow from torch's global seed.
+
+    Args:
+        config: what to build; fields left open are filled in as the paper does.
+        checkpoint_activations: whether training computes activations twice and keeps few (`ResNet.checkpoint_activations`).
 
     Example:
         >>> net = build_model(ModelConfig(family="cifar", depth=20, shortcut="A"))
         >>> net(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    return ResNet(config.resolved())
+    net = ResNet(config.resolved())
+    net.checkpoint_activations = checkpoint_activations
+    return net
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -96,6 +111,11 @@ class ResNet(nn.Module):
         input (N, in_channels, H, W), float; output (N, num_classes), unnormalised.
     """
 
+    checkpoint_activations = False
+    """Whether training keeps the inputs of segments of blocks only, and computes the rest again for the backward pass: the same
+    numbers, memory that grows with the square root of the depth (Chen et al. 2016, arXiv:1604.06174). Forward hooks within
+    blocks are called in both passes."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.width and config.stages and config.num_classes and config.in_channels, "a resolved config"  # noqa: PT018
@@ -114,17 +134,65 @@ class ResNet(nn.Module):
                 channels = planes * block.expansion
             self.add_module(name, nn.Sequential(*layers))
         self.fc = nn.Linear(channels, config.num_classes)
-        self.apply(_initialise)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He initialisation (arXiv:1502.01852, eq. 15, by outputs). Other weights keep PyTorch's: BatchNorm starts at 1 and 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.momentum = self.config.bn_momentum
+            elif isinstance(module, (BasicBlock, Bottleneck)) and self.config.zero_init_residual:
+                nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        segmented = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for name in self.stages:
-            x = self.get_submodule(name)(x)
+            stage = self.get_submodule(name)
+            x = self._in_segments(stage, x) if segmented else stage(x)
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
+    def _in_segments(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """The stage's output, keeping for the backward pass the input of every segment only.
 
-def _initialise(module: nn.Module) -> None:
-    """He initialisation (arXiv:1502.01852, eq. 15, by outputs). BatchNorm and the linear layer keep PyTorch's."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        With √n blocks in a segment, the n/√n kept inputs and the activations of the one segment that is computed again take
+        about the same memory.
+        """
+        blocks, length = list(stage.children()), math.isqrt(sum(self.config.stages or ()))
+        for start in range(0, len(blocks), length):
+            segment = nn.Sequential(*blocks[start : start + length])
+
+            def contexts(segment: nn.Module = segment) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+                return nullcontext(), _statistics_kept(segment)
+
+            # The compiler brings its own recomputation, which has no effects, and refuses other contexts.
+            context_fn: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
+            x = checkpoint(segment, x, use_reentrant=False, preserve_rng_state=False, **context_fn)
+        return x
+
+
+@contextmanager
+def _statistics_kept(segment: nn.Module) -> Iterator[None]:
+    """BatchNorms normalise by the batch as in training, but their running statistics stay as they are.
+
+    Statistics that move by nothing, not absent ones: a BatchNorm without statistics saves fewer tensors for the backward pass
+    than the first computation did, which `checkpoint` refuses.
+    """
+    norms = [module for module in segment.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+if __name__ == "__main__":
+    from resnet_core.summary import main
+
+    main()

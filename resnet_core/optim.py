@@ -8,9 +8,9 @@ from torch import nn
 from resnet_core.config import OptimConfig
 
 
-def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of step `step` (from 0) of `total_steps`."""
-    if step < config.warmup_steps:
+def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_up: bool = False) -> float:
+    """Learning rate of step `step` (from 0) of `total_steps`; of a warm-up by training error as long as that is `warming_up`."""
+    if warming_up or step < config.warmup_steps:
         return config.warmup_lr
     if config.schedule == "step":
         # round: 0.55 of 100 steps is step 55, not 55.00000000000001
@@ -34,3 +34,15 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
         nesterov=config.nesterov,
         fused=True,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, rate: float) -> None:
+    """Sets the rate of the next step, and keeps that of past steps where the velocity accumulates updates."""
+    for group in optimizer.param_groups:
+        if config.velocity == "updates" and group["lr"] != rate:
+            # PyTorch multiplies the whole velocity by the new rate: undo that for what is in it already.
+            found = (optimizer.state[p].get("momentum_buffer") for p in group["params"])
+            buffers = [buffer for buffer in found if buffer is not None]
+            if buffers:
+                torch._foreach_mul_(buffers, group["lr"] / rate)
+        group["lr"] = rate

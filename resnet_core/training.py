@@ -11,21 +11,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
 from resnet_core.config import RunSpec
 from resnet_core.cost import measure_cost
-from resnet_core.data import Batches, derived_seed
-from resnet_core.datasets import Dataset, load_dataset, resolve
+from resnet_core.data import make_batches
+from resnet_core.data.batches import Batches, derived_seed
+from resnet_core.data.datasets import Dataset, load_dataset, resolve
+from resnet_core.data.streaming import StreamedBatches
+from resnet_core.evaluation import Totals, autocast, evaluate, evaluate_views, is_distributed
 from resnet_core.fields import reject
 from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
-from resnet_core.optim import learning_rate, make_optimizer
+from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate
+from resnet_core.probes import Gradients, Responses, Row, probe_epochs
 
 Metrics = dict[str, float]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WARMUP_STEPS = 20
+"""Over so many steps a warm-up by training error looks at that error."""
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake
@@ -40,8 +46,12 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    warmup_steps: int | None = None
+    """How long a warm-up by training error took, once it is over."""
     history: list[Metrics] = field(default_factory=list)
     """Metrics of every finished epoch: a restored run can report again what its predecessor could not deliver."""
+    probes: list[Row] = field(default_factory=list)
+    """What the probes saw so far."""
 
     @property
     def epoch(self) -> int:
@@ -53,15 +63,17 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
+            "warmup_steps": self.warmup_steps,
             "history": self.history,
+            "probes": self.probes,
         }
 
     def load(self, saved: dict[str, Any]) -> None:
         self.net.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.step = saved["step"]
-        self.history = list(saved["history"])
+        self.step, self.warmup_steps = saved["step"], saved["warmup_steps"]
+        self.history, self.probes = list(saved["history"]), list(saved["probes"])
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,9 @@ class EpochResult:
 
     epoch: int
     metrics: Metrics
-    """`train/loss`, `train/error`, `test/loss`, `test/error` (percent), `lr`, `images_per_second`, `epoch_seconds`,
-    `peak_memory_mb`; with the last epoch also `parameters`, `flops`, `train_seconds`."""
+    """`train/loss`, `train/error`, `test/loss`, `test/error` (percent; `validation/…` with a validation split), `lr`,
+    `images_per_second`, `epoch_seconds`, `peak_memory_mb`; of streamed images also `data_wait_seconds`. With the last epoch also
+    `parameters`, `flops`, `train_seconds`, `test/ten_crop_error` and the like, and `warmup_steps` where training error ends it."""
     last: bool
     state: TrainState
 
@@ -103,107 +116,136 @@ def fit(
     rank = _rank(spec)
     dataset = dataset or load_dataset(spec.data)
     spec = resolve(spec, dataset)
-    batches = Batches(dataset, spec, device=device, rank=rank)
-    total_steps = spec.optim.total_steps(len(dataset.train.labels))
+    batches = make_batches(dataset, spec, device=device, rank=rank)
+    images = len(dataset.train.labels)
+    total_steps, probed = spec.optim.total_steps(images), probe_epochs(spec, spec.optim.total_epochs(images))
     state = init_state(spec, device)
     if restore is not None:
         state.load(restore)
     network = _prepare(state.net, spec)
     while state.step < total_steps:
+        probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()
         steps = min(batches.steps_per_epoch, total_steps - state.step)
-        train = train_epoch(network, state, batches, steps=steps, total_steps=total_steps)
+        train = train_epoch(network, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes)
         trained = time.perf_counter()
-        average_batchnorm(state.net)
-        test = evaluate(network, batches)
+        last = state.step >= total_steps
+        settle_batchnorm(state, batches, last=last)
+        test = _test(network, state, batches, probe="responses" in probes)
         finished = time.perf_counter()
+        scored_on = spec.data.scored_on
         metrics = {
             **{f"train/{name}": value for name, value in train.items()},
-            **{f"test/{name}": value for name, value in test.items()},
-            "lr": learning_rate(spec.optim, state.step - 1, total_steps),
+            **{f"{scored_on}/{name}": value for name, value in test.items()},
+            "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": steps * spec.optim.global_batch_size / (trained - started),
             "epoch_seconds": finished - started,
             "peak_memory_mb": memory.read_mb(),
         }
+        if spec.data.streamed:
+            metrics["data_wait_seconds"] = batches.wait_seconds
         state.history.append(metrics)
-        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["test/loss"])):
+        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics[f"{scored_on}/loss"])):
             raise Diverged(f"the loss is not finite in epoch {state.epoch} (learning rate {metrics['lr']:g})")
-        last = state.step >= total_steps
         if last:
-            cost = measure_cost(spec.model, dataset.image_size)
-            seconds = sum(past["epoch_seconds"] for past in state.history)
-            metrics |= {"parameters": cost.parameters, "flops": cost.flops, "train_seconds": seconds}
+            metrics |= _final_metrics(state, dataset, batches)
         yield EpochResult(state.epoch, metrics, last, state)
+
+
+def _test(network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool) -> dict[str, float]:
+    """Loss and error over the scored images. With `probe`, the state's probes get the responses of the layers."""
+    if not probe:
+        return evaluate(network, batches)
+    with Responses(state.net) as responses:
+        test = evaluate(network, batches, eager=True)
+    state.probes += responses.read(state.epoch + 1)
+    return test
+
+
+def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches) -> Metrics:
+    """What is known of a run at its end only."""
+    spec = batches.spec
+    cost = measure_cost(spec.model, dataset.image_size)
+    metrics: Metrics = {"parameters": cost.parameters, "flops": cost.flops}
+    for kind in spec.data.extra_tests:
+        metrics |= {
+            f"{spec.data.scored_on}/{kind}_{name}": value for name, value in evaluate_views(state.net, batches, kind).items()
+        }
+    if state.warmup_steps is not None:
+        metrics["warmup_steps"] = state.warmup_steps
+    return metrics | {"train_seconds": sum(past["epoch_seconds"] for past in state.history)}
 
 
 def init_state(spec: RunSpec, device: torch.device) -> TrainState:
     """A fresh network from the spec's seed, with its optimiser."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(spec.seed, "weights"))
-        net = build_model(spec.model)  # on the CPU: the same weights whatever the device
+        # On the CPU: the same weights whatever the device.
+        net = build_model(spec.model, checkpoint_activations=spec.checkpoint_activations)
     net.to(device).to(memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
     scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
     return TrainState(net, make_optimizer(net, spec.optim), scaler)
 
 
-def train_epoch(network: nn.Module, state: TrainState, batches: Batches, *, steps: int, total_steps: int) -> dict[str, float]:
-    """Trains for `steps` steps. Returns loss and error (percent) over all images and workers, as they were trained on."""
+def train_epoch(
+    network: nn.Module,
+    state: TrainState,
+    batches: Batches | StreamedBatches,
+    *,
+    steps: int,
+    total_steps: int,
+    probe: bool = False,
+) -> dict[str, float]:
+    """Trains for `steps` steps. Returns loss and error (percent) over all images and workers, as they were trained on.
+
+    With `probe`, the state's probes get the norms of the gradients.
+    """
     spec = batches.spec
     network.train()
-    totals = Totals(batches.device)
+    totals, recent = Totals(batches.device), Totals(batches.device)
+    gradients = Gradients(state.net) if probe else None
     for _, (images, labels) in zip(range(steps), batches.train_epoch(state.epoch), strict=False):
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(spec.optim, state.step, total_steps)
-        with _autocast(spec, batches.device):
+        warming_up = spec.optim.warmup_error is not None and state.warmup_steps is None
+        set_learning_rate(state.optimizer, spec.optim, learning_rate(spec.optim, state.step, total_steps, warming_up=warming_up))
+        with autocast(spec, batches.device):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=spec.optim.label_smoothing)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if gradients:
+            gradients.add(state.scaler.scale(torch.ones((), device=batches.device)))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad()
         state.step += 1
         totals.add(loss.detach(), logits.detach(), labels)
+        if warming_up:
+            recent.add(loss.detach(), logits.detach(), labels)
+            recent = _end_warmup(state, spec, recent, batches.steps_per_epoch)
+    if gradients:
+        state.probes += gradients.read(state.epoch + 1)
     return totals.reduce()
 
 
-@torch.inference_mode()
-def evaluate(network: nn.Module, batches: Batches) -> dict[str, float]:
-    """Loss and error (percent) over the whole test set, each image counted once whatever the number of workers."""
-    network.eval()
-    # Workers may hold different numbers of batches here: call the network itself, never DDP's collectives.
-    network = network.module if isinstance(network, DistributedDataParallel) else network
-    totals = Totals(batches.device)
-    for images, labels in batches.test():
-        with _autocast(batches.spec, batches.device):
-            logits = network(images)
-        totals.add(F.cross_entropy(logits.float(), labels), logits, labels)
-    return totals.reduce()
+def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_epoch: int) -> "Totals":
+    """Ends a warm-up by training error once that is low enough. Looked at every 20 steps, since it makes the device wait."""
+    if (state.step % steps_per_epoch) % WARMUP_STEPS and state.step % steps_per_epoch:
+        return recent
+    if recent.reduce()["error"] < (spec.optim.warmup_error or 0):
+        state.warmup_steps = state.step
+    return Totals(recent.loss.device)
 
 
-class Totals:
-    """Sums and counts on the device, without a synchronisation per step; divided once, after adding up all workers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        self.count = 0
-
-    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.loss += mean_loss.double() * len(labels)
-        self.wrong += (logits.argmax(1) != labels).sum()
-        self.count += len(labels)
-
-    def reduce(self) -> dict[str, float]:
-        sums = torch.stack([self.loss, self.wrong.double(), torch.full_like(self.loss, self.count)])
-        if _distributed():
-            distributed.all_reduce(sums)
-        loss, wrong, count = sums.tolist()
-        return {"loss": loss / count, "error": 100 * wrong / count}
+def settle_batchnorm(state: TrainState, batches: Batches | StreamedBatches, *, last: bool) -> None:
+    """Gives BatchNorm the statistics to be tested with, the same on all workers."""
+    if last and batches.spec.optim.bn_statistics == "averaged":
+        with autocast(batches.spec, batches.device):
+            update_bn(batches.train_epoch(state.epoch), state.net)
+    average_batchnorm(state.net)
 
 
 def average_batchnorm(net: nn.Module) -> None:
     """Makes the running statistics of all workers equal: their mean. Each worker normalises by its own share of a batch."""
-    if not _distributed():
+    if not is_distributed():
         return
     buffers = [b for b in net.buffers() if b.is_floating_point()]
     flat = torch.cat([b.reshape(-1) for b in buffers])
@@ -216,7 +258,7 @@ def average_batchnorm(net: nn.Module) -> None:
 def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
     """The callable form of the network; its weights and statistics stay those of `net`."""
     network: nn.Module = net
-    if _distributed():
+    if is_distributed():
         # Statistics are averaged once an epoch instead of broadcast every step. Newer torch calls the switch by another name.
         names = inspect.signature(DistributedDataParallel).parameters
         off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
@@ -226,16 +268,8 @@ def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
     return network
 
 
-def _autocast(spec: RunSpec, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, AUTOCAST.get(spec.precision), enabled=spec.precision in AUTOCAST)
-
-
-def _distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
 def _rank(spec: RunSpec) -> int:
-    size = distributed.get_world_size() if _distributed() else 1
+    size = distributed.get_world_size() if is_distributed() else 1
     if size != spec.world_size:
         raise reject("world_size", spec.world_size, f"the process group has {size} workers")
     return distributed.get_rank() if size > 1 else 0

@@ -1,15 +1,18 @@
 """The command line says what is wrong in one line, before anything starts, and helps in words."""
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ablations.engine.cli import main
-from ablations.engine.study import Study
+from ablations.engine.study import Request, Study, make_plan
+from resnet_core import PRESETS, ConfigError
 
 PROJECT = Path(__file__).parents[1]
 STUDIES = sorted(p.stem for p in (PROJECT / "ablations").glob("*.py") if p.stem != "__init__")
@@ -70,7 +73,45 @@ def test_a_wrong_request_exits_2_with_one_line_and_starts_nothing(
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_is_data_in_less_than_30_lines(name: str) -> None:
     assert study_of(name).name == name
-    assert len((PROJECT / "ablations" / f"{name}.py").read_text().splitlines()) < 30
+    code = (PROJECT / "ablations" / f"{name}.py").read_text().split('"""')
+    assert len(code[2].splitlines()) < 30
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_opens_with_its_command_its_cost_and_what_to_expect(name: str) -> None:
+    opening = importlib.import_module(f"ablations.{name}").__doc__ or ""
+    assert f"ray job submit -- python ablations/{name}.py" in opening
+    assert "Cost: " in opening
+    assert "Expect: " in opening
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """For presets whose data must be had first: other data, everything else as it is."""
+    root = tmp_path_factory.mktemp("images")
+    for split, label in itertools.product(("train", "val"), ("cat", "dog")):
+        (root / split / label).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (300, 280), (80 * i, 10, 200)).save(root / split / label / f"{i}.jpg")
+    folder = {"data.name": "imagefolder", "data.stream": "true", "data.root": str(root), "global_batch_size": "2"}
+    return {"cifar10": {"data.name": "synthetic"}, "cifar100": {"data.name": "synthetic"}, "imagenet": folder}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_can_be_planned_on_its_presets(
+    name: str, preset: str, stand_ins: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    request = Request(preset=preset, overrides=stand_ins.get(preset, {}))
+    study = study_of(name).adapted(preset)
+    if preset == "imagenet" and name not in ("shortcuts", "degradation", "depth", "blocks"):
+        with pytest.raises(ConfigError, match="imagenet"):
+            make_plan(study, request, cache=tmp_path)
+        return
+    plan = make_plan(study, request, cache=tmp_path)
+    assert len({run.fingerprint for run in plan.runs}) == len(plan.runs) >= 2 * 3
+    for factor, level in study.baseline.items():
+        assert any((factor, level) in cell.levels for cell in plan.cells), "there is something to compare with"
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -85,9 +126,8 @@ def test_help_names_factors_presets_and_every_option_without_importing_ray_or_to
         "print('heavy' if {'ray', 'torch', 'mlflow'} & set(sys.modules) else 'light')"  # fmt: skip
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     shown = " ".join(shown.split())
-    options = (
-        "preset seeds levels set workers cpus-per-worker gpus-per-worker max-concurrent storage tracking-uri plan fresh log-models"
-    )
+    options = "preset seeds levels set probe data-download workers cpus-per-worker gpus-per-worker max-concurrent storage"
+    options += " tracking-uri plan fresh log-models"
     assert all(f"--{option}" in shown for option in options.split())
     assert "shortcut: none, A, B, C" in shown
     assert "digits" in shown

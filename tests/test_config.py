@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_core import PRESETS, ConfigError, DataConfig, ModelConfig, OptimConfig, RunSpec, override, preset
-from resnet_core.config import convert
+from resnet_core.overrides import convert, from_flat
 
 DEFAULT = RunSpec()
 FIELDS = tuple(DEFAULT.flat())
@@ -40,7 +40,7 @@ thorough = settings(deadline=None, max_examples=100)
         ({"shortcut": "D"}, "model.shortcut=D: accepted: none, A, B, C"),
         ({"shortcut": None}, "model.shortcut=null: accepted: none, A, B, C"),
         ({"precision": "fp8"}, "precision=fp8: accepted: fp32, bf16, fp16"),
-        ({"data.name": "mnist"}, "data.name=mnist: accepted: digits, cifar10, imagefolder, synthetic"),
+        ({"data.name": "mnist"}, "data.name=mnist: accepted: digits, cifar10, cifar100, imagenet, imagefolder, synthetic"),
         # impossible networks
         ({"depth": 21}, "model.depth=21: cifar with basic blocks has depths 6n+2: 8, 14, 20, 32, 44, 56, 110, …"),
         ({"depth": 2}, "model.depth=2: cifar with basic blocks has depths 6n+2: 8, 14, 20, 32, 44, 56, 110, …"),
@@ -114,7 +114,7 @@ def test_any_value_is_either_refused_in_one_line_or_survives_json(name: str, val
     except ConfigError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017 - being refused is one of two good ends
     else:
-        assert RunSpec.from_flat(json.loads(json.dumps(spec.flat(), allow_nan=False))) == spec
+        assert from_flat(json.loads(json.dumps(spec.flat(), allow_nan=False))) == spec
 
 
 @st.composite
@@ -151,8 +151,8 @@ def specs(draw: st.DrawFn) -> RunSpec:
 @thorough
 @given(specs())
 def test_a_spec_survives_flattening_and_json(spec: RunSpec) -> None:
-    assert RunSpec.from_flat(spec.flat()) == spec
-    assert RunSpec.from_flat(json.loads(json.dumps(spec.flat()))) == spec
+    assert from_flat(spec.flat()) == spec
+    assert from_flat(json.loads(json.dumps(spec.flat()))) == spec
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -176,7 +176,7 @@ def test_rules_between_fields_see_only_the_final_values() -> None:
 
 
 def test_an_ambiguous_short_name_lists_its_meanings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_core.config._field_names", lambda: {"size": ("data.size", "model.size")})
+    monkeypatch.setattr("resnet_core.overrides._field_names", lambda: {"size": ("data.size", "model.size")})
     with pytest.raises(ConfigError, match=r"^size: ambiguous; accepted: data\.size, model\.size$"):
         override(DEFAULT, {"size": 1})
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from resnet_core import DataConfig, Dataset, OptimConfig, RunSpec
-from resnet_core.data import Batches, crop_and_flip
-from resnet_core.datasets import Split
+from resnet_core import ConfigError, DataConfig, Dataset, OptimConfig, RunSpec
+from resnet_core.data.batches import Batches, crop_and_flip
+from resnet_core.data.datasets import Split
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,8 @@ def order(batches: Batches, epoch: int = 0) -> list[int]:
     return [int(label) for _, labels in batches.train_epoch(epoch) for label in labels]
 
 
-def normalised(split: Split) -> Tensor:
+def normalised(split: Any) -> Tensor:
+    assert isinstance(split, Split)
     pixels = (split.images - np.array([120, 125, 130]).reshape(3, 1, 1)) / np.array([50, 60, 70]).reshape(3, 1, 1)
     return torch.from_numpy(pixels.astype(np.float32))
 
@@ -79,7 +81,7 @@ def test_crop_and_flip_is_the_loop_over_images(size: int, pad: int) -> None:
 def test_training_images_are_crops_of_the_padded_image_each_equally_likely(pad: int, flip: bool) -> None:
     data = numbered(train=4000, size=3)
     (batch,) = make(data, batch=4000, pad=pad, flip=flip).train_epoch(0)
-    padded = torch.nn.functional.pad(normalised(data.train)[batch[1]], (pad,) * 4)  # by the mean
+    padded = F.pad(normalised(data.train)[batch[1]], (pad,) * 4)  # by the mean
     corners = itertools.product((padded, padded.flip(3)) if flip else (padded,), range(2 * pad + 1), range(2 * pad + 1))
     crops = (image[:, :, row : row + 3, column : column + 3] for image, row, column in corners)
     counts = [int(torch.isclose(crop, batch[0]).all((1, 2, 3)).sum()) for crop in crops]
@@ -112,3 +114,45 @@ def test_batches_have_the_memory_layout_of_the_spec(channels_last: bool, memory_
     spec = RunSpec(optim=OptimConfig(global_batch_size=32), channels_last=channels_last)
     batches = Batches(numbered(), spec, device=CPU)
     assert all(x.is_contiguous(memory_format=memory_format) for x, _ in (*batches.train_epoch(0), *batches.test()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_mean_image_of_the_training_images_is_subtracted_and_borders_stay_zero(world_size: int) -> None:
+    data = numbered()
+    assert isinstance(data.train, Split)
+    assert isinstance(data.test, Split)
+    mean, std = data.train.images.astype(np.float64).mean(0), np.array(data.std).reshape(3, 1, 1)
+    batches = make(data, world_size=world_size, normalise="pixel", pad=5, flip=False)
+    images, labels = next(batches.test())
+    np.testing.assert_allclose(images, (data.test.images[labels] - mean) / std, atol=1e-5)
+    images, labels = next(batches.train_epoch(0))
+    padded = F.pad(torch.from_numpy((data.train.images[labels] - mean) / std), (5,) * 4)
+    crops = padded.float().unfold(2, 5, 1).unfold(3, 5, 1)  # (N, C, row, column, 5, 5)
+    assert torch.isclose(crops, images[:, :, None, None], atol=1e-5).all((1, 4, 5)).any((1, 2)).all()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_ten_crops_are_corners_and_centre_of_the_padded_image_and_their_mirror_images(world_size: int) -> None:
+    data, seen = numbered(), []
+    for rank in range(world_size):
+        for views, labels in make(data, rank=rank, world_size=world_size, batch=12, pad=2).views("ten_crop"):
+            padded = F.pad(normalised(data.test), (2,) * 4)[labels]
+            found = list(views)
+            assert len(found) == 10
+            for i, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]):
+                expected = padded[:, :, row : row + 5, column : column + 5]
+                torch.testing.assert_close(found[2 * i], expected)
+                torch.testing.assert_close(found[2 * i + 1], expected.flip(3))
+            seen += labels.tolist()
+    assert sorted(seen) == list(range(50))
+
+
+def test_images_in_memory_cannot_be_seen_at_several_scales() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.extra_tests=multi_scale: accepted for images in memory: ten_crop$"):
+        next(make(numbered()).views("multi_scale"))
+
+
+def test_training_never_waits_for_images_in_memory() -> None:
+    batches = make(numbered())
+    order(batches)
+    assert batches.wait_seconds == 0.0

@@ -1,7 +1,5 @@
 """Data sets are read right, split the same for everybody, identified by content, decoded once, and refused in one line."""
 
-import hashlib
-import pickle
 import shutil
 import subprocess
 import sys
@@ -13,15 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
-from resnet_core import ConfigError, DataConfig, Dataset, ModelConfig, RunSpec, datasets, load_dataset, override
-from resnet_core.datasets import Split, resolve
+from resnet_core import ConfigError, DataConfig, Dataset, ModelConfig, RunSpec, load_dataset, override
+from resnet_core.data import datasets, sources
+from resnet_core.data.datasets import Split, resolve
+from resnet_core.data.splits import hold_out
 
 
 def load(config: DataConfig, cache: Path | None = None) -> Dataset:
     """As in a fresh process."""
-    load_dataset.cache_clear()
+    datasets._load.cache_clear()
     return load_dataset(config, cache)
 
 
@@ -35,8 +34,8 @@ def save_image(path: Path, pixels: Any) -> None:
 
 
 def save_images(root: Path, classes: str = "ab", count: int = 5, shape: tuple[int, ...] = (4, 4, 3)) -> Path:
-    """Class folders of random images."""
-    random = np.random.default_rng(0)
+    """Class folders of random images, other ones in each folder of another name."""
+    random = np.random.default_rng(list(root.name.encode()))
     for name in classes:
         for i in range(count):
             save_image(root / name / f"{i}.png", random.integers(0, 256, shape))
@@ -51,9 +50,14 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def pixels_of(part: Any) -> NDArray[np.uint8]:
+    assert isinstance(part, Split)
+    return part.images
+
+
 def same(a: Dataset, b: Dataset) -> bool:
     facts = [(d.name, d.classes, d.version, d.mean, d.std) for d in (a, b)]
-    arrays: list[list[NDArray[Any]]] = [[*d.train, *d.test] for d in (a, b)]
+    arrays: list[list[Any]] = [[*d.train, *d.test] for d in (a, b)]
     return facts[0] == facts[1] and all(np.array_equal(x, y) for x, y in zip(*arrays, strict=True))
 
 
@@ -62,8 +66,8 @@ def same(a: Dataset, b: Dataset) -> bool:
 
 def test_digits_are_split_the_same_for_everybody() -> None:
     digits = load(DataConfig(name="digits"))
-    assert digits.train.images.shape == (1437, 1, 8, 8)
-    assert digits.test.images.shape == (360, 1, 8, 8)
+    assert pixels_of(digits.train).shape == (1437, 1, 8, 8)
+    assert pixels_of(digits.test).shape == (360, 1, 8, 8)
     assert digits.version == "37ca518ccee450a05142"
     assert same(digits, load(DataConfig(name="digits", pad=0)))
 
@@ -72,7 +76,7 @@ def test_digits_are_scikit_learns_images_each_once() -> None:
     from sklearn.datasets import load_digits
 
     digits, raw = load(DataConfig(name="digits")), load_digits()
-    found = np.concatenate([s.images.reshape(-1, 64) // 15 * 10 + s.labels[:, None] for s in (digits.train, digits.test)])
+    found = np.concatenate([pixels_of(s).reshape(-1, 64) // 15 * 10 + s.labels[:, None] for s in (digits.train, digits.test)])
     expected = raw.data * 10 + raw.target[:, None]
     assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
 
@@ -80,7 +84,7 @@ def test_digits_are_scikit_learns_images_each_once() -> None:
 @pytest.mark.parametrize("sizes", [[178] * 10, [100, 10], [1, 6, 30], [1, 1, 1], [2, 2], [*[1] * 6, 5]])
 def test_a_fifth_of_every_class_is_held_out_but_never_all_of_it(sizes: list[int]) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    train, test = datasets._hold_out_fifth(Split(np.zeros((len(labels), 1, 4, 4), np.uint8), labels))
+    train, test = hold_out(Split(np.zeros((len(labels), 1, 4, 4), np.uint8), labels), 0.2)
     left, held = (np.bincount(split.labels, minlength=len(sizes)) for split in (train, test))
     assert (left + held).tolist() == sizes
     assert (left > 0).all()
@@ -94,7 +98,7 @@ def test_a_subset_is_balanced_and_leaves_the_rest_of_the_data_alone(name: Any, i
     counts = np.bincount(load(few).train.labels)
     assert counts.sum() == 7
     assert np.ptp(counts) <= 1
-    assert np.array_equal(load(few).test.images, load(full).test.images)
+    assert np.array_equal(pixels_of(load(few).test), pixels_of(load(full).test))
     assert load(few).version != load(full).version
     assert same(load(few), load(few))
     assert len(load(DataConfig(name=name, root=str(images), train_examples=10**6)).train.labels) == len(load(full).train.labels)
@@ -102,8 +106,55 @@ def test_a_subset_is_balanced_and_leaves_the_rest_of_the_data_alone(name: Any, i
 
 def test_synthetic_images_are_as_many_and_as_large_as_asked() -> None:
     data = load(DataConfig(name="synthetic", image_size=6, train_examples=30, test_examples=11))
-    assert (data.train.images.shape, data.test.images.shape) == ((30, 3, 6, 6), (11, 3, 6, 6))
+    assert (pixels_of(data.train).shape, pixels_of(data.test).shape) == ((30, 3, 6, 6), (11, 3, 6, 6))
     assert np.bincount(data.train.labels).tolist() == [3] * 10
+
+
+# --- validation ---
+
+
+def numbers(part: Any) -> list[int]:
+    """The images as numbers, one for each."""
+    return [hash(image.tobytes()) for image in pixels_of(part)]
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic", "imagefolder"])
+def test_validation_images_are_a_fixed_share_of_every_class_of_the_training_images(name: Any, images: Path) -> None:
+    full = load(DataConfig(name=name, root=str(images)))
+    held = load(DataConfig(name=name, root=str(images), validation=0.2))
+    train, validation = numbers(held.train), numbers(held.test)
+    assert not set(train) & set(validation)
+    assert sorted(train + validation) == sorted(numbers(full.train))
+    assert not set(numbers(full.test)) & set(train + validation)
+    counts = np.bincount(full.train.labels)
+    assert (abs(np.bincount(held.test.labels) - counts * 0.2) <= 1).all()
+    assert held.version != full.version
+    assert same(held, load(DataConfig(name=name, root=str(images), validation=0.2)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_validation_images_the_test_images_are_never_read(images: Path, stream: bool) -> None:
+    (images / "test" / "a" / "0.png").write_text("no image")
+    (images / "test" / "c").mkdir()
+    held = load(folder(images, validation=0.2, stream=stream, image_size=4))
+    assert (len(held.train.labels), len(held.test.labels)) == (8, 2)
+
+
+def test_the_last_image_of_a_class_is_trained_on(images: Path) -> None:
+    assert np.bincount(load(folder(images, validation=0.99)).train.labels).tolist() == [1, 1]
+
+
+def test_training_and_validation_images_can_be_limited(images: Path) -> None:
+    held = load(folder(images, validation=0.4, train_examples=4, test_examples=2))
+    assert np.bincount(held.train.labels).tolist() == [2, 2]
+    assert np.bincount(held.test.labels).tolist() == [1, 1]
+
+
+def test_the_papers_validation_split_has_45000_and_5000_images_class_by_class() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
+    train, held = hold_out(Split(np.zeros((50_000, 1, 1, 1), np.uint8), labels), 0.1)
+    assert np.bincount(train.labels).tolist() == [4500] * 10
+    assert np.bincount(held.labels).tolist() == [500] * 10
 
 
 # --- statistics and content hash ---
@@ -168,11 +219,11 @@ def test_a_second_load_maps_the_first_ones_arrays_and_decodes_nothing(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, first = load(folder(images)), load(folder(images), tmp_path / "cache")
-    monkeypatch.setattr(datasets, "_decode_one", refuse)
+    monkeypatch.setattr(sources, "decode_square", refuse)
     second = load(folder(images), tmp_path / "cache")
     assert same(plain, first)
     assert same(plain, second)
-    assert isinstance(second.train.images, np.memmap)
+    assert isinstance(pixels_of(second.train), np.memmap)
     with pytest.raises(AssertionError, match="decoded"):
         load(folder(images), tmp_path / "other cache")
 
@@ -222,7 +273,8 @@ def test_a_cache_left_half_written_is_made_again(images: Path, tmp_path: Path, f
 DECODE_SLOWLY = """
 import sys, time
 from pathlib import Path
-from resnet_core import DataConfig, datasets
+from resnet_core import DataConfig
+from resnet_core.data import datasets
 build, decoded = datasets._build, 0
 def slow(config):
     global decoded
@@ -268,7 +320,7 @@ def test_pixels_are_where_they_were(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
     for part, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
         save_image(tmp_path / part / name / "0.png", pixels)
-    assert np.array_equal(load(folder(tmp_path)).train.images[0].transpose(1, 2, 0), pixels)
+    assert np.array_equal(pixels_of(load(folder(tmp_path)).train)[0].transpose(1, 2, 0), pixels)
 
 
 def test_grayscale_images_stay_so_unless_others_have_colours(tmp_path: Path) -> None:
@@ -277,7 +329,7 @@ def test_grayscale_images_stay_so_unless_others_have_colours(tmp_path: Path) -> 
     pixels = np.array(Image.open(gray / "a" / "0.png"))
     save_image(gray / "b" / "colour.png", np.zeros((4, 4, 3)))
     mixed = load(folder(gray))
-    everything = np.concatenate([mixed.train.images, mixed.test.images])
+    everything = np.concatenate([pixels_of(mixed.train), pixels_of(mixed.test)])
     assert everything.shape[1] == 3
     assert any(np.array_equal(image, np.stack([pixels] * 3)) for image in everything)
 
@@ -289,7 +341,7 @@ def test_images_are_scaled_to_the_shorter_side_and_cut_in_the_middle(tmp_path: P
         for i, pixels in enumerate((wide, wide.T)):
             save_image(tmp_path / name / f"{i}.png", pixels)
     data = load(folder(tmp_path, image_size=4))
-    everything = np.concatenate([data.train.images, data.test.images])
+    everything = np.concatenate([pixels_of(data.train), pixels_of(data.test)])
     assert everything.shape == (4, 1, 4, 4)
     assert (everything > 180).all()
 
@@ -350,7 +402,10 @@ def other_test_size(root: Path) -> None:
         (other_size, r"data\.image_size=null: {root}/train/a/0\.png has 4×4 pixels, {root}/train/b/3\.png has 5×6: set one size"),
         (not_square, r"data\.image_size=null: {root}/train/a/0\.png is not square: set a size"),
         (more_test_classes, r"data\.root={root}: train and test must have the same classes; only in one: c"),
-        (other_test_size, r"data\.root={root}: train and test images have different shapes \(3, 4, 4\) and \(3, 6, 6\)"),
+        (
+            other_test_size,
+            r"data\.image_size=null: {root}/train/a/0\.png has 4×4 pixels, {root}/test/a/0\.png has 6×6: set one size",
+        ),
     ],
 )
 @pytest.mark.parametrize("cached", [False, True])
@@ -370,72 +425,11 @@ def test_a_folder_with_too_few_images_to_hold_any_out_is_refused(tmp_path: Path)
 
 
 def test_more_images_than_memory_are_refused_before_they_are_decoded(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT_GIB", 1e-9)
-    with pytest.raises(ConfigError, match=r"^data\.image_size=null: .* GiB to hold in memory, at most .*: set it lower$"):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT_GIB", 1e-9)
+    with pytest.raises(
+        ConfigError, match=r"^data\.image_size=null: .* GiB to hold in memory, at most .*: set it lower, or data.stream=true$"
+    ):
         load(folder(images))
-
-
-# --- CIFAR-10 ---
-
-
-@pytest.fixture
-def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, NDArray[np.uint8]]]:
-    """A folder in torchvision's layout with six images, and their pixels by file."""
-    base, random = tmp_path / CIFAR10.base_folder, np.random.default_rng(0)
-    base.mkdir()
-    pixels: dict[str, NDArray[np.uint8]] = {}
-
-    def save(name: str, content: dict[str, Any]) -> list[str]:
-        (base / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
-
-    def batch(name: str) -> list[str]:
-        pixels[name] = random.integers(0, 256, (2, 3072)).astype(np.uint8)
-        return save(name, {"data": pixels[name], "labels": [len(pixels), 9]})
-
-    monkeypatch.setattr(CIFAR10, "train_list", [batch("data_batch_1"), batch("data_batch_2")])
-    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
-    _, md5 = save("batches.meta", {"label_names": list("abcdefghij")})
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5})
-    return tmp_path, pixels
-
-
-def test_cifar10_is_read_in_order_by_channel_row_and_column(cifar: tuple[Path, dict[str, NDArray[np.uint8]]]) -> None:
-    root, pixels = cifar
-    data = load(DataConfig(name="cifar10", root=str(root)))
-    assert data.classes == tuple("abcdefghij")
-    assert data.train.labels.tolist() == [1, 9, 2, 9]
-    assert data.test.labels.tolist() == [3, 9]
-    assert np.array_equal(data.train.images[2:].reshape(2, -1), pixels["data_batch_2"])
-    assert data.test.images[1, 2, 5, 7] == pixels["test_batch"][1, 2 * 1024 + 5 * 32 + 7]
-
-
-def test_cifar10_is_cached_whatever_else_is_in_its_folder(cifar: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    config, cache = DataConfig(name="cifar10", root=str(cifar[0])), cifar[0] / "cache"
-    first = load(config, cache)
-    monkeypatch.setattr(datasets, "_build", refuse)
-    (cifar[0] / "another data set.bin").write_bytes(b"1")
-    assert same(load(config, cache), first)
-
-
-@pytest.mark.parametrize("file", ["data_batch_2", "test_batch", "batches.meta"])
-@pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])], ids=["missing", "truncated"]
-)
-def test_incomplete_cifar10_is_refused_in_one_line(cifar: tuple[Path, Any], file: str, damage: Callable[[Path], Any]) -> None:
-    root, _ = cifar
-    damage(root / CIFAR10.base_folder / file)
-    with pytest.raises(ConfigError) as caught:
-        load(DataConfig(name="cifar10", root=str(root)))
-    assert (
-        str(caught.value)
-        == f"data.root={root}: accepted: a folder with torchvision's cifar-10-batches-py, complete and uncorrupted"
-    )
-
-
-def test_a_missing_cifar10_folder_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.root=/.*/nowhere: accepted: an existing folder with cifar10 data$"):
-        load(DataConfig(name="cifar10", root=str(tmp_path / "nowhere")))
 
 
 # --- spec and data together ---

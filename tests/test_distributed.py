@@ -10,9 +10,10 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from resnet_core import RunSpec, fit, load_dataset, override, preset
-from resnet_core.data import Batches
-from resnet_core.datasets import resolve
-from resnet_core.training import _prepare, _rank, evaluate, init_state, train_epoch
+from resnet_core.data.batches import Batches
+from resnet_core.data.datasets import resolve
+from resnet_core.evaluation import evaluate
+from resnet_core.training import _prepare, _rank, init_state, train_epoch
 
 Result = dict[str, Any]
 WORKERS = 2

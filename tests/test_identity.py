@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from resnet_core import RunSpec, fingerprint, identity, override
+from resnet_core.identity import NOT_IDENTITY
+from resnet_core.overrides import from_flat
 
 BASE = RunSpec()
 CHANGED: dict[str, Any] = {
@@ -24,6 +26,16 @@ CHANGED: dict[str, Any] = {
     "model.in_channels": 1,
     "data.name": "synthetic",
     "data.image_size": 16,
+    "model.zero_init_residual": True,
+    "model.bn_momentum": 0.2,
+    "model.match_flops": "bottleneck",
+    "model.match_parameters": "B",
+    "data.stream": True,
+    "data.scale": (40, 80),
+    "data.colour": True,
+    "data.normalise": "pixel",
+    "data.validation": 0.1,
+    "data.extra_tests": ("ten_crop",),
     "data.pad": 2,
     "data.flip": False,
     "data.train_examples": 100,
@@ -41,6 +53,12 @@ CHANGED: dict[str, Any] = {
     "optim.warmup_steps": 400,
     "optim.warmup_lr": 0.02,
     "optim.label_smoothing": 0.1,
+    "optim.velocity": "updates",
+    "optim.bn_statistics": "averaged",
+    "optim.warmup_error": 80.0,
+    "checkpoint_activations": True,
+    "probes": ("responses",),
+    "probe_epochs": (1,),
     "precision": "bf16",
     "channels_last": False,
     "compile": True,
@@ -63,20 +81,24 @@ def identify(spec: RunSpec = BASE, data_version: str = "1") -> str:
     return fingerprint(spec, data_version=data_version)
 
 
-def test_a_fingerprint_changes_with_every_field_but_the_folder_of_the_data() -> None:
-    assert {*CHANGED, "data.root"} == set(BASE.flat()), "every field is decided on here"
-    base = override(BASE, {"data.name": "imagefolder", "data.root": "/somewhere"})  # the data set that takes every field
-    # The other family needs a depth of its own.
-    prints = {
-        name: identify(override(base, {name: value} | ({"depth": 18} if value == "imagenet" else {})))
-        for name, value in CHANGED.items()
-    }
-    assert len({identify(base), *prints.values()}) == 1 + len(CHANGED)
-    assert identify(override(base, {"data.root": "/elsewhere"})) == identify(base)
+def test_a_fingerprint_changes_with_every_field_but_those_that_cannot_change_a_result() -> None:
+    assert {*CHANGED, *NOT_IDENTITY} == set(BASE.flat()), "every field is decided on here"
+    # Data sets that take every field: in memory and streamed.
+    memory = override(BASE, {"data.name": "imagefolder", "data.root": "/somewhere"})
+    streamed = override(memory, {"data.stream": True, "data.image_size": 32})
+    prints = set()
+    for name, value in CHANGED.items():
+        base = streamed if name in ("data.scale", "data.colour") else memory
+        needed: dict[str, Any] = {"depth": 18} if value == "imagenet" else {"depth": 56} if name == "model.match_flops" else {}
+        needed |= {"probes": "gradients"} if name == "probe_epochs" else {}
+        prints.add(identify(override(base, {name: value} | needed)))
+    assert len({identify(memory), identify(streamed), *prints}) == 2 + len(CHANGED)
+    for name, value in (("data.root", "/elsewhere"), ("data.decode_workers", 3)):
+        assert identify(override(memory, {name: value})) == identify(memory)
 
 
 def test_a_fingerprint_is_the_same_for_equal_specs_however_made() -> None:
-    assert identify(RunSpec.from_flat(dict(reversed(BASE.flat().items())))) == identify()
+    assert identify(from_flat(dict(reversed(BASE.flat().items())))) == identify()
     assert identify(override(BASE, {"lr": "0.1", "epochs": 10.0})) == identify()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_core import PRESETS, ModelConfig, OptimConfig, build_model
-from resnet_core.optim import learning_rate, make_optimizer
+from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate
 
 PAPER = PRESETS["cifar10"].optim
 COSINE = OptimConfig(lr=0.2, schedule="cosine")
@@ -54,3 +54,26 @@ def test_momentum_is_pytorchs(nesterov: bool, moved: float) -> None:
         net.weight.grad = torch.ones_like(net.weight)
         optimizer.step()
     assert before - net.weight.item() == pytest.approx(moved, rel=1e-5)
+
+
+@pytest.mark.parametrize("velocity", ["gradients", "updates"])
+def test_the_velocity_accumulates_what_the_field_says_where_the_rate_drops(velocity: Any) -> None:
+    net = torch.nn.Linear(1, 1, bias=False)
+    config = OptimConfig(momentum=0.9, weight_decay=0.1, velocity=velocity)
+    optimizer = make_optimizer(net, config)
+    expected, v = net.weight.item(), 0.0
+    for step, rate in enumerate([0.1, 0.1, 0.01, 0.01, 0.5]):
+        gradient = step - 1.5
+        total = gradient + 0.1 * expected
+        v = 0.9 * v + (rate * total if velocity == "updates" else total)  # the paper's Caffe, and PyTorch
+        expected -= v if velocity == "updates" else rate * v
+        net.weight.grad = torch.full_like(net.weight, gradient)
+        set_learning_rate(optimizer, config, rate)
+        optimizer.step()
+        assert net.weight.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_warm_up_by_error_keeps_its_rate_until_it_is_over() -> None:
+    config = OptimConfig(warmup_error=80.0)
+    assert learning_rate(config, 5000, 64_000, warming_up=True) == 0.01
+    assert learning_rate(config, 0, 64_000, warming_up=False) == 0.1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ablations.engine.study import Plan, Request, Study, make_plan
-from resnet_core import ConfigError
+from resnet_core import ConfigError, measure_cost
 
 
 def small_study(**changes: Any) -> Study:
@@ -87,7 +87,7 @@ def test_the_base_configuration_does_not_depend_on_levels_or_seeds(tmp_path: Pat
         ({"levels": {"depth": ()}}, "--levels depth: accepted: one or more levels"),
         ({"levels": {"depth": ("9",)}}, "model.depth=9: cifar with basic blocks has depths 6n+2"),
         ({"levels": {"seed": ("1", "2")}}, "cannot be a factor"),
-        ({"levels": {"colour": ("red",)}}, "colour: no such field"),
+        ({"levels": {"mood": ("good",)}}, "mood: no such field"),
         ({"overrides": {"optim.lrr": "1"}}, "optim.lrr: no such field; did you mean optim.lr"),
         ({"overrides": {"depth": "20"}}, "--set model.depth: is a factor of this study"),
         ({"overrides": {"optim.lr": "fast"}}, "optim.lr=fast: accepted: a number"),
@@ -113,3 +113,60 @@ def test_a_wrong_request_is_refused_in_one_line(tmp_path: Path, request_fields: 
 def test_a_wrong_study_is_refused(field: Mapping[str, Any]) -> None:
     with pytest.raises(ConfigError, match="accepted"):
         small_study(**field)
+
+
+def test_a_study_differs_from_its_preset_by_its_settings_and_a_request_from_both(tmp_path: Path) -> None:
+    study = small_study(settings={"lr": 0.3, "optim.momentum": 0.5})
+    assert plan_of(tmp_path, study).base.optim.lr == 0.3
+    asked = plan_of(tmp_path, study, overrides={"optim.lr": "0.2"}).base.optim
+    assert (asked.lr, asked.momentum) == (0.2, 0.5)
+
+
+def test_a_study_is_adapted_to_a_preset(tmp_path: Path) -> None:
+    changes = {"factors": {"depth": (20,), "width": (8, 16)}, "baseline": {"width": 8}, "settings": {"lr": 0.3}}
+    plan = plan_of(tmp_path, small_study(on={"smoke": changes}))
+    assert plan.factors == {"shortcut": ("none", "A"), "depth": (20,), "width": (8, 16)}
+    assert (plan.study.baseline, plan.base.optim.lr) == ({"shortcut": "A", "width": 8}, 0.3)
+    assert plan_of(tmp_path, small_study(on={"digits": changes})).factors == small_study().factors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"on": {"mnist": {}}}, "preset=mnist: accepted: smoke"),
+        ({"on": {"smoke": {"levels": {}}}}, "on smoke=levels: accepted: factors, baseline, settings"),
+        ({"baseline": {"width": 8}}, "baseline=width: accepted: shortcut, depth"),
+    ],
+)
+def test_a_study_that_contradicts_itself_is_refused_when_it_is_made(changes: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        small_study(**changes)
+    assert message in str(error.value)
+
+
+def test_a_width_that_matches_costs_is_resolved_to_a_number_and_shared_with_that_number(tmp_path: Path) -> None:
+    factors = {"block": ("basic", "bottleneck"), "match_flops": (None, "basic"), "depth": (20,)}
+    study = small_study(factors=factors, baseline={"block": "basic"}, settings={"width": None})
+    plan = plan_of(tmp_path, study, seeds=1)
+    assert [str(cell) for cell, _ in plan.skipped] == ["block=basic match_flops=basic depth=20"]
+    costs = {str(run.cell): measure_cost(run.spec.model, 8).flops for run in plan.runs}
+    equal = costs["block=bottleneck match_flops=basic depth=20"] / costs["block=basic match_flops=None depth=20"]
+    assert 0.9 < equal < 1.1
+    matched = next(run for run in plan.runs if "match_flops=basic" in str(run.cell))
+    assert matched.spec.model.match_flops is None
+    by_number = {"block": "bottleneck", "depth": 20, "width": matched.spec.model.width}
+    again = plan_of(tmp_path, small_study(factors={"shortcut": ("A",)}), seeds=1, overrides=by_number)
+    assert [run.fingerprint for run in again.runs] == [matched.fingerprint]
+
+
+def test_a_study_with_a_validation_split_is_another_than_the_one_on_the_test_set(tmp_path: Path) -> None:
+    plan, held_out = plan_of(tmp_path), plan_of(tmp_path, overrides={"validation": "0.25"})
+    assert not {run.fingerprint for run in plan.runs} & {run.fingerprint for run in held_out.runs}
+    assert (len(held_out.dataset.train.labels), len(held_out.dataset.test.labels)) == (96, 32)
+
+
+def test_cells_that_come_to_the_same_network_are_one(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, small_study(factors={"width": (None, 8, 16)}, baseline={}, settings={"width": None}))
+    assert [str(cell) for cell in plan.cells] == ["width=None", "width=8"]
+    assert [(str(cell), reason) for cell, reason in plan.skipped] == [("width=16", "the same network as width=None")]
+    assert len({run.fingerprint for run in plan.runs}) == len(plan.runs) == 4

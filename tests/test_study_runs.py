@@ -1,5 +1,6 @@
 """A study really runs: Ray, MLflow and a database, on the smallest networks."""
 
+import itertools
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 
 from ablations.engine import execution, ledger, options, paths, scheduler
 from ablations.engine.checkpoints import CheckpointFolder
@@ -104,6 +106,55 @@ def test_a_run_gives_the_same_weights_here_as_in_a_trial(tmp_path: Path) -> None
     *_, last = fit(submitted.plan.runs[0].spec)
     for name, value in last.checkpoint()["model"].items():
         assert torch.equal(value, submitted.weights()[name]), name
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_probes_saw_is_an_artifact_of_each_run_and_drawn_for_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    seen = Submitted(tmp_path, "--probe", "responses", "gradients", "--set", "probe_epochs=2", "--workers", workers)
+    assert "figures among the artifacts of its run “small · smoke”" in capsys.readouterr().out
+    rows = ledger.probes(seen.client, seen.plan, seen.entries)
+    assert set(rows["probe"]) == {"responses", "gradients"}
+    assert set(rows["epoch"]) == {2}
+    assert set(rows["cell"]) == {"shortcut=none", "shortcut=A"}
+    assert rows[rows["quantity"] == "std"].groupby("cell").size().tolist() == [7, 7]  # ResNet-8: stem and six more
+    assert (rows["value"] > 0).all()
+
+    (parent,) = seen.client.search_runs([next(iter(seen.entries.values())).experiment_id], "tags.base LIKE '%'")
+    figures = {file.path for file in seen.client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {f"figures/{probe}.{suffix}" for probe in ("responses", "gradients") for suffix in ("png", "svg")}
+    # Another request, other runs: those without probes have not looked.
+    assert not {run.fingerprint for run in seen.plan.runs} & {run.fingerprint for run in Submitted(tmp_path).plan.runs}
+
+
+def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(tmp_path: Path) -> None:
+    for i, (split, label) in enumerate(itertools.product(("train", "val"), ("cat", "dog"))):
+        (tmp_path / split / label).mkdir(parents=True)
+        for j in range(8):
+            Image.new("RGB", (50, 40), (20 * j, 60 * i, 9)).save(tmp_path / split / label / f"{j}.jpg")
+    data = ["data.name=imagefolder", f"data.root={tmp_path}", "data.stream=true", "data.image_size=16", "data.scale=18,24"]
+    streamed = Submitted(
+        tmp_path,
+        "--levels",
+        "shortcut=A",
+        "--set",
+        *data,
+        "data.colour=true",
+        "global_batch_size=8",
+        "data.extra_tests=multi_scale",
+    )
+    (entry,) = streamed.entries.values()
+    assert entry.outcome == "completed", entry.tags.get("message")
+    assert {"data_wait_seconds", "test/multi_scale_error"} <= entry.metrics.keys()
+
+
+def test_a_search_of_the_validation_split_leaves_the_test_set_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = Submitted(tmp_path, "--set", "data.validation=0.25")
+    assert "validation error %" in capsys.readouterr().out
+    for entry in held_out.entries.values():
+        assert "validation/error" in entry.metrics
+        assert not any(name.startswith("test/") for name in entry.metrics)
 
 
 def test_a_run_that_diverges_or_fails_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

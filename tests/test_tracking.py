@@ -89,6 +89,24 @@ def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, pl
     assert child.data.tags["attempts"] == "2"
 
 
+def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
+    client: MlflowClient, plan: Plan, tracker: Tracker
+) -> None:
+    run, rows = plan.runs[0], [{"probe": "responses", "epoch": 2, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
+    tracker.started(run)
+    tracker.epoch(run, 1, METRICS, "cpu")
+    tracker.flush()
+    for _ in range(2):
+        again = Tracker(client, plan, ledger.find(client, plan))
+        again.started(run)
+        again.epoch(run, 2, LAST, "cpu", rows)
+        again.flush()
+    (child,) = children(client, tracker)
+    text = Path(client.download_artifacts(child.info.run_id, ledger.PROBES)).read_text()
+    assert text == "probe,epoch,layer,name,quantity,value\nresponses,2,1,conv1,std,0.5\n"
+    assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
+
+
 def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
     run = plan.runs[0]
     tracker.started(run)

@@ -1,6 +1,5 @@
 """Training: right by a plain loop, repeatable to the bit, resumable to the bit, and honest in what it reports."""
 
-import io
 import math
 import sys
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from runs import CLOCKED, learned, train, weights_differ
 from torch.nn import functional as F
 
-from resnet_core import ConfigError, Diverged, EpochResult, RunSpec, fit, load_dataset, measure_cost, override, preset
-from resnet_core.data import Batches
-from resnet_core.datasets import resolve
+from resnet_core import ConfigError, Diverged, fit, load_dataset, measure_cost, override, preset
+from resnet_core.data.batches import Batches
+from resnet_core.data.datasets import resolve
 from resnet_core.memory import PeakMemory
 from resnet_core.training import init_state
 
@@ -21,33 +20,6 @@ SMOKE = preset("smoke")  # 128 images, 4 steps an epoch, 2 epochs
 CPU = torch.device("cpu")
 METRICS = {"train/loss", "train/error", "test/loss", "test/error", "lr", "images_per_second", "epoch_seconds", "peak_memory_mb"}
 ONCE = {"parameters", "flops", "train_seconds"}
-CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds"}
-
-
-def through_a_file(checkpoint: dict[str, Any]) -> Any:
-    file = io.BytesIO()
-    torch.save(checkpoint, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def train(spec: RunSpec, restore: Any = None) -> tuple[list[EpochResult], list[dict[str, Any]]]:
-    """Results of all epochs and their checkpoints."""
-    results, checkpoints = [], []
-    for result in fit(spec, restore=restore):
-        results.append(result)
-        checkpoints.append(through_a_file(result.checkpoint()))
-    return results, checkpoints
-
-
-def learned(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """What of the metrics follows from the spec alone."""
-    return [{name: value for name, value in metrics.items() if name not in CLOCKED} for metrics in history]
-
-
-def weights_differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    assert a.keys() == b.keys()
-    return [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def test_epochs_are_what_a_plain_loop_does_and_report_its_loss_and_error() -> None:
@@ -76,7 +48,7 @@ def test_epochs_are_what_a_plain_loop_does_and_report_its_loss_and_error() -> No
 
     mean, std = (np.array(statistic).reshape(3, 1, 1) for statistic in (dataset.mean, dataset.std))
     with torch.no_grad():
-        logits = net.eval()(torch.from_numpy(((dataset.test.images - mean) / std).astype(np.float32)))
+        logits = net.eval()(torch.from_numpy(((dataset.examples(50) - mean) / std).astype(np.float32)))
     labels = torch.from_numpy(dataset.test.labels)
     assert metrics["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
     assert metrics["test/error"] == 100 * int((logits.argmax(1) != labels).sum()) / 50

@@ -17,7 +17,7 @@ class CellSummary:
     planned: int
     """Seeds that the study asks for."""
     test_error: Sequence[float]
-    """Final test error of each completed run, in percent."""
+    """Final error of each completed run on the images that runs are scored on, in percent."""
     train_error: Sequence[float]
     parameters: int | None
     seconds: float | None
@@ -37,6 +37,7 @@ class CellSummary:
 
 def summarise(plan: Plan, entries: Mapping[str, Entry]) -> list[CellSummary]:
     """One summary per cell, in the plan's order. The reported value is that of the final epoch, never the best."""
+    scored = f"{plan.base.data.scored_on}/error"
     summaries = []
     for cell in plan.cells:
         of_cell = [entries.get(run.fingerprint) for run in plan.runs if run.cell == cell]
@@ -50,7 +51,7 @@ def summarise(plan: Plan, entries: Mapping[str, Entry]) -> list[CellSummary]:
             CellSummary(
                 cell=cell,
                 planned=len(of_cell),
-                test_error=[metrics["test/error"] for metrics in completed],
+                test_error=[metrics[scored] for metrics in completed],
                 train_error=[metrics["train/error"] for metrics in completed],
                 parameters=int(completed[0]["parameters"]) if completed else None,
                 seconds=statistics.fmean(metrics["train_seconds"] for metrics in completed) if completed else None,
@@ -66,13 +67,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def cell_metrics(summaries: Sequence[CellSummary]) -> dict[str, float]:
+def cell_metrics(summaries: Sequence[CellSummary], scored_on: str) -> dict[str, float]:
     """The summaries as MLflow metrics of the parent run: `test_error_mean/shortcut A depth 20`, …"""
     metrics: dict[str, float] = {}
     for summary in summaries:
         # MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell.
         cell = re.sub(r"[^\w\-. ]", "", " ".join(f"{name} {level}" for name, level in summary.cell.levels))
         mean, std = mean_and_std(summary.test_error)
-        values = {"test_error_mean": mean, "test_error_std": std, "test_error_n": float(summary.n)}
-        metrics |= {f"{name}/{cell}": value for name, value in values.items() if value is not None}
+        values = {"mean": mean, "std": std, "n": float(summary.n)}
+        metrics |= {f"{scored_on}_error_{name}/{cell}": value for name, value in values.items() if value is not None}
     return metrics

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from rich.console import Console
@@ -15,6 +15,12 @@ from ablations.engine.options import Options
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, connect, is_new
 from ablations.engine.trial import Job
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MENTIONED_WAIT = 0.1
+"""Share of an epoch above which waiting for images is mentioned."""
 
 
 def execute(plan: Plan, options: Options) -> int:
@@ -73,10 +79,23 @@ def _train(
         scheduler.execute(jobs, needs, max_concurrent=options.max_concurrent, listener=relay, scratch=paths.home() / "tune")
         relay.stop_rest()
     lost = tracker.flush()
-    summaries = summarise(plan, ledger.find(client, plan))
+    entries = ledger.find(client, plan)
+    summaries = summarise(plan, entries)
+    tracker.log_figures(_figures(client, plan, entries))
     complete = not lost and all(not summary.without_result for summary in summaries)
-    tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries))
+    tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
     return lost
+
+
+def _figures(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> "dict[str, Figure]":
+    """Figures of what the probes saw, by name."""
+    if not plan.base.probes:
+        return {}
+    from ablations.engine import figures
+
+    rows = ledger.probes(client, plan, entries)
+    draw = {"responses": figures.responses_figure, "gradients": figures.gradients_figure}
+    return {probe: draw[probe](rows[rows["probe"] == probe]) for probe in plan.base.probes if (rows["probe"] == probe).any()}
 
 
 def _job(run: Run, generation: int, options: Options) -> Job:
@@ -88,6 +107,7 @@ def _job(run: Run, generation: int, options: Options) -> Job:
         cache=str(paths.data_cache()),
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
+        download=options.request.download,
     )
 
 
@@ -107,6 +127,8 @@ def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: 
     experiment = next((entry.experiment_id for entry in entries.values()), "")
     address = f"{options.tracking_uri}/#/experiments/{experiment}" if "http" in options.tracking_uri else options.tracking_uri
     console.print(Text(f"MLflow: {address}"), soft_wrap=True)
+    if plan.base.probes:
+        console.print(f"What the probes saw: figures among the artifacts of its run “{plan.title}”.")
     if lost:
         console.print(f"{lost} records did not reach MLflow in time.")
     without = sum(summary.without_result for summary in summaries)
@@ -122,6 +144,7 @@ class _Relay:
         self.runs = {run.fingerprint: run for run in runs}
         self.tracker, self.progress = tracker, progress
         self.open: dict[str, Run] = {}
+        self.waited: set[str] = set()
 
     def started(self, fingerprint: str) -> None:
         run = self.open[fingerprint] = self.runs[fingerprint]
@@ -136,8 +159,16 @@ class _Relay:
             self.tracker.started(run)
             self.progress.note(run, f"a worker died, going on from the last checkpoint ({report['restart']})")
         else:
-            self.tracker.epoch(run, report["epoch"], report["metrics"], report["device"])
+            self.tracker.epoch(run, report["epoch"], report["metrics"], report["device"], report["probes"])
             self.progress.epoch(run, report["epoch"], report["metrics"])
+            self._mention_waiting(run, report["metrics"])
+
+    def _mention_waiting(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Says once where decoding, not training, sets the pace."""
+        share = metrics.get("data_wait_seconds", 0) / metrics["epoch_seconds"]
+        if share > MENTIONED_WAIT and run.fingerprint not in self.waited:
+            self.waited.add(run.fingerprint)
+            self.progress.note(run, f"waited for images {share:.0%} of an epoch: more --cpus-per-worker would decode faster")
 
     def died(self, fingerprint: str, message: str, *, final: bool) -> None:
         run = self.runs[fingerprint]

@@ -1,9 +1,11 @@
 """Which runs are done: MLflow, looked up by fingerprint. There is no other record."""
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
@@ -11,6 +13,8 @@ from ablations.engine.study import Plan
 from resnet_core.identity import code_version
 
 PAGE = 1000
+PROBES = "probes.csv"
+"""Artifact of a run: what its probes saw."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
         if fingerprint in wanted and entry.generation > (found[fingerprint].generation if fingerprint in found else 0):
             found[fingerprint] = entry
     return found
+
+
+def probes(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> pd.DataFrame:
+    """What the probes of completed runs saw: the columns of `resnet_core.probes.Row`, with `cell` and `seed`."""
+    frames = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run in plan.runs:
+            entry = entries.get(run.fingerprint)
+            if entry and entry.outcome == "completed" and run.spec.probes:
+                path = client.download_artifacts(entry.run_id, PROBES, folder)
+                frames.append(pd.read_csv(path).assign(cell=str(run.cell), seed=run.seed))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])
 
 
 def _search(client: MlflowClient, where: str) -> Iterable[MlflowRun]:

@@ -14,7 +14,7 @@ from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.ledger import Entry
 from ablations.engine.study import Plan, Run
 from resnet_core import ConfigError, build_model
-from resnet_core.datasets import Dataset
+from resnet_core.data.datasets import Dataset
 
 LOGGED = "model"
 """Tag of runs whose model is in MLflow already."""
@@ -55,7 +55,7 @@ def log_models(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], f
 
 def _log(client: MlflowClient, run: Run, entry: Entry, model: PixelsToScores, dataset: Dataset) -> None:
     # Two images: a batch of one would be exported as a constant.
-    example = np.asarray(dataset.test.images[:2], np.float32)
+    example = np.asarray(dataset.examples(2), np.float32)
     with torch.inference_mode():
         signature = infer_signature(example, model(torch.from_numpy(example)).numpy())
     before = client.get_run(entry.run_id).info

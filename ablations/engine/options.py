@@ -48,8 +48,9 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         preset=given.preset,
         seeds=given.seeds,
         levels=levels,
-        overrides=_pairs("--set", given.set),
+        overrides=_overrides(given),
         workers=given.workers,
+        download=given.data_download,
     )
     return Options(
         request=request,
@@ -85,6 +86,14 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     what.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of RunSpec, as in optim.lr=0.05"
     )
+    what.add_argument(
+        "--probe",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="look inside the networks: responses (figure 7), gradients; --set probe_epochs=1,10 chooses when",
+    )
+    what.add_argument("--data-download", action="store_true", help="download the data set where it is missing (cifar10, cifar100)")
     what.add_argument("--fresh", action="store_true", help="train again what is done, as a new attempt; nothing is deleted")
     where = parser.add_argument_group("on what")
     where.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of a run (default: 1)")
@@ -109,6 +118,15 @@ def _parser(study: Study) -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print cells, what is skipped or done already and what it costs; start nothing"
     )
     return parser
+
+
+def _overrides(given: argparse.Namespace) -> dict[str, str]:
+    overrides = _pairs("--set", given.set)
+    if given.probe:
+        if "probes" in overrides:
+            raise reject("--set", f"probes={overrides['probes']}", "--probe names them too")
+        overrides["probes"] = ",".join(given.probe)
+    return overrides
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:

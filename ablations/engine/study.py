@@ -4,15 +4,15 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
-from resnet_core.config import convert, field_name
-from resnet_core.datasets import Dataset, load_dataset, resolve
+from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.fields import reject
 from resnet_core.identity import NOT_IDENTITY
+from resnet_core.overrides import convert, field_name
 
 Level = str | int | float | bool | None
 
@@ -33,18 +33,29 @@ class Study:
     """Replicates of every cell: seeds 0, 1, …"""
     preset: str = "digits"
     """What it runs on unless `--preset` says otherwise."""
-    levels: Mapping[str, Mapping[str, Sequence[Level]]] = field(default_factory=dict)
-    """Other levels for some presets: `{"smoke": {"depth": (8, 14)}}`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`RunSpec` fields in which all runs differ from the preset: `{"probes": ("responses",)}`."""
+    on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Other or more factors, baseline levels and settings on some presets: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
 
     def __post_init__(self) -> None:
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise reject("study name", self.name, "accepted: letters, digits, - and _")
-        for preset in (self.preset, *self.levels):
+        for preset in (self.preset, *self.on):
             if preset not in PRESETS:
                 raise reject("preset", preset, f"accepted: {', '.join(PRESETS)}")
         for name in self.baseline:
             if name not in self.factors:
                 raise reject("baseline", name, f"accepted: {', '.join(self.factors)}")
+        for preset, changes in self.on.items():
+            if unknown := set(changes) - {"factors", "baseline", "settings"}:
+                raise reject(f"on {preset}", min(unknown), "accepted: factors, baseline, settings")
+
+    def adapted(self, preset: str) -> "Study":
+        """The study as it is on a preset."""
+        changes = self.on.get(preset, {})
+        merged: dict[str, Any] = {name: {**getattr(self, name), **values} for name, values in changes.items()}
+        return replace(self, on={}, **merged)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class Request:
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
+    download: bool = False
+    """Whether data that are missing may be downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +108,11 @@ class Plan:
     """Combinations that do not exist, and why."""
     runs: tuple[Run, ...]
     dataset: Dataset
+
+    @property
+    def title(self) -> str:
+        """Name of the parent run in MLflow."""
+        return f"{self.study.name} · {self.preset}"
 
     def shared(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
@@ -113,38 +131,40 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
     preset = request.preset or study.preset
     if preset not in PRESETS:
         raise reject("--preset", preset, f"accepted: {', '.join(PRESETS)}")
+    study = study.adapted(preset)
     seeds = study.seeds if request.seeds is None else request.seeds
     if seeds < 1:
         raise reject("--seeds", seeds, "accepted: 1 or more")
-    factors = _factors(study, preset, request)
+    factors = _factors(study, request)
     taken = sorted({field_name(n) for n in request.overrides} & {field_name(n) for n in factors})
     if taken:
         raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
-    base = override(PRESETS[preset], {**request.overrides, "world_size": request.workers})
+    # One after the other: each may name a field in its own way.
+    base = override(override(PRESETS[preset], study.settings), {**request.overrides, "world_size": request.workers})
     cells, skipped = _cells(base, factors)
     # Bad runs surface before the data are read; only the data's own fields wait for them.
-    dataset = load_dataset(base.data, cache)
+    dataset = load_dataset(base.data, cache, download=request.download)
+    specs, impossible = _resolved(base, cells, dataset)
     runs = []
     for seed in range(seeds):
-        for cell in cells:
-            spec = resolve(override(base, {**dict(cell.levels), "seed": seed}), dataset)
-            runs.append(Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)))
+        seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
+        replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)) for cell, spec in seeded]
         # Longest first within a seed: complete replicates early, and no long run alone at the end.
-        runs[-len(cells) :] = sorted(runs[-len(cells) :], key=lambda run: -run.spec.model.depth)
+        runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
     return Plan(
         study=study,
         preset=preset,
         base=base,
         factors=factors,
-        cells=cells,
-        skipped=skipped,
+        cells=tuple(specs),
+        skipped=(*skipped, *impossible),
         runs=tuple(runs),
         dataset=dataset,
     )
 
 
-def _factors(study: Study, preset: str, request: Request) -> dict[str, tuple[Level, ...]]:
-    factors = {name: tuple(levels) for name, levels in {**study.factors, **study.levels.get(preset, {})}.items()}
+def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
+    factors = {name: tuple(levels) for name, levels in study.factors.items()}
     for name, texts in request.levels.items():
         dotted = field_name(name)
         if dotted in ("seed", "world_size") or dotted.startswith("data."):
@@ -178,6 +198,26 @@ def _cells(base: RunSpec, factors: Mapping[str, tuple[Level, ...]]) -> tuple[tup
             if not any((name, level) in cell.levels for cell in cells):
                 raise ConfigError(next(reason for cell, reason in skipped if (name, level) in cell.levels))
     return tuple(cells), tuple(skipped)
+
+
+def _resolved(base: RunSpec, cells: Sequence[Cell], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
+    """What each cell is on a data set, and the cells that do not exist there or are the same as another one, with the reason."""
+    specs: dict[Cell, RunSpec] = {}
+    skipped = []
+    for cell in cells:
+        try:
+            spec = resolve(override(base, dict(cell.levels)), dataset)
+        except ConfigError as error:
+            skipped.append((cell, str(error)))
+            continue
+        same = next((other for other, known in specs.items() if known == spec), None)
+        if same:
+            skipped.append((cell, f"the same network as {same}"))
+        else:
+            specs[cell] = spec
+    if not specs:
+        raise ConfigError(skipped[0][1])
+    return specs, skipped
 
 
 def _shown(level: Level) -> str:

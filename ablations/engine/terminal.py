@@ -29,6 +29,7 @@ class Progress:
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
         self.console, self.todo = console, todo
         self.images = len(plan.dataset.train.labels)
+        self.scored_on = plan.base.data.scored_on
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
@@ -68,7 +69,8 @@ class Progress:
         with self._lock:
             _, metrics = self.running.pop(run.fingerprint, (run, {}))
             self.outcomes[run.fingerprint] = outcome
-        result = f"test error {metrics['test/error']:.2f} %" if outcome == "completed" and metrics else message
+        error = metrics.get(f"{self.scored_on}/error")
+        result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
         done = f"[{len(self.outcomes):>{len(str(len(self.todo)))}}/{len(self.todo)}]"
         self.console.print(Text(f"{done} {run}: {outcome}, {result} · {self._eta()}"), soft_wrap=True)
         self.heard = time.monotonic()
@@ -102,12 +104,13 @@ class Progress:
 
     def _render(self) -> RenderableType:
         table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for name, justify in (("running", "left"), ("epoch", "right"), ("train error", "right"), ("test error", "right")):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column("running")
+        for name in ("epoch", "train error", f"{self.scored_on} error"):
+            table.add_column(name, justify="right")
         with self._lock:
             for run, metrics in self.running.values():
                 epoch = f"{self.epochs[run.fingerprint]}/{run.spec.optim.total_epochs(self.images)}"
-                errors = [f"{metrics[name]:.2f} %" if metrics else "–" for name in ("train/error", "test/error")]
+                errors = [f"{metrics[name]:.2f} %" if metrics else "–" for name in ("train/error", f"{self.scored_on}/error")]
                 table.add_row(str(run), epoch, *errors)
             return Group(table, self._totals())
 
@@ -127,7 +130,7 @@ def result_view(plan: Plan, summaries: Sequence[CellSummary]) -> RenderableType:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in plan.factors:
         table.add_column(name)
-    columns = ["test error %", "train error %", "n", "parameters", "s / run"]
+    columns = [f"{plan.base.data.scored_on} error %", "train error %", "n", "parameters", "s / run"]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     notes = any(s.problems for s in summaries)
@@ -149,14 +152,17 @@ def _title(plan: Plan) -> Text:
 
 
 def plan_view(plan: Plan, done: Mapping[str, Entry]) -> RenderableType:
-    """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why."""
+    """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
+
+    Memory is that of the activations which a training step keeps.
+    """
 
     from resnet_core import measure_cost  # imports torch
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in plan.factors:
         table.add_column(name)
-    for name in ("seeds", "done", "epochs", "parameters", "multiply-adds"):
+    for name in ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image"):
         table.add_column(name, justify="right")
     images = len(plan.dataset.train.labels)
     missing_flops = 0
@@ -169,7 +175,7 @@ def plan_view(plan: Plan, done: Mapping[str, Entry]) -> RenderableType:
         # Backward costs twice a forward pass.
         missing_flops += 3 * cost.flops * steps * spec.optim.global_batch_size * (len(runs) - reused)
         row = [*map(str, dict(cell.levels).values()), str(len(runs)), str(reused), str(spec.optim.total_epochs(images))]
-        table.add_row(*row, f"{cost.parameters:,}", f"{cost.flops:,}")
+        table.add_row(*row, f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}")
     skipped = [Text(f"skipped {cell}: {reason}") for cell, reason in plan.skipped]
     rest = len(plan.runs) - sum(run.fingerprint in done for run in plan.runs)
     total = f"{len(plan.runs)} runs, {rest} to train: {missing_flops:.2e} multiply-adds{_expected(plan, done)}"

@@ -11,21 +11,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from ablations.engine import paths
-from ablations.engine.ledger import Entry
+from ablations.engine.ledger import PROBES, Entry
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import reject
 from resnet_core.identity import code_version
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ def is_new(uri: str) -> bool:
 def connect(uri: str) -> MlflowClient:
     """A client of a tracking server that answers, or of a database; raises ConfigError otherwise."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run; the study says it once
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they report every table of a new database
@@ -101,9 +106,11 @@ class Tracker:
         """A trial of the run has started, the first or another."""
         self._put("start", run)
 
-    def epoch(self, run: Run, epoch: int, metrics: Mapping[str, float], device: str) -> None:
-        """An epoch's metrics. Epochs that MLflow has already are passed over."""
-        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), device=device)
+    def epoch(
+        self, run: Run, epoch: int, metrics: Mapping[str, float], device: str, probes: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """An epoch's metrics, and what probes saw so far. Epochs that MLflow has already are passed over."""
+        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), device=device, probes=probes)
 
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
         """The run is over: see `STATUS` for outcomes."""
@@ -115,6 +122,12 @@ class Tracker:
         self._queue.put(None)
         self._writer.join()
         return len(self._lost)
+
+    def log_figures(self, figures: "Mapping[str, Figure]") -> None:
+        """The study's figures, as artifacts of the parent run."""
+        for name, figure in figures.items():
+            for suffix in ("png", "svg"):
+                self.client.log_figure(self.parent_id, figure, f"figures/{name}.{suffix}")
 
     def close(self, status: str, cell_metrics: Mapping[str, float]) -> None:
         """Ends the parent run with metrics per cell."""
@@ -134,7 +147,6 @@ class Tracker:
         if found:
             self.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
-        name = f"{plan.study.name} · {plan.preset}"
         tags = {
             **self._tags,
             "study": plan.study.name,
@@ -142,7 +154,7 @@ class Tracker:
             "preset": plan.preset,
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+        run = self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
         self.client.log_batch(run.info.run_id, params=_params(plan.shared()))
         return str(run.info.run_id)
 
@@ -208,6 +220,9 @@ class Tracker:
             return
         metrics = [Metric(name, value, record.time_ms, epoch) for name, value in record.values["metrics"].items()]
         tags = [] if logged else [RunTag("device", record.values["device"])]
+        if record.values["probes"]:  # before the metrics, by which an epoch counts as delivered
+            table = pd.DataFrame(record.values["probes"]).to_csv(index=False)
+            self.client.log_text(self.run_ids[run.fingerprint], table, PROBES)
         self.client.log_batch(self.run_ids[run.fingerprint], metrics=metrics, tags=tags)
         self._logged[run.fingerprint] = epoch
 

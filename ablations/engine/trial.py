@@ -1,7 +1,7 @@
 """One trial: a run trained in this process, or by a Ray Train worker group. Both train by `train_epochs`.
 
-Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}}` after each epoch, and at the end
-`{"outcome": …, "message": …}`.
+Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}, "probes": […]}` after each epoch, and at the
+end `{"outcome": …, "message": …}`.
 """
 
 import os
@@ -47,6 +47,8 @@ class Job:
     gpus_per_worker: float
     max_failures: int = 3
     """How often a worker group is started again after it died."""
+    download: bool = False
+    """Whether data that this node lacks may be downloaded."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -69,20 +71,24 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0) -> Non
     import torch  # here and not above: the job's driver imports this module, and trains nothing
 
     from ablations.engine.checkpoints import CheckpointFolder
-    from resnet_core import RunSpec, fit, load_dataset
+    from resnet_core import fit, load_dataset
+    from resnet_core.overrides import from_flat
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-    spec = RunSpec.from_flat(job.spec)
-    dataset = load_dataset(spec.data, Path(job.cache))
+    spec = from_flat(job.spec)
+    dataset = load_dataset(spec.data, Path(job.cache), download=job.download)
     checkpoints = CheckpointFolder(job.storage, job.folder)
     restore = checkpoints.latest()
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    for epoch, metrics in enumerate(restore["history"] if restore else (), 1):
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "device": where})
+    history = restore["history"] if restore else []
+    for epoch, metrics in enumerate(history, 1):
+        probes = restore["probes"] if restore and epoch == len(history) else []
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, "device": where})
     for result in fit(spec, dataset=dataset, device=device, restore=restore):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
-        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "device": where})
+        probes = result.state.probes if result.last else []
+        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, "device": where})
 
 
 def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:

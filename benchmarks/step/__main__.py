@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks import record
 from resnet_core import DataConfig, ModelConfig, OptimConfig, RunSpec, build_model, fit, load_dataset
-from resnet_core.datasets import Dataset, resolve
+from resnet_core.data.datasets import Dataset, Split, resolve
 from resnet_core.optim import make_optimizer
 
 Measure = Callable[[], float]
@@ -54,6 +54,7 @@ def bare_loop(net: nn.Module, spec: RunSpec, dataset: Dataset) -> Iterator[float
 def make_batches(spec: RunSpec, dataset: Dataset) -> list[tuple[Tensor, Tensor]]:
     """Full batches of normalised images (N, C, H, W), float32, channels_last, and labels."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
+    assert isinstance(dataset.train, Split)
     images = ((torch.from_numpy(dataset.train.images) - mean) / std).contiguous(memory_format=torch.channels_last)
     labels, batch = torch.from_numpy(dataset.train.labels), spec.optim.global_batch_size
     return [(images[i : i + batch], labels[i : i + batch]) for i in range(0, len(labels) - batch + 1, batch)]

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_core.config import RunSpec
-from resnet_core.datasets import Dataset
+from resnet_core.data.datasets import Dataset
+from resnet_core.data.splits import Split
+from resnet_core.data.views import ten_crops
+from resnet_core.fields import reject
 
 EVALUATION_BATCH = 512
 
@@ -23,14 +26,18 @@ class Batches:
     Batches are pairs of images (N, C, H, W), float32, normalised, and labels (N,), int64.
     """
 
+    wait_seconds = 0.0
+    """How long training waited for images since the epoch began: they are there."""
+
     def __init__(self, dataset: Dataset, spec: RunSpec, *, device: torch.device, rank: int = 0) -> None:
-        def to_device(split: tuple[object, object]) -> tuple[Tensor, ...]:
+        def to_device(split: object) -> tuple[Tensor, ...]:
+            assert isinstance(split, Split), "make_batches tells what is in memory from what is streamed"
             return tuple(torch.as_tensor(array).to(device) for array in split)
 
         self.train_images, self.train_labels = to_device(dataset.train)
         self.test_images, self.test_labels = to_device(dataset.test)
-        self.mean = torch.tensor(dataset.mean, device=device).view(1, -1, 1, 1)
-        self.std = torch.tensor(dataset.std, device=device).view(1, -1, 1, 1)
+        self.mean = torch.as_tensor(dataset.subtracted(spec.data.normalise), device=device)
+        self.std = torch.tensor(dataset.std, device=device).view(-1, 1, 1)
         self.spec, self.device, self.rank = spec, device, rank
         self.memory_format = torch.channels_last if spec.channels_last else torch.contiguous_format
 
@@ -59,11 +66,23 @@ class Batches:
             yield images.contiguous(memory_format=self.memory_format), self.train_labels[order[mine]]
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's share of the test set: over all workers every image once, none padded, none dropped."""
+        """This worker's share of the scored images: over all workers every image once, none padded, none dropped."""
         images, labels = (t[self.rank :: self.spec.world_size] for t in (self.test_images, self.test_labels))
         for start in range(0, len(labels), EVALUATION_BATCH):  # none at all where there are more workers than images
             mine = slice(start, start + EVALUATION_BATCH)
             yield self._normalised(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
+
+    def views(self, kind: str) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
+        """The batches of `test`, each as several views of the same images, one after the other, with their labels.
+
+        Args:
+            kind: `ten_crop`, of the images padded as in training.
+        """
+        if kind != "ten_crop":
+            raise reject("data.extra_tests", kind, "accepted for images in memory: ten_crop")
+        for images, labels in self.test():
+            crops = ten_crops(F.pad(images, (self.spec.data.pad,) * 4), images.shape[-1])
+            yield (crop.contiguous(memory_format=self.memory_format) for crop in crops), labels
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

@@ -1,0 +1,23 @@
+"""Depth of residual networks (He et al. 2015, table 6; on ImageNet tables 3 and 4).
+
+ray job submit -- python ablations/depth.py
+"""
+
+from ablations.engine.cli import main
+from ablations.engine.study import Study
+
+IMAGENET = {"depth": (18, 34, 50, 101, 152), "block": ("basic", "bottleneck"), "shortcut": ("B",)}
+
+STUDY = Study(
+    name="depth",
+    question="How much does a residual network gain from depth, and where does the gain end?",
+    factors={"depth": (20, 32, 44, 56, 110)},
+    baseline={"depth": 20},
+    on={
+        "smoke": {"factors": {"depth": (8, 14)}, "baseline": {"depth": 8}},
+        "imagenet": {"factors": IMAGENET, "baseline": {"depth": 34, "block": "basic"}},
+    },
+)
+
+if __name__ == "__main__":
+    main(STUDY)

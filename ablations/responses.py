@@ -1,0 +1,19 @@
+"""Responses and gradients of every layer, plain against residual (He et al. 2015, figure 7; section 4.1 on vanishing gradients).
+
+ray job submit -- python ablations/responses.py
+"""
+
+from ablations.engine.cli import main
+from ablations.engine.study import Study
+
+STUDY = Study(
+    name="responses",
+    question="Are residual functions small, and do gradients vanish in plain networks?",
+    factors={"shortcut": ("none", "A"), "depth": (20, 56, 110)},
+    baseline={"shortcut": "none"},
+    settings={"probes": ("responses", "gradients")},
+    on={"smoke": {"factors": {"depth": (8, 14)}}},
+)
+
+if __name__ == "__main__":
+    main(STUDY)

@@ -1,0 +1,1 @@
+"""What decoding images in every epoch costs."""

@@ -1,0 +1,68 @@
+"""Data sets that were read before: their arrays in a folder, shared by every process of the machine."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_core.config import DataConfig
+from resnet_core.data.cifar import FOLDERS, cifar_root
+from resnet_core.data.folders import existing_folder, files_below
+from resnet_core.data.splits import Files, Split
+from resnet_core.identity import normalised_source
+
+GENERATED = ("digits", "synthetic")
+"""The data sets that have no folder."""
+READERS = ("cifar", "datasets", "decoding", "folders", "indexing", "sources", "splits")
+"""The modules that decide what is cached."""
+
+
+def cache_key(config: DataConfig) -> str:
+    """What decides the cached arrays: where they come from, as it is now, and the code that reads them."""
+    source: list[Any] = [config.name, config.image_size, config.train_examples, config.test_examples]
+    source += [config.validation, config.streamed]
+    if config.name not in GENERATED:
+        root = cifar_root(config) / FOLDERS[config.name] if config.name in FOLDERS else existing_folder(config)
+        source.append([str(root), *(_listing(root) if root.is_dir() else ())])
+    code = [normalised_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
+    return f"{config.name}-{hashlib.sha256(json.dumps([source, code]).encode()).hexdigest()[:16]}"
+
+
+def _listing(root: Path) -> list[tuple[str, int, int]]:
+    found = ((entry.path, entry.stat()) for entry in files_below(root) if not entry.name.startswith("."))  # no lock files
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+
+
+def write(folder: Path, meta: dict[str, Any], train: Split | Files, test: Split | Files) -> None:
+    """Writes a data set; the folder is complete or absent whatever happens."""
+    shutil.rmtree(folder, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    for name, part in (("train", train), ("test", test)):
+        for column, array in part._asdict().items():
+            if isinstance(array, np.ndarray):
+                np.save(partial / f"{name}-{column}.npy", array)
+    roots = [part.root for part in (train, test) if isinstance(part, Files)]
+    (partial / "meta.json").write_text(json.dumps(meta | {"roots": roots}))
+    partial.rename(folder)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], Split, Split] | tuple[dict[str, Any], Files, Files]:
+    """What `write` wrote; raises OSError, EOFError, ValueError or KeyError if it is not all there."""
+    meta = json.loads((folder / "meta.json").read_text())
+    # Copy-on-write: pages are shared between processes, and torch may wrap the array without a warning.
+    if roots := meta.pop("roots"):
+        train_root, test_root = roots
+        return meta, _files(folder, "train", train_root), _files(folder, "test", test_root)
+    return meta, _split(folder, "train"), _split(folder, "test")
+
+
+def _split(folder: Path, name: str) -> Split:
+    return Split(np.load(folder / f"{name}-images.npy", mmap_mode="c"), np.load(folder / f"{name}-labels.npy"))
+
+
+def _files(folder: Path, name: str, root: str) -> Files:
+    return Files(root, np.load(folder / f"{name}-names.npy", mmap_mode="c"), np.load(folder / f"{name}-labels.npy"))

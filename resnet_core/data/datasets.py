@@ -1,0 +1,189 @@
+"""Data sets: read once, split once, hashed once, then shared by every process of the machine.
+
+Images are held in memory as uint8 arrays (N, C, H, W), or stay on disk and are decoded in every epoch. With a cache folder
+arrays are memory-mapped, so that many trials on one machine hold one copy and pay for reading once.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from resnet_core.config import DataConfig, RunSpec
+from resnet_core.data import cache as cached
+from resnet_core.data import folders, indexing
+from resnet_core.data.cifar import download as download_cifar
+from resnet_core.data.cifar import read_cifar
+from resnet_core.data.sources import decode_files, make_synthetic, read_digits
+from resnet_core.data.splits import Files, Part, Split, hold_out, subset
+from resnet_core.fields import reject
+
+__all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to train on and to score runs on, with what a network and a fingerprint need to know of them."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | Files
+    """Training images: in memory, or on disk if streamed."""
+    test: Split | Files
+    """The images that runs are scored on: the test set, or the validation images if `data.validation` holds some out."""
+    version: str
+    """Hash of the content: pixels (streamed: files), labels, class names and which image is in which split."""
+    mean: tuple[float, ...]
+    """Mean of each channel over the training images, in units of 0 to 255."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel over the training images, in units of 0 to 255."""
+    crop: int | None = None
+    """Streamed images: side of the squares that are cut out of them, in pixels."""
+
+    @property
+    def in_channels(self) -> int:
+        return 3 if isinstance(self.train, Files) else int(self.train.images.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that a network gets."""
+        return self._crop if isinstance(self.train, Files) else int(self.train.images.shape[2])
+
+    def examples(self, count: int) -> NDArray[np.uint8]:
+        """The first scored images (count, C, H, W), as they are in testing but not normalised."""
+        if isinstance(self.test, Files):
+            return indexing.centre_crops(self.test, count, self._crop)
+        return self.test.images[:count]
+
+    def subtracted(self, normalise: str) -> NDArray[np.float32]:
+        """What normalisation subtracts: of `channel` each channel's mean (C, 1, 1), of `pixel` the mean image (C, H, W)."""
+        if normalise == "channel":
+            return np.array(self.mean, np.float32).reshape(-1, 1, 1)
+        assert isinstance(self.train, Split), "DataConfig refuses mean images of streamed data"
+        total: NDArray[np.int64] = self.train.images.sum(0, dtype=np.int64)  # exact, and no float copy of the images
+        return np.asarray(total / len(self.train.images), np.float32)
+
+    @property
+    def _crop(self) -> int:
+        assert self.crop is not None, "streamed data have a crop"
+        return self.crop
+
+
+def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
+    """The spec with everything that the data set decides filled in; raises ConfigError where they contradict each other."""
+    model = spec.model.resolved(num_classes=len(dataset.classes), in_channels=dataset.in_channels)
+    if spec.optim.global_batch_size > len(dataset.train.labels):
+        raise reject(
+            "optim.global_batch_size",
+            spec.optim.global_batch_size,
+            f"the training set of {dataset.name} has {len(dataset.train.labels)} images",
+        )
+    if spec.model.match_flops or spec.model.match_parameters:
+        from resnet_core.cost import matched  # imports torch, which most plans need not wait for
+
+        model = matched(model, dataset.image_size).resolved()
+    return replace(spec, model=model)
+
+
+def load_dataset(config: DataConfig, cache: Path | None = None, *, download: bool = False) -> Dataset:
+    """Reads, checks and splits a data set; the same config gives the same object.
+
+    Args:
+        config: which data set. Augmentation fields do not matter here.
+        cache: folder for decoded copies and file indices, shared by processes. None: read in this process only.
+        download: whether CIFAR data that are missing are downloaded into `data.root`.
+
+    Raises:
+        ConfigError: the data are missing, corrupt or not usable, naming the file and what is accepted.
+    """
+    if download:
+        download_cifar(config)
+    return _load(config, cache)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(config: DataConfig, cache: Path | None) -> Dataset:
+    if cache is None:
+        return _build(config)
+    folder = cache / cached.cache_key(config)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # one process reads, the others wait for it
+        try:
+            return _read(folder)
+        except (OSError, EOFError, ValueError, KeyError):  # absent, or left half-written by a dying machine
+            dataset = _build(config)
+            meta = {key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop")}
+            cached.write(folder, meta, dataset.train, dataset.test)
+            return _read(folder)
+
+
+def _read(folder: Path) -> Dataset:
+    meta, train, test = cached.read(folder)
+    classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
+    return Dataset(meta["name"], classes, train, test, meta["version"], mean, std, meta["crop"])
+
+
+def _build(config: DataConfig) -> Dataset:
+    if config.name in ("imagefolder", "imagenet"):
+        reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
+        classes, train_files, test_files = reader(config)
+        files = _chosen(config, train_files, test_files)
+        return _streamed(config, classes, *files) if config.streamed else _in_memory(config, classes, *decode_files(config, *files))
+    readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
+        "digits": read_digits,
+        "cifar10": read_cifar,
+        "cifar100": read_cifar,
+        "synthetic": make_synthetic,
+    }
+    classes, train, test = readers[config.name](config)
+    return _in_memory(config, classes, *_chosen(config, train, test))
+
+
+def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, Part]:
+    """The images to train on and to score on, as the config wants them."""
+    if config.validation or test is None:  # the test set is left alone
+        train, test = hold_out(train, config.validation)
+    train, test = subset(train, config.train_examples), subset(test, config.test_examples)
+    if len(train.labels) == 0 or len(test.labels) == 0:
+        raise reject("data.root", config.root or config.name, f"accepted: at least one training and one {config.scored_on} image")
+    return train, test
+
+
+def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test: Split) -> Dataset:
+    version = _content_hash(classes, *train, *test)
+    return Dataset(config.name, classes, train, test, version, *_channel_statistics(train.images))
+
+
+def _streamed(config: DataConfig, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:
+    digests = (indexing.file_digests(files) for files in (train, test))
+    version = _content_hash(classes, next(digests), train.labels, next(digests), test.labels)
+    known = (indexing.IMAGENET_MEAN, indexing.IMAGENET_STD)
+    mean, std = known if config.name == "imagenet" else _channel_statistics(indexing.sampled_images(train, config.crop))
+    return Dataset(config.name, classes, train, test, version, mean, std, config.crop)
+
+
+def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Exact mean and standard deviation of each channel, from histograms: no float copy of the images."""
+    values = np.arange(256.0)
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        share = np.bincount(images[:, channel].reshape(-1), minlength=256) / images[:, channel].size
+        mean = float(share @ values)
+        means.append(mean)
+        stds.append(float(np.sqrt(share @ (values - mean) ** 2)) or 1.0)  # a constant channel stays constant
+    return tuple(means), tuple(stds)
+
+
+def _content_hash(classes: tuple[str, ...], *arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:20]

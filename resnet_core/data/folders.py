@@ -1,0 +1,95 @@
+"""Folders of class folders: which image files there are and which class they belong to."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from resnet_core.config import DataConfig
+from resnet_core.data.splits import Files, hold_out
+from resnet_core.fields import reject
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+IMAGENET_CLASSES = 1000
+TEST_SHARE = 0.2
+"""Held out of a folder that has no test images of its own."""
+
+
+def existing_folder(config: DataConfig) -> Path:
+    """The folder of a data set; raises ConfigError if there is none."""
+    root = Path(config.root or "").expanduser().absolute()
+    if not root.is_dir():
+        raise reject("data.root", str(root), f"accepted: an existing folder with {config.name} data")
+    return root
+
+
+def image_folder(config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
+    """`root/train/<class>/*` with `root/test` or `root/val`, or `root/<class>/*` of which a fifth is held out for testing.
+
+    The test images are None where the scored images are held out of the training images.
+    """
+    root = existing_folder(config)
+    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if (root / "train").is_dir() and tests:
+        return _train_and_test(root, tests[0], config)
+    classes, whole = _class_folders(root)
+    train, test = hold_out(whole, TEST_SHARE)
+    return classes, train, None if config.validation else test
+
+
+def imagenet(config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
+    """`root/train` and `root/val` (or `root/test`) with the same 1,000 class folders.
+
+    The test images are None where the scored images are held out of the training images.
+    """
+    root = existing_folder(config)
+    # `val` before `test`: the images of ImageNet's test set have no published labels.
+    tests = [root / name for name in ("val", "test") if (root / name).is_dir()]
+    if not (root / "train").is_dir() or not (tests or config.validation):
+        raise reject("data.root", str(root), f"accepted: folders train and val in it, each with {IMAGENET_CLASSES} class folders")
+    classes, train, test = _train_and_test(root, tests[0] if tests else root, config)
+    if len(classes) != IMAGENET_CLASSES:
+        accepted = f"imagenet has {IMAGENET_CLASSES} class folders, found {len(classes)}; others: data.name=imagefolder"
+        raise reject("data.root", str(root / "train"), accepted)
+    return classes, train, test
+
+
+def files_below(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """All files below a folder, by name, following links."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from files_below(entry.path)
+            else:
+                yield entry
+
+
+def _train_and_test(root: Path, tests: Path, config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
+    classes, train = _class_folders(root / "train")
+    if config.validation:
+        return classes, train, None
+    test_classes, test = _class_folders(tests)
+    if classes != test_classes:
+        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:5])
+        raise reject("data.root", str(root), f"train and {tests.name} must have the same classes; only in one: {odd}")
+    return classes, train, test
+
+
+def _class_folders(root: Path) -> tuple[tuple[str, ...], Files]:
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(classes) < 2:
+        raise reject("data.root", str(root), f"accepted: at least two class folders, found {len(classes)}")
+    names: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = [os.fsencode(os.path.relpath(entry.path, root)) for entry in files_below(root / name) if _is_image(entry.name)]
+        if not found:
+            raise reject("data.root", str(root / name), f"no images in it; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
+        names += found
+        labels += [label] * len(found)
+    return tuple(classes), Files(str(root), np.array(names), np.array(labels, np.int64))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")

@@ -1,0 +1,65 @@
+"""Data sets to hold in memory that are not CIFAR: handwritten digits, generated classes, decoded folders."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_core.config import DataConfig
+from resnet_core.data.decoding import decode_square
+from resnet_core.data.folders import TEST_SHARE
+from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
+from resnet_core.fields import reject
+
+MEMORY_LIMIT_GIB = 16
+
+
+def read_digits(_: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
+    """Class names, training and test images of scikit-learn's handwritten digits."""
+    from sklearn.datasets import load_digits  # seconds to import, needed once per machine
+
+    raw = load_digits()
+    images = (raw.images * 15).astype(np.uint8)[:, None]  # 0…16 in the file
+    train, test = hold_out(Split(images, raw.target.astype(np.int64)), TEST_SHARE)
+    return tuple(map(str, raw.target_names)), train, test
+
+
+def make_synthetic(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
+    """Ten classes, each a fixed random pattern under noise: learnable, and the same on every machine."""
+    size = config.image_size or 32
+    random = np.random.RandomState(SPLIT_SEED)
+    patterns = random.randint(64, 192, (10, 3, size, size))
+
+    def make(count: int) -> Split:
+        labels = np.arange(count) % 10
+        noise = random.normal(0, 48, (count, 3, size, size))
+        return Split(np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
+
+    return tuple(map(str, range(10))), make(config.train_examples or 512), make(config.test_examples or 128)
+
+
+def decode_files(config: DataConfig, train: Files, test: Files) -> tuple[Split, Split]:
+    """Both parts of a folder in memory: all images of one size, and with colours if any of them has."""
+    images = _decode([part.path(i) for part in (train, test) for i in range(len(part.labels))], config.image_size)
+    border = len(train.labels)
+    return Split(images[:border], train.labels), Split(images[border:], test.labels)
+
+
+def _decode(paths: list[str], size: int | None) -> NDArray[np.uint8]:
+    first = decode_square(paths[0], size)
+    needed_gib = len(paths) * first.size / 2**30
+    if needed_gib > MEMORY_LIMIT_GIB:
+        accepted = f"{needed_gib:.0f} GiB to hold in memory, at most {MEMORY_LIMIT_GIB}: set it lower, or data.stream=true"
+        raise reject("data.image_size", size, accepted)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
+        images = list(pool.map(decode_square, paths, [size] * len(paths)))
+    if any(image.shape[2] == 3 for image in images):
+        images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape[:2] != images[0].shape[:2]:
+            (h, w), (h0, w0) = image.shape[:2], images[0].shape[:2]
+            raise reject("data.image_size", None, f"{paths[0]} has {w0}×{h0} pixels, {path} has {w}×{h}: set one size")
+    if images[0].shape[0] != images[0].shape[1]:
+        raise reject("data.image_size", None, f"{paths[0]} is not square: set a size")
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))

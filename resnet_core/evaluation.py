@@ -1,0 +1,92 @@
+"""Loss and error over all scored images and all workers."""
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_core.config import RunSpec
+from resnet_core.data.batches import Batches
+from resnet_core.data.streaming import StreamedBatches
+from resnet_core.model import ResNet
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False) -> dict[str, float]:
+    """Loss and error (percent) over all scored images, each counted once whatever the number of workers.
+
+    From 100 classes on, also the top-5 error.
+
+    Args:
+        network: may be wrapped for data-parallel training.
+        batches: the images.
+        eager: never runs compiled code, which does not call hooks.
+    """
+    network.eval()
+    # Workers may hold different numbers of batches here: call the network itself, never DDP's collectives.
+    network = network.module if isinstance(network, DistributedDataParallel) else network
+    forward = network.forward if eager else network
+    totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
+    for images, labels in batches.test():
+        with autocast(batches.spec, batches.device):
+            logits = forward(images)
+        totals.add(F.cross_entropy(logits.float(), labels), logits, labels)
+    return totals.reduce()
+
+
+@torch.inference_mode()
+def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str) -> dict[str, float]:
+    """Error (percent) over all scored images where the scores of each are the mean over several views of it.
+
+    Args:
+        net: the network.
+        batches: where the views come from.
+        kind: one of `DataConfig.extra_tests`.
+    """
+    net.eval()
+    totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
+    for views, labels in batches.views(kind):
+        scores: list[Tensor] = []
+        for images in views:
+            with autocast(batches.spec, batches.device):
+                scores.append(net(images).float().softmax(1))
+        mean = torch.stack(scores).mean(0)
+        totals.add(F.nll_loss(mean.log(), labels), mean, labels)
+    return {name: value for name, value in totals.reduce().items() if name != "loss"}
+
+
+class Totals:
+    """Sums and counts on the device, without a synchronisation per step; divided once, after adding up all workers."""
+
+    def __init__(self, device: torch.device, *, top5: bool = False) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self.wrong_top5 = torch.zeros((), dtype=torch.int64, device=device) if top5 else None
+        self.count = 0
+
+    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.loss += mean_loss.double() * len(labels)
+        self.wrong += (logits.argmax(1) != labels).sum()
+        if self.wrong_top5 is not None:
+            self.wrong_top5 += (logits.topk(5).indices != labels[:, None]).all(1).sum()
+        self.count += len(labels)
+
+    def reduce(self) -> dict[str, float]:
+        wrong = {"error": self.wrong} | ({} if self.wrong_top5 is None else {"error_top5": self.wrong_top5})
+        sums = torch.stack([torch.full_like(self.loss, self.count), self.loss, *(count.double() for count in wrong.values())])
+        if is_distributed():
+            distributed.all_reduce(sums)
+        count, loss, *counts = sums.tolist()
+        return {"loss": loss / count} | {name: 100 * number / count for name, number in zip(wrong, counts, strict=True)}
+
+
+def autocast(spec: RunSpec, device: torch.device) -> torch.autocast:
+    """The context in which a network computes with the spec's precision."""
+    return torch.autocast(device.type, AUTOCAST.get(spec.precision), enabled=spec.precision in AUTOCAST)
+
+
+def is_distributed() -> bool:
+    """Whether this process is one worker of a group."""
+    return distributed.is_available() and distributed.is_initialized()

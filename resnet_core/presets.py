@@ -1,0 +1,39 @@
+"""Presets: data set, recipe and sizes that go together."""
+
+from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
+from resnet_core.fields import reject
+
+PRESETS: dict[str, RunSpec] = {
+    "smoke": RunSpec(
+        model=ModelConfig(depth=8, width=8),
+        data=DataConfig(name="synthetic", image_size=8, train_examples=128, test_examples=50, pad=1),
+        optim=OptimConfig(epochs=2, global_batch_size=32),
+    ),
+    "digits": RunSpec(
+        data=DataConfig(name="digits", pad=0, flip=False),
+        optim=OptimConfig(epochs=10, global_batch_size=64, lr=0.02, schedule="cosine"),
+    ),
+    "cifar10": RunSpec(
+        data=DataConfig(name="cifar10", root="~/data"),
+        optim=OptimConfig(iterations=64_000, global_batch_size=128),
+    ),
+    "cifar100": RunSpec(
+        data=DataConfig(name="cifar100", root="~/data"),
+        optim=OptimConfig(iterations=64_000, global_batch_size=128),
+    ),
+    "imagenet": RunSpec(
+        model=ModelConfig(family="imagenet", depth=34),
+        data=DataConfig(name="imagenet", root="~/data/imagenet", scale=(256, 480), colour=True, extra_tests=("ten_crop",)),
+        optim=OptimConfig(epochs=90, global_batch_size=256, milestones=(1 / 3, 2 / 3)),
+    ),
+}
+"""`smoke`: seconds. `digits`: minutes on a laptop, no download. `cifar10`: the paper's recipe (section 4.2); `cifar100`: the same.
+`imagenet`: the paper's (section 3.4), with the learning rate divided at epochs 30 and 60 of 90 where the paper waits for
+plateaus."""
+
+
+def preset(name: str) -> RunSpec:
+    """A preset by name; raises ConfigError for an unknown one."""
+    if name not in PRESETS:
+        raise reject("preset", name, f"accepted: {', '.join(PRESETS)}")
+    return PRESETS[name]
