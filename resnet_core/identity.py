@@ -11,6 +11,9 @@ from resnet_core.config import RunSpec
 NOT_IDENTITY = ("data.root", "data.decode_workers")
 """Fields that say where something is or who makes it, not what it is: they do not change a run's result."""
 
+NOT_TRAINING = ("summary.py", "exchange.py", "picture.py", "__main__.py")
+"""Files of this package that show or convert, and that no training runs."""
+
 
 def fingerprint(spec: RunSpec, *, data_version: str) -> str:
     """The identity of a run: a hash of its resolved spec, the data's content and the code of this package.
@@ -28,8 +31,8 @@ def fingerprint(spec: RunSpec, *, data_version: str) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """A hash of this package's syntax trees: comments, docstrings and layout do not count, everything else does."""
-    sources = sorted(Path(__file__).parent.glob("**/*.py"))
+    """A hash of the syntax trees of what trains: comments, docstrings and layout do not count, everything else does."""
+    sources = sorted(path for path in Path(__file__).parent.glob("**/*.py") if path.name not in NOT_TRAINING)
     return _digest("\n".join(f"{p.name}\n{normalised_source(p.read_text(encoding='utf-8'))}" for p in sources))
 
 

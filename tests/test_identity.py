@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from resnet_core import RunSpec, fingerprint, identity, override
-from resnet_core.identity import NOT_IDENTITY
+from resnet_core.identity import NOT_IDENTITY, NOT_TRAINING
 from resnet_core.overrides import from_flat
 
 BASE = RunSpec()
@@ -161,3 +161,16 @@ def test_a_fingerprint_changes_when_a_module_comes_or_is_renamed(package: Path) 
 def test_only_text_that_does_nothing_is_left_out_of_the_code(other: str, same: bool) -> None:
     assert other != EXAMPLE
     assert (identity.normalised_source(other) == identity.normalised_source(EXAMPLE)) is same
+
+
+def test_a_fingerprint_does_not_change_with_what_no_training_runs(package: Path) -> None:
+    before = identify()
+    for name in NOT_TRAINING:
+        (file,) = package.rglob(name)
+        file.write_text(file.read_text() + "\nx = 1\n")
+    assert identify() == before
+    names = {name.removesuffix(".py") for name in NOT_TRAINING}
+    code = "import sys, resnet_core.training; print(*(name.rpartition('.')[2] for name in sys.modules if 'resnet_core' in name))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "training" in loaded
+    assert not names & set(loaded)

@@ -394,6 +394,15 @@ def test_shown_images_are_augmented_as_in_training() -> None:
     assert not np.array_equal(first, second)
 
 
+def test_shown_borders_are_the_mean_of_all_training_images() -> None:
+    spec = override(preset("smoke"), {"data.pad": 8, "data.normalise": "pixel"})
+    data = load(spec.data)
+    assert isinstance(data.train, Split)
+    corners = data.subtracted("pixel").round()[:, ::7, ::7]
+    (shown,) = picture.augmented(data, Split(data.train.images[:5], data.train.labels[:5]), spec, 1)
+    assert (shown[:, :, ::7, ::7] == corners).all(1).any((1, 2)).all()
+
+
 def test_streamed_images_are_shown_too(tmp_path: Path) -> None:
     for i in range(4):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"

@@ -26,10 +26,10 @@ class PixelsToScores(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, dataset: Dataset) -> None:
+    def __init__(self, net: nn.Module, dataset: Dataset, normalise: str) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.tensor(dataset.mean).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalise)).unsqueeze(0))
         self.register_buffer("std", torch.tensor(dataset.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def log_models(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], f
                 raise ConfigError(f"--storage={storage}: holds no checkpoint of {run}, so its model cannot be logged")
             net = build_model(run.spec.model)
             net.load_state_dict(saved["model"])
-            _log(client, run, entry, PixelsToScores(net, plan.dataset).eval(), plan.dataset)
+            _log(client, run, entry, PixelsToScores(net, plan.dataset, run.spec.data.normalise).eval(), plan.dataset)
 
 
 def _log(client: MlflowClient, run: Run, entry: Entry, model: PixelsToScores, dataset: Dataset) -> None:
