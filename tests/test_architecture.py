@@ -31,8 +31,7 @@ LAYERS = [
 HOME = {
     "ray": {"ablations.engine.trial", "ablations.engine.scheduler", "ablations.engine.service"},
     "mlflow": {"ablations.engine.tracking", "ablations.engine.ledger", "ablations.engine.models", "ablations.engine.execution"},
-    # Drawn in one place; passed on as types by the others.
-    "matplotlib": {"ablations.engine.figures", "ablations.engine.execution", "ablations.engine.tracking"},
+    "matplotlib": {"ablations.engine.figures"},
 }
 """Which modules may import a library."""
 

@@ -1,5 +1,6 @@
 """Figures: the lines hold the table's numbers, every cell is named and told apart, and drawing warns of nothing."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from ablations.engine.figures import COLOURS, DASHES, gradients_figure, looks_of, responses_figure, save
+from ablations.engine.figures import COLOURS, DASHES, curves_figure, gradients_figure, looks_of, responses_figure, save
 
 CELLS = {"shortcut=none depth=8": 8, "shortcut=none depth=14": 14, "shortcut=A depth=8": 8, "shortcut=A depth=14": 14}
 """Each with its depth."""
@@ -146,3 +147,23 @@ def test_a_saved_figure_is_of_the_suffixs_format_and_the_same_each_time(
 def test_a_figure_is_drawn_without_the_state_of_pyplot() -> None:
     responses_figure(made_up("std"))
     assert not pyplot.get_fignums()
+
+
+def test_curves_are_means_over_seeds_dashed_in_training_with_a_panel_for_each_level_of_the_smaller_factor() -> None:
+    cells = [f"shortcut={shortcut} depth={depth}" for shortcut in ("none", "A") for depth in (8, 14, 20)]
+    rows = pd.DataFrame(
+        {"cell": cell, "seed": seed, "epoch": epoch, "quantity": quantity, "value": i + seed + 10 * epoch + 100 * train}
+        for i, cell in enumerate(cells)
+        for seed in range(3)
+        for epoch in (1, 2)
+        for train, quantity in enumerate(("test/error", "train/error"))
+    )
+    plain, residual = curves_figure(rows).axes
+    assert [panel.get_title(loc="left") for panel in (plain, residual)] == ["shortcut=none", "shortcut=A"]
+    (legend,) = residual.figure.legends
+    assert [each.get_text() for each in legend.get_texts()] == ["depth=8", "depth=14", "depth=20"]
+    for i, (panel, depth) in enumerate(itertools.product((plain, residual), (8, 14, 20))):
+        assert line(panel, f"depth={depth}") == {1.0: i + 1 + 10, 2.0: i + 1 + 20}
+    dashed = [each for each in residual.lines if each.get_linestyle() == "--"]
+    assert [np.asarray(each.get_ydata()).tolist() for each in dashed] == [[i + 111, i + 121] for i in (3, 4, 5)]
+    assert len(bands(residual)) == 6

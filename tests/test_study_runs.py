@@ -113,7 +113,7 @@ def test_what_probes_saw_is_an_artifact_of_each_run_and_drawn_for_the_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
 ) -> None:
     seen = Submitted(tmp_path, "--probe", "responses", "gradients", "--set", "probe_epochs=2", "--workers", workers)
-    assert "figures among the artifacts of its run “small · smoke”" in capsys.readouterr().out
+    assert "Figures: artifacts of its run “small · smoke”" in capsys.readouterr().out
     rows = ledger.probes(seen.client, seen.plan, seen.entries)
     assert set(rows["probe"]) == {"responses", "gradients"}
     assert set(rows["epoch"]) == {2}
@@ -123,7 +123,7 @@ def test_what_probes_saw_is_an_artifact_of_each_run_and_drawn_for_the_study(
 
     (parent,) = seen.client.search_runs([next(iter(seen.entries.values())).experiment_id], "tags.base LIKE '%'")
     figures = {file.path for file in seen.client.list_artifacts(parent.info.run_id, "figures")}
-    assert figures == {f"figures/{probe}.{suffix}" for probe in ("responses", "gradients") for suffix in ("png", "svg")}
+    assert figures == {f"figures/{probe}.{suffix}" for probe in ("curves", "responses", "gradients") for suffix in ("png", "svg")}
     # Another request, other runs: those without probes have not looked.
     assert not {run.fingerprint for run in seen.plan.runs} & {run.fingerprint for run in Submitted(tmp_path).plan.runs}
 

@@ -1,10 +1,13 @@
 """A study from plan to table: what is missing runs, everything lands in MLflow, and the table is read back from there."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.text import Text
 
@@ -15,9 +18,6 @@ from ablations.engine.options import Options
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, connect, is_new
 from ablations.engine.trial import Job
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MENTIONED_WAIT = 0.1
 """Share of an epoch above which waiting for images is mentioned."""
@@ -81,21 +81,29 @@ def _train(
     lost = tracker.flush()
     entries = ledger.find(client, plan)
     summaries = summarise(plan, entries)
-    tracker.log_figures(_figures(client, plan, entries))
+    _log_figures(console, client, plan, entries, tracker)
     complete = not lost and all(not summary.without_result for summary in summaries)
     tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
     return lost
 
 
-def _figures(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> "dict[str, Figure]":
-    """Figures of what the probes saw, by name."""
-    if not plan.base.probes:
-        return {}
-    from ablations.engine import figures
+def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> None:
+    """Draws the study as far as it is done. Results do not depend on it: what goes wrong here is told, and that is all."""
+    from ablations.engine import figures  # matplotlib: not for plans and lookups
 
-    rows = ledger.probes(client, plan, entries)
-    draw = {"responses": figures.responses_figure, "gradients": figures.gradients_figure}
-    return {probe: draw[probe](rows[rows["probe"] == probe]) for probe in plan.base.probes if (rows["probe"] == probe).any()}
+    try:
+        curves, seen = ledger.curves(client, plan, entries), ledger.probes(client, plan, entries)
+        drawn = {"curves": figures.curves_figure(curves)} if len(curves) else {}
+        for probe, draw in (("responses", figures.responses_figure), ("gradients", figures.gradients_figure)):
+            if (seen["probe"] == probe).any():
+                drawn[probe] = draw(seen[seen["probe"] == probe])
+        with tempfile.TemporaryDirectory() as folder:
+            for name, figure in drawn.items():
+                for suffix in (".png", ".svg"):
+                    figures.save(figure, Path(folder, name).with_suffix(suffix))
+            tracker.log_folder(folder, "figures")
+    except (MlflowException, OSError, ValueError) as error:
+        console.print(Text(f"The figures could not be drawn ({str(error).splitlines()[0]}); results are complete."))
 
 
 def _job(run: Run, generation: int, options: Options) -> Job:
@@ -127,8 +135,7 @@ def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: 
     experiment = next((entry.experiment_id for entry in entries.values()), "")
     address = f"{options.tracking_uri}/#/experiments/{experiment}" if "http" in options.tracking_uri else options.tracking_uri
     console.print(Text(f"MLflow: {address}"), soft_wrap=True)
-    if plan.base.probes:
-        console.print(f"What the probes saw: figures among the artifacts of its run “{plan.title}”.")
+    console.print(f"Figures: artifacts of its run “{plan.title}”.")
     if lost:
         console.print(f"{lost} records did not reach MLflow in time.")
     without = sum(summary.without_result for summary in summaries)

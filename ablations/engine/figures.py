@@ -102,6 +102,38 @@ def gradients_figure(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def curves_figure(rows: pd.DataFrame) -> Figure:
+    """Learning curves as in figures 4 and 6 of He et al. 2015: error by epoch, dashed in training, solid on the scored images.
+
+    Of two factors, the one with fewer levels has a panel for each. Lines are means over seeds, bands go from the lowest to the
+    highest seed.
+
+    Args:
+        rows: `cell`, `seed`, `epoch`, `quantity` (`train/error` and `test/error` or `validation/error`), `value` in percent.
+    """
+    looks = looks_of(rows["cell"].unique())
+    groups = [[cell for cell in looks if looks[cell].dash == dash] for dash in dict.fromkeys(look.dash for look in looks.values())]
+    scored = max(rows["quantity"].unique(), key=lambda name: not name.startswith("train/"))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(1.5, len(groups)) * PANEL_INCHES[0], 1.2 * PANEL_INCHES[1]))
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for panel, cells in zip(panels, groups, strict=True):
+            common = _common(cells, looks) if len(groups) > 1 else ""
+            panel.set_title(common)
+            for cell in cells:
+                for quantity, dash in (("train/error", DASHES[1]), (scored, DASHES[0])):
+                    of_cell = rows[(rows["cell"] == cell) & (rows["quantity"] == quantity)]
+                    seeds = of_cell.pivot_table(index="epoch", columns="seed", values="value")
+                    # What the title says is not repeated; a leading underscore keeps a line out of the legend.
+                    label = " ".join(level for level in cell.split() if level not in common.split())
+                    _line(panel, seeds, label if quantity == scored else "_", looks[cell]._replace(dash=dash, marker=""), 0)
+            panel.set_xlabel("epoch")
+        panels[0].set_ylabel(f"error % (dashed: train, solid: {scored.removesuffix('/error')})")
+        panels[0].set_ylim(bottom=0)
+        _legend(figure, *panels)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, SVG or PDF, as the suffix says; the same figure gives the same bytes."""
     dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix)
@@ -125,6 +157,13 @@ def looks_of(cells: Iterable[str]) -> dict[str, Look]:
     if len(factors) == 2 and len(factors[dashed]) <= len(DASHES) and len(factors[1 - dashed]) <= len(COLOURS):
         return {cell: _look(places[cell][1 - dashed], places[cell][dashed]) for cell in cells}
     return {cell: _look(i, i // len(COLOURS)) for i, cell in enumerate(cells)}
+
+
+def _common(cells: Sequence[str], every: Iterable[str]) -> str:
+    """The levels that these cells share, and not all others."""
+    here, everywhere = ([set(cell.split()) for cell in group] for group in (cells, every))
+    shared = here[0].intersection(*here) - everywhere[0].intersection(*everywhere)
+    return " ".join(level for level in cells[0].split() if level in shared)
 
 
 def _look(colour: int, dash: int) -> Look:
@@ -175,9 +214,10 @@ def _line(panel: Axes, seeds: pd.DataFrame, label: str, look: Look, phase: float
         panel.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=look.colour, alpha=0.15, linewidth=0)
 
 
-def _legend(figure: Figure, panel: Axes) -> None:
+def _legend(figure: Figure, *panels: Axes) -> None:
     """Below the panels, where it hides nothing whatever the number of cells; in as few even rows as fit."""
-    handles, labels = panel.get_legend_handles_labels()
+    shown = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    handles, labels = list(shown.values()), list(shown)
     fit = max(1, int(figure.get_figwidth() / (0.6 + 0.065 * max(map(len, labels), default=1))))
     rows = -(-len(labels) // fit)
     figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(labels) // max(1, rows)))

@@ -54,6 +54,18 @@ def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     return found
 
 
+def curves(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> pd.DataFrame:
+    """Errors of completed runs by epoch: `cell`, `seed`, `epoch`, `quantity`, `value`."""
+    rows = []
+    for run in plan.runs:
+        entry = entries.get(run.fingerprint)
+        if entry and entry.outcome == "completed":
+            for name in ("train/error", f"{plan.base.data.scored_on}/error"):
+                history = client.get_metric_history(entry.run_id, name)
+                rows += [(str(run.cell), run.seed, metric.step, name, metric.value) for metric in history]
+    return pd.DataFrame(rows, columns=["cell", "seed", "epoch", "quantity", "value"])
+
+
 def probes(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> pd.DataFrame:
     """What the probes of completed runs saw: the columns of `resnet_core.probes.Row`, with `cell` and `seed`."""
     frames = []

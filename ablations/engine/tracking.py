@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -27,9 +27,6 @@ from ablations.engine.ledger import PROBES, Entry
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import reject
 from resnet_core.identity import code_version
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -123,11 +120,9 @@ class Tracker:
         self._writer.join()
         return len(self._lost)
 
-    def log_figures(self, figures: "Mapping[str, Figure]") -> None:
-        """The study's figures, as artifacts of the parent run."""
-        for name, figure in figures.items():
-            for suffix in ("png", "svg"):
-                self.client.log_figure(self.parent_id, figure, f"figures/{name}.{suffix}")
+    def log_folder(self, folder: str, name: str) -> None:
+        """A folder's files, as artifacts of the parent run."""
+        self.client.log_artifacts(self.parent_id, folder, name)
 
     def close(self, status: str, cell_metrics: Mapping[str, float]) -> None:
         """Ends the parent run with metrics per cell."""

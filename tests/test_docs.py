@@ -1,0 +1,31 @@
+"""What the documents tell people to type works."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+STUDY = re.search(r"```python\n(\"\"\".*?)```", (PROJECT / "docs" / "adding-a-study.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_study_that_is_added_as_an_example_runs(tmp_path: Path) -> None:
+    assert STUDY
+    file = tmp_path / "zero_init.py"
+    file.write_text(STUDY[1])
+    command = [sys.executable, str(file), "--preset", "smoke", "--seeds", "1", "--levels", "depth=8"]
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "local"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=200).stdout
+    assert "[2/2]" in shown
+    assert "zero-init on synthetic: Does a network train better if every block starts as the identity?" in shown
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))])
+def test_links_between_files_lead_somewhere(document: str) -> None:
+    folder = (PROJECT / document).parent
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", (PROJECT / document).read_text()):
+        assert (folder / target).exists(), target
