@@ -1,6 +1,9 @@
 """Basic against bottleneck blocks, at equal depth and at equal multiply-adds (He et al. 2015, figure 5; section 4.1).
 
 ray job submit -- python ablations/blocks.py
+
+Cost: 18 runs; digits 6 minutes on 2 CPU cores, cifar10 3.2e16 multiply-adds.
+Expect: at equal depth bottlenecks cost a third less and err a little more; at equal multiply-adds the difference shrinks.
 """
 
 from ablations.engine.cli import main

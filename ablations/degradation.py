@@ -1,6 +1,9 @@
 """Degradation: deeper plain networks train worse, deeper residual ones do not (He et al. 2015, table 2; figures 1, 4, 6).
 
 ray job submit -- python ablations/degradation.py
+
+Cost: 24 runs; digits 4 minutes on 2 CPU cores (5 seeds: 7), cifar10 4.9e16 multiply-adds.
+Expect: the training error of plain networks rises with depth, that of residual ones stays near zero.
 """
 
 from ablations.engine.cli import main

@@ -1,6 +1,9 @@
 """Depth of residual networks (He et al. 2015, table 6; on ImageNet tables 3 and 4).
 
 ray job submit -- python ablations/depth.py
+
+Cost: 15 runs; digits 5 minutes on 2 CPU cores, cifar10 4.3e16 multiply-adds. --levels depth=1202 for a thousand layers.
+Expect: on digits no gain, 20 layers being enough; on CIFAR-10 8.75 % at 20 layers and 6.43 % at 110 (the paper).
 """
 
 from ablations.engine.cli import main

@@ -1,6 +1,10 @@
-"""Responses and gradients of every layer, plain against residual (He et al. 2015, figure 7; section 4.1 on vanishing gradients).
+"""Responses and gradients of every layer, plain against residual (He et al. 2015, figure 7 and section 4.1).
 
 ray job submit -- python ablations/responses.py
+
+Cost: 18 runs; digits 6 minutes on 2 CPU cores, cifar10 6.2e16 multiply-adds.
+Expect: gradients of deep plain networks explode towards the input, those of residual ones do not; small residual functions
+need more steps than digits have.
 """
 
 from ablations.engine.cli import main

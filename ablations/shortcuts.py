@@ -1,6 +1,9 @@
 """Shortcut options A, B and C, and none (He et al. 2015, table 3; section 4.1).
 
 ray job submit -- python ablations/shortcuts.py
+
+Cost: 24 runs; digits 4 minutes on 2 CPU cores, cifar10 5.0e16 multiply-adds.
+Expect: plain-56 fails to train where A, B and C learn; A and B alike, C no better for its parameters.
 """
 
 from ablations.engine.cli import main

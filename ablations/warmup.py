@@ -1,6 +1,9 @@
 """Warm-up of a very deep network at the paper's learning rate (He et al. 2015, section 4.2 on 110 layers).
 
 ray job submit -- python ablations/warmup.py
+
+Cost: 12 runs; digits 5 minutes on 2 CPU cores, cifar10 5.6e16 multiply-adds.
+Expect: on digits a warm-up of 20 steps helps in the mean and seeds scatter widely; the paper needs 400 steps at 110 layers.
 """
 
 from ablations.engine.cli import main

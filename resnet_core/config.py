@@ -251,8 +251,8 @@ class OptimConfig(Checked):
     warmup_steps: int = 0
     """Steps at `warmup_lr` before the schedule (the paper: about 400 for 110 layers)."""
     warmup_error: float | None = None
-    """Instead of a number of steps: `warmup_lr` until the training error, in percent, over 20 steps is below this (the paper, for
-    110 layers: 80; section 4.2)."""
+    """Instead of a number of steps: `warmup_lr` until the training error, in percent, over 20 steps (or a shorter epoch) is below
+    this (the paper, for 110 layers: 80; section 4.2)."""
     warmup_lr: float = 0.01
     """Learning rate of the warm-up."""
     label_smoothing: float = 0.0
@@ -321,6 +321,13 @@ class RunSpec(Checked):
         if batch % self.world_size:
             near = max(self.world_size, batch - batch % self.world_size)
             raise reject("optim.global_batch_size", batch, f"must divide evenly by {self.world_size} workers, for instance {near}")
+
+    def probed_epochs(self, total_epochs: int) -> set[int]:
+        """The epochs, from 1, in which probes look; raises ConfigError for one beyond the training."""
+        late = max(self.probe_epochs, default=0)
+        if late > total_epochs:
+            raise reject("probe_epochs", late, f"accepted: 1 to {total_epochs}, the epochs of this training")
+        return set(self.probe_epochs) or {1, total_epochs}
 
     def flat(self) -> dict[str, Any]:
         """Every field under its dotted name, in order: `{"model.depth": 20, …, "seed": 0}`."""

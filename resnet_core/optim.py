@@ -27,22 +27,25 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     decayed = [p for p in parameters if config.decay == "all" or p.ndim > 1]
     kept = [p for p in parameters if config.decay != "all" and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         fused=True,
     )
+    if config.momentum:
+        for parameter in parameters:
+            # Else the first step makes it of whatever memory holds, also where a loss scaler then skips that step.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, rate: float) -> None:
     """Sets the rate of the next step, and keeps that of past steps where the velocity accumulates updates."""
     for group in optimizer.param_groups:
-        if config.velocity == "updates" and group["lr"] != rate:
+        if config.velocity == "updates" and config.momentum and group["lr"] != rate:
             # PyTorch multiplies the whole velocity by the new rate: undo that for what is in it already.
-            found = (optimizer.state[p].get("momentum_buffer") for p in group["params"])
-            buffers = [buffer for buffer in found if buffer is not None]
-            if buffers:
-                torch._foreach_mul_(buffers, group["lr"] / rate)
+            velocity = [optimizer.state[parameter]["momentum_buffer"] for parameter in group["params"]]
+            torch._foreach_mul_(velocity, group["lr"] / rate)
         group["lr"] = rate

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, Self, TypedDict
 import torch
 from torch import Tensor, distributed, nn
 
-from resnet_core.config import RunSpec
-from resnet_core.fields import reject
 from resnet_core.model import ResNet
 
 
@@ -65,18 +63,6 @@ def _layers(net: ResNet) -> Iterator[Layer]:
             if isinstance(projection := parts.get("downsample"), nn.Sequential):
                 yield Layer(0, f"{stage}.{place}.downsample.0", projection[0], projection[1], ends_block=False)  # type: ignore[arg-type]
     yield Layer(index + 1, "fc", net.fc, None, ends_block=False)
-
-
-def probe_epochs(spec: RunSpec, total_epochs: int) -> set[int]:
-    """The epochs, from 1, in which probes look: those asked for, else the first and the last.
-
-    Raises:
-        ConfigError: the training is over before an epoch that is asked for.
-    """
-    late = max(spec.probe_epochs, default=0)
-    if late > total_epochs:
-        raise reject("probe_epochs", late, f"accepted: 1 to {total_epochs}, the epochs of this training")
-    return set(spec.probe_epochs) or {1, total_epochs}
 
 
 class Responses:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
+from resnet_core.command import Parser
 from resnet_core.config import ModelConfig
 from resnet_core.cost import NOTHING, Cost, matched, measure_parts
 from resnet_core.fields import ConfigError, reject
@@ -165,7 +166,7 @@ def table(rows: Sequence[Row], total: Cost, config: ModelConfig) -> list[str]:
 def parse(arguments: Sequence[str] | None) -> tuple[ModelConfig, int]:
     """The network and the image size that a command line asks for. Bottlenecks are the default where no basic network has the
     depth, and option B is theirs, as in table 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m resnet_core.model", description="Prints the architecture of a network and what each part of it costs."
     )
     for field in fields(ModelConfig):

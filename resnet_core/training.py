@@ -27,7 +27,7 @@ from resnet_core.fields import reject
 from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
 from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate
-from resnet_core.probes import Gradients, Responses, Row, probe_epochs
+from resnet_core.probes import Gradients, Responses, Row
 
 Metrics = dict[str, float]
 WARMUP_STEPS = 20
@@ -118,7 +118,7 @@ def fit(
     spec = resolve(spec, dataset)
     batches = make_batches(dataset, spec, device=device, rank=rank)
     images = len(dataset.train.labels)
-    total_steps, probed = spec.optim.total_steps(images), probe_epochs(spec, spec.optim.total_epochs(images))
+    total_steps, probed = spec.optim.total_steps(images), spec.probed_epochs(spec.optim.total_epochs(images))
     state = init_state(spec, device)
     if restore is not None:
         state.load(restore)
@@ -128,7 +128,7 @@ def fit(
         memory, started = PeakMemory(device), time.perf_counter()
         steps = min(batches.steps_per_epoch, total_steps - state.step)
         train = train_epoch(network, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes)
-        trained = time.perf_counter()
+        trained, waited = time.perf_counter(), batches.wait_seconds
         last = state.step >= total_steps
         settle_batchnorm(state, batches, last=last)
         test = _test(network, state, batches, probe="responses" in probes)
@@ -143,7 +143,7 @@ def fit(
             "peak_memory_mb": memory.read_mb(),
         }
         if spec.data.streamed:
-            metrics["data_wait_seconds"] = batches.wait_seconds
+            metrics["data_wait_seconds"] = waited
         state.history.append(metrics)
         if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics[f"{scored_on}/loss"])):
             raise Diverged(f"the loss is not finite in epoch {state.epoch} (learning rate {metrics['lr']:g})")
@@ -227,8 +227,10 @@ def train_epoch(
 
 
 def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_epoch: int) -> "Totals":
-    """Ends a warm-up by training error once that is low enough. Looked at every 20 steps, since it makes the device wait."""
-    if (state.step % steps_per_epoch) % WARMUP_STEPS and state.step % steps_per_epoch:
+    """Ends a warm-up by training error once that is low enough. Looked at every 20 steps, since it makes the device wait, or at
+    the end of shorter epochs."""
+    done = (state.step - 1) % steps_per_epoch + 1
+    if done % WARMUP_STEPS and not done == steps_per_epoch < WARMUP_STEPS:
         return recent
     if recent.reduce()["error"] < (spec.optim.warmup_error or 0):
         state.warmup_steps = state.step

@@ -1,8 +1,10 @@
 """Data sets are read right, split the same for everybody, identified by content, decoded once, and refused in one line."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,22 @@ def test_processes_that_start_together_decode_once(images: Path, tmp_path: Path)
     assert {version for _, version in outputs} == {load(folder(images)).version}
 
 
+def test_a_cache_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for cache in (Path("/proc/nope"), tmp_path / "file" / "data"):
+        with pytest.raises(ConfigError, match=rf"^cache={cache}: the folder cannot be written \(.+\)$"):
+            load(DataConfig(name="digits"), cache)
+
+
+def test_a_cache_without_room_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(ConfigError, match=rf"^cache={tmp_path}: the folder cannot be written \(No space left on device\)$"):
+        load(DataConfig(name="digits"), tmp_path)
+
+
 # --- imagefolder ---
 
 
@@ -308,6 +326,29 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path, name: str)
     assert data.classes == ("cat", "dog")
     assert [(int(x[0, 0, 0]), int(y)) for x, y in zip(*data.train, strict=True)] == [(1, 0), (2, 1)]
     assert [(int(x[0, 0, 0]), int(y)) for x, y in zip(*data.test, strict=True)] == [(3, 0), (4, 1)]
+
+
+def test_a_train_folder_is_no_class(images: Path) -> None:
+    (images / "test").rename(images / "valid")
+    with pytest.raises(
+        ConfigError, match=rf"^data\.root={images}: has a folder train; accepted: a folder test or val next to it, .+$"
+    ):
+        load(folder(images))
+    held = load(folder(images, validation=0.2))
+    assert (held.classes, len(held.train.labels), len(held.test.labels)) == (("a", "b"), 8, 2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hidden_folders_hold_no_images(images: Path, tmp_path: Path, stream: bool) -> None:
+    config = folder(images, stream=stream, image_size=4)
+    before, cache = load(config), tmp_path / "cache"
+    cached = load(config, cache)
+    for part in ("a/.ipynb_checkpoints", "b/deeper/.hidden/further"):
+        save_image(images / "train" / part / "0-checkpoint.png", np.full((4, 4, 3), 9))
+    (images / "train" / "a" / ".dangling").symlink_to("nowhere")
+    assert load(config).version == load(config, cache).version == cached.version == before.version
+    assert len(load(config).train.labels) == 10
+    assert len(list(cache.glob("*/meta.json"))) == 1
 
 
 def test_of_plain_class_folders_a_fifth_is_held_out(tmp_path: Path) -> None:
@@ -390,9 +431,20 @@ def other_test_size(root: Path) -> None:
     save_images(root / "test", shape=(6, 6, 3))
 
 
+def dangling_link(root: Path) -> None:
+    (root / "train" / "b" / "3.png").unlink()
+    (root / "train" / "b" / "3.png").symlink_to("nowhere")
+
+
+def circular_link(root: Path) -> None:
+    (root / "train" / "b" / "circle").symlink_to("circle")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (dangling_link, r"data\.root={root}/train/b/3\.png: cannot be .+ \(.*No such file or directory.*\)"),
+        (circular_link, r"data\.root={root}/train/b/circle: cannot be read \(.*symbolic links\)"),
         (shutil.rmtree, r"data\.root={root}: accepted: an existing folder with imagefolder data"),
         (without_class, r"data\.root={root}/train: accepted: at least two class folders, found 1"),
         (without_images, r"data\.root={root}/train/b: no images in it; accepted: \.bmp, \.gif, \.jpeg, .*"),
@@ -417,6 +469,55 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
         load(folder(images), tmp_path / "cache" if cached else None)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.match(f"^{message.format(root=images)}$")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_folder_that_may_not_be_read_is_refused_in_one_line(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    closed, scandir = images / "train" / "b", os.scandir
+
+    def guarded(path: Any) -> Any:  # root may read everything
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(ConfigError, match=rf"^data\.root={closed}: cannot be read \(Permission denied\)$"):
+        load(folder(images), tmp_path / "cache" if cached else None)
+
+
+@pytest.mark.parametrize("name", ["digits", "imagefolder"])
+def test_a_share_that_holds_nothing_out_is_named(name: Any, images: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.validation=1e-13: holds out none of \d+ training images, .+: a larger share$"):
+        load(DataConfig(name=name, root=str(images), validation=1e-13))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"image_size": 100_000}, "image_size=100000"),
+        ({"image_size": 10**200, "train_examples": 4}, f"image_size={10**200}"),
+        ({"train_examples": 999_999_999_999}, "train_examples=999999999999"),
+        ({"image_size": 64, "test_examples": 10**6, "train_examples": 10}, "test_examples=1000000"),
+    ],
+)
+def test_more_synthetic_images_than_memory_are_refused_before_they_are_made(
+    changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np.random, "RandomState", refuse)
+    with pytest.raises(ConfigError, match=rf"^data\.{named}: more than 16 GiB of memory to generate: set it lower$"):
+        load(DataConfig(name="synthetic", **changes))
+
+
+def test_the_memory_that_synthetic_images_take_is_counted() -> None:
+    tracemalloc.start()
+    try:
+        sources.make_synthetic(DataConfig(name="synthetic", image_size=32, train_examples=200))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.7 < peak / (sources.SYNTHETIC_BYTES * 3 * 32**2 * 210) < 1.1
 
 
 def test_a_folder_with_too_few_images_to_hold_any_out_is_refused(tmp_path: Path) -> None:

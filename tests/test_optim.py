@@ -77,3 +77,16 @@ def test_a_warm_up_by_error_keeps_its_rate_until_it_is_over() -> None:
     config = OptimConfig(warmup_error=80.0)
     assert learning_rate(config, 5000, 64_000, warming_up=True) == 0.01
     assert learning_rate(config, 0, 64_000, warming_up=False) == 0.1
+
+
+def test_a_first_step_that_overflows_in_fp16_leaves_no_momentum() -> None:
+    net = torch.nn.Linear(64, 64, bias=False)
+    optimizer, scaler = make_optimizer(net, OptimConfig(lr=0.1, weight_decay=0)), torch.amp.GradScaler("cpu")
+    before = net.weight.detach().clone()
+    for gradient in (float("inf"), 1.0):
+        scaler.scale(net(torch.zeros(1, 64)).sum()).backward()
+        net.weight.grad = torch.full_like(net.weight, gradient) * scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.equal(optimizer.state[net.weight]["momentum_buffer"], torch.ones(64, 64))
+    torch.testing.assert_close(net.weight.detach(), before - 0.1)

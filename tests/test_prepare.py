@@ -24,6 +24,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from ablations.engine import paths
 from resnet_core import ConfigError, DataConfig, Dataset, RunSpec, override, preset
+from resnet_core.data import cifar as cifar_files
 from resnet_core.data import datasets, picture
 from resnet_core.data.__main__ import default_cache, main
 from resnet_core.data.datasets import Split, load_dataset
@@ -32,6 +33,7 @@ from resnet_core.data.datasets import Split, load_dataset
 def load(config: DataConfig, cache: Path | None = None, *, download: bool = False) -> Dataset:
     """As in a fresh process."""
     datasets._load.cache_clear()
+    cifar_files.download.cache_clear()
     return load_dataset(config, cache, download=download)
 
 
@@ -226,6 +228,12 @@ def test_the_same_config_gives_the_same_object_with_and_without_download(remote:
     assert load_dataset(remote, download=True) is load_dataset(remote)
 
 
+def test_a_process_compares_the_checksums_of_a_data_set_once(remote: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(remote, download=True)
+    monkeypatch.setattr(cifar_files, "_is_complete", None)
+    assert load_dataset(remote, download=True) is first
+
+
 def test_data_that_are_damaged_are_downloaded_anew(remote: DataConfig, server: Server) -> None:
     first = load(remote, download=True)
     (path,) = Path(remote.root or "").glob("*/test_part")
@@ -264,7 +272,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing_behind(
         assert len(str(caught.value).splitlines()) == 1
         assert left_in(remote) == []
     server.content, server.promised = good, None
-    assert len(load(remote, download=True).train.labels) == 3
+    assert len(load_dataset(remote, download=True).train.labels) == 3  # in the same process
 
 
 DOWNLOAD = """
@@ -343,6 +351,12 @@ def test_a_validation_split_is_called_so(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["prepare"], "error: the following arguments are required: --preset (see --help)"),
+        (["prepare", "--pre", "smoke"], "error: the following arguments are required: --preset (see --help)"),
+        (["bake", "--preset", "smoke"], "error: argument command: invalid choice: 'bake'"),
+        (["prepare", "--preset", "smoke", "--two\nlines"], "error: unrecognized arguments: --two lines (see --help)"),
+        (["show", "--preset", "smoke", "--seed", "x"], "error: argument --seed: invalid int value: 'x' (see --help)"),
+        (["prepare", "--preset", "smoke", "--cache", "/proc/nope"], "error: cache=/proc/nope: the folder cannot be written ("),
         (["prepare", "--preset", "nothing"], "error: preset=nothing: accepted: "),
         (["prepare", "--preset", "smoke", "--set", "validation"], "error: --set validation: accepted: FIELD=VALUE"),
         (["prepare", "--preset", "smoke", "--download"], "error: data.name=synthetic: only cifar10 and cifar100 can be"),
@@ -354,7 +368,7 @@ def test_a_validation_split_is_called_so(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_cannot_be_done_is_one_line_and_exit_status_2(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments, "--cache", str(tmp_path)]) == 2
+    assert main([*arguments, *([] if "--cache" in arguments else ["--cache", str(tmp_path)])]) == 2
     output = capsys.readouterr()
     assert output.err.startswith(message)
     assert (output.out, len(output.err.splitlines())) == ("", 1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from resnet_core import ConfigError, ModelConfig, build_model, fit, override, preset
 from resnet_core.model import ResNet
-from resnet_core.probes import Gradients, Responses, Row, layers, probe_epochs
+from resnet_core.probes import Gradients, Responses, Row, layers
 
 SMOKE = preset("smoke")
 NETWORKS = {
@@ -240,11 +240,11 @@ def test_rows_survive_a_checkpoint_and_name_epoch_layer_and_quantity() -> None:
 
 
 def test_probes_look_in_the_first_and_the_last_epoch_unless_told_otherwise() -> None:
-    assert probe_epochs(SMOKE, 10) == {1, 10}
-    assert probe_epochs(SMOKE, 1) == {1}
-    assert probe_epochs(override(SMOKE, {"probes": "gradients", "probe_epochs": "2,10"}), 10) == {2, 10}
+    assert SMOKE.probed_epochs(10) == {1, 10}
+    assert SMOKE.probed_epochs(1) == {1}
+    assert override(SMOKE, {"probes": "gradients", "probe_epochs": "2,10"}).probed_epochs(10) == {2, 10}
 
 
 def test_an_epoch_beyond_the_training_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"^probe_epochs=20: accepted: 1 to 10, the epochs of this training$"):
-        probe_epochs(override(SMOKE, {"probes": "gradients", "probe_epochs": "2,20"}), 10)
+        override(SMOKE, {"probes": "gradients", "probe_epochs": "2,20"}).probed_epochs(10)

@@ -170,3 +170,22 @@ def test_cells_that_come_to_the_same_network_are_one(tmp_path: Path) -> None:
     assert [str(cell) for cell in plan.cells] == ["width=None", "width=8"]
     assert [(str(cell), reason) for cell, reason in plan.skipped] == [("width=16", "the same network as width=None")]
     assert len({run.fingerprint for run in plan.runs}) == len(plan.runs) == 4
+
+
+def test_a_level_may_be_what_makes_a_setting_or_the_preset_fit(tmp_path: Path) -> None:
+    bottleneck = plan_of(tmp_path, overrides={"block": "bottleneck"}, levels={"depth": ("11",)})  # the preset has depth 8
+    assert {run.spec.model.stages for run in bottleneck.runs} == {(1, 1, 1)}
+    by_epochs = small_study(factors={"epochs": (1, 2)}, baseline={}, preset="cifar10")
+    plan = plan_of(tmp_path, by_epochs, overrides={"data.name": "synthetic"})
+    assert {plan.base.optim.iterations, *(run.spec.optim.iterations for run in plan.runs)} == {None}
+
+
+@pytest.mark.parametrize("name", ["seed", "world_size"])
+def test_seeds_and_workers_are_not_set_as_fields(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--set={name}: accepted: --"):
+        plan_of(tmp_path, overrides={name: "2"})
+
+
+def test_probes_beyond_the_training_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^probe_epochs=9: accepted: 1 to 2, "):
+        plan_of(tmp_path, overrides={"probes": "gradients", "probe_epochs": "9"})

@@ -95,7 +95,11 @@ def test_submitting_again_trains_only_what_is_missing(tmp_path: Path, capsys: py
     assert {f: more.entries[f].run_id for f in first.entries} == {f: e.run_id for f, e in first.entries.items()}
 
     other = Submitted(tmp_path, study=Study(**{**vars(STUDY), "name": "other", "factors": {"shortcut": ("A", "B")}}))
-    assert other.count_mlflow_runs() == 3 + 4  # both runs are known from the study before; nothing ran, so no parent either
+    assert other.count_mlflow_runs() == 3 + 4 + 1  # both runs are known from the study before; it has a page of its own
+    (parent,) = other.client.search_runs([other.client.get_experiment_by_name("other").experiment_id])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["test_error_n/shortcut B"] == 2
+    assert other.client.list_artifacts(parent.info.run_id, "figures")
 
 
 def test_a_run_gives_the_same_weights_here_as_in_a_trial(tmp_path: Path) -> None:

@@ -3,18 +3,20 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import ledger
+from ablations.engine import ledger, tracking
 from ablations.engine.analysis import summarise
 from ablations.engine.study import Plan, Request, Study, make_plan
 from ablations.engine.tracking import Tracker, connect
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
+ROWS = [{"probe": "responses", "epoch": 2, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
 LAST = {**METRICS, "test/error": 40.0, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
 
 
@@ -92,19 +94,68 @@ def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, pl
 def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
     client: MlflowClient, plan: Plan, tracker: Tracker
 ) -> None:
-    run, rows = plan.runs[0], [{"probe": "responses", "epoch": 2, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
+    run = plan.runs[0]
     tracker.started(run)
     tracker.epoch(run, 1, METRICS, "cpu")
     tracker.flush()
     for _ in range(2):
         again = Tracker(client, plan, ledger.find(client, plan))
         again.started(run)
-        again.epoch(run, 2, LAST, "cpu", rows)
+        again.epoch(run, 2, LAST, "cpu", ROWS)
         again.flush()
     (child,) = children(client, tracker)
     text = Path(client.download_artifacts(child.info.run_id, ledger.PROBES)).read_text()
     assert text == "probe,epoch,layer,name,quantity,value\nresponses,2,1,conv1,std,0.5\n"
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
+
+
+def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_next_submission(
+    client: MlflowClient, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
+    blocked = tmp_path / "artifacts"
+    blocked.write_text("a file where the folder of artifacts should be")
+    run = plan.runs[0]
+
+    def submit() -> int:
+        tracker = Tracker(client, plan, ledger.find(client, plan))
+        tracker.started(run)
+        tracker.epoch(run, 1, METRICS, "cpu")
+        tracker.epoch(run, 2, LAST, "cpu", ROWS)
+        tracker.ended(run, "completed")
+        return tracker.flush()
+
+    assert submit() == 1
+    (entry,) = ledger.find(client, plan).values()
+    assert (entry.status, entry.outcome) == ("KILLED", "stopped")
+    blocked.unlink()
+    assert submit() == 0
+    (entry,) = ledger.find(client, plan).values()
+    assert (entry.status, entry.outcome) == ("FINISHED", "completed")
+    assert len(ledger.probes(client, plan, {run.fingerprint: entry})) == 0, "this plan asks for no probes"
+    assert Path(client.download_artifacts(entry.run_id, ledger.PROBES)).exists()
+
+
+def test_the_writer_survives_whatever_a_store_raises(
+    client: MlflowClient, plan: Plan, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
+    store, raised = client.log_batch, [KeyError("a library's own"), RuntimeError()]
+
+    def log_batch(*arguments: Any, **named: Any) -> Any:
+        if raised:
+            raise raised.pop()
+        return store(*arguments, **named)
+
+    tracker.started(plan.runs[0])
+    monkeypatch.setattr(client, "log_batch", log_batch)
+    tracker.epoch(plan.runs[0], 1, METRICS, "cpu")
+    tracker.ended(plan.runs[0], "completed")
+    assert tracker.flush() == 0
+    (child,) = children(client, tracker)
+    assert child.info.status == "FINISHED"
+    assert not raised
 
 
 def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:

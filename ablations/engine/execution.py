@@ -4,20 +4,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.text import Text
 
 from ablations.engine import ledger, paths, terminal
-from ablations.engine.analysis import cell_metrics, summarise
+from ablations.engine.analysis import CellSummary, cell_metrics, summarise
 from ablations.engine.ledger import Entry
 from ablations.engine.options import Options
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, connect, is_new
 from ablations.engine.trial import Job
+
+if TYPE_CHECKING:
+    from ablations.engine.scheduler import Needs
 
 MENTIONED_WAIT = 0.1
 """Share of an epoch above which waiting for images is mentioned."""
@@ -33,19 +35,27 @@ def execute(plan: Plan, options: Options) -> int:
     if options.plan:
         console.print(terminal.plan_view(plan, done))
         return 0
-    lost = 0
-    if todo:
+    needs = _needs(plan, options) if todo else None  # refuses before anything is written
+    tracker = Tracker(client, plan, known, again=options.fresh)
+    if needs:
         console.print(f"{plan.study.name} on {plan.dataset.name}: {len(todo)} runs to train, {len(done)} done already.")
-        lost = _train(console, client, plan, options, known, todo)
+        _train(console, plan, options, needs, tracker, todo)
     else:
         console.print(f"{plan.study.name} on {plan.dataset.name}: all {len(done)} runs are in MLflow already.")
+    lost = tracker.flush()
     entries = ledger.find(client, plan)
+    summaries = summarise(plan, entries)
+    complete = not lost and not any(summary.without_result for summary in summaries)
+    tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
+    _print_results(console, plan, entries, summaries, lost, options)
+    if todo or not tracker.was_finished:
+        _log_figures(console, client, plan, entries, tracker)
     if options.log_models:
         from ablations.engine.models import log_models  # its packages are wanted here only
 
         folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
         log_models(client, plan, entries, folders, options.storage)
-    return _conclude(console, plan, entries, lost, options)
+    return 0 if complete else 1
 
 
 def _connect(options: Options) -> MlflowClient:
@@ -59,10 +69,8 @@ def _connect(options: Options) -> MlflowClient:
         return connecting.result()
 
 
-def _train(
-    console: Console, client: MlflowClient, plan: Plan, options: Options, known: Mapping[str, Entry], todo: Sequence[Run]
-) -> int:
-    """Trains runs on Ray and tracks them. Returns how many records MLflow did not take."""
+def _needs(plan: Plan, options: Options) -> "Needs":
+    """What a run takes from the cluster; raises ConfigError where that, or an address, does not suit the cluster."""
     from ablations.engine import scheduler  # Ray: only where something runs
 
     needs = scheduler.Needs(
@@ -72,26 +80,25 @@ def _train(
     needs.check()
     scheduler.check_reachable("--storage", options.storage)
     scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
-    tracker = Tracker(client, plan, known, again=options.fresh)
-    jobs = [_job(run, tracker.generation(run), options) for run in todo]
+    return needs
+
+
+def _train(console: Console, plan: Plan, options: Options, needs: "Needs", tracker: Tracker, todo: Sequence[Run]) -> None:
+    """Trains runs on Ray and tracks them."""
+    from ablations.engine import scheduler
+
+    jobs = [_job(run, plan.dataset.version, tracker.generation(run), options) for run in todo]
     with terminal.Progress(console, plan, todo) as progress:
         relay = _Relay(todo, tracker, progress)
         scheduler.execute(jobs, needs, max_concurrent=options.max_concurrent, listener=relay, scratch=paths.home() / "tune")
         relay.stop_rest()
-    lost = tracker.flush()
-    entries = ledger.find(client, plan)
-    summaries = summarise(plan, entries)
-    _log_figures(console, client, plan, entries, tracker)
-    complete = not lost and all(not summary.without_result for summary in summaries)
-    tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
-    return lost
 
 
 def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> None:
     """Draws the study as far as it is done. Results do not depend on it: what goes wrong here is told, and that is all."""
-    from ablations.engine import figures  # matplotlib: not for plans and lookups
-
     try:
+        from ablations.engine import figures  # matplotlib: not for plans and lookups
+
         curves, seen = ledger.curves(client, plan, entries), ledger.probes(client, plan, entries)
         drawn = {"curves": figures.curves_figure(curves)} if len(curves) else {}
         for probe, draw in (("responses", figures.responses_figure), ("gradients", figures.gradients_figure)):
@@ -102,14 +109,18 @@ def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Ma
                 for suffix in (".png", ".svg"):
                     figures.save(figure, Path(folder, name).with_suffix(suffix))
             tracker.log_folder(folder, "figures")
-    except (MlflowException, OSError, ValueError) as error:
-        console.print(Text(f"The figures could not be drawn ({str(error).splitlines()[0]}); results are complete."))
+    except Exception as error:  # a store's own library may raise anything
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        console.print(Text(f"The figures could not be drawn or stored: {message}"), soft_wrap=True)
+    else:
+        console.print(f"Figures: artifacts of its run “{plan.title}”.")
 
 
-def _job(run: Run, generation: int, options: Options) -> Job:
+def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
     return Job(
         fingerprint=run.fingerprint,
         spec=run.spec.flat(),
+        data_version=data_version,
         folder=checkpoint_folder(run.fingerprint, generation),
         storage=options.storage,
         cache=str(paths.data_cache()),
@@ -124,8 +135,9 @@ def checkpoint_folder(fingerprint: str, generation: int) -> str:
     return fingerprint if generation == 1 else f"{fingerprint}-{generation}"
 
 
-def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: int, options: Options) -> int:
-    summaries = summarise(plan, entries)
+def _print_results(
+    console: Console, plan: Plan, entries: Mapping[str, Entry], summaries: Sequence[CellSummary], lost: int, options: Options
+) -> None:
     console.print()
     console.print(terminal.result_view(plan, summaries))
     for run in plan.runs:
@@ -135,13 +147,11 @@ def _conclude(console: Console, plan: Plan, entries: Mapping[str, Entry], lost: 
     experiment = next((entry.experiment_id for entry in entries.values()), "")
     address = f"{options.tracking_uri}/#/experiments/{experiment}" if "http" in options.tracking_uri else options.tracking_uri
     console.print(Text(f"MLflow: {address}"), soft_wrap=True)
-    console.print(f"Figures: artifacts of its run “{plan.title}”.")
     if lost:
         console.print(f"{lost} records did not reach MLflow in time.")
     without = sum(summary.without_result for summary in summaries)
     if without:
         console.print(f"{without} of {len(plan.runs)} runs have no result. The same command again trains just those.")
-    return 1 if without or lost else 0
 
 
 class _Relay:

@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 from ablations.engine import paths
 from ablations.engine.study import Request, Study
-from resnet_core import PRESETS, ConfigError
+from resnet_core import PRESETS
+from resnet_core.command import Parser
 from resnet_core.fields import reject
+from resnet_core.overrides import field_name
 
 EPILOG = "Environment: MLFLOW_TRACKING_URI, RAY_ADDRESS; RESNET_ABLATIONS_HOME is the folder of local state."
 
@@ -26,11 +27,6 @@ class Options:
     plan: bool
     fresh: bool
     log_models: bool
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see --help)")
 
 
 def parse(study: Study, arguments: Sequence[str]) -> Options:
@@ -67,11 +63,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
 
 def _parser(study: Study) -> argparse.ArgumentParser:
     factors = "; ".join(f"{name}: {', '.join(map(str, levels))}" for name, levels in study.factors.items())
-    parser = _Parser(
-        description=f"{study.question}  Factors: {factors}.",
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = Parser(description=f"{study.question}  Factors: {factors}.", epilog=EPILOG)
     what = parser.add_argument_group("what to run")
     what.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
     what.add_argument("--seeds", type=int, metavar="N", help=f"replicates of every cell (default: {study.seeds})")
@@ -89,6 +81,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     what.add_argument(
         "--probe",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="look inside the networks: responses (figure 7), gradients; --set probe_epochs=1,10 chooses when",
@@ -123,8 +116,8 @@ def _parser(study: Study) -> argparse.ArgumentParser:
 def _overrides(given: argparse.Namespace) -> dict[str, str]:
     overrides = _pairs("--set", given.set)
     if given.probe:
-        if "probes" in overrides:
-            raise reject("--set", f"probes={overrides['probes']}", "--probe names them too")
+        if "probes" in map(field_name, overrides):
+            raise reject("--set", "probes", "--probe names them too")
         overrides["probes"] = ",".join(given.probe)
     return overrides
 
@@ -135,7 +128,7 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise reject(option, text, "accepted: NAME=VALUE")
-        if name in pairs:
+        if field_name(name) in map(field_name, pairs):
             raise reject(option, text, "is named twice")
         pairs[name] = value
     return pairs

@@ -101,7 +101,7 @@ class Plan:
     study: Study
     preset: str
     base: RunSpec
-    """The preset with the request's overrides: what all runs share but for factors and seed."""
+    """The first cell, with fields left to the data set: what all runs share but for factors and seed."""
     factors: Mapping[str, tuple[Level, ...]]
     cells: tuple[Cell, ...]
     skipped: tuple[tuple[Cell, str], ...]
@@ -136,18 +136,22 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
     if seeds < 1:
         raise reject("--seeds", seeds, "accepted: 1 or more")
     factors = _factors(study, request)
-    taken = sorted({field_name(n) for n in request.overrides} & {field_name(n) for n in factors})
+    asked = {field_name(name): value for name, value in request.overrides.items()}
+    for name, option in (("seed", "--seeds"), ("world_size", "--workers")):
+        if name in asked:
+            raise reject("--set", name, f"accepted: {option} N")
+    taken = sorted(asked.keys() & {field_name(n) for n in factors})
     if taken:
         raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
-    # One after the other: each may name a field in its own way.
-    base = override(override(PRESETS[preset], study.settings), {**request.overrides, "world_size": request.workers})
-    cells, skipped = _cells(base, factors)
+    settings = {field_name(name): value for name, value in study.settings.items()} | asked | {"world_size": request.workers}
+    specs, skipped = _cells(PRESETS[preset], settings, factors)
     # Bad runs surface before the data are read; only the data's own fields wait for them.
+    base = next(iter(specs.values()))
     dataset = load_dataset(base.data, cache, download=request.download)
-    specs, impossible = _resolved(base, cells, dataset)
+    resolved, impossible = _resolved(specs, dataset)
     runs = []
     for seed in range(seeds):
-        seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
+        seeded = [(cell, replace(spec, seed=seed)) for cell, spec in resolved.items()]
         replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)) for cell, spec in seeded]
         # Longest first within a seed: complete replicates early, and no long run alone at the end.
         runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
@@ -156,7 +160,7 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
         preset=preset,
         base=base,
         factors=factors,
-        cells=tuple(specs),
+        cells=tuple(resolved),
         skipped=(*skipped, *impossible),
         runs=tuple(runs),
         dataset=dataset,
@@ -183,41 +187,43 @@ def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
     return factors
 
 
-def _cells(base: RunSpec, factors: Mapping[str, tuple[Level, ...]]) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str], ...]]:
+def _cells(
+    preset: RunSpec, settings: Mapping[str, Any], factors: Mapping[str, tuple[Level, ...]]
+) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
     """All combinations that exist, and the others with the reason. A level that exists nowhere is an error."""
-    cells, skipped = [], []
+    specs, skipped = {}, []
     for levels in itertools.product(*factors.values()):
         cell = Cell(tuple(zip(factors, levels, strict=True)))
         try:
-            override(base, dict(cell.levels))
-            cells.append(cell)
+            # At once: a preset's or a setting's value may fit only together with a level, or be replaced by it.
+            specs[cell] = override(preset, {**settings, **{field_name(name): level for name, level in cell.levels}})
         except ConfigError as error:
             skipped.append((cell, str(error)))
     for name, levels in factors.items():
         for level in levels:
-            if not any((name, level) in cell.levels for cell in cells):
+            if not any((name, level) in cell.levels for cell in specs):
                 raise ConfigError(next(reason for cell, reason in skipped if (name, level) in cell.levels))
-    return tuple(cells), tuple(skipped)
+    return specs, skipped
 
 
-def _resolved(base: RunSpec, cells: Sequence[Cell], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
+def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
     """What each cell is on a data set, and the cells that do not exist there or are the same as another one, with the reason."""
-    specs: dict[Cell, RunSpec] = {}
+    resolved: dict[Cell, RunSpec] = {}
     skipped = []
-    for cell in cells:
+    for cell, unresolved in specs.items():
         try:
-            spec = resolve(override(base, dict(cell.levels)), dataset)
+            spec = resolve(unresolved, dataset)
         except ConfigError as error:
             skipped.append((cell, str(error)))
             continue
-        same = next((other for other, known in specs.items() if known == spec), None)
+        same = next((other for other, known in resolved.items() if known == spec), None)
         if same:
             skipped.append((cell, f"the same network as {same}"))
         else:
-            specs[cell] = spec
-    if not specs:
+            resolved[cell] = spec
+    if not resolved:
         raise ConfigError(skipped[0][1])
-    return specs, skipped
+    return resolved, skipped
 
 
 def _shown(level: Level) -> str:

@@ -84,6 +84,8 @@ class Tracker:
         self.client, self.plan = client, plan
         self.experiment_id = _experiment(client, plan.study.name)
         self._tags = origin_tags()
+        self.was_finished = False
+        """Whether the study had come to its end before."""
         self.parent_id = self._open_parent()
         self.run_ids = {} if again else {fingerprint: entry.run_id for fingerprint, entry in known.items()}
         self._attempts = {f: int(e.tags.get("attempts", 0)) for f, e in known.items() if not again}
@@ -92,6 +94,7 @@ class Tracker:
         self._queue: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._deadline = float("inf")
         self._lost: list[_Record] = []
+        self._undescribed: set[str] = set()
         self._writer = threading.Thread(target=self._deliver_all, name="mlflow-writer", daemon=True)
         self._writer.start()
 
@@ -107,7 +110,9 @@ class Tracker:
         self, run: Run, epoch: int, metrics: Mapping[str, float], device: str, probes: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         """An epoch's metrics, and what probes saw so far. Epochs that MLflow has already are passed over."""
-        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), device=device, probes=probes)
+        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), device=device)
+        if probes:
+            self._put("probes", run, rows=probes)
 
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
         """The run is over: see `STATUS` for outcomes."""
@@ -140,6 +145,7 @@ class Tracker:
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
         if found:
+            self.was_finished = found[0].info.status == "FINISHED"
             self.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
         tags = {
@@ -163,7 +169,7 @@ class Tracker:
                 try:
                     getattr(self, f"_deliver_{record.kind}")(record)
                     break
-                except (MlflowException, OSError) as error:
+                except Exception as error:  # whatever a store's own library raises; this thread must live
                     if time.monotonic() > self._deadline:
                         self._lost.append(record)
                         break
@@ -175,8 +181,12 @@ class Tracker:
         attempts = self._attempts.get(run.fingerprint, 0) + 1
         if run.fingerprint not in self.run_ids:
             self.run_ids[run.fingerprint] = self._create(run)
+            self._undescribed.add(run.fingerprint)
         else:
             self.client.update_run(self.run_ids[run.fingerprint], status="RUNNING")
+        if run.fingerprint in self._undescribed:  # a step of its own: what fails here does not create a second run
+            self._describe(run, self.run_ids[run.fingerprint])
+            self._undescribed.discard(run.fingerprint)
         self.client.set_tag(self.run_ids[run.fingerprint], "attempts", str(attempts))
         self._attempts[run.fingerprint] = attempts
 
@@ -194,7 +204,9 @@ class Tracker:
             "data_version": self.plan.dataset.version,
             **self._tags,
         }
-        run_id = str(self.client.create_run(self.experiment_id, tags=tags).info.run_id)
+        return str(self.client.create_run(self.experiment_id, tags=tags).info.run_id)
+
+    def _describe(self, run: Run, run_id: str) -> None:
         self.client.log_batch(run_id, params=_params(run.spec.flat()))
         data = self.plan.dataset
         self.client.log_inputs(
@@ -206,7 +218,6 @@ class Tracker:
                 )
             ],
         )
-        return run_id
 
     def _deliver_epoch(self, record: _Record) -> None:
         run, epoch = record.run, record.values["epoch"]
@@ -215,16 +226,20 @@ class Tracker:
             return
         metrics = [Metric(name, value, record.time_ms, epoch) for name, value in record.values["metrics"].items()]
         tags = [] if logged else [RunTag("device", record.values["device"])]
-        if record.values["probes"]:  # before the metrics, by which an epoch counts as delivered
-            table = pd.DataFrame(record.values["probes"]).to_csv(index=False)
-            self.client.log_text(self.run_ids[run.fingerprint], table, PROBES)
         self.client.log_batch(self.run_ids[run.fingerprint], metrics=metrics, tags=tags)
         self._logged[run.fingerprint] = epoch
+
+    def _deliver_probes(self, record: _Record) -> None:
+        table = pd.DataFrame(record.values["rows"]).to_csv(index=False)
+        self.client.log_text(self.run_ids[record.run.fingerprint], table, PROBES)
 
     def _deliver_end(self, record: _Record) -> None:
         if record.run.fingerprint not in self.run_ids:  # it ended before its process had started
             self._deliver_start(record)
         run_id, values = self.run_ids[record.run.fingerprint], record.values
+        if any(lost.run.fingerprint == record.run.fingerprint for lost in self._lost):
+            # Not done: the next submission reports again what its checkpoint holds.
+            values = {"outcome": "stopped", "message": "MLflow did not take all of its records", "traceback": ""}
         tags = [RunTag("outcome", values["outcome"]), RunTag("message", values["message"][:4000])]
         self.client.log_batch(run_id, tags=tags)
         if values["traceback"] and STATUS[values["outcome"]] == "FAILED":

@@ -39,6 +39,7 @@ class Job:
     fingerprint: str
     spec: Mapping[str, Any]
     """`RunSpec.flat()`, resolved."""
+    data_version: str
     folder: str
     """Name of the checkpoint folder in `storage`."""
     storage: str
@@ -72,11 +73,15 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0) -> Non
 
     from ablations.engine.checkpoints import CheckpointFolder
     from resnet_core import fit, load_dataset
+    from resnet_core.fields import reject
     from resnet_core.overrides import from_flat
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     spec = from_flat(job.spec)
     dataset = load_dataset(spec.data, Path(job.cache), download=job.download)
+    if dataset.version != job.data_version:
+        accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
+        raise reject("data.root", spec.data.root or spec.data.name, accepted)
     checkpoints = CheckpointFolder(job.storage, job.folder)
     restore = checkpoints.latest()
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()

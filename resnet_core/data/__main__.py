@@ -8,6 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
+from resnet_core.command import Parser
 from resnet_core.config import RunSpec
 from resnet_core.fields import ConfigError
 from resnet_core.overrides import override
@@ -22,8 +23,8 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         spec = override(preset(options.preset), dict(_assignment(text) for text in options.set))
         if options.command == "prepare":
             print(prepare(spec, options.cache, download=options.download))
@@ -90,7 +91,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--preset", required=True, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     shared.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="fields, such as data.root=DIR"
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for decoded data; studies find it where it is by default: %(default)s",
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m resnet_core.data",
         description="Prepares and shows data sets.",
         epilog=EXAMPLES,

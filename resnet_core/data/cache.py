@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy as np
 
 from resnet_core.config import DataConfig
 from resnet_core.data.cifar import FOLDERS, cifar_root
-from resnet_core.data.folders import existing_folder, files_below
+from resnet_core.data.folders import existing_folder, files_below, readable
 from resnet_core.data.splits import Files, Split
+from resnet_core.fields import reject
 from resnet_core.identity import normalised_source
 
 GENERATED = ("digits", "synthetic")
@@ -27,14 +30,24 @@ def cache_key(config: DataConfig) -> str:
     source += [config.validation, config.streamed]
     if config.name not in GENERATED:
         root = cifar_root(config) / FOLDERS[config.name] if config.name in FOLDERS else existing_folder(config)
-        source.append([str(root), *(_listing(root) if root.is_dir() else ())])
+        with readable(config):
+            source.append([str(root), *(_listing(root) if root.is_dir() else ())])
     code = [normalised_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
     return f"{config.name}-{hashlib.sha256(json.dumps([source, code]).encode()).hexdigest()[:16]}"
 
 
 def _listing(root: Path) -> list[tuple[str, int, int]]:
-    found = ((entry.path, entry.stat()) for entry in files_below(root) if not entry.name.startswith("."))  # no lock files
+    found = ((entry.path, entry.stat()) for entry in files_below(root))
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+
+
+@contextmanager
+def writable(cache: Path) -> Iterator[None]:
+    """An OSError within, of a cache that cannot be written, is a ConfigError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise reject("cache", str(cache), f"the folder cannot be written ({error.strerror or error})") from error
 
 
 def write(folder: Path, meta: dict[str, Any], train: Split | Files, test: Split | Files) -> None:

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 as torchvision keeps them, and their download."""
 
+import functools
 import shlex
 import tarfile
 import tempfile
@@ -38,6 +39,7 @@ def read_cifar(config: DataConfig) -> tuple[tuple[str, ...], Split, Split | None
     return tuple(train.classes), _split(train), None if test is None else _split(test)
 
 
+@functools.cache  # finding that all is there takes the checksums of all files
 def download(config: DataConfig) -> None:
     """Downloads what is not there yet. Of several processes, also on a shared folder, one does and the others wait for it.
 

@@ -85,6 +85,7 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
             spec.optim.global_batch_size,
             f"the training set of {dataset.name} has {len(dataset.train.labels)} images",
         )
+    spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
     if spec.model.match_flops or spec.model.match_parameters:
         from resnet_core.cost import matched  # imports torch, which most plans need not wait for
 
@@ -113,14 +114,17 @@ def _load(config: DataConfig, cache: Path | None) -> Dataset:
     if cache is None:
         return _build(config)
     folder = cache / cached.cache_key(config)
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # one process reads, the others wait for it
+    with cached.writable(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock").acquire()
+    with lock:  # one process reads, the others wait for it
         try:
             return _read(folder)
         except (OSError, EOFError, ValueError, KeyError):  # absent, or left half-written by a dying machine
             dataset = _build(config)
             meta = {key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop")}
-            cached.write(folder, meta, dataset.train, dataset.test)
+            with cached.writable(cache):
+                cached.write(folder, meta, dataset.train, dataset.test)
             return _read(folder)
 
 
@@ -133,7 +137,8 @@ def _read(folder: Path) -> Dataset:
 def _build(config: DataConfig) -> Dataset:
     if config.name in ("imagefolder", "imagenet"):
         reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
-        classes, train_files, test_files = reader(config)
+        with folders.readable(config):
+            classes, train_files, test_files = reader(config)
         files = _chosen(config, train_files, test_files)
         return _streamed(config, classes, *files) if config.streamed else _in_memory(config, classes, *decode_files(config, *files))
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
@@ -149,7 +154,10 @@ def _build(config: DataConfig) -> Dataset:
 def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, Part]:
     """The images to train on and to score on, as the config wants them."""
     if config.validation or test is None:  # the test set is left alone
-        train, test = hold_out(train, config.validation)
+        whole, (train, test) = len(train.labels), hold_out(train, config.validation)
+        if len(test.labels) == 0:
+            accepted = f"holds out none of {whole} training images, of which the last of each class stays; accepted: a larger share"
+            raise reject("data.validation", config.validation, accepted)
     train, test = subset(train, config.train_examples), subset(test, config.test_examples)
     if len(train.labels) == 0 or len(test.labels) == 0:
         raise reject("data.root", config.root or config.name, f"accepted: at least one training and one {config.scored_on} image")

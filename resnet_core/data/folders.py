@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ TEST_SHARE = 0.2
 def existing_folder(config: DataConfig) -> Path:
     """The folder of a data set; raises ConfigError if there is none."""
     root = Path(config.root or "").expanduser().absolute()
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises an error where the folder above cannot be entered
         raise reject("data.root", str(root), f"accepted: an existing folder with {config.name} data")
     return root
 
@@ -27,12 +28,16 @@ def existing_folder(config: DataConfig) -> Path:
 def image_folder(config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
     """`root/train/<class>/*` with `root/test` or `root/val`, or `root/<class>/*` of which a fifth is held out for testing.
 
+    A folder `train` is never a class: without test images next to it, its images would be one class and the rest another.
     The test images are None where the scored images are held out of the training images.
     """
     root = existing_folder(config)
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if (root / "train").is_dir() and tests:
-        return _train_and_test(root, tests[0], config)
+    if (root / "train").is_dir():
+        if not (tests or config.validation):
+            accepted = "has a folder train; accepted: a folder test or val next to it, or data.validation above 0"
+            raise reject("data.root", str(root), accepted)
+        return _train_and_test(root, tests[0] if tests else root, config)
     classes, whole = _class_folders(root)
     train, test = hold_out(whole, TEST_SHARE)
     return classes, train, None if config.validation else test
@@ -56,13 +61,25 @@ def imagenet(config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
 
 
 def files_below(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """All files below a folder, by name, following links."""
+    """All files below a folder, by name, following links; hidden ones and hidden folders are left out.
+
+    They are made by tools: lock files, and copies of images such as `.ipynb_checkpoints` that would leak between splits.
+    """
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        for entry in sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name):
             if entry.is_dir():
                 yield from files_below(entry.path)
             else:
                 yield entry
+
+
+@contextmanager
+def readable(config: DataConfig) -> Iterator[None]:
+    """An OSError within, of a dangling link or a folder that may not be read, is a ConfigError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise reject("data.root", error.filename or config.root, f"cannot be read ({error.strerror or error})") from error
 
 
 def _train_and_test(root: Path, tests: Path, config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
@@ -92,4 +109,4 @@ def _class_folders(root: Path) -> tuple[tuple[str, ...], Files]:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

@@ -13,6 +13,10 @@ from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
 from resnet_core.fields import reject
 
 MEMORY_LIMIT_GIB = 16
+SYNTHETIC_CLASSES = 10
+SYNTHETIC_EXAMPLES = 512
+SYNTHETIC_BYTES = 3 * 8
+"""For each value of an image while it is made: noise, pattern or result, and their sum are there together, 8 bytes each."""
 
 
 def read_digits(_: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
@@ -28,15 +32,27 @@ def read_digits(_: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
 def make_synthetic(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
     """Ten classes, each a fixed random pattern under noise: learnable, and the same on every machine."""
     size = config.image_size or 32
+    examples = {"train_examples": config.train_examples or SYNTHETIC_EXAMPLES, "test_examples": config.test_examples or 128}
+    _check_synthetic(size, examples)
     random = np.random.RandomState(SPLIT_SEED)
-    patterns = random.randint(64, 192, (10, 3, size, size))
+    patterns = random.randint(64, 192, (SYNTHETIC_CLASSES, 3, size, size))
 
     def make(count: int) -> Split:
-        labels = np.arange(count) % 10
+        labels = np.arange(count) % SYNTHETIC_CLASSES
         noise = random.normal(0, 48, (count, 3, size, size))
         return Split(np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
 
-    return tuple(map(str, range(10))), make(config.train_examples or 512), make(config.test_examples or 128)
+    return tuple(map(str, range(SYNTHETIC_CLASSES))), make(examples["train_examples"]), make(examples["test_examples"])
+
+
+def _check_synthetic(size: int, examples: dict[str, int]) -> None:
+    def too_many(count: int) -> bool:
+        return SYNTHETIC_BYTES * 3 * size**2 * (SYNTHETIC_CLASSES + count) > MEMORY_LIMIT_GIB * 2**30
+
+    most = max(examples, key=examples.__getitem__)
+    if too_many(examples[most]):
+        name, value = ("data.image_size", size) if too_many(SYNTHETIC_EXAMPLES) else (f"data.{most}", examples[most])
+        raise reject(name, value, f"more than {MEMORY_LIMIT_GIB} GiB of memory to generate: set it lower")
 
 
 def decode_files(config: DataConfig, train: Files, test: Files) -> tuple[Split, Split]:
