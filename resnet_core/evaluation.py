@@ -58,28 +58,32 @@ def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str) -
 
 
 class Totals:
-    """Sums and counts on the device, without a synchronisation per step; divided once, after adding up all workers."""
+    """Losses and counts on the device, kept step by step and added up once: a step costs few operations and no waiting."""
 
     def __init__(self, device: torch.device, *, top5: bool = False) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        self.wrong_top5 = torch.zeros((), dtype=torch.int64, device=device) if top5 else None
-        self.count = 0
+        self.device = device
+        self.counts: list[int] = []
+        self.losses: list[Tensor] = []
+        self.wrong: dict[str, list[Tensor]] = {name: [] for name in ("error", "error_top5")[: 1 + top5]}
 
     def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.loss += mean_loss.double() * len(labels)
-        self.wrong += (logits.argmax(1) != labels).sum()
-        if self.wrong_top5 is not None:
-            self.wrong_top5 += (logits.topk(5).indices != labels[:, None]).all(1).sum()
-        self.count += len(labels)
+        self.counts.append(len(labels))
+        self.losses.append(mean_loss)
+        self.wrong["error"].append((logits.argmax(1) != labels).sum())
+        if "error_top5" in self.wrong:
+            self.wrong["error_top5"].append((logits.topk(5).indices != labels[:, None]).all(1).sum())
 
     def reduce(self) -> dict[str, float]:
-        wrong = {"error": self.wrong} | ({} if self.wrong_top5 is None else {"error_top5": self.wrong_top5})
-        sums = torch.stack([torch.full_like(self.loss, self.count), self.loss, *(count.double() for count in wrong.values())])
+        """Loss and errors (percent) over all images and workers; a worker may have none."""
+        sums = torch.zeros(2 + len(self.wrong), dtype=torch.float64, device=self.device)
+        if self.counts:
+            counts = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
+            loss = (torch.stack(self.losses).double() * counts).sum()
+            sums = torch.stack([counts.sum(), loss, *(torch.stack(wrong).sum().double() for wrong in self.wrong.values())])
         if is_distributed():
             distributed.all_reduce(sums)
-        count, loss, *counts = sums.tolist()
-        return {"loss": loss / count} | {name: 100 * number / count for name, number in zip(wrong, counts, strict=True)}
+        count, total_loss, *wrong = sums.tolist()
+        return {"loss": total_loss / count} | {name: 100 * n / count for name, n in zip(self.wrong, wrong, strict=True)}
 
 
 def autocast(spec: RunSpec, device: torch.device) -> torch.autocast:

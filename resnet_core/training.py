@@ -234,7 +234,7 @@ def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_ep
         return recent
     if recent.reduce()["error"] < (spec.optim.warmup_error or 0):
         state.warmup_steps = state.step
-    return Totals(recent.loss.device)
+    return Totals(recent.device)
 
 
 def settle_batchnorm(state: TrainState, batches: Batches | StreamedBatches, *, last: bool) -> None:

@@ -13,6 +13,7 @@ from resnet_core import RunSpec, fit, load_dataset, override, preset
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
 from resnet_core.evaluation import evaluate
+from resnet_core.optim import make_optimizer
 from resnet_core.training import _prepare, _rank, init_state, train_epoch
 
 Result = dict[str, Any]
@@ -33,6 +34,7 @@ def one_step(spec: RunSpec) -> Result:
     state, batches = init_state(spec, CPU), Batches(dataset, spec, device=CPU, rank=_rank(spec))
     batches.mean = batches.mean.double()  # and so are the images
     state.net.double().register_forward_pre_hook(freeze_batchnorm)
+    state.optimizer = make_optimizer(state.net, spec.optim)  # its momentum in float64, too
     metrics = train_epoch(_prepare(state.net, spec), state, batches, steps=1, total_steps=1)
     return {"metrics": metrics, "weights": state.net.state_dict()}
 

@@ -20,7 +20,7 @@ SIZE = (500, 375)
 """Pixels of the images: about the median of ImageNet."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet-18, 224×224": {"family": "imagenet", "depth": 18, "image_size": 224, "global_batch_size": 16},
-    "ResNet-20, 32×32": {"family": "cifar", "depth": 20, "image_size": 32, "global_batch_size": 16},
+    "ResNet-8, 32×32": {"family": "cifar", "depth": 8, "width": 8, "image_size": 32, "global_batch_size": 16},
 }
 """One that trains slower than a core decodes, and one that trains faster."""
 

@@ -60,10 +60,11 @@ class Batches:
         share = batch // self.spec.world_size
         for start in range(self.rank * share, count, batch):
             mine = slice(start, start + share)
-            images = self._normalised(self.train_images[order[mine]])
+            index = order[mine]
+            images = self._normalised(self.train_images[index])
             if pad or self.spec.data.flip:
                 images = crop_and_flip(F.pad(images, (pad,) * 4), offsets[:, mine], flips[mine], size)
-            yield images.contiguous(memory_format=self.memory_format), self.train_labels[order[mine]]
+            yield images.contiguous(memory_format=self.memory_format), self.train_labels[index]
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the scored images: over all workers every image once, none padded, none dropped."""
@@ -85,7 +86,7 @@ class Batches:
             yield (crop.contiguous(memory_format=self.memory_format) for crop in crops), labels
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        return (images - self.mean).div_(self.std)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
