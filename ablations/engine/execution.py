@@ -48,8 +48,9 @@ def execute(plan: Plan, options: Options) -> int:
     complete = not lost and not any(summary.without_result for summary in summaries)
     tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
     _print_results(console, plan, entries, summaries, lost, options)
-    if todo or not tracker.was_finished:
-        _log_figures(console, client, plan, entries, tracker)
+    up_to_date = tracker.was_finished and not todo
+    if up_to_date or _log_figures(console, client, plan, entries, tracker):
+        console.print(f"Figures: artifacts of its run “{plan.title}”.")
     if options.log_models:
         from ablations.engine.models import log_models  # its packages are wanted here only
 
@@ -94,7 +95,7 @@ def _train(console: Console, plan: Plan, options: Options, needs: "Needs", track
         relay.stop_rest()
 
 
-def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> None:
+def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> bool:
     """Draws the study as far as it is done. Results do not depend on it: what goes wrong here is told, and that is all."""
     try:
         from ablations.engine import figures  # matplotlib: not for plans and lookups
@@ -112,8 +113,8 @@ def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Ma
     except Exception as error:  # a store's own library may raise anything
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         console.print(Text(f"The figures could not be drawn or stored: {message}"), soft_wrap=True)
-    else:
-        console.print(f"Figures: artifacts of its run “{plan.title}”.")
+        return False
+    return True
 
 
 def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
