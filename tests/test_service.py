@@ -12,6 +12,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from ablations.engine.service import CLUSTER, adopt
+
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -72,6 +74,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert done.returncode == 0, done.stderr
     yield service
     service("down")
+
+
+def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another Ray on the machine, Ray gives a job the address of either."""
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    adopt()
+    assert os.environ["RAY_ADDRESS"] == "192.0.2.1:6379"
+    monkeypatch.setenv(CLUSTER, "127.0.0.1:6380")
+    adopt()
+    assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6380"
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from resnet_core.fields import reject
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
+CLUSTER = "RESNET_ABLATIONS_RAY"
+"""Environment variable of everything that the service starts, submitted jobs among it: the address of its Ray."""
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -87,7 +89,8 @@ def up(ports: Ports) -> None:
         "RESNET_ABLATIONS_HOME": str(paths.home()),
     }
     # Jobs find this environment's Python.
-    environment = {**os.environ, **settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, **settings, CLUSTER: f"{LOOPBACK}:{ports.ray}", "PATH": search}
     commands = {"mlflow": _mlflow_command(ports), "ray": _ray_command(ports)}
     processes: list[Started] = []
     try:
@@ -111,6 +114,9 @@ def running() -> "State | None":
 
 def adopt() -> None:
     """Lets this process use the running service as a submitted job does, unless RAY_ADDRESS says where to go."""
+    if CLUSTER in os.environ:
+        # Ray guesses which cluster a job was submitted to, wrongly if other programs have started one on this machine.
+        os.environ["RAY_ADDRESS"] = os.environ[CLUSTER]
     state = running()
     if state and "RAY_ADDRESS" not in os.environ:
         for name, value in state.environment().items():
