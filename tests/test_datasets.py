@@ -553,3 +553,8 @@ def test_a_spec_that_contradicts_the_data_is_refused(images: Path, changes: dict
     spec = override(RunSpec(data=folder(images)), {"global_batch_size": 10} | changes)
     with pytest.raises(ConfigError, match=message):
         resolve(spec, load(spec.data))
+
+
+def test_the_home_of_nobody_is_a_folder_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.root=.*~nosuchuser"):
+        load_dataset(DataConfig(name="imagefolder", root="~nosuchuser/photos"))

@@ -193,7 +193,7 @@ class _Relay:
         if final:
             self._end(run, "failed", message)
         else:
-            self.progress.note(run, f"its process died, going on from the last checkpoint ({message})")
+            self.progress.interrupted(run, f"its process died, going on from the last checkpoint ({message})")
 
     def stop_rest(self) -> None:
         """Ends what was interrupted."""

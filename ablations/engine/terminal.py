@@ -75,6 +75,12 @@ class Progress:
         self.console.print(Text(f"{done} {run}: {outcome}, {result} · {self._eta()}"), soft_wrap=True)
         self.heard = time.monotonic()
 
+    def interrupted(self, run: Run, message: str) -> None:
+        """Its process died; it waits for another."""
+        with self._lock:
+            self.running.pop(run.fingerprint, None)
+        self.note(run, message)
+
     def note(self, run: Run, message: str) -> None:
         self.console.print(Text(f"{run}: {message}"), soft_wrap=True)
 

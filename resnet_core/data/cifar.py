@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 as torchvision keeps them, and their download."""
 
 import functools
+import os
 import shlex
 import tarfile
 import tempfile
@@ -81,7 +82,7 @@ def _is_complete(config: DataConfig) -> bool:
 
 def cifar_root(config: DataConfig) -> Path:
     """Where the data are, or would be."""
-    return Path(config.root or "").expanduser().absolute()
+    return Path(os.path.expanduser(config.root or "")).absolute()
 
 
 def _torchvision(config: DataConfig, root: Path, *, train: bool, download: bool = False):  # type: ignore[no-untyped-def]

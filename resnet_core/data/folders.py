@@ -19,7 +19,7 @@ TEST_SHARE = 0.2
 
 def existing_folder(config: DataConfig) -> Path:
     """The folder of a data set; raises ConfigError if there is none."""
-    root = Path(config.root or "").expanduser().absolute()
+    root = Path(os.path.expanduser(config.root or "")).absolute()
     if not os.path.isdir(root):  # Path.is_dir raises an error where the folder above cannot be entered
         raise reject("data.root", str(root), f"accepted: an existing folder with {config.name} data")
     return root
