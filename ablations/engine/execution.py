@@ -96,7 +96,10 @@ def _train(console: Console, plan: Plan, options: Options, needs: "Needs", track
 
 
 def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> bool:
-    """Draws the study as far as it is done. Results do not depend on it: what goes wrong here is told, and that is all."""
+    """Draws the study as far as it is done; returns whether its figures are in MLflow.
+
+    Results do not depend on it: what goes wrong here is told, and that is all.
+    """
     try:
         from ablations.engine import figures  # matplotlib: not for plans and lookups
 
