@@ -1,5 +1,7 @@
 """Loss and error over all scored images and all workers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
@@ -10,11 +12,21 @@ from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.model import ResNet
 
+Alive = Callable[[], object]
+"""Called after every step: a sign of life to whoever watches over a training."""
+
+
+def unwatched() -> None:
+    """The `Alive` of a training that nobody watches."""
+
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False) -> dict[str, float]:
+def evaluate(
+    network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False, alive: Alive = unwatched
+) -> dict[str, float]:
     """Loss and error (percent) over all scored images, each counted once whatever the number of workers.
 
     From 100 classes on, also the top-5 error.
@@ -23,6 +35,7 @@ def evaluate(network: nn.Module, batches: Batches | StreamedBatches, *, eager: b
         network: may be wrapped for data-parallel training.
         batches: the images.
         eager: never runs compiled code, which does not call hooks.
+        alive: called after every batch.
     """
     network.eval()
     # Workers may hold different numbers of batches here: call the network itself, never DDP's collectives.
@@ -33,17 +46,19 @@ def evaluate(network: nn.Module, batches: Batches | StreamedBatches, *, eager: b
         with autocast(batches.spec, batches.device):
             logits = forward(images)
         totals.add(F.cross_entropy(logits.float(), labels), logits, labels)
+        alive()
     return totals.reduce()
 
 
 @torch.inference_mode()
-def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str) -> dict[str, float]:
+def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str, *, alive: Alive = unwatched) -> dict[str, float]:
     """Error (percent) over all scored images where the scores of each are the mean over several views of it.
 
     Args:
         net: the network.
         batches: where the views come from.
         kind: one of `DataConfig.extra_tests`.
+        alive: called after every view of a batch.
     """
     net.eval()
     totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
@@ -52,6 +67,7 @@ def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str) -
         for images in views:
             with autocast(batches.spec, batches.device):
                 scores.append(net(images).float().softmax(1))
+            alive()
         mean = torch.stack(scores).mean(0)
         totals.add(F.nll_loss(mean.log(), labels), mean, labels)
     return {name: value for name, value in totals.reduce().items() if name != "loss"}

@@ -2,14 +2,32 @@
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+SURROGATES = re.compile("[\ud800-\udfff]")
+"""Bytes of a command line that are no text, or broken JSON: no file holds them, and JSON may change them."""
+MESSAGE_LENGTH = 4000
+"""Characters of a complaint, at most: of a longer one the middle is left out."""
+
 
 class ConfigError(ValueError):
     """A request that cannot be met. One line: the field, its value and what is accepted."""
+
+    def __init__(self, message: str) -> None:
+        message = printable(message)  # it may quote anything: a path, an option, another program's message
+        half = MESSAGE_LENGTH // 2
+        super().__init__(message if len(message) <= MESSAGE_LENGTH else f"{message[:half]} … {message[-half:]}")
+
+
+def printable(text: str) -> str:
+    """One line that does nothing to a terminal: control characters, line breaks and bytes that are no text are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def reject(name: str, value: object, accepted: str) -> ConfigError:
@@ -18,7 +36,12 @@ def reject(name: str, value: object, accepted: str) -> ConfigError:
 
 
 def _shown(value: object) -> str:
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
+    if isinstance(value, str) and value.isprintable():
+        return value
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # keys that JSON has not, thousands of digits, nested for ever
+        return f"a value of type {type(value).__name__}"
 
 
 class Checked:
@@ -51,6 +74,12 @@ class Checked:
             value = getattr(self, name)
             if value is not None and not minimum <= value < float("inf"):
                 raise self._reject(name, f"accepted: finite and at least {minimum:g}")
+
+    def _at_most(self, maximum: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value > maximum:
+                raise self._reject(name, f"accepted: at most {maximum:,}")
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
@@ -86,7 +115,7 @@ def _convert_scalar(name: str, value: Any, hint: Any) -> Any:
             return known[value.lower()]
         raise reject(name, value, "accepted: true, false")
     if hint is str:
-        if isinstance(value, str):
+        if isinstance(value, str) and not SURROGATES.search(value):
             return value
         raise reject(name, value, "accepted: text")
     kind = {int: "a whole number", float: "a number"}[hint]

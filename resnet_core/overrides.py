@@ -2,12 +2,12 @@
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
-from resnet_core.fields import Checked, ConfigError
+from resnet_core.fields import Checked, ConfigError, reject
 
 
 def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
@@ -19,7 +19,9 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, leaf = field_name(name).rpartition(".")
-        changes.setdefault(section, {})[leaf] = value
+        if leaf in changes.setdefault(section, {}):
+            raise reject("field", name, "is named twice")
+        changes[section][leaf] = value
     if "epochs" in changes.get("optim", {}):
         changes["optim"].setdefault("iterations", None)  # a recipe's length is in one unit: the one asked for
     top = changes.pop("", {})
@@ -29,8 +31,25 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
 
 
 def from_flat(values: Mapping[str, Any]) -> RunSpec:
-    """The inverse of `RunSpec.flat`, also from JSON (lists for tuples)."""
+    """The inverse of `RunSpec.flat`, also from JSON (lists for tuples). Raises ConfigError for anything else."""
+    if not isinstance(values, Mapping):
+        raise reject("RunSpec", values, "accepted: fields by their names")
     return override(RunSpec(), values)
+
+
+def assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """The values of a command line's `NAME=VALUE` by field; raises ConfigError for other texts and for a field named twice."""
+    pairs: dict[str, str] = {}
+    named = set()
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise reject(option, text, "accepted: NAME=VALUE")
+        if field_name(name) in named:
+            raise reject(option, text, "is named twice")
+        named.add(field_name(name))
+        pairs[name] = value
+    return pairs
 
 
 _SECTIONS: dict[str, type[Checked]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
@@ -58,6 +77,8 @@ def _all_fields() -> tuple[str, ...]:
 
 def field_name(name: str) -> str:
     """The dotted name of a field given in full or by its last part; raises ConfigError for unknown ones."""
+    if not isinstance(name, str):  # a key of other people's data
+        raise reject("field", name, "accepted: a name")
     if name in _all_fields():
         return name
     found = _field_names().get(name, ())

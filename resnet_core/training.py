@@ -22,7 +22,7 @@ from resnet_core.data import make_batches
 from resnet_core.data.batches import Batches, derived_seed
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.data.streaming import StreamedBatches
-from resnet_core.evaluation import Totals, autocast, evaluate, evaluate_views, is_distributed
+from resnet_core.evaluation import Alive, Totals, autocast, evaluate, evaluate_views, is_distributed, unwatched
 from resnet_core.fields import reject
 from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
@@ -30,6 +30,7 @@ from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate
 from resnet_core.probes import Gradients, Responses, Row
 
 Metrics = dict[str, float]
+Batch = tuple[torch.Tensor, torch.Tensor]
 WARMUP_STEPS = 20
 """Over so many steps a warm-up by training error looks at that error."""
 
@@ -99,6 +100,7 @@ def fit(
     dataset: Dataset | None = None,
     device: str | torch.device = "cpu",
     restore: dict[str, Any] | None = None,
+    alive: Alive = unwatched,
 ) -> Iterator[EpochResult]:
     """Trains one network and yields after every epoch.
 
@@ -107,6 +109,7 @@ def fit(
         dataset: the images; loaded from `spec.data` if None.
         device: where to train, such as `cpu`, `cuda` or `cuda:1`.
         restore: an `EpochResult.checkpoint()` of the same spec to continue from.
+        alive: called after every training step and every batch that is only evaluated.
 
     Raises:
         Diverged: the loss is not finite.
@@ -127,11 +130,11 @@ def fit(
         probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()
         steps = min(batches.steps_per_epoch, total_steps - state.step)
-        train = train_epoch(network, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes)
+        train = train_epoch(network, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, alive=alive)
         trained, waited = time.perf_counter(), batches.wait_seconds
         last = state.step >= total_steps
-        settle_batchnorm(state, batches, last=last)
-        test = _test(network, state, batches, probe="responses" in probes)
+        settle_batchnorm(state, batches, last=last, alive=alive)
+        test = _test(network, state, batches, probe="responses" in probes, alive=alive)
         finished = time.perf_counter()
         scored_on = spec.data.scored_on
         metrics = {
@@ -148,29 +151,30 @@ def fit(
         if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics[f"{scored_on}/loss"])):
             raise Diverged(f"the loss is not finite in epoch {state.epoch} (learning rate {metrics['lr']:g})")
         if last:
-            metrics |= _final_metrics(state, dataset, batches)
+            metrics |= _final_metrics(state, dataset, batches, alive)
         yield EpochResult(state.epoch, metrics, last, state)
 
 
-def _test(network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool) -> dict[str, float]:
+def _test(
+    network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool, alive: Alive
+) -> dict[str, float]:
     """Loss and error over the scored images. With `probe`, the state's probes get the responses of the layers."""
     if not probe:
-        return evaluate(network, batches)
+        return evaluate(network, batches, alive=alive)
     with Responses(state.net) as responses:
-        test = evaluate(network, batches, eager=True)
+        test = evaluate(network, batches, eager=True, alive=alive)
     state.probes += responses.read(state.epoch + 1)
     return test
 
 
-def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches) -> Metrics:
+def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches, alive: Alive) -> Metrics:
     """What is known of a run at its end only."""
     spec = batches.spec
     cost = measure_cost(spec.model, dataset.image_size)
     metrics: Metrics = {"parameters": cost.parameters, "flops": cost.flops}
     for kind in spec.data.extra_tests:
-        metrics |= {
-            f"{spec.data.scored_on}/{kind}_{name}": value for name, value in evaluate_views(state.net, batches, kind).items()
-        }
+        views = evaluate_views(state.net, batches, kind, alive=alive)
+        metrics |= {f"{spec.data.scored_on}/{kind}_{name}": value for name, value in views.items()}
     if state.warmup_steps is not None:
         metrics["warmup_steps"] = state.warmup_steps
     return metrics | {"train_seconds": sum(past["epoch_seconds"] for past in state.history)}
@@ -195,10 +199,11 @@ def train_epoch(
     steps: int,
     total_steps: int,
     probe: bool = False,
+    alive: Alive = unwatched,
 ) -> dict[str, float]:
     """Trains for `steps` steps. Returns loss and error (percent) over all images and workers, as they were trained on.
 
-    With `probe`, the state's probes get the norms of the gradients.
+    With `probe`, the state's probes get the norms of the gradients. `alive` is called after every step.
     """
     spec = batches.spec
     network.train()
@@ -221,6 +226,7 @@ def train_epoch(
         if warming_up:
             recent.add(loss.detach(), logits.detach(), labels)
             recent = _end_warmup(state, spec, recent, batches.steps_per_epoch)
+        alive()
     if gradients:
         state.probes += gradients.read(state.epoch + 1)
     return totals.reduce()
@@ -237,12 +243,18 @@ def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_ep
     return Totals(recent.device)
 
 
-def settle_batchnorm(state: TrainState, batches: Batches | StreamedBatches, *, last: bool) -> None:
+def settle_batchnorm(state: TrainState, batches: Batches | StreamedBatches, *, last: bool, alive: Alive = unwatched) -> None:
     """Gives BatchNorm the statistics to be tested with, the same on all workers."""
     if last and batches.spec.optim.bn_statistics == "averaged":
         with autocast(batches.spec, batches.device):
-            update_bn(batches.train_epoch(state.epoch), state.net)
+            update_bn(_watched(batches.train_epoch(state.epoch), alive), state.net)
     average_batchnorm(state.net)
+
+
+def _watched(steps: Iterator[Batch], alive: Alive) -> Iterator[Batch]:
+    for batch in steps:
+        yield batch
+        alive()
 
 
 def average_batchnorm(net: nn.Module) -> None:

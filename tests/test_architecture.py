@@ -9,16 +9,23 @@ PROJECT = Path(__file__).parents[1]
 LAYERS = [
     "resnet_core",
     "ablations.engine.paths",
+    "ablations.engine.storage",
     "ablations.engine.checkpoints",
     "ablations.engine.study",
     "ablations.engine.options",
     "ablations.engine.ledger",
+    "ablations.engine.journal",
+    "ablations.engine.delivery",
+    "ablations.engine.heartbeat",
     "ablations.engine.tracking",
     "ablations.engine.reference",
     "ablations.engine.analysis",
     "ablations.engine.figures",
     "ablations.engine.terminal",
+    "ablations.engine.relay",
     "ablations.engine.models",
+    "ablations.engine.watchdog",
+    "ablations.engine.deaths",
     "ablations.engine.trial",
     "ablations.engine.scheduler",
     "ablations.engine.execution",
@@ -29,8 +36,8 @@ LAYERS = [
 """A module may import those before it."""
 
 HOME = {
-    "ray": {"ablations.engine.trial", "ablations.engine.scheduler", "ablations.engine.service"},
-    "mlflow": {"ablations.engine.tracking", "ablations.engine.ledger", "ablations.engine.models", "ablations.engine.execution"},
+    "ray": {"ablations.engine.deaths", "ablations.engine.trial", "ablations.engine.scheduler", "ablations.engine.service"},
+    "mlflow": {f"ablations.engine.{name}" for name in ("tracking", "delivery", "heartbeat", "ledger", "models", "execution")},
     "matplotlib": {"ablations.engine.figures"},
 }
 """Which modules may import a library."""

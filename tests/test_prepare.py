@@ -358,7 +358,7 @@ def test_a_validation_split_is_called_so(tmp_path: Path, capsys: pytest.CaptureF
         (["show", "--preset", "smoke", "--seed", "x"], "error: argument --seed: invalid int value: 'x' (see --help)"),
         (["prepare", "--preset", "smoke", "--cache", "/proc/nope"], "error: cache=/proc/nope: the folder cannot be written ("),
         (["prepare", "--preset", "nothing"], "error: preset=nothing: accepted: "),
-        (["prepare", "--preset", "smoke", "--set", "validation"], "error: --set validation: accepted: FIELD=VALUE"),
+        (["prepare", "--preset", "smoke", "--set", "validation"], "error: --set=validation: accepted: NAME=VALUE"),
         (["prepare", "--preset", "smoke", "--download"], "error: data.name=synthetic: only cifar10 and cifar100 can be"),
         (["show", "--preset", "smoke", "--set", "pad=x"], "error: data.pad=x: accepted: a whole number"),
         (["show", "--preset", "smoke", "--output", "/proc/x/batch.png"], "error: --output=/proc/x/batch.png: cannot be written"),

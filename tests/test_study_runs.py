@@ -168,18 +168,18 @@ def test_a_run_that_diverges_or_fails_leaves_the_others_alone(tmp_path: Path, ca
     assert diverged.code == 0  # that it diverges is a result
     assert "1 diverged" in capsys.readouterr().out
 
-    (tmp_path / "checkpoints").chmod(0o500)
-    blocked = tmp_path / "checkpoints-file"
-    blocked.write_text("a file where a folder should be")
-    failed = Submitted(
-        tmp_path, "--levels", "shortcut=A,B", "--set", "optim.lr=0.02", "--storage", str(blocked), "--preset", "smoke"
-    )
+    arguments = ("--levels", "shortcut=A,B", "--set", "optim.lr=0.02")
+    chosen = options.parse(STUDY, arguments)
+    blocked = make_plan(STUDY, chosen.request, cache=paths.data_cache()).runs[0]
+    (tmp_path / "checkpoints" / blocked.fingerprint).write_text("a file where a folder should be")
+    failed = Submitted(tmp_path, *arguments)
     assert failed.code == 1
-    assert {entry.outcome for entry in failed.entries.values()} == {"failed"}
+    assert [failed.entries[run.fingerprint].outcome for run in failed.plan.runs] == ["failed", "completed"]
     text = capsys.readouterr().out
-    assert "2 of 2 runs have no result" in text
-    assert "checkpoints-file" in text
-    mended = Submitted(tmp_path, "--levels", "shortcut=A,B", "--set", "optim.lr=0.02")
+    assert f"{blocked}: failed, OSError: checkpoints in {tmp_path}/checkpoints/{blocked.fingerprint} cannot be read: " in text
+    assert "1 of 2 runs have no result. To train just those: python " in text
+    (tmp_path / "checkpoints" / blocked.fingerprint).unlink()
+    mended = Submitted(tmp_path, *arguments)
     assert mended.code == 0
     assert {f: e.run_id for f, e in mended.entries.items()} == {f: e.run_id for f, e in failed.entries.items()}
 

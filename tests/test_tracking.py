@@ -10,8 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import ledger, tracking
+from ablations.engine import delivery, ledger
 from ablations.engine.analysis import summarise
+from ablations.engine.delivery import Writer
+from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Study, make_plan
 from ablations.engine.tracking import Tracker, connect
 
@@ -33,18 +35,37 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
     return make_plan(study, Request(overrides={"lr": 1 + crc32(name.encode()) / 2**32}), cache=tmp_path)
 
 
+class Submission(Tracker):
+    """A tracker with what it writes through."""
+
+    def __init__(self, client: MlflowClient, plan: Plan, *, again: bool = False) -> None:
+        self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
+        writer = Writer(client, self.journal)
+        writer.settle(10)
+        super().__init__(client, writer, plan, ledger.find(client, plan), again=again)
+        self.closed = False
+
+    def flush(self, seconds: float = 10) -> int:
+        """Ends what writes; returns how many records wait."""
+        waiting = self.writer.close(seconds)
+        if not self.closed:
+            self.journal.__exit__(None, None, None)
+        self.closed = True
+        return waiting
+
+
 @pytest.fixture
-def tracker(client: MlflowClient, plan: Plan) -> Iterator[Tracker]:
-    tracker = Tracker(client, plan, {})
+def tracker(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
+    tracker = Submission(client, plan)
     yield tracker
     tracker.flush()
 
 
-def children(client: MlflowClient, tracker: Tracker) -> list[MlflowRun]:
+def children(client: MlflowClient, tracker: Submission) -> list[MlflowRun]:
     return list(client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{tracker.parent_id}'"))
 
 
-def train(tracker: Tracker, plan: Plan, *, runs: int | None = None) -> None:
+def train(tracker: Submission, plan: Plan, *, runs: int | None = None) -> None:
     for run in plan.runs[:runs]:
         tracker.started(run)
         tracker.epoch(run, 1, METRICS, "cpu")
@@ -53,7 +74,9 @@ def train(tracker: Tracker, plan: Plan, *, runs: int | None = None) -> None:
     assert tracker.flush() == 0
 
 
-def test_a_run_carries_its_parameters_tags_metrics_data_set_and_status(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+def test_a_run_carries_its_parameters_tags_metrics_data_set_and_status(
+    client: MlflowClient, plan: Plan, tracker: Submission
+) -> None:
     train(tracker, plan, runs=1)
     (child,) = children(client, tracker)
     run = plan.runs[0]
@@ -79,7 +102,7 @@ def test_a_run_carries_its_parameters_tags_metrics_data_set_and_status(client: M
     assert (data.dataset.name, data.dataset.digest) == ("synthetic", plan.dataset.version)
 
 
-def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     run = plan.runs[0]
     for _ in range(2):  # a trial that died after its first epoch, and its successor
         tracker.started(run)
@@ -92,14 +115,14 @@ def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, pl
 
 
 def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
-    client: MlflowClient, plan: Plan, tracker: Tracker
+    client: MlflowClient, plan: Plan, tracker: Submission
 ) -> None:
     run = plan.runs[0]
     tracker.started(run)
     tracker.epoch(run, 1, METRICS, "cpu")
     tracker.flush()
     for _ in range(2):
-        again = Tracker(client, plan, ledger.find(client, plan))
+        again = Submission(client, plan)
         again.started(run)
         again.epoch(run, 2, LAST, "cpu", ROWS)
         again.flush()
@@ -113,20 +136,19 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     client: MlflowClient, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
     blocked = tmp_path / "artifacts"
     blocked.write_text("a file where the folder of artifacts should be")
     run = plan.runs[0]
 
     def submit() -> int:
-        tracker = Tracker(client, plan, ledger.find(client, plan))
+        tracker = Submission(client, plan)
         tracker.started(run)
         tracker.epoch(run, 1, METRICS, "cpu")
         tracker.epoch(run, 2, LAST, "cpu", ROWS)
         tracker.ended(run, "completed")
-        return tracker.flush()
+        return tracker.flush(0.5)
 
-    assert submit() == 1
+    assert submit() == 2  # the table, and the end behind it
     (entry,) = ledger.find(client, plan).values()
     assert (entry.status, entry.outcome) == ("KILLED", "stopped")
     blocked.unlink()
@@ -138,9 +160,9 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
 
 
 def test_the_writer_survives_whatever_a_store_raises(
-    client: MlflowClient, plan: Plan, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.01)
     store, raised = client.log_batch, [KeyError("a library's own"), RuntimeError()]
 
     def log_batch(*arguments: Any, **named: Any) -> Any:
@@ -158,14 +180,13 @@ def test_the_writer_survives_whatever_a_store_raises(
     assert not raised
 
 
-def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     run = plan.runs[0]
     tracker.started(run)
     tracker.epoch(run, 1, METRICS, "cpu")
     tracker.flush()  # and here the driver is killed: RUNNING for ever
-    known = ledger.find(client, plan)
-    assert [entry.done for entry in known.values()] == [False]
-    again = Tracker(client, plan, known)
+    assert [entry.done for entry in ledger.find(client, plan).values()] == [False]
+    again = Submission(client, plan)
     train(again, plan, runs=1)
     (child,) = children(client, again)
     assert (child.info.status, child.data.tags["attempts"]) == ("FINISHED", "2")
@@ -177,7 +198,7 @@ def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowCli
     ("outcome", "status"), [("diverged", "FINISHED"), ("oom", "FAILED"), ("failed", "FAILED"), ("stopped", "KILLED")]
 )
 def test_the_status_tells_whether_there_is_a_result(
-    client: MlflowClient, plan: Plan, tracker: Tracker, outcome: str, status: str
+    client: MlflowClient, plan: Plan, tracker: Submission, outcome: str, status: str
 ) -> None:
     tracker.ended(plan.runs[0], outcome, "because", "Traceback: because")
     tracker.flush()
@@ -188,10 +209,10 @@ def test_the_status_tells_whether_there_is_a_result(
     assert traceback == (["traceback.txt"] if status == "FAILED" else [])
 
 
-def test_a_fresh_attempt_is_another_run_and_the_newest_counts(client: MlflowClient, plan: Plan, tracker: Tracker) -> None:
+def test_a_fresh_attempt_is_another_run_and_the_newest_counts(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     train(tracker, plan, runs=1)
     first = ledger.find(client, plan)[plan.runs[0].fingerprint]
-    again = Tracker(client, plan, ledger.find(client, plan), again=True)
+    again = Submission(client, plan, again=True)
     assert again.generation(plan.runs[0]) == 2
     train(again, plan, runs=1)
     newest = ledger.find(client, plan)[plan.runs[0].fingerprint]
@@ -199,7 +220,7 @@ def test_a_fresh_attempt_is_another_run_and_the_newest_counts(client: MlflowClie
     assert len(children(client, again)) == 2
 
 
-def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: Plan, tracker: Tracker, tmp_path: Path) -> None:
+def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: Plan, tracker: Submission, tmp_path: Path) -> None:
     train(tracker, plan)
     other = Study(name="another", question="?", factors={"shortcut": ("A", "B")}, baseline={}, seeds=2, preset="smoke")
     lr = plan.base.optim.lr
@@ -209,7 +230,7 @@ def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: P
 
 
 def test_a_summary_counts_missing_and_diverged_runs_and_averages_the_others(
-    client: MlflowClient, plan: Plan, tracker: Tracker
+    client: MlflowClient, plan: Plan, tracker: Submission
 ) -> None:
     first, second = (run for run in plan.runs if str(run.cell) == "shortcut=none")
     tracker.started(first)
@@ -224,7 +245,9 @@ def test_a_summary_counts_missing_and_diverged_runs_and_averages_the_others(
     assert (none.without_result, a.without_result) == (0, 2)
 
 
-def test_the_ledger_reads_every_page(client: MlflowClient, plan: Plan, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_reads_every_page(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(tracker, plan)
     monkeypatch.setattr(ledger, "PAGE", 1)
     assert len(ledger.find(client, plan)) == len(plan.runs)

@@ -1,69 +1,165 @@
 """Checkpoints of a run, in one folder on any storage that pyarrow reaches (local, NFS, S3, GCS).
 
-A file appears under its final name whole or not at all, and its name carries a checksum of its content: a truncated or
-altered one is found out, and the one before it is used.
+A file's name carries a checksum of its content: a truncated or altered one is found out, and the one before it is used.
+Nothing is removed before what replaces it was read back whole.
 """
 
+import errno
 import hashlib
 import io
 import logging
 import os
+import pickle
 import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import fs
+from pyarrow import Buffer, fs
+
+from ablations.engine.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
 _NAME = re.compile(r"epoch-(\d{6})-([0-9a-f]{16})\.pt")
+_PARTIAL = ".partial"
 
 
 class CheckpointFolder:
-    """`<storage>/<name>/epoch-000003-<checksum>.pt`, the newest two."""
+    """`<storage>/<name>/epoch-000003-<checksum>.pt`, the newest two.
+
+    One process saves here at a time. A predecessor that was killed and has not died yet does no harm: files may vanish
+    at any moment, and nobody removes a whole checkpoint that is newer than its own.
+
+    Storage that fails or is gone raises an OSError of one line with this folder and the reason. The folder is made once,
+    at a run's first checkpoint, and never again: below an unmounted share lies another, empty disk.
+    """
 
     def __init__(self, storage: str, name: str) -> None:
-        self.files, root = fs.FileSystem.from_uri(storage) if "://" in storage else (fs.LocalFileSystem(), storage)
-        self.folder = f"{root.rstrip('/')}/{name}"
+        self.files, root, shown = open_storage(storage)
+        self.folder = f"{root}/{name}"
+        self.where = f"{shown}/{name}"
+        self._made = False
+        self._rubbish: set[str] = set()
 
     def save(self, state: dict[str, Any], epoch: int) -> None:
-        """Writes a checkpoint, then removes those that are no longer needed."""
+        """Writes a checkpoint, reads it back, then removes those that are no longer needed.
+
+        Raises:
+            OSError: it is not there as it was written; those before it are untouched.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        content = buffer.getbuffer()
-        name = f"epoch-{epoch:06d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-        if isinstance(self.files, fs.LocalFileSystem):
-            _write_durably(Path(self.folder) / name, content)
-        else:
-            with self.files.open_output_stream(f"{self.folder}/{name}") as stream:  # object stores: whole or not at all
-                stream.write(content)
-        for old in self._names()[KEPT:]:
-            self.files.delete_file(f"{self.folder}/{old}")
+        content = buffer.getvalue()
+        name = f"epoch-{epoch:06d}-{_checksum(content)}.pt"
+        with _named(f"checkpoint of epoch {epoch} not saved in {self.where}"):
+            self._write(name, content)
+            self._rubbish.discard(name)
+            written, names = self._read(name), self._names()
+            if written is None and names and names[0] > name:
+                return  # a predecessor is ahead, and has tidied up
+            if written != content:
+                with suppress(OSError):
+                    self._remove(name)
+                raise OSError("what was read back is not what was written")
+            older = [other for other in names if other < f"epoch-{epoch:06d}"]
+            for unneeded in (*older[KEPT - 1 :], *self._rubbish):
+                self._remove(unneeded)
+            self._rubbish.clear()
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, on the CPU, or None."""
-        for name in self._names():
-            with self.files.open_input_stream(f"{self.folder}/{name}") as stream:
-                content = stream.read()
-            if hashlib.sha256(content).hexdigest()[:16] in name:
-                state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-                return state
-            logger.warning("%s/%s is damaged and is passed over", self.folder, name)
+        """The newest checkpoint that is whole, on the CPU, or None.
+
+        Raises:
+            OSError: the storage cannot be read.
+            UnpicklingError: the checkpoint would run code when loaded. It was not written here.
+        """
+        with _named(f"checkpoints in {self.where} cannot be read"):
+            # By the next save their writers have either finished or died.
+            self._rubbish.update(name for name in self._list() if name.endswith(_PARTIAL))
+            while names := self._names():
+                self._made = True
+                content = self._read(names[0])
+                if content is not None and _checksum(content) in names[0]:
+                    return self._load(names[0], content)
+                if content is not None:
+                    logger.warning("%s/%s is damaged and is passed over", self.where, names[0])
+                self._rubbish.add(names[0])
         return None
 
+    def _load(self, name: str, content: Buffer) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            message = f"{self.where}/{name} holds more than tensors and plain values, and is not loaded"
+            raise pickle.UnpicklingError(message) from error
+        return state
+
+    def _list(self) -> list[str]:
+        return [found.base_name for found in self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))]
+
     def _names(self) -> list[str]:
-        """File names of checkpoints, newest first."""
-        found = self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
-        return sorted((f.base_name for f in found if _NAME.fullmatch(f.base_name)), reverse=True)
+        """File names of checkpoints that are not known to be damaged, newest first."""
+        return sorted((name for name in self._list() if _NAME.fullmatch(name) and name not in self._rubbish), reverse=True)
+
+    def _write(self, name: str, content: bytes) -> None:
+        if isinstance(self.files, fs.LocalFileSystem):
+            if not self._made:
+                Path(self.folder).mkdir(parents=True, exist_ok=True)
+            _write_durably(Path(self.folder) / name, content)
+        else:
+            # An upload that fails leaves no object. One that is interrupted may leave a truncated one: leaving the block
+            # completes it, and so would the stream's destructor.
+            with self.files.open_output_stream(f"{self.folder}/{name}") as stream:
+                stream.write(content)
+        self._made = True
+
+    def _read(self, name: str) -> Buffer | None:
+        """What is in a file; None if it is gone."""
+        try:
+            with self.files.open_input_file(f"{self.folder}/{name}") as file:
+                return file.read_buffer()  # memory that is used again: ten times as fast as new bytes
+        except FileNotFoundError:
+            return None
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.files.delete_file(f"{self.folder}/{name}")
 
 
-def _write_durably(path: Path, content: memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _checksum(content: bytes | Buffer) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@contextmanager
+def _named(failure: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{failure}: {error}") from error
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """A file appears under its final name whole or not at all, also when the machine loses its power."""
+    partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):  # it is there only after a failure
+            partial.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems sync no folders
+            raise
+    finally:
+        os.close(folder)

@@ -1,5 +1,6 @@
 """The command line of a study: `main(STUDY)` is all that a study's file calls."""
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ from resnet_core import ConfigError
 
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a study as Ctrl-C does
     service.adopt()
     try:
         chosen = options.parse(study, sys.argv[1:])
@@ -20,4 +22,7 @@ def main(study: Study) -> NoReturn:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        code = 1
     sys.exit(code)

@@ -1,62 +1,175 @@
 """A study from plan to table: what is missing runs, everything lands in MLflow, and the table is read back from there."""
 
+import shlex
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
-from rich.text import Text
 
 from ablations.engine import ledger, paths, terminal
 from ablations.engine.analysis import CellSummary, cell_metrics, summarise
+from ablations.engine.delivery import Writer
+from ablations.engine.journal import Journal, submission_id
 from ablations.engine.ledger import Entry
 from ablations.engine.options import Options
+from ablations.engine.relay import Relay
+from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, connect, is_new
 from ablations.engine.trial import Job
+from resnet_core.fields import reject
 
 if TYPE_CHECKING:
     from ablations.engine.scheduler import Needs
 
-MENTIONED_WAIT = 0.1
-"""Share of an epoch above which waiting for images is mentioned."""
+CLOSE_SECONDS = 60.0
+"""How long the end of a study waits for a tracking server that does not answer; then its records wait for the next submission."""
+INTERRUPTED_SECONDS = 2.0
+"""The same for a study that is asked to stop: `ray job stop` kills after 3 s."""
+AWAIT_SECONDS = 5.0
+"""How often a study looks whether runs that another one trains are done."""
 
 
 def execute(plan: Plan, options: Options) -> int:
     """Brings a study to its end and prints its table. Returns the exit code: 0 if every run has a result, else 1."""
     console = terminal.make_console()
     client = _connect(options)
-    known = ledger.find(client, plan)
-    done = {} if options.fresh else {f: entry for f, entry in known.items() if entry.done}
-    todo = [run for run in plan.runs if run.fingerprint not in done]
     if options.plan:
-        console.print(terminal.plan_view(plan, done))
+        with _answering(options):
+            known = ledger.find(client, plan)
+        console.print(terminal.plan_view(plan, {} if options.fresh else _done(known)))
         return 0
-    needs = _needs(plan, options) if todo else None  # refuses before anything is written
-    tracker = Tracker(client, plan, known, again=options.fresh)
-    if needs:
-        console.print(f"{plan.study.name} on {plan.dataset.name}: {len(todo)} runs to train, {len(done)} done already.")
-        _train(console, plan, options, needs, tracker, todo)
-    else:
-        console.print(f"{plan.study.name} on {plan.dataset.name}: all {len(done)} runs are in MLflow already.")
-    lost = tracker.flush()
-    entries = ledger.find(client, plan)
-    summaries = summarise(plan, entries)
-    complete = not lost and not any(summary.without_result for summary in summaries)
-    tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
-    _print_results(console, plan, entries, summaries, lost, options)
-    up_to_date = tracker.was_finished and not todo
-    if up_to_date or _log_figures(console, client, plan, entries, tracker):
-        console.print(f"Figures: artifacts of its run “{plan.title}”.")
-    if options.log_models:
-        from ablations.engine.models import log_models  # its packages are wanted here only
+    with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
+        writer = Writer(client, journal)
+        if journal.inherited:
+            waiting = writer.settle(CLOSE_SECONDS)
+            console.print(
+                f"Delivered what an earlier submission left: {len(journal.inherited)} records{', not all' if waiting else ''}."
+            )
+        with _answering(options):
+            study = _Submission(console, client, plan, options, writer)
+        interrupted = not study.train()
+        waiting = writer.close(INTERRUPTED_SECONDS if interrupted else CLOSE_SECONDS)
+        try:
+            return study.conclude(waiting, interrupted=interrupted)
+        except MlflowException as error:
+            terminal.say(console, f"MLflow does not answer, so there is no table ({_first_line(error)}).")
+            terminal.say(console, f"{waiting} records wait for it. Go on with: {_command()}")
+            return 1
 
-        folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
-        log_models(client, plan, entries, folders, options.storage)
-    return 0 if complete else 1
+
+class _Submission:
+    """A study's way through the cluster and MLflow, once it is held."""
+
+    def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
+        self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
+        # First held, then looked up: what another study ends in between is found done.
+        elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
+        if elsewhere and options.fresh:
+            raise reject("--fresh", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
+        known = ledger.find(client, plan)
+        self.done = {} if options.fresh else _done(known)
+        missing = [run for run in plan.runs if run.fingerprint not in self.done]
+        self.todo = [run for run in missing if run.fingerprint not in elsewhere]
+        self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
+        """Runs that another study trains, and which."""
+        self.journal.claim(run.fingerprint for run in self.todo)
+        self.needs = _needs(plan, options) if missing else None  # refuses before anything is written
+        self.tracker = Tracker(client, writer, plan, known, again=options.fresh)
+
+    def train(self) -> bool:
+        """Trains what is missing and waits for what another study trains; returns False if it was asked to stop."""
+        name = f"{self.plan.study.name} on {self.plan.dataset.name}"
+        if not self.todo and not self.awaited:
+            self.console.print(f"{name}: all {len(self.done)} runs are in MLflow already.")
+            return True
+        self.console.print(f"{name}: {len(self.todo)} runs to train, {len(self.done)} done already.")
+        try:
+            return self._train(self.todo) and self._train_awaited()
+        except KeyboardInterrupt:
+            return False
+
+    def _train(self, runs: Sequence[Run]) -> bool:
+        if not runs:
+            return True
+        assert self.needs is not None
+        from ablations.engine import scheduler
+
+        version = self.plan.dataset.version
+        jobs = [_job(run, version, self.tracker.generation(run), self.options) for run in runs]
+        with terminal.Progress(self.console, self.plan, runs) as progress:
+            relay = Relay(runs, self.tracker, progress)
+            scratch = paths.home() / "tune"
+            scheduler.execute(jobs, self.needs, max_concurrent=self.options.max_concurrent, listener=relay, scratch=scratch)
+            return relay.stop_rest()
+
+    def _train_awaited(self) -> bool:
+        """Runs of another study are used when they are done, and trained here if it leaves them undone."""
+        told: set[str] = set()
+        while self.awaited:
+            for who in set(self.awaited.values()) - told:
+                terminal.say(self.console, f"waiting for {len(self.awaited)} runs that {who} trains")
+                told.add(who)
+            time.sleep(AWAIT_SECONDS)
+            elsewhere = self.journal.claim(self.awaited)
+            known = ledger.find(self.client, self.plan)
+            missing = [run for run in self.plan.runs if run.fingerprint in self.awaited and run.fingerprint not in _done(known)]
+            self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
+            self.tracker.know(known)
+            if not self._train([run for run in missing if run.fingerprint not in elsewhere]):
+                return False
+        return True
+
+    def conclude(self, waiting: int, *, interrupted: bool) -> int:
+        """Ends the study in MLflow and prints its table, from there; returns the exit code."""
+        plan, console = self.plan, self.console
+        entries = ledger.find(self.client, plan)
+        summaries = summarise(plan, entries)
+        complete = not waiting and not any(summary.without_result for summary in summaries)
+        self.tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
+        _print_results(console, plan, entries, summaries, waiting, self.options)
+        if interrupted:
+            return 1
+        up_to_date = self.tracker.was_finished and not self.todo
+        if up_to_date or _log_figures(console, self.client, plan, entries, self.tracker):
+            console.print(f"Figures: artifacts of its run “{plan.title}”.")
+        if self.options.log_models:
+            from ablations.engine.models import log_models  # its packages are wanted here only
+
+            folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
+            log_models(self.client, plan, entries, folders, self.options.storage)
+        return 0 if complete else 1
+
+
+def _done(known: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {fingerprint: entry for fingerprint, entry in known.items() if entry.done}
+
+
+@contextmanager
+def _answering(options: Options) -> Iterator[None]:
+    """Before anything has started, a tracking server that no longer answers is the request's error."""
+    try:
+        yield
+    except MlflowException as error:
+        raise reject("--tracking-uri", options.tracking_uri, f"MLflow does not answer ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _command() -> str:
+    """What submits this study again: what is done is not trained again, whatever this submission was told."""
+    words = ["python", *(word for word in sys.argv if word != "--fresh")]
+    return f"{'ray job submit -- ' if submission_id() else ''}{shlex.join(words)}"
 
 
 def _connect(options: Options) -> MlflowClient:
@@ -81,18 +194,8 @@ def _needs(plan: Plan, options: Options) -> "Needs":
     needs.check()
     scheduler.check_reachable("--storage", options.storage)
     scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
+    check_storage(options.storage)
     return needs
-
-
-def _train(console: Console, plan: Plan, options: Options, needs: "Needs", tracker: Tracker, todo: Sequence[Run]) -> None:
-    """Trains runs on Ray and tracks them."""
-    from ablations.engine import scheduler
-
-    jobs = [_job(run, plan.dataset.version, tracker.generation(run), options) for run in todo]
-    with terminal.Progress(console, plan, todo) as progress:
-        relay = _Relay(todo, tracker, progress)
-        scheduler.execute(jobs, needs, max_concurrent=options.max_concurrent, listener=relay, scratch=paths.home() / "tune")
-        relay.stop_rest()
 
 
 def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> bool:
@@ -115,9 +218,9 @@ def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Ma
             tracker.log_folder(folder, "figures")
     except Exception as error:  # a store's own library may raise anything
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        console.print(Text(f"The figures could not be drawn or stored: {message}"), soft_wrap=True)
+        terminal.say(console, f"The figures could not be drawn or stored: {message}")
         return False
-    return True
+    return bool(drawn)
 
 
 def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
@@ -131,6 +234,7 @@ def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
         download=options.request.download,
+        hang_timeout=options.hang_timeout,
     )
 
 
@@ -140,70 +244,19 @@ def checkpoint_folder(fingerprint: str, generation: int) -> str:
 
 
 def _print_results(
-    console: Console, plan: Plan, entries: Mapping[str, Entry], summaries: Sequence[CellSummary], lost: int, options: Options
+    console: Console, plan: Plan, entries: Mapping[str, Entry], summaries: Sequence[CellSummary], waiting: int, options: Options
 ) -> None:
     console.print()
     console.print(terminal.result_view(plan, summaries))
     for run in plan.runs:
         entry = entries.get(run.fingerprint)
         if entry and entry.outcome in ("diverged", "oom", "failed"):
-            console.print(Text(f"{run}: {entry.outcome}, {entry.tags.get('message', '')}"), soft_wrap=True)
+            terminal.say(console, f"{run}: {entry.outcome}, {entry.tags.get('message', '')}")
     experiment = next((entry.experiment_id for entry in entries.values()), "")
     address = f"{options.tracking_uri}/#/experiments/{experiment}" if "http" in options.tracking_uri else options.tracking_uri
-    console.print(Text(f"MLflow: {address}"), soft_wrap=True)
-    if lost:
-        console.print(f"{lost} records did not reach MLflow in time.")
+    terminal.say(console, f"MLflow: {address}")
+    if waiting:
+        console.print(f"{waiting} records have not reached MLflow yet; the next submission delivers them.")
     without = sum(summary.without_result for summary in summaries)
     if without:
-        console.print(f"{without} of {len(plan.runs)} runs have no result. The same command again trains just those.")
-
-
-class _Relay:
-    """Passes what the scheduler hears on to the tracker and to the terminal."""
-
-    def __init__(self, runs: Sequence[Run], tracker: Tracker, progress: terminal.Progress) -> None:
-        self.runs = {run.fingerprint: run for run in runs}
-        self.tracker, self.progress = tracker, progress
-        self.open: dict[str, Run] = {}
-        self.waited: set[str] = set()
-
-    def started(self, fingerprint: str) -> None:
-        run = self.open[fingerprint] = self.runs[fingerprint]
-        self.tracker.started(run)
-        self.progress.started(run)
-
-    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
-        run = self.runs[fingerprint]
-        if "outcome" in report:
-            self._end(run, report["outcome"], report.get("message", ""), report.get("traceback", ""))
-        elif "restart" in report:
-            self.tracker.started(run)
-            self.progress.note(run, f"a worker died, going on from the last checkpoint ({report['restart']})")
-        else:
-            self.tracker.epoch(run, report["epoch"], report["metrics"], report["device"], report["probes"])
-            self.progress.epoch(run, report["epoch"], report["metrics"])
-            self._mention_waiting(run, report["metrics"])
-
-    def _mention_waiting(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Says once where decoding, not training, sets the pace."""
-        share = metrics.get("data_wait_seconds", 0) / metrics["epoch_seconds"]
-        if share > MENTIONED_WAIT and run.fingerprint not in self.waited:
-            self.waited.add(run.fingerprint)
-            self.progress.note(run, f"waited for images {share:.0%} of an epoch: more --cpus-per-worker would decode faster")
-
-    def died(self, fingerprint: str, message: str, *, final: bool) -> None:
-        run = self.runs[fingerprint]
-        if final:
-            self._end(run, "failed", message)
-        else:
-            self.progress.interrupted(run, f"its process died, going on from the last checkpoint ({message})")
-
-    def stop_rest(self) -> None:
-        """Ends what was interrupted."""
-        for run in list(self.open.values()):
-            self._end(run, "stopped", "the study was interrupted")
-
-    def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
-        self.open.pop(run.fingerprint, None)
-        self.tracker.ended(run, outcome, message, traceback)
-        self.progress.ended(run, outcome, message)
+        terminal.say(console, f"{without} of {len(plan.runs)} runs have no result. To train just those: {_command()}")

@@ -3,14 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ablations.engine import paths
 from ablations.engine.study import Request, Study
 from resnet_core import PRESETS
 from resnet_core.command import Parser
 from resnet_core.fields import reject
-from resnet_core.overrides import field_name
+from resnet_core.overrides import assignments, field_name
 
+SMALLEST_SHARE = 0.001
+"""Of a CPU or a GPU. Ray counts in ten-thousandths."""
 EPILOG = "Environment: MLFLOW_TRACKING_URI, RAY_ADDRESS; RESNET_ABLATIONS_HOME is the folder of local state."
 
 
@@ -22,6 +25,7 @@ class Options:
     cpus_per_worker: float
     gpus_per_worker: float
     max_concurrent: int | None
+    hang_timeout: float
     storage: str
     tracking_uri: str
     plan: bool
@@ -34,17 +38,22 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     given = _parser(study).parse_args(arguments)
     _positive("--workers", given.workers)
     _positive("--max-concurrent", given.max_concurrent)
-    if not 0 < given.cpus_per_worker < float("inf"):
-        raise reject("--cpus-per-worker", given.cpus_per_worker, "accepted: above 0")
+    if not SMALLEST_SHARE <= given.cpus_per_worker < float("inf"):
+        raise reject("--cpus-per-worker", given.cpus_per_worker, f"accepted: {SMALLEST_SHARE} or more")
+    if not 0 < given.hang_timeout < float("inf"):
+        raise reject("--hang-timeout", given.hang_timeout, "accepted: seconds above 0")
     gpus = given.gpus_per_worker
-    if not 0 <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus)):
-        raise reject("--gpus-per-worker", gpus, "accepted: 0, a fraction below 1, or a whole number")
-    levels = {name: tuple(part for part in text.split(",") if part) for name, text in _pairs("--levels", given.levels).items()}
+    if gpus != 0 and (not SMALLEST_SHARE <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus))):
+        raise reject("--gpus-per-worker", gpus, f"accepted: 0, a fraction from {SMALLEST_SHARE} to 1, or a whole number")
+    _address("--storage", given.storage)
+    _address("--tracking-uri", given.tracking_uri)
+    levels = {name: tuple(part for part in text.split(",") if part) for name, text in assignments("--levels", given.levels).items()}
     request = Request(
         preset=given.preset,
         seeds=given.seeds,
         levels=levels,
         overrides=_overrides(given),
+        probes=tuple(given.probe),
         workers=given.workers,
         download=given.data_download,
     )
@@ -53,7 +62,8 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         cpus_per_worker=given.cpus_per_worker,
         gpus_per_worker=gpus,
         max_concurrent=given.max_concurrent,
-        storage=given.storage,
+        hang_timeout=given.hang_timeout,
+        storage=given.storage if "://" in given.storage else str(Path(given.storage).expanduser().absolute()),
         tracking_uri=given.tracking_uri,
         plan=given.plan,
         fresh=given.fresh,
@@ -84,7 +94,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="look inside the networks: responses (figure 7), gradients; --set probe_epochs=1,10 chooses when",
+        help="look inside the networks, besides what the study looks at: responses (figure 7), gradients; --set probe_epochs=1,10",
     )
     what.add_argument("--data-download", action="store_true", help="download the data set where it is missing (cifar10, cifar100)")
     what.add_argument("--fresh", action="store_true", help="train again what is done, as a new attempt; nothing is deleted")
@@ -95,6 +105,14 @@ def _parser(study: Study) -> argparse.ArgumentParser:
         "--gpus-per-worker", type=float, default=0.0, metavar="X", help="a fraction shares a GPU between runs (default: 0)"
     )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: as many as the cluster holds)")
+    where.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a process that makes no step for so long is ended and its run goes on from the last checkpoint; reading the data, "
+        "reading or writing a checkpoint count as one step each (default: 600)",
+    )
     records = parser.add_argument_group("where results go")
     records.add_argument(
         "--storage",
@@ -114,24 +132,15 @@ def _parser(study: Study) -> argparse.ArgumentParser:
 
 
 def _overrides(given: argparse.Namespace) -> dict[str, str]:
-    overrides = _pairs("--set", given.set)
-    if given.probe:
-        if "probes" in map(field_name, overrides):
-            raise reject("--set", "probes", "--probe names them too")
-        overrides["probes"] = ",".join(given.probe)
+    overrides = assignments("--set", given.set)
+    if given.probe and "probes" in map(field_name, overrides):
+        raise reject("--set", "probes", "--probe names them too")
     return overrides
 
 
-def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise reject(option, text, "accepted: NAME=VALUE")
-        if field_name(name) in map(field_name, pairs):
-            raise reject(option, text, "is named twice")
-        pairs[name] = value
-    return pairs
+def _address(option: str, text: str) -> None:
+    if not text.strip() or not text.isprintable():
+        raise reject(option, text, "accepted: a folder or an address, without control characters")
 
 
 def _positive(option: str, value: int | None) -> None:

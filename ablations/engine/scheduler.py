@@ -17,9 +17,13 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayTaskError
+from ray.tune.execution import tune_controller
 from ray.tune.search import BasicVariantGenerator
 
+from ablations.engine import deaths
 from ablations.engine.trial import Job, train
 from resnet_core.fields import reject
 
@@ -75,7 +79,8 @@ class Listener(Protocol):
 
     def started(self, fingerprint: str) -> None: ...
     def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None: ...
-    def died(self, fingerprint: str, message: str, *, final: bool) -> None: ...
+    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+        """A run's process died. `outcome` is how that ends the run, None if it goes on from its checkpoint."""
 
 
 def autoscales() -> bool:
@@ -175,14 +180,38 @@ class _Relay(_Local):
         self.listener.reported(trial.config["job"]["fingerprint"], result)
 
     def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
-        self._died(trial, final=False)
+        self.listener.died(trial.config["job"]["fingerprint"], _death(trial).reason, outcome=None)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        self._died(trial, final=True)
+        death = _death(trial)
+        self.listener.died(trial.config["job"]["fingerprint"], death.reason, outcome=death.outcome)
 
-    def _died(self, trial: Any, *, final: bool) -> None:
-        error = trial.get_error()
-        # Tune's text holds all failures of the trial: a dated heading, the error, details.
-        lines = [line for line in (error or "").splitlines() if line and not line.startswith(("Failure #", "\t", " "))]
-        message = lines[-1] if lines else "lost"
-        self.listener.died(trial.config["job"]["fingerprint"], message, final=final)
+
+def _death(trial: Any) -> deaths.Death:
+    """The last death of a trial. What else ends one is an error of Tune's own."""
+    # Where Tune puts it; `trial.get_pickled_error()` looks where Tune would upload it to at the end.
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error if isinstance(error, deaths.Death) else deaths.Death(f"{type(error).__name__}: {error}".splitlines()[0], "process")
+
+
+class _Actors(RayActorManager):
+    """Tells Tune why processes died.
+
+    Ray's killing for memory is an exception that Tune does not know, which would end all runs; and a lost node is a failure to it
+    like any other. Both are decided in methods without a public door, the errors of which go to all others.
+    """
+
+    def _actor_start_failed(self, tracked_actor: Any, exception: Exception) -> None:
+        super()._actor_start_failed(tracked_actor, _explained(exception))
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        super()._actor_task_failed(tracked_actor_task, _explained(exception))
+
+
+def _explained(error: Exception) -> Exception:
+    actor = getattr(error, "actor_id", None)
+    explained: Exception = error if isinstance(error, RayTaskError) else deaths.explain([actor] if actor else [], [error])
+    return explained
+
+
+tune_controller.RayActorManager = _Actors

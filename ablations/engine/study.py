@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,14 @@ from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.fields import reject
 from resnet_core.identity import NOT_IDENTITY
 from resnet_core.overrides import convert, field_name
+
+MOST_RUNS = 10_000
+"""Runs of a study, at most: beyond, a typing error is more likely than the time to train them."""
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Safe as an MLflow experiment, in an address and as a file's name on every system."""
+
+LENGTHS = frozenset({"optim.epochs", "optim.iterations"})
+"""Units of a training's length."""
 
 Level = str | int | float | bool | None
 
@@ -39,8 +49,8 @@ class Study:
     """Other or more factors, baseline levels and settings on some presets: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise reject("study name", self.name, "accepted: letters, digits, - and _")
+        if not STUDY_NAME.fullmatch(self.name):
+            raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
         for preset in (self.preset, *self.on):
             if preset not in PRESETS:
                 raise reject("preset", preset, f"accepted: {', '.join(PRESETS)}")
@@ -89,6 +99,8 @@ class Request:
     seeds: int | None = None
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    probes: Sequence[str] = ()
+    """What to look at besides the study's own probes."""
     workers: int = 1
     download: bool = False
     """Whether data that are missing may be downloaded."""
@@ -137,13 +149,16 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
         raise reject("--seeds", seeds, "accepted: 1 or more")
     factors = _factors(study, request)
     asked = {field_name(name): value for name, value in request.overrides.items()}
+    if math.prod(map(len, factors.values())) * seeds > MOST_RUNS:
+        levels = " × ".join(str(len(levels)) for levels in factors.values())
+        raise reject("--seeds", seeds, f"with {levels} levels, accepted: at most {MOST_RUNS:,} runs")
     for name, option in (("seed", "--seeds"), ("world_size", "--workers")):
         if name in asked:
             raise reject("--set", name, f"accepted: {option} N")
     taken = sorted(asked.keys() & {field_name(n) for n in factors})
     if taken:
         raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
-    settings = {field_name(name): value for name, value in study.settings.items()} | asked | {"world_size": request.workers}
+    settings = _settings(study, request, asked, {field_name(name) for name in factors})
     specs, skipped = _cells(PRESETS[preset], settings, factors)
     # Bad runs surface before the data are read; only the data's own fields wait for them.
     base = next(iter(specs.values()))
@@ -165,6 +180,18 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
         runs=tuple(runs),
         dataset=dataset,
     )
+
+
+def _settings(study: Study, request: Request, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
+    """The fields in which all runs differ from the preset, as the study and the request want them."""
+    settings = {field_name(name): value for name, value in study.settings.items()}
+    if LENGTHS & (asked.keys() | varied):  # in the unit that is asked for
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    settings |= {**asked, "world_size": request.workers}
+    if request.probes:
+        named = (part for text in request.probes for part in convert("probes", text))
+        settings["probes"] = tuple(dict.fromkeys((*convert("probes", settings.get("probes", ())), *named)))
+    return settings
 
 
 def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
@@ -196,19 +223,30 @@ def _cells(
         cell = Cell(tuple(zip(factors, levels, strict=True)))
         try:
             # At once: a preset's or a setting's value may fit only together with a level, or be replaced by it.
-            specs[cell] = override(preset, {**settings, **{field_name(name): level for name, level in cell.levels}})
+            values = {**settings, **{field_name(name): level for name, level in cell.levels}}
+            _check_length(values)
+            specs[cell] = override(preset, values)
         except ConfigError as error:
             skipped.append((cell, str(error)))
+    exist = {choice for cell in specs for choice in cell.levels}
     for name, levels in factors.items():
         for level in levels:
-            if not any((name, level) in cell.levels for cell in specs):
+            if (name, level) not in exist:
                 raise ConfigError(next(reason for cell, reason in skipped if (name, level) in cell.levels))
     return specs, skipped
+
+
+def _check_length(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where both units of a training's length are named: one would be ignored without a word."""
+    iterations = convert("optim.iterations", values.get("optim.iterations"))
+    if iterations is not None and "optim.epochs" in values:
+        raise reject("optim.iterations", iterations, "is the length of the training, and so is optim.epochs; accepted: one of them")
 
 
 def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
     """What each cell is on a data set, and the cells that do not exist there or are the same as another one, with the reason."""
     resolved: dict[Cell, RunSpec] = {}
+    first: dict[RunSpec, Cell] = {}
     skipped = []
     for cell, unresolved in specs.items():
         try:
@@ -216,11 +254,10 @@ def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cel
         except ConfigError as error:
             skipped.append((cell, str(error)))
             continue
-        same = next((other for other, known in resolved.items() if known == spec), None)
-        if same:
-            skipped.append((cell, f"the same network as {same}"))
+        if spec in first:
+            skipped.append((cell, f"the same network as {first[spec]}"))
         else:
-            resolved[cell] = spec
+            resolved[cell], first[spec] = spec, cell
     if not resolved:
         raise ConfigError(skipped[0][1])
     return resolved, skipped

@@ -13,6 +13,7 @@ from rich.text import Text
 from ablations.engine.analysis import CellSummary, mean_and_std
 from ablations.engine.ledger import Entry
 from ablations.engine.study import Plan, Run
+from resnet_core.fields import printable
 
 LOG_WIDTH = 120
 HEARTBEAT_SECONDS = 60.0
@@ -21,6 +22,11 @@ HEARTBEAT_SECONDS = 60.0
 def make_console() -> Console:
     """A console of the terminal's width, or of a fixed one where output goes to a file or a job's log."""
     return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+
+
+def say(console: Console, text: str) -> None:
+    """One line, which may hold anything: names of files, errors of libraries."""
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 class Progress:
@@ -72,7 +78,7 @@ class Progress:
         error = metrics.get(f"{self.scored_on}/error")
         result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
         done = f"[{len(self.outcomes):>{len(str(len(self.todo)))}}/{len(self.todo)}]"
-        self.console.print(Text(f"{done} {run}: {outcome}, {result} · {self._eta()}"), soft_wrap=True)
+        say(self.console, f"{done} {run}: {outcome}, {result} · {self._eta()}")
         self.heard = time.monotonic()
 
     def interrupted(self, run: Run, message: str) -> None:
@@ -82,7 +88,7 @@ class Progress:
         self.note(run, message)
 
     def note(self, run: Run, message: str) -> None:
-        self.console.print(Text(f"{run}: {message}"), soft_wrap=True)
+        say(self.console, f"{run}: {message}")
 
     def _share(self) -> float:
         """Share of the work that is done, weighing epochs by depth."""

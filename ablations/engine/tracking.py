@@ -6,46 +6,26 @@ Only the job's driver writes, from one thread, so that training never waits for 
 import getpass
 import logging
 import os
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from ablations.engine import paths
-from ablations.engine.ledger import PROBES, Entry
+from ablations.engine.delivery import BATCH_METRICS, JOB_KILLED, Writer
+from ablations.engine.heartbeat import Heartbeat
+from ablations.engine.journal import Record
+from ablations.engine.ledger import Entry
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import reject
 from resnet_core.identity import code_version
-
-logger = logging.getLogger(__name__)
-
-RETRY_SECONDS = 2.0
-CLOSE_SECONDS = 60.0
-"""How long the end of a study waits for a tracking server that does not answer."""
-
-STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "oom": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
-"""MLflow's status for each outcome: a run has FINISHED if it has a result."""
-
-
-@dataclass(frozen=True)
-class _Record:
-    """Something to deliver: plain values, so that the order is the only state."""
-
-    kind: str
-    run: Run
-    time_ms: int
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_new(uri: str) -> bool:
@@ -55,7 +35,8 @@ def is_new(uri: str) -> bool:
 
 def connect(uri: str) -> MlflowClient:
     """A client of a tracking server that answers, or of a database; raises ConfigError otherwise."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # MLflow's own retries would repeat what may have arrived, such as the creation of a run; `delivery` looks first.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run; the study says it once
     for name in ("alembic", "mlflow.store.db.utils"):
@@ -75,36 +56,57 @@ class Tracker:
 
     Args:
         client: where to.
-        plan: the study.
+        writer: takes the records of runs there.
+        plan: the study, which this process holds.
         known: what the ledger found of the plan's runs; unfinished ones are continued, not repeated.
         again: start every run as a new generation, next to what is there (`--fresh`).
+
+    Raises:
+        ConfigError: a process on another machine holds the study.
     """
 
-    def __init__(self, client: MlflowClient, plan: Plan, known: Mapping[str, Entry], *, again: bool = False) -> None:
-        self.client, self.plan = client, plan
+    def __init__(
+        self, client: MlflowClient, writer: Writer, plan: Plan, known: Mapping[str, Entry], *, again: bool = False
+    ) -> None:
+        self.client, self.writer, self.plan = client, writer, plan
         self.experiment_id = _experiment(client, plan.study.name)
         self._tags = origin_tags()
         self.was_finished = False
         """Whether the study had come to its end before."""
         self.parent_id = self._open_parent()
-        self.run_ids = {} if again else {fingerprint: entry.run_id for fingerprint, entry in known.items()}
-        self._attempts = {f: int(e.tags.get("attempts", 0)) for f, e in known.items() if not again}
-        self._generations = {f: e.generation + again for f, e in known.items()}
-        self._logged = {f: self._last_epoch(run_id) for f, run_id in self.run_ids.items() if not known[f].done}
-        self._queue: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
-        self._deadline = float("inf")
-        self._lost: list[_Record] = []
-        self._undescribed: set[str] = set()
-        self._writer = threading.Thread(target=self._deliver_all, name="mlflow-writer", daemon=True)
-        self._writer.start()
+        self._experiments: dict[str, str] = {}
+        self._attempts: dict[str, int] = {}
+        self._generations: dict[str, int] = {}
+        self._started: set[str] = set()
+        self.know(known, again=again)
+
+    def know(self, known: Mapping[str, Entry], *, again: bool = False) -> None:
+        """Takes note of runs that are there."""
+        for fingerprint, entry in known.items():
+            self._generations[fingerprint] = entry.generation + again
+            if not again:
+                self._experiments[fingerprint] = entry.experiment_id
+                self._attempts[fingerprint] = int(entry.tags.get("attempts", 0))
 
     def generation(self, run: Run) -> int:
         """1, or more after `--fresh`."""
         return self._generations.get(run.fingerprint, 1)
 
-    def started(self, run: Run) -> None:
-        """A trial of the run has started, the first or another."""
-        self._put("start", run)
+    def started(self, run: Run, reason: str = "") -> None:
+        """A trial of the run has started: the first, or another one because of `reason`."""
+        self._attempts[run.fingerprint] = self._attempts.get(run.fingerprint, 0) + 1
+        self._started.add(run.fingerprint)
+        data = self.plan.dataset
+        source = run.spec.data.root or data.name
+        self._put(
+            "start",
+            run,
+            tags=self._identity(run),
+            params={name: str(value) for name, value in run.spec.flat().items()},
+            dataset={"name": data.name, "digest": data.version, "source_type": "local", "source": source},
+            attempts=self._attempts[run.fingerprint],
+            reason=reason,
+        )
 
     def epoch(
         self, run: Run, epoch: int, metrics: Mapping[str, float], device: str, probes: Sequence[Mapping[str, Any]] = ()
@@ -112,18 +114,13 @@ class Tracker:
         """An epoch's metrics, and what probes saw so far. Epochs that MLflow has already are passed over."""
         self._put("epoch", run, epoch=epoch, metrics=dict(metrics), device=device)
         if probes:
-            self._put("probes", run, rows=probes)
+            self._put("probes", run, rows=list(probes))
 
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
-        """The run is over: see `STATUS` for outcomes."""
+        """The run is over: see `delivery.STATUS` for outcomes."""
+        if run.fingerprint not in self._started:
+            self.started(run)  # it ended before its process had started
         self._put("end", run, outcome=outcome, message=message, traceback=traceback)
-
-    def flush(self) -> int:
-        """Waits until everything is delivered; returns how many records could not be."""
-        self._deadline = time.monotonic() + CLOSE_SECONDS
-        self._queue.put(None)
-        self._writer.join()
-        return len(self._lost)
 
     def log_folder(self, folder: str, name: str) -> None:
         """A folder's files, as artifacts of the parent run."""
@@ -131,23 +128,36 @@ class Tracker:
 
     def close(self, status: str, cell_metrics: Mapping[str, float]) -> None:
         """Ends the parent run with metrics per cell."""
-        now = _now_ms()
+        self._beat.stop()
+        now = now_ms()
         metrics = [Metric(name, value, now, 0) for name, value in cell_metrics.items()]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(self.parent_id, metrics=metrics[start : start + 1000])
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self.client.log_batch(self.parent_id, metrics=metrics[start : start + BATCH_METRICS])
         self.client.set_terminated(self.parent_id, status)
 
     def _put(self, kind: str, run: Run, **values: Any) -> None:
-        self._queue.put(_Record(kind, run, _now_ms(), values))
+        record = Record(
+            kind=kind,
+            fingerprint=run.fingerprint,
+            generation=self.generation(run),
+            experiment_id=self._experiments.get(run.fingerprint, self.experiment_id),
+            run=str(run),
+            time_ms=now_ms(),
+            values=values,
+        )
+        self.writer.put(record)
 
     def _open_parent(self) -> str:
         plan = self.plan
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
         if found:
+            run_id = str(found[0].info.run_id)
             self.was_finished = found[0].info.status == "FINISHED"
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return str(found[0].info.run_id)
+            self._beat = Heartbeat(self.client, run_id, plan.study.name)
+            self.client.update_run(run_id, status="RUNNING")
+            self._mend(run_id)
+            return run_id
         tags = {
             **self._tags,
             "study": plan.study.name,
@@ -156,95 +166,31 @@ class Tracker:
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
-        self.client.log_batch(run.info.run_id, params=_params(plan.shared()))
+        self._beat = Heartbeat(self.client, run.info.run_id, plan.study.name)
+        self.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
         return str(run.info.run_id)
 
-    def _last_epoch(self, run_id: str) -> int:
-        history = self.client.get_metric_history(run_id, "epoch_seconds")
-        return max((metric.step for metric in history), default=0)
+    def _mend(self, parent_id: str) -> None:
+        """Runs of a submission that was killed do not run."""
+        where = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}' and attributes.status = 'RUNNING'"
+        elsewhere = self.writer.journal.held_elsewhere()
+        for run in self.client.search_runs([self.experiment_id], where):
+            if run.data.tags.get("fingerprint") not in elsewhere:
+                self.client.log_batch(run.info.run_id, tags=[RunTag("outcome", "stopped"), RunTag("message", JOB_KILLED)])
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
-    def _deliver_all(self) -> None:
-        while (record := self._queue.get()) is not None:
-            while True:
-                try:
-                    getattr(self, f"_deliver_{record.kind}")(record)
-                    break
-                except Exception as error:  # whatever a store's own library raises; this thread must live
-                    if time.monotonic() > self._deadline:
-                        self._lost.append(record)
-                        break
-                    logger.warning("MLflow does not take %s of %s, trying again: %s", record.kind, record.run, error)
-                    time.sleep(RETRY_SECONDS)
-
-    def _deliver_start(self, record: _Record) -> None:
-        run = record.run
-        attempts = self._attempts.get(run.fingerprint, 0) + 1
-        if run.fingerprint not in self.run_ids:
-            self.run_ids[run.fingerprint] = self._create(run)
-            self._undescribed.add(run.fingerprint)
-        else:
-            self.client.update_run(self.run_ids[run.fingerprint], status="RUNNING")
-        if run.fingerprint in self._undescribed:  # a step of its own: what fails here does not create a second run
-            self._describe(run, self.run_ids[run.fingerprint])
-            self._undescribed.discard(run.fingerprint)
-        self.client.set_tag(self.run_ids[run.fingerprint], "attempts", str(attempts))
-        self._attempts[run.fingerprint] = attempts
-
-    def _create(self, run: Run) -> str:
-        tags = {
+    def _identity(self, run: Run) -> dict[str, str]:
+        return {
             mlflow_tags.MLFLOW_PARENT_RUN_ID: self.parent_id,
             mlflow_tags.MLFLOW_RUN_NAME: str(run),
             "study": self.plan.study.name,
             "cell": str(run.cell),
             "seed": str(run.seed),
-            "fingerprint": run.fingerprint,
-            "generation": str(self.generation(run)),
             "world_size": str(run.spec.world_size),
             "code_version": code_version(),
             "data_version": self.plan.dataset.version,
             **self._tags,
         }
-        return str(self.client.create_run(self.experiment_id, tags=tags).info.run_id)
-
-    def _describe(self, run: Run, run_id: str) -> None:
-        self.client.log_batch(run_id, params=_params(run.spec.flat()))
-        data = self.plan.dataset
-        self.client.log_inputs(
-            run_id,
-            [
-                DatasetInput(
-                    Dataset(data.name, data.version, "local", run.spec.data.root or data.name),
-                    [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")],
-                )
-            ],
-        )
-
-    def _deliver_epoch(self, record: _Record) -> None:
-        run, epoch = record.run, record.values["epoch"]
-        logged = self._logged.get(run.fingerprint, 0)
-        if epoch <= logged:
-            return
-        metrics = [Metric(name, value, record.time_ms, epoch) for name, value in record.values["metrics"].items()]
-        tags = [] if logged else [RunTag("device", record.values["device"])]
-        self.client.log_batch(self.run_ids[run.fingerprint], metrics=metrics, tags=tags)
-        self._logged[run.fingerprint] = epoch
-
-    def _deliver_probes(self, record: _Record) -> None:
-        table = pd.DataFrame(record.values["rows"]).to_csv(index=False)
-        self.client.log_text(self.run_ids[record.run.fingerprint], table, PROBES)
-
-    def _deliver_end(self, record: _Record) -> None:
-        if record.run.fingerprint not in self.run_ids:  # it ended before its process had started
-            self._deliver_start(record)
-        run_id, values = self.run_ids[record.run.fingerprint], record.values
-        if any(lost.run.fingerprint == record.run.fingerprint for lost in self._lost):
-            # Not done: the next submission reports again what its checkpoint holds.
-            values = {"outcome": "stopped", "message": "MLflow did not take all of its records", "traceback": ""}
-        tags = [RunTag("outcome", values["outcome"]), RunTag("message", values["message"][:4000])]
-        self.client.log_batch(run_id, tags=tags)
-        if values["traceback"] and STATUS[values["outcome"]] == "FAILED":
-            self.client.log_text(run_id, values["traceback"], "traceback.txt")
-        self.client.set_terminated(run_id, STATUS[values["outcome"]], record.time_ms)
 
 
 def origin_tags() -> dict[str, str]:
@@ -277,9 +223,5 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(client.create_experiment(name, folder, {"mlflow.experimentKind": "custom_model_development"}))
 
 
-def _params(values: Mapping[str, Any]) -> list[Param]:
-    return [Param(name, str(value)) for name, value in values.items()]
-
-
-def _now_ms() -> int:
+def now_ms() -> int:
     return int(time.time() * 1000)

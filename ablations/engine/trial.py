@@ -7,11 +7,15 @@ end `{"outcome": …, "message": …}`.
 import os
 import platform
 import re
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ablations.engine.deaths import Death
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -24,12 +28,22 @@ TRAIN_ENVIRONMENT = {
 }
 
 
-OUTCOMES = {"Diverged": "diverged", "OutOfMemoryError": "oom", "MemoryError": "oom"}
-"""How runs end by the name of what they raise: torch's and Ray's own errors, known here without importing torch."""
-
-
 LOST_PEER = re.compile("gloo|NCCL|Connection (closed|reset)", re.IGNORECASE)
 """What torch.distributed says in the workers that are left when one has died."""
+
+NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
+"""What there is to read, in errors of any type, where memory is short: of torch's allocators, C++, cuBLAS, cuDNN and Linux."""
+
+REPLACEMENT_SECONDS = 5.0
+"""How often a group looks for a node in place of a lost one."""
+
+
+class OutOfMemory(Exception):  # noqa: N818 - an outcome of a run, not a mistake
+    """A run needs more memory than there is."""
+
+
+OUTCOMES = {"Diverged": "diverged", "OutOfMemory": "oom"}
+"""How runs end by the name of what they raise, known here without importing torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +61,59 @@ class Job:
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int = 3
-    """How often a worker group is started again after it died."""
+    """How often a run is taken up again after one of its processes died; the loss of a node does not count."""
+    hang_timeout: float = 600.0
+    """Seconds without a step after which a process counts as hung."""
     download: bool = False
     """Whether data that this node lacks may be downloaded."""
 
 
 def train(config: dict[str, Any]) -> None:
     """Tune's trainable."""
+    import ray
     from ray import tune
 
     job = Job(**config["job"])
     if job.spec["world_size"] == 1:
         device = "cuda" if job.gpus_per_worker else "cpu"
-        report_outcome(tune.report, lambda: train_epochs(job, device, tune.report))
+        name = ray.get_runtime_context().get_actor_id()
+        report_outcome(tune.report, lambda: train_watched(job, device, tune.report, name=name))
     else:
         report_outcome(tune.report, lambda: train_group(job, tune.report))
 
 
-def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0) -> None:
+def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:
+    """Trains as `train_epochs` does, in a process that ends itself if it hangs, and of which `deaths.explain(name)` knows."""
+    from ablations.engine import deaths
+    from ablations.engine.watchdog import Watchdog
+
+    deaths.leave_word(name)
+    with Watchdog(job.hang_timeout, lambda: deaths.leave_word(name, hung_seconds=job.hang_timeout)) as watchdog:
+        train_epochs(job, device, report, rank=rank, alive=watchdog.alive)
+    deaths.forget(name)
+
+
+def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0, alive: Callable[[], object] = lambda: None) -> None:
     """Trains a run from its last checkpoint to its end, in this process, as worker `rank`.
 
     Epochs before the checkpoint are reported again, since their first report may have been lost; the reader knows them.
+    `alive` is called after every step, and after each piece of other work: data loaded, checkpoint read, epoch delivered.
+
+    Raises:
+        OutOfMemory: of the device or of this machine; says which, and how large the batch was.
     """
+    try:
+        _train_epochs(job, device, report, rank, alive)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+            raise
+        images = job.spec["optim.global_batch_size"] // job.spec["world_size"]
+        where = _name_of(device)
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OutOfMemory(f"a batch of {images} images on {where}: {detail}") from error
+
+
+def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Callable[[], object]) -> None:
     import torch  # here and not above: the job's driver imports this module, and trains nothing
 
     from ablations.engine.checkpoints import CheckpointFolder
@@ -82,18 +127,28 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0) -> Non
     if dataset.version != job.data_version:
         accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
         raise reject("data.root", spec.data.root or spec.data.name, accepted)
+    alive()
     checkpoints = CheckpointFolder(job.storage, job.folder)
     restore = checkpoints.latest()
-    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    where = _name_of(device)
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
         probes = restore["probes"] if restore and epoch == len(history) else []
         report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, "device": where})
-    for result in fit(spec, dataset=dataset, device=device, restore=restore):
+        alive()
+    for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
         probes = result.state.probes if result.last else []
         report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, "device": where})
+        alive()
+
+
+def _name_of(device: str) -> str:
+    """The model of a GPU or a processor."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
 
 
 def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:
@@ -103,24 +158,36 @@ def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:
 
 
 def train_group(job: Job, report: Report) -> None:
-    """Trains a run by a Ray Train worker group, one DDP worker per process; starts it again when a worker's process dies."""
-    os.environ.update(TRAIN_ENVIRONMENT)
-    from ray.train import WorkerGroupError
+    """Trains a run by a Ray Train worker group, one DDP worker per process; starts it again when a worker's process dies.
 
-    for attempt in range(job.max_failures + 1):
+    Raises:
+        Death: processes died more often than is borne; the last of them.
+    """
+    os.environ.update(TRAIN_ENVIRONMENT)
+    import ray
+    from ray.train import TrainingFailedError
+
+    name = ray.get_runtime_context().get_actor_id()
+    failures = 0
+    while True:
         try:
-            _trainer(job).fit()
+            _trainer(job, name).fit()
             return
-        except WorkerGroupError as error:
+        except TrainingFailedError as error:
+            if _is_too_small(error):  # it held the group before: nodes were lost, and others come
+                time.sleep(REPLACEMENT_SECONDS)
+                continue
             raised = _raised_by_workers(error)
             if raised is not None:
                 raise raised from None
-            if attempt == job.max_failures:
-                raise
-            report({"restart": str(error).splitlines()[-1]})
+            death = _explain(error, [f"{name}-{rank}" for rank in range(job.spec["world_size"])])
+        failures += not death.preempted
+        if failures > job.max_failures:
+            raise death
+        report({"restart": death.reason})
 
 
-def _trainer(job: Job) -> Any:
+def _trainer(job: Job, name: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -128,7 +195,7 @@ def _trainer(job: Job) -> Any:
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": job.gpus_per_worker} if job.gpus_per_worker else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config=asdict(job),
+        train_loop_config={"job": asdict(job), "name": name},
         # NCCL refuses two workers on one GPU.
         torch_config=TorchConfig(backend="nccl" if job.gpus_per_worker >= 1 else "gloo"),
         scaling_config=ScalingConfig(
@@ -148,7 +215,7 @@ def _raised_by_workers(error: Any) -> BaseException | None:
     """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-    failures = error.worker_failures.values()
+    failures = getattr(error, "worker_failures", {}).values()  # none where Train's own controller fails
     wrapped = [failure for failure in failures if isinstance(failure, UserExceptionWithTraceback)]
     for failure in wrapped:
         failure._base_exc.add_note(failure._traceback_str)
@@ -160,12 +227,26 @@ def _raised_by_workers(error: Any) -> BaseException | None:
     return None if bereaved else next(e for e in raised if not LOST_PEER.search(str(e)))
 
 
+def _explain(error: Any, names: list[str]) -> "Death":
+    """Why a group ended that its workers' own code did not end."""
+    from ablations.engine import deaths
+
+    failures = getattr(error, "worker_failures", {}).values() or [error.controller_failure]
+    return deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
+
+
+def _is_too_small(error: Any) -> bool:
+    """Whether Train did not start a group because the cluster cannot hold it."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "InsufficientClusterResourcesError"
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """One worker of a group."""
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    train_epochs(Job(**config), str(get_device()), ray_train.report, rank=ray_train.get_context().get_world_rank())
+    rank = ray_train.get_context().get_world_rank()
+    train_watched(Job(**config["job"]), str(get_device()), ray_train.report, name=f"{config['name']}-{rank}", rank=rank)
 
 
 def report_outcome(report: Report, work: Callable[[], object]) -> None:
@@ -173,8 +254,16 @@ def report_outcome(report: Report, work: Callable[[], object]) -> None:
     try:
         work()
     except Exception as error:  # whatever it is, it ends this run and no other
-        outcome = OUTCOMES.get(type(error).__name__, "failed")
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        outcome, message = outcome_of(error)
         report({"outcome": outcome, "message": message, "traceback": traceback.format_exc()})
     else:
         report({"outcome": "completed"})
+
+
+def outcome_of(error: Exception) -> tuple[str, str]:
+    """How a run ends that this ended, and one line that says why."""
+    from ablations.engine.deaths import Death
+
+    if isinstance(error, Death):
+        return error.outcome, error.reason
+    return OUTCOMES.get(type(error).__name__, "failed"), f"{type(error).__name__}: {error}".splitlines()[0]

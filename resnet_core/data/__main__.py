@@ -10,8 +10,8 @@ import platformdirs
 
 from resnet_core.command import Parser
 from resnet_core.config import RunSpec
-from resnet_core.fields import ConfigError
-from resnet_core.overrides import override
+from resnet_core.fields import ConfigError, printable
+from resnet_core.overrides import assignments, override
 from resnet_core.presets import PRESETS, preset
 
 EXAMPLES = """examples:
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     try:
         options = _parser().parse_args(arguments)
-        spec = override(preset(options.preset), dict(_assignment(text) for text in options.set))
+        spec = override(preset(options.preset), assignments("--set", options.set))
         if options.command == "prepare":
             print(prepare(spec, options.cache, download=options.download))
         else:
@@ -62,7 +62,7 @@ def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
         "cache": str(cache),
         "took": f"{seconds:.1f} s",
     }
-    return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
+    return "\n".join(f"{name:<12}{printable(value)}" for name, value in rows.items())
 
 
 def show(spec: RunSpec, cache: Path, output: Path) -> str:
@@ -72,22 +72,22 @@ def show(spec: RunSpec, cache: Path, output: Path) -> str:
 
     picture = draw_batch(load_dataset(spec.data, cache), spec)
     try:
-        output.expanduser().parent.mkdir(parents=True, exist_ok=True)
-        picture.save(output.expanduser())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(output)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--output={output}: cannot be written ({error})") from error
-    return f"wrote {output.expanduser().absolute()} ({picture.width}×{picture.height} pixels)"
+    return f"wrote {printable(str(output.absolute()))} ({picture.width}×{picture.height} pixels)"
 
 
 def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.1f}" for value in values)
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {text}: accepted: FIELD=VALUE")
-    return name, value
+def _path(text: str) -> Path:
+    """A path of the command line; raises ValueError for what cannot be one."""
+    if not text or b"\0" in os.fsencode(text):
+        raise ValueError
+    return Path(os.path.expanduser(text))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shared.add_argument(
         "--cache",
-        type=Path,
+        type=_path,
         default=default_cache(),
         metavar="DIR",
         help="folder for decoded data; studies find it where it is by default: %(default)s",
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     prepared.add_argument("--download", action="store_true", help="download CIFAR into data.root if it is not there")
     shown = commands.add_parser("show", parents=[shared], help="picture of training images, augmented")
     shown.add_argument("--seed", type=int, default=0, metavar="N", help="of the augmentation (default: %(default)s)")
-    shown.add_argument("--output", type=Path, default=Path("batch.png"), metavar="FILE.png", help="default: %(default)s")
+    shown.add_argument("--output", type=_path, default=Path("batch.png"), metavar="FILE.png", help="default: %(default)s")
     return parser
 
 

@@ -27,6 +27,9 @@ from resnet_core.fields import reject
 
 __all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
 
+STATISTICS_SIDE = 256
+"""Pixels of a side, at most, of the streamed images that channel statistics are measured on: 2,048 of them are in memory."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -104,9 +107,16 @@ def load_dataset(config: DataConfig, cache: Path | None = None, *, download: boo
     Raises:
         ConfigError: the data are missing, corrupt or not usable, naming the file and what is accepted.
     """
+    _check_root(config)
     if download:
         download_cifar(config)
     return _load(config, cache)
+
+
+def _check_root(config: DataConfig) -> None:
+    """Raises ConfigError for what no file system has as a name; the empty one would be the current folder."""
+    if config.root == "" or "\0" in (config.root or ""):
+        raise reject("data.root", config.root, "accepted: the name of a folder")
 
 
 @functools.lru_cache(maxsize=2)
@@ -173,7 +183,8 @@ def _streamed(config: DataConfig, classes: tuple[str, ...], train: Files, test: 
     digests = (indexing.file_digests(files) for files in (train, test))
     version = _content_hash(classes, next(digests), train.labels, next(digests), test.labels)
     known = (indexing.IMAGENET_MEAN, indexing.IMAGENET_STD)
-    mean, std = known if config.name == "imagenet" else _channel_statistics(indexing.sampled_images(train, config.crop))
+    side = min(config.crop, STATISTICS_SIDE)
+    mean, std = known if config.name == "imagenet" else _channel_statistics(indexing.sampled_images(train, side))
     return Dataset(config.name, classes, train, test, version, mean, std, config.crop)
 
 

@@ -63,8 +63,8 @@ def decode_files(config: DataConfig, train: Files, test: Files) -> tuple[Split, 
 
 
 def _decode(paths: list[str], size: int | None) -> NDArray[np.uint8]:
-    first = decode_square(paths[0], size)
-    needed_gib = len(paths) * first.size / 2**30
+    height, width, channels = decode_square(paths[0], size and 1).shape  # of what is wanted, one image may be too large already
+    needed_gib = len(paths) * (size * size if size else height * width) * channels / 2**30
     if needed_gib > MEMORY_LIMIT_GIB:
         accepted = f"{needed_gib:.0f} GiB to hold in memory, at most {MEMORY_LIMIT_GIB}: set it lower, or data.stream=true"
         raise reject("data.image_size", size, accepted)

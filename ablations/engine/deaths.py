@@ -1,0 +1,112 @@
+"""Why a process died, in one line. Ray tells of most deaths alike, so each process leaves with Ray, when it begins, what there is
+to compare with later: its node, and how often that node's kernel has killed for want of memory."""
+
+import json
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+
+# Ray's own store of small values, kept by the head: every process of every node reaches it. There is no public door to it.
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ANSWER_SECONDS = 2.0
+READING_SECONDS = 10.0
+
+Cause = Literal["process", "memory", "node"]
+
+
+class Death(RayActorError):  # noqa: N818 - it is one, and says so
+    """The death of a process, and why.
+
+    Tune and Train take one that is `preempted` for the machine's fault, and do not count it as a failure: so is the loss of a node.
+    """
+
+    def __init__(self, reason: str, cause: Cause) -> None:
+        super().__init__(error_msg=reason, preempted=cause == "node")
+        self.reason, self.cause = reason, cause
+
+    @property
+    def outcome(self) -> str:
+        """How a run ends that ends by this."""
+        return "oom" if self.cause == "memory" else "failed"
+
+
+def leave_word(name: str, **more: Any) -> None:
+    """Leaves with Ray what `explain` wants to know of this process, under a name, in place of what it has left before."""
+    context = ray.get_runtime_context()
+    word = {"node": context.get_node_id(), "oom_kills": count_oom_kills(), **more}
+    _internal_kv_put(_key(name), json.dumps(word), overwrite=True)
+
+
+def forget(name: str) -> None:
+    """Takes away what was left under this name."""
+    _internal_kv_del(_key(name))
+
+
+def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death:
+    """Why one of these processes died; what they left is taken away.
+
+    Args:
+        names: under which they left word; several if any of them may be the one.
+        errors: what Ray said.
+    """
+    words = [json.loads(word) for name in names if (word := _internal_kv_get(_key(name)))]
+    for name in names:
+        forget(name)
+    for error in errors:
+        if isinstance(error, OutOfMemoryError):
+            used = re.search(r"was (.+? used / .+? limit)", str(error))
+            return Death(f"killed by Ray's memory monitor: its node had {used[1] if used else 'too little left'}", "memory")
+    texts = "\n".join(str(error) for error in errors)
+    nodes = {node["NodeID"]: node for node in ray.nodes()}
+    on = [word["node"] for word in words] + re.findall(r"node has died\. Node Id: (\w+)", texts)
+    lost = [nodes[node]["NodeManagerAddress"] for node in on if node in nodes and not _answers(nodes[node])]
+    if lost or any(isinstance(error, RayActorError) and error.preempted for error in errors):
+        return Death(f"its node {lost[0]} was lost" if lost else "its node was taken away", "node")
+    for word in words:
+        if "hung_seconds" in word:
+            return Death(f"made no step for {word['hung_seconds']:g} s", "process")
+    if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words):
+        return Death("killed by the kernel: its node ran out of memory", "memory")
+    return Death("its process was killed", "process")
+
+
+def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel of this machine has killed for want of memory, its own or a container's; 0 if it does not
+    say."""
+    try:
+        lines = counters.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _count_oom_kills_on(node: str) -> int:
+    if node == ray.get_runtime_context().get_node_id():
+        return count_oom_kills()
+    read = ray.remote(num_cpus=0)(count_oom_kills).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+    try:
+        return int(ray.get(read.remote(), timeout=READING_SECONDS))
+    except (RayError, GetTimeoutError):
+        return 0
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node is there. That one is not, Ray itself finds out only after some 15 s."""
+    if not node["Alive"]:
+        return False
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _key(name: str) -> str:
+    return f"ablations/process/{name}"

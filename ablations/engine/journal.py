@@ -1,0 +1,222 @@
+"""The journal of a submission: the study and the runs that it holds, and the records that MLflow has not taken yet.
+
+A journal is two files in `<home>/journals`: `<name>.hold`, locked for as long as its process lives, says who holds what;
+`<name>.jsonl` keeps the records. The lock is the kernel's and ends with the process, however that ended, so nobody has to guess
+whether a holder is alive. What a dead one left behind, the next submission to the same MLflow takes over.
+
+It keeps submissions apart that share `<home>`: all of one machine, and all jobs of one cluster, which run on its head.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ablations.engine import paths
+from resnet_core.fields import ConfigError, reject
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Something that MLflow is to know of a run: plain values, which outlive the process that wrote them."""
+
+    kind: str
+    """start, epoch, probes or end."""
+    fingerprint: str
+    generation: int
+    experiment_id: str
+    """Where the run is, or is to be made."""
+    run: str
+    """Its cell and seed, for people."""
+    time_ms: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What one MLflow run stands for."""
+        return self.fingerprint, self.generation
+
+
+class Journal:
+    """Holds a study for this process from `with` to its end.
+
+    Args:
+        tracking_uri: the MLflow that the study is tracked in.
+        study: its name.
+        base_id: its base configuration: a study with another one is another study.
+
+    Raises:
+        ConfigError: another living process holds the study, or there can be no journal.
+    """
+
+    def __init__(self, tracking_uri: str, study: str, base_id: str) -> None:
+        self.study, self.folder = study, paths.home() / "journals"
+        self._tracking = hashlib.sha256(tracking_uri.encode()).hexdigest()[:8]  # the address itself may hold a password
+        name = f"{study}-{base_id}-{self._tracking}"
+        self._hold, self._file = self.folder / f"{name}.hold", self.folder / f"{name}.jsonl"
+        with self._mutex():
+            self._lock = self._take()
+            self._adopt()
+            self._write_hold(())
+            self._records = self._file.open("ab", buffering=0)
+        self.inherited: Sequence[Record] = tuple(_records(self._file))
+        """What dead processes left to be delivered, oldest first."""
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._mutex():
+            if not os.fstat(self._records.fileno()).st_size:
+                self._file.unlink(missing_ok=True)
+                self._hold.unlink(missing_ok=True)
+            self._records.close()
+            os.close(self._lock)
+
+    def claim(self, fingerprints: Iterable[str]) -> Mapping[str, str]:
+        """Holds these runs and no others, but for those that another living process holds: returned, with who that is."""
+        wanted = set(fingerprints)
+        with self._mutex():
+            others = self._others_hold()
+            self._write_hold(wanted - others.keys())
+        return {fingerprint: others[fingerprint] for fingerprint in wanted & others.keys()}
+
+    def held_elsewhere(self) -> Mapping[str, str]:
+        """Fingerprints of runs that other living processes hold, and which process that is."""
+        with self._mutex():
+            return self._others_hold()
+
+    def append(self, record: Record) -> None:
+        """Keeps a record until `clear`. A process that is killed does not lose it; after `sync`, nor does a machine."""
+        line = _line(record)
+        try:
+            if self._records.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:  # a full disk must not end a study: the record is still delivered from memory
+            logger.warning("%s cannot be written (%s): records wait in memory only", self._file, error)
+
+    def sync(self) -> None:
+        """Brings what was appended to the disk itself."""
+        with suppress(OSError, ValueError):  # ValueError: closed, by the end of a study that no longer waits
+            os.fsync(self._records.fileno())
+
+    def clear(self) -> None:
+        """Forgets all records: they are delivered."""
+        with suppress(OSError, ValueError):
+            self._records.truncate(0)
+
+    def _take(self) -> int:
+        lock = _lock(self._hold)
+        if lock is None:
+            raise held(self.study, _read(self._hold).get("holder", "another process"))
+        return lock
+
+    @contextmanager
+    def _mutex(self) -> Iterator[None]:
+        """For the moments in which a process looks at the journals of others."""
+        file = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.folder / "mutex", os.O_RDWR | os.O_CREAT)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        except OSError as error:
+            raise reject("RESNET_ABLATIONS_HOME", str(paths.home()), f"cannot be written ({error})") from error
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def _others(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        for path in sorted(self.folder.glob("*.hold")):
+            content = _read(path)
+            if path != self._hold and content.get("tracking") == self._tracking:
+                yield path, content
+
+    def _adopt(self) -> None:
+        """Makes the records of dead processes our own."""
+        for path, _ in self._others():
+            lock = _lock(path)
+            if lock is not None:
+                left = path.with_suffix(".jsonl")
+                with self._file.open("ab") as ours:
+                    ours.writelines(map(_line, _records(left)))
+                    ours.flush()
+                    os.fsync(ours.fileno())
+                left.unlink(missing_ok=True)
+                path.unlink()
+                os.close(lock)
+
+    def _others_hold(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for path, content in self._others():
+            lock = _lock(path)
+            if lock is None:
+                found |= dict.fromkeys(content["runs"], f"{content['study']}, {content['holder']}")
+            else:
+                os.close(lock)
+        return found
+
+    def _write_hold(self, runs: Iterable[str]) -> None:
+        content = {"tracking": self._tracking, "study": self.study, "holder": describe_process(), "runs": sorted(runs)}
+        self._hold.write_text(json.dumps(content))
+
+
+def held(study: str, holder: str) -> ConfigError:
+    """What a second submission of a running study is told."""
+    return reject("study", study, f"is running already: {holder} holds it; wait for its end or stop it")
+
+
+def describe_process() -> str:
+    """Who this is: job, process, machine."""
+    job = submission_id()
+    return f"{f'job {job}, ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
+
+
+def submission_id() -> str | None:
+    """The name that `ray job submit` gave this program, if that started it."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    name: str | None = config.get("metadata", {}).get("job_submission_id")
+    return name
+
+
+def _lock(path: Path) -> int | None:
+    """An open file that holds the lock of `path`; None if another process has it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):  # of a process that died before it had written it
+        return {}
+    return content
+
+
+def _line(record: Record) -> bytes:
+    # A line begins with its separator: what follows half a line, of a full disk or a killed process, is whole.
+    return f"\n{json.dumps(asdict(record))}".encode()
+
+
+def _records(path: Path) -> list[Record]:
+    found = []
+    for line in path.read_text(errors="replace").split("\n") if path.exists() else ():
+        with suppress(ValueError, TypeError):  # half a line: nothing relied on it yet
+            found.append(Record(**json.loads(line)))
+    return found

@@ -1,0 +1,175 @@
+"""Submissions that meet: one holds a study or a run, the others are told, wait, or succeed it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from ablations.engine import heartbeat
+from ablations.engine.heartbeat import BEAT, HOLDER, Heartbeat
+from ablations.engine.tracking import connect
+from resnet_core import ConfigError
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Its address."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+class Command:
+    """A study, submitted as a process of its own."""
+
+    def __init__(self, cluster: str, home: Path, study: str, *arguments: str) -> None:
+        command = [sys.executable, f"ablations/{study}.py", "--preset", "smoke", "--levels", *arguments]
+        environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": cluster}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def end(self) -> tuple[int, str, str]:
+        out, error = self.process.communicate(timeout=150)
+        return self.process.returncode, out, error
+
+
+def children(home: Path, where: str = "") -> list[dict[str, str]]:
+    """Tags of the database's runs that have a fingerprint."""
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return [run.data.tags for run in client.search_runs(experiments, f"tags.fingerprint != ''{where}")]
+
+
+def test_a_study_that_runs_is_refused_and_one_whose_holder_was_killed_is_taken_over(cluster: str, tmp_path: Path) -> None:
+    study = ("shortcuts", "shortcut=A", "depth=8", "--seeds", "1", "--set", "optim.epochs=300")
+    holder = Command(cluster, tmp_path, *study)
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("checkpoints/*/epoch-*.pt")):
+        assert time.monotonic() < deadline
+        assert holder.process.poll() is None
+        time.sleep(0.05)
+    code, out, error = Command(cluster, tmp_path, *study).end()
+    assert (code, out) == (2, "")
+    who = f"process {holder.process.pid} on {socket.gethostname()}"
+    assert error == f"error: study=shortcuts: is running already: {who} holds it; wait for its end or stop it\n"
+    assert holder.process.poll() is None
+    holder.process.kill()
+    code, out, error = Command(cluster, tmp_path, *study).end()
+    assert code == 0, out + error
+    holder.end()
+    (tags,) = children(tmp_path)
+    assert (tags["outcome"], tags["attempts"]) == ("completed", "2")
+
+
+def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: str, tmp_path: Path) -> None:
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    common = ("depth=8", "--seeds", "1", "--set", "optim.epochs=60")
+    first = Command(cluster, tmp_path, "shortcuts", "shortcut=none,A,B", *common)
+    second = Command(cluster, tmp_path, "degradation", "shortcut=none,A", *common)
+    ends = [first.end(), second.end()]
+    assert [code for code, *_ in ends] == [0, 0], ends
+    waited = [out for _, out, _ in ends if "waiting for 2 runs that " in out]
+    assert len(waited) == 1
+    holder = second if waited[0] is ends[0][1] else first
+    assert f", process {holder.process.pid} on {socket.gethostname()} trains" in waited[0]
+    assert all(tags["outcome"] == "completed" for tags in children(tmp_path))
+    cells = sorted(tags["cell"] for tags in children(tmp_path))
+    assert [cell.split()[0] for cell in cells] == ["shortcut=A", "shortcut=B", "shortcut=none"]
+    assert {tags["attempts"] for tags in children(tmp_path)} == {"1"}
+
+
+class Elsewhere:
+    """A holder on a machine that shares nothing but MLflow."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self.client, self.run_id = client, client.create_run("0").info.run_id
+        self.beat, self.stopped = 0, threading.Event()
+        name = {"name": "process 7 on elsewhere", "host": "elsewhere", "pid": os.getpid(), "born": 0.0}
+        client.set_tag(self.run_id, HOLDER, json.dumps(name))
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self.stopped.wait(0.2):
+            self.beat += 1
+            self.client.set_tag(self.run_id, BEAT, f"7-{self.beat}")
+
+    def __enter__(self) -> "Elsewhere":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    return connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+
+
+def holder_of(client: MlflowClient, run_id: str) -> str:
+    tags = client.get_run(run_id).data.tags
+    return str(json.loads(tags[HOLDER])["name"]) if HOLDER in tags else "nobody"
+
+
+def test_a_holder_on_another_machine_that_beats_is_not_succeeded(client: MlflowClient) -> None:
+    with Elsewhere(client) as elsewhere, pytest.raises(ConfigError, match="is running already: process 7 on elsewhere holds it"):
+        Heartbeat(client, elsewhere.run_id, "small")
+    assert holder_of(client, elsewhere.run_id) == "process 7 on elsewhere"
+
+
+def test_a_holder_on_another_machine_that_stands_still_is_succeeded(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 1.0)
+    with Elsewhere(client) as elsewhere:
+        time.sleep(0.5)
+    began = time.monotonic()
+    beat = Heartbeat(client, elsewhere.run_id, "small")
+    assert 1.0 <= time.monotonic() - began < 10
+    assert f"process {os.getpid()} on" in holder_of(client, elsewhere.run_id)
+    beat.stop()
+    assert holder_of(client, elsewhere.run_id) == "nobody"
+
+
+def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert heartbeat.BEAT_SECONDS < heartbeat.DEAD_SECONDS / 2
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
+    run_id = client.create_run("0").info.run_id
+    beat = Heartbeat(client, run_id, "small")
+    deadline, seen = time.monotonic() + 20, set[str]()
+    while len(seen) < 3:
+        assert time.monotonic() < deadline
+        seen.add(client.get_run(run_id).data.tags.get(BEAT, ""))
+        time.sleep(0.02)
+    beat.stop()
+
+
+def test_a_holder_of_this_machine_is_looked_up_and_not_waited_for(client: MlflowClient) -> None:
+    run_id = client.create_run("0").info.run_id
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        import psutil
+
+        born = psutil.Process(process.pid).create_time()
+        holder = {"name": "process 7", "host": socket.gethostname(), "pid": process.pid, "born": born}
+        client.set_tag(run_id, HOLDER, json.dumps(holder))
+        with pytest.raises(ConfigError, match="is running already: process 7 holds it"):
+            Heartbeat(client, run_id, "small")
+    finally:
+        process.kill()
+        process.wait()
+    Heartbeat(client, run_id, "small").stop()
