@@ -213,18 +213,19 @@ def _trainer(job: Job, name: str) -> Any:
 
 def _raised_by_workers(error: Any) -> BaseException | None:
     """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
 
     failures = getattr(error, "worker_failures", {}).values()  # none where Train's own controller fails
-    wrapped = [failure for failure in failures if isinstance(failure, UserExceptionWithTraceback)]
-    for failure in wrapped:
-        failure._base_exc.add_note(failure._traceback_str)
-    raised = sorted((failure._base_exc for failure in wrapped), key=lambda e: type(e).__name__ not in OUTCOMES)
+    raised = [failure for failure in failures if not isinstance(failure, RayError | RayTrainError)]
+    raised.sort(key=lambda failure: type(failure).__name__ not in OUTCOMES)
+    for failure in raised:
+        failure.add_note(str(error))  # the workers' tracebacks
     if not raised or type(raised[0]).__name__ in OUTCOMES:
         return next(iter(raised), None)
     # The others lose their connection when one dies: that is no error of theirs.
-    bereaved = len(wrapped) < len(failures) or all(LOST_PEER.search(str(e)) for e in raised)
-    return None if bereaved else next(e for e in raised if not LOST_PEER.search(str(e)))
+    bereaved = len(raised) < len(failures) or all(LOST_PEER.search(str(failure)) for failure in raised)
+    return None if bereaved else next(failure for failure in raised if not LOST_PEER.search(str(failure)))
 
 
 def _explain(error: Any, names: list[str]) -> "Death":

@@ -1,0 +1,477 @@
+"""Processes are killed, hang and run out of memory, nodes go: runs go on, and nothing of the cluster stays taken."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors, list_placement_groups
+
+from ablations.engine import deaths, options, paths, scheduler
+from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.study import make_plan
+from ablations.engine.trial import Job
+from ablations.shortcuts import STUDY
+from resnet_core import ConfigError, RunSpec, fit, load_dataset, override, preset
+from resnet_core.data.datasets import resolve
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[1]
+SPARE_BYTES = 4_000_000_000
+"""What may be taken in the test of Ray's memory monitor before that kills."""
+
+
+class Nodes:
+    """A head without CPUs, and nodes with one each, all on this machine."""
+
+    def __init__(self) -> None:
+        config = {
+            "memory_monitor_refresh_ms": 0,  # others on this machine may take memory
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 1000,
+            "health_check_failure_threshold": 3,
+        }
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "_system_config": config}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        scheduler.connect()
+
+    def lose(self, index: int) -> None:
+        """A node with all its processes is gone at once."""
+        self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
+
+    def lose_that_of(self, pid: int) -> None:
+        raylet = next(p.pid for p in psutil.Process(pid).parents() if "raylet" in p.name())
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
+        self.lose(raylets.index(raylet))
+
+    def add(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of Ray's processes that do this."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if " ".join(process.cmdline()).startswith(name):
+                    found.append(process)
+            except psutil.Error:  # gone, or a zombie
+                continue
+        return found
+
+    def close(self) -> None:
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    nodes = Nodes()
+    yield nodes
+    nodes.close()
+
+
+class Heard:
+    """A listener that writes down what it hears, and does something at a certain word."""
+
+    def __init__(self, on_restart: Callable[["Heard"], None]) -> None:
+        self.on_restart = on_restart
+        self.epochs: dict[str, list[int]] = {}
+        self.pids: dict[str, int] = {}
+        self.deaths: dict[str, list[tuple[str, str | None]]] = {}
+        self.restarts: list[str] = []
+        self.ended: dict[str, tuple[str, str]] = {}
+
+    def started(self, fingerprint: str) -> None:
+        self.epochs.setdefault(fingerprint, [])
+
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+        self.pids[fingerprint] = report["pid"]
+        if "outcome" in report:
+            self.ended[fingerprint] = report["outcome"], report.get("message", "")
+        elif "restart" in report:
+            self.restarts.append(report["restart"])
+            self.on_restart(self)
+        else:
+            self.epochs[fingerprint].append(report["epoch"])
+
+    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+        self.deaths.setdefault(fingerprint, []).append((reason, outcome))
+        if outcome:
+            self.ended[fingerprint] = outcome, reason
+
+
+def spec_of(**settings: Any) -> RunSpec:
+    return override(preset("smoke"), {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def job_of(folder: Path, name: str, *, max_failures: int = 3, hang_timeout: float = 60, **settings: Any) -> Job:
+    spec = spec_of(**settings)
+    dataset = load_dataset(spec.data)
+    return Job(
+        fingerprint=name,
+        spec=resolve(spec, dataset).flat(),
+        data_version=dataset.version,
+        folder=name,
+        storage=str(folder / "checkpoints"),
+        cache=str(folder / "data"),
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+        max_failures=max_failures,
+        hang_timeout=hang_timeout,
+    )
+
+
+def run(
+    folder: Path,
+    jobs: list[Job],
+    *disturb: Callable[[Heard], None],
+    on_restart: Callable[[Heard], None] = lambda _: None,
+    max_concurrent: int | None = None,
+) -> Heard:
+    """Runs jobs to their end while somebody disturbs them. Afterwards nothing of the cluster is taken."""
+    heard = Heard(on_restart)
+    threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
+    for thread in threads:
+        thread.start()
+    needs = scheduler.Needs(workers=jobs[0].spec["world_size"])
+    scheduler.execute(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
+    for thread in threads:
+        thread.join(1)
+        assert not thread.is_alive(), f"it was over before it was disturbed: {vars(heard)}"
+    assert_free()
+    return heard
+
+
+def taken() -> dict[str, Any]:
+    """What programs hold of the cluster. One actor is Ray's own: it takes nothing and stays for all programs to come."""
+    alive = [(actor.class_name, actor.state) for actor in list_actors(limit=10_000) if actor.state != "DEAD"]
+    actors = [actor for actor in alive if actor[0] != "_AutoscalingCoordinatorActor"]
+    groups = [(group.bundles, group.state) for group in list_placement_groups(limit=10_000) if group.state != "REMOVED"]
+    cpus = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)
+    return {name: what for name, what in {"actors": actors, "groups": groups, "cpus": cpus}.items() if what}
+
+
+def assert_free(seconds: float = 30) -> float:
+    """How long it took until nothing was taken any more."""
+    began = time.monotonic()
+    while (left := taken()) and time.monotonic() < began + seconds:
+        time.sleep(0.2)
+    assert not left
+    return time.monotonic() - began
+
+
+def until(true: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def epochs_saved(folder: Path, name: str) -> int:
+    return max((int(p.name[6:12]) for p in (folder / "checkpoints" / name).glob("epoch-*.pt")), default=0)
+
+
+def unreadable_checkpoint(folder: Path, name: str) -> Path:
+    """A checkpoint newer than all others, which whoever reads it waits for without end."""
+    path = folder / "checkpoints" / name / "epoch-009999-0123456789abcdef.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+# One worker
+
+
+@pytest.fixture(scope="module")
+def bad_day(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    """Three runs that may die once: one hangs whenever it begins, one is killed and then loses its node, one has luck."""
+    folder = tmp_path_factory.mktemp("bad-day")
+    jobs = [
+        job_of(folder, "unlucky", max_failures=1, optim__epochs=150),
+        job_of(folder, "stuck", max_failures=1, hang_timeout=2.5),
+        job_of(folder, "lucky", max_failures=1),
+    ]
+    unreadable_checkpoint(folder, "stuck")
+
+    def disturb(heard: Heard) -> None:
+        until(lambda: epochs_saved(folder, "unlucky") >= 3)
+        psutil.Process(heard.pids["unlucky"]).kill()
+        until(lambda: "unlucky" in heard.deaths)
+        reached = epochs_saved(folder, "unlucky")
+        until(lambda: epochs_saved(folder, "unlucky") > reached + 3)
+        nodes.lose_that_of(heard.pids["unlucky"])
+
+    heard = run(folder, jobs, disturb)
+    nodes.add()
+    return heard
+
+
+def test_a_run_is_told_why_its_process_died_and_goes_on(bad_day: Heard) -> None:
+    killed, lost = bad_day.deaths["unlucky"]
+    assert killed == ("its process was killed", None)
+    address = ray.util.get_node_ip_address()
+    assert lost == (f"its node {address} was lost", None)
+    assert bad_day.ended["unlucky"] == ("completed", "")
+    assert sorted(set(bad_day.epochs["unlucky"])) == list(range(1, 151))
+
+
+def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: Heard) -> None:
+    hung = "made no step for 2.5 s"
+    assert bad_day.deaths["stuck"] == [(hung, None), (hung, "failed")]
+    assert bad_day.ended["lucky"] == ("completed", "")
+    assert "lucky" not in bad_day.deaths
+
+
+# Memory
+
+
+@pytest.fixture
+def small_container() -> Iterator[Path]:
+    """A memory cgroup that holds next to nothing."""
+    own = next((line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line), "/")
+    group = Path("/sys/fs/cgroup/memory", own.lstrip("/"), f"small-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("65536")
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), 20)
+    group.rmdir()
+
+
+def test_the_kernels_killing_for_memory_is_told_from_other_killing(nodes: Nodes, tmp_path: Path, small_container: Path) -> None:
+    def squeeze(heard: Heard) -> None:
+        until(lambda: epochs_saved(tmp_path, "big") >= 3)
+        (small_container / "cgroup.procs").write_text(str(heard.pids["big"]))
+
+    heard = run(tmp_path, [job_of(tmp_path, "big", max_failures=0, optim__epochs=2000)], squeeze)
+    assert heard.deaths["big"] == [("killed by the kernel: its node ran out of memory", "oom")]
+
+
+def test_kills_for_memory_are_counted_from_what_the_kernel_says(tmp_path: Path) -> None:
+    counters = tmp_path / "vmstat"
+    assert deaths.count_oom_kills(counters) == 0
+    counters.write_text("nr_free_pages 17\noom_kill 3\nnuma_hit 5\n")
+    assert deaths.count_oom_kills(counters) == 3
+
+
+def test_what_rays_memory_monitor_kills_is_out_of_memory_and_the_others_go_on(tmp_path: Path) -> None:
+    """On a Ray of its own that guards what this machine has left."""
+    code = f"""
+import json, psutil, ray
+from pathlib import Path
+from tests.test_faults import SPARE_BYTES, job_of, run
+memory = psutil.virtual_memory()
+threshold = (memory.total - memory.available + SPARE_BYTES) / memory.total
+guard = dict(memory_usage_threshold=threshold, memory_monitor_refresh_ms=100)
+ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False, _system_config=guard)
+folder = Path({str(tmp_path)!r})
+huge = dict(data__image_size=64, data__train_examples=4096, optim__global_batch_size=4096)
+heard = run(folder, [job_of(folder, "huge", max_failures=1, **huge), job_of(folder, "small", max_failures=1)])
+print("heard:", json.dumps([heard.deaths["huge"], heard.ended["small"]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=100)
+    killed, small = json.loads(done.stdout.partition("heard:")[2] or f'"{done.stderr}"')
+    assert [outcome for _, outcome in killed] == [None, "oom"]
+    assert all(reason.startswith("killed by Ray's memory monitor: its node had ") for reason, _ in killed)
+    assert small == ["completed", ""]
+
+
+def test_memory_that_is_refused_is_out_of_memory_and_the_message_names_batch_and_device(tmp_path: Path) -> None:
+    """In a process that may take 200 MB more than it has when training begins."""
+    code = f"""
+import resource, sys, torch
+from pathlib import Path
+from ablations.engine.trial import report_outcome, train_epochs
+from tests.test_faults import job_of
+job = job_of(Path({str(tmp_path)!r}), "large", data__image_size=64, data__train_examples=512, optim__global_batch_size=512)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
+report_outcome(lambda report: print(report["outcome"], report["message"]), lambda: train_epochs(job, "cpu", print))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.stdout.startswith("oom OutOfMemory: a batch of 512 images on "), done.stdout + done.stderr
+    assert "DefaultCPUAllocator" in done.stdout
+
+
+# A group of workers
+
+
+@pytest.fixture(scope="module")
+def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    """A run of two workers that may restart once: one worker is stuck, then a node is lost, and another takes its place."""
+    folder = tmp_path_factory.mktemp("group")
+    job = job_of(folder, "group", max_failures=1, hang_timeout=12, world_size=2, optim__epochs=100)
+
+    def disturb(heard: Heard) -> None:
+        until(lambda: epochs_saved(folder, "group") >= 3)
+        nodes.processes("ray::RayTrainWorker")[0].suspend()
+        until(lambda: heard.restarts)
+        reached = epochs_saved(folder, "group")
+        until(lambda: epochs_saved(folder, "group") > reached + 3)
+        nodes.lose(0)
+
+    def replace(heard: Heard) -> None:
+        if len(heard.restarts) == 2:
+            nodes.add()
+
+    return run(folder, [job], disturb, on_restart=replace)
+
+
+def test_a_group_of_which_one_worker_is_stuck_starts_again(bad_day_of_a_group: Heard) -> None:
+    assert bad_day_of_a_group.restarts[0] == "made no step for 12 s"
+
+
+def test_a_group_that_lost_a_node_waits_for_another_which_is_no_failure_of_its_own(bad_day_of_a_group: Heard) -> None:
+    assert bad_day_of_a_group.restarts[1:] == [f"its node {ray.util.get_node_ip_address()} was lost"]
+    assert bad_day_of_a_group.ended["group"] == ("completed", "")
+    assert sorted(set(bad_day_of_a_group.epochs["group"])) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_stop_leaves_nothing_taken(nodes: Nodes, tmp_path: Path, world_size: int) -> None:
+    def stop(_: Heard) -> None:
+        until(lambda: epochs_saved(tmp_path, "stopped") >= 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    heard = run(tmp_path, [job_of(tmp_path, "stopped", world_size=world_size, optim__epochs=5000)], stop)  # asserts it
+    assert not heard.ended
+
+
+def test_the_death_of_the_driver_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
+    code = f"""
+import ray
+from pathlib import Path
+from tests.test_faults import job_of, run
+ray.init({nodes.cluster.address!r}, log_to_driver=False)
+folder = Path({str(tmp_path)!r})
+run(folder, [job_of(folder, "orphan", world_size=2, optim__epochs=5000)])
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT) as driver:
+        until(lambda: epochs_saved(tmp_path, "orphan") >= 2)
+        driver.kill()
+    assert assert_free(30) < 30
+
+
+# The whole way
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    serve = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+    with subprocess.Popen(serve, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        children = psutil.Process(server.pid)
+        until(lambda: listens(port))
+        yield f"http://127.0.0.1:{port}"
+        for process in [*children.children(recursive=True), children]:
+            process.kill()
+
+
+def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking_uri: str, nodes: Nodes, tmp_path: Path) -> None:
+    chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", "optim.epochs=80"]
+    where = ["--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
+    plan = make_plan(STUDY, options.parse(STUDY, chosen).request, cache=paths.data_cache())
+    environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
+    command = [sys.executable, "ablations/shortcuts.py", *chosen, *where]
+    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as study:
+        until(lambda: any(epochs_saved(tmp_path, run.fingerprint) >= 3 for run in plan.runs))
+        nodes.lose(0)
+        text, _ = study.communicate(timeout=150)
+    nodes.add()
+    assert study.returncode == 0, text
+    assert f"its node {ray.util.get_node_ip_address()} was lost" in text
+    client = MlflowClient(tracking_uri)
+    (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == STUDY.name)
+    found = client.search_runs([experiment], "tags.fingerprint != ''")
+    assert {run.data.tags["fingerprint"] for run in found} == {run.fingerprint for run in plan.runs}
+    assert len(found) == 2
+    assert sorted(run.data.tags["attempts"] for run in found) == ["1", "2"]
+    for run in found:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "test/error")]
+        assert steps == list(range(1, 81))
+    torch.set_num_threads(1)
+    for planned in plan.runs:
+        *_, last = fit(planned.spec)
+        saved = CheckpointFolder(f"file://{tmp_path}/checkpoints", planned.fingerprint).latest()
+        assert saved is not None
+        assert all(torch.equal(value, saved["model"][name]) for name, value in last.checkpoint()["model"].items())
+
+
+# The watchdog
+
+
+@pytest.mark.parametrize("hanging", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["waits", "keeps the lock"])
+def test_a_process_without_a_step_ends_itself_and_shows_where_it_was(hanging: str) -> None:
+    code = f"""
+import ctypes, time
+from ablations.engine.watchdog import Watchdog
+def stuck():
+    {hanging}
+with Watchdog(0.5, lambda: print("last words", flush=True)) as watchdog:
+    for _ in range(8):
+        time.sleep(0.1)
+        watchdog.alive()
+    print("all steps", flush=True)
+    stuck()
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=50)
+    assert time.monotonic() < began + 20
+    assert done.returncode == 1
+    assert done.stdout == ("all steps\nlast words\n" if "time" in hanging else "all steps\n")
+    assert "in stuck" in done.stderr
+
+
+def test_a_watchdog_that_is_left_watches_no_more() -> None:
+    code = """
+import time
+from ablations.engine.watchdog import Watchdog
+for _ in range(2):
+    with Watchdog(0.3, lambda: None):
+        time.sleep(0.15)
+    time.sleep(0.8)
+print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("still here\n", "")
+
+
+def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
+    spec = spec_of(optim__epochs=1, optim__bn_statistics="averaged", data__extra_tests="ten_crop")
+    signs: list[None] = []
+    list(fit(spec, alive=lambda: signs.append(None)))
+    assert len(signs) == 4 + 4 + 1 + 10  # four batches to train, and again for BatchNorm; one to test, and ten views of it
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+def test_a_timeout_that_never_or_always_strikes_is_refused(seconds: str) -> None:
+    with pytest.raises(ConfigError, match="--hang-timeout"):
+        options.parse(STUDY, [f"--hang-timeout={seconds}"])
