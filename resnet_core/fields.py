@@ -24,7 +24,11 @@ class ConfigError(ValueError):
 
 
 def printable(text: str) -> str:
-    """One line that does nothing to a terminal: control characters, line breaks and bytes that are no text are escaped."""
+    """One line that does nothing to a terminal: control characters, line breaks and bytes that are no text are escaped.
+
+    Passwords in addresses are left out.
+    """
+    text = re.sub(r"(?<=://)[^/@\s]+@", "", text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -114,6 +114,11 @@ def test_what_cannot_be_written_is_told_and_does_not_end_a_study(caplog: pytest.
         journal.append(record(1))
         assert "No space left on device" in caplog.text
         path.unlink()
+        journal._records.close()
+        journal._records = path.open("ab", buffering=0)
+        journal.append(record(2))
+    with open_journal() as journal:
+        assert not journal.inherited, "without its first record, a run's later ones would tell half of it"
 
 
 def test_a_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """What the tracker writes to a real database, and what the ledger finds there again."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
 @pytest.fixture
 def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
     # A name for each test: an experiment of its own. A learning rate too: fingerprints of its own.
-    name = re.sub(r"\W", "-", request.node.name)
+    name = f"test-{crc32(request.node.name.encode())}"
     study = Study(name=name, question="?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=2, preset="smoke")
     return make_plan(study, Request(overrides={"lr": 1 + crc32(name.encode()) / 2**32}), cache=tmp_path)
 
@@ -47,10 +46,11 @@ class Submission(Tracker):
 
     def flush(self, seconds: float = 10) -> int:
         """Ends what writes; returns how many records wait."""
-        waiting = self.writer.close(seconds)
-        if not self.closed:
-            self.journal.__exit__(None, None, None)
+        if self.closed:
+            return 0
         self.closed = True
+        waiting = self.writer.close(seconds)
+        self.journal.__exit__(None, None, None)
         return waiting
 
 
@@ -256,3 +256,100 @@ def test_the_ledger_reads_every_page(
 def test_a_database_that_cannot_be_made_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"--tracking-uri=sqlite:////proc/no/mlflow\.db: MLflow does not answer"):
         connect("sqlite:////proc/no/mlflow.db")
+
+
+def another(plan: Plan, tmp_path: Path) -> Plan:
+    """Another study that has the first one's runs."""
+    study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
+    return make_plan(study, Request(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, client: MlflowClient, tracker: Submission, plan: Plan) -> None:
+    """The tracker's process dies with all records of a run undelivered."""
+    with monkeypatch.context() as outage:
+        for name in ("search_runs", "create_run", "log_batch"):
+            outage.setattr(client, name, lambda *_, **__: (_ for _ in ()).throw(OSError("down")))
+        tracker.started(plan.runs[0])
+        tracker.epoch(plan.runs[0], 1, METRICS, "cpu")
+        tracker.epoch(plan.runs[0], 2, LAST, "cpu")
+        tracker.ended(plan.runs[0], "completed")
+        assert tracker.flush(0.2) == 4
+
+
+def test_a_run_that_another_study_trained_before_its_records_came_is_one_run(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = another(plan, tmp_path)
+    second = Submission(client, other)  # before the first one dies: it does not inherit
+    cut_off(monkeypatch, client, tracker, plan)
+    train(second, other, runs=1)
+    Submission(client, plan).flush()  # inherits what waited
+    (run,) = ledger.search(client, f"tags.fingerprint = '{plan.runs[0].fingerprint}'")
+    assert run.data.tags["study"] == other.study.name
+    assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "completed")
+
+
+def test_records_that_wait_are_not_delivered_while_a_living_study_trains_their_run(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = another(plan, tmp_path)
+    second = Submission(client, other)
+    cut_off(monkeypatch, client, tracker, plan)
+    second.journal.claim([plan.runs[0].fingerprint])
+    third = Submission(client, plan)
+    assert not third.journal.inherited
+    assert not ledger.find(client, plan)
+    third.flush()
+    second.flush()
+
+
+def test_runs_whose_records_wait_are_held(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cut_off(monkeypatch, client, tracker, plan)
+    fingerprint = plan.runs[0].fingerprint
+    uri = client.tracking_uri
+    with Journal(uri, plan.study.name, plan.base_id) as heir, Journal(uri, "other", "base") as other:
+        assert set(other.claim([fingerprint])) == {fingerprint}
+        heir.claim([])
+        assert set(other.claim([fingerprint])) == {fingerprint}, "they are not delivered yet"
+        heir.clear()
+        heir.claim([])
+        assert not other.claim([fingerprint])
+
+
+def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cut_off(monkeypatch, client, tracker, plan)
+    client.delete_experiment(tracker.experiment_id)
+    other = another(plan, tmp_path)
+    second = Submission(client, other)
+    assert len(second.journal.inherited) == 4
+    train(second, other, runs=1)
+    assert "experiment" in (second.journal.folder / f"{second.journal._file.stem}.refused").read_text()
+    client.restore_experiment(tracker.experiment_id)
+
+
+def test_a_result_is_not_taken_back_by_whoever_comes_later(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
+    run = plan.runs[0]
+    tracker.started(run)
+    assert tracker.writer.settle(10) == 0
+    (child,) = children(client, tracker)
+    client.set_terminated(child.info.run_id, "FINISHED")  # by a process that was taken for dead
+    tracker.ended(run, "stopped")
+    assert tracker.flush() == 0
+    assert client.get_run(child.info.run_id).info.status == "FINISHED"
+
+
+def test_the_next_submission_mends_what_a_killed_one_left_running(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
+    train(tracker, plan, runs=1)
+    (done,) = children(client, tracker)
+    client.update_run(done.info.run_id, status="RUNNING")  # as it is while its model is being logged
+    again = Submission(client, plan)
+    again.started(plan.runs[1])
+    again.flush()  # and the job is killed
+    Submission(client, plan).flush()
+    found = ledger.find(client, plan)
+    assert [found[run.fingerprint].status for run in plan.runs[:2]] == ["FINISHED", "KILLED"]
+    assert found[plan.runs[1].fingerprint].tags["message"] == "its job was killed"

@@ -17,11 +17,15 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.utils import mlflow_tags
 
 from ablations.engine.journal import Journal, Record
-from ablations.engine.ledger import PROBES
+from ablations.engine.ledger import PROBES, search
+from resnet_core.fields import printable
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+"""MLflow's codes for what it will not take later either: its experiment was deleted, for one. Of records that have waited since an
+earlier submission, nobody waits for those any longer."""
 BATCH_METRICS = 1000
 """As many metrics as MLflow takes in one request."""
 
@@ -58,6 +62,7 @@ class Writer:
             if records[-1].kind != "end":  # its process died; if it is trained again, that starts it again
                 values = {"outcome": "stopped", "message": JOB_KILLED, "traceback": ""}
                 records.append(replace(records[-1], kind="end", values=values))
+        self._inherited = frozenset(self._waiting)
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
         self._thread.start()
 
@@ -76,11 +81,12 @@ class Writer:
 
     def close(self, seconds: float) -> int:
         """As `settle`, and ends the thread. What is not delivered stays in the journal, and its runs do not look as if they ran."""
+        deadline = time.monotonic() + seconds
         self.settle(seconds)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(seconds)  # it may sit in a request that nobody answers
+        self._thread.join(max(0.5, deadline - time.monotonic()))  # it may sit in a request that nobody answers
         with self._changed:
             return self._count()
 
@@ -91,8 +97,10 @@ class Writer:
         return sum(map(len, self._waiting.values()))
 
     def _run(self) -> None:
-        while not self._closing:
+        while True:
             with self._changed:
+                if self._closing:
+                    break
                 now = time.monotonic()
                 due = next((key for key in self._waiting if self._retry_at.get(key, 0) <= now), None)
                 if due is None:
@@ -109,18 +117,21 @@ class Writer:
             count = delivery.deliver(records)
         except Exception as error:  # whatever a store's own library raises; this thread must live
             if not self._retry_at:
-                what, why = f"{records[0].kind} of {records[0].run}", str(error).partition("\n")[0][:200]
+                what, why = f"{records[0].kind} of {records[0].run}", printable(str(error))[:200]
                 logger.warning("MLflow does not take the %s: records wait and are sent again until it does (%s)", what, why)
             self._deliveries.pop(key, None)  # what it knew of the run may not be so
-            with self._changed:
-                self._retry_at[key] = time.monotonic() + RETRY_SECONDS
-            self.journal.sync()
-            return
+            if key not in self._inherited or getattr(error, "error_code", "") not in REFUSED:
+                with self._changed:
+                    self._retry_at[key] = time.monotonic() + RETRY_SECONDS
+                self.journal.sync()
+                return
+            logger.warning("records of %s wait in %s: MLflow refuses them", records[0].run, self.journal.put_aside(records))
+            count = len(records)
         with self._changed:
             if self._retry_at.pop(key, None) and not self._retry_at:
                 logger.warning("MLflow takes records again")
             if records[count - 1].kind == "end":
-                del self._deliveries[key]
+                self._deliveries.pop(key, None)
             rest = self._waiting.pop(key)
             for _ in range(count):
                 rest.popleft()
@@ -176,14 +187,14 @@ class _Delivery:
         """Of a run whose records wait: not running, and without a result."""
         if not self._run_id:
             self._find(last)
-        if self._run_id and not self._finished:
+        if self._run_id and self.client.get_run(self._run_id).info.status != "FINISHED":
             tags = [RunTag("outcome", "stopped"), RunTag("message", "MLflow did not take all of its records yet")]
             self.client.log_batch(self._run_id, tags=tags)
             self.client.set_terminated(self._run_id, "KILLED", last.time_ms)
 
     def _find(self, record: Record) -> None:
         where = f"tags.fingerprint = '{record.fingerprint}' and tags.generation = '{record.generation}'"
-        found = list(self.client.search_runs([record.experiment_id], where))
+        found = list(search(self.client, where))  # a run that two studies share is in either's experiment
         found.sort(key=lambda run: (run.info.status != "FINISHED", not run.data.metrics))
         for other in found[1:]:
             if not other.data.metrics:  # made by a request that seemed to have failed and was repeated
@@ -232,8 +243,9 @@ class _Delivery:
         self.client.log_text(self._run_id, pd.DataFrame(record.values["rows"]).to_csv(index=False), PROBES)
 
     def _end(self, record: Record) -> None:
-        run_id = self._run_id
-        status = STATUS[record.values["outcome"]]
+        run_id, status = self._run_id, STATUS[record.values["outcome"]]
+        if self.client.get_run(run_id).info.status == "FINISHED":
+            return  # another one came to its end: that stands
         tags = [RunTag("outcome", record.values["outcome"]), RunTag("message", record.values["message"][:4000])]
         self.client.log_batch(run_id, tags=tags)
         if record.values["traceback"] and status == "FAILED":

@@ -25,7 +25,7 @@ from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, connect, is_new
 from ablations.engine.trial import Job
-from resnet_core.fields import reject
+from resnet_core.fields import ConfigError, reject
 
 if TYPE_CHECKING:
     from ablations.engine.scheduler import Needs
@@ -56,14 +56,18 @@ def execute(plan: Plan, options: Options) -> int:
             )
         with _answering(options):
             study = _Submission(console, client, plan, options, writer)
-        interrupted = not study.train()
-        waiting = writer.close(INTERRUPTED_SECONDS if interrupted else CLOSE_SECONDS)
+        interrupted = True
         try:
-            return study.conclude(waiting, interrupted=interrupted)
+            interrupted = not study.train()
+        finally:
+            waiting = writer.close(INTERRUPTED_SECONDS if interrupted else CLOSE_SECONDS)
+        try:
+            if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
+                return study.conclude(waiting, interrupted=interrupted)
         except MlflowException as error:
             terminal.say(console, f"MLflow does not answer, so there is no table ({_first_line(error)}).")
-            terminal.say(console, f"{waiting} records wait for it. Go on with: {_command()}")
-            return 1
+        terminal.say(console, f"{waiting} records wait for MLflow. Go on with: {_command()}")
+        return 1
 
 
 class _Submission:
@@ -79,6 +83,7 @@ class _Submission:
         self.done = {} if options.fresh else _done(known)
         missing = [run for run in plan.runs if run.fingerprint not in self.done]
         self.todo = [run for run in missing if run.fingerprint not in elsewhere]
+        self.up_to_date = not missing
         self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
         """Runs that another study trains, and which."""
         self.journal.claim(run.fingerprint for run in self.todo)
@@ -108,19 +113,28 @@ class _Submission:
         with terminal.Progress(self.console, self.plan, runs) as progress:
             relay = Relay(runs, self.tracker, progress)
             scratch = paths.home() / "tune"
-            scheduler.execute(jobs, self.needs, max_concurrent=self.options.max_concurrent, listener=relay, scratch=scratch)
-            return relay.stop_rest()
+            try:
+                scheduler.execute(jobs, self.needs, max_concurrent=self.options.max_concurrent, listener=relay, scratch=scratch)
+            finally:
+                finished = relay.stop_rest()
+        return finished
 
     def _train_awaited(self) -> bool:
         """Runs of another study are used when they are done, and trained here if it leaves them undone."""
         told: set[str] = set()
+        took = 0.0
         while self.awaited:
             for who in set(self.awaited.values()) - told:
                 terminal.say(self.console, f"waiting for {len(self.awaited)} runs that {who} trains")
                 told.add(who)
-            time.sleep(AWAIT_SECONDS)
-            elsewhere = self.journal.claim(self.awaited)
-            known = ledger.find(self.client, self.plan)
+            time.sleep(max(AWAIT_SECONDS, 10 * took))  # the other study writes to the same database
+            began = time.monotonic()
+            try:
+                elsewhere = self.journal.claim(self.awaited)
+                known = ledger.find(self.client, self.plan)
+            except (MlflowException, ConfigError):
+                continue  # a server or a disk that is back the next time
+            took = time.monotonic() - began
             missing = [run for run in self.plan.runs if run.fingerprint in self.awaited and run.fingerprint not in _done(known)]
             self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
             self.tracker.know(known)
@@ -138,8 +152,8 @@ class _Submission:
         _print_results(console, plan, entries, summaries, waiting, self.options)
         if interrupted:
             return 1
-        up_to_date = self.tracker.was_finished and not self.todo
-        if up_to_date or _log_figures(console, self.client, plan, entries, self.tracker):
+        drawn = self.up_to_date and self.tracker.was_finished
+        if drawn or _log_figures(console, self.client, plan, entries, self.tracker):
             console.print(f"Figures: artifacts of its run “{plan.title}”.")
         if self.options.log_models:
             from ablations.engine.models import log_models  # its packages are wanted here only

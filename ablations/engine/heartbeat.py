@@ -50,13 +50,16 @@ class Heartbeat:
             time.sleep(SETTLE_SECONDS)  # another one may have found it free at the same moment: the last to write has it
             tags = client.get_run(run_id).data.tags
             if tags.get(HOLDER) != own:
-                raise held(study, json.loads(tags[HOLDER])["name"])
+                raise held(study, json.loads(tags.get(HOLDER, "{}")).get("name", "another process"))
+        self._own = own
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
+        """Also if another one has taken over meanwhile: that stays the holder."""
         self._stopped.set()
-        self.client.delete_tag(self.run_id, HOLDER)
+        if self.client.get_run(self.run_id).data.tags.get(HOLDER) == self._own:
+            self.client.delete_tag(self.run_id, HOLDER)
 
     def _run(self) -> None:
         beat = 0

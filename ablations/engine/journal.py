@@ -62,16 +62,22 @@ class Journal:
 
     def __init__(self, tracking_uri: str, study: str, base_id: str) -> None:
         self.study, self.folder = study, paths.home() / "journals"
-        self._tracking = hashlib.sha256(tracking_uri.encode()).hexdigest()[:8]  # the address itself may hold a password
+        address = tracking_uri.rstrip("/").replace("//localhost", "//127.0.0.1")
+        self._tracking = hashlib.sha256(address.encode()).hexdigest()[:8]  # the address itself may hold a password
         name = f"{study}-{base_id}-{self._tracking}"
         self._hold, self._file = self.folder / f"{name}.hold", self.folder / f"{name}.jsonl"
+        self._broken: set[tuple[str, int]] = set()
+        """Runs of which a record could not be kept."""
+        self._synced = True
         with self._mutex():
             self._lock = self._take()
             self._adopt()
-            self._write_hold(())
             self._records = self._file.open("ab", buffering=0)
-        self.inherited: Sequence[Record] = tuple(_records(self._file))
-        """What dead processes left to be delivered, oldest first."""
+            others = self._others_hold()
+            self.inherited: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
+            """What dead processes left to be delivered, oldest first. A living one that trains a run anew reports all of it."""
+            self._kept = {record.fingerprint for record in self.inherited}
+            self._write_hold(self._kept)
 
     def __enter__(self) -> "Journal":
         return self
@@ -85,11 +91,14 @@ class Journal:
             os.close(self._lock)
 
     def claim(self, fingerprints: Iterable[str]) -> Mapping[str, str]:
-        """Holds these runs and no others, but for those that another living process holds: returned, with who that is."""
+        """Holds these runs, but for those that another living process holds: returned, with who that is.
+
+        Of others that it held, it keeps those of which records wait.
+        """
         wanted = set(fingerprints)
         with self._mutex():
             others = self._others_hold()
-            self._write_hold(wanted - others.keys())
+            self._write_hold(wanted - others.keys() | self._kept)
         return {fingerprint: others[fingerprint] for fingerprint in wanted & others.keys()}
 
     def held_elsewhere(self) -> Mapping[str, str]:
@@ -99,20 +108,36 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Keeps a record until `clear`. A process that is killed does not lose it; after `sync`, nor does a machine."""
+        self._kept.add(record.fingerprint)
+        if record.key in self._broken:
+            return  # its end must not outlive what came before
         line = _line(record)
         try:
             if self._records.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:  # a full disk must not end a study: the record is still delivered from memory
-            logger.warning("%s cannot be written (%s): records wait in memory only", self._file, error)
+            self._broken.add(record.key)
+            logger.warning("%s cannot be written (%s): records of %s wait in memory only", self._file, error, record.run)
+        self._synced = False
 
     def sync(self) -> None:
         """Brings what was appended to the disk itself."""
-        with suppress(OSError, ValueError):  # ValueError: closed, by the end of a study that no longer waits
-            os.fsync(self._records.fileno())
+        if not self._synced:
+            self._synced = True
+            with suppress(OSError, ValueError):  # ValueError: closed, by the end of a study that no longer waits
+                os.fsync(self._records.fileno())
+
+    def put_aside(self, records: Iterable[Record]) -> Path:
+        """Keeps records that MLflow will never take where nothing tries to deliver them; returns where."""
+        path = self._file.with_suffix(".refused")
+        with suppress(OSError), path.open("ab") as file:
+            file.writelines(map(_line, records))
+        return path
 
     def clear(self) -> None:
         """Forgets all records: they are delivered."""
+        self._kept.clear()
+        self._broken.clear()
         with suppress(OSError, ValueError):
             self._records.truncate(0)
 

@@ -47,7 +47,7 @@ def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     where = f"tags.code_version = '{code_version()}' and tags.data_version = '{plan.dataset.version}'"
     wanted = {run.fingerprint for run in plan.runs}
     found: dict[str, Entry] = {}
-    for run in _search(client, where):
+    for run in search(client, where):
         fingerprint, entry = run.data.tags.get("fingerprint", ""), _entry(run)
         if fingerprint in wanted and entry.generation > (found[fingerprint].generation if fingerprint in found else 0):
             found[fingerprint] = entry
@@ -78,7 +78,8 @@ def probes(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> pd
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])
 
 
-def _search(client: MlflowClient, where: str) -> Iterable[MlflowRun]:
+def search(client: MlflowClient, where: str) -> Iterable[MlflowRun]:
+    """Runs of all studies."""
     experiments = [e.experiment_id for e in _pages(client.search_experiments, max_results=PAGE)]
     return _pages(client.search_runs, experiment_ids=experiments, filter_string=where, max_results=PAGE)
 

@@ -59,14 +59,16 @@ def _log(client: MlflowClient, run: Run, entry: Entry, model: PixelsToScores, da
     with torch.inference_mode():
         signature = infer_signature(example, model(torch.from_numpy(example)).numpy())
     before = client.get_run(entry.run_id).info
-    with mlflow.start_run(run_id=entry.run_id):
-        mlflow.pytorch.log_model(
-            model,
-            name="model",
-            signature=signature,
-            input_example=example,
-            serialization_format="pt2",
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-        )
-    client.set_tag(entry.run_id, LOGGED, "pt2")
-    client.set_terminated(entry.run_id, before.status, before.end_time)  # the run itself ended when it ended
+    try:
+        with mlflow.start_run(run_id=entry.run_id):
+            mlflow.pytorch.log_model(
+                model,
+                name="model",
+                signature=signature,
+                input_example=example,
+                serialization_format="pt2",
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+            )
+        client.set_tag(entry.run_id, LOGGED, "pt2")
+    finally:
+        client.set_terminated(entry.run_id, before.status, before.end_time)  # the run itself ended when it ended

@@ -125,6 +125,7 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
             verbose=0,
         ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Tune stops at SIGINT
     try:
         tuner.fit()
@@ -132,6 +133,7 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
         pass  # a second signal, or one before Tune listened
     finally:
         signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own, which nobody listens to any more
         shutil.rmtree(scratch / name, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from ablations.engine import paths
-from ablations.engine.delivery import BATCH_METRICS, JOB_KILLED, Writer
+from ablations.engine.delivery import BATCH_METRICS, JOB_KILLED, STATUS, Writer
 from ablations.engine.heartbeat import Heartbeat
 from ablations.engine.journal import Record
 from ablations.engine.ledger import Entry
@@ -175,7 +175,9 @@ class Tracker:
         where = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}' and attributes.status = 'RUNNING'"
         elsewhere = self.writer.journal.held_elsewhere()
         for run in self.client.search_runs([self.experiment_id], where):
-            if run.data.tags.get("fingerprint") not in elsewhere:
+            if STATUS.get(run.data.tags.get("outcome", "")) == "FINISHED":  # its model was being logged
+                self.client.set_terminated(run.info.run_id, "FINISHED")
+            elif run.data.tags.get("fingerprint") not in elsewhere:
                 self.client.log_batch(run.info.run_id, tags=[RunTag("outcome", "stopped"), RunTag("message", JOB_KILLED)])
                 self.client.set_terminated(run.info.run_id, "KILLED")
 

@@ -89,8 +89,10 @@ def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int
 
     deaths.leave_word(name)
     with Watchdog(job.hang_timeout, lambda: deaths.leave_word(name, hung_seconds=job.hang_timeout)) as watchdog:
-        train_epochs(job, device, report, rank=rank, alive=watchdog.alive)
-    deaths.forget(name)
+        try:
+            train_epochs(job, device, report, rank=rank, alive=watchdog.alive)
+        finally:
+            deaths.forget(name)
 
 
 def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0, alive: Callable[[], object] = lambda: None) -> None:
@@ -129,7 +131,8 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
         raise reject("data.root", spec.data.root or spec.data.name, accepted)
     alive()
     checkpoints = CheckpointFolder(job.storage, job.folder)
-    restore = checkpoints.latest()
+    while not _agreed(restore := checkpoints.latest(), device):
+        alive()  # a predecessor that was killed saved once more; it is gone in a moment
     where = _name_of(device)
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
@@ -142,6 +145,19 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
         probes = result.state.probes if result.last else []
         report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, "device": where})
         alive()
+
+
+def _agreed(restore: Mapping[str, Any] | None, device: str) -> bool:
+    """Whether all workers of a group go on from the same epoch."""
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return True
+    epoch = len(restore["history"]) if restore else 0
+    bounds = torch.tensor([epoch, -epoch], device=device)
+    distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX)
+    return bool((bounds[0] == -bounds[1]).item())
 
 
 def _name_of(device: str) -> str:
