@@ -21,6 +21,6 @@ def cluster() -> Iterator[None]:
 def test_a_study_that_is_killed_again_and_again_ends_as_one_that_nobody_killed(tmp_path: Path) -> None:
     soak = Soak(tmp_path, seed=3, seeds=1)
     expected = soak.undisturbed()
-    soak.disturbed(expected, 4)
-    assert soak.kills
+    soak.disturbed(expected, 3)
+    assert len(soak.kills) > 1
     assert soak.wrong == [0], f"kept in {tmp_path}"

@@ -54,7 +54,7 @@ class Writer:
         self._deliveries: dict[_Key, _Delivery] = {}
         self._waiting: dict[_Key, deque[Record]] = {}
         self._retry_at: dict[_Key, float] = {}
-        self._closing = False
+        self._closing = self._abandoned = False
         self._changed = threading.Condition()
         for record in journal.inherited:
             self._queue(record)
@@ -73,6 +73,11 @@ class Writer:
             self._queue(record)
             self._changed.notify_all()
 
+    def waiting(self) -> set[str]:
+        """Fingerprints of runs whose records are on their way."""
+        with self._changed:
+            return {fingerprint for fingerprint, _ in self._waiting}
+
     def settle(self, seconds: float) -> int:
         """Waits until everything is delivered, at most so long; returns how many records are not."""
         with self._changed:
@@ -88,6 +93,7 @@ class Writer:
             self._changed.notify_all()
         self._thread.join(max(0.5, deadline - time.monotonic()))  # it may sit in a request that nobody answers
         with self._changed:
+            self._abandoned = True
             return self._count()
 
     def _queue(self, record: Record) -> None:
@@ -143,6 +149,8 @@ class Writer:
 
     def _give_up(self) -> None:
         for key, records in self._waiting.items():
+            if self._abandoned:
+                return  # from here on, another process may deliver them
             try:
                 self._deliveries.setdefault(key, _Delivery(self.client)).suspend(records[-1])
             except Exception:

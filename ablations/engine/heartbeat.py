@@ -84,7 +84,8 @@ def _check_free(client: MlflowClient, run_id: str, study: str) -> None:
 
 def _lives(pid: int, born: float) -> bool:
     try:
-        return psutil.Process(pid).create_time() == born
+        process = psutil.Process(pid)
+        return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

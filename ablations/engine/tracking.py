@@ -173,11 +173,12 @@ class Tracker:
     def _mend(self, parent_id: str) -> None:
         """Runs of a submission that was killed do not run."""
         where = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}' and attributes.status = 'RUNNING'"
-        elsewhere = self.writer.journal.held_elsewhere()
+        # Asked before the search: what is no longer on its way then has arrived.
+        alive = self.writer.waiting() | self.writer.journal.held_elsewhere().keys()
         for run in self.client.search_runs([self.experiment_id], where):
             if STATUS.get(run.data.tags.get("outcome", "")) == "FINISHED":  # its model was being logged
                 self.client.set_terminated(run.info.run_id, "FINISHED")
-            elif run.data.tags.get("fingerprint") not in elsewhere:
+            elif run.data.tags.get("fingerprint") not in alive:
                 self.client.log_batch(run.info.run_id, tags=[RunTag("outcome", "stopped"), RunTag("message", JOB_KILLED)])
                 self.client.set_terminated(run.info.run_id, "KILLED")
 

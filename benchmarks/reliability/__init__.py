@@ -1,0 +1,1 @@
+"""Studies that are killed until they are done."""
