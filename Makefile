@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m ablations.engine
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
-.PHONY: demo test test-fast lint setup up down
+.PHONY: demo test test-fast soak lint setup up down
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
@@ -23,6 +23,9 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
+
+soak: setup
+	$(BIN)/python -m benchmarks.reliability --out $(VENV)/soak.json
 
 lint: setup
 	$(BIN)/ruff check .

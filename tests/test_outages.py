@@ -347,7 +347,7 @@ def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without
     said = capsys.readouterr().out
     assert first.code == 1
     assert "MLflow does not answer, so there is no table" in said
-    told = re.search(r"(\d+) records wait for it. Go on with: ", said)
+    told = re.search(r"(\d+) records wait for MLflow. Go on with: ", said)
     assert told
     waiting = int(told[1])
     assert list(home.glob("journals/*.jsonl"))
