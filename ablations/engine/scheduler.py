@@ -62,7 +62,9 @@ def connect() -> None:
     """Joins the cluster that RAY_ADDRESS or this machine offers, else starts one here that ends with this process."""
     # Workers' output stays in Ray's logs: what they have to say comes as reports.
     if not ray.is_initialized():
+        terminate = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
     # Tune logs a traceback for each death of a process, which the listener is told of anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
