@@ -8,37 +8,29 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 LAYERS = [
     "resnet_core",
-    "ablations.engine.paths",
-    "ablations.engine.storage",
-    "ablations.engine.checkpoints",
-    "ablations.engine.study",
-    "ablations.engine.options",
-    "ablations.engine.ledger",
-    "ablations.engine.journal",
-    "ablations.engine.delivery",
-    "ablations.engine.heartbeat",
-    "ablations.engine.tracking",
-    "ablations.engine.reference",
-    "ablations.engine.analysis",
-    "ablations.engine.figures",
-    "ablations.engine.terminal",
-    "ablations.engine.relay",
-    "ablations.engine.models",
-    "ablations.engine.watchdog",
-    "ablations.engine.deaths",
-    "ablations.engine.trial",
-    "ablations.engine.scheduler",
-    "ablations.engine.execution",
-    "ablations.engine.service",
-    "ablations.engine.cli",
-    "ablations.engine.__main__",
+    *(
+        f"ablations.engine.{name}"
+        for name in (
+            *("paths", "storage", "checkpoints", "study", "options", "provenance"),
+            *("findings", "evidence", "inference", "contrasts", "answers", "analysis", "reference", "estimate", "calibration"),
+            *("ledger", "journal", "delivery", "heartbeat", "tracking"),
+            *("looks", "drawing", "curves", "charts", "forest", "front", "captions", "figures", "paper", "tables", "report"),
+            *("terminal", "relay", "models", "overview", "reporting", "watchdog", "deaths", "trial", "scheduler"),
+            *("plan_view", "preview", "execution", "agreement", "replay", "service", "cli", "__main__"),
+        )
+    ),
 ]
 """A module may import those before it."""
 
 HOME = {
     "ray": {"ablations.engine.deaths", "ablations.engine.trial", "ablations.engine.scheduler", "ablations.engine.service"},
-    "mlflow": {f"ablations.engine.{name}" for name in ("tracking", "delivery", "heartbeat", "ledger", "models", "execution")},
-    "matplotlib": {"ablations.engine.figures"},
+    "mlflow": {
+        f"ablations.engine.{name}"
+        for name in ("tracking", "delivery", "heartbeat", "ledger", "models", "overview", "reporting", "execution", "replay")
+    },
+    "matplotlib": {f"ablations.engine.{name}" for name in ("drawing", "curves", "charts", "forest", "front", "figures")},
+    "statsmodels": {"ablations.engine.inference"},
+    "jinja2": {"ablations.engine.report"},
 }
 """Which modules may import a library."""
 

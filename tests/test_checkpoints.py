@@ -267,9 +267,10 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 WRITERS = """
-import os, signal, sys, torch
+import faulthandler, os, signal, sys, torch
 from ablations.engine.checkpoints import CheckpointFolder
 
+faulthandler.dump_traceback_later(100, exit=True)  # who hangs says where
 while sys.stdin.readline() == "start\\n":
     child = os.fork()
     if not child:
@@ -302,6 +303,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_was_saved(tmp_path: Pa
             writers.stdin.write("kill\n")
             while told[-1] != "killed\n":
                 told.append(writers.stdout.readline())
+                assert told[-1], "what starts the writers has died"
             found = epoch_of(CheckpointFolder(str(tmp_path), "run"))
             assert found is not None
             assert found - int(told[-2]) in (0, 1)  # it may have died before it could tell

@@ -73,10 +73,10 @@ def submit(home: Path, client: MlflowClient) -> None:
             if run.fingerprint not in known or not known[run.fingerprint].done:
                 tracker.started(run)
                 for epoch in range(1, EPOCHS + 1):
-                    tracker.epoch(run, epoch, metrics(epoch), "cpu", ROWS if epoch == EPOCHS else ())
+                    tracker.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, ROWS if epoch == EPOCHS else ())
                 tracker.ended(run, "completed")
         assert writer.close(60) == 0
-        tracker.close("FINISHED", {})
+        tracker.close("FINISHED")
 
 
 def submit_mortal(home: Path, uri: str, fatal: int, done: bool) -> None:

@@ -117,11 +117,11 @@ class Submission(Tracker):
 
     def begin(self, run: Run) -> None:
         self.started(run)
-        self.epoch(run, 1, metrics(1), "cpu")
+        self.epoch(run, 1, metrics(1), {"device": "cpu"})
 
     def complete(self, run: Run) -> None:
         for epoch in range(2, EPOCHS + 1):
-            self.epoch(run, epoch, metrics(epoch), "cpu", ROWS if epoch == EPOCHS else ())
+            self.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, ROWS if epoch == EPOCHS else ())
         self.ended(run, "completed")
 
     def check_waits(self) -> None:

@@ -10,14 +10,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from ablations.engine import delivery, ledger
-from ablations.engine.analysis import summarise
+from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
+from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Study, make_plan
 from ablations.engine.tracking import Tracker, connect
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
 ROWS = [{"probe": "responses", "epoch": 2, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
+CPU = {"device": "cpu", "torch": "2.14.1"}
 LAST = {**METRICS, "test/error": 40.0, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
 
 
@@ -68,8 +70,8 @@ def children(client: MlflowClient, tracker: Submission) -> list[MlflowRun]:
 def train(tracker: Submission, plan: Plan, *, runs: int | None = None) -> None:
     for run in plan.runs[:runs]:
         tracker.started(run)
-        tracker.epoch(run, 1, METRICS, "cpu")
-        tracker.epoch(run, 2, LAST, "cpu")
+        tracker.epoch(run, 1, METRICS, CPU)
+        tracker.epoch(run, 2, LAST, CPU)
         tracker.ended(run, "completed")
     assert tracker.flush() == 0
 
@@ -106,8 +108,8 @@ def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, pl
     run = plan.runs[0]
     for _ in range(2):  # a trial that died after its first epoch, and its successor
         tracker.started(run)
-        tracker.epoch(run, 1, METRICS, "cpu")
-    tracker.epoch(run, 2, LAST, "cpu")
+        tracker.epoch(run, 1, METRICS, CPU)
+    tracker.epoch(run, 2, LAST, CPU)
     tracker.flush()
     (child,) = children(client, tracker)
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
@@ -119,12 +121,12 @@ def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
 ) -> None:
     run = plan.runs[0]
     tracker.started(run)
-    tracker.epoch(run, 1, METRICS, "cpu")
+    tracker.epoch(run, 1, METRICS, CPU)
     tracker.flush()
     for _ in range(2):
         again = Submission(client, plan)
         again.started(run)
-        again.epoch(run, 2, LAST, "cpu", ROWS)
+        again.epoch(run, 2, LAST, CPU, ROWS)
         again.flush()
     (child,) = children(client, tracker)
     text = Path(client.download_artifacts(child.info.run_id, ledger.PROBES)).read_text()
@@ -143,10 +145,10 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     def submit() -> int:
         tracker = Submission(client, plan)
         tracker.started(run)
-        tracker.epoch(run, 1, METRICS, "cpu")
-        tracker.epoch(run, 2, LAST, "cpu", ROWS)
+        tracker.epoch(run, 1, METRICS, CPU)
+        tracker.epoch(run, 2, LAST, CPU, ROWS)
         tracker.ended(run, "completed")
-        return tracker.flush(0.5)
+        return tracker.flush(2)
 
     assert submit() == 2  # the table, and the end behind it
     (entry,) = ledger.find(client, plan).values()
@@ -155,7 +157,7 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     assert submit() == 0
     (entry,) = ledger.find(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
-    assert len(ledger.probes(client, plan, {run.fingerprint: entry})) == 0, "this plan asks for no probes"
+    assert ledger.gather(client, Design.of(plan, {})).probes.empty, "this plan asks for no probes"
     assert Path(client.download_artifacts(entry.run_id, ledger.PROBES)).exists()
 
 
@@ -172,7 +174,7 @@ def test_the_writer_survives_whatever_a_store_raises(
 
     tracker.started(plan.runs[0])
     monkeypatch.setattr(client, "log_batch", log_batch)
-    tracker.epoch(plan.runs[0], 1, METRICS, "cpu")
+    tracker.epoch(plan.runs[0], 1, METRICS, CPU)
     tracker.ended(plan.runs[0], "completed")
     assert tracker.flush() == 0
     (child,) = children(client, tracker)
@@ -183,7 +185,7 @@ def test_the_writer_survives_whatever_a_store_raises(
 def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     run = plan.runs[0]
     tracker.started(run)
-    tracker.epoch(run, 1, METRICS, "cpu")
+    tracker.epoch(run, 1, METRICS, CPU)
     tracker.flush()  # and here the driver is killed: RUNNING for ever
     assert [entry.done for entry in ledger.find(client, plan).values()] == [False]
     again = Submission(client, plan)
@@ -229,19 +231,18 @@ def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: P
     assert {entry.tags["cell"] for entry in found.values()} == {"shortcut=A"}
 
 
-def test_a_summary_counts_missing_and_diverged_runs_and_averages_the_others(
-    client: MlflowClient, plan: Plan, tracker: Submission
-) -> None:
+def test_runs_without_a_result_are_counted_and_the_others_averaged(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     first, second = (run for run in plan.runs if str(run.cell) == "shortcut=none")
     tracker.started(first)
-    tracker.epoch(first, 1, LAST, "cpu")
+    tracker.epoch(first, 1, LAST, CPU)
     tracker.ended(first, "completed")
     tracker.started(second)
     tracker.ended(second, "diverged", "the loss is not finite")
     tracker.flush()
-    none, a = summarise(plan, ledger.find(client, plan))
-    assert (none.n, none.planned, list(none.test_error), dict(none.problems)) == (1, 2, [40.0], {"diverged": 1})
-    assert (a.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
+    none, a = analyse(ledger.gather(client, Design.of(plan, {}))).cells
+    assert (none.error.n, none.planned, none.error.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
+    assert none.reasons == ("the loss is not finite",)
+    assert (a.error.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
     assert (none.without_result, a.without_result) == (0, 2)
 
 
@@ -270,8 +271,8 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, client: MlflowClient, tracker: Subm
         for name in ("search_runs", "create_run", "log_batch"):
             outage.setattr(client, name, lambda *_, **__: (_ for _ in ()).throw(OSError("down")))
         tracker.started(plan.runs[0])
-        tracker.epoch(plan.runs[0], 1, METRICS, "cpu")
-        tracker.epoch(plan.runs[0], 2, LAST, "cpu")
+        tracker.epoch(plan.runs[0], 1, METRICS, CPU)
+        tracker.epoch(plan.runs[0], 2, LAST, CPU)
         tracker.ended(plan.runs[0], "completed")
         assert tracker.flush(0.2) == 4
 

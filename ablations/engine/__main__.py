@@ -1,11 +1,12 @@
-"""`python -m ablations.engine up | down | env`: the local service."""
+"""`python -m ablations.engine up | down | env`: the local service. `replay`: a finished run again."""
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
-from ablations.engine import service
+from ablations.engine import options, paths, service
 from resnet_core import ConfigError
 from resnet_core.command import Parser
 from resnet_core.fields import reject
@@ -22,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.command == "env":
             for name, value in _running().environment().items():
                 print(f"export {name}={shlex.quote(value)}")
-        else:
+        elif given.command == "down":
             print("ended" if service.down() else "nothing was running")
+        else:
+            return _replay(given)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -31,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m ablations.engine", description="The local service: Ray and MLflow on loopback.")
+    parser = Parser(
+        prog="python -m ablations.engine", description="The local service, Ray and MLflow on loopback; and single runs."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start it, or say where it is")
     for name in ("mlflow", "dashboard", "ray"):
@@ -39,7 +44,41 @@ def _parser() -> argparse.ArgumentParser:
         up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help="default: %(default)s")
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("env", help='print what makes a shell use it: eval "$(python -m ablations.engine env)"')
+    replay = commands.add_parser(
+        "replay", help="train a finished run again from its record, and say whether the result is the same"
+    )
+    replay.add_argument("run", help="its id in MLflow, or its fingerprint, or the first 6 characters or more of that")
+    replay.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: the service's, MLFLOW_TRACKING_URI, or local)")
+    replay.add_argument(
+        "--storage", default=paths.default_storage(), metavar="URI", help="checkpoints meanwhile (default: %(default)s)"
+    )
+    replay.add_argument("--data-root", metavar="FOLDER", help="where the data are now (default: where they were)")
+    replay.add_argument("--data-download", action="store_true", help="download the data set where it is missing")
+    replay.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
+    replay.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="default: 0")
     return parser
+
+
+def _replay(given: argparse.Namespace) -> int:
+    service.adopt()
+    tracking_uri = given.tracking_uri or paths.default_tracking_uri()
+    options.check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    options.check_address("--storage", given.storage)
+    options.check_address("--tracking-uri", tracking_uri)
+    from ablations.engine.replay import ReplayRequest, replay  # MLflow and scipy take seconds to import
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    return replay(
+        ReplayRequest(
+            run=given.run,
+            tracking_uri=tracking_uri,
+            data_root=given.data_root,
+            cpus_per_worker=given.cpus_per_worker,
+            gpus_per_worker=given.gpus_per_worker,
+            download=given.data_download,
+            storage=given.storage,
+        )
+    )
 
 
 def _ports(given: argparse.Namespace) -> service.Ports:

@@ -5,7 +5,7 @@ import sys
 from typing import NoReturn
 
 from ablations.engine import options, paths, service
-from ablations.engine.study import Study, make_plan
+from ablations.engine.study import Study, draft, make_plan
 from resnet_core import ConfigError
 
 
@@ -15,10 +15,19 @@ def main(study: Study) -> NoReturn:
     service.adopt()
     try:
         chosen = options.parse(study, sys.argv[1:])
-        plan = make_plan(study, chosen.request, cache=paths.data_cache())
-        from ablations.engine.execution import execute  # Ray and MLflow take seconds: only for a request that is right
+        # Ray and MLflow take seconds to import: only for a request that is right.
+        if chosen.report:
+            drafted = draft(study, chosen.request)
+            from ablations.engine.reporting import rebuild
 
-        code = execute(plan, chosen)
+            code = rebuild(drafted, chosen)
+        else:
+            plan = make_plan(study, chosen.request, cache=paths.data_cache())
+            if chosen.plan:
+                from ablations.engine.preview import preview as act
+            else:
+                from ablations.engine.execution import execute as act
+            code = act(plan, chosen)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -242,8 +242,8 @@ class _Delivery:
                 metrics += [Metric(name, value, record.time_ms, logged) for name, value in values["metrics"].items()]
             count += 1
         if metrics:
-            device = RunTag("device", records[0].values["device"])
-            self.client.log_batch(self._run_id, metrics=metrics, tags=[device])
+            tags = [RunTag(name, value) for name, value in records[0].values["conditions"].items()]
+            self.client.log_batch(self._run_id, metrics=metrics, tags=tags)
             self.logged = logged
         return count
 

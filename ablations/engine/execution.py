@@ -1,29 +1,25 @@
 """A study from plan to table: what is missing runs, everything lands in MLflow, and the table is read back from there."""
 
-import shlex
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine import ledger, paths, terminal
-from ablations.engine.analysis import CellSummary, cell_metrics, summarise
+from ablations.engine import ledger, paths, provenance, reporting, terminal
+from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
-from ablations.engine.journal import Journal, submission_id
-from ablations.engine.ledger import Entry
+from ablations.engine.evidence import Design, Evidence
+from ablations.engine.findings import Findings
+from ablations.engine.journal import Journal
 from ablations.engine.options import Options
 from ablations.engine.relay import Relay
 from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, connect, is_new
+from ablations.engine.tracking import Tracker, answering, connect, is_new
 from ablations.engine.trial import Job
 from resnet_core.fields import ConfigError, reject
 
@@ -42,11 +38,6 @@ def execute(plan: Plan, options: Options) -> int:
     """Brings a study to its end and prints its table. Returns the exit code: 0 if every run has a result, else 1."""
     console = terminal.make_console()
     client = _connect(options)
-    if options.plan:
-        with _answering(options):
-            known = ledger.find(client, plan)
-        console.print(terminal.plan_view(plan, {} if options.fresh else _done(known)))
-        return 0
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
         writer = Writer(client, journal)
         if journal.inherited:
@@ -54,7 +45,7 @@ def execute(plan: Plan, options: Options) -> int:
             console.print(
                 f"Delivered what an earlier submission left: {len(journal.inherited)} records{', not all' if waiting else ''}."
             )
-        with _answering(options):
+        with answering(options.tracking_uri):
             study = _Submission(console, client, plan, options, writer)
         interrupted = True
         try:
@@ -66,7 +57,7 @@ def execute(plan: Plan, options: Options) -> int:
                 return study.conclude(waiting, interrupted=interrupted)
         except MlflowException as error:
             terminal.say(console, f"MLflow does not answer, so there is no table ({_first_line(error)}).")
-        terminal.say(console, f"{waiting} records wait for MLflow. Go on with: {_command()}")
+        terminal.say(console, f"{waiting} records wait for MLflow. Go on with: {provenance.again()}")
         return 1
 
 
@@ -80,7 +71,7 @@ class _Submission:
         if elsewhere and options.fresh:
             raise reject("--fresh", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
         known = ledger.find(client, plan)
-        self.done = {} if options.fresh else _done(known)
+        self.done = {} if options.fresh else ledger.done(known)
         missing = [run for run in plan.runs if run.fingerprint not in self.done]
         self.todo = [run for run in missing if run.fingerprint not in elsewhere]
         self.up_to_date = not missing
@@ -89,6 +80,8 @@ class _Submission:
         self.journal.claim(run.fingerprint for run in self.todo)
         self.needs = _needs(plan, options) if missing else None  # refuses before anything is written
         self.tracker = Tracker(client, writer, plan, known, again=options.fresh)
+        self.design = Design.of(plan, provenance.origin())
+        self.tracker.log_design(self.design)
 
     def train(self) -> bool:
         """Trains what is missing and waits for what another study trains; returns False if it was asked to stop."""
@@ -112,12 +105,15 @@ class _Submission:
         jobs = [_job(run, version, self.tracker.generation(run), self.options) for run in runs]
         with terminal.Progress(self.console, self.plan, runs) as progress:
             relay = Relay(runs, self.tracker, progress)
-            scratch = paths.home() / "tune"
-            try:
-                scheduler.execute(jobs, self.needs, max_concurrent=self.options.max_concurrent, listener=relay, scratch=scratch)
-            finally:
-                finished = relay.stop_rest()
-        return finished
+            limit, scratch = self.options.max_concurrent, paths.home() / "tune"
+            with reporting.Refresher(self.client, self.tracker.parent_id, self.design, relay.progress_made):
+                try:
+                    scheduler.execute(jobs, self.needs, max_concurrent=limit, listener=relay, scratch=scratch)
+                finally:
+                    finished = relay.stop_rest()
+                if not finished:
+                    raise KeyboardInterrupt
+        return True
 
     def _train_awaited(self) -> bool:
         """Runs of another study are used when they are done, and trained here if it leaves them undone."""
@@ -135,7 +131,9 @@ class _Submission:
             except (MlflowException, ConfigError):
                 continue  # a server or a disk that is back the next time
             took = time.monotonic() - began
-            missing = [run for run in self.plan.runs if run.fingerprint in self.awaited and run.fingerprint not in _done(known)]
+            missing = [
+                run for run in self.plan.runs if run.fingerprint in self.awaited and run.fingerprint not in ledger.done(known)
+            ]
             self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
             self.tracker.know(known)
             if not self._train([run for run in missing if run.fingerprint not in elsewhere]):
@@ -145,52 +143,36 @@ class _Submission:
     def conclude(self, waiting: int, *, interrupted: bool) -> int:
         """Ends the study in MLflow and prints its table, from there; returns the exit code."""
         plan, console = self.plan, self.console
-        entries = ledger.find(self.client, plan)
-        summaries = summarise(plan, entries)
-        complete = not waiting and not any(summary.without_result for summary in summaries)
-        self.tracker.close("FINISHED" if complete else "FAILED", cell_metrics(summaries, plan.base.data.scored_on))
-        _print_results(console, plan, entries, summaries, waiting, self.options)
+        evidence = ledger.gather(self.client, self.design)
+        findings = analyse(evidence)
+        complete = not waiting and findings.complete
+        self.tracker.close("FINISHED" if complete else "FAILED")
+        terminal.show_results(console, evidence, findings, provenance.again())
+        if waiting:
+            console.print(f"{waiting} records have not reached MLflow yet; the next submission delivers them.")
         if interrupted:
             return 1
-        drawn = self.up_to_date and self.tracker.was_finished
-        if drawn or _log_figures(console, self.client, plan, entries, self.tracker):
-            console.print(f"Figures: artifacts of its run “{plan.title}”.")
+        if not (self.up_to_date and self.tracker.was_finished):
+            _report(console, self.client, self.tracker.parent_id, evidence, findings)
+        terminal.say(console, f"Report: {reporting.address(self.client, self.tracker.parent_id)}")
         if self.options.log_models:
             from ablations.engine.models import log_models  # its packages are wanted here only
 
+            entries = ledger.find(self.client, plan)
             folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
             log_models(self.client, plan, entries, folders, self.options.storage)
         return 0 if complete else 1
-
-
-def _done(known: Mapping[str, Entry]) -> dict[str, Entry]:
-    return {fingerprint: entry for fingerprint, entry in known.items() if entry.done}
-
-
-@contextmanager
-def _answering(options: Options) -> Iterator[None]:
-    """Before anything has started, a tracking server that no longer answers is the request's error."""
-    try:
-        yield
-    except MlflowException as error:
-        raise reject("--tracking-uri", options.tracking_uri, f"MLflow does not answer ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def _command() -> str:
-    """What submits this study again: what is done is not trained again, whatever this submission was told."""
-    words = ["python", *(word for word in sys.argv if word != "--fresh")]
-    return f"{'ray job submit -- ' if submission_id() else ''}{shlex.join(words)}"
-
-
 def _connect(options: Options) -> MlflowClient:
     """MLflow, and Ray at the same time where it is sure to be needed: making a database and starting Ray take seconds each."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         connecting = pool.submit(connect, options.tracking_uri)
-        if is_new(options.tracking_uri) and not options.plan:
+        if is_new(options.tracking_uri):
             from ablations.engine import scheduler
 
             scheduler.connect()
@@ -212,29 +194,13 @@ def _needs(plan: Plan, options: Options) -> "Needs":
     return needs
 
 
-def _log_figures(console: Console, client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], tracker: Tracker) -> bool:
-    """Draws the study as far as it is done; returns whether its figures are in MLflow.
-
-    Results do not depend on it: what goes wrong here is told, and that is all.
-    """
+def _report(console: Console, client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
+    """Results do not depend on it: what goes wrong here is told, and that is all."""
     try:
-        from ablations.engine import figures  # matplotlib: not for plans and lookups
-
-        curves, seen = ledger.curves(client, plan, entries), ledger.probes(client, plan, entries)
-        drawn = {"curves": figures.curves_figure(curves)} if len(curves) else {}
-        for probe, draw in (("responses", figures.responses_figure), ("gradients", figures.gradients_figure)):
-            if (seen["probe"] == probe).any():
-                drawn[probe] = draw(seen[seen["probe"] == probe])
-        with tempfile.TemporaryDirectory() as folder:
-            for name, figure in drawn.items():
-                for suffix in (".png", ".svg"):
-                    figures.save(figure, Path(folder, name).with_suffix(suffix))
-            tracker.log_folder(folder, "figures")
+        reporting.publish(client, run_id, evidence, findings)
     except Exception as error:  # a store's own library may raise anything
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        terminal.say(console, f"The figures could not be drawn or stored: {message}")
-        return False
-    return bool(drawn)
+        terminal.say(console, f"The report could not be made or stored: {message}")
 
 
 def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
@@ -255,22 +221,3 @@ def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
 def checkpoint_folder(fingerprint: str, generation: int) -> str:
     """Name of the folder of a run's checkpoints; `--fresh` starts another one."""
     return fingerprint if generation == 1 else f"{fingerprint}-{generation}"
-
-
-def _print_results(
-    console: Console, plan: Plan, entries: Mapping[str, Entry], summaries: Sequence[CellSummary], waiting: int, options: Options
-) -> None:
-    console.print()
-    console.print(terminal.result_view(plan, summaries))
-    for run in plan.runs:
-        entry = entries.get(run.fingerprint)
-        if entry and entry.outcome in ("diverged", "oom", "failed"):
-            terminal.say(console, f"{run}: {entry.outcome}, {entry.tags.get('message', '')}")
-    experiment = next((entry.experiment_id for entry in entries.values()), "")
-    address = f"{options.tracking_uri}/#/experiments/{experiment}" if "http" in options.tracking_uri else options.tracking_uri
-    terminal.say(console, f"MLflow: {address}")
-    if waiting:
-        console.print(f"{waiting} records have not reached MLflow yet; the next submission delivers them.")
-    without = sum(summary.without_result for summary in summaries)
-    if without:
-        terminal.say(console, f"{without} of {len(plan.runs)} runs have no result. To train just those: {_command()}")

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from ablations.engine import paths
+from ablations.engine.provenance import submission_id
 from resnet_core.fields import ConfigError, reject
 
 logger = logging.getLogger(__name__)
@@ -206,13 +207,6 @@ def describe_process() -> str:
     """Who this is: job, process, machine."""
     job = submission_id()
     return f"{f'job {job}, ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
-
-
-def submission_id() -> str | None:
-    """The name that `ray job submit` gave this program, if that started it."""
-    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    name: str | None = config.get("metadata", {}).get("job_submission_id")
-    return name
 
 
 def _lock(path: Path) -> int | None:

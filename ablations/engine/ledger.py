@@ -1,18 +1,35 @@
 """Which runs are done: MLflow, looked up by fingerprint. There is no other record."""
 
+import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from mlflow.store.tracking.dbmodels.models import SqlMetric
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.rest_utils import http_request, verify_rest_response
+from sqlalchemy import select
 
+from ablations.engine.estimate import Finished
+from ablations.engine.evidence import CONDITIONS, CURVES, RESULTS, Design, Evidence
 from ablations.engine.study import Plan
+from resnet_core.fields import ConfigError
 from resnet_core.identity import code_version
 
 PAGE = 1000
+BATCH_RUNS = 100
+"""Runs in one question to MLflow's server, at most."""
+MOST_VALUES = 25_000
+"""In one answer."""
+DESIGN = "design.json"
+"""Artifact of a study's run: what was last asked of it."""
+DESIGN_TAG = "design"
+"""Its hash."""
 PROBES = "probes.csv"
 """Artifact of a run: what its probes saw."""
 
@@ -25,6 +42,7 @@ class Entry:
     experiment_id: str
     status: str
     tags: Mapping[str, str]
+    params: Mapping[str, str]
     metrics: Mapping[str, float]
     """Last value of each metric: that of the final epoch, once the run is done."""
 
@@ -37,15 +55,22 @@ class Entry:
         return self.tags.get("outcome", "")
 
     @property
+    def completed(self) -> bool:
+        return self.done and self.outcome == "completed"
+
+    @property
     def generation(self) -> int:
         return int(self.tags.get("generation", "1"))
 
 
 def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     """The entry of each of the plan's runs that MLflow knows, whichever study trained it; of repeated ones the newest."""
+    return _find(client, {run.fingerprint for run in plan.runs}, code_version(), plan.dataset.version)
+
+
+def _find(client: MlflowClient, wanted: Set[str], code: str, data: str) -> dict[str, Entry]:
     # Runs of other code or data cannot match: the server leaves them out.
-    where = f"tags.code_version = '{code_version()}' and tags.data_version = '{plan.dataset.version}'"
-    wanted = {run.fingerprint for run in plan.runs}
+    where = f"tags.code_version = '{code}' and tags.data_version = '{data}'"
     found: dict[str, Entry] = {}
     for run in search(client, where):
         fingerprint, entry = run.data.tags.get("fingerprint", ""), _entry(run)
@@ -54,28 +79,123 @@ def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     return found
 
 
-def curves(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> pd.DataFrame:
-    """Errors of completed runs by epoch: `cell`, `seed`, `epoch`, `quantity`, `value`."""
-    rows = []
-    for run in plan.runs:
-        entry = entries.get(run.fingerprint)
-        if entry and entry.outcome == "completed":
-            for name in ("train/error", f"{plan.base.data.scored_on}/error"):
-                history = client.get_metric_history(entry.run_id, name)
-                rows += [(str(run.cell), run.seed, metric.step, name, metric.value) for metric in history]
-    return pd.DataFrame(rows, columns=["cell", "seed", "epoch", "quantity", "value"])
+def done(known: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Those with a result."""
+    return {fingerprint: entry for fingerprint, entry in known.items() if entry.done}
 
 
-def probes(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry]) -> pd.DataFrame:
-    """What the probes of completed runs saw: the columns of `resnet_core.probes.Row`, with `cell` and `seed`."""
+def finished(client: MlflowClient, data_version: str) -> Iterable[Finished]:
+    """Completed runs on these data, of all studies: they tell how long others take."""
+    where = f"tags.data_version = '{data_version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
+    for run in search(client, where):
+        metrics, tags = run.data.metrics, run.data.tags
+        if "train_seconds" in metrics:
+            on_gpu = metrics.get("gpu_hours", 0) > 0
+            yield Finished(spec=run.data.params, seconds=metrics["train_seconds"], device=tags.get("device", ""), on_gpu=on_gpu)
+
+
+def design_of(client: MlflowClient, study: str, preset: str, shared: Mapping[str, Any]) -> tuple[str, Design]:
+    """The study's run in MLflow that has these settings, by its id, and what was last asked of it.
+
+    Args:
+        shared: `Plan.shared()`, or as much of it as is to be found. Of several, the newest counts.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    experiment = client.get_experiment_by_name(study)
+    where = f"tags.study = '{study}' and tags.preset = '{preset}'"
+    runs = _pages(client.search_runs, experiment_ids=[experiment.experiment_id], filter_string=where) if experiment else ()
+    wanted = {name: str(value) for name, value in shared.items()}
+    for run in runs:
+        if DESIGN_TAG in run.data.tags and wanted.items() <= run.data.params.items():
+            with tempfile.TemporaryDirectory() as folder:
+                path = client.download_artifacts(run.info.run_id, DESIGN, folder)
+                return str(run.info.run_id), Design.from_json(Path(path).read_text(encoding="utf-8"))
+    raise ConfigError(f"--report: MLflow has no study {study} with preset {preset} and these settings; submit it first")
+
+
+def gather(client: MlflowClient, design: Design) -> Evidence:
+    """What MLflow knows of the runs of a design."""
+    wanted = {fingerprint for cell in design.cells for fingerprint in cell.fingerprints}
+    entries = _find(client, wanted, design.code_version, design.data_version)
+    of_run = [
+        (cell.label, seed, fingerprint, entries.get(fingerprint))
+        for cell in design.cells
+        for seed, fingerprint in enumerate(cell.fingerprints)
+    ]
+    runs = pd.DataFrame(_row(design, *run) for run in of_run)
+    completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if entry and entry.completed}
+    return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design))
+
+
+def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: Entry | None) -> dict[str, Any]:
+    """A row of `Evidence.runs`."""
+    row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
+    row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITIONS, "")}
+    row |= dict.fromkeys(("error", *RESULTS), math.nan)
+    if entry:
+        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULTS.items()}}
+        row |= {name: entry.tags.get(name, "") for name in CONDITIONS} | {"precision": entry.params.get("precision", "")}
+        running = entry.status == "RUNNING"  # whatever an earlier attempt came to
+        row |= {"run_id": entry.run_id, "outcome": "running" if running else entry.outcome or entry.status.lower()}
+        row |= {"message": "" if running else entry.tags.get("message", ""), "attempts": int(entry.tags.get("attempts", 0))}
+        if entry.completed:
+            row |= {names.get(metric, metric): value for metric, value in entry.metrics.items()}
+    return row
+
+
+def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scored_on: str) -> pd.DataFrame:
+    """`Evidence.curves` of runs by id."""
+    names = {"train/error": "train_error", f"{scored_on}/error": "error", "epoch_seconds": "epoch_seconds"}
+    long = histories(client, list(completed), list(names))
+    curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
+    cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
+    wide = cells.merge(curves, on="run_id").drop(columns="run_id").sort_values(["cell", "seed", "epoch"], ignore_index=True)
+    return wide.reindex(columns=["cell", "seed", "epoch", *CURVES])
+
+
+def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], design: Design) -> pd.DataFrame:
+    """`Evidence.probes`."""
+    probed = {cell.label for cell in design.cells if cell.spec["probes"]}
     frames = []
     with tempfile.TemporaryDirectory() as folder:
-        for run in plan.runs:
-            entry = entries.get(run.fingerprint)
-            if entry and entry.outcome == "completed" and run.spec.probes:
-                path = client.download_artifacts(entry.run_id, PROBES, folder)
-                frames.append(pd.read_csv(path).assign(cell=str(run.cell), seed=run.seed))
+        for run_id, (cell, seed) in completed.items():
+            if cell in probed:
+                frames.append(pd.read_csv(client.download_artifacts(run_id, PROBES, folder)).assign(cell=cell, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])
+
+
+def histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Metrics of many runs by epoch: `run_id`, `metric`, `epoch`, `value`."""
+    # MLflow's client asks for one metric of one run at a time, and makes an object of every value.
+    store = client._tracking_client.store
+    read = _history_by_http if isinstance(store, RestStore) else _history_from_database
+    rows: list[tuple[str, str, int, float]] = []
+    for start in range(0, len(run_ids), BATCH_RUNS):
+        rows += read(store, run_ids[start : start + BATCH_RUNS], metrics)
+    return pd.DataFrame(rows, columns=["run_id", "metric", "epoch", "value"]).drop_duplicates(["run_id", "metric", "epoch"])
+
+
+def _history_from_database(store: Any, run_ids: Sequence[str], metrics: Sequence[str]) -> Iterable[tuple[str, str, int, float]]:
+    with store.ManagedSessionMaker() as session:
+        wanted = select(SqlMetric.run_uuid, SqlMetric.key, SqlMetric.step, SqlMetric.value)
+        rows = session.execute(wanted.where(SqlMetric.run_uuid.in_(run_ids), SqlMetric.key.in_(metrics), ~SqlMetric.is_nan))
+        return [tuple(row) for row in rows]
+
+
+def _history_by_http(store: RestStore, run_ids: Sequence[str], metrics: Sequence[str]) -> Iterable[tuple[str, str, int, float]]:
+    path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+    rows = []
+    for metric in metrics:
+        question = {"run_id": list(run_ids), "metric_key": metric}
+        answer = http_request(store.get_host_creds(), path, "GET", params=question)
+        found = verify_rest_response(answer, path).json()["metrics"]
+        if len(found) >= MOST_VALUES and len(run_ids) > 1:  # cut off there
+            half = len(run_ids) // 2
+            return [*_history_by_http(store, run_ids[:half], metrics), *_history_by_http(store, run_ids[half:], metrics)]
+        rows += [(each["run_id"], metric, each["step"], each["value"]) for each in found]
+    return rows
 
 
 def search(client: MlflowClient, where: str) -> Iterable[MlflowRun]:
@@ -95,4 +215,4 @@ def _pages(query: Any, **arguments: Any) -> Iterable[Any]:
 
 
 def _entry(run: MlflowRun) -> Entry:
-    return Entry(run.info.run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.metrics)
+    return Entry(run.info.run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.params, run.data.metrics)

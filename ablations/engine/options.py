@@ -29,6 +29,9 @@ class Options:
     storage: str
     tracking_uri: str
     plan: bool
+    calibrate: bool | None
+    """Whether a plan may measure; None: where it does not disturb a cluster."""
+    report: bool
     fresh: bool
     log_models: bool
 
@@ -38,15 +41,13 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     given = _parser(study).parse_args(arguments)
     _positive("--workers", given.workers)
     _positive("--max-concurrent", given.max_concurrent)
-    if not SMALLEST_SHARE <= given.cpus_per_worker < float("inf"):
-        raise reject("--cpus-per-worker", given.cpus_per_worker, f"accepted: {SMALLEST_SHARE} or more")
     if not 0 < given.hang_timeout < float("inf"):
         raise reject("--hang-timeout", given.hang_timeout, "accepted: seconds above 0")
-    gpus = given.gpus_per_worker
-    if gpus != 0 and (not SMALLEST_SHARE <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus))):
-        raise reject("--gpus-per-worker", gpus, f"accepted: 0, a fraction from {SMALLEST_SHARE} to 1, or a whole number")
-    _address("--storage", given.storage)
-    _address("--tracking-uri", given.tracking_uri)
+    check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    if given.plan and given.report:
+        raise reject("--plan", "--report", "accepted: one of them")
+    check_address("--storage", given.storage)
+    check_address("--tracking-uri", given.tracking_uri)
     levels = {name: tuple(part for part in text.split(",") if part) for name, text in assignments("--levels", given.levels).items()}
     request = Request(
         preset=given.preset,
@@ -60,12 +61,14 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     return Options(
         request=request,
         cpus_per_worker=given.cpus_per_worker,
-        gpus_per_worker=gpus,
+        gpus_per_worker=given.gpus_per_worker,
         max_concurrent=given.max_concurrent,
         hang_timeout=given.hang_timeout,
         storage=given.storage if "://" in given.storage else str(Path(given.storage).expanduser().absolute()),
         tracking_uri=given.tracking_uri,
         plan=given.plan,
+        calibrate=given.calibrate,
+        report=given.report,
         fresh=given.fresh,
         log_models=given.log_models,
     )
@@ -126,9 +129,29 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     records.add_argument("--log-models", action="store_true", help="log the final network of every run to MLflow")
     show = parser.add_argument_group("look first")
     show.add_argument(
-        "--plan", action="store_true", help="print cells, what is skipped or done already and what it costs; start nothing"
+        "--plan",
+        action="store_true",
+        help="print cells, what is skipped or done already, what it costs and how small a difference it can find; start nothing",
+    )
+    show.add_argument(
+        "--calibrate",
+        action=argparse.BooleanOptionalAction,
+        help="whether --plan trains a few steps here to estimate times that no finished run tells (default: not on a cluster)",
+    )
+    show.add_argument(
+        "--report",
+        action="store_true",
+        help="make the report of what was submitted last again, from MLflow alone, of all or of these --levels and --seeds",
     )
     return parser
+
+
+def check_shares(cpus: float, gpus: float) -> None:
+    """Raises ConfigError for what no worker can take."""
+    if not SMALLEST_SHARE <= cpus < float("inf"):
+        raise reject("--cpus-per-worker", cpus, f"accepted: {SMALLEST_SHARE} or more")
+    if gpus != 0 and (not SMALLEST_SHARE <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus))):
+        raise reject("--gpus-per-worker", gpus, f"accepted: 0, a fraction from {SMALLEST_SHARE} to 1, or a whole number")
 
 
 def _overrides(given: argparse.Namespace) -> dict[str, str]:
@@ -138,7 +161,7 @@ def _overrides(given: argparse.Namespace) -> dict[str, str]:
     return overrides
 
 
-def _address(option: str, text: str) -> None:
+def check_address(option: str, text: str) -> None:
     if not text.strip() or not text.isprintable():
         raise reject(option, text, "accepted: a folder or an address, without control characters")
 

@@ -37,7 +37,7 @@ class Relay:
             self.tracker.started(run, report["restart"])
             self.progress.note(run, f"{report['restart']}; it goes on from its last checkpoint")
         else:
-            self.tracker.epoch(run, report["epoch"], report["metrics"], report["device"], report["probes"])
+            self.tracker.epoch(run, report["epoch"], report["metrics"], report["conditions"], report["probes"])
             self.progress.epoch(run, report["epoch"], report["metrics"])
             self._mention_waiting(run, report["metrics"])
 
@@ -55,6 +55,10 @@ class Relay:
         else:
             self.reasons[fingerprint] = reason
             self.progress.interrupted(run, f"{reason}; it goes on from its last checkpoint")
+
+    def progress_made(self) -> tuple[int, int]:
+        """How many runs have come to their end, of how many."""
+        return len(self.runs) - len(self.left), len(self.runs)
 
     def stop_rest(self) -> bool:
         """Ends what was interrupted; returns whether all runs had come to their end."""

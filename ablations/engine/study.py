@@ -75,7 +75,7 @@ class Cell:
     levels: tuple[tuple[str, Level], ...]
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={_shown(level)}" for name, level in self.levels)
+        return " ".join(f"{name}={shown(level)}" for name, level in self.levels)
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ class Plan:
 
     def shared(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
-        varied = {field_name(name) for name in self.factors} | {"seed", *NOT_IDENTITY}
-        return {name: value for name, value in self.base.flat().items() if name not in varied}
+        return _shared(self.base, self.factors)
 
     @property
     def base_id(self) -> str:
@@ -138,8 +137,29 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
-    """Expands a study into runs; raises ConfigError with one line if any part of the request is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A study as far as it is known without its data."""
+
+    study: Study
+    preset: str
+    factors: Mapping[str, tuple[Level, ...]]
+    seeds: int
+    specs: Mapping[Cell, RunSpec]
+    """With fields left to the data set."""
+    skipped: tuple[tuple[Cell, str], ...]
+
+    @property
+    def base(self) -> RunSpec:
+        return next(iter(self.specs.values()))
+
+    def shared(self) -> dict[str, Any]:
+        """The fields that all runs have in common."""
+        return _shared(self.base, self.factors)
+
+
+def draft(study: Study, request: Request) -> Draft:
+    """Expands a study into cells; raises ConfigError with one line if any part of the request is wrong."""
     preset = request.preset or study.preset
     if preset not in PRESETS:
         raise reject("--preset", preset, f"accepted: {', '.join(PRESETS)}")
@@ -160,26 +180,36 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
         raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
     settings = _settings(study, request, asked, {field_name(name) for name in factors})
     specs, skipped = _cells(PRESETS[preset], settings, factors)
+    return Draft(study=study, preset=preset, factors=factors, seeds=seeds, specs=specs, skipped=tuple(skipped))
+
+
+def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
+    """Expands a study into runs; raises ConfigError with one line if any part of the request is wrong."""
     # Bad runs surface before the data are read; only the data's own fields wait for them.
-    base = next(iter(specs.values()))
-    dataset = load_dataset(base.data, cache, download=request.download)
-    resolved, impossible = _resolved(specs, dataset)
+    drafted = draft(study, request)
+    dataset = load_dataset(drafted.base.data, cache, download=request.download)
+    resolved, impossible = _resolved(drafted.specs, dataset)
     runs = []
-    for seed in range(seeds):
+    for seed in range(drafted.seeds):
         seeded = [(cell, replace(spec, seed=seed)) for cell, spec in resolved.items()]
         replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)) for cell, spec in seeded]
         # Longest first within a seed: complete replicates early, and no long run alone at the end.
         runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
     return Plan(
-        study=study,
-        preset=preset,
-        base=base,
-        factors=factors,
+        study=drafted.study,
+        preset=drafted.preset,
+        base=drafted.base,
+        factors=drafted.factors,
         cells=tuple(resolved),
-        skipped=(*skipped, *impossible),
+        skipped=(*drafted.skipped, *impossible),
         runs=tuple(runs),
         dataset=dataset,
     )
+
+
+def _shared(base: RunSpec, factors: Mapping[str, tuple[Level, ...]]) -> dict[str, Any]:
+    varied = {field_name(name) for name in factors} | {"seed", *NOT_IDENTITY}
+    return {name: value for name, value in base.flat().items() if name not in varied}
 
 
 def _settings(study: Study, request: Request, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
@@ -207,10 +237,10 @@ def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
         if not levels:
             raise ConfigError(f"--levels {name}: accepted: one or more levels, such as {name}=a,b")
         if len(set(levels)) != len(levels):
-            raise reject("--levels", f"{name}={','.join(map(_shown, levels))}", "a level is named twice")
+            raise reject("--levels", f"{name}={','.join(map(shown, levels))}", "a level is named twice")
     for name, level in study.baseline.items():
         if level not in factors[name]:
-            raise reject("--levels", f"{name}={','.join(map(_shown, factors[name]))}", f"must hold the baseline {_shown(level)}")
+            raise reject("--levels", f"{name}={','.join(map(shown, factors[name]))}", f"must hold the baseline {shown(level)}")
     return factors
 
 
@@ -263,5 +293,5 @@ def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cel
     return resolved, skipped
 
 
-def _shown(level: Level) -> str:
+def shown(level: Level) -> str:
     return f"{level:g}" if isinstance(level, float) else str(level)

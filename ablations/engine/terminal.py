@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ablations.engine.analysis import CellSummary, mean_and_std
-from ablations.engine.ledger import Entry
+from ablations.engine.evidence import Design, Evidence
+from ablations.engine.findings import Estimate, Findings
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import printable
 
@@ -137,78 +137,61 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def result_view(plan: Plan, summaries: Sequence[CellSummary]) -> RenderableType:
-    """Mean ± std of the final errors over seeds, with n, parameters and seconds per run."""
+def show_results(console: Console, evidence: Evidence, findings: Findings, again: str) -> None:
+    """Table, answers, what went wrong with which run, and the command that trains what is missing."""
+    console.print()
+    console.print(result_view(evidence.design, findings))
+    bad = evidence.runs[evidence.runs["outcome"].isin(["diverged", "oom", "failed"])]
+    for cell, seed, outcome, message in zip(bad["cell"], bad["seed"], bad["outcome"], bad["message"], strict=True):
+        say(console, f"{cell} seed={seed}: {outcome}, {message}")
+    without = sum(cell.without_result for cell in findings.cells)
+    if without:
+        say(console, f"{without} of {len(evidence.runs)} runs have no result. To train just those: {again}")
+
+
+def result_view(design: Design, findings: Findings) -> RenderableType:
+    """Mean ± std of the final errors over seeds, differences to the baseline, and what that answers."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in plan.factors:
+    for name in design.factors:
         table.add_column(name)
-    columns = [f"{plan.base.data.scored_on} error %", "train error %", "n", "parameters", "s / run"]
-    for name in columns:
+    notes = any(cell.problems for cell in findings.cells)
+    columns = [f"{design.scored_on} error %", "train error %", "n"]
+    columns += ["difference [95 %]", "p"] if findings.comparisons else []
+    for name in (*columns, "parameters", "s / run"):
         table.add_column(name, justify="right", no_wrap=True)
-    notes = any(s.problems for s in summaries)
     if notes:
         table.add_column("note")
-    for s in summaries:
-        n = str(s.n) if s.n == s.planned else f"{s.n} of {s.planned}"
-        row = [str(level) for _, level in s.cell.levels]
-        row += [_mean_std(s.test_error), _mean_std(s.train_error), n]
-        row += ["–" if s.parameters is None else f"{s.parameters:,}", "–" if s.seconds is None else f"{s.seconds:.1f}"]
+    compared = {comparison.cell: comparison.difference for comparison in findings.comparisons}
+    for cell in findings.cells:
+        n = str(cell.error.n) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
+        row = [*cell.levels.values(), _mean_std(cell.error), _mean_std(cell.train_error), n]
+        row += _difference(compared.get(cell.label)) if compared else []
+        row += [
+            "–" if cell.parameters is None else f"{cell.parameters:,.0f}",
+            "–" if cell.seconds is None else f"{cell.seconds:.1f}",
+        ]
         if notes:
-            row.append(", ".join(f"{count} {word}" for word, count in s.problems.items()))
-        table.add_row(*row)
-    return Group(_title(plan), table)
+            row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
+        table.add_row(*map(printable, row))
+    answers = [Text(printable(answer.text)) for answer in findings.answers]
+    flags = [Text(f"Mind: {printable(flag)}") for flag in findings.flags]
+    return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, Text(), *answers, *flags)
 
 
-def _title(plan: Plan) -> Text:
-    return Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
+def _difference(difference: Estimate | None) -> list[str]:
+    """Difference with its interval, and p corrected for the number of comparisons."""
+    if difference is None or difference.mean is None:
+        return ["", ""]
+    interval = "" if difference.low is None else f" [{difference.low:+.2f}, {difference.high:+.2f}]"
+    return [f"{difference.mean:+.2f}{interval}", "" if difference.corrected is None else p_shown(difference.corrected)]
 
 
-def plan_view(plan: Plan, done: Mapping[str, Entry]) -> RenderableType:
-    """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
-
-    Memory is that of the activations which a training step keeps.
-    """
-
-    from resnet_core import measure_cost  # imports torch
-
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in plan.factors:
-        table.add_column(name)
-    for name in ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image"):
-        table.add_column(name, justify="right")
-    images = len(plan.dataset.train.labels)
-    missing_flops = 0
-    for cell in plan.cells:
-        runs = [run for run in plan.runs if run.cell == cell]
-        spec = runs[0].spec
-        cost = measure_cost(spec.model, plan.dataset.image_size)
-        reused = sum(run.fingerprint in done for run in runs)
-        steps = spec.optim.total_steps(images)
-        # Backward costs twice a forward pass.
-        missing_flops += 3 * cost.flops * steps * spec.optim.global_batch_size * (len(runs) - reused)
-        row = [*map(str, dict(cell.levels).values()), str(len(runs)), str(reused), str(spec.optim.total_epochs(images))]
-        table.add_row(*row, f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}")
-    skipped = [Text(f"skipped {cell}: {reason}") for cell, reason in plan.skipped]
-    rest = len(plan.runs) - sum(run.fingerprint in done for run in plan.runs)
-    total = f"{len(plan.runs)} runs, {rest} to train: {missing_flops:.2e} multiply-adds{_expected(plan, done)}"
-    return Group(_title(plan), table, *skipped, Text(total))
+def p_shown(p: float) -> str:
+    """`0.034`, `< 0.001`."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _expected(plan: Plan, done: Mapping[str, Entry]) -> str:
-    """How long the missing runs would take one after another, judged by finished ones of the same cell."""
-    seconds = 0.0
-    for run in plan.runs:
-        if run.fingerprint not in done:
-            same = [done[r.fingerprint].metrics for r in plan.runs if r.cell == run.cell and r.fingerprint in done]
-            known = [metrics["train_seconds"] for metrics in same if "train_seconds" in metrics]
-            if not known:
-                return ""
-            seconds += sum(known) / len(known)
-    return f", about {duration(seconds)} one after another" if seconds else ""
-
-
-def _mean_std(values: Sequence[float]) -> str:
-    mean, std = mean_and_std(values)
-    if mean is None:
+def _mean_std(estimate: Estimate) -> str:
+    if estimate.mean is None:
         return "–"
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return f"{estimate.mean:.2f}" if estimate.std is None else f"{estimate.mean:.2f} ± {estimate.std:.2f}"

@@ -4,25 +4,29 @@ Only the job's driver writes, from one thread, so that training never waits for 
 """
 
 import getpass
+import hashlib
 import logging
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from ablations.engine import paths
-from ablations.engine.delivery import BATCH_METRICS, JOB_KILLED, STATUS, Writer
+from ablations.engine.delivery import JOB_KILLED, STATUS, Writer
+from ablations.engine.evidence import Design
 from ablations.engine.heartbeat import Heartbeat
 from ablations.engine.journal import Record
-from ablations.engine.ledger import Entry
+from ablations.engine.ledger import DESIGN, DESIGN_TAG, Entry
+from ablations.engine.provenance import git_state
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import reject
 from resnet_core.identity import code_version
@@ -51,6 +55,15 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Before anything has started, a tracking server that no longer answers is the request's error."""
+    try:
+        yield
+    except MlflowException as error:
+        raise reject("--tracking-uri", uri, f"MLflow does not answer ({str(error).splitlines()[0][:200]})") from error
+
+
 class Tracker:
     """Writes a study to MLflow while it runs.
 
@@ -72,7 +85,7 @@ class Tracker:
         self.experiment_id = _experiment(client, plan.study.name)
         self._tags = origin_tags()
         self.was_finished = False
-        """Whether the study had come to its end before."""
+        """Whether the study had come to its end before, and nothing more is asked of it now."""
         self.parent_id = self._open_parent()
         self._experiments: dict[str, str] = {}
         self._attempts: dict[str, int] = {}
@@ -109,10 +122,18 @@ class Tracker:
         )
 
     def epoch(
-        self, run: Run, epoch: int, metrics: Mapping[str, float], device: str, probes: Sequence[Mapping[str, Any]] = ()
+        self,
+        run: Run,
+        epoch: int,
+        metrics: Mapping[str, float],
+        conditions: Mapping[str, str],
+        probes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """An epoch's metrics, and what probes saw so far. Epochs that MLflow has already are passed over."""
-        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), device=device)
+        """An epoch's metrics, under what they came about (`device`, `torch`, …), and what probes saw so far.
+
+        Epochs that MLflow has already are passed over.
+        """
+        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), conditions=dict(conditions))
         if probes:
             self._put("probes", run, rows=list(probes))
 
@@ -122,17 +143,17 @@ class Tracker:
             self.started(run)  # it ended before its process had started
         self._put("end", run, outcome=outcome, message=message, traceback=traceback)
 
-    def log_folder(self, folder: str, name: str) -> None:
-        """A folder's files, as artifacts of the parent run."""
-        self.client.log_artifacts(self.parent_id, folder, name)
+    def log_design(self, design: Design) -> None:
+        """What is asked of the study, for reports: from these, MLflow alone makes them again."""
+        asked = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
+        self.was_finished &= self.client.get_run(self.parent_id).data.tags.get(DESIGN_TAG) == asked
+        if not self.was_finished:
+            self.client.log_text(self.parent_id, design.to_json(), DESIGN)
+            self.client.set_tag(self.parent_id, DESIGN_TAG, asked)
 
-    def close(self, status: str, cell_metrics: Mapping[str, float]) -> None:
-        """Ends the parent run with metrics per cell."""
+    def close(self, status: str) -> None:
+        """Ends the parent run."""
         self._beat.stop()
-        now = now_ms()
-        metrics = [Metric(name, value, now, 0) for name, value in cell_metrics.items()]
-        for start in range(0, len(metrics), BATCH_METRICS):
-            self.client.log_batch(self.parent_id, metrics=metrics[start : start + BATCH_METRICS])
         self.client.set_terminated(self.parent_id, status)
 
     def _put(self, kind: str, run: Run, **values: Any) -> None:
@@ -197,20 +218,9 @@ class Tracker:
 
 
 def origin_tags() -> dict[str, str]:
-    """Who runs which program, at which commit of this project and whether files differ from it; `unknown` without git."""
-
-    def git(*arguments: str) -> str | None:
-        folder = Path(__file__).parent
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603, S607
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    except OSError:
-        commit = changes = None
+    """Who runs which program, at which commit of this project."""
     return {
-        "git.commit": commit or "unknown",
-        "git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        **git_state(),
         mlflow_tags.MLFLOW_USER: getpass.getuser(),
         mlflow_tags.MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
     }

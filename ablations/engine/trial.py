@@ -1,7 +1,7 @@
 """One trial: a run trained in this process, or by a Ray Train worker group. Both train by `train_epochs`.
 
-Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}, "probes": […]}` after each epoch, and at the
-end `{"outcome": …, "message": …}`.
+Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}` after each
+epoch, and at the end `{"outcome": …, "message": …}`.
 """
 
 import os
@@ -10,6 +10,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,17 +134,18 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     checkpoints = CheckpointFolder(job.storage, job.folder)
     while not _agreed(restore := checkpoints.latest(), device):
         alive()  # a predecessor that was killed saved once more; it is gone in a moment
-    where = _name_of(device)
+    versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    conditions = {"conditions": {"device": _name_of(device), **versions}}
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
         probes = restore["probes"] if restore and epoch == len(history) else []
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, "device": where})
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions})
         alive()
     for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
         probes = result.state.probes if result.last else []
-        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, "device": where})
+        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, **conditions})
         alive()
 
 
@@ -161,10 +163,16 @@ def _agreed(restore: Mapping[str, Any] | None, device: str) -> bool:
 
 
 def _name_of(device: str) -> str:
-    """The model of a GPU or a processor."""
+    """The model of a GPU or a processor: the same seed gives other numbers on another one."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):  # Linux
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if named:
+            return named[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:

@@ -1,0 +1,159 @@
+"""What a study asked for and what its runs gave: plain data, from which statistics, figures and reports are made.
+
+Nothing here knows MLflow, Ray or torch: a report is rebuilt from it on any machine.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import pandas as pd
+
+from ablations.engine.study import Plan, shown
+from resnet_core.fields import ConfigError
+from resnet_core.identity import code_version
+
+RESULTS = {
+    "train_error": "train/error",
+    "parameters": "parameters",
+    "flops": "flops",
+    "images_per_second": "images_per_second",
+    "peak_memory_mb": "peak_memory_mb",
+    "seconds": "train_seconds",
+    "gpu_hours": "gpu_hours",
+}
+"""Columns of `Evidence.runs` and the metrics that they are the last values of; `error` is that of the scored images."""
+CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python", "git.commit", "git.dirty")
+"""Columns of `Evidence.runs` that say under what a run was trained; empty where that is not known."""
+CURVES = ("train_error", "error", "epoch_seconds")
+"""Columns of `Evidence.curves` with values of an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesignCell:
+    """One combination of levels, and its runs."""
+
+    label: str
+    """`shortcut=A depth=20`."""
+    levels: Mapping[str, str]
+    """Level of each factor, as shown."""
+    spec: Mapping[str, Any]
+    """`RunSpec.flat()` of its runs, seed aside."""
+    fingerprints: tuple[str, ...]
+    """Of its runs, by seed: 0, 1, …"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a submission asked for: all that a report needs to know besides the runs themselves. Kept with the study in MLflow."""
+
+    study: str
+    question: str
+    preset: str
+    dataset: str
+    data_version: str
+    code_version: str
+    scored_on: str
+    """`test` or `validation`."""
+    train_images: int
+    factors: Mapping[str, tuple[str, ...]]
+    """Levels as shown, in the study's order."""
+    baseline: Mapping[str, str]
+    """Levels that others are compared with; a factor that is not named is compared at equal level."""
+    cells: tuple[DesignCell, ...]
+    skipped: tuple[tuple[str, str], ...]
+    """Combinations that do not exist, and why."""
+    origin: Mapping[str, str]
+    """Where the submission came from: command, commit, versions, …; shown as it is."""
+
+    @classmethod
+    def of(cls, plan: Plan, origin: Mapping[str, str]) -> Self:
+        """A plan as plain data."""
+        runs = sorted(plan.runs, key=lambda run: run.seed)
+        of_cell = {cell: [run for run in runs if run.cell == cell] for cell in plan.cells}
+        return cls(
+            study=plan.study.name,
+            question=plan.study.question,
+            preset=plan.preset,
+            dataset=plan.dataset.name,
+            data_version=plan.dataset.version,
+            code_version=code_version(),
+            scored_on=plan.base.data.scored_on,
+            train_images=len(plan.dataset.train.labels),
+            factors={name: tuple(map(shown, levels)) for name, levels in plan.factors.items()},
+            baseline={name: shown(level) for name, level in plan.study.baseline.items()},
+            cells=tuple(
+                DesignCell(
+                    label=str(cell),
+                    levels={name: shown(level) for name, level in cell.levels},
+                    spec=_plain(of_this[0].spec.flat()),
+                    fingerprints=tuple(run.fingerprint for run in of_this),
+                )
+                for cell, of_this in of_cell.items()
+            ),
+            skipped=tuple((str(cell), reason) for cell, reason in plan.skipped),
+            origin=dict(origin),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The design that `to_json` wrote."""
+        values = json.loads(text)
+        values["cells"] = tuple(DesignCell(**{**cell, "fingerprints": tuple(cell["fingerprints"])}) for cell in values["cells"])
+        values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
+        values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    def narrowed(self, levels: Mapping[str, tuple[str, ...]], seeds: int | None) -> Self:
+        """Of what was asked, these levels of these factors and the first so many seeds; raises ConfigError if that is nothing."""
+        cells = tuple(
+            replace(cell, fingerprints=cell.fingerprints[:seeds])
+            for cell in self.cells
+            if all(cell.levels.get(name) in of_factor for name, of_factor in levels.items())
+        )
+        if not cells:
+            asked = " ".join(f"{name}={','.join(self.factors[name])}" for name in levels if name in self.factors)
+            raise ConfigError(f"--levels: nothing of that is in MLflow; accepted: {asked}")
+        factors = {name: tuple(level for level in all_ if level in levels.get(name, all_)) for name, all_ in self.factors.items()}
+        return replace(self, cells=cells, factors=factors)
+
+    @property
+    def title(self) -> str:
+        return f"{self.study} on {self.dataset}"
+
+    def baseline_of(self, cell: DesignCell) -> str | None:
+        """Label of the cell that another is compared with; None for a baseline itself, and where there is no such cell."""
+        wanted = {**cell.levels, **self.baseline}
+        return next((other.label for other in self.cells if other.levels == wanted and other is not cell), None)
+
+    def images_per_epoch(self, cell: DesignCell) -> int:
+        """Images that training sees in a whole epoch: full global batches only."""
+        batch = int(cell.spec["optim.global_batch_size"])
+        return self.train_images // batch * batch
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A study's design and what its runs gave, as tidy tables."""
+
+    design: Design
+    runs: pd.DataFrame
+    """A row for every run of the design: `cell` (label), `seed`, `fingerprint`, `run_id` (empty: none), `outcome` (`completed`,
+    `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `error` and the columns of `RESULTS`
+    (NaN where there is none; final epoch of completed runs), those of `CONDITIONS`, and other metrics under their own names
+    (`test/ten_crop_error`)."""
+    curves: pd.DataFrame
+    """A row for every epoch of completed runs: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVES`: errors in percent,
+    seconds of the epoch."""
+    probes: pd.DataFrame
+    """The columns of `resnet_core.probes.Row`, with `cell` and `seed`; no rows where nothing was probed."""
+
+
+def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the seed, and as JSON has it: the same before and after MLflow."""
+    values: dict[str, Any] = json.loads(json.dumps({name: value for name, value in spec.items() if name != "seed"}))
+    return values

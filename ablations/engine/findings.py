@@ -1,0 +1,164 @@
+"""What the analysis of a study finds, as plain data: `analysis` makes it, terminal, tables, figures and report show it.
+
+Errors and differences are in percentage points of the scored images' error in the final epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LEVEL = 0.95
+"""Of every interval; 1 - LEVEL of every test."""
+SEEDS_FOR_P = 3
+"""Fewer replicates give no p."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds and how far it may be off. None: too few values to say."""
+
+    n: int
+    mean: float | None = None
+    std: float | None = None
+    """Sample standard deviation; from 2 values on."""
+    low: float | None = None
+    """Lower end of the 95 % t interval; from 2 values on that are not all equal."""
+    high: float | None = None
+    p: float | None = None
+    """Two-sided t test of mean zero; from 3 values on that are not all equal. Only differences have one."""
+    corrected: float | None = None
+    """p, corrected for the number of comparisons (Holm)."""
+    effect: float | None = None
+    """Standardised mean difference: mean ÷ std of the differences, corrected for few seeds (Hedges); where there is a p."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether it differs from zero, the number of comparisons considered."""
+        return self.corrected is not None and self.corrected < 1 - LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFinding:
+    """One cell over its seeds. Runs without a result are counted, never averaged and never dropped."""
+
+    label: str
+    levels: Mapping[str, str]
+    planned: int
+    """Seeds that the study asks for; `error.n` of them completed."""
+    error: Estimate
+    train_error: Estimate
+    problems: Mapping[str, int]
+    """Runs that did not complete, by outcome: diverged, oom, failed, stopped, running, missing."""
+    reasons: tuple[str, ...]
+    """What they said, each once."""
+    parameters: float | None
+    flops: float | None
+    """Multiply-adds of one image's forward pass."""
+    images_per_second: float | None
+    peak_memory_mb: float | None
+    seconds: float | None
+    """Training time of a run; like the other costs the mean over completed runs."""
+    gpu_hours: float | None
+    """Of one run; 0 without GPUs."""
+    on_front: bool = False
+    """Whether no other cell has both fewer multiply-adds and a lower error, or equals it in one and beats it in the other."""
+    flags: tuple[str, ...] = ()
+    """What its numbers cannot be compared without: `trained with torch 2.14 and 2.15`."""
+
+    @property
+    def without_result(self) -> int:
+        """Runs that the study still owes: a diverged run is a result."""
+        return self.planned - self.error.n - self.problems.get("diverged", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A cell against its baseline, seed by seed."""
+
+    cell: str
+    baseline: str
+    difference: Estimate
+    """Error of the cell minus that of the baseline, over seeds that both completed."""
+    planned: int
+    """Seeds that the study asks for."""
+    note: str = ""
+    """Why there is no p, or what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A level of a factor against its reference level, in each seed averaged over combinations of the other factors."""
+
+    factor: str
+    level: str
+    against: str
+    difference: Estimate
+    combinations: int
+    """How many combinations of the other factors' levels: those in which both levels exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """How far the effect of one factor's level depends on another factor: a difference of differences, seed by seed."""
+
+    factors: tuple[str, str]
+    levels: tuple[str, str]
+    against: tuple[str, str]
+    difference: Estimate
+    """(error at both levels - error at first level, second's reference) - (the same at the first's reference)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnovaTerm:
+    """A line of the analysis of variance."""
+
+    term: str
+    """`shortcut`, `shortcut × depth`, or `seed`."""
+    df: float
+    f: float
+    p: float
+    share: float
+    """Partial η²: its sum of squares ÷ (that and the residual's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anova:
+    """Type II analysis of variance of the error, seeds as blocks, factors and their two-way interactions."""
+
+    terms: tuple[AnovaTerm, ...]
+    residual_df: float
+    note: str
+    """What it was made from, and what to mind: `complete: 24 runs`, `unbalanced: …`, spreads that differ between cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Whether a factor matters, in plain words that claim no more than the intervals do."""
+
+    factor: str
+    verdict: str
+    """`matters`, `may matter`, `no effect shown`, `cannot be said yet`."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that the analysis has to say about a study."""
+
+    scored_on: str
+    cells: tuple[CellFinding, ...]
+    """In the design's order."""
+    comparisons: tuple[Comparison, ...]
+    effects: tuple[Effect, ...]
+    interactions: tuple[Interaction, ...]
+    anova: Anova | None
+    no_anova: str
+    """Why there is no analysis of variance; empty if there is one."""
+    answers: tuple[Answer, ...]
+    """One for each factor with two levels or more, in the design's order."""
+    flags: tuple[str, ...]
+    """What the whole study is to be read with: incomplete, mixed conditions, few seeds."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has a result."""
+        return not any(cell.without_result for cell in self.cells)

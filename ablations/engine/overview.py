@@ -1,0 +1,103 @@
+"""What MLflow's own pages say of a study: metrics and description of its run, and a view of its experiment that compares cells."""
+
+import json
+import re
+import time
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.utils import mlflow_tags
+
+from ablations.engine.evidence import Design
+from ablations.engine.findings import Findings
+
+BATCH_METRICS = 1000
+REPORT = "report/report.html"
+TABLE_ROWS = 60
+"""Of a description's table, at most: the report has all."""
+
+
+def describe(client: MlflowClient, run_id: str, design: Design, findings: Findings) -> None:
+    """Writes metrics per cell, and the answer as the description of the study's run and of its experiment."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, value, now, 0) for name, value in cell_metrics(findings).items()]
+    for start in range(0, len(metrics), BATCH_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+    text = description(design, findings, experiment_id, run_id)
+    client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(view(design, run_id)))
+
+
+def cell_metrics(findings: Findings) -> dict[str, float]:
+    """Findings as MLflow metrics: `test_error_mean/shortcut A depth 20`, `difference_mean/shortcut B depth 20`, …"""
+    metrics: dict[str, float | None] = {}
+    for cell in findings.cells:
+        values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
+        metrics |= {f"{findings.scored_on}_error_{name}/{_metric(cell.label)}": value for name, value in values.items()}
+    for comparison in findings.comparisons:
+        difference = comparison.difference
+        values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.corrected}
+        metrics |= {f"difference_{name}/{_metric(comparison.cell)}": value for name, value in values.items()}
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _metric(label: str) -> str:
+    """MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell."""
+    return re.sub(r"[^\w\-. ]", "", label.replace("=", " "))
+
+
+def description(design: Design, findings: Findings, experiment_id: str, run_id: str) -> str:
+    """Question, answer and table in Markdown, with links to the report and to the view that compares cells."""
+    report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
+    lines = [f"**{_plain(design.question)}**", ""]
+    lines += [f"- {_plain(answer.text)}" for answer in findings.answers]
+    lines += [f"- ⚠ {_plain(flag)}" for flag in findings.flags]
+    charts = f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"
+    lines += ["", f"[Report]({report}) · [charts of cells]({charts})"]
+    lines += ["", f"| cell | {findings.scored_on} error % | n |", "| --- | ---: | ---: |"]
+    for cell in findings.cells[:TABLE_ROWS]:
+        error = "–" if cell.error.mean is None else f"{cell.error.mean:.2f}"
+        error += "" if cell.error.std is None else f" ± {cell.error.std:.2f}"
+        lines.append(f"| {_plain(cell.label)} | {error} | {cell.error.n} of {cell.planned} |")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|!~$])", r"\\\1", text)
+
+
+def view(design: Design, run_id: str) -> dict[str, object]:
+    """State of MLflow's runs page: the study's runs by cell, columns that matter, charts of the mean over each cell's seeds.
+
+    It is the page's own format, of MLflow 3.17, stored as when somebody there shares a view.
+    """
+    scored = f"{design.scored_on}/error"
+    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{design.scored_on}/loss")]
+    charts += [_chart("bar", scored), _chart("bar", "train_seconds"), _chart("bar", "parameters")]
+    columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
+    columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
+    return {
+        "searchFilter": f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}'",
+        "orderByKey": "tags.`cell`",
+        "orderByAsc": True,
+        "selectedColumns": columns,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "cell"}]},
+        "runsHiddenMode": "SHOW_ALL",
+        "useGroupedValuesInCharts": True,
+        "compareRunCharts": charts,
+        "compareRunSections": [{"uuid": "study", "name": "Cells", "display": True, "isReordered": True}],
+    }
+
+
+def _chart(kind: str, metric: str) -> dict[str, object]:
+    chart: dict[str, object] = {"uuid": f"{kind}-{metric}", "type": kind.upper(), "metricKey": metric}
+    chart |= {"metricSectionId": "study", "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    if kind == "line":
+        chart |= {"selectedMetricKeys": [metric], "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear"}
+        chart |= {"lineSmoothness": 0, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "range": {}}
+    return chart

@@ -1,0 +1,106 @@
+"""What a person sees of a study before it trains: its cells, their cost, how long they take and what they can show."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ablations.engine.estimate import MOST_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
+from ablations.engine.evidence import Design
+from ablations.engine.ledger import Entry
+from ablations.engine.study import Plan, Run
+from ablations.engine.terminal import duration
+
+
+def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> RenderableType:
+    """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
+
+    Memory is that of the activations which a training step keeps; time is that of one run, measured where the cell is done.
+    """
+    missing = [run for run in plan.runs if run.fingerprint not in done]
+    lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
+    lines.append(
+        f"{len(plan.runs)} runs, {len(missing)} to train, {len(plan.runs) - len(missing)} done already: "
+        f"{_multiply_adds(plan, missing):.2e} multiply-adds"
+    )
+    if missing:
+        lines.append(_time(len(missing), outlook))
+    scored = f"{plan.base.data.scored_on}/error"
+    errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
+    lines += _power_lines(power(Design.of(plan, {}), errors))
+    title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
+    return Group(title, _cells(plan, done, outlook), *map(Text, lines))
+
+
+def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
+    from resnet_core import measure_cost  # imports torch
+
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in plan.factors:
+        table.add_column(name)
+    for name in ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"):
+        table.add_column(name, justify="right")
+    of_cell: dict[object, list[Run]] = {}
+    for run in plan.runs:
+        of_cell.setdefault(run.cell, []).append(run)
+    for cell in plan.cells:
+        runs = of_cell[cell]
+        spec = runs[0].spec
+        cost = measure_cost(spec.model, plan.dataset.image_size)
+        entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
+        epochs = spec.optim.total_epochs(len(plan.dataset.train.labels))
+        row = [*map(str, dict(cell.levels).values()), str(len(runs)), str(len(entries)), str(epochs)]
+        row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
+        seconds = [outlook.seconds[run.fingerprint] for run in runs if run.fingerprint in outlook.seconds]
+        seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
+        table.add_row(*row, _rough(statistics.fmean(seconds)) if seconds else "–")
+    return table
+
+
+def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
+    """Of training alone: tests in between are not counted."""
+    size, images = plan.dataset.image_size, len(plan.dataset.train.labels)
+    of_spec = Counter(replace(run.spec, seed=0) for run in missing)
+    steps = {spec: spec.optim.total_steps(images) for spec in of_spec}
+    return sum(n * multiply_adds(spec, size, steps[spec] * spec.optim.global_batch_size) for spec, n in of_spec.items())
+
+
+def _time(missing: int, outlook: Outlook) -> str:
+    """How long the missing runs take, or how to find out."""
+    if not outlook.runs_estimated:
+        return "How long they take is not known: no such run has finished; --calibrate measures a few steps here."
+    parts = [f"{_rough(outlook.total_seconds)} one after another"]
+    if outlook.hours is not None and outlook.at_once != 1:
+        parts.insert(0, f"{_rough(3600 * outlook.hours)} with {outlook.at_once} at a time")
+    if outlook.gpu_hours:
+        parts.append(f"{outlook.gpu_hours:.2g} GPU-hours")
+    some = "" if outlook.runs_estimated == missing else f" for {outlook.runs_estimated} of {missing} runs"
+    return f"About {', '.join(parts)}{some}; judged by {outlook.source}."
+
+
+def _power_lines(found: Power | None) -> list[str]:
+    """What differences the study can show."""
+    if found is None:
+        return ["How small a difference it can show is not known before two seeds of a cell are done."]
+    if found.alone is None or found.corrected is None:
+        finds = f"{found.seeds} seeds are too few for a test"
+    else:
+        finds = f"{found.seeds} seeds find a difference of {_points(found.alone)}"
+        finds += f", or of {_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+    need = f"more than {MOST_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
+    return [
+        f"{finds}; {_points(TARGET_POINTS)} take {need} seeds.",
+        f"That is with 80 % power at 5 %, if differences vary by {_points(found.spread)} between seeds: {found.source}.",
+    ]
+
+
+def _points(value: float) -> str:
+    return f"{value:.2g} points" if value < 10 else f"{value:.0f} points"
+
+
+def _rough(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)

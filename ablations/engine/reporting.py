@@ -1,0 +1,131 @@
+"""A study's report in MLflow: made from what MLflow knows alone, while the study runs and at its end."""
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from ablations.engine import ledger, overview, terminal
+from ablations.engine.analysis import analyse
+from ablations.engine.evidence import Design, Evidence
+from ablations.engine.findings import Findings
+from ablations.engine.options import Options
+from ablations.engine.overview import REPORT
+from ablations.engine.provenance import again
+from ablations.engine.study import Draft, shown
+from ablations.engine.tracking import answering, connect
+from resnet_core.fields import printable
+from resnet_core.overrides import field_name
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 60.0
+"""A report is made anew while its study runs, at most so often."""
+SHARE = 0.02
+"""Of the driver's time that this may take: what takes longer is done less often."""
+
+
+def publish(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings, *, running: str = "") -> None:
+    """Makes report, tables and figures and logs them to the study's run, with a description that leads there.
+
+    Args:
+        running: how far the study is, where it is not at its end: `12 of 24 runs`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write(evidence, findings, Path(folder), running=running)
+        client.log_artifacts(run_id, folder)
+    overview.describe(client, run_id, evidence.design, findings)
+
+
+def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str = "") -> None:
+    """`report/report.html`, `table.csv`, `.md`, `.tex`, and `figures/*.png` and `.svg`."""
+    from ablations.engine import drawing, figures, paper, report, tables  # matplotlib and jinja2: not for plans and lookups
+
+    for name in ("figures", "report"):
+        (folder / name).mkdir()
+    pictures = []
+    for name, figure in figures.all_figures(evidence, findings).items():
+        for suffix in (".png", ".svg"):
+            drawing.save(figure, (folder / "figures" / name).with_suffix(suffix))
+        caption = figures.caption(name, evidence, findings)
+        svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        pictures.append(report.Picture(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))
+    made = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
+    for suffix, table in made.items():
+        (folder / f"table.{suffix}").write_text(table(findings), encoding="utf-8")
+    page = report.render(
+        evidence,
+        findings,
+        pictures,
+        published=paper.against_paper(evidence, findings),
+        written_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        running=running,
+    )
+    (folder / REPORT).write_text(page, encoding="utf-8")
+
+
+class Refresher:
+    """Makes the report anew from time to time, in a thread of its own, between `with` and its end.
+
+    Args:
+        progress: how many runs have ended, of how many. Where that has not changed, nothing is made.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, design: Design, progress: Callable[[], tuple[int, int]]) -> None:
+        self.client, self.run_id, self.design, self.progress = client, run_id, design, progress
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+
+    def __enter__(self) -> "Refresher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stopped.set()
+        if kind is None:
+            self._thread.join()  # the last report comes after it; who stops a study does not wait
+
+    def _run(self) -> None:
+        shown, pause = 0, REFRESH_SECONDS
+        while not self._stopped.wait(pause):
+            ended, of = self.progress()
+            if ended == shown:
+                continue
+            began = time.monotonic()
+            try:
+                evidence = ledger.gather(self.client, self.design)
+                publish(self.client, self.run_id, evidence, analyse(evidence), running=f"{ended} of {of} runs")
+                shown = ended
+            except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
+                logger.debug("no report this time", exc_info=True)
+            pause = max(REFRESH_SECONDS, (time.monotonic() - began) / SHARE)
+
+
+def rebuild(drafted: Draft, options: Options) -> int:
+    """Makes the report of a study again, from MLflow alone; returns the exit code."""
+    client = connect(options.tracking_uri)
+    asked = {field_name(name) for name in options.request.levels}
+    levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
+    with answering(options.tracking_uri):
+        run_id, design = ledger.design_of(client, drafted.study.name, drafted.preset, drafted.shared())
+        evidence = ledger.gather(client, design.narrowed(levels, options.request.seeds))
+        findings = analyse(evidence)
+        publish(client, run_id, evidence, findings)
+    console = terminal.make_console()
+    terminal.show_results(console, evidence, findings, again())
+    terminal.say(console, f"Report: {address(client, run_id)}")
+    return 0 if findings.complete else 1
+
+
+def address(client: MlflowClient, run_id: str) -> str:
+    """Where a person opens the report."""
+    run = client.get_run(run_id).info
+    if client.tracking_uri.startswith("http"):
+        where = printable(client.tracking_uri.rstrip("/"))
+        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{REPORT}"
+    return f"{run.artifact_uri}/{REPORT}".removeprefix("file://")

@@ -1,0 +1,213 @@
+"""From MLflow to the report: what was asked and what came of it is read back, from a database that really holds it."""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_up import design
+from mlflow import MlflowClient
+
+from ablations.engine import ledger, overview, reporting
+from ablations.engine.analysis import analyse
+from ablations.engine.cli import main
+from ablations.engine.evidence import Design, Evidence
+from ablations.engine.provenance import origin
+from ablations.engine.study import Plan, Request, Study, make_plan
+from ablations.engine.tracking import connect
+from benchmarks.report import database
+from resnet_core import ConfigError
+
+EPOCHS = 4
+STUDY = Study(
+    name="reported",
+    question="Is <b>it</b> read back?",
+    factors={"shortcut": ("none", "A"), "depth": (8, 14)},
+    baseline={"shortcut": "A"},
+    preset="smoke",
+)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return make_plan(STUDY, Request(), cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def asked(plan: Plan) -> Design:
+    return Design.of(plan, {"command": "python reported.py"})
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, plan: Plan, asked: Design) -> MlflowClient:
+    client = connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+    database.fill(client, asked, plan.shared(), EPOCHS)
+    return client
+
+
+@pytest.fixture(scope="module")
+def gathered(client: MlflowClient, asked: Design) -> Evidence:
+    return ledger.gather(client, asked)
+
+
+def study_run(client: MlflowClient) -> str:
+    return ledger.design_of(client, "reported", "smoke", {})[0]
+
+
+def report_of(client: MlflowClient, folder: Path) -> str:
+    return Path(client.download_artifacts(study_run(client), overview.REPORT, str(folder))).read_text(encoding="utf-8")
+
+
+def test_a_design_comes_back_as_it_was(client: MlflowClient, asked: Design) -> None:
+    assert ledger.design_of(client, "reported", "smoke", {})[1] == asked
+
+
+def test_every_epoch_of_every_run_comes_back(client: MlflowClient, gathered: Evidence, asked: Design) -> None:
+    assert len(gathered.runs) == 12
+    assert len(gathered.curves) == 12 * EPOCHS
+    row = gathered.runs.iloc[5]
+    history = {m.step: m.value for m in client.get_metric_history(row["run_id"], "test/error")}
+    curve = gathered.curves[(gathered.curves["cell"] == row["cell"]) & (gathered.curves["seed"] == row["seed"])]
+    assert dict(zip(curve["epoch"], curve["error"], strict=True)) == history
+    assert row["error"] == history[EPOCHS]
+    assert (row["device"], row["torch"], row["precision"], row["world_size"]) == ("CPU", "2.14.1", "fp32", "1")
+
+
+def test_reading_asks_for_many_runs_at_a_time(client: MlflowClient, asked: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    read = ledger._history_from_database
+
+    def count(store: object, run_ids: list[str], metrics: list[str]) -> object:
+        batches.append(len(run_ids))
+        return read(store, run_ids, metrics)
+
+    monkeypatch.setattr(ledger, "_history_from_database", count)
+    monkeypatch.setattr(ledger, "BATCH_RUNS", 5)
+    assert len(ledger.gather(client, asked).curves) == 12 * EPOCHS
+    assert batches == [5, 5, 2]
+
+
+def test_runs_that_are_not_there_are_missing_and_those_of_other_code_are_not_taken(client: MlflowClient, asked: Design) -> None:
+    first = asked.cells[0]
+    more = dataclasses.replace(first, fingerprints=(*first.fingerprints, "0" * 20))
+    runs = ledger.gather(client, dataclasses.replace(asked, cells=(more,))).runs
+    assert list(runs["outcome"]) == ["completed"] * 3 + ["missing"]
+    assert math.isnan(runs["error"].iloc[3])
+    other = ledger.gather(client, dataclasses.replace(asked, code_version="other"))
+    assert set(other.runs["outcome"]) == {"missing"}
+    assert other.curves.empty
+
+
+def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -> None:
+    for name, preset, shared in (("nothing", "smoke", {}), ("reported", "digits", {}), ("reported", "smoke", {"optim.lr": 7})):
+        with pytest.raises(ConfigError, match="--report: MLflow has no study"):
+            ledger.design_of(client, name, preset, shared)
+
+
+def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
+    whole = design()
+    narrow = whole.narrowed({"shortcut": ("A", "B")}, 2)
+    assert {cell.levels["shortcut"] for cell in narrow.cells} == {"A", "B"}
+    assert narrow.factors == {"shortcut": ("A", "B"), "depth": ("20", "56")}
+    assert {len(cell.fingerprints) for cell in narrow.cells} == {2}
+    with pytest.raises(ConfigError, match=r"--levels: nothing of that is in MLflow; accepted: depth=20,56"):
+        whole.narrowed({"depth": ("110",)}, None)
+
+
+def test_report_tables_and_figures_become_artifacts(
+    client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path
+) -> None:
+    reporting.publish(client, study_run(client), gathered, analyse(gathered))
+    files = {file.path for folder in ("", "report", "figures") for file in client.list_artifacts(study_run(client), folder)}
+    assert {"report/report.html", "table.csv", "table.md", "table.tex", "design.json"} < files
+    assert {f"figures/{name}.{suffix}" for name in ("curves", "differences", "depth") for suffix in ("png", "svg")} < files
+    assert "Is &lt;b&gt;it&lt;/b&gt; read back?" in report_of(client, tmp_path)
+
+
+def test_mlflows_pages_have_the_answer_the_report_and_a_view_of_cells(client: MlflowClient, gathered: Evidence) -> None:
+    findings, run_id = analyse(gathered), study_run(client)
+    overview.describe(client, run_id, gathered.design, findings)
+    run = client.get_run(run_id)
+    cell = findings.cells[0]
+    assert run.data.metrics[f"test_error_mean/{cell.label.replace('=', ' ')}"] == cell.error.mean
+    note = run.data.tags["mlflow.note.content"]
+    assert r"Is \<b\>it\</b\> read back?" in note
+    assert f"#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts/report/report.html" in note
+    assert f"{cell.error.mean:.2f} ± {cell.error.std:.2f}" in note
+    assert f"runs?viewStateShareKey={run_id}&compareRunsMode=CHART" in note
+    view = json.loads(client.get_experiment(run.info.experiment_id).tags[f"mlflow.sharedViewState.{run_id}"])
+    shown = client.search_runs([run.info.experiment_id], view["searchFilter"])
+    assert len(shown) == 12
+    assert {chart["metricKey"] for chart in view["compareRunCharts"]} < shown[0].data.metrics.keys()
+
+
+@pytest.fixture
+def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]:
+    arguments = ["reported.py", "--report", "--tracking-uri", client.tracking_uri]
+    monkeypatch.setattr(sys, "argv", arguments)
+    return arguments
+
+
+def test_a_report_is_made_again_without_data_or_code(
+    as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablations.engine.study.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
+    with pytest.raises(SystemExit) as exited:
+        main(STUDY)
+    assert exited.value.code == 0
+    printed = capsys.readouterr().out
+    (address,) = re.findall(r"Report: (\S+)", printed)
+    assert "<title>" in Path(address).read_text(encoding="utf-8")
+    as_study += ["--levels", "shortcut=A", "--seeds", "2"]
+    with pytest.raises(SystemExit):
+        main(STUDY)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows if row[:1] in (["A"], ["none"])] == [["A", "8"], ["A", "14"]]
+    as_study += ["--set", "lr=9"]
+    with pytest.raises(SystemExit) as exited:
+        main(STUDY)
+    assert exited.value.code == 2
+
+
+def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
+    client: MlflowClient, asked: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    ended = 0
+
+    def publish(*_: object, running: str) -> None:
+        made.append(running)
+        if len(made) == 1:
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(reporting, "REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "SHARE", 1e6)
+    monkeypatch.setattr(reporting, "publish", publish)
+    with reporting.Refresher(client, study_run(client), asked, lambda: (ended, 12)) as refresher:
+        time.sleep(0.5)
+        assert not made, "no run had ended"
+        ended = 5
+        deadline = time.monotonic() + 20
+        while len(made) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert made == ["5 of 12 runs"] * 2, "one that failed and one that came; then nothing had changed"
+    assert not refresher._thread.is_alive()
+
+
+def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:
+    reporting.publish(client, study_run(client), gathered, analyse(gathered), running="5 of 12 runs")
+    assert "5 of 12 runs" in report_of(client, tmp_path)
+
+
+def test_an_origin_names_command_commit_and_versions_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", "--tracking-uri", "http://me:secret@host"])
+    found = origin()
+    assert found["command"] == "python x.py --tracking-uri http://host"
+    assert re.fullmatch("[0-9a-f]{40}|unknown", found["git.commit"])
+    assert {"python", "ray", "mlflow", "torch", "platform", "submitted"} < found.keys()
