@@ -23,6 +23,7 @@ from test_service import free_port
 
 from ablations.engine import delivery, execution, ledger, options, paths
 from ablations.engine.delivery import JOB_KILLED, Writer
+from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Run, Study, make_plan
 from ablations.engine.tracking import Tracker, connect
@@ -290,6 +291,25 @@ def test_a_run_whose_end_is_on_its_way_is_not_taken_for_one_that_was_killed(prox
     second = Submission(proxy.uri, plan, settle_seconds=0)
     assert second.end(30) == 0
     check(client, plan, [run])
+
+
+def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_of_runs(
+    proxy: Proxy, client: MlflowClient, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = Submission(proxy.uri, plan)
+    for run in plan.runs[:6]:
+        submission.begin(run)
+        submission.complete(run)
+    assert submission.end(60) == 0
+    asked = Design.of(plan, {})
+    evidence = ledger.gather(client, asked)
+    assert len(evidence.curves) == 6 * EPOCHS
+    assert dict(zip(evidence.curves["epoch"], evidence.curves["error"], strict=True)) == {n: 60.0 / n for n in range(1, EPOCHS + 1)}
+    before = proxy.count
+    ledger.gather(connect(proxy.uri), asked)
+    assert proxy.count - before <= 6  # what there is, one page of runs, three metrics
+    monkeypatch.setattr(ledger, "MOST_VALUES", 5)  # an answer that may have been cut off is asked for in halves
+    assert ledger.gather(client, asked).curves.equals(evidence.curves)
 
 
 def test_a_database_that_another_program_locks_delays_records_and_loses_none(plan: Plan, tmp_path: Path) -> None:

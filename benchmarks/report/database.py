@@ -54,7 +54,13 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _run(run_id: str, experiment_id: str, now: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"run_uuid": run_id, "name": run_id[:8], "source_type": "UNKNOWN", "source_name": "", "entry_point_name": ""}
+    row: dict[str, Any] = {
+        "run_uuid": run_id,
+        "name": run_id[:8],
+        "source_type": "UNKNOWN",
+        "source_name": "",
+        "entry_point_name": "",
+    }
     row |= {"user_id": "", "status": "FINISHED", "start_time": now, "end_time": now, "deleted_time": None, "source_version": ""}
     return {**row, "lifecycle_stage": "active", "artifact_uri": "", "experiment_id": int(experiment_id)}
 
