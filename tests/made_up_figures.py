@@ -1,15 +1,18 @@
 """Made-up findings that agree with made-up evidence, and made-up probes: what figures are drawn from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import made_up
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ablations.engine.evidence import Evidence
 from ablations.engine.findings import CellFinding, Comparison, Estimate, Findings
 
 COSTS = ("parameters", "flops", "images_per_second", "peak_memory_mb", "seconds", "gpu_hours")
+FEW = {"shortcut": ("none", "A"), "depth": ("8", "14")}
 HALF = 0.5
 """Of every interval, in points."""
 
@@ -57,8 +60,7 @@ def known(value: float) -> float | None:
 def probed(evidence: Evidence, epochs: tuple[int, ...] = (1, 10)) -> Evidence:
     """With responses and gradients that do not fall with the layer, and a projection shortcut in each network."""
     rows = [
-        {"cell": cell.label, "seed": seed, "probe": probe, "epoch": epoch, "layer": layer, "name": "conv", "quantity": name}
-        | {"value": value}
+        {"cell": cell.label, "seed": seed, "probe": probe, "epoch": epoch, "layer": layer, "quantity": name, "value": value}
         for i, cell in enumerate(evidence.design.cells)
         for seed in range(len(cell.fingerprints))
         for epoch in epochs
@@ -67,3 +69,17 @@ def probed(evidence: Evidence, epochs: tuple[int, ...] = (1, 10)) -> Evidence:
         for name, value in ((quantity, (1 + i + seed + layer * 7 % 5) / epoch), ("other", 1e6))
     ]
     return Evidence(evidence.design, evidence.runs, evidence.curves, pd.DataFrame(rows))
+
+
+def few(seeds: int = 3, epochs: tuple[int, ...] = (1, 10)) -> Evidence:
+    return probed(made_up.evidence(made_up.design(FEW, seeds=seeds)), epochs)
+
+
+def drawn(draw: Callable[[Evidence], Figure | None], given: Evidence) -> Figure:
+    figure = draw(given)
+    assert figure
+    return figure
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for made in figure.legends for text in made.get_texts()]

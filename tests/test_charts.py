@@ -13,12 +13,12 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ablations.engine.charts import MOST_LINES, depth_figure, interaction_figure
 from ablations.engine.evidence import Evidence
+from ablations.engine.figures.charts import MOST_LINES, depth_figure, interaction_figure
+from ablations.engine.figures.forest import MOST_ROWS, forest_figure
+from ablations.engine.figures.front import Point, front, pareto_figure
+from ablations.engine.figures.looks import INK, PAPER
 from ablations.engine.findings import Estimate, Interaction
-from ablations.engine.forest import MOST_ROWS, forest_figure
-from ablations.engine.front import Point, front, pareto_figure
-from ablations.engine.looks import INK, PAPER
 
 THREE = {"shortcut": ("none", "A"), "depth": ("20", "56"), "model.width": ("16", "32", "64")}
 

@@ -44,14 +44,14 @@ def publish(client: MlflowClient, run_id: str, evidence: Evidence, findings: Fin
 
 def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str = "") -> None:
     """`report/report.html`, `table.csv`, `.md`, `.tex`, and `figures/*.png` and `.svg`."""
-    from ablations.engine import drawing, figures, paper, report, tables  # matplotlib and jinja2: not for plans and lookups
+    from ablations.engine import figures, paper, report, tables  # matplotlib and jinja2: not for plans and lookups
 
     for name in ("figures", "report"):
         (folder / name).mkdir()
     pictures = []
     for name, figure in figures.all_figures(evidence, findings).items():
         for suffix in (".png", ".svg"):
-            drawing.save(figure, (folder / "figures" / name).with_suffix(suffix))
+            figures.save(figure, (folder / "figures" / name).with_suffix(suffix))
         caption = figures.caption(name, evidence, findings)
         svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
         pictures.append(report.Picture(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from ablations.engine.looks import GRID, INK, MUTED, PAPER, Look
+from ablations.engine.figures.looks import GRID, INK, MUTED, PAPER, Look
 from resnet_core.fields import printable
 
 STYLE: Any = {

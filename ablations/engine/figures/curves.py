@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.engine.drawing import (
+from ablations.engine.evidence import Design, DesignCell, Evidence
+from ablations.engine.figures.drawing import (
     WIDTH,
     draw_grey,
     draw_line,
@@ -19,8 +20,7 @@ from ablations.engine.drawing import (
     time_unit,
     wrapped,
 )
-from ablations.engine.evidence import Design, DesignCell, Evidence
-from ablations.engine.looks import DASHES, FILLINGS, MOST_BANDS, MUTED, Look, Scheme, scheme_of
+from ablations.engine.figures.looks import DASHES, FILLINGS, MOST_BANDS, MUTED, Look, Scheme, scheme_of
 
 BACKWARD = 3
 """A training step costs so many forward passes: the backward pass takes two."""

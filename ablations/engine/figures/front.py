@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from ablations.engine.drawing import (
+from ablations.engine.evidence import Evidence
+from ablations.engine.figures.drawing import (
     WIDTH,
     drawn_like,
     legend,
@@ -20,9 +21,8 @@ from ablations.engine.drawing import (
     styled,
     time_unit,
 )
-from ablations.engine.evidence import Evidence
+from ablations.engine.figures.looks import MUTED, Look, scheme_of
 from ablations.engine.findings import Estimate, Findings
-from ablations.engine.looks import MUTED, Look, scheme_of
 
 DISTANCES = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
 """Points of type between a mark and its name: the first place where it overlaps nothing is taken."""

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ablations.engine.charts import MOST_LINES, numeric_factor, pairs
-from ablations.engine.curves import divisions
 from ablations.engine.evidence import Evidence
+from ablations.engine.figures.charts import MOST_LINES, numeric_factor, pairs
+from ablations.engine.figures.curves import divisions
+from ablations.engine.figures.forest import against, largest, signed
+from ablations.engine.figures.front import by_multiply_adds, front
+from ablations.engine.figures.looks import MOST_BANDS, scheme_of, short_name
 from ablations.engine.findings import CellFinding, Findings
-from ablations.engine.forest import against, largest, signed
-from ablations.engine.front import by_multiply_adds, front
-from ablations.engine.looks import MOST_BANDS, scheme_of, short_name
 
 MOST_NAMED = 6
 """Cells whose numbers are said one by one; of more, the least and the largest."""

@@ -2,15 +2,16 @@
 
 from matplotlib.figure import Figure
 
-from ablations.engine.captions import Caption, caption
-from ablations.engine.charts import depth_figure, interaction_figure
-from ablations.engine.curves import budget_figure, curves_figure, gradients_figure, responses_figure
 from ablations.engine.evidence import Evidence
+from ablations.engine.figures.captions import Caption, caption
+from ablations.engine.figures.charts import depth_figure, interaction_figure
+from ablations.engine.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
+from ablations.engine.figures.drawing import save
+from ablations.engine.figures.forest import forest_figure
+from ablations.engine.figures.front import pareto_figure
 from ablations.engine.findings import Findings
-from ablations.engine.forest import forest_figure
-from ablations.engine.front import pareto_figure
 
-__all__ = ["Caption", "all_figures", "caption"]
+__all__ = ["Caption", "all_figures", "caption", "save"]
 
 
 def all_figures(evidence: Evidence, findings: Findings) -> dict[str, Figure]:

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from ablations.engine.drawing import (
+from ablations.engine.evidence import Design, Evidence
+from ablations.engine.figures.drawing import (
     CHARACTER_INCHES,
     WIDTH,
     drawn_like,
@@ -20,10 +21,9 @@ from ablations.engine.drawing import (
     shortened,
     styled,
 )
-from ablations.engine.evidence import Design, Evidence
+from ablations.engine.figures.looks import DASHES, FILLINGS, MUTED, Look, look, numbers, rising, short_name, varied
 from ablations.engine.findings import Estimate, Findings
 from ablations.engine.inference import estimates
-from ablations.engine.looks import DASHES, FILLINGS, MUTED, Look, look, numbers, rising, short_name, varied
 
 MOST_LINES = 7
 """Told apart in a panel; the others are thin grey lines."""

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from ablations.engine.drawing import LINE_INCHES, WIDTH, plain, styled, wrapped
+from ablations.engine.figures.drawing import LINE_INCHES, WIDTH, plain, styled, wrapped
+from ablations.engine.figures.looks import GRID, INK, PAPER
 from ablations.engine.findings import Comparison, Estimate, Findings
-from ablations.engine.looks import GRID, INK, PAPER
 
 MOST_ROWS = 40
 """Differences, at most."""
@@ -28,7 +28,7 @@ def forest_figure(findings: Findings) -> Figure | None:
     names = [wrapped(_name(row, findings), WIDTH / 2 - 0.5) for row in rows]
     places, height = _places(rows, names)
     with styled():
-        figure = Figure(figsize=(WIDTH, LINE_INCHES * height + 0.6))
+        figure = Figure(figsize=(WIDTH, LINE_INCHES * height + 0.7))
         panel = figure.subplots()
         panel.axvline(0, color=INK, linewidth=0.8, zorder=1)
         for row, place in zip(rows, places, strict=True):
