@@ -12,10 +12,11 @@ LAYERS = [
         f"ablations.engine.{name}"
         for name in (
             *("paths", "storage", "checkpoints", "study", "options", "provenance"),
-            *("findings", "evidence", "inference", "contrasts", "answers", "analysis", "reference", "estimate", "calibration"),
+            *("findings", "evidence", "inference", "contrasts", "answers", "analysis", "tables"),
+            *("reference", "estimate", "calibration"),
             *("ledger", "journal", "delivery", "heartbeat", "tracking"),
             *(f"figures.{name}" for name in ("looks", "drawing", "curves", "charts", "forest", "front", "captions")),
-            *("figures", "paper", "tables", "report"),
+            *("figures", "paper", "report"),
             *("terminal", "relay", "models", "overview", "reporting", "watchdog", "deaths", "trial", "scheduler"),
             *("plan_view", "preview", "execution", "agreement", "replay", "service", "cli", "__main__"),
         )

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.utils import mlflow_tags
 
+from ablations.engine import tables
 from ablations.engine.evidence import Design
 from ablations.engine.findings import Findings
 
@@ -60,9 +61,7 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     lines += ["", f"[Report]({report}) · [charts of cells]({charts})"]
     lines += ["", f"| cell | {findings.scored_on} error % | n |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:TABLE_ROWS]:
-        error = "–" if cell.error.mean is None else f"{cell.error.mean:.2f}"
-        error += "" if cell.error.std is None else f" ± {cell.error.std:.2f}"
-        lines.append(f"| {_plain(cell.label)} | {error} | {cell.error.n} of {cell.planned} |")
+        lines.append(f"| {_plain(cell.label)} | {tables.mean_std(cell.error)} | {tables.of_planned(cell)} |")
     return "\n".join(lines)
 
 

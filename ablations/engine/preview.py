@@ -1,6 +1,7 @@
 """What a study would do, cost and find, before anything starts."""
 
 import os
+import socket
 from functools import partial
 
 from ablations.engine import ledger, terminal
@@ -10,6 +11,8 @@ from ablations.engine.plan_view import plan_view
 from ablations.engine.provenance import submission_id
 from ablations.engine.study import Plan
 from ablations.engine.tracking import answering, connect
+
+ANSWER_SECONDS = 2.0
 
 
 def preview(plan: Plan, options: Options) -> int:
@@ -37,13 +40,15 @@ def preview(plan: Plan, options: Options) -> int:
 
 def _on_a_cluster() -> bool:
     """Whether this is the head of a cluster, or a job on it: others train there."""
-    return bool(os.environ.get("RAY_ADDRESS") or submission_id())
+    return os.environ.get("RAY_ADDRESS", "local") != "local" or submission_id() is not None
 
 
 def _runs_at_once(plan: Plan, options: Options) -> int | None:
-    """Runs at a time on the cluster, or on this machine; None where only a cluster could tell."""
+    """Runs at a time on the cluster, or on this machine; None where a cluster would have to tell and does not."""
     workers, cpus, gpus = plan.base.world_size, options.cpus_per_worker, options.gpus_per_worker
     if _on_a_cluster():
+        if not _answers(os.environ.get("RAY_ADDRESS", "")):
+            return None
         from ablations.engine import scheduler
 
         scheduler.connect()
@@ -53,3 +58,13 @@ def _runs_at_once(plan: Plan, options: Options) -> int | None:
     else:
         held = runs_at_once(workers, cpus_per_worker=cpus, gpus_per_worker=gpus, cpus=os.cpu_count() or 1, gpus=0)
     return min(held, options.max_concurrent or held) or None
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True

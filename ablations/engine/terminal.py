@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ablations.engine import tables
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Estimate, Findings
 from ablations.engine.study import Plan, Run
@@ -156,42 +157,21 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         table.add_column(name)
     notes = any(cell.problems for cell in findings.cells)
     columns = [f"{design.scored_on} error %", "train error %", "n"]
-    columns += ["difference [95 %]", "p"] if findings.comparisons else []
+    columns += ["difference [95 %]", "p (Holm)"] if findings.comparisons else []
     for name in (*columns, "parameters", "s / run"):
         table.add_column(name, justify="right", no_wrap=True)
     if notes:
         table.add_column("note")
-    compared = {comparison.cell: comparison.difference for comparison in findings.comparisons}
+    compared = tables.compared(findings)
     for cell in findings.cells:
-        n = str(cell.error.n) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
-        row = [*cell.levels.values(), _mean_std(cell.error), _mean_std(cell.train_error), n]
-        row += _difference(compared.get(cell.label)) if compared else []
-        row += [
-            "–" if cell.parameters is None else f"{cell.parameters:,.0f}",
-            "–" if cell.seconds is None else f"{cell.seconds:.1f}",
-        ]
+        row = [*cell.levels.values(), tables.mean_std(cell.error), tables.mean_std(cell.train_error), tables.of_planned(cell)]
+        if compared:
+            difference = compared[cell.label].difference if cell.label in compared else Estimate(n=0)
+            row += [tables.with_interval(difference), tables.probability(difference.corrected)]
+        row += [tables.number(cell.parameters, 0), tables.number(cell.seconds, 1)]
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
         table.add_row(*map(printable, row))
     answers = [Text(printable(answer.text)) for answer in findings.answers]
     flags = [Text(f"Mind: {printable(flag)}") for flag in findings.flags]
     return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, Text(), *answers, *flags)
-
-
-def _difference(difference: Estimate | None) -> list[str]:
-    """Difference with its interval, and p corrected for the number of comparisons."""
-    if difference is None or difference.mean is None:
-        return ["", ""]
-    interval = "" if difference.low is None else f" [{difference.low:+.2f}, {difference.high:+.2f}]"
-    return [f"{difference.mean:+.2f}{interval}", "" if difference.corrected is None else p_shown(difference.corrected)]
-
-
-def p_shown(p: float) -> str:
-    """`0.034`, `< 0.001`."""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def _mean_std(estimate: Estimate) -> str:
-    if estimate.mean is None:
-        return "–"
-    return f"{estimate.mean:.2f}" if estimate.std is None else f"{estimate.mean:.2f} ± {estimate.std:.2f}"

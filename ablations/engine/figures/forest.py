@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from ablations.engine.figures.drawing import LINE_INCHES, WIDTH, plain, styled, wrapped
 from ablations.engine.figures.looks import GRID, INK, PAPER
 from ablations.engine.findings import Comparison, Estimate, Findings
+from ablations.engine.tables import with_interval
 
 MOST_ROWS = 40
 """Differences, at most."""
@@ -63,10 +64,7 @@ def against(findings: Findings) -> str:
 
 def signed(estimate: Estimate) -> str:
     """`+0.28 [−0.57, +1.12]`."""
-    if estimate.mean is None:
-        return "no pair of runs"
-    ends = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:+.2f}, {estimate.high:+.2f}]"
-    return f"{estimate.mean:+.2f}{ends}".replace("-", "−")
+    return "no pair of runs" if estimate.mean is None else with_interval(estimate)
 
 
 def _name(row: Comparison, findings: Findings) -> str:
