@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 
     Passwords in addresses are left out.
     """
-    text = re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    text = re.sub(r"(?<=://)[^/\s]*@", "", text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

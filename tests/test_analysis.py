@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_up import design, evidence, without
 
-from ablations.engine.analysis import analyse, typical_spread
+from ablations.engine.analysis import analyse
 from ablations.engine.contrasts import simple_effects
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Anova, Comparison, Effect, Findings
@@ -333,20 +333,12 @@ def test_a_study_of_which_no_run_has_ended_is_analysed(seeds: int) -> None:
     differences = [each.difference for family in (found.comparisons, found.effects, found.interactions) for each in family]
     assert {each.n for each in differences} == {0}
     assert {each.verdict for each in found.answers} == {"cannot be said yet"}
-    assert typical_spread(found) is None
 
 
 def test_a_study_of_one_cell_has_an_error_and_no_answers() -> None:
     found = analyse(evidence(design({"depth": ("20",)})))
     assert found.cells[0].error.n == 3
     assert (found.comparisons, found.effects, found.interactions, found.answers) == ((), (), (), ())
-
-
-def test_the_typical_spread_is_the_median_of_the_comparisons() -> None:
-    def truth(levels: Mapping[str, str], seed: int) -> float:
-        return 8 + seed * {"none": 1.0, "A": 0.0, "B": 0.5}[levels["shortcut"]] * (2 if levels["depth"] == "56" else 1)
-
-    assert typical_spread(analyse(evidence(truth=truth))) == pytest.approx(1)  # of 0.5, 1, 1 and 2
 
 
 def test_the_order_of_runs_does_not_matter() -> None:

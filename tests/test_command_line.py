@@ -38,6 +38,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--colour", "red"], "--colour"),
         (["--pres", "smoke"], "--pres"),  # no guessing: an abbreviation may mean something else tomorrow
         (["--seeds", "three"], "three"),
+        (["--report", "--plan"], "--report, --plan: accepted: one of them"),
+        (["--report", "--fresh"], "--report, --fresh: accepted: one of them"),
+        (["--calibrate"], "--calibrate: accepted with --plan only"),
         (["--seeds", "0"], "--seeds=0"),
         (["--workers", "0"], "--workers=0"),
         (["--max-concurrent", "-1"], "--max-concurrent=-1"),

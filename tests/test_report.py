@@ -146,7 +146,7 @@ def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
 
 
 def test_a_running_study_says_how_far_it_is() -> None:
-    assert "Still running: 12 of 24 runs" in Page(made(running="12 of 24 runs")).text
+    assert "Written while the study ran: 12 of 24 runs had ended" in Page(made(running="12 of 24 runs")).text
     assert "Still running" not in Page(made()).text
 
 

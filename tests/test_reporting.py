@@ -12,7 +12,7 @@ import pytest
 from made_up import design
 from mlflow import MlflowClient
 
-from ablations.engine import ledger, overview, reporting
+from ablations.engine import ledger, overview, provenance, reporting, terminal, tracking
 from ablations.engine.analysis import analyse
 from ablations.engine.cli import main
 from ablations.engine.evidence import Design, Evidence
@@ -130,7 +130,7 @@ def test_report_tables_and_figures_become_artifacts(
 
 def test_mlflows_pages_have_the_answer_the_report_and_a_view_of_cells(client: MlflowClient, gathered: Evidence) -> None:
     findings, run_id = analyse(gathered), study_run(client)
-    overview.describe(client, run_id, gathered.design, findings)
+    overview.describe(client, run_id, gathered, findings)
     run = client.get_run(run_id)
     cell = findings.cells[0]
     assert run.data.metrics[f"test_error_mean/{cell.label.replace('=', ' ')}"] == cell.error.mean
@@ -161,16 +161,52 @@ def test_a_report_is_made_again_without_data_or_code(
     assert exited.value.code == 0
     printed = capsys.readouterr().out
     (address,) = re.findall(r"Report: (\S+)", printed)
-    assert "<title>" in Path(address).read_text(encoding="utf-8")
+    whole = Path(address).read_text(encoding="utf-8")
+    assert "<title>" in whole
     as_study += ["--levels", "shortcut=A", "--seeds", "2"]
     with pytest.raises(SystemExit):
         main(STUDY)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines()]
     assert [row[:2] for row in rows if row[:1] in (["A"], ["none"])] == [["A", "8"], ["A", "14"]]
+    (other,) = re.findall(r"Report: (\S+)", printed)
+    assert other.endswith("/parts/shortcut=A_seeds=2/report/report.html")
+    assert "a part of what was submitted: shortcut=A seeds=2" in Path(other).read_text(encoding="utf-8")
+    assert Path(address).read_text(encoding="utf-8") == whole, "the report of the study is of the whole study"
     as_study += ["--set", "lr=9"]
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 2
+
+
+def test_a_database_that_is_not_there_is_not_made(as_study: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    as_study[-1] = f"sqlite:///{tmp_path / 'typing-error.db'}"
+    with pytest.raises(SystemExit) as exited:
+        main(STUDY)
+    assert exited.value.code == 2
+    assert "there is no such database" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
+    client: MlflowClient, gathered: Evidence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings, run_id = analyse(gathered), study_run(client)
+    client.set_tag(run_id, "report", "5 of 12 runs")
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "log_artifacts", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        reporting.store(terminal.make_console(), client, run_id, gathered, findings)
+    printed = capsys.readouterr().out
+    assert "The report could not be made or stored: OSError: the disk is full" in printed
+    assert "Report:" not in printed
+    assert client.get_run(run_id).data.tags["report"] == "5 of 12 runs"
+    reporting.store(terminal.make_console(), client, run_id, gathered, findings)
+    assert client.get_run(run_id).data.tags["report"] == tracking.WHOLE
+
+
+def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
+    assert reporting.pause_after(0.1) == 60
+    assert reporting.pause_after(20) == pytest.approx(1000)
 
 
 def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
@@ -211,3 +247,12 @@ def test_an_origin_names_command_commit_and_versions_and_no_password(monkeypatch
     assert found["command"] == "python x.py --tracking-uri http://host"
     assert re.fullmatch("[0-9a-f]{40}|unknown", found["git.commit"])
     assert {"python", "ray", "mlflow", "torch", "platform", "submitted"} < found.keys()
+
+
+def test_local_changes_are_kept_without_what_looks_like_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"diff": "+password = 'hunter2'\n+API_KEY: abc\n+url = http://me:p@ss@host/x\n+depth = 20"}
+    top = str(Path(provenance.__file__).resolve().parents[2])
+    monkeypatch.setattr(provenance, "_git", lambda *words: answers.get(words[0], top))
+    assert provenance._local_changes().splitlines() == ["+password = …", "+API_KEY: …", "+url = http://host/x", "+depth = 20"]
+    top = "/another/project"
+    assert provenance._local_changes() == ""

@@ -26,6 +26,12 @@ def plan_of(cache: Path, study: Study | None = None, **request: Any) -> Plan:
     return make_plan(study or small_study(), Request(**request), cache=cache)
 
 
+def test_levels_that_differ_are_shown_differently(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, levels={"optim.lr": ("0.1", "0.1000001", "1e-5")})
+    assert len({str(cell) for cell in plan.cells}) == len(plan.cells) == 12
+    assert {dict(cell.levels)["optim.lr"] for cell in plan.cells} == {0.1, 0.1000001, 1e-5}
+
+
 def test_every_cell_has_the_same_seeds(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, seeds=3)
     seeds = {cell: [run.seed for run in plan.runs if run.cell == cell] for cell in plan.cells}

@@ -104,6 +104,23 @@ def test_a_run_carries_its_parameters_tags_metrics_data_set_and_status(
     assert (data.dataset.name, data.dataset.digest) == ("synthetic", plan.dataset.version)
 
 
+def test_a_run_that_went_on_elsewhere_names_all_that_it_was_trained_under(
+    client: MlflowClient, plan: Plan, tracker: Submission
+) -> None:
+    run = plan.runs[0]
+    tracker.started(run)
+    tracker.epoch(run, 1, METRICS, {"device": "A100", "torch": "2.14.1"})
+    tracker.flush()  # and here its node is lost
+    again = Submission(client, plan)
+    again.started(run, "its node was lost")
+    again.epoch(run, 1, METRICS, {"device": "H100", "torch": "2.14.1"})
+    again.epoch(run, 2, LAST, {"device": "H100", "torch": "2.14.1"})
+    again.ended(run, "completed")
+    again.flush()
+    (child,) = children(client, again)
+    assert (child.data.tags["device"], child.data.tags["torch"]) == ("A100, H100", "2.14.1")
+
+
 def test_an_epoch_that_is_reported_again_is_logged_once(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     run = plan.runs[0]
     for _ in range(2):  # a trial that died after its first epoch, and its successor

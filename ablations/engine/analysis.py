@@ -1,7 +1,6 @@
 """From a study's evidence to its findings: cells, comparisons, effects of factors, and what to read them with."""
 
 import math
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,12 +54,6 @@ def analyse(evidence: Evidence) -> Findings:
         ),
         flags=(*_lacking(cells), *_conditions(evidence)),
     )
-
-
-def typical_spread(findings: Findings) -> float | None:
-    """The median of the comparisons' standard deviations over seeds: what to plan more seeds with."""
-    known = [each.difference.std for each in findings.comparisons if each.difference.std is not None]
-    return statistics.median(known) if known else None
 
 
 def _table(evidence: Evidence) -> _Table:

@@ -167,6 +167,8 @@ class _Delivery:
         self.logged = 0
         """The last epoch that MLflow has."""
         self._finished = False
+        self._known: dict[str, str] | None = None
+        """The run's tags, once looked up."""
 
     def deliver(self, records: Sequence[Record]) -> int:
         """Delivers the first record, of epochs as many as fit one request; returns how many are done with."""
@@ -242,10 +244,21 @@ class _Delivery:
                 metrics += [Metric(name, value, record.time_ms, logged) for name, value in values["metrics"].items()]
             count += 1
         if metrics:
-            tags = [RunTag(name, value) for name, value in records[0].values["conditions"].items()]
-            self.client.log_batch(self._run_id, metrics=metrics, tags=tags)
+            self.client.log_batch(self._run_id, metrics=metrics, tags=self._conditions(records[0]))
             self.logged = logged
         return count
+
+    def _conditions(self, record: Record) -> list[RunTag]:
+        """Tags that say under what the run is trained; of one that went on elsewhere, all that it was trained under."""
+        if self._known is None:
+            self._known = dict(self.client.get_run(self._run_id).data.tags)
+        changed = {}
+        for name, value in record.values["conditions"].items():
+            before = self._known.get(name, "")
+            if value not in before.split(", "):
+                changed[name] = f"{before}, {value}" if before else value
+        self._known |= changed
+        return [RunTag(name, value) for name, value in changed.items()]
 
     def _probes(self, record: Record) -> None:
         self.client.log_text(self._run_id, pd.DataFrame(record.values["rows"]).to_csv(index=False), PROBES)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from ablations.engine.study import Plan, shown
+from ablations.engine.study import Cell, Plan, Run, shown
 from resnet_core.fields import ConfigError
 from resnet_core.identity import code_version
 
@@ -70,8 +70,9 @@ class Design:
     @classmethod
     def of(cls, plan: Plan, origin: Mapping[str, str]) -> Self:
         """A plan as plain data."""
-        runs = sorted(plan.runs, key=lambda run: run.seed)
-        of_cell = {cell: [run for run in runs if run.cell == cell] for cell in plan.cells}
+        of_cell: dict[Cell, list[Run]] = {cell: [] for cell in plan.cells}
+        for run in sorted(plan.runs, key=lambda run: run.seed):
+            of_cell[run.cell].append(run)
         return cls(
             study=plan.study.name,
             question=plan.study.question,

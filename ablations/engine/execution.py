@@ -12,14 +12,13 @@ from rich.console import Console
 from ablations.engine import ledger, paths, provenance, reporting, terminal
 from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
-from ablations.engine.evidence import Design, Evidence
-from ablations.engine.findings import Findings
+from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.options import Options
 from ablations.engine.relay import Relay
 from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, answering, connect, is_new
+from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new
 from ablations.engine.trial import Job
 from resnet_core.fields import ConfigError, reject
 
@@ -56,7 +55,7 @@ def execute(plan: Plan, options: Options) -> int:
             if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
                 return study.conclude(waiting, interrupted=interrupted)
         except MlflowException as error:
-            terminal.say(console, f"MLflow does not answer, so there is no table ({_first_line(error)}).")
+            terminal.say(console, f"MLflow does not answer, so there is no table ({first_line(error)}).")
         terminal.say(console, f"{waiting} records wait for MLflow. Go on with: {provenance.again()}")
         return 1
 
@@ -81,7 +80,7 @@ class _Submission:
         self.needs = _needs(plan, options) if missing else None  # refuses before anything is written
         self.tracker = Tracker(client, writer, plan, known, again=options.fresh)
         self.design = Design.of(plan, provenance.origin())
-        self.tracker.log_design(self.design)
+        self._log_design()
 
     def train(self) -> bool:
         """Trains what is missing and waits for what another study trains; returns False if it was asked to stop."""
@@ -91,13 +90,23 @@ class _Submission:
             return True
         self.console.print(f"{name}: {len(self.todo)} runs to train, {len(self.done)} done already.")
         try:
-            return self._train(self.todo) and self._train_awaited()
+            self._train(self.todo)
+            self._train_awaited()
         except KeyboardInterrupt:
             return False
+        return True
 
-    def _train(self, runs: Sequence[Run]) -> bool:
+    def _log_design(self) -> None:
+        """Before anything runs, so that whoever stops the study has a report; again at its end if the store is not there now."""
+        try:
+            self.tracker.log_design(self.design)
+        except Exception as error:  # whatever a store's own library raises: training does not depend on it
+            terminal.say(self.console, f"What this study asks for cannot be stored in MLflow yet: {first_line(error)}")
+
+    def _train(self, runs: Sequence[Run]) -> None:
+        """Raises KeyboardInterrupt if the study is asked to stop."""
         if not runs:
-            return True
+            return
         assert self.needs is not None
         from ablations.engine import scheduler
 
@@ -106,16 +115,20 @@ class _Submission:
         with terminal.Progress(self.console, self.plan, runs) as progress:
             relay = Relay(runs, self.tracker, progress)
             limit, scratch = self.options.max_concurrent, paths.home() / "tune"
-            with reporting.Refresher(self.client, self.tracker.parent_id, self.design, relay.progress_made):
+            before = len(self.plan.runs) - len(runs) - len(self.awaited)
+
+            def progress_made() -> tuple[int, int]:
+                return before + len(runs) - len(relay.left), len(self.plan.runs)
+
+            with reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress_made):
                 try:
                     scheduler.execute(jobs, self.needs, max_concurrent=limit, listener=relay, scratch=scratch)
                 finally:
                     finished = relay.stop_rest()
                 if not finished:
                     raise KeyboardInterrupt
-        return True
 
-    def _train_awaited(self) -> bool:
+    def _train_awaited(self) -> None:
         """Runs of another study are used when they are done, and trained here if it leaves them undone."""
         told: set[str] = set()
         took = 0.0
@@ -136,25 +149,28 @@ class _Submission:
             ]
             self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
             self.tracker.know(known)
-            if not self._train([run for run in missing if run.fingerprint not in elsewhere]):
-                return False
-        return True
+            self._train([run for run in missing if run.fingerprint not in elsewhere])
 
     def conclude(self, waiting: int, *, interrupted: bool) -> int:
         """Ends the study in MLflow and prints its table, from there; returns the exit code."""
         plan, console = self.plan, self.console
-        evidence = ledger.gather(self.client, self.design)
+        if interrupted:  # who stops a study kills it soon
+            self.tracker.close("FAILED")
+        evidence = ledger.gather(self.client, self.design, details=not interrupted)
         findings = analyse(evidence)
         complete = not waiting and findings.complete
-        self.tracker.close("FINISHED" if complete else "FAILED")
+        if not interrupted:
+            self.tracker.close("FINISHED" if complete else "FAILED")
         terminal.show_results(console, evidence, findings, provenance.again())
         if waiting:
             console.print(f"{waiting} records have not reached MLflow yet; the next submission delivers them.")
         if interrupted:
             return 1
-        if not (self.up_to_date and self.tracker.was_finished):
-            _report(console, self.client, self.tracker.parent_id, evidence, findings)
-        terminal.say(console, f"Report: {reporting.address(self.client, self.tracker.parent_id)}")
+        if self.up_to_date and self.tracker.has_report:
+            terminal.say(console, f"Report: {reporting.address(self.client, self.tracker.parent_id)}")
+        else:
+            self._log_design()
+            reporting.store(console, self.client, self.tracker.parent_id, evidence, findings)
         if self.options.log_models:
             from ablations.engine.models import log_models  # its packages are wanted here only
 
@@ -162,10 +178,6 @@ class _Submission:
             folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
             log_models(self.client, plan, entries, folders, self.options.storage)
         return 0 if complete else 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def _connect(options: Options) -> MlflowClient:
@@ -192,15 +204,6 @@ def _needs(plan: Plan, options: Options) -> "Needs":
     scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
     check_storage(options.storage)
     return needs
-
-
-def _report(console: Console, client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
-    """Results do not depend on it: what goes wrong here is told, and that is all."""
-    try:
-        reporting.publish(client, run_id, evidence, findings)
-    except Exception as error:  # a store's own library may raise anything
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        terminal.say(console, f"The report could not be made or stored: {message}")
 
 
 def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:

@@ -1,5 +1,6 @@
 """Which runs are done: MLflow, looked up by fingerprint. There is no other record."""
 
+import logging
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -20,6 +21,8 @@ from ablations.engine.evidence import CONDITIONS, CURVES, RESULTS, Design, Evide
 from ablations.engine.study import Plan
 from resnet_core.fields import ConfigError
 from resnet_core.identity import code_version
+
+logger = logging.getLogger(__name__)
 
 PAGE = 1000
 BATCH_RUNS = 100
@@ -115,8 +118,8 @@ def design_of(client: MlflowClient, study: str, preset: str, shared: Mapping[str
     raise ConfigError(f"--report: MLflow has no study {study} with preset {preset} and these settings; submit it first")
 
 
-def gather(client: MlflowClient, design: Design) -> Evidence:
-    """What MLflow knows of the runs of a design."""
+def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
+    """What MLflow knows of the runs of a design; without learning curves and probes if no details are asked for."""
     wanted = {fingerprint for cell in design.cells for fingerprint in cell.fingerprints}
     entries = _find(client, wanted, design.code_version, design.data_version)
     of_run = [
@@ -125,7 +128,7 @@ def gather(client: MlflowClient, design: Design) -> Evidence:
         for seed, fingerprint in enumerate(cell.fingerprints)
     ]
     runs = pd.DataFrame(_row(design, *run) for run in of_run)
-    completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if entry and entry.completed}
+    completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
     return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design))
 
 
@@ -162,7 +165,12 @@ def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], desi
     with tempfile.TemporaryDirectory() as folder:
         for run_id, (cell, seed) in completed.items():
             if cell in probed:
-                frames.append(pd.read_csv(client.download_artifacts(run_id, PROBES, folder)).assign(cell=cell, seed=seed))
+                try:
+                    path = client.download_artifacts(run_id, PROBES, folder)
+                except Exception as error:  # whatever a store's own library raises: the study's other results do not depend on it
+                    logger.warning("what was probed in %s seed=%s cannot be read: %s", cell, seed, str(error).partition("\n")[0])
+                    continue
+                frames.append(pd.read_csv(path).assign(cell=cell, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])
 
 

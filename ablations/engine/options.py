@@ -9,7 +9,7 @@ from ablations.engine import paths
 from ablations.engine.study import Request, Study
 from resnet_core import PRESETS
 from resnet_core.command import Parser
-from resnet_core.fields import reject
+from resnet_core.fields import ConfigError, reject
 from resnet_core.overrides import assignments, field_name
 
 SMALLEST_SHARE = 0.001
@@ -44,8 +44,11 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     if not 0 < given.hang_timeout < float("inf"):
         raise reject("--hang-timeout", given.hang_timeout, "accepted: seconds above 0")
     check_shares(given.cpus_per_worker, given.gpus_per_worker)
-    if given.plan and given.report:
-        raise reject("--plan", "--report", "accepted: one of them")
+    for one, others in (("report", ("plan", "fresh", "log_models")), ("plan", ("log_models",))):
+        if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):
+            raise ConfigError(f"--{one}, --{other.replace('_', '-')}: accepted: one of them")
+    if given.calibrate is not None and not given.plan:
+        raise ConfigError("--calibrate: accepted with --plan only")
     check_address("--storage", given.storage)
     check_address("--tracking-uri", given.tracking_uri)
     levels = {name: tuple(part for part in text.split(",") if part) for name, text in assignments("--levels", given.levels).items()}

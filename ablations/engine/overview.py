@@ -9,28 +9,33 @@ from mlflow.entities import Metric
 from mlflow.utils import mlflow_tags
 
 from ablations.engine import tables
-from ablations.engine.evidence import Design
+from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Findings
 
 BATCH_METRICS = 1000
 REPORT = "report/report.html"
+MOST_SHOWN = 100
+"""Runs of a view that are named one by one: their names go into a tag."""
 TABLE_ROWS = 60
 """Of a description's table, at most: the report has all."""
 
 
-def describe(client: MlflowClient, run_id: str, design: Design, findings: Findings) -> None:
+def describe(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
     """Writes metrics per cell, and the answer as the description of the study's run and of its experiment."""
+    design = evidence.design
     experiment_id = client.get_run(run_id).info.experiment_id
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in cell_metrics(findings).items()]
     for start in range(0, len(metrics), BATCH_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
-    text = description(design, findings, experiment_id, run_id)
+    state = view(evidence, run_id)
+    here = len(client.search_runs([experiment_id], str(state["searchFilter"]), max_results=MOST_SHOWN))
+    text = description(design, findings, experiment_id, run_id, charted=here)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(view(design, run_id)))
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(state))
 
 
 def cell_metrics(findings: Findings) -> dict[str, float]:
@@ -51,37 +56,42 @@ def _metric(label: str) -> str:
     return re.sub(r"[^\w\-. ]", "", label.replace("=", " "))
 
 
-def description(design: Design, findings: Findings, experiment_id: str, run_id: str) -> str:
-    """Question, answer and table in Markdown, with links to the report and to the view that compares cells."""
+def description(design: Design, findings: Findings, experiment_id: str, run_id: str, *, charted: int) -> str:
+    """Question, answer and table in Markdown, with links to the report and to the view that compares cells.
+
+    Args:
+        charted: how many runs that view has. Those that another study trained are in its experiment.
+    """
     report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
-    lines = [f"**{_plain(design.question)}**", ""]
-    lines += [f"- {_plain(answer.text)}" for answer in findings.answers]
-    lines += [f"- ⚠ {_plain(flag)}" for flag in findings.flags]
+    lines = [f"**{tables.in_markdown(design.question)}**", ""]
+    lines += [f"- {tables.in_markdown(answer.text)}" for answer in findings.answers]
+    lines += [f"- ⚠ {tables.in_markdown(flag)}" for flag in findings.flags]
     charts = f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"
-    lines += ["", f"[Report]({report}) · [charts of cells]({charts})"]
+    completed = sum(cell.error.n for cell in findings.cells)
+    some = f" ({charted} of {completed} runs; the others are in the experiments of the studies that trained them)"
+    lines += ["", f"[Report]({report})" + (f" · [charts of cells]({charts})" + some * (charted < completed) if charted else "")]
     lines += ["", f"| cell | {findings.scored_on} error % | n |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:TABLE_ROWS]:
-        lines.append(f"| {_plain(cell.label)} | {tables.mean_std(cell.error)} | {tables.of_planned(cell)} |")
+        lines.append(f"| {tables.in_markdown(cell.label)} | {tables.mean_std(cell.error)} | {tables.of_planned(cell)} |")
     return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!~$])", r"\\\1", text)
-
-
-def view(design: Design, run_id: str) -> dict[str, object]:
+def view(evidence: Evidence, run_id: str) -> dict[str, object]:
     """State of MLflow's runs page: the study's runs by cell, columns that matter, charts of the mean over each cell's seeds.
 
     It is the page's own format, of MLflow 3.17, stored as when somebody there shares a view.
     """
-    scored = f"{design.scored_on}/error"
-    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{design.scored_on}/loss")]
+    scored_on, runs = evidence.design.scored_on, evidence.runs
+    ids = runs["run_id"][runs["outcome"] == "completed"]
+    children = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
+    named = ", ".join(f"'{each}'" for each in ids)
+    scored = f"{scored_on}/error"
+    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{scored_on}/loss")]
     charts += [_chart("bar", scored), _chart("bar", "train_seconds"), _chart("bar", "parameters")]
     columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
     columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
     return {
-        "searchFilter": f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}'",
+        "searchFilter": f"attributes.run_id IN ({named})" if 0 < len(ids) <= MOST_SHOWN else children,
         "orderByKey": "tags.`cell`",
         "orderByAsc": True,
         "selectedColumns": columns,

@@ -135,6 +135,11 @@ def _trained(spec: RunSpec, entry: Published, train_images: int) -> Iterator[str
         if own not in (theirs[name], AS_THE_PAPER.get(name, theirs[name])):
             yield _difference(name, own, theirs[name])
     yield from _warmup(spec)
+    if spec.precision != "fp32":
+        yield f"{spec.precision} arithmetic, not fp32"
+    if spec.world_size > 1:
+        share = spec.optim.global_batch_size // spec.world_size
+        yield f"BatchNorm over {share} images, the share of each of {spec.world_size} workers"
     if entry.dataset == "imagenet":
         yield RANDOM_CROPS if entry.source == TORCHVISION else PLATEAUS
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from resnet_core.fields import printable
 
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "numpy", "scipy", "statsmodels")
+SECRET = re.compile(r"((?:password|passwd|token|secret|api_?key|credential)\w*[\"']?\s*[:=]\s*).*", re.IGNORECASE)
 LONGEST_DIFF = 100_000
 """Characters of local changes that are kept."""
 
@@ -23,7 +25,7 @@ def origin() -> dict[str, str]:
     return {
         "command": printable(shlex.join(["python", *sys.argv])),
         **git_state(),
-        "git.diff": (_git("diff", "HEAD") or "")[:LONGEST_DIFF],
+        "git.diff": _local_changes(),
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
@@ -35,6 +37,14 @@ def git_state() -> dict[str, str]:
     """The commit of this project, and whether files differ from it; `unknown` without git."""
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {"git.commit": commit or "unknown", "git.dirty": "unknown" if changes is None else str(bool(changes)).lower()}
+
+
+def _local_changes() -> str:
+    """How files differ from the commit, without what looks like a secret; nothing where the repository is another project's."""
+    if _git("rev-parse", "--show-toplevel") != str(Path(__file__).resolve().parents[2]):
+        return ""
+    lines = (_git("diff", "HEAD") or "")[:LONGEST_DIFF].splitlines()
+    return "\n".join(SECRET.sub(r"\1…", printable(line)) for line in lines)
 
 
 def again() -> str:

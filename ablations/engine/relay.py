@@ -56,10 +56,6 @@ class Relay:
             self.reasons[fingerprint] = reason
             self.progress.interrupted(run, f"{reason}; it goes on from its last checkpoint")
 
-    def progress_made(self) -> tuple[int, int]:
-        """How many runs have come to their end, of how many."""
-        return len(self.runs) - len(self.left), len(self.runs)
-
     def stop_rest(self) -> bool:
         """Ends what was interrupted; returns whether all runs had come to their end."""
         for run in list(self.open.values()):

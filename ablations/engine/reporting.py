@@ -1,14 +1,17 @@
 """A study's report in MLflow: made from what MLflow knows alone, while the study runs and at its end."""
 
 import logging
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
+from rich.console import Console
 
 from ablations.engine import ledger, overview, terminal
 from ablations.engine.analysis import analyse
@@ -18,8 +21,8 @@ from ablations.engine.options import Options
 from ablations.engine.overview import REPORT
 from ablations.engine.provenance import again
 from ablations.engine.study import Draft, shown
-from ablations.engine.tracking import answering, connect
-from resnet_core.fields import printable
+from ablations.engine.tracking import REPORT_TAG, WHOLE, answering, connect, is_new
+from resnet_core.fields import printable, reject
 from resnet_core.overrides import field_name
 
 logger = logging.getLogger(__name__)
@@ -27,19 +30,26 @@ logger = logging.getLogger(__name__)
 REFRESH_SECONDS = 60.0
 """A report is made anew while its study runs, at most so often."""
 SHARE = 0.02
-"""Of the driver's time that this may take: what takes longer is done less often."""
+"""Of the driver's time that this may take in the long run: what takes longer is done less often."""
+END_SECONDS = 60.0
+"""How long the end of a study waits for a report that is being made."""
 
 
-def publish(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings, *, running: str = "") -> None:
+def publish(
+    client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings, *, running: str = "", part: str = ""
+) -> None:
     """Makes report, tables and figures and logs them to the study's run, with a description that leads there.
 
     Args:
         running: how far the study is, where it is not at its end: `12 of 24 runs`.
+        part: a name, where this is of a part of the study only: it goes beside the study's own report, to `parts/<name>`.
     """
     with tempfile.TemporaryDirectory() as folder:
         write(evidence, findings, Path(folder), running=running)
-        client.log_artifacts(run_id, folder)
-    overview.describe(client, run_id, evidence.design, findings)
+        client.log_artifacts(run_id, folder, f"parts/{part}" if part else None)
+    if not part:
+        overview.describe(client, run_id, evidence, findings)
+        client.set_tag(run_id, REPORT_TAG, running or WHOLE)
 
 
 def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str = "") -> None:
@@ -88,7 +98,7 @@ class Refresher:
     def __exit__(self, kind: object, *_: object) -> None:
         self._stopped.set()
         if kind is None:
-            self._thread.join()  # the last report comes after it; who stops a study does not wait
+            self._thread.join(END_SECONDS)  # the last report comes after it; who stops a study does not wait
 
     def _run(self) -> None:
         shown, pause = 0, REFRESH_SECONDS
@@ -99,33 +109,58 @@ class Refresher:
             began = time.monotonic()
             try:
                 evidence = ledger.gather(self.client, self.design)
-                publish(self.client, self.run_id, evidence, analyse(evidence), running=f"{ended} of {of} runs")
+                findings = analyse(evidence)
+                if not self._stopped.is_set():
+                    publish(self.client, self.run_id, evidence, findings, running=f"{ended} of {of} runs")
                 shown = ended
             except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
                 logger.debug("no report this time", exc_info=True)
-            pause = max(REFRESH_SECONDS, (time.monotonic() - began) / SHARE)
+            pause = pause_after(time.monotonic() - began)
+
+
+def pause_after(seconds: float) -> float:
+    """Seconds until the next report, if this one took so long."""
+    return max(REFRESH_SECONDS, seconds / SHARE)
 
 
 def rebuild(drafted: Draft, options: Options) -> int:
-    """Makes the report of a study again, from MLflow alone; returns the exit code."""
-    client = connect(options.tracking_uri)
+    """Makes the report of a study again, from MLflow alone, whole or of a part; returns the exit code."""
+    if is_new(options.tracking_uri):
+        raise reject("--tracking-uri", options.tracking_uri, "there is no such database")
+    client, console = connect(options.tracking_uri), terminal.make_console()
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with answering(options.tracking_uri):
-        run_id, design = ledger.design_of(client, drafted.study.name, drafted.preset, drafted.shared())
-        evidence = ledger.gather(client, design.narrowed(levels, options.request.seeds))
-        findings = analyse(evidence)
-        publish(client, run_id, evidence, findings)
-    console = terminal.make_console()
+        run_id, whole = ledger.design_of(client, drafted.study.name, drafted.preset, drafted.shared())
+        evidence = ledger.gather(client, whole.narrowed(levels, options.request.seeds))
+    findings, part = analyse(evidence), ""
+    if evidence.design != whole:
+        chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
+        seeds = max(len(cell.fingerprints) for cell in evidence.design.cells)
+        part = " ".join([*(f"{name}={texts}" for name, texts in chosen.items()), f"seeds={seeds}"])
+        flag = f"a part of what was submitted: {part}; p is corrected for the comparisons of this part"
+        findings = replace(findings, flags=(flag, *findings.flags))
+        part = re.sub(r"[^\w.,=+-]+", "_", part)
     terminal.show_results(console, evidence, findings, again())
-    terminal.say(console, f"Report: {address(client, run_id)}")
+    store(console, client, run_id, evidence, findings, part=part)
     return 0 if findings.complete else 1
 
 
-def address(client: MlflowClient, run_id: str) -> str:
+def store(console: Console, client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings, *, part: str = "") -> None:
+    """Publishes a report and says where it is. Results do not depend on it: what goes wrong here is told, and that is all."""
+    try:
+        publish(client, run_id, evidence, findings, part=part)
+        terminal.say(console, f"Report: {address(client, run_id, part=part)}")
+    except Exception as error:  # a store's own library may raise anything
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        terminal.say(console, f"The report could not be made or stored: {message}")
+
+
+def address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
     """Where a person opens the report."""
+    page = f"parts/{part}/{REPORT}" if part else REPORT
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))
-        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{REPORT}"
-    return f"{run.artifact_uri}/{REPORT}".removeprefix("file://")
+        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{page}"
+    return f"{run.artifact_uri}/{page}".removeprefix("file://")

@@ -294,4 +294,5 @@ def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cel
 
 
 def shown(level: Level) -> str:
-    return f"{level:g}" if isinstance(level, float) else str(level)
+    short = f"{level:g}" if isinstance(level, float) else str(level)
+    return short if not isinstance(level, float) or float(short) == level else repr(level)  # two levels never look alike

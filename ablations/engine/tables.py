@@ -23,7 +23,7 @@ COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "mu
 IN_PAPERS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")
 """Those that a paper's page has room for."""
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#|~$&!])")
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet takes for the start of a formula."""
 LATEX = {
@@ -66,7 +66,10 @@ def number(value: float | None, decimals: int = 2) -> str:
 
 def signed(value: float | None) -> str:
     """A difference in points: `+0.28`, `−1.07`."""
-    return NONE if value is None else f"{value:+,.2f}".replace("-", "−")
+    if value is None:
+        return NONE
+    shown = f"{value:+,.2f}" if abs(value) >= 0.005 or abs(value) < 1e-9 else f"{value:+.1g}"  # not −0.00 with a p of 0.001
+    return shown.replace("-", "−")
 
 
 def scaled(value: float | None) -> str:
@@ -157,10 +160,10 @@ def markdown(findings: Findings) -> str:
     heads, lines = _for_people(findings, COLUMNS)
     factors = len(heads) - len(COLUMNS)
     rules = ["---"] * factors + ["---:"] * len(COLUMNS)
-    table = [[*map(_in_markdown, heads)], rules, *([*map(_in_markdown, line[:factors]), *line[factors:]] for line in lines)]
-    notes = [f"- **{_in_markdown(label)}**: {_in_markdown(text)}" for label, text in _notes(findings)]
+    table = [[*map(in_markdown, heads)], rules, *([*map(in_markdown, line[:factors]), *line[factors:]] for line in lines)]
+    notes = [f"- **{in_markdown(label)}**: {in_markdown(text)}" for label, text in _notes(findings)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    return "\n\n".join(filter(None, (text, _in_markdown(_legend(findings)), "\n".join(notes)))) + "\n"
+    return "\n\n".join(filter(None, (text, in_markdown(_legend(findings)), "\n".join(notes)))) + "\n"
 
 
 def latex(findings: Findings) -> str:
@@ -248,7 +251,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _in_markdown(text: str) -> str:
+def in_markdown(text: str) -> str:
+    """Text that Markdown shows as it is."""
     return MARKDOWN.sub(r"\\\1", text)
 
 

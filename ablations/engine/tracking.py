@@ -31,6 +31,9 @@ from ablations.engine.study import Plan, Run
 from resnet_core.fields import reject
 from resnet_core.identity import code_version
 
+REPORT_TAG, WHOLE = "report", "whole"
+"""Tag of a study's run: how far the study was when its report was made."""
+
 
 def is_new(uri: str) -> bool:
     """Whether this is a database that does not exist yet: no run can be known."""
@@ -51,8 +54,13 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, OSError, ValueError) as error:
-        raise reject("--tracking-uri", uri, f"MLflow does not answer ({str(error).splitlines()[0][:200]})") from error
+        raise reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)})") from error
     return client
+
+
+def first_line(error: Exception) -> str:
+    """Of what MLflow says."""
+    return str(error).partition("\n")[0][:200]
 
 
 @contextmanager
@@ -61,7 +69,7 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise reject("--tracking-uri", uri, f"MLflow does not answer ({str(error).splitlines()[0][:200]})") from error
+        raise reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)})") from error
 
 
 class Tracker:
@@ -84,8 +92,8 @@ class Tracker:
         self.client, self.writer, self.plan = client, writer, plan
         self.experiment_id = _experiment(client, plan.study.name)
         self._tags = origin_tags()
-        self.was_finished = False
-        """Whether the study had come to its end before, and nothing more is asked of it now."""
+        self.has_report = False
+        """Whether a report of just what is asked for was stored at the study's end."""
         self.parent_id = self._open_parent()
         self._experiments: dict[str, str] = {}
         self._attempts: dict[str, int] = {}
@@ -146,8 +154,9 @@ class Tracker:
     def log_design(self, design: Design) -> None:
         """What is asked of the study, for reports: from these, MLflow alone makes them again."""
         asked = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
-        self.was_finished &= self.client.get_run(self.parent_id).data.tags.get(DESIGN_TAG) == asked
-        if not self.was_finished:
+        tags = self.client.get_run(self.parent_id).data.tags
+        self.has_report = tags.get(DESIGN_TAG) == asked and tags.get(REPORT_TAG) == WHOLE
+        if not self.has_report:
             self.client.log_text(self.parent_id, design.to_json(), DESIGN)
             self.client.set_tag(self.parent_id, DESIGN_TAG, asked)
 
@@ -174,7 +183,6 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
         if found:
             run_id = str(found[0].info.run_id)
-            self.was_finished = found[0].info.status == "FINISHED"
             self._beat = Heartbeat(self.client, run_id, plan.study.name)
             self.client.update_run(run_id, status="RUNNING")
             self._mend(run_id)
