@@ -141,7 +141,7 @@ def test_help_names_factors_presets_and_every_option_without_importing_ray_or_to
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     shown = " ".join(shown.split())
     options = "preset seeds levels set probe data-download workers cpus-per-worker gpus-per-worker max-concurrent storage"
-    options += " tracking-uri plan fresh log-models"
+    options += " tracking-uri plan calibrate report fresh log-models"
     assert all(f"--{option}" in shown for option in options.split())
     assert "shortcut: none, A, B, C" in shown
     assert "digits" in shown
@@ -162,4 +162,5 @@ def test_plan_shows_cells_and_cost_and_starts_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "6 runs, 6 to train" in done.stdout
     assert "19,218" in done.stdout  # parameters of the smallest cell
+    assert not (tmp_path / "mlflow.db").exists()
     assert "skipped shortcut=A depth=8 block=bottleneck: model.depth=8: cifar with bottleneck blocks has depths 9n+2" in done.stdout

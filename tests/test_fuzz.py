@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ablations.engine import __main__ as service_command
-from ablations.engine import cli, execution, service
+from ablations.engine import cli, execution, preview, service
 from ablations.engine.options import Options
 from ablations.engine.study import Plan, Study
 from ablations.responses import STUDY as RESPONSES
@@ -144,6 +144,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, local_state: Path) -> Iter
     empty = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "execute", recorded)
+        patch.setattr(preview, "preview", recorded)
         patch.setattr(service, "up", lambda _: None)
         patch.setattr(sources, "MEMORY_LIMIT_GIB", 0.05)  # so that what is drawn and accepted takes no time
         patch.setenv("HOME", str(empty))

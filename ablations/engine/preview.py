@@ -5,22 +5,20 @@ import socket
 from functools import partial
 
 from ablations.engine import ledger, terminal
-from ablations.engine.estimate import look_ahead, runs_at_once
+from ablations.engine.estimate import Finished, look_ahead, runs_at_once
+from ablations.engine.ledger import Entry
 from ablations.engine.options import Options
 from ablations.engine.plan_view import plan_view
 from ablations.engine.provenance import submission_id
 from ablations.engine.study import Plan
-from ablations.engine.tracking import answering, connect
+from ablations.engine.tracking import answering, connect, is_new
 
 ANSWER_SECONDS = 2.0
 
 
 def preview(plan: Plan, options: Options) -> int:
     """Prints a plan; returns the exit code."""
-    client = connect(options.tracking_uri)
-    with answering(options.tracking_uri):
-        done = {} if options.fresh else ledger.done(ledger.find(client, plan))
-        finished = list(ledger.finished(client, plan.dataset.version))
+    done, finished = _known(plan, options)
     missing = [run for run in plan.runs if run.fingerprint not in done]
     measure = None
     if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
@@ -36,6 +34,16 @@ def preview(plan: Plan, options: Options) -> int:
     outlook = look_ahead(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
     terminal.make_console().print(plan_view(plan, done, outlook))
     return 0
+
+
+def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished]]:
+    """The plan's runs that are done, and others that tell how long runs take."""
+    if is_new(options.tracking_uri):
+        return {}, []  # nor is a database made to say so
+    client = connect(options.tracking_uri)
+    with answering(options.tracking_uri):
+        done = {} if options.fresh else ledger.done(ledger.find(client, plan))
+        return done, list(ledger.finished(client, plan.dataset.version))
 
 
 def _on_a_cluster() -> bool:
