@@ -1,12 +1,15 @@
 """Every test session has its own local state and one thread per process, as Ray gives its workers."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses inherit it
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else a server is nine processes
+os.environ |= {"AWS_ACCESS_KEY_ID": "anything", "AWS_SECRET_ACCESS_KEY": "anything"}  # of the tests' object store
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,3 +19,30 @@ def local_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         home = tmp_path_factory.mktemp("home")
         monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a Ray with two CPUs on this machine."""
+    import ray  # here and below: most tests need none of it
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without runs: making one takes seconds, copying it none."""
+    from ablations.engine.tracking import connect
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty: Path) -> Path:
+    """A folder with an empty database."""
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    return tmp_path

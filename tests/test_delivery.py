@@ -84,18 +84,10 @@ def submit_mortal(home: Path, uri: str, fatal: int, done: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without runs: making one takes seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(scope="module")
 def processes() -> Iterator[Any]:
     """Processes that start in a moment, with everything imported, and share nothing with this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_delivery"])
+    context.set_forkserver_preload(["tests.test_delivery", "mlflow.store.tracking.sqlalchemy_store"])
     yield context
     multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
 

@@ -2,17 +2,16 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from ablations.engine import heartbeat
@@ -23,14 +22,6 @@ from resnet_core import ConfigError
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Its address."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
 
 
 class Command:
@@ -62,38 +53,37 @@ def children(home: Path) -> list[dict[str, str]]:
     return [run.data.tags for run in client.search_runs(experiments, "tags.fingerprint != ''")]
 
 
-def test_a_study_that_runs_is_refused_and_one_whose_holder_was_killed_is_taken_over(cluster: str, tmp_path: Path) -> None:
+def test_a_study_that_runs_is_refused_and_one_whose_holder_was_killed_is_taken_over(cluster: str, home: Path) -> None:
     study = ("shortcuts", "shortcut=A", "depth=8", "--seeds", "1", "--set", "optim.epochs=120")
-    with Command(cluster, tmp_path, *study) as holder:
+    with Command(cluster, home, *study) as holder:
         deadline = time.monotonic() + 100
-        while not list(tmp_path.glob("checkpoints/*/epoch-*.pt")):
+        while not list(home.glob("checkpoints/*/epoch-*.pt")):
             assert time.monotonic() < deadline
             assert holder.process.poll() is None
             time.sleep(0.05)
-        code, out, error = Command(cluster, tmp_path, *study).end()
+        code, out, error = Command(cluster, home, *study).end()
         assert (code, out) == (2, "")
         who = f"process {holder.process.pid} on {socket.gethostname()}"
         assert error == f"error: study=shortcuts: is running already: {who} holds it; wait for its end or stop it\n"
         assert holder.process.poll() is None
-    code, out, error = Command(cluster, tmp_path, *study).end()
+    code, out, error = Command(cluster, home, *study).end()
     assert code == 0, out + error
-    (tags,) = children(tmp_path)
+    (tags,) = children(home)
     assert (tags["outcome"], tags["attempts"]) == ("completed", "2")
 
 
-def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: str, tmp_path: Path) -> None:
-    connect(f"sqlite:///{tmp_path}/mlflow.db")
+def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: str, home: Path) -> None:
     common = ("depth=8", "--seeds", "1", "--set", "optim.epochs=30")
     with (
-        Command(cluster, tmp_path, "shortcuts", "shortcut=none,A", *common) as first,
-        Command(cluster, tmp_path, "degradation", "shortcut=none,A", *common) as second,
+        Command(cluster, home, "shortcuts", "shortcut=none,A", *common) as first,
+        Command(cluster, home, "degradation", "shortcut=none,A", *common) as second,
     ):
         ends = {first: first.end(), second: second.end()}
     assert [code for code, *_ in ends.values()] == [0, 0], ends
     (told,) = {study for study, (_, out, _) in ends.items() if "waiting for 2 runs that " in out}
     holder = second if told is first else first
     assert f", process {holder.process.pid} on {socket.gethostname()} trains" in ends[told][1]
-    runs = children(tmp_path)
+    runs = children(home)
     assert sorted(tags["cell"].split()[0] for tags in runs) == ["shortcut=A", "shortcut=none"]
     assert {(tags["outcome"], tags["attempts"]) for tags in runs} == {("completed", "1")}
 
@@ -123,8 +113,8 @@ class Elsewhere:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+def client(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    return connect(f"sqlite:///{shutil.copy(empty, tmp_path_factory.mktemp('mlflow'))}")
 
 
 def holder_of(client: MlflowClient, run_id: str) -> str:

@@ -1,254 +1,142 @@
 """A study really runs: Ray, MLflow and a database, on the smallest networks."""
 
 import itertools
-import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
 import torch
-from mlflow import MlflowClient
 from PIL import Image
+from runs import weights_differ
+from submitted import STUDY, Killer, Submitted, planned
 
-from ablations.engine import execution, ledger, options, paths, scheduler
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.study import Plan, Study, make_plan
+from ablations.engine import scheduler
+from ablations.engine.study import Study
 from ablations.engine.tracking import connect
-from resnet_core import ConfigError
+from resnet_core import ConfigError, fit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 PROJECT = Path(__file__).parents[1]
-STUDY = Study(
-    name="small",
-    question="Does it run?",
-    factors={"shortcut": ("none", "A")},
-    baseline={"shortcut": "A"},
-    seeds=1,
-    preset="smoke",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-class Submitted:
-    """A study submitted with some options, as the command line does, and what it left behind."""
-
-    def __init__(self, home: Path, *arguments: str, study: Study = STUDY) -> None:
-        uri = f"sqlite:///{home}/mlflow.db"
-        chosen = options.parse(study, ["--tracking-uri", uri, "--storage", f"{home}/checkpoints", *arguments])
-        self.plan: Plan = make_plan(study, chosen.request, cache=paths.data_cache())
-        self.client: MlflowClient = connect(uri)
-        self.storage = chosen.storage
-        self.code = execution.execute(self.plan, chosen)
-        self.entries = ledger.find(self.client, self.plan)
-
-    def weights(self, index: int = 0) -> dict[str, torch.Tensor]:
-        saved = CheckpointFolder(self.storage, self.plan.runs[index].fingerprint).latest()
-        assert saved is not None
-        model: dict[str, torch.Tensor] = saved["model"]
-        return model
-
-    def count_mlflow_runs(self) -> int:
-        experiments = [e.experiment_id for e in self.client.search_experiments()]
-        return len(self.client.search_runs(experiments))
-
-    def steps(self, index: int = 0) -> list[int]:
-        entry = self.entries[self.plan.runs[index].fingerprint]
-        return [m.step for m in self.client.get_metric_history(entry.run_id, "test/error")]
+PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
 
 def table(text: str) -> str:
-    return text[text.index("small on synthetic: Does it run?") :]
+    """From the study's title to what it says of where its report is."""
+    return text[text.index("small on synthetic: Does it run?") : text.index("Report: ")]
 
 
-def test_submitting_again_trains_only_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = Submitted(tmp_path)
-    first_text = capsys.readouterr().out
-    assert first.code == 0
-    assert {entry.outcome for entry in first.entries.values()} == {"completed"}
-    assert first.count_mlflow_runs() == 3  # two runs under one parent
-    assert first.steps() == [1, 2]
-
-    again = Submitted(tmp_path)
-    again_text = capsys.readouterr().out
-    assert again.code == 0
-    assert again.count_mlflow_runs() == 3
-    assert table(again_text) == table(first_text)
-    assert {f: e.run_id for f, e in again.entries.items()} == {f: e.run_id for f, e in first.entries.items()}
-
-    more = Submitted(tmp_path, "--seeds", "2", "--levels", "shortcut=none,A,B")
-    assert more.count_mlflow_runs() == 3 + 4
-    assert {f: more.entries[f].run_id for f in first.entries} == {f: e.run_id for f, e in first.entries.items()}
-
-    other = Submitted(tmp_path, study=Study(**{**vars(STUDY), "name": "other", "factors": {"shortcut": ("A", "B")}}))
-    assert other.count_mlflow_runs() == 3 + 4 + 1  # both runs are known from the study before; it has a page of its own
-    (parent,) = other.client.search_runs([other.client.get_experiment_by_name("other").experiment_id])
-    assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["test_error_n/shortcut B"] == 1
-    assert other.client.list_artifacts(parent.info.run_id, "figures")
+@pytest.fixture(scope="module")
+def first(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """The study and its probes, submitted once."""
+    home = tmp_path_factory.mktemp("first")
+    shutil.copy(empty, home / "mlflow.db")
+    return Submitted(home, *PROBED)
 
 
-def test_a_run_gives_the_same_weights_here_as_in_a_trial(tmp_path: Path) -> None:
-    from resnet_core import fit
-
-    submitted = Submitted(tmp_path, "--levels", "shortcut=A", "--set", "optim.lr=0.03")
-    torch.set_num_threads(1)
-    *_, last = fit(submitted.plan.runs[0].spec)
-    for name, value in last.checkpoint()["model"].items():
-        assert torch.equal(value, submitted.weights()[name]), name
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_what_probes_saw_is_an_artifact_of_each_run_and_drawn_for_the_study(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
-) -> None:
-    seen = Submitted(tmp_path, "--probe", "responses", "gradients", "--set", "probe_epochs=2", "--workers", workers)
-    assert "Figures: artifacts of its run “small · smoke”" in capsys.readouterr().out
-    rows = ledger.probes(seen.client, seen.plan, seen.entries)
+def test_what_probes_saw_is_an_artifact_of_each_run_and_drawn_for_the_study(first: Submitted) -> None:
+    rows = first.evidence().probes
     assert set(rows["probe"]) == {"responses", "gradients"}
     assert set(rows["epoch"]) == {2}
     assert set(rows["cell"]) == {"shortcut=none", "shortcut=A"}
     assert rows[rows["quantity"] == "std"].groupby("cell").size().tolist() == [7, 7]  # ResNet-8: stem and six more
     assert (rows["value"] > 0).all()
 
-    (parent,) = seen.client.search_runs([next(iter(seen.entries.values())).experiment_id], "tags.base LIKE '%'")
-    figures = {file.path for file in seen.client.list_artifacts(parent.info.run_id, "figures")}
-    assert figures == {f"figures/{probe}.{suffix}" for probe in ("curves", "responses", "gradients") for suffix in ("png", "svg")}
+    figures = {file.path for file in first.client.list_artifacts(first.parent().info.run_id, "figures")}
+    drawn = {f"figures/{probe}.{suffix}" for probe in ("curves", "responses", "gradients") for suffix in ("png", "svg")}
+    assert drawn <= figures
     # Another request, other runs: those without probes have not looked.
-    assert not {run.fingerprint for run in seen.plan.runs} & {run.fingerprint for run in Submitted(tmp_path).plan.runs}
+    assert not first.entries.keys() & {run.fingerprint for run in planned().runs}
 
 
-def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(tmp_path: Path) -> None:
+def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path: Path) -> None:
+    home = tmp_path
+    shutil.copy(first.home / "mlflow.db", home)  # its checkpoints are not asked for
+    assert first.code == 0
+    assert first.outcomes() == ["completed"] * 2
+    assert first.count_mlflow_runs() == 3  # two runs under one parent
+    assert first.steps() == [1, 2]
+
+    again = Submitted(home, *PROBED)
+    assert again.code == 0
+    assert again.count_mlflow_runs() == 3
+    assert table(again.text) == table(first.text)
+    assert again.run_ids() == first.run_ids()
+
+    more = Submitted(home, *PROBED, "--seeds", "2", "--levels", "shortcut=none,A,B")
+    assert more.count_mlflow_runs() == 3 + 4
+    assert more.run_ids().items() >= first.run_ids().items()
+
+    other = Submitted(home, *PROBED, study=Study(**{**vars(STUDY), "name": "other", "factors": {"shortcut": ("A", "B")}}))
+    assert other.count_mlflow_runs() == 3 + 4 + 1  # both runs are known from the study before; it has a page of its own
+    assert other.parent().info.status == "FINISHED"
+    assert other.parent().data.metrics["test_error_n/shortcut B"] == 1
+    assert other.client.list_artifacts(other.parent().info.run_id, "figures")
+
+
+def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -> None:
     for i, (split, label) in enumerate(itertools.product(("train", "val"), ("cat", "dog"))):
-        (tmp_path / split / label).mkdir(parents=True)
+        (home / split / label).mkdir(parents=True)
         for j in range(8):
-            Image.new("RGB", (50, 40), (20 * j, 60 * i, 9)).save(tmp_path / split / label / f"{j}.jpg")
-    data = ["data.name=imagefolder", f"data.root={tmp_path}", "data.stream=true", "data.image_size=16", "data.scale=18,24"]
-    streamed = Submitted(
-        tmp_path,
-        "--levels",
-        "shortcut=A",
-        "--set",
-        *data,
-        "data.colour=true",
-        "global_batch_size=8",
-        "data.extra_tests=multi_scale",
-    )
-    (entry,) = streamed.entries.values()
-    assert entry.outcome == "completed", entry.tags.get("message")
-    assert {"data_wait_seconds", "test/multi_scale_error"} <= entry.metrics.keys()
+            Image.new("RGB", (50, 40), (20 * j, 60 * i, 9)).save(home / split / label / f"{j}.jpg")
+    data = ["data.name=imagefolder", f"data.root={home}", "data.stream=true", "data.image_size=16", "data.scale=18,24"]
+    others = ["data.colour=true", "global_batch_size=8", "data.extra_tests=multi_scale"]
+    streamed = Submitted(home, "--levels", "shortcut=A", "--set", *data, *others)
+    assert streamed.entry().outcome == "completed", streamed.entry().tags.get("message")
+    assert {"data_wait_seconds", "test/multi_scale_error"} <= streamed.entry().metrics.keys()
 
 
-def test_a_search_of_the_validation_split_leaves_the_test_set_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    held_out = Submitted(tmp_path, "--set", "data.validation=0.25")
-    assert "validation error %" in capsys.readouterr().out
-    for entry in held_out.entries.values():
-        assert "validation/error" in entry.metrics
+@pytest.fixture(scope="module")
+def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submitted, Submitted]:
+    """A search of the validation split, of which one run diverges and one fails, and the same once that is mended."""
+    home = tmp_path_factory.mktemp("bad-luck")
+    shutil.copy(empty, home / "mlflow.db")
+    arguments = ("--levels", "shortcut=A", "optim.lr=0.1,1e30,0.02", "--set", "data.validation=0.25")
+    blocked = home / "checkpoints" / planned(*arguments).runs[-1].fingerprint
+    blocked.parent.mkdir()
+    blocked.write_text("a file where a folder should be")
+    failed = Submitted(home, *arguments)
+    blocked.unlink()
+    return failed, Submitted(home, *arguments)
+
+
+def test_a_search_of_the_validation_split_leaves_the_test_set_alone(bad_luck: tuple[Submitted, Submitted]) -> None:
+    _, searched = bad_luck
+    assert "validation error %" in searched.text
+    for entry in searched.entries.values():
+        assert ("validation/error" in entry.metrics) == (entry.outcome == "completed")
         assert not any(name.startswith("test/") for name in entry.metrics)
 
 
-def test_a_run_that_diverges_or_fails_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    diverged = Submitted(tmp_path, "--levels", "shortcut=A", "optim.lr=0.1,1e30")
-    outcomes = [diverged.entries[run.fingerprint].outcome for run in diverged.plan.runs]
-    assert sorted(outcomes) == ["completed", "diverged"]
-    assert diverged.code == 0  # that it diverges is a result
-    assert "1 diverged" in capsys.readouterr().out
-
-    arguments = ("--levels", "shortcut=A,B", "--set", "optim.lr=0.02")
-    chosen = options.parse(STUDY, arguments)
-    blocked = make_plan(STUDY, chosen.request, cache=paths.data_cache()).runs[0]
-    (tmp_path / "checkpoints" / blocked.fingerprint).write_text("a file where a folder should be")
-    failed = Submitted(tmp_path, *arguments)
+def test_a_run_that_diverges_or_fails_leaves_the_others_alone(bad_luck: tuple[Submitted, Submitted]) -> None:
+    failed, mended = bad_luck
+    assert failed.outcomes() == ["completed", "diverged", "failed"]
     assert failed.code == 1
-    assert [failed.entries[run.fingerprint].outcome for run in failed.plan.runs] == ["failed", "completed"]
-    text = capsys.readouterr().out
-    assert f"{blocked}: failed, OSError: checkpoints in {tmp_path}/checkpoints/{blocked.fingerprint} cannot be read: " in text
-    assert "1 of 2 runs have no result. To train just those: python " in text
-    (tmp_path / "checkpoints" / blocked.fingerprint).unlink()
-    mended = Submitted(tmp_path, *arguments)
-    assert mended.code == 0
-    assert {f: e.run_id for f, e in mended.entries.items()} == {f: e.run_id for f, e in failed.entries.items()}
+    assert "1 diverged" in failed.text
+    blocked = failed.plan.runs[-1]
+    assert f"{blocked}: failed, OSError: checkpoints in {failed.storage}/{blocked.fingerprint} cannot be read: " in failed.text
+    assert "1 of 3 runs have no result. To train just those: python " in failed.text
+    assert mended.outcomes() == ["completed", "diverged", "completed"]
+    assert mended.code == 0  # that it diverges is a result
+    assert mended.run_ids() == failed.run_ids()
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint_in_the_same_run(tmp_path: Path) -> None:
-    arguments = ["--levels", "shortcut=A", "--set", "optim.epochs=40", "optim.lr=0.01"]
-    undisturbed = Submitted(tmp_path / "undisturbed", *arguments)
-    killer = Killer(tmp_path / "killed" / "checkpoints", "ray::ImplicitFunc")
-    killed = Submitted(tmp_path / "killed", *arguments)
-    assert killer.result() == "killed"
-    (entry,) = killed.entries.values()
-    assert (killed.code, entry.outcome, entry.tags["attempts"]) == (0, "completed", "2")
+def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undisturbed_training_here(home: Path) -> None:
+    killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
+    killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=40", "optim.lr=0.01")
+    assert killer.join()
+    assert (killed.code, killed.entry().outcome, killed.entry().tags["attempts"]) == (0, "completed", "2")
     assert killed.steps() == list(range(1, 41))
-    assert all(torch.equal(value, killed.weights()[name]) for name, value in undisturbed.weights().items())
-
-
-class Killer:
-    """Ends a process of the study, once its run has a checkpoint of epoch 3 or later."""
-
-    def __init__(self, storage: Path, name: str) -> None:
-        code = f"""
-import pathlib, time, psutil
-
-def title(process):
-    try:
-        return " ".join(process.cmdline()) or process.name()
-    except psutil.Error:  # gone, or a zombie
-        return ""
-
-deadline = time.monotonic() + 200
-while time.monotonic() < deadline:
-    if any(int(p.name[6:12]) >= 3 for p in pathlib.Path({str(storage)!r}).glob("*/epoch-*.pt")):
-        found = [p for p in psutil.Process({os.getpid()}).children(recursive=True) if title(p).startswith({name!r})]
-        if found:
-            found[0].kill()
-            print("killed")
-            break
-    time.sleep(0.01)
-"""
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-    def result(self) -> str:
-        out, _ = self.process.communicate(timeout=10)
-        return out.strip()
-
-
-def test_two_workers_train_as_one_group_and_agree(tmp_path: Path) -> None:
-    group = Submitted(tmp_path, "--workers", "2", "--levels", "shortcut=A")
-    (entry,) = group.entries.values()
-    assert (group.code, entry.outcome, entry.tags["world_size"]) == (0, "completed", "2")
-    assert group.steps() == [1, 2]
-    # Statistics of half batches differ a little from those of whole ones; the loss they reach does not differ much.
-    single = Submitted(tmp_path, "--levels", "shortcut=A")
-    (other,) = single.entries.values()
-    assert other.run_id != entry.run_id
-    assert math.isclose(entry.metrics["train/loss"], other.metrics["train/loss"], rel_tol=0.2)
-    deadline = time.monotonic() + 30  # processes end a moment after their study
-    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert ray.available_resources()["CPU"] == 2  # the group gave everything back
-
-
-def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(tmp_path: Path) -> None:
-    killer = Killer(tmp_path / "checkpoints", "ray::RayTrainWorker")
-    group = Submitted(tmp_path, "--workers", "2", "--levels", "shortcut=A", "--set", "optim.epochs=60")
-    assert killer.result() == "killed"
-    (entry,) = group.entries.values()
-    assert (group.code, entry.outcome, entry.tags["attempts"]) == (0, "completed", "2")
-    assert group.steps() == list(range(1, 61))
+    torch.set_num_threads(1)
+    *_, last = fit(killed.plan.runs[0].spec)
+    assert not weights_differ(last.checkpoint()["model"], killed.checkpoint()["model"])
 
 
 @pytest.mark.parametrize(
@@ -259,11 +147,11 @@ def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(tmp_path:
         (["--gpus-per-worker", "1"], "and 1 GPUs for each worker; the cluster has 2 CPUs and 0 GPUs"),
     ],
 )
-def test_more_than_the_cluster_can_ever_give_is_refused(tmp_path: Path, arguments: list[str], named: str) -> None:
+def test_more_than_the_cluster_can_ever_give_is_refused(home: Path, arguments: list[str], named: str) -> None:
     with pytest.raises(ConfigError) as error:
-        Submitted(tmp_path, *arguments)
+        Submitted(home, *arguments)
     assert named in str(error.value)
-    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = connect(f"sqlite:///{home}/mlflow.db")
     assert not client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
@@ -275,14 +163,11 @@ def test_capacity_counts_whole_workers_on_each_node() -> None:
     assert not scheduler.autoscales()
 
 
-def test_an_interrupted_study_says_so_and_goes_on_when_submitted_again(tmp_path: Path) -> None:
+def test_an_interrupted_study_says_so_and_goes_on_when_submitted_again(tmp_path: Path, cluster: str) -> None:
+    epochs = 200
     command: list[str] = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8"]
-    command += ["--seeds", "1", "--set", "optim.epochs=400"]
-    environment: dict[str, Any] = {
-        **os.environ,
-        "RESNET_ABLATIONS_HOME": str(tmp_path),
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-    }
+    command += ["--seeds", "1", "--set", f"optim.epochs={epochs}"]
+    environment: dict[str, Any] = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": cluster}
     with subprocess.Popen(
         command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as study:
@@ -304,6 +189,6 @@ def test_an_interrupted_study_says_so_and_goes_on_when_submitted_again(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = client.search_runs(experiments, "tags.fingerprint != ''")
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "test/error")]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, epochs + 1))
     assert run.data.tags["attempts"] == "2"
     assert not [p for p in psutil.Process().children(recursive=True) if "shortcuts.py" in " ".join(p.cmdline())]
