@@ -12,9 +12,10 @@ from object_store import object_store
 from submitted import Killer, Submitted, planned
 
 from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.replay import ReplayRequest, replay
 from resnet_core import fit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EPOCHS = 14
 ASKED = ("--levels", "shortcut=A", "--set", f"optim.epochs={EPOCHS}", "probe_epochs=2", "--probe", "responses", "gradients")
@@ -77,6 +78,15 @@ def test_what_the_probes_of_a_group_saw_is_an_artifact_of_its_run(group: BadDays
     assert set(rows["epoch"]) == {2}
     assert (rows["quantity"] == "std").sum() == 7  # ResNet-8: stem and six more
     assert (rows["value"] > 0).all()
+
+
+def test_a_replay_by_two_workers_without_bad_days_is_equal_to_the_last_bit(
+    group: BadDays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{group.ended.home}/mlflow.db"
+    assert replay(ReplayRequest(run=group.ended.entry().run_id, tracking_uri=uri, storage=str(tmp_path))) == 0
+    assert f"exactly equal: {EPOCHS} epochs, every loss and error to the last bit" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_group_gives_everything_back(group: BadDays) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ from resnet_core import ConfigError
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
+EPOCHS = 300
 
 
 class Command:
@@ -53,23 +56,69 @@ def children(home: Path) -> list[dict[str, str]]:
     return [run.data.tags for run in client.search_runs(experiments, "tags.fingerprint != ''")]
 
 
-def test_a_study_that_runs_is_refused_and_one_whose_holder_was_killed_is_taken_over(cluster: str, home: Path) -> None:
-    study = ("shortcuts", "shortcut=A", "depth=8", "--seeds", "1", "--set", "optim.epochs=120")
-    with Command(cluster, home, *study) as holder:
-        deadline = time.monotonic() + 100
-        while not list(home.glob("checkpoints/*/epoch-*.pt")):
+class PassedOn:
+    """A study that is submitted again while it runs; its holder is killed, the next one interrupted, the third left alone."""
+
+    study = ("shortcuts", "shortcut=A", "depth=8", "--seeds", "1", "--set", f"optim.epochs={EPOCHS}")
+
+    def __init__(self, cluster: str, home: Path) -> None:
+        self.home, self.client = home, MlflowClient(f"sqlite:///{home}/mlflow.db")
+        with Command(cluster, home, *self.study) as first:
+            self.wait_for(first, lambda: self.newest() > 0)
+            self.refused = Command(cluster, home, *self.study).end()
+            self.first, self.still_ran = first.process.pid, first.process.poll() is None
+        with Command(cluster, home, *self.study) as second:
+            self.wait_for(second, lambda: children(home)[0]["attempts"] == "2")
+            reached = self.newest()
+            self.wait_for(second, lambda: self.newest() > reached)
+            second.process.send_signal(signal.SIGINT)
+            self.interrupted = second.end()
+        self.statuses = sorted(run.info.status for run in self.client.search_runs(["1"]))
+        self.ended = Command(cluster, home, *self.study).end()
+
+    def newest(self) -> int:
+        """Epoch of the newest checkpoint."""
+        return max((int(path.name[6:12]) for path in self.home.glob("checkpoints/*/epoch-*.pt")), default=0)
+
+    def wait_for(self, command: Command, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not true():
             assert time.monotonic() < deadline
-            assert holder.process.poll() is None
+            assert command.process.poll() is None, command.end()
             time.sleep(0.05)
-        code, out, error = Command(cluster, home, *study).end()
-        assert (code, out) == (2, "")
-        who = f"process {holder.process.pid} on {socket.gethostname()}"
-        assert error == f"error: study=shortcuts: is running already: {who} holds it; wait for its end or stop it\n"
-        assert holder.process.poll() is None
-    code, out, error = Command(cluster, home, *study).end()
+
+
+@pytest.fixture(scope="module")
+def passed_on(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> PassedOn:
+    home = tmp_path_factory.mktemp("passed-on")
+    shutil.copy(empty, home / "mlflow.db")
+    return PassedOn(cluster, home)
+
+
+def test_a_study_that_runs_is_refused(passed_on: PassedOn) -> None:
+    who = f"process {passed_on.first} on {socket.gethostname()}"
+    error = f"error: study=shortcuts: is running already: {who} holds it; wait for its end or stop it\n"
+    assert passed_on.refused == (2, "", error)
+    assert passed_on.still_ran
+
+
+def test_an_interrupted_study_says_so(passed_on: PassedOn) -> None:
+    code, out, error = passed_on.interrupted
+    assert code == 1
+    assert "stopped, the study was interrupted" in out
+    assert "Traceback" not in out + error
+    assert passed_on.statuses == ["FAILED", "KILLED"]  # the study's own run, and the one that it trained
+
+
+def test_a_study_whose_holder_was_killed_or_interrupted_is_taken_over(passed_on: PassedOn) -> None:
+    code, out, error = passed_on.ended
     assert code == 0, out + error
-    (tags,) = children(home)
-    assert (tags["outcome"], tags["attempts"]) == ("completed", "2")
+    (tags,) = children(passed_on.home)
+    assert (tags["outcome"], tags["attempts"]) == ("completed", "3")
+    (run,) = passed_on.client.search_runs(["1"], "tags.fingerprint != ''")
+    steps = [metric.step for metric in passed_on.client.get_metric_history(run.info.run_id, "test/error")]
+    assert steps == list(range(1, EPOCHS + 1))
+    assert not [p for p in psutil.Process().children(recursive=True) if "shortcuts.py" in " ".join(p.cmdline())]
 
 
 def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: str, home: Path) -> None:

@@ -281,16 +281,6 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_run_of_two_workers_is_replayed_by_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = Finished(tmp_path, "--seeds", "1", "--workers", "2")
-    before = study.left_behind()
-    assert replay(study.request) == 0
-    assert "exactly equal: 2 epochs" in capsys.readouterr().out
-    assert study.left_behind() == before
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     spec = override(preset("smoke"), {"epochs": 10_000})

@@ -1,16 +1,9 @@
 """A study really runs: Ray, MLflow and a database, on the smallest networks."""
 
 import itertools
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +17,6 @@ from resnet_core import ConfigError, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
-PROJECT = Path(__file__).parents[1]
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
 
@@ -161,34 +153,3 @@ def test_capacity_counts_whole_workers_on_each_node() -> None:
     assert scheduler.Needs(cpus_per_worker=1.5).capacity() == 1
     assert scheduler.Needs(gpus_per_worker=0.5).capacity() == 0
     assert not scheduler.autoscales()
-
-
-def test_an_interrupted_study_says_so_and_goes_on_when_submitted_again(tmp_path: Path, cluster: str) -> None:
-    epochs = 200
-    command: list[str] = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8"]
-    command += ["--seeds", "1", "--set", f"optim.epochs={epochs}"]
-    environment: dict[str, Any] = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": cluster}
-    with subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as study:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("checkpoints/*/epoch-*.pt")):
-            assert time.monotonic() < deadline
-            assert study.poll() is None
-            time.sleep(0.1)
-        study.send_signal(signal.SIGINT)
-        text, _ = study.communicate(timeout=60)
-    assert study.returncode == 1
-    assert "stopped, the study was interrupted" in text
-    assert "Traceback" not in text
-    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    assert sorted(run.info.status for run in client.search_runs(experiments)) == ["FAILED", "KILLED"]  # the parent, and the run
-
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = client.search_runs(experiments, "tags.fingerprint != ''")
-    steps = [m.step for m in client.get_metric_history(run.info.run_id, "test/error")]
-    assert steps == list(range(1, epochs + 1))
-    assert run.data.tags["attempts"] == "2"
-    assert not [p for p in psutil.Process().children(recursive=True) if "shortcuts.py" in " ".join(p.cmdline())]
