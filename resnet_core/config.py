@@ -5,7 +5,10 @@ registry. This module imports neither torch nor numpy, so that plans, help texts
 """
 
 import dataclasses
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from resnet_core.fields import Checked, ConfigError, reject
@@ -30,6 +33,10 @@ IMAGENET_STAGES: dict[tuple[str, int], tuple[int, ...]] = {
     ("bottleneck", 152): (3, 8, 36, 3),
 }
 """Blocks per stage of the ImageNet networks (He et al. 2015, table 1)."""
+
+CHANGEABLE = ("lr", "weight_decay", "momentum", "label_smoothing")
+"""Fields of `OptimConfig` that may change during a training."""
+_CHANGE = re.compile(rf"([1-9][0-9]{{0,9}}):({'|'.join(CHANGEABLE)})=(\S+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +285,22 @@ class OptimConfig(Checked):
     """Learning rate of the warm-up."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
+    changes: tuple[str, ...] = ()
+    """What changes during the training, as in population-based training (Jaderberg et al. 2017, arXiv:1711.09846). `4:lr=0.04`:
+    from the end of epoch 4 on, `lr` is 0.04, and the schedule goes on from where it is. `weight_decay`, `momentum` and
+    `label_smoothing` may change too."""
+
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        converted = super().converted(name, value)
+        if name != "changes":
+            return converted
+        entries = [_parsed_change(text) for text in converted]
+        if any(later[0] < earlier[0] for earlier, later in pairwise(entries)):
+            raise reject("optim.changes", ",".join(converted), "accepted: epochs that do not fall: 4:lr=0.04,6:lr=0.01")
+        if len({entry[:2] for entry in entries}) < len(entries):
+            raise reject("optim.changes", ",".join(converted), "accepted: a field once in an epoch")
+        return tuple(change(*entry) for entry in sorted(entries))  # equal policies are equal specs
 
     def _check(self) -> None:
         self._at_least(1, "epochs", "iterations", "global_batch_size")
@@ -293,6 +316,15 @@ class OptimConfig(Checked):
             raise self._reject("warmup_error", "accepted: above 0 to 100 percent, without optim.warmup_steps")
         if self.velocity == "updates" and (self.lr == 0 or self.nesterov or (self.warmup_lr == 0 and self._warms_up)):
             raise self._reject("velocity", "updates needs learning rates above 0 and no optim.nesterov")
+        for text in self.changes:
+            _, name, value = _parsed_change(text)
+            if name == "momentum" and 0 in (self.momentum, value):
+                raise reject("optim.changes", text, "accepted: optim.momentum above 0, before and after")
+            later: dict[str, Any] = {"changes": (), name: value}
+            try:
+                replace(self, **later)
+            except ConfigError as error:
+                raise reject("optim.changes", text, str(error)) from error
 
     @property
     def _warms_up(self) -> bool:
@@ -303,8 +335,30 @@ class OptimConfig(Checked):
         return self.iterations or self.epochs * (train_images // self.global_batch_size)
 
     def total_epochs(self, train_images: int) -> int:
-        """Epochs of a training on this many images, the last one perhaps partial."""
-        return -(-self.total_steps(train_images) // (train_images // self.global_batch_size))
+        """Epochs of a training on this many images, the last one perhaps partial; raises ConfigError for changes beyond it."""
+        total = -(-self.total_steps(train_images) // (train_images // self.global_batch_size))
+        if self.changes and _parsed_change(self.changes[-1])[0] >= total:
+            raise reject("optim.changes", self.changes[-1], f"accepted: epochs below {total}, those of this training")
+        return total
+
+    def in_force(self, epoch: int) -> Self:
+        """What holds after `epoch` finished epochs, with no changes to come."""
+        changed: dict[str, Any] = {name: value for begins, name, value in map(_parsed_change, self.changes) if begins <= epoch}
+        return replace(self, changes=(), **changed)
+
+
+def change(epoch: int, name: str, value: float) -> str:
+    """An entry of `OptimConfig.changes`: from the end of epoch `epoch` on, field `name` is `value`, in full precision."""
+    return f"{epoch}:{name}={float(value) + 0.0!r}"  # + 0.0: minus zero is zero
+
+
+def _parsed_change(text: str) -> tuple[int, str, float]:
+    """Epoch, field and value of an entry of `OptimConfig.changes`."""
+    with suppress(ValueError):
+        if found := _CHANGE.fullmatch(text):
+            return int(found[1]), found[2], float(found[3])
+    accepted = f"accepted: EPOCH:FIELD=NUMBER, such as 4:lr=0.04; epochs are counted from 1, fields are {', '.join(CHANGEABLE)}"
+    raise reject("optim.changes", text, accepted)
 
 
 @dataclass(frozen=True, kw_only=True)

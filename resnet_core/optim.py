@@ -24,8 +24,8 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_u
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     """SGD over the model's parameters, with or without weight decay on BatchNorm and biases."""
     parameters = list(model.parameters())
-    decayed = [p for p in parameters if config.decay == "all" or p.ndim > 1]
-    kept = [p for p in parameters if config.decay != "all" and p.ndim <= 1]
+    decayed = [p for p in parameters if _decays(p, config)]
+    kept = [p for p in parameters if not _decays(p, config)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]],
@@ -39,6 +39,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
             # Else the first step makes it of whatever memory holds, also where a loss scaler then skips that step.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:
+    return config.decay == "all" or parameter.ndim > 1
+
+
+def set_momentum_and_decay(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
+    """Sets momentum and weight decay of the next steps: a restored optimiser has those of its past."""
+    for group in optimizer.param_groups:
+        group["momentum"] = config.momentum
+        group["weight_decay"] = config.weight_decay if _decays(group["params"][0], config) else 0.0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, rate: float) -> None:

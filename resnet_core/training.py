@@ -26,7 +26,7 @@ from resnet_core.evaluation import Alive, Totals, autocast, evaluate, evaluate_v
 from resnet_core.fields import reject
 from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
-from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate
+from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
 from resnet_core.probes import Gradients, Responses, Row
 
 Metrics = dict[str, float]
@@ -108,7 +108,7 @@ def fit(
         spec: what to train; fields that the data set decides may be left open.
         dataset: the images; loaded from `spec.data` if None.
         device: where to train, such as `cpu`, `cuda` or `cuda:1`.
-        restore: an `EpochResult.checkpoint()` of the same spec to continue from.
+        restore: an `EpochResult.checkpoint()` to continue from, of the same spec or of one that differs in later `optim.changes`.
         alive: called after every training step and every batch that is only evaluated.
 
     Raises:
@@ -206,15 +206,17 @@ def train_epoch(
     With `probe`, the state's probes get the norms of the gradients. `alive` is called after every step.
     """
     spec = batches.spec
+    optim = spec.optim.in_force(state.epoch)
+    set_momentum_and_decay(state.optimizer, optim)
     network.train()
     totals, recent = Totals(batches.device), Totals(batches.device)
     gradients = Gradients(state.net) if probe else None
     for _, (images, labels) in zip(range(steps), batches.train_epoch(state.epoch), strict=False):
-        warming_up = spec.optim.warmup_error is not None and state.warmup_steps is None
-        set_learning_rate(state.optimizer, spec.optim, learning_rate(spec.optim, state.step, total_steps, warming_up=warming_up))
+        warming_up = optim.warmup_error is not None and state.warmup_steps is None
+        set_learning_rate(state.optimizer, optim, learning_rate(optim, state.step, total_steps, warming_up=warming_up))
         with autocast(spec, batches.device):
             logits = network(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=spec.optim.label_smoothing)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=optim.label_smoothing)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if gradients:
             gradients.add(state.scaler.scale(torch.ones((), device=batches.device)))

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import execution, ledger, options, paths
+from ablations.engine import execution, ledger, options, paths, results, searching
 from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.ledger import Entry
+from ablations.engine.search import SearchPlan, plan_search
 from ablations.engine.study import Plan, Study, make_plan
 from ablations.engine.tracking import connect
 
@@ -30,9 +32,24 @@ STUDY = Study(
 )
 
 
+def space(trial: Any) -> None:
+    trial.suggest_float("optim.lr", 1e-3, 1, log=True)
+    trial.suggest_float("optim.momentum", 0.5, 0.95)
+
+
+SEARCH = replace(STUDY, name="searched", question="Does each need its own learning rate?", seeds=2, space=space)
+
+
 def planned(*arguments: str, study: Study = STUDY) -> Plan:
     """What these options ask for."""
     return make_plan(study, options.parse(study, arguments).request, cache=paths.data_cache())
+
+
+def searched(*arguments: str, study: Study = SEARCH) -> SearchPlan:
+    """What these options ask of a search."""
+    chosen = options.parse(study, arguments)
+    assert chosen.search
+    return plan_search(study, chosen.request, chosen.search, cache=paths.data_cache())
 
 
 class Submitted:
@@ -41,11 +58,11 @@ class Submitted:
     def __init__(self, home: Path, *arguments: str, study: Study = STUDY) -> None:
         self.home, uri = home, f"sqlite:///{home}/mlflow.db"
         chosen = options.parse(study, ["--tracking-uri", uri, "--storage", f"{home}/checkpoints", *arguments])
-        self.plan: Plan = make_plan(study, chosen.request, cache=paths.data_cache())
+        self.plan: Plan = searched(*arguments, study=study) if study.space else planned(*arguments, study=study)
         self.client: MlflowClient = connect(uri)
         self.storage = chosen.storage
         with redirect_stdout(io.StringIO()) as out:
-            self.code = execution.execute(self.plan, chosen)
+            self.code = (searching if study.space else execution).execute(self.plan, chosen)
         self.text = out.getvalue()
         self.entries = ledger.find(self.client, self.plan)
 
@@ -83,7 +100,12 @@ class Submitted:
         return found
 
     def evidence(self) -> Evidence:
-        return ledger.gather(self.client, Design.of(self.plan, {}))
+        return results.gather(self.client, Design.of(self.plan, {}))
+
+    def found(self) -> Evidence:
+        """What the study's run in MLflow says that was asked, and what came of it."""
+        plan = self.plan
+        return results.gather(self.client, ledger.design_of(self.client, plan.study.name, plan.preset, plan.shared())[1])
 
 
 class Killer:

@@ -11,29 +11,65 @@ LAYERS = [
     *(
         f"ablations.engine.{name}"
         for name in (
-            *("paths", "storage", "checkpoints", "study", "options", "provenance"),
-            *("findings", "evidence", "inference", "contrasts", "answers", "analysis", "tables"),
+            *("paths", "storage", "checkpoints", "study", "search_request", "options", "provenance"),
+            *("evidence", "space", "halving", "population", "samplers", "proposals", "optimiser", "search"),
+            *("findings", "inference", "contrasts", "answers", "tables"),
+            *("search_trials", "optuna_export", "importance", "ranking", "search_analysis", "analysis"),
             *("reference", "estimate", "calibration"),
-            *("ledger", "journal", "delivery", "heartbeat", "tracking"),
-            *(f"figures.{name}" for name in ("looks", "drawing", "curves", "charts", "forest", "front", "captions")),
+            *("ledger", "trials", "results", "journal", "delivery", "heartbeat", "tracking"),
+            *(
+                f"figures.{name}"
+                for name in ("looks", "drawing", "curves", "charts", "forest", "front", "search", "search_fields", "captions")
+            ),
             *("figures", "paper", "report"),
-            *("terminal", "relay", "models", "overview", "reporting", "watchdog", "deaths", "trial", "scheduler"),
-            *("plan_view", "preview", "execution", "agreement", "replay", "service", "cli", "__main__"),
+            *(
+                "terminal",
+                "relay",
+                "models",
+                "overview",
+                "reporting",
+                "watchdog",
+                "deaths",
+                "worker_group",
+                "trial",
+                "tune_loop",
+                "scheduler",
+            ),
+            *(
+                "searches",
+                "trial_source",
+                "plan_view",
+                "preview",
+                "execution",
+                "searching",
+                "agreement",
+                "replay",
+                "service",
+                "cli",
+                "__main__",
+            ),
         )
     ),
 ]
 """A module may import those before it."""
 
 HOME = {
-    "ray": {"ablations.engine.deaths", "ablations.engine.trial", "ablations.engine.scheduler", "ablations.engine.service"},
+    "ray": {f"ablations.engine.{name}" for name in ("deaths", "worker_group", "trial", "tune_loop", "scheduler", "service")},
     "mlflow": {
         f"ablations.engine.{name}"
-        for name in ("tracking", "delivery", "heartbeat", "ledger", "models", "overview", "reporting", "execution", "replay")
+        for name in (
+            *("tracking", "delivery", "heartbeat", "ledger", "trials", "results", "models", "overview"),
+            *("reporting", "execution", "searching", "replay"),
+        )
     },
     "matplotlib": {
         "ablations.engine.figures",
-        *(f"ablations.engine.figures.{name}" for name in ("drawing", "curves", "charts", "forest", "front")),
+        *(
+            f"ablations.engine.figures.{name}"
+            for name in ("drawing", "curves", "charts", "forest", "front", "search", "search_fields")
+        ),
     },
+    "optuna": {f"ablations.engine.{name}" for name in ("space", "samplers", "proposals", "importance", "optuna_export")},
     "statsmodels": {"ablations.engine.inference"},
     "jinja2": {"ablations.engine.report"},
 }
@@ -84,5 +120,12 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
 def test_a_study_imports_the_study_and_the_command_line_only() -> None:
     for module, path in modules().items():
         if module.count(".") == 1 and module.startswith("ablations."):
-            roots = {"ablations.engine.cli", "ablations.engine.study", "ablations.engine.cli.main", "ablations.engine.study.Study"}
+            roots = {
+                "typing",
+                "typing.Any",
+                "ablations.engine.cli",
+                "ablations.engine.study",
+                "ablations.engine.cli.main",
+                "ablations.engine.study.Study",
+            }
             assert imports(path) <= roots, module

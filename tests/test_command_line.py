@@ -118,7 +118,7 @@ def test_a_study_can_be_planned_on_its_presets(
 ) -> None:
     request = Request(preset=preset, overrides=stand_ins.get(preset, {}))
     study = study_of(name).adapted(preset)
-    if preset == "imagenet" and name not in ("shortcuts", "degradation", "depth", "blocks"):
+    if preset == "imagenet" and name not in ("shortcuts", "degradation", "depth", "blocks", "hyperparameters"):
         with pytest.raises(ConfigError, match="imagenet"):
             make_plan(study, request, cache=tmp_path)
         return

@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_core import PRESETS, ConfigError, DataConfig, ModelConfig, OptimConfig, RunSpec, override, preset
-from resnet_core.overrides import convert, from_flat
+from resnet_core.config import change
+from resnet_core.overrides import assignments, convert, from_flat
 
 DEFAULT = RunSpec()
 FIELDS = tuple(DEFAULT.flat())
+CHANGE = "accepted: EPOCH:FIELD=NUMBER, such as 4:lr=0.04; epochs are counted from 1, fields are lr, weight_decay, momentum, "
+CHANGE += "label_smoothing"
+BAD_CHANGES = ["0:lr=0.1", "04:lr=0.1", "-1:lr=0.1", f"{'9' * 50}:lr=0.1", "lr=0.1", "4:lr", "4:lr=", "4:lr=x", "4:lr=0.1=0.2"]
+BAD_CHANGES += ["4:optim.lr=0.1", "4:epochs=9", "x", "none"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
@@ -65,6 +70,30 @@ thorough = settings(deadline=None, max_examples=100)
         ({"milestones": [1.5]}, "optim.milestones=[1.5]: accepted: rising fractions of the training, such as 0.5,0.75"),
         ({"label_smoothing": 1.1}, "optim.label_smoothing=1.1: accepted: 0 to 1"),
         ({"momentum": 0, "nesterov": True}, "optim.nesterov=true: needs optim.momentum above 0"),
+        # impossible policies
+        *(({"changes": text}, f"optim.changes={text}: {CHANGE}") for text in BAD_CHANGES),
+        ({"changes": [4]}, "optim.changes=4: accepted: text"),
+        ({"changes": 4}, "optim.changes=4: accepted: a list such as 2,2,2"),
+        (
+            {"changes": "4:lr=0.1,2:lr=1"},
+            "optim.changes=4:lr=0.1,2:lr=1: accepted: epochs that do not fall: 4:lr=0.04,6:lr=0.01",
+        ),
+        ({"changes": "4:lr=0.1,4:lr=1"}, "optim.changes=4:lr=0.1,4:lr=1: accepted: a field once in an epoch"),
+        ({"changes": "4:lr=nan"}, "optim.changes=4:lr=nan: optim.lr=NaN: accepted: finite and at least 0"),
+        (
+            {"changes": "4:weight_decay=-1"},
+            "optim.changes=4:weight_decay=-1.0: optim.weight_decay=-1.0: accepted: finite and at least 0",
+        ),
+        ({"changes": "4:label_smoothing=2"}, "optim.changes=4:label_smoothing=2.0: optim.label_smoothing=2.0: accepted: 0 to 1"),
+        ({"changes": "4:momentum=0"}, "optim.changes=4:momentum=0.0: accepted: optim.momentum above 0, before and after"),
+        (
+            {"changes": "4:momentum=0.5", "momentum": 0},
+            "optim.changes=4:momentum=0.5: accepted: optim.momentum above 0, before and after",
+        ),
+        (
+            {"changes": "4:lr=0", "velocity": "updates"},
+            "optim.changes=4:lr=0.0: optim.velocity=updates: updates needs learning rates above 0 and no optim.nesterov",
+        ),
         ({"iterations": 0}, "optim.iterations=0: accepted: finite and at least 1"),
         ({"seed": -1}, "seed=-1: accepted: finite and at least 0"),
         # indivisible batches
@@ -141,6 +170,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
             iterations=draw(st.none() | positive),
             milestones=tuple(sorted(draw(st.lists(st.floats(0, 1), max_size=4)))),
             global_batch_size=world_size * draw(positive),
+            changes=tuple(change(epoch, "weight_decay", draw(number)) for epoch in sorted(draw(st.sets(positive, max_size=3)))),
         ),
         precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
         seed=draw(st.integers(0, 2**80)),
@@ -163,6 +193,11 @@ def test_a_preset_is_found_by_name(name: str) -> None:
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=rf"^preset=mnist: accepted: {', '.join(PRESETS)}$"):
         preset("mnist")
+
+
+def test_changes_survive_the_second_equals_sign_of_a_command_line() -> None:
+    given = assignments("--set", ["optim.changes=4:lr=0.04,6:weight_decay=1e-3", "lr=0.2"])
+    assert override(DEFAULT, given).optim.changes == ("4:lr=0.04", "6:weight_decay=0.001")
 
 
 def test_override_takes_dotted_and_short_names_and_keeps_the_rest() -> None:
@@ -198,6 +233,8 @@ def test_an_ambiguous_short_name_lists_its_meanings(monkeypatch: pytest.MonkeyPa
         ("model.stages", "None", None),
         ("optim.milestones", "0.25", (0.25,)),
         ("optim.milestones", "", ()),
+        ("optim.changes", "4:lr=4e-2,6:weight_decay=1e-3", ("4:lr=0.04", "6:weight_decay=0.001")),
+        ("optim.changes", "", ()),
         ("data.root", "~/x", "~/x"),
     ],
 )

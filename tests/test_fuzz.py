@@ -25,6 +25,7 @@ from ablations.engine.study import Plan, Study
 from ablations.responses import STUDY as RESPONSES
 from ablations.shortcuts import STUDY as SHORTCUTS
 from resnet_core import PRESETS, ConfigError, RunSpec, override
+from resnet_core.config import CHANGEABLE, change
 from resnet_core.data import __main__ as data_command
 from resnet_core.data import sources
 from resnet_core.fields import MESSAGE_LENGTH
@@ -61,6 +62,9 @@ def fitting(name: str) -> st.SearchStrategy[str]:
     literal = next((kind for kind in (*kinds, *get_args(kinds[-1])) if get_origin(kind) is Literal), None)
     if literal:
         return st.lists(st.sampled_from(get_args(literal)), min_size=1, max_size=2).map(",".join)
+    if name == "optim.changes":
+        entry = st.builds(change, st.integers(1, 9), st.sampled_from(CHANGEABLE), st.floats(0, 1))
+        return st.lists(entry, max_size=3).map(",".join)
     if any(get_origin(kind) is tuple for kind in kinds):
         return st.lists(NUMBERS | st.floats(0, 1).map(str), max_size=4).map(",".join)
     if hint is bool:

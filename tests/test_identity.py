@@ -56,6 +56,7 @@ CHANGED: dict[str, Any] = {
     "optim.velocity": "updates",
     "optim.bn_statistics": "averaged",
     "optim.warmup_error": 80.0,
+    "optim.changes": ("4:lr=0.04",),
     "checkpoint_activations": True,
     "probes": ("responses",),
     "probe_epochs": (1,),

@@ -21,7 +21,7 @@ from mlflow.entities import Metric
 from proxy import Mode, Proxy
 from test_service import free_port
 
-from ablations.engine import delivery, execution, ledger, options, paths
+from ablations.engine import delivery, execution, ledger, options, paths, results
 from ablations.engine.delivery import JOB_KILLED, Writer
 from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
@@ -302,14 +302,14 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
         submission.complete(run)
     assert submission.end(60) == 0
     asked = Design.of(plan, {})
-    evidence = ledger.gather(client, asked)
+    evidence = results.gather(client, asked)
     assert len(evidence.curves) == 6 * EPOCHS
     assert dict(zip(evidence.curves["epoch"], evidence.curves["error"], strict=True)) == {n: 60.0 / n for n in range(1, EPOCHS + 1)}
     before = proxy.count
-    ledger.gather(connect(proxy.uri), asked)
+    results.gather(connect(proxy.uri), asked)
     assert proxy.count - before <= 6  # what there is, one page of runs, three metrics
     monkeypatch.setattr(ledger, "MOST_VALUES", 5)  # an answer that may have been cut off is asked for in halves
-    assert ledger.gather(client, asked).curves.equals(evidence.curves)
+    assert results.gather(client, asked).curves.equals(evidence.curves)
 
 
 def test_a_database_that_another_program_locks_delays_records_and_loses_none(plan: Plan, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from made_up import design
 from mlflow import MlflowClient
 
-from ablations.engine import ledger, overview, provenance, reporting, terminal, tracking
+from ablations.engine import ledger, overview, provenance, reporting, results, terminal, tracking
 from ablations.engine.analysis import analyse
 from ablations.engine.cli import main
 from ablations.engine.evidence import Design, Evidence
@@ -51,7 +51,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, plan: Plan, asked: Design) 
 
 @pytest.fixture(scope="module")
 def gathered(client: MlflowClient, asked: Design) -> Evidence:
-    return ledger.gather(client, asked)
+    return results.gather(client, asked)
 
 
 def study_run(client: MlflowClient) -> str:
@@ -87,17 +87,17 @@ def test_reading_asks_for_many_runs_at_a_time(client: MlflowClient, asked: Desig
 
     monkeypatch.setattr(ledger, "_history_from_database", count)
     monkeypatch.setattr(ledger, "BATCH_RUNS", 5)
-    assert len(ledger.gather(client, asked).curves) == 12 * EPOCHS
+    assert len(results.gather(client, asked).curves) == 12 * EPOCHS
     assert batches == [5, 5, 2]
 
 
 def test_runs_that_are_not_there_are_missing_and_those_of_other_code_are_not_taken(client: MlflowClient, asked: Design) -> None:
     first = asked.cells[0]
     more = dataclasses.replace(first, fingerprints=(*first.fingerprints, "0" * 20))
-    runs = ledger.gather(client, dataclasses.replace(asked, cells=(more,))).runs
+    runs = results.gather(client, dataclasses.replace(asked, cells=(more,))).runs
     assert list(runs["outcome"]) == ["completed"] * 3 + ["missing"]
     assert math.isnan(runs["error"].iloc[3])
-    other = ledger.gather(client, dataclasses.replace(asked, code_version="other"))
+    other = results.gather(client, dataclasses.replace(asked, code_version="other"))
     assert set(other.runs["outcome"]) == {"missing"}
     assert other.curves.empty
 
@@ -223,7 +223,7 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
     monkeypatch.setattr(reporting, "REFRESH_SECONDS", 0.05)
     monkeypatch.setattr(reporting, "SHARE", 1e6)
     monkeypatch.setattr(reporting, "publish", publish)
-    with reporting.Refresher(client, study_run(client), asked, lambda: (ended, 12)) as refresher:
+    with reporting.Refresher(client, study_run(client), asked, lambda: (ended, f"{ended} of 12 runs")) as refresher:
         time.sleep(0.5)
         assert not made, "no run had ended"
         ended = 5

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import delivery, ledger
+from ablations.engine import delivery, ledger, results
 from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
@@ -174,7 +174,7 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     assert submit() == 0
     (entry,) = ledger.find(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
-    assert ledger.gather(client, Design.of(plan, {})).probes.empty, "this plan asks for no probes"
+    assert results.gather(client, Design.of(plan, {})).probes.empty, "this plan asks for no probes"
     assert Path(client.download_artifacts(entry.run_id, ledger.PROBES)).exists()
 
 
@@ -256,7 +256,7 @@ def test_runs_without_a_result_are_counted_and_the_others_averaged(client: Mlflo
     tracker.started(second)
     tracker.ended(second, "diverged", "the loss is not finite")
     tracker.flush()
-    none, a = analyse(ledger.gather(client, Design.of(plan, {}))).cells
+    none, a = analyse(results.gather(client, Design.of(plan, {}))).cells
     assert (none.error.n, none.planned, none.error.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
     assert none.reasons == ("the loss is not finite",)
     assert (a.error.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})

@@ -13,6 +13,7 @@ from ablations.engine.contrasts import effects, interactions, references, simple
 from ablations.engine.evidence import RESULTS, Design, Evidence
 from ablations.engine.findings import SEEDS_FOR_P, Anova, CellFinding, Comparison, Estimate, Findings
 from ablations.engine.inference import SAME, Array, anova, compared, estimates
+from ablations.engine.search_analysis import analyse_search
 
 COSTS = tuple(name for name in RESULTS if name != "train_error")
 """Columns of `Evidence.runs` and fields of `CellFinding`."""
@@ -53,6 +54,7 @@ def analyse(evidence: Evidence) -> Findings:
             for factor in references(design)
         ),
         flags=(*_lacking(cells), *_conditions(evidence)),
+        search=analyse_search(evidence, table.errors) if design.search else None,
     )
 
 

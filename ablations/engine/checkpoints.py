@@ -71,8 +71,8 @@ class CheckpointFolder:
                 self._remove(unneeded)
             self._rubbish.clear()
 
-    def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, on the CPU, or None.
+    def latest(self, epoch: int | None = None) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole, on the CPU, or None. With `epoch`: of that epoch only.
 
         Raises:
             OSError: the storage cannot be read.
@@ -81,7 +81,7 @@ class CheckpointFolder:
         with _named(f"checkpoints in {self.where} cannot be read"):
             # By the next save their writers have either finished or died.
             self._rubbish.update(name for name in self._list() if name.endswith(_PARTIAL))
-            while names := self._names():
+            while names := self._names(epoch):
                 self._made = True
                 content = self._read(names[0])
                 if content is not None and _checksum(content) in names[0]:
@@ -102,9 +102,11 @@ class CheckpointFolder:
     def _list(self) -> list[str]:
         return [found.base_name for found in self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))]
 
-    def _names(self) -> list[str]:
-        """File names of checkpoints that are not known to be damaged, newest first."""
-        return sorted((name for name in self._list() if _NAME.fullmatch(name) and name not in self._rubbish), reverse=True)
+    def _names(self, epoch: int | None = None) -> list[str]:
+        """File names of checkpoints that are not known to be damaged, of all epochs or one, newest first."""
+        prefix = "epoch-" if epoch is None else f"epoch-{epoch:06d}-"
+        whole = (name for name in self._list() if _NAME.fullmatch(name) and name not in self._rubbish)
+        return sorted((name for name in whole if name.startswith(prefix)), reverse=True)
 
     def _write(self, name: str, content: bytes) -> None:
         if isinstance(self.files, fs.LocalFileSystem):

@@ -5,8 +5,33 @@ import sys
 from typing import NoReturn
 
 from ablations.engine import options, paths, service
-from ablations.engine.study import Study, draft, make_plan
+from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 from resnet_core import ConfigError
+
+
+def _drafted(study: Study, chosen: options.Options) -> Draft:
+    if not chosen.search:
+        return draft(study, chosen.request)
+    from ablations.engine.search import draft_search
+
+    return draft_search(study, chosen.request, chosen.search)[0]
+
+
+def _act(study: Study, chosen: options.Options) -> int:
+    plan: Plan
+    if chosen.search:
+        from ablations.engine.search import plan_search  # Optuna: for searches only
+
+        plan = plan_search(study, chosen.request, chosen.search, cache=paths.data_cache())
+    else:
+        plan = make_plan(study, chosen.request, cache=paths.data_cache())
+    if chosen.plan:
+        from ablations.engine.preview import preview as act
+    elif chosen.search:
+        from ablations.engine.searching import execute as act
+    else:
+        from ablations.engine.execution import execute as act
+    return act(plan, chosen)
 
 
 def main(study: Study) -> NoReturn:
@@ -17,17 +42,12 @@ def main(study: Study) -> NoReturn:
         chosen = options.parse(study, sys.argv[1:])
         # Ray and MLflow take seconds to import: only for a request that is right.
         if chosen.report:
-            drafted = draft(study, chosen.request)
+            drafted = _drafted(study, chosen)
             from ablations.engine.reporting import rebuild
 
             code = rebuild(drafted, chosen)
         else:
-            plan = make_plan(study, chosen.request, cache=paths.data_cache())
-            if chosen.plan:
-                from ablations.engine.preview import preview as act
-            else:
-                from ablations.engine.execution import execute as act
-            code = act(plan, chosen)
+            code = _act(study, chosen)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -29,8 +29,15 @@ earlier submission, nobody waits for those any longer."""
 BATCH_METRICS = 1000
 """As many metrics as MLflow takes in one request."""
 
-STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "oom": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
-"""MLflow's status for each outcome: a run has FINISHED if it has a result."""
+STATUS = {
+    "completed": "FINISHED",
+    "diverged": "FINISHED",
+    "pruned": "KILLED",
+    "oom": "FAILED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+}
+"""MLflow's status for each outcome: a run has FINISHED if it has a result. One that a search ended early can be gone on with."""
 
 
 JOB_KILLED = "its job was killed"
@@ -227,7 +234,9 @@ class _Delivery:
         params = [] if run.data.params else [Param(name, str(value)) for name, value in values["params"].items()]
         context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")
         self.client.log_inputs(run_id, [DatasetInput(Dataset(**values["dataset"]), [context])])
-        tags = [RunTag("attempts", str(values["attempts"]))]
+        # A run of another search becomes a trial of this one too.
+        tags = [RunTag(name, value) for name, value in values["tags"].items() if name.startswith("trial.")]
+        tags.append(RunTag("attempts", str(values["attempts"])))
         if values["reason"]:
             tags.append(RunTag("last_interruption", values["reason"]))
         self.client.log_batch(run_id, params=params, tags=tags)

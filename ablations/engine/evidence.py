@@ -45,6 +45,56 @@ class DesignCell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchCell:
+    """A combination of levels inside which configurations are searched for."""
+
+    label: str
+    """`shortcut=A`; empty where the search has no factors."""
+    levels: Mapping[str, str]
+    """Level of each factor, as shown."""
+    spec: Mapping[str, Any]
+    """`RunSpec.flat()` of its trials, seed aside, with the default values of the fields that are searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchDesign:
+    """How configurations are searched for. Trials are scored on validation images, with one seed for all."""
+
+    cells: tuple[SearchCell, ...]
+    """Each has a search of its own, with the same budget."""
+    fields: Mapping[str, Mapping[str, Any]]
+    """What is searched: `{"optim.lr": {"low": 0.001, "high": 1.0, "log": True}, "model.width": {"choices": [8, 16]}}`."""
+    sampler: str
+    """`tpe`, `random`, `gp`, `cmaes` or `nsga2`."""
+    scheduler: str
+    """Who ends trials early: `asha`, `hyperband`, `pbt` or `none`."""
+    trials: int
+    """Budget of each cell's search; of a population (`pbt`), how many are trained at a time."""
+    seconds: float | None
+    """Another budget: training time of each cell's search."""
+    against: str | None
+    """A second objective beside the validation error: `flops` or `seconds`."""
+    epochs: int
+    """Of a trial that is not ended early."""
+    seed: int
+    """Of sampler and trials. No run that results are reported of has it."""
+    train_images: int
+    validation_images: int
+    data_version: str
+    """Of the training images without those held out."""
+    base: str
+    """Identity of the study's run in MLflow: its trials bear it in a tag."""
+    chosen: Mapping[str, Mapping[str, int]]
+    """What the search chose: by label of the search's cell, and by level of the factor `configuration` (`tuned`, or `front-1`, …
+    with a second objective), the number of the trial. Empty while it searches."""
+
+    def narrowed(self, levels: Mapping[str, tuple[str, ...]]) -> Self:
+        """The searches inside these levels of these factors."""
+        cells = [cell for cell in self.cells if all(cell.levels.get(name) in of_factor for name, of_factor in levels.items())]
+        return replace(self, cells=tuple(cells))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Design:
     """What a submission asked for: all that a report needs to know besides the runs themselves. Kept with the study in MLflow."""
 
@@ -66,6 +116,9 @@ class Design:
     """Combinations that do not exist, and why."""
     origin: Mapping[str, str]
     """Where the submission came from: command, commit, versions, …; shown as it is."""
+    search: SearchDesign | None = None
+    """Where the study's configurations are searched for: its cells have a factor `configuration` with the level `default`, and
+    those that the search chose once it is over."""
 
     @classmethod
     def of(cls, plan: Plan, origin: Mapping[str, str]) -> Self:
@@ -104,6 +157,9 @@ class Design:
         values["cells"] = tuple(DesignCell(**{**cell, "fingerprints": tuple(cell["fingerprints"])}) for cell in values["cells"])
         values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
+        if search := values.get("search"):  # studies of earlier versions have none
+            search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
+            values["search"] = SearchDesign(**search)
         return cls(**values)
 
     def to_json(self) -> str:
@@ -120,7 +176,7 @@ class Design:
             asked = " ".join(f"{name}={','.join(self.factors[name])}" for name in levels if name in self.factors)
             raise ConfigError(f"--levels: nothing of that is in MLflow; accepted: {asked}")
         factors = {name: tuple(level for level in all_ if level in levels.get(name, all_)) for name, all_ in self.factors.items()}
-        return replace(self, cells=cells, factors=factors)
+        return replace(self, cells=cells, factors=factors, search=self.search and self.search.narrowed(levels))
 
     @property
     def title(self) -> str:
@@ -152,6 +208,14 @@ class Evidence:
     seconds of the epoch."""
     probes: pd.DataFrame
     """The columns of `resnet_core.probes.Row`, with `cell` and `seed`; no rows where nothing was probed."""
+    trials: pd.DataFrame | None = None
+    """Of a search, a row for each trial: `cell` (label of a `SearchCell`), `number` (from 0, within the cell), `run_id`, `outcome`
+    (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (of training so far, without
+    those of a trial that it branched from), `error` and `loss` (validation, of its last epoch), `gpu_hours`, `flops` (NaN where not
+    known), `changes` (a population's `optim.changes` as text, else empty), `attempts`, and the searched fields' values under their
+    dotted names."""
+    trial_curves: pd.DataFrame | None = None
+    """A row for each epoch of each trial: `cell`, `number`, `epoch` (from 1), `error` (validation)."""
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine import ledger, paths, provenance, reporting, terminal
+from ablations.engine import ledger, paths, provenance, reporting, results, terminal
 from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
+from ablations.engine.findings import Findings
 from ablations.engine.journal import Journal
 from ablations.engine.options import Options
 from ablations.engine.relay import Relay
@@ -35,6 +37,11 @@ AWAIT_SECONDS = 5.0
 
 def execute(plan: Plan, options: Options) -> int:
     """Brings a study to its end and prints its table. Returns the exit code: 0 if every run has a result, else 1."""
+    return submit(plan, options, Submission)
+
+
+def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
+    """Holds a study, brings it to its end in the way of its kind, and prints its table; returns the exit code."""
     console = terminal.make_console()
     client = _connect(options)
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
@@ -45,7 +52,7 @@ def execute(plan: Plan, options: Options) -> int:
                 f"Delivered what an earlier submission left: {len(journal.inherited)} records{', not all' if waiting else ''}."
             )
         with answering(options.tracking_uri):
-            study = _Submission(console, client, plan, options, writer)
+            study = kind(console, client, plan, options, writer)
         interrupted = True
         try:
             interrupted = not study.train()
@@ -60,16 +67,23 @@ def execute(plan: Plan, options: Options) -> int:
         return 1
 
 
-class _Submission:
+class Submission:
     """A study's way through the cluster and MLflow, once it is held."""
 
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
+        known = self._look_up()  # refuses before anything is written
+        self.tracker = Tracker(client, writer, plan, known, again=options.fresh)
+        self._log_design()
+
+    def _look_up(self) -> dict[str, ledger.Entry]:
+        """Holds the plan's runs and finds out which are missing; returns what MLflow knows of them."""
+        plan, options = self.plan, self.options
         # First held, then looked up: what another study ends in between is found done.
         elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
         if elsewhere and options.fresh:
             raise reject("--fresh", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
-        known = ledger.find(client, plan)
+        known = ledger.find(self.client, plan)
         self.done = {} if options.fresh else ledger.done(known)
         missing = [run for run in plan.runs if run.fingerprint not in self.done]
         self.todo = [run for run in missing if run.fingerprint not in elsewhere]
@@ -77,10 +91,17 @@ class _Submission:
         self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
         """Runs that another study trains, and which."""
         self.journal.claim(run.fingerprint for run in self.todo)
-        self.needs = _needs(plan, options) if missing else None  # refuses before anything is written
-        self.tracker = Tracker(client, writer, plan, known, again=options.fresh)
-        self.design = Design.of(plan, provenance.origin())
-        self._log_design()
+        self.needs = needs_of(plan, options) if missing else None
+        return known
+
+    @property
+    def design(self) -> Design:
+        """What is asked for."""
+        return Design.of(self.plan, self._origin)
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        return provenance.origin()
 
     def train(self) -> bool:
         """Trains what is missing and waits for what another study trains; returns False if it was asked to stop."""
@@ -111,14 +132,15 @@ class _Submission:
         from ablations.engine import scheduler
 
         version = self.plan.dataset.version
-        jobs = [_job(run, version, self.tracker.generation(run), self.options) for run in runs]
+        jobs = [job_of(run, version, self.tracker.generation(run), self.options) for run in runs]
         with terminal.Progress(self.console, self.plan, runs) as progress:
             relay = Relay(runs, self.tracker, progress)
             limit, scratch = self.options.max_concurrent, paths.home() / "tune"
             before = len(self.plan.runs) - len(runs) - len(self.awaited)
 
-            def progress_made() -> tuple[int, int]:
-                return before + len(runs) - len(relay.left), len(self.plan.runs)
+            def progress_made() -> tuple[int, str]:
+                ended = before + len(runs) - len(relay.left)
+                return ended, f"{ended} of {len(self.plan.runs)} runs"
 
             with reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress_made):
                 try:
@@ -151,14 +173,17 @@ class _Submission:
             self.tracker.know(known)
             self._train([run for run in missing if run.fingerprint not in elsewhere])
 
+    def is_complete(self, findings: Findings) -> bool:
+        return findings.complete
+
     def conclude(self, waiting: int, *, interrupted: bool) -> int:
         """Ends the study in MLflow and prints its table, from there; returns the exit code."""
         plan, console = self.plan, self.console
         if interrupted:  # who stops a study kills it soon
             self.tracker.close("FAILED")
-        evidence = ledger.gather(self.client, self.design, details=not interrupted)
+        evidence = results.gather(self.client, self.design, details=not interrupted)
         findings = analyse(evidence)
-        complete = not waiting and findings.complete
+        complete = not waiting and self.is_complete(findings)
         if not interrupted:
             self.tracker.close("FINISHED" if complete else "FAILED")
         terminal.show_results(console, evidence, findings, provenance.again())
@@ -191,22 +216,22 @@ def _connect(options: Options) -> MlflowClient:
         return connecting.result()
 
 
-def _needs(plan: Plan, options: Options) -> "Needs":
+def needs_of(plan: Plan, options: Options) -> "Needs":
     """What a run takes from the cluster; raises ConfigError where that, or an address, does not suit the cluster."""
     from ablations.engine import scheduler  # Ray: only where something runs
 
-    needs = scheduler.Needs(
+    taken = scheduler.Needs(
         workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
     )
     scheduler.connect()
-    needs.check()
+    taken.check()
     scheduler.check_reachable("--storage", options.storage)
     scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
     check_storage(options.storage)
-    return needs
+    return taken
 
 
-def _job(run: Run, data_version: str, generation: int, options: Options) -> Job:
+def job_of(run: Run, data_version: str, generation: int, options: Options) -> Job:
     return Job(
         fingerprint=run.fingerprint,
         spec=run.spec.flat(),

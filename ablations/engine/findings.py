@@ -5,6 +5,7 @@ Errors and differences are in percentage points of the scored images' error in t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 LEVEL = 0.95
 """Of every interval; 1 - LEVEL of every test."""
@@ -141,6 +142,103 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenTrial:
+    """What a search chose. Its score chose it, so it is no result: that is what the study's own runs give."""
+
+    level: str
+    """Of the factor `configuration`: `tuned`, or `front-1`, … with a second objective."""
+    number: int
+    values: Mapping[str, Any]
+    """Of the fields that were searched and that it has."""
+    changes: str
+    """From which epoch on which value is another, where a population found it; else empty."""
+    score: float
+    """Validation error in its last epoch, in percent."""
+    at_edge: Mapping[str, str]
+    """Fields whose value is close to an end of the range searched: `low` or `high`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """How much of what moved the error within the space searched was one field. Of this search only."""
+
+    field: str
+    share: float
+    """Of all fields' importances; they add up to 1."""
+    low: float
+    """Ends of the 95 % percentile interval over resampled trials."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCellFinding:
+    """The search within one combination of levels: what it took and what it chose."""
+
+    label: str
+    trials: int
+    """That it began; `outcomes` says what came of them."""
+    outcomes: Mapping[str, int]
+    """By word: completed, pruned, diverged, oom, failed, stopped, running."""
+    epochs: int
+    seconds: float
+    gpu_hours: float
+    """Of all its trials."""
+    chosen: tuple[ChosenTrial, ...]
+    importances: tuple[Importance, ...]
+    """The largest first."""
+    no_importances: str
+    """Why there are none; empty if there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What tuning gave a cell: test errors of the tuned configuration minus those of the default, seed by seed."""
+
+    cell: str
+    level: str
+    """Of the factor `configuration`."""
+    difference: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankChange:
+    """A variant against the baseline before and after both were tuned, seed by seed."""
+
+    cell: str
+    baseline: str
+    before: Estimate
+    """Error of the variant minus that of the baseline, both with the default configuration."""
+    after: Estimate
+    """The same, each tuned by a search of its own."""
+    change: Estimate
+    """after - before in each seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Whether the order of variants is the same once each is tuned."""
+
+    verdict: str
+    """`survives`, `changes`, `no change shown`, `reverses`, `no order shown`, `cannot be said yet`: see `ranking.verdict_of`."""
+    text: str
+    changes: tuple[RankChange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFindings:
+    """What there is to say of a search besides the study's own comparisons."""
+
+    cells: tuple[SearchCellFinding, ...]
+    """In the design's order."""
+    gains: tuple[Gain, ...]
+    """One family of tests; empty while it searches."""
+    ranking: Ranking | None
+    """None while it searches, without variants to rank, and with a second objective: a front is no winner."""
+    notes: tuple[str, ...]
+    """For information: searches that took unequal time, or chose nothing new."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """All that the analysis has to say about a study."""
 
@@ -157,6 +255,8 @@ class Findings:
     """One for each factor with two levels or more, in the design's order."""
     flags: tuple[str, ...]
     """What the whole study is to be read with: incomplete, mixed conditions, few seeds."""
+    search: SearchFindings | None = None
+    """Where configurations were searched for."""
 
     @property
     def complete(self) -> bool:

@@ -1,7 +1,6 @@
 """Which runs are done: MLflow, looked up by fingerprint. There is no other record."""
 
 import logging
-import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 from sqlalchemy import select
 
 from ablations.engine.estimate import Finished
-from ablations.engine.evidence import CONDITIONS, CURVES, RESULTS, Design, Evidence
+from ablations.engine.evidence import Design
 from ablations.engine.study import Plan
 from resnet_core.fields import ConfigError
 from resnet_core.identity import code_version
@@ -68,15 +67,16 @@ class Entry:
 
 def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     """The entry of each of the plan's runs that MLflow knows, whichever study trained it; of repeated ones the newest."""
-    return _find(client, {run.fingerprint for run in plan.runs}, code_version(), plan.dataset.version)
+    return find_all(client, {run.fingerprint for run in plan.runs}, code_version(), plan.dataset.version)
 
 
-def _find(client: MlflowClient, wanted: Set[str], code: str, data: str) -> dict[str, Entry]:
-    # Runs of other code or data cannot match: the server leaves them out.
+def find_all(client: MlflowClient, wanted: Set[str], code: str, data: str) -> dict[str, Entry]:
+    """The same of any runs, trained with this code on these data."""
+    # Runs of others cannot match: the server leaves them out.
     where = f"tags.code_version = '{code}' and tags.data_version = '{data}'"
     found: dict[str, Entry] = {}
     for run in search(client, where):
-        fingerprint, entry = run.data.tags.get("fingerprint", ""), _entry(run)
+        fingerprint, entry = run.data.tags.get("fingerprint", ""), entry_of(run)
         if fingerprint in wanted and entry.generation > (found[fingerprint].generation if fingerprint in found else 0):
             found[fingerprint] = entry
     return found
@@ -116,62 +116,6 @@ def design_of(client: MlflowClient, study: str, preset: str, shared: Mapping[str
                 path = client.download_artifacts(run.info.run_id, DESIGN, folder)
                 return str(run.info.run_id), Design.from_json(Path(path).read_text(encoding="utf-8"))
     raise ConfigError(f"--report: MLflow has no study {study} with preset {preset} and these settings; submit it first")
-
-
-def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
-    """What MLflow knows of the runs of a design; without learning curves and probes if no details are asked for."""
-    wanted = {fingerprint for cell in design.cells for fingerprint in cell.fingerprints}
-    entries = _find(client, wanted, design.code_version, design.data_version)
-    of_run = [
-        (cell.label, seed, fingerprint, entries.get(fingerprint))
-        for cell in design.cells
-        for seed, fingerprint in enumerate(cell.fingerprints)
-    ]
-    runs = pd.DataFrame(_row(design, *run) for run in of_run)
-    completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
-    return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design))
-
-
-def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: Entry | None) -> dict[str, Any]:
-    """A row of `Evidence.runs`."""
-    row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
-    row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITIONS, "")}
-    row |= dict.fromkeys(("error", *RESULTS), math.nan)
-    if entry:
-        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULTS.items()}}
-        row |= {name: entry.tags.get(name, "") for name in CONDITIONS} | {"precision": entry.params.get("precision", "")}
-        running = entry.status == "RUNNING"  # whatever an earlier attempt came to
-        row |= {"run_id": entry.run_id, "outcome": "running" if running else entry.outcome or entry.status.lower()}
-        row |= {"message": "" if running else entry.tags.get("message", ""), "attempts": int(entry.tags.get("attempts", 0))}
-        if entry.completed:
-            row |= {names.get(metric, metric): value for metric, value in entry.metrics.items()}
-    return row
-
-
-def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scored_on: str) -> pd.DataFrame:
-    """`Evidence.curves` of runs by id."""
-    names = {"train/error": "train_error", f"{scored_on}/error": "error", "epoch_seconds": "epoch_seconds"}
-    long = histories(client, list(completed), list(names))
-    curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
-    cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
-    wide = cells.merge(curves, on="run_id").drop(columns="run_id").sort_values(["cell", "seed", "epoch"], ignore_index=True)
-    return wide.reindex(columns=["cell", "seed", "epoch", *CURVES])
-
-
-def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], design: Design) -> pd.DataFrame:
-    """`Evidence.probes`."""
-    probed = {cell.label for cell in design.cells if cell.spec["probes"]}
-    frames = []
-    with tempfile.TemporaryDirectory() as folder:
-        for run_id, (cell, seed) in completed.items():
-            if cell in probed:
-                try:
-                    path = client.download_artifacts(run_id, PROBES, folder)
-                except Exception as error:  # whatever a store's own library raises: the study's other results do not depend on it
-                    logger.warning("what was probed in %s seed=%s cannot be read: %s", cell, seed, str(error).partition("\n")[0])
-                    continue
-                frames.append(pd.read_csv(path).assign(cell=cell, seed=seed))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])
 
 
 def histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -222,5 +166,5 @@ def _pages(query: Any, **arguments: Any) -> Iterable[Any]:
             return
 
 
-def _entry(run: MlflowRun) -> Entry:
+def entry_of(run: MlflowRun) -> Entry:
     return Entry(run.info.run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.params, run.data.metrics)

@@ -1,11 +1,13 @@
 """The command line's options, parsed and checked before anything starts."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.engine import paths
+from ablations.engine.search_request import OBJECTIVES, SAMPLERS, SCHEDULERS, TRIALS, VALIDATION, SearchRequest
 from ablations.engine.study import Request, Study
 from resnet_core import PRESETS
 from resnet_core.command import Parser
@@ -22,6 +24,8 @@ class Options:
     """A parsed command line."""
 
     request: Request
+    search: SearchRequest | None
+    """Of a study that searches."""
     cpus_per_worker: float
     gpus_per_worker: float
     max_concurrent: int | None
@@ -63,6 +67,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     )
     return Options(
         request=request,
+        search=_search(given) if study.space else None,
         cpus_per_worker=given.cpus_per_worker,
         gpus_per_worker=given.gpus_per_worker,
         max_concurrent=given.max_concurrent,
@@ -104,6 +109,8 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     )
     what.add_argument("--data-download", action="store_true", help="download the data set where it is missing (cifar10, cifar100)")
     what.add_argument("--fresh", action="store_true", help="train again what is done, as a new attempt; nothing is deleted")
+    if study.space:
+        _add_search(parser)
     where = parser.add_argument_group("on what")
     where.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of a run (default: 1)")
     where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
@@ -147,6 +154,73 @@ def _parser(study: Study) -> argparse.ArgumentParser:
         help="make the report of what was submitted last again, from MLflow alone, of all or of these --levels and --seeds",
     )
     return parser
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to search")
+    group.add_argument(
+        "--search",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD",
+        help="what to search: fields of the study's space, or any field of RunSpec with a range or choices, as in "
+        "lr=0.001..1:log width=8,16,24 (default: the study's whole space)",
+    )
+    group.add_argument(
+        "--per-cell",
+        nargs="*",
+        metavar="FACTOR",
+        help="a search of equal budget inside each level of these factors (default of --per-cell alone: all of the study)",
+    )
+    group.add_argument(
+        "--trials", type=int, metavar="N", help=f"budget of each search; of pbt, the size of its population (default: {TRIALS})"
+    )
+    group.add_argument(
+        "--time-budget", metavar="TIME", help="another budget of each search: its trials' training time, as in 90s, 30m or 8h"
+    )
+    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; with --against nsga2)")
+    group.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help=f"who ends hopeless trials early: {', '.join(SCHEDULERS)} (default: asha; with --against none)",
+    )
+    group.add_argument(
+        "--against", metavar="COST", help=f"weigh error against {' or '.join(OBJECTIVES)}: the search is for the front of both"
+    )
+    group.add_argument(
+        "--validation",
+        type=float,
+        default=VALIDATION,
+        metavar="SHARE",
+        help="of every class's training images, held out to score trials on; the test set is not read (default: %(default)s)",
+    )
+    group.add_argument("--search-seed", type=int, default=0, metavar="N", help="another one is another search (default: 0)")
+
+
+def _search(given: argparse.Namespace) -> SearchRequest:
+    _positive("--trials", given.trials)
+    if given.fresh:
+        raise ConfigError("--fresh: a search goes on from the trials that are there; accepted: another --search-seed")
+    return SearchRequest(
+        per_cell=given.per_cell,
+        fields=tuple(given.search),
+        trials=given.trials,
+        seconds=None if given.time_budget is None else _seconds("--time-budget", given.time_budget),
+        sampler=given.sampler,
+        scheduler=given.scheduler,
+        against=given.against,
+        seed=given.search_seed,
+        validation=given.validation,
+    )
+
+
+def _seconds(option: str, text: str) -> float:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smh]?)", text, re.ASCII)
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
+    if seconds <= 0:
+        raise reject(option, text, "accepted: a time above 0, such as 90s, 30m or 8h")
+    return seconds
 
 
 def check_shares(cpus: float, gpus: float) -> None:

@@ -64,6 +64,8 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     """
     report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
     lines = [f"**{tables.in_markdown(design.question)}**", ""]
+    if findings.search and findings.search.ranking:
+        lines.append(f"- {tables.in_markdown(findings.search.ranking.text)}")
     lines += [f"- {tables.in_markdown(answer.text)}" for answer in findings.answers]
     lines += [f"- ⚠ {tables.in_markdown(flag)}" for flag in findings.flags]
     charts = f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"

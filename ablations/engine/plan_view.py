@@ -12,14 +12,18 @@ from rich.text import Text
 from ablations.engine.estimate import MOST_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
 from ablations.engine.evidence import Design
 from ablations.engine.ledger import Entry
+from ablations.engine.search import SearchPlan
 from ablations.engine.study import Plan, Run
 from ablations.engine.terminal import duration
 
 
-def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> RenderableType:
+def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: Sequence[Run] = ()) -> RenderableType:
     """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
 
     Memory is that of the activations which a training step keeps; time is that of one run, measured where the cell is done.
+
+    Args:
+        trials: those of a search that come first.
     """
     missing = [run for run in plan.runs if run.fingerprint not in done]
     lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
@@ -27,13 +31,29 @@ def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Render
         f"{len(plan.runs)} runs, {len(missing)} to train, {len(plan.runs) - len(missing)} done already: "
         f"{_multiply_adds(plan, missing):.2e} multiply-adds"
     )
-    if missing:
-        lines.append(_time(len(missing), outlook))
+    if isinstance(plan, SearchPlan):
+        left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
+        lines.insert(0, f"First {budget(plan)}{left}")
+        lines.insert(1, "Then the study above, where what will be tuned is counted as the default")
+    if missing or trials:
+        lines.append(_time(len(missing) + len(trials), outlook))
     scored = f"{plan.base.data.scored_on}/error"
     errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.of(plan, {}), errors))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     return Group(title, _cells(plan, done, outlook), *map(Text, lines))
+
+
+def budget(plan: SearchPlan) -> str:
+    """`4 searches of 12 trials for optim.lr, by tpe and asha`."""
+    settings, searches = plan.settings, len(plan.trial_specs)
+    limits = [f"{settings.trials} trials"] if settings.trials else []
+    if settings.scheduler == "pbt":
+        limits = [f"a population of {settings.trials}"]
+    if settings.seconds:
+        limits.append(f"{duration(settings.seconds)} of training")
+    what = f"{searches} searches, each" if searches > 1 else "a search"
+    return f"{what} of {' or '.join(limits)}, for {', '.join(plan.fields)}, by {settings.sampler} and {settings.scheduler}"
 
 
 def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:

@@ -2,24 +2,32 @@
 
 import os
 import socket
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 
-from ablations.engine import ledger, terminal
+from ablations.engine import ledger, terminal, trials
 from ablations.engine.estimate import Finished, look_ahead, runs_at_once
 from ablations.engine.ledger import Entry
 from ablations.engine.options import Options
 from ablations.engine.plan_view import plan_view
 from ablations.engine.provenance import submission_id
-from ablations.engine.study import Plan
+from ablations.engine.search import SearchPlan
+from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import answering, connect, is_new
+from ablations.engine.trials import UNFINISHED
+from resnet_core.identity import code_version
 
 ANSWER_SECONDS = 2.0
 
 
 def preview(plan: Plan, options: Options) -> int:
     """Prints a plan; returns the exit code."""
-    done, finished = _known(plan, options)
-    missing = [run for run in plan.runs if run.fingerprint not in done]
+    done, finished, ended = _known(plan, options)
+    to_come: list[Run] = []
+    if isinstance(plan, SearchPlan):
+        to_come, plan = plan.trials_left(ended), plan.foreseen()
+    missing = [*to_come, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
     if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
         from ablations.engine.calibration import calibrate
@@ -32,18 +40,21 @@ def preview(plan: Plan, options: Options) -> int:
         )
     at_once = _runs_at_once(plan, options)
     outlook = look_ahead(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
-    terminal.make_console().print(plan_view(plan, done, outlook))
+    terminal.make_console().print(plan_view(plan, done, outlook, to_come))
     return 0
 
 
-def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished]]:
-    """The plan's runs that are done, and others that tell how long runs take."""
+def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished], Mapping[str, int]]:
+    """The plan's runs that are done, others that tell how long runs take, and how many trials have ended in each search."""
     if is_new(options.tracking_uri):
-        return {}, []  # nor is a database made to say so
+        return {}, [], {}  # nor is a database made to say so
     client = connect(options.tracking_uri)
     with answering(options.tracking_uri):
         done = {} if options.fresh else ledger.done(ledger.find(client, plan))
-        return done, list(ledger.finished(client, plan.dataset.version))
+        ended: Counter[str] = Counter()
+        if isinstance(plan, SearchPlan):
+            ended.update(past.cell for past in trials.read(client, plan.asked(), code_version()) if past.outcome not in UNFINISHED)
+        return done, list(ledger.finished(client, plan.dataset.version)), ended
 
 
 def _on_a_cluster() -> bool:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from ablations.engine import tables
 from ablations.engine.evidence import CONDITIONS, Design, Evidence
 from ablations.engine.findings import Estimate, Findings
+from ablations.engine.search_trials import configuration, extent
 from ablations.engine.study import shown
 from resnet_core.fields import printable
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from ablations.engine.paper import PaperRow
 
 VERDICTS = {"matters": "●", "may matter": "◐", "no effect shown": "○", "cannot be said yet": "?"}
-"""How sure an answer is, to be seen without colour."""
+RANKINGS = {"survives": "●", "reverses": "●", "changes": "◐", "no change shown": "○", "no order shown": "○"}
+RANKINGS["cannot be said yet"] = VERDICTS["cannot be said yet"]
+"""How sure an answer is, to be seen without colour; and that about the order of variants."""
 INKS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
 """Colours of figures that follow the page's theme."""
 LONGEST_NOTE = 300
@@ -80,7 +83,8 @@ def render(
             conditions=_conditions(evidence),
             runs=evidence.runs.to_dict("records"),
             downloads={f"{evidence.design.study}.{suffix}": _address(text) for suffix, text in made.items()},
-            verdicts=VERDICTS,
+            verdicts=VERDICTS | RANKINGS,
+            defaults=_defaults(evidence.design),
         )
     )
 
@@ -96,7 +100,7 @@ def _environment() -> Environment:
     )
     written = (tables.number, tables.signed, tables.scaled, tables.mean_std, tables.interval, tables.signed_interval)
     environment.filters |= {function.__name__: function for function in (*written, tables.probability, tables.of_planned)}
-    environment.filters |= {"inline": inline, "value": _value, "lines": _lines}
+    environment.filters |= {"inline": inline, "value": _value, "lines": _lines, "extent": extent, "configuration": configuration}
     return environment
 
 
@@ -149,6 +153,14 @@ def _varied(design: Design) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for cell in design.cells for name in cell.spec)
     values = {name: list(dict.fromkeys(_setting(cell.spec.get(name)) for cell in design.cells)) for name in names}
     return [(name, different) for name, different in values.items() if len(different) > 1]
+
+
+def _defaults(design: Design) -> dict[str, list[str]]:
+    """Of the fields that are searched, the values that cells have without a search."""
+    if not design.search:
+        return {}
+    cells = design.search.cells
+    return {field: list(dict.fromkeys(_setting(cell.spec.get(field)) for cell in cells)) for field in design.search.fields}
 
 
 def _setting(value: Any) -> str:

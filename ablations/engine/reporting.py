@@ -13,7 +13,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from rich.console import Console
 
-from ablations.engine import ledger, overview, terminal
+from ablations.engine import ledger, overview, results, terminal
 from ablations.engine.analysis import analyse
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Findings
@@ -53,7 +53,7 @@ def publish(
 
 
 def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str = "") -> None:
-    """`report/report.html`, `table.csv`, `.md`, `.tex`, and `figures/*.png` and `.svg`."""
+    """`report/report.html`, `table.csv`, `.md`, `.tex`, `figures/*.png` and `.svg`, and of a search `search/optuna.journal`."""
     from ablations.engine import figures, paper, report, tables  # matplotlib and jinja2: not for plans and lookups
 
     for name in ("figures", "report"):
@@ -77,16 +77,21 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str 
         running=running,
     )
     (folder / REPORT).write_text(page, encoding="utf-8")
+    if evidence.design.search:
+        from ablations.engine import optuna_export
+
+        (folder / "search").mkdir()
+        optuna_export.export(evidence, folder / "search" / optuna_export.FILE)
 
 
 class Refresher:
     """Makes the report anew from time to time, in a thread of its own, between `with` and its end.
 
     Args:
-        progress: how many runs have ended, of how many. Where that has not changed, nothing is made.
+        progress: how many runs have ended, and how far that is: `12 of 24 runs`. Where the number has not changed, nothing is made.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, design: Design, progress: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, design: Design, progress: Callable[[], tuple[int, str]]) -> None:
         self.client, self.run_id, self.design, self.progress = client, run_id, design, progress
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="report", daemon=True)
@@ -103,15 +108,15 @@ class Refresher:
     def _run(self) -> None:
         shown, pause = 0, REFRESH_SECONDS
         while not self._stopped.wait(pause):
-            ended, of = self.progress()
+            ended, so_far = self.progress()
             if ended == shown:
                 continue
             began = time.monotonic()
             try:
-                evidence = ledger.gather(self.client, self.design)
+                evidence = results.gather(self.client, self.design)
                 findings = analyse(evidence)
                 if not self._stopped.is_set():
-                    publish(self.client, self.run_id, evidence, findings, running=f"{ended} of {of} runs")
+                    publish(self.client, self.run_id, evidence, findings, running=so_far)
                 shown = ended
             except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
                 logger.debug("no report this time", exc_info=True)
@@ -132,7 +137,7 @@ def rebuild(drafted: Draft, options: Options) -> int:
     levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with answering(options.tracking_uri):
         run_id, whole = ledger.design_of(client, drafted.study.name, drafted.preset, drafted.shared())
-        evidence = ledger.gather(client, whole.narrowed(levels, options.request.seeds))
+        evidence = results.gather(client, whole.narrowed(levels, options.request.seeds))
     findings, part = analyse(evidence), ""
     if evidence.design != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}

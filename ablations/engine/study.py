@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ MOST_RUNS = 10_000
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Safe as an MLflow experiment, in an address and as a file's name on every system."""
 
+CONFIGURATION = "configuration"
+"""The factor that a search adds to its study: what it chose, beside the default."""
+DEFAULT, TUNED = "default", "tuned"
+"""Its levels; of a front, `front-1`, `front-2`, …"""
 LENGTHS = frozenset({"optim.epochs", "optim.iterations"})
 """Units of a training's length."""
 
@@ -45,6 +49,9 @@ class Study:
     """What it runs on unless `--preset` says otherwise."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """`RunSpec` fields in which all runs differ from the preset: `{"probes": ("responses",)}`."""
+    space: Callable[[Any], object] | None = None
+    """Makes the study a search: called with an `optuna.Trial`, suggests `RunSpec` fields by their names, as in
+    `trial.suggest_float("optim.lr", 1e-3, 1, log=True)`. Factors are then what `--per-cell` searches inside of."""
     on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Other or more factors, baseline levels and settings on some presets: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
 
@@ -78,6 +85,18 @@ class Cell:
         return " ".join(f"{name}={shown(level)}" for name, level in self.levels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What makes a run a trial of a search."""
+
+    number: int
+    """From 0, within the cell."""
+    values: Mapping[str, Any]
+    """Of the searched fields, as they were suggested."""
+    branch: tuple[int, int] | None = None
+    """Number of the trial, and its epoch, the state of which this one may start from."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training of one network: a cell with a seed."""
@@ -86,9 +105,10 @@ class Run:
     seed: int
     spec: RunSpec
     fingerprint: str
+    trial: Trial | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.cell} seed={self.seed}"
+        return f"{self.cell} {f'trial={self.trial.number}' if self.trial else f'seed={self.seed}'}".lstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +140,21 @@ class Plan:
     """Combinations that do not exist, and why."""
     runs: tuple[Run, ...]
     dataset: Dataset
+    searched: Collection[str] = ()
+    """Fields in which runs differ besides factors and seed: those that a search chooses."""
 
     @property
     def title(self) -> str:
         """Name of the parent run in MLflow."""
         return f"{self.study.name} · {self.preset}"
 
+    def data_of(self, run: Run) -> Dataset:
+        """What a run is trained and scored on."""
+        return self.dataset
+
     def shared(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
-        return _shared(self.base, self.factors)
+        return _shared(self.base, self.factors, self.searched)
 
     @property
     def base_id(self) -> str:
@@ -148,6 +174,7 @@ class Draft:
     specs: Mapping[Cell, RunSpec]
     """With fields left to the data set."""
     skipped: tuple[tuple[Cell, str], ...]
+    searched: Collection[str] = ()
 
     @property
     def base(self) -> RunSpec:
@@ -155,7 +182,7 @@ class Draft:
 
     def shared(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
-        return _shared(self.base, self.factors)
+        return _shared(self.base, self.factors, self.searched)
 
 
 def draft(study: Study, request: Request) -> Draft:
@@ -186,29 +213,39 @@ def draft(study: Study, request: Request) -> Draft:
 def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
     """Expands a study into runs; raises ConfigError with one line if any part of the request is wrong."""
     # Bad runs surface before the data are read; only the data's own fields wait for them.
-    drafted = draft(study, request)
+    return with_data(draft(study, request), request, cache=cache)
+
+
+def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
+    """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
     dataset = load_dataset(drafted.base.data, cache, download=request.download)
-    resolved, impossible = _resolved(drafted.specs, dataset)
-    runs = []
-    for seed in range(drafted.seeds):
-        seeded = [(cell, replace(spec, seed=seed)) for cell, spec in resolved.items()]
-        replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)) for cell, spec in seeded]
-        # Longest first within a seed: complete replicates early, and no long run alone at the end.
-        runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
+    specs, impossible = _on_data(drafted.specs, dataset)
     return Plan(
         study=drafted.study,
         preset=drafted.preset,
         base=drafted.base,
         factors=drafted.factors,
-        cells=tuple(resolved),
+        cells=tuple(specs),
         skipped=(*drafted.skipped, *impossible),
-        runs=tuple(runs),
+        runs=expanded(specs, drafted.seeds, dataset),
         dataset=dataset,
+        searched=drafted.searched,
     )
 
 
-def _shared(base: RunSpec, factors: Mapping[str, tuple[Level, ...]]) -> dict[str, Any]:
-    varied = {field_name(name) for name in factors} | {"seed", *NOT_IDENTITY}
+def expanded(specs: Mapping[Cell, RunSpec], seeds: int, dataset: Dataset) -> tuple[Run, ...]:
+    """The runs of these cells, in the order in which to start them."""
+    runs: list[Run] = []
+    for seed in range(seeds):
+        seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
+        replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)) for cell, spec in seeded]
+        # Longest first within a seed: complete replicates early, and no long run alone at the end.
+        runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
+    return tuple(runs)
+
+
+def _shared(base: RunSpec, factors: Mapping[str, tuple[Level, ...]], searched: Collection[str]) -> dict[str, Any]:
+    varied = {field_name(name) for name in factors if name != CONFIGURATION} | {"seed", *NOT_IDENTITY, *searched}
     return {name: value for name, value in base.flat().items() if name not in varied}
 
 
@@ -273,9 +310,9 @@ def _check_length(values: Mapping[str, Any]) -> None:
         raise reject("optim.iterations", iterations, "is the length of the training, and so is optim.epochs; accepted: one of them")
 
 
-def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
+def _on_data(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
     """What each cell is on a data set, and the cells that do not exist there or are the same as another one, with the reason."""
-    resolved: dict[Cell, RunSpec] = {}
+    found: dict[Cell, RunSpec] = {}
     first: dict[RunSpec, Cell] = {}
     skipped = []
     for cell, unresolved in specs.items():
@@ -287,10 +324,10 @@ def _resolved(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cel
         if spec in first:
             skipped.append((cell, f"the same network as {first[spec]}"))
         else:
-            resolved[cell], first[spec] = spec, cell
-    if not resolved:
+            found[cell], first[spec] = spec, cell
+    if not found:
         raise ConfigError(skipped[0][1])
-    return resolved, skipped
+    return found, skipped
 
 
 def shown(level: Level) -> str:

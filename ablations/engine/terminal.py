@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +14,7 @@ from rich.text import Text
 from ablations.engine import tables
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Estimate, Findings
+from ablations.engine.search_trials import configuration
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import printable
 
@@ -37,6 +39,7 @@ class Progress:
         self.console, self.todo = console, todo
         self.images = len(plan.dataset.train.labels)
         self.scored_on = plan.base.data.scored_on
+        self.total: int | None = len(todo)
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
@@ -50,7 +53,7 @@ class Progress:
             else None
         )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
@@ -78,18 +81,25 @@ class Progress:
             self.outcomes[run.fingerprint] = outcome
         error = metrics.get(f"{self.scored_on}/error")
         result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
-        done = f"[{len(self.outcomes):>{len(str(len(self.todo)))}}/{len(self.todo)}]"
-        say(self.console, f"{done} {run}: {outcome}, {result} · {self._eta()}")
+        say(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
         self.heard = time.monotonic()
 
     def interrupted(self, run: Run, message: str) -> None:
         """Its process died; it waits for another."""
+        self.paused(run)
+        self.note(run, message)
+
+    def paused(self, run: Run) -> None:
+        """It waits for others."""
         with self._lock:
             self.running.pop(run.fingerprint, None)
-        self.note(run, message)
 
     def note(self, run: Run, message: str) -> None:
         say(self.console, f"{run}: {message}")
+
+    def counted(self, ended: int, of: str = " of ") -> str:
+        """`12 of 24`, or how many where it is not known of how many."""
+        return f"{ended:>{len(str(self.total))}}{of}{self.total}" if self.total else str(ended)
 
     def _share(self) -> float:
         """Share of the work that is done, weighing epochs by depth."""
@@ -104,13 +114,13 @@ class Progress:
     def _eta(self) -> str:
         share = self._share()
         elapsed = time.monotonic() - (self.began or time.monotonic())
-        if len(self.outcomes) == len(self.todo):
+        if share == 1:
             return f"took {duration(elapsed)}"
         return f"{duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
 
     def _totals(self) -> Text:
-        failed = sum(outcome not in ("completed", "diverged") for outcome in self.outcomes.values())
-        parts = [f"{len(self.outcomes) - failed} of {len(self.todo)} done", f"{len(self.running)} running", f"{failed} failed"]
+        failed = sum(outcome not in ("completed", "diverged", "pruned") for outcome in self.outcomes.values())
+        parts = [f"{self.counted(len(self.outcomes) - failed).lstrip()} done", f"{len(self.running)} running", f"{failed} failed"]
         if self.reused:
             parts.append(f"{self.reused} reused")
         return Text(" · ".join([*parts, self._eta()]))
@@ -142,12 +152,28 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, again
     """Table, answers, what went wrong with which run, and the command that trains what is missing."""
     console.print()
     console.print(result_view(evidence.design, findings))
+    for line in search_lines(findings):
+        say(console, line)
     bad = evidence.runs[evidence.runs["outcome"].isin(["diverged", "oom", "failed"])]
     for cell, seed, outcome, message in zip(bad["cell"], bad["seed"], bad["outcome"], bad["message"], strict=True):
         say(console, f"{cell} seed={seed}: {outcome}, {message}")
     without = sum(cell.without_result for cell in findings.cells)
     if without:
         say(console, f"{without} of {len(evidence.runs)} runs have no result. To train just those: {again}")
+
+
+def search_lines(findings: Findings) -> list[str]:
+    """What a search chose in each cell, and whether the ranking survives it; none of a study without a search."""
+    if findings.search is None:
+        return []
+    lines = []
+    for cell in findings.search.cells:
+        for each in cell.chosen:
+            where = f" for {cell.label}" if cell.label else ""
+            level = f" as {each.level}" if len(cell.chosen) > 1 else ""
+            score = f"trial {each.number} of {cell.trials}; validation {each.score:.2f} %, the search's own score"
+            lines.append(f"chosen{where}{level}: {configuration(each)} ({score})")
+    return [*lines, findings.search.ranking.text] if findings.search.ranking else lines
 
 
 def result_view(design: Design, findings: Findings) -> RenderableType:

@@ -20,7 +20,7 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
-from ablations.engine import paths
+from ablations.engine import paths, trials
 from ablations.engine.delivery import JOB_KILLED, STATUS, Writer
 from ablations.engine.evidence import Design
 from ablations.engine.heartbeat import Heartbeat
@@ -117,7 +117,7 @@ class Tracker:
         """A trial of the run has started: the first, or another one because of `reason`."""
         self._attempts[run.fingerprint] = self._attempts.get(run.fingerprint, 0) + 1
         self._started.add(run.fingerprint)
-        data = self.plan.dataset
+        data = self.plan.data_of(run)
         source = run.spec.data.root or data.name
         self._put(
             "start",
@@ -220,7 +220,8 @@ class Tracker:
             "seed": str(run.seed),
             "world_size": str(run.spec.world_size),
             "code_version": code_version(),
-            "data_version": self.plan.dataset.version,
+            "data_version": self.plan.data_of(run).version,
+            **({trials.tag(self.plan.base_id): trials.text(run)} if run.trial else {}),
             **self._tags,
         }
 

@@ -35,6 +35,9 @@ LOST_PEER = re.compile("gloo|NCCL|Connection (closed|reset)", re.IGNORECASE)
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
 """What there is to read, in errors of any type, where memory is short: of torch's allocators, C++, cuBLAS, cuDNN and Linux."""
 
+END_SECONDS = 60.0
+"""How long a stopped training has for what it does when it ends, such as to end processes that read its images."""
+
 REPLACEMENT_SECONDS = 5.0
 """How often a group looks for a node in place of a lost one."""
 
@@ -67,6 +70,10 @@ class Job:
     """Seconds without a step after which a process counts as hung."""
     download: bool = False
     """Whether data that this node lacks may be downloaded."""
+    branch: str = ""
+    """Name of the folder of the run whose checkpoint of epoch `branch_epoch` this run starts from, if it has none of its own and
+    that one is still there. Up to that epoch both train alike, so that the result is the same."""
+    branch_epoch: int = 0
 
 
 def train(config: dict[str, Any]) -> None:
@@ -81,6 +88,23 @@ def train(config: dict[str, Any]) -> None:
         report_outcome(tune.report, lambda: train_watched(job, device, tune.report, name=name))
     else:
         report_outcome(tune.report, lambda: train_group(job, tune.report))
+
+
+def end_training(trainable: Any) -> None:
+    """Ends the training of a stopped trial, in its process: its thread waits in a report, with all that it holds."""
+    from ray.train._internal.session import get_session
+
+    workers = trainable.config["job"]["spec"]["world_size"]
+    if workers > 1:
+        from ablations.engine import deaths, worker_group
+
+        worker_group.abort()
+        for worker in _worker_names(workers):
+            deaths.forget(worker)
+    session = get_session()
+    session.finish(timeout=END_SECONDS)
+    if session.training_thread.is_alive():
+        os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
 
 
 def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:
@@ -132,7 +156,7 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
         raise reject("data.root", spec.data.root or spec.data.name, accepted)
     alive()
     checkpoints = CheckpointFolder(job.storage, job.folder)
-    while not _agreed(restore := checkpoints.latest(), device):
+    while not _agreed(restore := checkpoints.latest() or _branched(job), device):
         alive()  # a predecessor that was killed saved once more; it is gone in a moment
     versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     conditions = {"conditions": {"device": _name_of(device), **versions}}
@@ -147,6 +171,18 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
         probes = result.state.probes if result.last else []
         report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, **conditions})
         alive()
+
+
+def _branched(job: Job) -> dict[str, Any] | None:
+    """The checkpoint of another run that this one may start from, if it can be had."""
+    from pickle import UnpicklingError
+
+    from ablations.engine.checkpoints import CheckpointFolder
+
+    with suppress(OSError, UnpicklingError):
+        if job.branch:
+            return CheckpointFolder(job.storage, job.branch).latest(job.branch_epoch)
+    return None
 
 
 def _agreed(restore: Mapping[str, Any] | None, device: str) -> bool:
@@ -188,14 +224,12 @@ def train_group(job: Job, report: Report) -> None:
         Death: processes died more often than is borne; the last of them.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
-    import ray
     from ray.train import TrainingFailedError
 
-    name = ray.get_runtime_context().get_actor_id()
     failures = 0
     while True:
         try:
-            _trainer(job, name).fit()
+            _trainer(job).fit()
             return
         except TrainingFailedError as error:
             if _is_too_small(error):  # it held the group before: nodes were lost, and others come
@@ -204,22 +238,31 @@ def train_group(job: Job, report: Report) -> None:
             raised = _raised_by_workers(error)
             if raised is not None:
                 raise raised from None
-            death = _explain(error, [f"{name}-{rank}" for rank in range(job.spec["world_size"])])
+            death = _explain(error, _worker_names(job.spec["world_size"]))
         failures += not death.preempted
         if failures > job.max_failures:
             raise death
         report({"restart": death.reason})
 
 
-def _trainer(job: Job, name: str) -> Any:
+def _worker_names(workers: int) -> list[str]:
+    """Under which the workers of this process's group leave word, by rank."""
+    import ray
+
+    return [f"{ray.get_runtime_context().get_actor_id()}-{rank}" for rank in range(workers)]
+
+
+def _trainer(job: Job) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from ablations.engine.worker_group import Announced
+
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": job.gpus_per_worker} if job.gpus_per_worker else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config={"job": asdict(job), "name": name},
+        train_loop_config={"job": asdict(job), "names": _worker_names(job.spec["world_size"])},
         # NCCL refuses two workers on one GPU.
         torch_config=TorchConfig(backend="nccl" if job.gpus_per_worker >= 1 else "gloo"),
         scaling_config=ScalingConfig(
@@ -228,7 +271,7 @@ def _trainer(job: Job, name: str) -> Any:
         run_config=RunConfig(
             name=f"{job.folder}/ray-train",
             storage_path=job.storage,
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback(), Announced()],
             # Train would also repeat what a bug or too large a batch ended; `train_group` knows the difference.
             failure_config=FailureConfig(max_failures=0),
         ),
@@ -271,7 +314,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     rank = ray_train.get_context().get_world_rank()
-    train_watched(Job(**config["job"]), str(get_device()), ray_train.report, name=f"{config['name']}-{rank}", rank=rank)
+    train_watched(Job(**config["job"]), str(get_device()), ray_train.report, name=config["names"][rank], rank=rank)
 
 
 def report_outcome(report: Report, work: Callable[[], object]) -> None:

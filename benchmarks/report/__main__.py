@@ -33,14 +33,14 @@ def large_study(cells: int, seeds: int, cache: Path) -> Design:
 
 def measure(uri: str) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
-    from ablations.engine import ledger, reporting
+    from ablations.engine import ledger, reporting, results
     from ablations.engine.analysis import analyse
     from ablations.engine.tracking import connect
 
     client = connect(uri)
     marks = [time.perf_counter()]
     _, design = ledger.design_of(client, "large", "digits", {})
-    evidence = ledger.gather(client, design)
+    evidence = results.gather(client, design)
     marks.append(time.perf_counter())
     findings = analyse(evidence)
     marks.append(time.perf_counter())

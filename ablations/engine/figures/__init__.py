@@ -9,6 +9,8 @@ from ablations.engine.figures.curves import budget_figure, curves_figure, gradie
 from ablations.engine.figures.drawing import save
 from ablations.engine.figures.forest import forest_figure
 from ablations.engine.figures.front import pareto_figure
+from ablations.engine.figures.search import history_figure, search_pareto_figure
+from ablations.engine.figures.search_fields import importances_figure, parallel_figure, sensitivity_figure, slices_figure
 from ablations.engine.findings import Findings
 
 __all__ = ["Caption", "all_figures", "caption", "save"]
@@ -26,4 +28,13 @@ def all_figures(evidence: Evidence, findings: Findings) -> dict[str, Figure]:
         "responses": responses_figure(evidence),
         "gradients": gradients_figure(evidence),
     }
+    if findings.search:
+        drawn |= {
+            "search-history": history_figure(evidence),
+            "search-sensitivity": sensitivity_figure(evidence, findings),
+            "search-slices": slices_figure(evidence),
+            "search-importances": importances_figure(evidence, findings),
+            "search-parallel": parallel_figure(evidence),
+            "search-pareto": search_pareto_figure(evidence),
+        }
     return {name: figure for name, figure in drawn.items() if figure is not None}

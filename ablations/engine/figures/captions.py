@@ -9,8 +9,11 @@ from ablations.engine.figures.curves import divisions
 from ablations.engine.figures.forest import against, largest, signed
 from ablations.engine.figures.front import by_multiply_adds, front
 from ablations.engine.figures.looks import MOST_BANDS, scheme_of, short_name
+from ablations.engine.figures.search_fields import FEWEST_GROUPED, main_field
 from ablations.engine.findings import CellFinding, Findings
+from ablations.engine.search_trials import brief, search_of
 
+SCORES = "These errors chose the configuration: they are no results."
 MOST_NAMED = 6
 """Cells whose numbers are said one by one; of more, the least and the largest."""
 
@@ -123,6 +126,64 @@ def _gradients(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     return "Gradients of layers", text, _medians(evidence, "gradients", "gradient_norm")
 
 
+def _search_history(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
+    text = (
+        "Validation error of each trial in its last epoch, by number; lines are the best of those that completed so far. Hollow "
+        f"marks were ended early, with the error they had then. {SCORES}"
+    )
+    return "What the search tried", text, f"{_outcomes(findings)} {_chosen(findings)}"
+
+
+def _search_sensitivity(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
+    field = main_field(search_of(evidence), findings) or ""
+    text = (
+        f"Validation error by {field}, other fields as the search had them. Lines join the medians of neighbouring completed "
+        f"trials, in as many groups as each has trials, from {FEWEST_GROUPED} trials on. Marks at the top diverged. {SCORES}"
+    )
+    return f"Sensitivity to {field}", text, f"{_outcomes(findings)} {_chosen(findings, field)}"
+
+
+def _search_slices(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
+    text = (
+        "Validation error by each field that was searched: a trial is in every panel whose field it has, at the top if it "
+        f"diverged. Dotted: the default. What one panel shows may be another field's doing. {SCORES}"
+    )
+    return "Fields one by one", text, f"{len(search_of(evidence).fields)} fields. {_outcomes(findings)} {_chosen(findings)}"
+
+
+def _search_importances(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
+    assert findings.search
+    text = (
+        "What moved the validation error within the space searched (PED-ANOVA): how differently the best completed trials and all "
+        "of them are spread along a field. Bars are shares of the sum, lines 95 % intervals over resampled trials. They hold for "
+        "this search only: a field that was searched in a narrow range moves little."
+    )
+    said = [
+        _of(cell.label, f"{each.field} {100 * each.share:.0f} % [{100 * each.low:.0f}, {100 * each.high:.0f}]")
+        for cell in findings.search.cells
+        for each in cell.importances[:1]
+    ]
+    return "Which fields moved the error", text, f"The largest share is {_listed(said)}."
+
+
+def _search_parallel(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
+    text = (
+        "Each completed trial is a line from value to value to its validation error; the best of each cell are blue and on top. "
+        f"A line that passes below an axis has no such field. {SCORES}"
+    )
+    return "All configurations", text, f"{_outcomes(findings)} {_chosen(findings)}"
+
+
+def _search_pareto(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
+    search = search_of(evidence)
+    what = "multiply-adds" if search.against == "flops" else "training time"
+    text = (
+        f"Validation error against {what} of each completed trial. Lines join those that no other of their cell beats in both; "
+        f"stars are what is trained anew and tested, by number of the front. {SCORES}"
+    )
+    return f"Error against {what}, in the search", text, f"{_outcomes(findings)} {_chosen(findings)}"
+
+
 WORDS: dict[str, Callable[[Evidence, Findings], tuple[str, str, str]]] = {
     "curves": _curves,
     "depth": _depth,
@@ -132,7 +193,37 @@ WORDS: dict[str, Callable[[Evidence, Findings], tuple[str, str, str]]] = {
     "budget": _budget,
     "responses": _responses,
     "gradients": _gradients,
+    "search-history": _search_history,
+    "search-sensitivity": _search_sensitivity,
+    "search-slices": _search_slices,
+    "search-importances": _search_importances,
+    "search-parallel": _search_parallel,
+    "search-pareto": _search_pareto,
 }
+
+
+def _outcomes(findings: Findings) -> str:
+    assert findings.search
+    said = [
+        _of(cell.label, ", ".join(f"{count} {outcome}" for outcome, count in cell.outcomes.items()))
+        for cell in findings.search.cells
+    ]
+    return f"Trials: {_listed(said)}."
+
+
+def _chosen(findings: Findings, field: str = "") -> str:
+    """What the search chose, with its score and one value."""
+    assert findings.search
+    said = []
+    for cell in findings.search.cells:
+        for each in cell.chosen:
+            value = f" ({field} {brief(each.values[field])})" if field in each.values else ""
+            said.append(_of(cell.label, f"{each.level} trial {each.number}{value}, validation error {each.score:.2f} %"))
+    return f"Chosen: {_listed(said)}." if said else "Nothing is chosen yet."
+
+
+def _of(cell: str, text: str) -> str:
+    return f"{cell}: {text}" if cell else text
 
 
 def _seeds(evidence: Evidence, findings: Findings) -> str:

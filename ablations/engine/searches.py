@@ -1,0 +1,185 @@
+"""The searches of a study, one in each cell: what they try next, what became of it, and what they choose."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ablations.engine.optimiser import Decision, Optimiser, Suggestion, Told
+from ablations.engine.search import Chosen, Scored, SearchPlan, choose
+from ablations.engine.search_request import OBJECTIVES
+from ablations.engine.study import Cell, Run, Trial
+from ablations.engine.trials import UNFINISHED, PastTrial
+from resnet_core import ConfigError
+
+MOST_REFUSED = 100
+"""Configurations that do not exist, one after another, before a search gives up."""
+
+
+class Searches:
+    """The searches of a study.
+
+    Args:
+        plan: the study.
+        past: its trials that MLflow knows.
+        adopt: makes a run that has its result already, whichever study trained it, a trial of this one; None for others.
+    """
+
+    def __init__(self, plan: SearchPlan, past: Iterable[PastTrial], adopt: Callable[[Run], PastTrial | None]) -> None:
+        self.plan, self.adopt = plan, adopt
+        self.optimisers = {cell: Optimiser(plan.space, plan.settings) for cell in plan.trial_specs}
+        self.error: ConfigError | None = None
+        """Why the search cannot go on."""
+        self._ended: Counter[Cell] = Counter()
+        self._longest: Counter[Cell] = Counter()
+        """Epochs that a trial has trained, at most."""
+        self._asked: Counter[Cell] = Counter()
+        self._refused: Counter[Cell] = Counter()
+        self._runs: dict[tuple[Cell, int], Run] = {}
+        self._metrics: dict[str, dict[int, Mapping[str, float]]] = {}
+        """Of runs that are under way, by epoch."""
+        self._scored: dict[Cell, dict[int, Scored]] = {cell: {} for cell in self.optimisers}
+        self.outside = self._retell(past)
+        """How many past trials are not of the space that is searched now."""
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or all(optimiser.finished for optimiser in self.optimisers.values())
+
+    @property
+    def ended(self) -> int:
+        """Trials that have come to their end."""
+        return self._ended.total()
+
+    @property
+    def share(self) -> float:
+        """Of the budgets that is used up, about."""
+        return sum(map(self._share, self.optimisers)) / len(self.optimisers)
+
+    def dropped(self) -> list[Run]:
+        """Runs that waited and lost their place: they are to end, as `pruned`."""
+        return [self._runs[cell, number] for cell, optimiser in self.optimisers.items() for number in optimiser.dropped()]
+
+    def next(self, is_free: Callable[[Run], bool]) -> Run | None:
+        """A run of the search that has begun the fewest trials, so that all come along alike; None: there is none now.
+
+        Args:
+            is_free: whether no other study trains a run at this moment. Such a one is left to it.
+        """
+        for cell in sorted(self.optimisers, key=lambda cell: self._asked[cell]):
+            run = self._next_in(cell, is_free)
+            if run is not None:
+                self._asked[cell] += 1
+                return run
+        return None
+
+    def parent(self, run: Run) -> Run | None:
+        """The run from whose state another one may start."""
+        assert run.trial is not None
+        return self._runs.get((run.cell, run.trial.branch[0])) if run.trial.branch else None
+
+    def report(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> Decision:
+        """Whether a run goes on after this epoch."""
+        assert run.trial is not None
+        self._metrics.setdefault(run.fingerprint, {})[epoch] = metrics
+        self._longest[run.cell] = max(self._longest[run.cell], epoch)
+        return self.optimisers[run.cell].report(run.trial.number, epoch, metrics["validation/error"])
+
+    def end(self, run: Run, outcome: str) -> None:
+        """A run has come to its end."""
+        self._ended[run.cell] += 1
+        trial, metrics = run.trial, self._metrics.pop(run.fingerprint, {})
+        assert trial is not None
+        results: tuple[float, ...] = ()
+        if outcome == "completed":
+            found = self._scored[run.cell][trial.number] = _scored(trial, metrics[max(metrics)], self.plan.against)
+            results = found.objectives
+        start = trial.branch[1] if trial.branch else 0
+        seconds = sum(of_epoch["epoch_seconds"] for epoch, of_epoch in metrics.items() if epoch > start)
+        self.optimisers[run.cell].end(trial.number, outcome, results, seconds)
+
+    def choices(self) -> dict[Cell, Sequence[Chosen]]:
+        """What each search chose."""
+        return {cell: choose(scored) for cell, scored in self._scored.items()}
+
+    def _share(self, cell: Cell) -> float:
+        settings, optimiser = self.plan.settings, self.optimisers[cell]
+        if optimiser.finished:
+            return 1.0
+        if settings.scheduler == "pbt":
+            return self._longest[cell] / settings.epochs
+        shares = [self._ended[cell] / settings.trials] if settings.trials else []
+        shares += [optimiser.spent[1] / settings.seconds] if settings.seconds else []
+        return max(shares)
+
+    def _next_in(self, cell: Cell, is_free: Callable[[Run], bool]) -> Run | None:
+        optimiser = self.optimisers[cell]
+        while self.error is None and (suggestion := optimiser.ask()) is not None:
+            run = self._run_of(cell, suggestion)
+            if run is None:
+                continue
+            self._refused[cell] = 0
+            self._runs[cell, suggestion.number] = run
+            if past := self.adopt(run):
+                self._tell(cell, past)
+            elif is_free(run):
+                return run
+            else:
+                optimiser.refuse(suggestion.number)
+        return None
+
+    def _run_of(self, cell: Cell, suggestion: Suggestion) -> Run | None:
+        trial = Trial(number=suggestion.number, values=suggestion.values, branch=suggestion.branch)
+        try:
+            return self.plan.trial(cell, trial)
+        except ConfigError as error:  # values that do not go together, or not with this cell
+            self.optimisers[cell].refuse(suggestion.number)
+            self._refused[cell] += 1
+            if self._refused[cell] >= MOST_REFUSED:
+                self.error = ConfigError(f"--search: {MOST_REFUSED} configurations in a row do not exist, the last because {error}")
+            return None
+
+    def _retell(self, past: Iterable[PastTrial]) -> int:
+        of_cell: dict[str, list[PastTrial]] = {str(cell): [] for cell in self.optimisers}
+        for each in past:
+            of_cell.get(each.cell, []).append(each)
+        outside = 0
+        for cell, optimiser in self.optimisers.items():
+            trials = of_cell[str(cell)]
+            self._asked[cell] = len(trials)
+            outside += optimiser.retell([_told(each, self.plan.against) for each in trials])
+            self._ended[cell] = sum(each.outcome not in UNFINISHED for each in trials)
+            for each in trials:
+                self._runs[cell, each.trial.number] = self.plan.trial(cell, each.trial)
+                self._remember(cell, each)
+        return outside
+
+    def _tell(self, cell: Cell, past: PastTrial) -> None:
+        """Of a run that is trained already: what would have been decided on the way does not matter."""
+        optimiser, known = self.optimisers[cell], _told(past, self.plan.against)
+        for epoch, error in known.errors.items():
+            optimiser.report(known.number, epoch, error)
+        optimiser.end(known.number, known.outcome, known.results, known.seconds)
+        self._ended[cell] += 1
+        self._remember(cell, past)
+
+    def _remember(self, cell: Cell, past: PastTrial) -> None:
+        if past.entry.completed:
+            self._scored[cell][past.trial.number] = _scored(past.trial, past.entry.metrics, self.plan.against)
+
+
+def _told(past: PastTrial, against: str | None) -> Told:
+    """A past trial as an optimiser is told of it."""
+    completed = past.entry.completed
+    return Told(
+        number=past.trial.number,
+        values=past.trial.values,
+        outcome="stopped" if past.outcome in UNFINISHED else past.outcome,
+        errors={epoch: values["error"] for epoch, values in past.epochs.items()},
+        results=_scored(past.trial, past.entry.metrics, against).objectives if completed else (),
+        seconds=past.seconds,
+    )
+
+
+def _scored(trial: Trial, metrics: Mapping[str, float], against: str | None) -> Scored:
+    """What a trial came to, by the metrics of its last epoch."""
+    cost = metrics[OBJECTIVES[against]] if against else None
+    return Scored(values=trial.values, error=metrics["validation/error"], loss=metrics["validation/loss"], cost=cost)

@@ -1,0 +1,105 @@
+"""A search from plan to table: its trials first, then the study that compares what they chose with the default configuration."""
+
+from dataclasses import replace
+
+from mlflow import MlflowClient
+from rich.console import Console
+
+from ablations.engine import paths, reporting, terminal, trials
+from ablations.engine.delivery import Writer
+from ablations.engine.evidence import Design
+from ablations.engine.execution import Submission, checkpoint_folder, job_of, needs_of, submit
+from ablations.engine.findings import Findings
+from ablations.engine.options import Options
+from ablations.engine.plan_view import budget
+from ablations.engine.search import SearchPlan
+from ablations.engine.searches import Searches
+from ablations.engine.study import Plan, Run
+from ablations.engine.tracking import Tracker
+from ablations.engine.trial import Job
+from ablations.engine.trial_source import TrialSource
+from resnet_core.identity import code_version
+
+
+def execute(plan: Plan, options: Options) -> int:
+    """Brings a search to its end and prints what it found; returns the exit code: 0 if every run has a result, else 1."""
+    return submit(plan, options, SearchSubmission)
+
+
+class SearchSubmission(Submission):
+    """A search's way through the cluster and MLflow, once it is held."""
+
+    plan: SearchPlan
+
+    def __init__(self, console: Console, client: MlflowClient, plan: SearchPlan, options: Options, writer: Writer) -> None:
+        self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
+        past = trials.read(client, plan.asked(), code_version())
+        self.searches = Searches(plan, past, trials.Elsewhere(client, plan.asked(), code_version()))
+        self.searched = not self.searches.finished
+        self.needs = needs_of(plan, options) if self.searched else None  # refuses before anything is written
+        self.tracker = Tracker(client, writer, plan, {each.entry.tags["fingerprint"]: each.entry for each in past})
+        self.up_to_date = False
+        self._log_design()
+
+    @property
+    def design(self) -> Design:
+        return replace(super().design, search=self.plan.asked())
+
+    def train(self) -> bool:
+        """Searches, then trains what was chosen, and the default; returns False if it was asked to stop."""
+        if self.searched and not self._search():
+            return False
+        if self.searches.error:
+            terminal.say(self.console, f"The search ended early. {self.searches.error}")
+        self.plan = self.plan.confirming(self.searches.choices())
+        self.tracker.know(self._look_up())
+        self.up_to_date &= not self.searched
+        self._log_design()
+        return super().train()
+
+    def is_complete(self, findings: Findings) -> bool:
+        return super().is_complete(findings) and all(self.plan.chosen.get(cell) for cell in self.plan.specs)
+
+    def _search(self) -> bool:
+        """Trains what the searches ask for; returns False if it was asked to stop."""
+        assert self.needs is not None
+        from ablations.engine import scheduler
+
+        self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {budget(self.plan)}.")
+        if self.searches.outside:
+            self.console.print(f"{self.searches.outside} earlier trials are not of the space searched now, and are passed over.")
+        with SearchProgress(self.console, self.plan, self.searches) as progress:
+            source = TrialSource(self.searches, self.tracker, progress, claim=self.journal.claim, job_of=self._job_of)
+            with reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress.made):
+                try:
+                    limit, scratch = self.options.max_concurrent, paths.home() / "tune"
+                    scheduler.search(source, self.needs, max_concurrent=limit, listener=source, scratch=scratch)
+                finally:
+                    source.stop_rest()
+        return self.searches.finished
+
+    def _job_of(self, run: Run, parent: Run | None) -> Job:
+        job = job_of(run, self.plan.trial_data.version, self.tracker.generation(run), self.options)
+        if parent is None:
+            return job
+        assert run.trial is not None
+        assert run.trial.branch is not None
+        folder = checkpoint_folder(parent.fingerprint, self.tracker.generation(parent))
+        return replace(job, branch=folder, branch_epoch=run.trial.branch[1])
+
+
+class SearchProgress(terminal.Progress):
+    """Progress of trials, of which only the budget is known beforehand."""
+
+    def __init__(self, console: Console, plan: SearchPlan, searches: Searches) -> None:
+        super().__init__(console, plan, ())
+        self.images, self.scored_on = len(plan.trial_data.train.labels), "validation"
+        self.searches, self.total, self.began_at = searches, plan.most_trials, searches.share
+        self.reused = 0
+
+    def made(self) -> tuple[int, str]:
+        """For `reporting.Refresher`."""
+        return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} trials"
+
+    def _share(self) -> float:
+        return (self.searches.share - self.began_at) / (1 - self.began_at)

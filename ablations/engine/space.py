@@ -1,0 +1,232 @@
+"""What is searched: the space of a study, restricted or replaced on the command line.
+
+A space is a function of a trial. It calls `suggest_float`, `suggest_int` and `suggest_categorical` with names of `RunSpec` fields,
+dotted or last parts (`lr`), and may branch on the values that they return.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import create_trial
+
+from resnet_core import ConfigError, RunSpec, override
+from resnet_core.fields import reject
+from resnet_core.overrides import convert, field_name
+
+Space: TypeAlias = Callable[[Any], object]
+Dimension: TypeAlias = FloatDistribution | IntDistribution | CategoricalDistribution
+"""Where the values of a field come from: a range, perhaps on a logarithmic scale, or choices."""
+DRAWS = 200
+"""Random configurations from which a space is known."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces every study
+
+
+def parse_fields(texts: Sequence[str]) -> dict[str, Dimension | None]:
+    """What `--search` names, by dotted field: `lr` (None: as the study's space has it), `lr=0.001..1:log`, `width=8,16,24`.
+
+    Raises:
+        ConfigError: no such field, a field named twice, or no range or choices that the field accepts.
+    """
+    fields: dict[str, Dimension | None] = {}
+    for text in texts:
+        name, equals, given = text.partition("=")
+        field = field_name(name)
+        if field in fields:
+            raise reject("--search", text, "is named twice")
+        fields[field] = _dimension(text, field, given) if equals else None
+    return fields
+
+
+def compose(space: Space | None, fields: Mapping[str, Dimension | None], default: RunSpec, fixed: Collection[str]) -> Space:
+    """The study's space restricted to `fields` (empty: all of it), where those with a dimension of their own have that.
+
+    Fields of the space that are not searched have the value of `default`, so that branches on them still work.
+
+    Args:
+        fixed: dotted names of fields that may not be searched. The space may suggest them all the same: they keep their default.
+
+    Raises:
+        ConfigError: a field is to be searched that is fixed, or that has no dimension here and none in the study's space.
+    """
+    known = list(_distributions(drawn(space))) if space else []
+    for name, dimension in fields.items():
+        if name in fixed:
+            raise reject("--search", name, "may not be searched: it is given, a factor, or the same in all trials")
+        if dimension is None and name not in known:
+            others = f"accepted: {', '.join(known)}; " if known else ""
+            raise reject("--search", name, f"{others}another field needs a range or choices: {name}=LOW..HIGH or {name}=A,B")
+    values = default.flat()
+
+    def composed(trial: Any) -> None:
+        restricted = _Restricted(trial, fields, fixed, values)
+        if space:
+            space(restricted)
+        for name, dimension in fields.items():
+            if dimension is not None:
+                restricted.suggest(name, dimension)
+
+    return composed
+
+
+def check(space: Space, default: RunSpec) -> dict[str, dict[str, Any]]:
+    """The fields that a space searches, in the form of `SearchDesign.fields`; of ranges that differ between branches, the union.
+
+    Raises:
+        ConfigError: the space fails, suggests something that no field accepts, nothing at all, or no configuration that exists.
+    """
+    trials = drawn(space)
+    distributions = _distributions(trials)
+    if not distributions:
+        raise ConfigError("--search: the space suggests nothing; accepted: FIELD=LOW..HIGH or FIELD=A,B")
+    refusals = [_refusal(default, field_values(trial.params)) for trial in trials]
+    if all(refusals):
+        raise ConfigError(f"--search: no configuration of the space exists, the last one because {refusals[-1]}")
+    return {name: _union(name, found) for name, found in distributions.items()}
+
+
+def drawn(space: Space) -> list[optuna.Trial]:
+    """Trials with random configurations, always the same; raises ConfigError if the space fails."""
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    trials = [study.ask() for _ in range(DRAWS)]
+    for trial in trials:
+        try:
+            space(trial)
+        except ConfigError:
+            raise
+        except Exception as error:  # it is a person's code
+            raise ConfigError(f"the study's space fails: {type(error).__name__}: {error}") from error
+    return trials
+
+
+def ranges(space: Space) -> dict[str, tuple[float, float]]:
+    """The lowest and highest value of each field that every configuration has from a range, by dotted name."""
+    trials = drawn(space)
+    always = set.intersection(*({field_name(name) for name in trial.params} for trial in trials))
+    unions = {name: _union(name, found) for name, found in _distributions(trials).items() if name in always}
+    return {name: (union["low"], union["high"]) for name, union in unions.items() if union.get("low") != union.get("high")}
+
+
+def field_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a trial as values of fields, by dotted name; raises ConfigError for one that the field does not accept."""
+    return {field_name(name): convert(field_name(name), value) for name, value in params.items()}
+
+
+def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters with which a trial of `space` has just these values of fields; None if none has."""
+    trial = _Replayed(values)
+    try:
+        space(trial)
+        create_trial(value=0, params=trial.params, distributions=trial.distributions)  # raises for values outside
+    except (KeyError, ValueError):
+        return None
+    return trial.params if set(map(field_name, trial.params)) == set(values) else None
+
+
+class _Suggesting(ABC):
+    """A trial to a space. All that it suggests goes through one method."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
+        return self.suggest(name, FloatDistribution(low, high, log=log, step=step))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> Any:
+        return self.suggest(name, IntDistribution(low, high, log=log, step=step))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self.suggest(name, CategoricalDistribution(choices))
+
+    @abstractmethod
+    def suggest(self, name: str, dimension: Dimension) -> Any: ...
+
+
+class _Restricted(_Suggesting):
+    """Asks another trial for what is searched, and has defaults for the rest."""
+
+    def __init__(
+        self, trial: Any, fields: Mapping[str, Dimension | None], fixed: Collection[str], values: Mapping[str, Any]
+    ) -> None:
+        self._trial, self._fields, self._fixed, self._values = trial, fields, fixed, values
+
+    def suggest(self, name: str, dimension: Dimension) -> Any:
+        field = field_name(name)
+        if field in self._fixed or (self._fields and field not in self._fields):
+            return self._values[field]
+        own = self._fields.get(field) or dimension
+        if isinstance(own, CategoricalDistribution):
+            return self._trial.suggest_categorical(field, own.choices)
+        if isinstance(own, IntDistribution):
+            return self._trial.suggest_int(field, own.low, own.high, step=own.step, log=own.log)
+        return self._trial.suggest_float(field, own.low, own.high, step=own.step, log=own.log)
+
+
+class _Replayed(_Suggesting):
+    """Has the values of an earlier trial; raises KeyError for a field of which that has none, or none of the choices."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self.params: dict[str, Any] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest(self, name: str, dimension: Dimension) -> Any:
+        field = field_name(name)
+        value = self._values[field]
+        if isinstance(dimension, CategoricalDistribution):
+            value = {json.dumps(convert(field, choice)): choice for choice in dimension.choices}[json.dumps(value)]
+        self.params[name], self.distributions[name] = value, dimension
+        return value
+
+
+def _dimension(text: str, field: str, given: str) -> Dimension:
+    if ".." in given:
+        return _range(text, field, given)
+    choices = [convert(field, choice) for choice in given.split(",")]
+    if any(isinstance(choice, tuple) for choice in choices):
+        raise reject("--search", text, "lists can be searched in a study's space only")
+    if len(choices) < 2 or len(set(choices)) < len(choices):
+        raise reject("--search", text, f"accepted: two or more different values, {field}=A,B, or a range, {field}=LOW..HIGH")
+    return CategoricalDistribution(choices)
+
+
+def _range(text: str, field: str, given: str) -> Dimension:
+    ends, _, scale = given.partition(":")
+    low, high = (convert(field, end) for end in ends.split("..", maxsplit=1))
+    if type(low) not in (int, float) or type(high) is not type(low):
+        raise reject("--search", text, f"{field} is no number; accepted: choices, {field}=A,B")
+    if scale not in ("", "log") or not (math.isfinite(high - low) and low < high) or (scale and low <= 0):
+        raise reject("--search", text, "accepted: LOW..HIGH, rising and finite, or LOW..HIGH:log with LOW above 0")
+    kind = IntDistribution if type(low) is int else FloatDistribution
+    return kind(low, high, log=bool(scale))
+
+
+def _distributions(trials: Sequence[optuna.Trial]) -> dict[str, list[BaseDistribution]]:
+    """The different distributions that trials had for each field, by dotted name."""
+    found: dict[str, list[BaseDistribution]] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            of_field = found.setdefault(field_name(name), [])
+            if distribution not in of_field:
+                of_field.append(distribution)
+    return found
+
+
+def _union(name: str, found: Sequence[Any]) -> dict[str, Any]:
+    """As JSON has it. Optuna lets the range of a field differ between branches, but neither its kind nor its choices."""
+    if isinstance(found[0], CategoricalDistribution):
+        choices: list[Any] = json.loads(json.dumps([convert(name, choice) for choice in found[0].choices]))
+        return {"choices": choices}
+    return {"low": min(each.low for each in found), "high": max(each.high for each in found), "log": found[0].log}
+
+
+def _refusal(default: RunSpec, values: Mapping[str, Any]) -> str:
+    """Why there is no such configuration; empty if there is."""
+    try:
+        override(default, values)
+    except ConfigError as error:
+        return str(error)
+    return ""

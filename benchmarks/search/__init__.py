@@ -1,0 +1,1 @@
+"""What a trial of a search costs besides its training, and whether memory grows."""
