@@ -141,7 +141,7 @@ def test_a_time_budget_ends_with_the_seconds_that_were_told() -> None:
     optimiser.end(begun(optimiser).number, "completed", (1.0,), 60)
     last = begun(optimiser).number
     optimiser.end(last, "diverged", (), 40)
-    assert optimiser.spent == (2, 100)
+    assert optimiser.spent == (2, 100.0)
     assert optimiser.ask() is None
     assert optimiser.finished
 

@@ -5,7 +5,7 @@ proposes depends on these, the seed and the trial's number only.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -158,6 +158,11 @@ class Optimiser:
         """Whether nothing runs and nothing is left to ask for."""
         left = waiting(self._standing(), self._members, self._running) if self._size else self._again or not self._used_up
         return not self._running and not left
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """Of the trials that it knows: begun, or told and of its space."""
+        return self._members.keys()
 
     @property
     def spent(self) -> tuple[int, float]:

@@ -148,8 +148,9 @@ class Searches:
             outside += optimiser.retell([_told(each, self.plan.against) for each in trials])
             self._ended[cell] = sum(each.outcome not in UNFINISHED for each in trials)
             for each in trials:
-                self._runs[cell, each.trial.number] = self.plan.trial(cell, each.trial)
-                self._remember(cell, each)
+                if each.trial.number in optimiser.numbers:
+                    self._runs[cell, each.trial.number] = self.plan.trial(cell, each.trial)
+                    self._remember(cell, each)
         return outside
 
     def _tell(self, cell: Cell, past: PastTrial) -> None:

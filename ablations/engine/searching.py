@@ -51,7 +51,10 @@ class SearchSubmission(Submission):
             return False
         if self.searches.error:
             terminal.say(self.console, f"The search ended early. {self.searches.error}")
-        self.plan = self.plan.confirming(self.searches.choices())
+        choices = self.searches.choices()
+        for cell in (cell for cell, chosen in choices.items() if not chosen):
+            terminal.say(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
+        self.plan = self.plan.confirming(choices)
         self.tracker.know(self._look_up())
         self.up_to_date &= not self.searched
         self._log_design()

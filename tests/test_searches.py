@@ -1,0 +1,145 @@
+"""Searches side by side: what they try next, what they take from elsewhere, and what they choose."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from submitted import searched
+
+from ablations.engine.ledger import Entry
+from ablations.engine.optimiser import Decision
+from ablations.engine.search import SearchPlan
+from ablations.engine.searches import MOST_REFUSED, Searches
+from ablations.engine.study import Run, Trial
+from ablations.engine.trials import PastTrial
+from resnet_core.fields import reject
+
+PER_CELL = ("--per-cell", "--search", "lr", "--sampler", "random", "--scheduler", "none")
+
+
+def entry(outcome: str, error: float) -> Entry:
+    metrics = {"validation/error": error, "validation/loss": error / 10, "train_seconds": 3.0, "flops": 100.0}
+    status = "FINISHED" if outcome in ("completed", "diverged") else "KILLED"
+    return Entry("run", "experiment", status, {"outcome": outcome}, {}, metrics)
+
+
+def past(cell: str, number: int, lr: float, error: float = 50.0, outcome: str = "completed") -> PastTrial:
+    epochs = {1: {"error": 80.0, "loss": 2.0, "seconds": 1.0}, 2: {"error": error, "loss": 1.0, "seconds": 2.0}}
+    trial = Trial(number=number, values={"optim.lr": lr})
+    return PastTrial(cell=cell, trial=trial, entry=entry(outcome, error), epochs=epochs)
+
+
+def nothing(_: Run) -> None:
+    return None
+
+
+def trained(searches: Searches, error: Callable[[Run], float], *, most: int = 1000) -> list[Run]:
+    """Trains what is asked for, one run after another."""
+    runs: list[Run] = []
+    while len(runs) < most and (run := searches.next(lambda _: True)):
+        metrics = {"validation/error": error(run), "validation/loss": 1.0, "epoch_seconds": 1.0, "flops": 100.0}
+        assert searches.report(run, 1, metrics) is Decision.GO
+        searches.end(run, "completed")
+        runs.append(run)
+    return runs
+
+
+def lr_of(run: Run) -> float:
+    return run.spec.optim.lr
+
+
+@pytest.fixture(scope="module")
+def plan() -> SearchPlan:
+    return searched(*PER_CELL, "--trials", "6")
+
+
+def test_all_searches_come_along_alike(plan: SearchPlan) -> None:
+    runs = trained(Searches(plan, (), nothing), lr_of, most=6)
+    assert Counter(str(run.cell) for run in runs) == {"shortcut=none": 3, "shortcut=A": 3}
+    assert [run.trial.number for run in runs if run.trial] == [0, 0, 1, 1, 2, 2]
+
+
+def test_each_search_ends_with_its_own_budget_and_chooses_its_own_best(plan: SearchPlan) -> None:
+    searches = Searches(plan, (), nothing)
+    runs = trained(searches, lambda run: lr_of(run) if run.spec.model.shortcut == "A" else 1 - lr_of(run))
+    assert searches.finished
+    assert searches.ended == len(runs) == 12
+    assert searches.share == 1
+    for cell, (chosen,) in searches.choices().items():
+        own = [lr_of(run) for run in runs if run.cell == cell]
+        assert chosen.values["optim.lr"] == (min(own) if "A" in str(cell) else max(own))
+
+
+def test_what_was_found_before_is_told_and_not_asked_for_again(plan: SearchPlan) -> None:
+    whole = trained(Searches(plan, (), nothing), lr_of)
+    known = [past(str(run.cell), run.trial.number, lr_of(run), lr_of(run)) for run in whole[:5] if run.trial]
+    searches = Searches(plan, known, nothing)
+    assert searches.ended == 5
+    rest = trained(searches, lr_of)
+    assert sorted(map(str, rest)) == sorted(map(str, whole[5:]))
+    assert {run.fingerprint for run in rest} == {run.fingerprint for run in whole[5:]}
+    best = {str(cell): chosen[0].values["optim.lr"] for cell, chosen in searches.choices().items()}
+    assert best == {cell: min(lr_of(run) for run in whole if str(run.cell) == cell) for cell in best}
+
+
+def test_what_did_not_end_is_the_first_to_be_asked_for(plan: SearchPlan) -> None:
+    searches = Searches(plan, [past("shortcut=A", 0, 0.1), past("shortcut=A", 1, 0.2, outcome="stopped")], nothing)
+    asked = [run for run in trained(searches, lr_of, most=4) if "A" in str(run.cell)]
+    assert asked[0].trial
+    assert (asked[0].trial.number, lr_of(asked[0])) == (1, 0.2)
+
+
+def test_trials_outside_of_the_space_are_counted_and_never_chosen(plan: SearchPlan) -> None:
+    searches = Searches(plan, [past("shortcut=A", 0, 5.0, error=0.0)], nothing)
+    assert searches.outside == 1
+    trained(searches, lr_of)
+    assert all(chosen[0].values["optim.lr"] <= 1 for chosen in searches.choices().values())
+
+
+def test_a_result_from_elsewhere_is_taken_over_and_not_trained(plan: SearchPlan) -> None:
+    first = trained(Searches(plan, (), nothing), lr_of)[0]
+    taken: list[str] = []
+
+    def adopt(run: Run) -> PastTrial | None:
+        if run.fingerprint != first.fingerprint or run.trial is None:
+            return None
+        taken.append(run.fingerprint)
+        return past(str(run.cell), run.trial.number, lr_of(run), error=0.0)
+
+    searches = Searches(plan, (), adopt)
+    runs = trained(searches, lr_of)
+    assert taken == [first.fingerprint]
+    assert first.fingerprint not in {run.fingerprint for run in runs}
+    assert searches.choices()[first.cell][0].number == 0, "it was the best"
+
+
+def test_a_run_that_another_study_is_at_is_left_to_it(plan: SearchPlan) -> None:
+    first = trained(Searches(plan, (), nothing), lr_of)[0]
+    searches = Searches(plan, (), nothing)
+    begun = searches.next(lambda run: run.fingerprint != first.fingerprint)
+    assert begun
+    assert begun.trial
+    assert begun.trial.number == 0, "the number is given to another configuration"
+    assert begun.fingerprint != first.fingerprint
+
+
+def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = searched("--search", "lr", "--trials", "3")
+
+    def refuse(self: SearchPlan, cell: object, trial: Trial) -> Run:
+        raise reject("optim.lr", trial.values["optim.lr"], "not on a Sunday")
+
+    monkeypatch.setattr(SearchPlan, "trial", refuse)
+    searches = Searches(plan, (), nothing)
+    assert searches.next(lambda _: True) is None
+    assert searches.finished
+    assert f"{MOST_REFUSED} configurations in a row" in str(searches.error)
+    assert "not on a Sunday" in str(searches.error)
+
+
+def test_of_two_objectives_the_cost_of_a_trial_is_told_too() -> None:
+    plan = searched("--search", "lr", "--against", "flops", "--trials", "4")
+    searches = Searches(plan, (), nothing)
+    assert len(trained(searches, lr_of)) == 4
+    (chosen,) = searches.choices().values()
+    assert [each.level for each in chosen] == ["front-1"], "all cost the same"
