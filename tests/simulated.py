@@ -25,10 +25,11 @@ def space(trial: Any) -> None:
 
 
 def curve(values: Mapping[str, Any], noise: float = 0.5, epochs: int = EPOCHS) -> Sequence[float]:
-    """Errors in percent after each epoch, NaN where it diverges: a bowl around a step size, lr/(1 - momentum), of 0.3.
+    """Errors in percent after each epoch, NaN where it diverges: a bowl around a step size, lr/(1 - momentum), of 1.
 
-    Small steps learn slowly and there is noise: over the space, the error after a 27th, a 9th and a 3rd of the epochs has a rank
-    correlation of 0.89, 0.90 and 0.94 with the last one.
+    The best configuration is far from the middle of the space, where a sampler that learns nothing might begin. Small steps learn
+    slowly and there is noise: over the space, the error after a 27th, a 9th and a 3rd of the epochs has a rank correlation of 0.92,
+    0.94 and 0.97 with the last one.
     """
     return _curve(json.dumps(values, sort_keys=True), noise, epochs)
 
@@ -44,8 +45,8 @@ def _curve(values: str, noise: float, epochs: int) -> Sequence[float]:
         step = now.lr / (1 - now.momentum)
         if step > 5:
             return [*errors, math.nan]
-        bowl = math.log10(step / 0.3) ** 2 + 0.3 * math.log10(now.weight_decay / 5e-4) ** 2 + 5 * (now.momentum - 0.9) ** 2
-        error += (5 + 8 * bowl - error) * (1 - math.exp(-0.4 * EPOCHS / epochs * min(1, math.sqrt(step / 0.3))))
+        bowl = math.log10(step) ** 2 + 0.3 * math.log10(now.weight_decay / 1e-5) ** 2 + 5 * (now.momentum - 0.9) ** 2
+        error += (5 + 8 * bowl - error) * (1 - math.exp(-0.4 * EPOCHS / epochs * min(1, math.sqrt(step))))
         errors.append(error + noise * rng.standard_normal())
     return errors
 

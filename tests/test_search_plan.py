@@ -96,6 +96,7 @@ def test_of_a_front_some_are_chosen_from_the_cheapest_to_the_most_accurate() -> 
         (("--time-budget", "soon"), "--time-budget=soon: accepted: a time above 0, such as 90s, 30m or 8h"),
         (("--time-budget", "0"), "--time-budget=0: accepted"),
         (("--validation", "1"), "--validation=1"),
+        (("--validation", "0.99"), "optim.global_batch_size=32: the training set of synthetic has"),
         (("--search-seed", "-1"), "--search-seed=-1: accepted: 0 or more"),
         (("--search", "shortcut", "--per-cell"), "shortcut"),
         (("--search", "seed"), "seed"),

@@ -179,7 +179,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--time-budget", metavar="TIME", help="another budget of each search: its trials' training time, as in 90s, 30m or 8h"
     )
-    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; with --against nsga2)")
+    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; of pbt random)")
     group.add_argument(
         "--scheduler",
         metavar="NAME",

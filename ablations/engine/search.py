@@ -195,7 +195,8 @@ def draft_search(study: Study, request: Request, search: SearchRequest) -> tuple
     if not 0 < search.validation < 1:
         raise reject("--validation", search.validation, "accepted: a share between 0 and 1, such as 0.2")
     data = {name for name in drafted.base.flat() if name.startswith("data.")}
-    fixed = {*map(field_name, drafted.factors), *given, *data, "seed", "world_size", "probes", "probe_epochs", "optim.changes"}
+    lengths = {"optim.epochs", "optim.iterations", "optim.changes"}  # trials are compared at the same epochs
+    fixed = {*map(field_name, drafted.factors), *given, *data, *lengths, "seed", "world_size", "probes", "probe_epochs"}
     space = compose(study.space, parse_fields(search.fields), drafted.base, fixed)
     found: Mapping[str, Mapping[str, Any]] = {}
     for spec in drafted.specs.values():
@@ -218,6 +219,7 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
         "probe_epochs": (),
         "seed": settings.seed,
     }
+    trial_specs = {cell: resolve(override(spec, of_trials), data) for cell, spec in specs.items()}
     study = replace(
         drafted.study,
         factors={**drafted.factors, CONFIGURATION: (DEFAULT, TUNED)},
@@ -238,7 +240,7 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
         fields=fields,
         against=search.against,
         specs=specs,
-        trial_specs={cell: resolve(override(spec, of_trials), data) for cell, spec in specs.items()},
+        trial_specs=trial_specs,
         trial_data=data,
         seeds=drafted.seeds,
         chosen={},
@@ -268,7 +270,7 @@ def _inside(study: Study, request: Request, search: SearchRequest) -> Study:
 def _settings(search: SearchRequest, drafted: Draft) -> Settings:
     """Who searches, and how long; raises ConfigError for what does not go together."""
     scheduler = search.scheduler or ("none" if search.against else "asha")
-    sampler = search.sampler or ("nsga2" if search.against else "random" if scheduler == "pbt" else "tpe")
+    sampler = search.sampler or ("random" if scheduler == "pbt" else "tpe")
     if search.against not in (None, *OBJECTIVES):
         raise reject("--against", search.against, f"accepted: {', '.join(OBJECTIVES)}")
     if search.seed < 0:
