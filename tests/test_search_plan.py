@@ -1,10 +1,14 @@
 """A search as a plan: cells, budgets, what trials are, and what is confirmed."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from submitted import SEARCH, searched
 
 from ablations.engine import options
 from ablations.engine.search import FIRST_SEED, FRONT, Chosen, Scored, choose
+from ablations.engine.space import check
 from ablations.engine.study import MOST_RUNS
 from resnet_core import ConfigError
 
@@ -112,6 +116,8 @@ def test_of_a_front_some_are_chosen_from_the_cheapest_to_the_most_accurate() -> 
         (("--scheduler", "asha", "--against", "flops"), "--scheduler"),
         (("--scheduler", "pbt", "--trials", "2"), "--trials"),
         (("--scheduler", "pbt", "--search", "width=8,16"), "--scheduler"),
+        (("--scheduler", "pbt", "--set", "optim.iterations=20"), "--scheduler=pbt: changes a training after some epochs"),
+        (("--search", "lr", "epochs=1..3"), "--search=optim.epochs: may not be searched"),
     ],
 )
 def test_a_wrong_request_is_one_line_that_names_it(arguments: tuple[str, ...], message: str) -> None:
@@ -119,6 +125,33 @@ def test_a_wrong_request_is_one_line_that_names_it(arguments: tuple[str, ...], m
         searched(*arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def branching(trial: Any) -> None:
+    if trial.suggest_categorical("optim.schedule", ("step", "cosine")) == "step":
+        trial.suggest_categorical("optim.milestones", ("0.5,0.75", "0.3,0.6"))
+    if trial.suggest_categorical("shortcut", ("none", "A")) == "none":
+        trial.suggest_float("optim.lr", 1e-3, 1e-1, log=True)
+    if trial.suggest_categorical("optim.milestones", ("0.5,0.75", "0.3,0.6")) == "0.5,0.75":
+        trial.suggest_float("optim.momentum", 0.5, 0.9)
+
+
+def test_branches_of_a_space_follow_what_each_cell_has() -> None:
+    plan = searched("--per-cell", "--search", "lr", "schedule", study=replace(SEARCH, space=branching))
+    fields = {str(cell): set(check(space, plan.trial_specs[cell])) for cell, space in plan.spaces.items()}
+    assert fields == {"shortcut=none": {"optim.schedule", "optim.lr"}, "shortcut=A": {"optim.schedule"}}
+    momentum = searched("--search", "momentum", study=replace(SEARCH, space=branching))
+    assert list(momentum.fields) == ["optim.momentum"], "the preset's milestones are the choice 0.5,0.75"
+
+
+def test_what_is_suggested_under_other_values_only_is_not_silently_left_out() -> None:
+    with pytest.raises(ConfigError, match=r"--search=optim.milestones: the space suggests it under other values only"):
+        searched("--search", "lr=0.1..1", "milestones", "--set", "optim.schedule=cosine", study=replace(SEARCH, space=_under_step))
+
+
+def _under_step(trial: Any) -> None:
+    if trial.suggest_categorical("optim.schedule", ("step", "cosine")) == "step":
+        trial.suggest_categorical("optim.milestones", ("0.5,0.75", "0.3,0.6"))
 
 
 def test_a_factor_comes_with_its_levels_alone() -> None:

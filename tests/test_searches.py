@@ -25,7 +25,7 @@ def entry(outcome: str, error: float) -> Entry:
 
 def past(cell: str, number: int, lr: float, error: float = 50.0, outcome: str = "completed") -> PastTrial:
     epochs = {1: {"error": 80.0, "loss": 2.0, "seconds": 1.0}, 2: {"error": error, "loss": 1.0, "seconds": 2.0}}
-    trial = Trial(number=number, values={"optim.lr": lr})
+    trial = Trial(number=number, tag="trial.x", values={"optim.lr": lr})
     return PastTrial(cell=cell, trial=trial, entry=entry(outcome, error), epochs=epochs)
 
 
@@ -133,8 +133,9 @@ def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytes
     searches = Searches(plan, (), nothing)
     assert searches.next(lambda _: True) is None
     assert searches.finished
-    assert f"{MOST_REFUSED} configurations in a row" in str(searches.error)
-    assert "not on a Sunday" in str(searches.error)
+    (error,) = searches.errors.values()
+    assert f"{MOST_REFUSED} configurations in a row" in str(error)
+    assert "not on a Sunday" in str(error)
 
 
 def test_of_two_objectives_the_cost_of_a_trial_is_told_too() -> None:
@@ -143,3 +144,39 @@ def test_of_two_objectives_the_cost_of_a_trial_is_told_too() -> None:
     assert len(trained(searches, lr_of)) == 4
     (chosen,) = searches.choices().values()
     assert [each.level for each in chosen] == ["front-1"], "all cost the same"
+
+
+def test_trials_of_another_length_are_compared_at_the_same_share_of_it() -> None:
+    plan = searched(
+        "--search", "lr", "global_batch_size=16,32", "--set", "optim.iterations=30", "--scheduler", "asha", "--trials", "9"
+    )
+    searches = Searches(plan, (), nothing)
+    whole = {16: 5, 32: 10}  # 96 images to train
+    assert plan.settings.epochs == 10
+    decided: dict[int, list[tuple[int, Decision]]] = {16: [], 32: []}
+    while run := searches.next(lambda _: True):
+        batch, error = run.spec.optim.global_batch_size, 50.0 + len(decided[16]) + len(decided[32])  # each worse than those before
+        for epoch in range(1, whole[batch] + 1):
+            metrics = {"validation/error": error, "validation/loss": 1.0, "epoch_seconds": 1.0}
+            if (decision := searches.report(run, epoch, metrics)) is not Decision.GO:
+                break
+        decided[batch].append((epoch, decision))
+        searches.end(run, "completed" if decision is Decision.GO else "pruned")
+    ended = {batch: {epoch for epoch, decision in found if decision is Decision.PRUNE} for batch, found in decided.items()}
+    assert ended == {16: {2}, 32: {3}}, "the rung is after 3 of 10 epochs"
+
+
+def test_where_nothing_ends_early_what_was_ended_goes_on() -> None:
+    plan = searched("--search", "lr", "--trials", "2", "--scheduler", "none")
+    searches = Searches(plan, [past("", 0, 0.1, outcome="pruned"), past("", 1, 0.2)], nothing)
+    assert not searches.finished
+    assert searches.ended == 1
+    (run,) = trained(searches, lr_of)
+    assert (run.trial and run.trial.number, lr_of(run)) == (0, 0.1)
+
+
+def test_a_narrower_space_counts_none_of_the_trials_outside(plan: SearchPlan) -> None:
+    narrow = searched("--search", "lr=0.01..0.1", "--sampler", "random", "--scheduler", "none", "--trials", "3")
+    searches = Searches(narrow, [past("", number, 0.5) for number in range(3)], nothing)
+    assert (searches.outside, searches.ended, searches.share) == (3, 0, 0)
+    assert [run.trial.number for run in trained(searches, lr_of) if run.trial] == [3, 4, 5]

@@ -1,6 +1,8 @@
 """What the tracker writes to a real database, and what the ledger finds there again."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,7 +16,7 @@ from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
-from ablations.engine.study import Plan, Request, Study, make_plan
+from ablations.engine.study import Plan, Request, Study, Trial, make_plan
 from ablations.engine.tracking import Tracker, connect
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -246,6 +248,22 @@ def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: P
     found = ledger.find(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
     assert len(found) == 2
     assert {entry.tags["cell"] for entry in found.values()} == {"shortcut=A"}
+
+
+@pytest.mark.parametrize("ended", ["completed", "pruned"])
+def test_a_trial_that_another_search_ended_meanwhile_is_of_both(
+    client: MlflowClient, plan: Plan, tracker: Submission, ended: str
+) -> None:
+    run = plan.runs[0]
+    both = [replace(run, trial=Trial(number=number, tag=f"trial.{number}", values={"optim.lr": 0.5})) for number in (3, 7)]
+    for trial in both:
+        tracker.started(trial)
+        tracker.epoch(trial, 1, LAST, CPU)
+        tracker.ended(trial, ended)
+        assert tracker.writer.settle(10) == 0
+    (found,) = (child.data for child in children(client, tracker))
+    assert [json.loads(found.tags[f"trial.{number}"])["number"] for number in (3, 7)] == [3, 7]
+    assert found.tags["outcome"] == ended
 
 
 def test_runs_without_a_result_are_counted_and_the_others_averaged(client: MlflowClient, plan: Plan, tracker: Submission) -> None:

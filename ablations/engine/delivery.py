@@ -183,6 +183,8 @@ class _Delivery:
         if not self._run_id:
             self._find(first)
         if self._finished:
+            for tag in _of_search(first):  # another search trained it in between
+                self.client.set_tag(self._run_id, tag.key, tag.value)
             return len(records)  # they arrived; the answer did not
         if not self._run_id:
             if first.kind != "start":
@@ -234,9 +236,7 @@ class _Delivery:
         params = [] if run.data.params else [Param(name, str(value)) for name, value in values["params"].items()]
         context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")
         self.client.log_inputs(run_id, [DatasetInput(Dataset(**values["dataset"]), [context])])
-        # A run of another search becomes a trial of this one too.
-        tags = [RunTag(name, value) for name, value in values["tags"].items() if name.startswith("trial.")]
-        tags.append(RunTag("attempts", str(values["attempts"])))
+        tags = [*_of_search(record), RunTag("attempts", str(values["attempts"]))]
         if values["reason"]:
             tags.append(RunTag("last_interruption", values["reason"]))
         self.client.log_batch(run_id, params=params, tags=tags)
@@ -281,3 +281,8 @@ class _Delivery:
         if record.values["traceback"] and status == "FAILED":
             self.client.log_text(run_id, record.values["traceback"], "traceback.txt")
         self.client.set_terminated(run_id, status, record.time_ms)
+
+
+def _of_search(record: Record) -> list[RunTag]:
+    """What makes a run a trial of a search. A run may be one of several."""
+    return [RunTag(name, value) for name, value in record.values.get("tags", {}).items() if name.startswith("trial.")]

@@ -83,10 +83,15 @@ class SearchDesign:
     data_version: str
     """Of the training images without those held out."""
     base: str
-    """Identity of the study's run in MLflow: its trials bear it in a tag."""
+    """Identity of the study's run in MLflow."""
     chosen: Mapping[str, Mapping[str, int]]
     """What the search chose: by label of the search's cell, and by level of the factor `configuration` (`tuned`, or `front-1`, …
     with a second objective), the number of the trial. Empty while it searches."""
+
+    @property
+    def tag(self) -> str:
+        """Name of the tag that its trials bear in MLflow. A population has trials, and numbers, of its own."""
+        return f"trial.{self.base}.pbt" if self.scheduler == "pbt" else f"trial.{self.base}"
 
     def narrowed(self, levels: Mapping[str, tuple[str, ...]]) -> Self:
         """The searches inside these levels of these factors."""

@@ -260,5 +260,6 @@ class Findings:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has a result."""
-        return not any(cell.without_result for cell in self.cells)
+        """Whether every run has a result, and every search has chosen."""
+        chosen = self.search is None or all(cell.chosen for cell in self.search.cells)
+        return chosen and not any(cell.without_result for cell in self.cells)

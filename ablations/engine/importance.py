@@ -48,6 +48,8 @@ def importances(evidence: Evidence, cell: SearchCell) -> tuple[Importance, ...] 
     """Of every searched field, the largest first, with 95 % percentile intervals; or why there are none."""
     if len(search_of(evidence).fields) < 2:
         return "with one field searched, there is nothing to compare it with"
+    if search_of(evidence).scheduler == "pbt":
+        return "values change during the training of a population"
     trials = [trial for trial in frozen_trials(evidence, cell) if trial.state is TrialState.COMPLETE]
     if len(trials) < FEWEST:
         return f"completed trials: {len(trials)}, and fewer than {FEWEST} say nothing of fields"

@@ -97,11 +97,14 @@ def finished(client: MlflowClient, data_version: str) -> Iterable[Finished]:
             yield Finished(spec=run.data.params, seconds=metrics["train_seconds"], device=tags.get("device", ""), on_gpu=on_gpu)
 
 
-def design_of(client: MlflowClient, study: str, preset: str, shared: Mapping[str, Any]) -> tuple[str, Design]:
+def design_of(
+    client: MlflowClient, study: str, preset: str, shared: Mapping[str, Any], *, whole: bool = False
+) -> tuple[str, Design]:
     """The study's run in MLflow that has these settings, by its id, and what was last asked of it.
 
     Args:
         shared: `Plan.shared()`, or as much of it as is to be found. Of several, the newest counts.
+        whole: whether there may be no other shared settings.
 
     Raises:
         ConfigError: there is none.
@@ -111,7 +114,8 @@ def design_of(client: MlflowClient, study: str, preset: str, shared: Mapping[str
     runs = _pages(client.search_runs, experiment_ids=[experiment.experiment_id], filter_string=where) if experiment else ()
     wanted = {name: str(value) for name, value in shared.items()}
     for run in runs:
-        if DESIGN_TAG in run.data.tags and wanted.items() <= run.data.params.items():
+        params = run.data.params
+        if DESIGN_TAG in run.data.tags and wanted.items() <= params.items() and not (whole and len(params) > len(wanted)):
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run.info.run_id, DESIGN, folder)
                 return str(run.info.run_id), Design.from_json(Path(path).read_text(encoding="utf-8"))

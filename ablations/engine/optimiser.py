@@ -116,6 +116,8 @@ class Optimiser:
         self._answers: dict[int, tuple[int, Decision]] = {}
         """The newest epoch of a trial that was decided on, and how."""
         self._next = 0
+        self._free: list[int] = []
+        """Numbers below that no trial has."""
         self._fresh: int | None = None
         """The trial asked for last, if its configuration was drawn."""
         self._exhausted = False
@@ -129,8 +131,10 @@ class Optimiser:
             ConfigError: a population is told trials that are not its own.
         """
         outside = 0
+        self._next = max((told.number + 1 for told in history), default=0)
+        # Some may have been handed out, and killed before anybody heard of them.
+        self._free = sorted({*range(self._next)} - {told.number for told in history})
         for told in sorted(history, key=lambda told: told.number):
-            self._next = told.number + 1
             if self._enter(told):
                 self._answers[told.number] = max(told.errors, default=1) - 1, Decision.GO
                 if told.outcome in ("completed", "pruned", "diverged"):
@@ -151,7 +155,7 @@ class Optimiser:
             return self._ask_population()
         if self._again:
             return self._resumed(self._again.pop(0))
-        return None if self._used_up else self._drawn(self._next)
+        return None if self._used_up else self._drawn(self._free[0] if self._free else self._next)
 
     @property
     def finished(self) -> bool:
@@ -204,7 +208,7 @@ class Optimiser:
         self._running.discard(number)
         del self._members[number]
         self._proposals.refuse(number)
-        self._next = number
+        self._free.insert(0, number)
 
     def dropped(self) -> Sequence[int]:
         """Members of a population that waited and have lost their place to a branch: they are to end, as `pruned`."""
@@ -237,7 +241,9 @@ class Optimiser:
             self._exhausted = True
             return None
         self._members[number] = Member(values=values)
-        self._next, self._fresh = number + 1, number
+        if number in self._free:
+            self._free.remove(number)
+        self._next, self._fresh = max(self._next, number + 1), number
         return self._resumed(number)
 
     def _resumed(self, number: int, branch: Branch | None = None) -> Suggestion:

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 
 from ablations.engine import ledger, terminal, trials
@@ -13,9 +13,10 @@ from ablations.engine.options import Options
 from ablations.engine.plan_view import plan_view
 from ablations.engine.provenance import submission_id
 from ablations.engine.search import SearchPlan
+from ablations.engine.searches import Searches
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import answering, connect, is_new
-from ablations.engine.trials import UNFINISHED
+from ablations.engine.trials import UNFINISHED, PastTrial
 from resnet_core.identity import code_version
 
 ANSWER_SECONDS = 2.0
@@ -23,10 +24,15 @@ ANSWER_SECONDS = 2.0
 
 def preview(plan: Plan, options: Options) -> int:
     """Prints a plan; returns the exit code."""
-    done, finished, ended = _known(plan, options)
+    done, finished, past = _known(plan, options)
     to_come: list[Run] = []
     if isinstance(plan, SearchPlan):
-        to_come, plan = plan.trials_left(ended), plan.foreseen()
+        searches = Searches(plan, past, lambda run: None)
+        if searches.finished:
+            plan = plan.confirming(searches.choices())
+            done, *_ = _known(plan, options)
+        else:
+            to_come, plan = plan.trials_left(Counter(each.cell for each in past if each.outcome not in UNFINISHED)), plan.foreseen()
     missing = [*to_come, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
     if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
@@ -44,17 +50,15 @@ def preview(plan: Plan, options: Options) -> int:
     return 0
 
 
-def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished], Mapping[str, int]]:
-    """The plan's runs that are done, others that tell how long runs take, and how many trials have ended in each search."""
+def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished], Sequence[PastTrial]]:
+    """The plan's runs that are done, others that tell how long runs take, and the trials of a search."""
     if is_new(options.tracking_uri):
-        return {}, [], {}  # nor is a database made to say so
+        return {}, [], ()  # nor is a database made to say so
     client = connect(options.tracking_uri)
     with answering(options.tracking_uri):
         done = {} if options.fresh else ledger.done(ledger.find(client, plan))
-        ended: Counter[str] = Counter()
-        if isinstance(plan, SearchPlan):
-            ended.update(past.cell for past in trials.read(client, plan.asked(), code_version()) if past.outcome not in UNFINISHED)
-        return done, list(ledger.finished(client, plan.dataset.version)), ended
+        past = trials.read(client, plan.asked(), code_version()) if isinstance(plan, SearchPlan) else []
+        return done, list(ledger.finished(client, plan.dataset.version)), past
 
 
 def _on_a_cluster() -> bool:

@@ -35,7 +35,7 @@ class Proposals:
         self._known: set[str] = set()
         self._number, self._draws = -1, 0
         self._aside: list[Trial] = []
-        """Proposals that the trial of this number was not to have. Samplers see them as running, and keep away from them."""
+        """Proposals that the trial of this number was not to have: to Optuna they run, while it draws another one."""
 
     def enter(self, number: int, values: Mapping[str, Any]) -> bool:
         """Learns the configuration of a trial; returns False if the space does not hold it. Numbers rise."""

@@ -136,7 +136,7 @@ def rebuild(drafted: Draft, options: Options) -> int:
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with answering(options.tracking_uri):
-        run_id, whole = ledger.design_of(client, drafted.study.name, drafted.preset, drafted.shared())
+        run_id, whole = ledger.design_of(client, drafted.study.name, drafted.preset, drafted.shared(), whole=bool(drafted.searched))
         evidence = results.gather(client, whole.narrowed(levels, options.request.seeds))
     findings, part = analyse(evidence), ""
     if evidence.design != whole:

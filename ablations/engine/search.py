@@ -70,7 +70,8 @@ class Scored:
 class SearchPlan(Plan):
     """A search, resolved. As a plan it is the study that confirms: the default configuration, and those chosen once it is over."""
 
-    space: Space
+    spaces: Mapping[Cell, Space]
+    """What is searched in each cell: branches may depend on its levels."""
     settings: Settings
     fields: Mapping[str, Mapping[str, Any]]
     """What is searched: `SearchDesign.fields`."""
@@ -185,8 +186,10 @@ def choose(scored: Mapping[int, Scored]) -> tuple[Chosen, ...]:
     return tuple(Chosen(level=f"front-{i}", number=number, values=scored[number].values) for i, number in enumerate(spread, 1))
 
 
-def draft_search(study: Study, request: Request, search: SearchRequest) -> tuple[Draft, Space, Mapping[str, Mapping[str, Any]]]:
-    """A search without its data: its cells, its space, and what that has; raises ConfigError if any of it is wrong."""
+def draft_search(
+    study: Study, request: Request, search: SearchRequest
+) -> tuple[Draft, Mapping[Cell, Space], Mapping[str, Mapping[str, Any]]]:
+    """A search without its data: its cells, the space of each, and all that is searched; raises ConfigError if it is wrong."""
     study = _inside(study.adapted(request.preset or study.preset), request, search)
     drafted = draft(study, request)
     given = {field_name(name) for name in request.overrides}
@@ -197,18 +200,21 @@ def draft_search(study: Study, request: Request, search: SearchRequest) -> tuple
     data = {name for name in drafted.base.flat() if name.startswith("data.")}
     lengths = {"optim.epochs", "optim.iterations", "optim.changes"}  # trials are compared at the same epochs
     fixed = {*map(field_name, drafted.factors), *given, *data, *lengths, "seed", "world_size", "probes", "probe_epochs"}
-    space = compose(study.space, parse_fields(search.fields), drafted.base, fixed)
-    found: Mapping[str, Mapping[str, Any]] = {}
-    for spec in drafted.specs.values():
-        found = {**found, **check(space, spec)}
-    return replace(drafted, searched=(*found, "optim.changes", "data.validation")), space, found
+    asked, found = parse_fields(search.fields), dict[str, Mapping[str, Any]]()
+    spaces = {cell: compose(study.space, asked, spec, fixed) for cell, spec in drafted.specs.items()}
+    for cell, spec in drafted.specs.items():
+        found |= check(spaces[cell], spec)
+    for name in asked.keys() - found.keys():
+        raise reject("--search", name, f"the space suggests it under other values only; accepted: choices, {name}=A,B")
+    return replace(drafted, searched=(*found, "optim.changes", "data.validation")), spaces, found
 
 
 def plan_search(study: Study, request: Request, search: SearchRequest, *, cache: Path) -> SearchPlan:
     """Expands a search into its cells and its control; raises ConfigError with one line if any part of the request is wrong."""
-    drafted, space, fields = draft_search(study, request, search)
+    drafted, spaces, fields = draft_search(study, request, search)
     settings = _settings(search, drafted)
-    Optimiser(space, settings)  # refuses what does not go together
+    for space in spaces.values():
+        Optimiser(space, settings)  # refuses what does not go together
     held_out = override(drafted.base, {"data.validation": search.validation}).data
     plan, data = with_data(drafted, request, cache=cache), load_dataset(held_out, cache, download=request.download)
     specs = {run.cell: replace(run.spec, seed=0) for run in plan.runs}
@@ -235,7 +241,7 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
         runs=(),
         dataset=plan.dataset,
         searched=plan.searched,
-        space=space,
+        spaces=spaces,
         settings=replace(settings, epochs=plan.base.optim.total_epochs(len(data.train.labels))),
         fields=fields,
         against=search.against,
@@ -273,6 +279,10 @@ def _settings(search: SearchRequest, drafted: Draft) -> Settings:
     sampler = search.sampler or ("random" if scheduler == "pbt" else "tpe")
     if search.against not in (None, *OBJECTIVES):
         raise reject("--against", search.against, f"accepted: {', '.join(OBJECTIVES)}")
+    if scheduler == "pbt" and drafted.base.optim.iterations:
+        raise reject(
+            "--scheduler", "pbt", "changes a training after some epochs, and this one counts steps; accepted: --set optim.epochs=N"
+        )
     if search.seed < 0:
         raise reject("--search-seed", search.seed, "accepted: 0 or more")
     trials = TRIALS if search.trials is None and search.seconds is None else search.trials

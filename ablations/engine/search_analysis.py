@@ -48,19 +48,20 @@ def _cell(evidence: Evidence, cell: SearchCell) -> SearchCellFinding:
         epochs=int(trials["epochs"].sum()),
         seconds=float(trials["seconds"].sum()),
         gpu_hours=float(trials["gpu_hours"].sum()),
-        chosen=tuple(_chosen(evidence, level, number, by_number[number]) for level, number in chosen.items()),
+        # Somebody may have deleted its run.
+        chosen=tuple(_chosen(evidence, level, by_number[number]) for level, number in chosen.items() if number in by_number),
         importances=() if isinstance(found, str) else found,
         no_importances=found if isinstance(found, str) else "",
     )
 
 
-def _chosen(evidence: Evidence, level: str, number: int, trial: Mapping[Any, Any]) -> ChosenTrial:
+def _chosen(evidence: Evidence, level: str, trial: Mapping[Any, Any]) -> ChosenTrial:
     fields = search_of(evidence).fields
     values = {field: trial[field] for field in fields if trial[field] is not None}
     edges = {field: _edge(fields[field], value) for field, value in values.items()}
     return ChosenTrial(
         level=level,
-        number=number,
+        number=int(trial["number"]),
         values=values,
         changes=trial["changes"],
         score=float(trial["error"]),

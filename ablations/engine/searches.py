@@ -25,9 +25,9 @@ class Searches:
 
     def __init__(self, plan: SearchPlan, past: Iterable[PastTrial], adopt: Callable[[Run], PastTrial | None]) -> None:
         self.plan, self.adopt = plan, adopt
-        self.optimisers = {cell: Optimiser(plan.space, plan.settings) for cell in plan.trial_specs}
-        self.error: ConfigError | None = None
-        """Why the search cannot go on."""
+        self.optimisers = {cell: Optimiser(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
+        self.errors: dict[Cell, ConfigError] = {}
+        """Why a search cannot go on."""
         self._ended: Counter[Cell] = Counter()
         self._longest: Counter[Cell] = Counter()
         """Epochs that a trial has trained, at most."""
@@ -42,7 +42,7 @@ class Searches:
 
     @property
     def finished(self) -> bool:
-        return self.error is not None or all(optimiser.finished for optimiser in self.optimisers.values())
+        return all(cell in self.errors or optimiser.finished for cell, optimiser in self.optimisers.items())
 
     @property
     def ended(self) -> int:
@@ -81,7 +81,11 @@ class Searches:
         assert run.trial is not None
         self._metrics.setdefault(run.fingerprint, {})[epoch] = metrics
         self._longest[run.cell] = max(self._longest[run.cell], epoch)
-        return self.optimisers[run.cell].report(run.trial.number, epoch, metrics["validation/error"])
+        for reached in self._reached(run, epoch):
+            decision = self.optimisers[run.cell].report(run.trial.number, reached, metrics["validation/error"])
+            if decision is not Decision.GO:
+                return decision
+        return Decision.GO
 
     def end(self, run: Run, outcome: str) -> None:
         """A run has come to its end."""
@@ -102,17 +106,17 @@ class Searches:
 
     def _share(self, cell: Cell) -> float:
         settings, optimiser = self.plan.settings, self.optimisers[cell]
-        if optimiser.finished:
+        if cell in self.errors or optimiser.finished:
             return 1.0
         if settings.scheduler == "pbt":
             return self._longest[cell] / settings.epochs
         shares = [self._ended[cell] / settings.trials] if settings.trials else []
         shares += [optimiser.spent[1] / settings.seconds] if settings.seconds else []
-        return max(shares)
+        return min(max(shares), 1.0)
 
     def _next_in(self, cell: Cell, is_free: Callable[[Run], bool]) -> Run | None:
         optimiser = self.optimisers[cell]
-        while self.error is None and (suggestion := optimiser.ask()) is not None:
+        while cell not in self.errors and (suggestion := optimiser.ask()) is not None:
             run = self._run_of(cell, suggestion)
             if run is None:
                 continue
@@ -127,15 +131,21 @@ class Searches:
         return None
 
     def _run_of(self, cell: Cell, suggestion: Suggestion) -> Run | None:
-        trial = Trial(number=suggestion.number, values=suggestion.values, branch=suggestion.branch)
+        tag, values = self.plan.asked().tag, suggestion.values
         try:
-            return self.plan.trial(cell, trial)
+            return self.plan.trial(cell, Trial(number=suggestion.number, tag=tag, values=values, branch=suggestion.branch))
         except ConfigError as error:  # values that do not go together, or not with this cell
             self.optimisers[cell].refuse(suggestion.number)
             self._refused[cell] += 1
             if self._refused[cell] >= MOST_REFUSED:
-                self.error = ConfigError(f"--search: {MOST_REFUSED} configurations in a row do not exist, the last because {error}")
+                message = f"--search: {MOST_REFUSED} configurations in a row do not exist, the last because {error}"
+                self.errors[cell] = ConfigError(message)
             return None
+
+    def _reached(self, run: Run, epoch: int) -> range:
+        """Epochs of a default training that an epoch of this one comes to: other batches may make it longer or shorter."""
+        whole = run.spec.optim.total_epochs(len(self.plan.trial_data.train.labels))
+        return range((epoch - 1) * self.plan.settings.epochs // whole + 1, epoch * self.plan.settings.epochs // whole + 1)
 
     def _retell(self, past: Iterable[PastTrial]) -> int:
         of_cell: dict[str, list[PastTrial]] = {str(cell): [] for cell in self.optimisers}
@@ -145,17 +155,33 @@ class Searches:
         for cell, optimiser in self.optimisers.items():
             trials = of_cell[str(cell)]
             self._asked[cell] = len(trials)
-            outside += optimiser.retell([_told(each, self.plan.against) for each in trials])
-            self._ended[cell] = sum(each.outcome not in UNFINISHED for each in trials)
+            outside += optimiser.retell([self._told(cell, each) for each in trials])
             for each in trials:
                 if each.trial.number in optimiser.numbers:
                     self._runs[cell, each.trial.number] = self.plan.trial(cell, each.trial)
+                    self._ended[cell] += self._has_ended(each)
                     self._remember(cell, each)
         return outside
 
+    def _has_ended(self, past: PastTrial) -> bool:
+        """Whether a past trial is over. Where none is to be ended early, one that was goes on."""
+        return past.outcome not in (*UNFINISHED, *(("pruned",) if self.plan.settings.scheduler == "none" else ()))
+
+    def _told(self, cell: Cell, past: PastTrial) -> Told:
+        """A past trial as an optimiser is told of it."""
+        run, completed = self.plan.trial(cell, past.trial), past.entry.completed
+        return Told(
+            number=past.trial.number,
+            values=past.trial.values,
+            outcome=past.outcome if self._has_ended(past) else "stopped",
+            errors={reached: of["error"] for epoch, of in past.epochs.items() for reached in self._reached(run, epoch)},
+            results=_scored(past.trial, past.entry.metrics, self.plan.against).objectives if completed else (),
+            seconds=past.seconds,
+        )
+
     def _tell(self, cell: Cell, past: PastTrial) -> None:
         """Of a run that is trained already: what would have been decided on the way does not matter."""
-        optimiser, known = self.optimisers[cell], _told(past, self.plan.against)
+        optimiser, known = self.optimisers[cell], self._told(cell, past)
         for epoch, error in known.errors.items():
             optimiser.report(known.number, epoch, error)
         optimiser.end(known.number, known.outcome, known.results, known.seconds)
@@ -165,19 +191,6 @@ class Searches:
     def _remember(self, cell: Cell, past: PastTrial) -> None:
         if past.entry.completed:
             self._scored[cell][past.trial.number] = _scored(past.trial, past.entry.metrics, self.plan.against)
-
-
-def _told(past: PastTrial, against: str | None) -> Told:
-    """A past trial as an optimiser is told of it."""
-    completed = past.entry.completed
-    return Told(
-        number=past.trial.number,
-        values=past.trial.values,
-        outcome="stopped" if past.outcome in UNFINISHED else past.outcome,
-        errors={epoch: values["error"] for epoch, values in past.epochs.items()},
-        results=_scored(past.trial, past.entry.metrics, against).objectives if completed else (),
-        seconds=past.seconds,
-    )
 
 
 def _scored(trial: Trial, metrics: Mapping[str, float], against: str | None) -> Scored:

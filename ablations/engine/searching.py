@@ -1,21 +1,25 @@
 """A search from plan to table: its trials first, then the study that compares what they chose with the default configuration."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from ablations.engine import paths, reporting, terminal, trials
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
-from ablations.engine.execution import Submission, checkpoint_folder, job_of, needs_of, submit
+from ablations.engine.execution import AWAIT_SECONDS, Submission, checkpoint_folder, job_of, needs_of, submit
 from ablations.engine.findings import Findings
+from ablations.engine.ledger import Entry
 from ablations.engine.options import Options
 from ablations.engine.plan_view import budget
 from ablations.engine.search import SearchPlan
 from ablations.engine.searches import Searches
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker
+from ablations.engine.tracking import Tracker, first_line
 from ablations.engine.trial import Job
 from ablations.engine.trial_source import TrialSource
 from resnet_core.identity import code_version
@@ -49,19 +53,31 @@ class SearchSubmission(Submission):
         """Searches, then trains what was chosen, and the default; returns False if it was asked to stop."""
         if self.searched and not self._search():
             return False
-        if self.searches.error:
-            terminal.say(self.console, f"The search ended early. {self.searches.error}")
+        for cell, error in self.searches.errors.items():
+            terminal.say(self.console, f"{cell or self.plan.study.name}: the search ended early. {error}")
         choices = self.searches.choices()
         for cell in (cell for cell, chosen in choices.items() if not chosen):
             terminal.say(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
         self.plan = self.plan.confirming(choices)
-        self.tracker.know(self._look_up())
+        try:
+            self.tracker.know(self._once_it_answers(self._look_up))
+        except KeyboardInterrupt:
+            return False
         self.up_to_date &= not self.searched
         self._log_design()
         return super().train()
 
+    def _once_it_answers(self, look_up: Callable[[], dict[str, Entry]]) -> dict[str, Entry]:
+        """What MLflow knows. A server that is down when the search ends is waited for."""
+        while True:
+            try:
+                return look_up()
+            except MlflowException as error:
+                terminal.say(self.console, f"waiting for MLflow, which knows what is trained already ({first_line(error)})")
+                time.sleep(AWAIT_SECONDS)
+
     def is_complete(self, findings: Findings) -> bool:
-        return super().is_complete(findings) and all(self.plan.chosen.get(cell) for cell in self.plan.specs)
+        return super().is_complete(findings) and not self.searches.errors
 
     def _search(self) -> bool:
         """Trains what the searches ask for; returns False if it was asked to stop."""
@@ -105,4 +121,4 @@ class SearchProgress(terminal.Progress):
         return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} trials"
 
     def _share(self) -> float:
-        return (self.searches.share - self.began_at) / (1 - self.began_at)
+        return (self.searches.share - self.began_at) / max(1 - self.began_at, 1e-9)

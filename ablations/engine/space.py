@@ -156,13 +156,19 @@ class _Restricted(_Suggesting):
     def suggest(self, name: str, dimension: Dimension) -> Any:
         field = field_name(name)
         if field in self._fixed or (self._fields and field not in self._fields):
-            return self._values[field]
+            return _as_suggested(field, self._values[field], dimension)
         own = self._fields.get(field) or dimension
         if isinstance(own, CategoricalDistribution):
             return self._trial.suggest_categorical(field, own.choices)
         if isinstance(own, IntDistribution):
             return self._trial.suggest_int(field, own.low, own.high, step=own.step, log=own.log)
         return self._trial.suggest_float(field, own.low, own.high, step=own.step, log=own.log)
+
+
+def _as_suggested(field: str, value: Any, dimension: Dimension) -> Any:
+    """A field's value as the choice that stands for it, if there is one: branches compare with that."""
+    choices = dimension.choices if isinstance(dimension, CategoricalDistribution) else ()
+    return next((choice for choice in choices if json.dumps(convert(field, choice)) == json.dumps(value)), value)
 
 
 class _Replayed(_Suggesting):

@@ -91,6 +91,8 @@ class Trial:
 
     number: int
     """From 0, within the cell."""
+    tag: str
+    """Name of the tag in MLflow that says so."""
     values: Mapping[str, Any]
     """Of the searched fields, as they were suggested."""
     branch: tuple[int, int] | None = None

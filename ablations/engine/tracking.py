@@ -221,7 +221,7 @@ class Tracker:
             "world_size": str(run.spec.world_size),
             "code_version": code_version(),
             "data_version": self.plan.data_of(run).version,
-            **({trials.tag(self.plan.base_id): trials.text(run)} if run.trial else {}),
+            **({run.trial.tag: trials.text(run)} if run.trial else {}),
             **self._tags,
         }
 

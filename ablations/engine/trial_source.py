@@ -10,6 +10,7 @@ from ablations.engine.study import Run
 from ablations.engine.terminal import Progress
 from ablations.engine.tracking import Tracker
 from ablations.engine.trial import Job
+from resnet_core import ConfigError
 
 
 class TrialSource(Relay):
@@ -73,7 +74,10 @@ class TrialSource(Relay):
             self.progress.paused(run)
 
     def _is_free(self, run: Run) -> bool:
-        return run.fingerprint not in self.claim({*self.left, run.fingerprint})
+        try:
+            return run.fingerprint not in self.claim({*self.left, run.fingerprint})
+        except ConfigError:  # a full disk: others cannot be told now, and a study goes on
+            return True
 
     def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
         super()._end(run, outcome, message, traceback)

@@ -47,27 +47,24 @@ class PastTrial:
         return self.trial.branch[1] if self.trial.branch else 0
 
 
-def tag(base: str) -> str:
-    """Name of the tag that trials of a search bear: a run that two searches share has one of each."""
-    return f"trial.{base}"
-
-
 def text(run: Run) -> str:
-    """What the tag says."""
+    """What the tag of a trial says. A run that several searches share has one of each."""
     assert run.trial is not None
     number, values, branch = run.trial.number, dict(run.trial.values), run.trial.branch
     return json.dumps({"cell": str(run.cell), "number": number, "values": values, "branch": branch})
 
 
 def read(client: MlflowClient, search: SearchDesign, code_version: str) -> list[PastTrial]:
-    """The trials in a search's cells that MLflow knows, by cell and number."""
-    where = f"tags.`{tag(search.base)}` LIKE '%' and tags.code_version = '{code_version}'"
+    """The trials in a search's cells and within its budget that MLflow knows, by cell and number."""
+    where = f"tags.`{search.tag}` LIKE '%' and tags.code_version = '{code_version}'"
     where += f" and tags.data_version = '{search.data_version}' and params.seed = '{search.seed}'"
     entries = [ledger.entry_of(run) for run in ledger.search(client, where)]
     epochs = _epochs(client, entries)
-    past = [_past(entry, json.loads(entry.tags[tag(search.base)]), epochs.get(entry.run_id, {})) for entry in entries]
+    past = [_past(search.tag, entry, json.loads(entry.tags[search.tag]), epochs.get(entry.run_id, {})) for entry in entries]
     cells = {cell.label for cell in search.cells}
-    return sorted((each for each in past if each.cell in cells), key=lambda each: (each.cell, each.trial.number))
+    most = math.inf if search.scheduler == "pbt" else search.trials or math.inf  # an earlier submission may have had more
+    found = [each for each in past if each.cell in cells and each.trial.number < most]
+    return sorted(found, key=lambda each: (each.cell, each.trial.number))
 
 
 class Elsewhere:
@@ -84,8 +81,8 @@ class Elsewhere:
         if entry is None:
             return None
         try:
-            self.client.set_tag(entry.run_id, tag(self.search.base), text(run))
-            return _past(entry, json.loads(text(run)), _epochs(self.client, [entry]).get(entry.run_id, {}))
+            self.client.set_tag(entry.run_id, self.search.tag, text(run))
+            return _past(self.search.tag, entry, json.loads(text(run)), _epochs(self.client, [entry]).get(entry.run_id, {}))
         except MlflowException:
             return None  # trained here: its last checkpoint is there, or it takes the time it takes
 
@@ -99,9 +96,9 @@ def _epochs(client: MlflowClient, entries: Sequence[Entry]) -> dict[str, dict[in
     return epochs
 
 
-def _past(entry: Entry, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
+def _past(tag: str, entry: Entry, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
     branch = tuple(said["branch"]) if said["branch"] else None
-    trial = Trial(number=said["number"], values=said["values"], branch=branch)
+    trial = Trial(number=said["number"], tag=tag, values=said["values"], branch=branch)
     whole = {epoch: values for epoch, values in sorted(epochs.items()) if len(values) == len(METRICS)}
     return PastTrial(cell=said["cell"], trial=trial, entry=entry, epochs=whole)
 
@@ -109,6 +106,8 @@ def _past(entry: Entry, said: Mapping[str, Any], epochs: Mapping[int, Mapping[st
 def tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`Evidence.trials` and `Evidence.trial_curves`."""
     rows, curves = [], []
+    completed = [each.entry.metrics for each in past if each.entry.completed]
+    gpus = max((each["gpu_hours"] / each["train_seconds"] for each in completed if "gpu_hours" in each), default=math.nan)
     for each in past:
         metrics, newest = each.entry.metrics, max(each.epochs, default=0)
         last = each.epochs.get(newest, {})
@@ -116,7 +115,7 @@ def tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.DataFram
         row |= {"outcome": each.outcome, "epochs": max(newest - each.start, 0)}
         row |= {"attempts": int(each.entry.tags.get("attempts", 0))}
         row |= {"error": last.get("error", math.nan), "loss": last.get("loss", math.nan), "seconds": each.seconds}
-        row |= {name: metrics.get(name, math.nan) for name in ("gpu_hours", "flops")}
+        row |= {"gpu_hours": each.seconds * gpus, "flops": metrics.get("flops", math.nan)}
         row |= {"changes": ", ".join(each.trial.values.get("optim.changes", ()))}
         rows.append(row | {name: each.trial.values.get(name) for name in search.fields})
         curves += [
