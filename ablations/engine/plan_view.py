@@ -32,9 +32,7 @@ def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: S
         f"{_multiply_adds(plan, missing):.2e} multiply-adds"
     )
     if isinstance(plan, SearchPlan):
-        left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
-        lines.insert(0, f"First {budget(plan)}{left}")
-        lines.insert(1, "Then the study above, where what will be tuned is counted as the default")
+        lines[:0] = _search_lines(plan, trials)
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), outlook))
     scored = f"{plan.base.data.scored_on}/error"
@@ -54,6 +52,13 @@ def budget(plan: SearchPlan) -> str:
         limits.append(f"{duration(settings.seconds)} of training")
     what = f"{searches} searches, each" if searches > 1 else "a search"
     return f"{what} of {' or '.join(limits)}, for {', '.join(plan.fields)}, by {settings.sampler} and {settings.scheduler}"
+
+
+def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
+    if plan.chosen:
+        return [f"The search is over: {budget(plan)}"]
+    left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
+    return [f"First {budget(plan)}{left}", "Then the study above, where what will be tuned is counted as the default"]
 
 
 def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
