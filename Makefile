@@ -18,9 +18,9 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study; make down ends it."
 
-# Tests that start Ray measure time and look at what is left of its processes: they have the machine for themselves.
-test: test-fast
-	$(BIN)/python -m pytest -m slow
+test: setup
+	$(BIN)/python -m pytest -m "not alone" -n 2
+	$(BIN)/python -m pytest -m alone
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2

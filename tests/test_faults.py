@@ -29,7 +29,7 @@ from ablations.shortcuts import STUDY
 from resnet_core import ConfigError, RunSpec, fit, load_dataset, override, preset
 from resnet_core.data.datasets import resolve
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PROJECT = Path(__file__).parents[1]
 SPARE_BYTES = 3_000_000_000

@@ -15,7 +15,7 @@ from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.replay import ReplayRequest, replay
 from resnet_core import fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 EPOCHS = 14
 ASKED = ("--levels", "shortcut=A", "--set", f"optim.epochs={EPOCHS}", "probe_epochs=2", "--probe", "responses", "gradients")

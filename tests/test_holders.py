@@ -21,7 +21,7 @@ from ablations.engine.heartbeat import BEAT, HOLDER, Heartbeat
 from ablations.engine.tracking import connect
 from resnet_core import ConfigError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PROJECT = Path(__file__).parents[1]
 EPOCHS = 300

@@ -29,7 +29,7 @@ from ablations.engine.study import Plan, Request, Run, Study, make_plan
 from ablations.engine.tracking import Tracker, connect
 from resnet_core import ConfigError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PROJECT = Path(__file__).parents[1]
 EPOCHS = 3

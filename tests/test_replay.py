@@ -257,6 +257,7 @@ class Finished:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
 def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -280,6 +281,7 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:

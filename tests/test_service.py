@@ -87,6 +87,7 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_submitted_study_is_in_the_mlflow_server_when_the_job_ends(service: Service) -> None:
     environment = service.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{service.ports['dashboard']}"}
     study = ["python", "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8"]
@@ -123,6 +124,7 @@ print(model.predict(np.zeros((5, 3, 8, 8), np.float32)).shape, "resnet_core" in 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_everything_listens_on_loopback_only(service: Service) -> None:
     listening = [c.laddr.ip for p in service.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
     assert listening
@@ -130,12 +132,14 @@ def test_everything_listens_on_loopback_only(service: Service) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ray_leaves_no_address_that_other_programs_would_wait_for(service: Service) -> None:
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
     assert not current.exists() or not current.read_text().endswith(f":{service.ports['ray']}")
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
     before = (service.home / "service.json").read_text()
     done = service("up")
@@ -147,6 +151,7 @@ def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_down_ends_what_up_started_and_nothing_else(service: Service) -> None:
     processes = service.processes()
     with subprocess.Popen(["sleep", "60"]) as bystander:

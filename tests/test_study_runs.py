@@ -15,7 +15,7 @@ from ablations.engine.study import Study
 from ablations.engine.tracking import connect
 from resnet_core import ConfigError, fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
 
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
