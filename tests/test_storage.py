@@ -15,7 +15,7 @@ from test_checkpoints import epoch_of, small_disk, state
 
 from ablations.engine.checkpoints import CheckpointFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 LARGE = 2_000_000
 """Numbers in a state of 8 MB, which goes up in more than one piece."""
