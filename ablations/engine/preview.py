@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,7 +15,7 @@ from ablations.engine.search import SearchPlan
 from ablations.engine.searches import Searches
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import answering, connect, is_new
-from ablations.engine.trials import UNFINISHED, PastTrial
+from ablations.engine.trials import PastTrial
 from resnet_core.identity import code_version
 
 ANSWER_SECONDS = 2.0
@@ -32,7 +31,7 @@ def preview(plan: Plan, options: Options) -> int:
             plan = plan.confirming(searches.choices())
             done, *_ = _known(plan, options)
         else:
-            to_come, plan = plan.trials_left(Counter(each.cell for each in past if each.outcome not in UNFINISHED)), plan.foreseen()
+            to_come, plan = plan.trials_left(searches.ended_in), plan.foreseen()
     missing = [*to_come, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
     if options.calibrate or (options.calibrate is None and not _on_a_cluster()):

@@ -128,16 +128,16 @@ class SearchPlan(Plan):
         ]
         return replace(self, cells=tuple(specs), runs=tuple(runs))
 
-    def trials_left(self, ended: Mapping[str, int]) -> list[Run]:
+    def trials_left(self, ended: Mapping[Cell, int]) -> list[Run]:
         """Trials that a number of trials leaves to train, as costly as those of the default configuration.
 
         Args:
-            ended: by label of the search's cell.
+            ended: by the search's cell.
         """
         return [
             Run(cell, spec.seed, spec, f"{cell} trial={number}")
             for cell, spec in self.trial_specs.items()
-            for number in range(ended.get(str(cell), 0), self.settings.trials or 0)
+            for number in range(ended.get(cell, 0), self.settings.trials or 0)
         ]
 
     def asked(self) -> SearchDesign:

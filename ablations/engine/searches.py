@@ -28,7 +28,9 @@ class Searches:
         self.optimisers = {cell: Optimiser(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
         self.errors: dict[Cell, ConfigError] = {}
         """Why a search cannot go on."""
-        self._ended: Counter[Cell] = Counter()
+        self._tag = plan.asked().tag
+        self.ended_in: Counter[Cell] = Counter()
+        """Trials that have come to their end."""
         self._longest: Counter[Cell] = Counter()
         """Epochs that a trial has trained, at most."""
         self._asked: Counter[Cell] = Counter()
@@ -46,8 +48,8 @@ class Searches:
 
     @property
     def ended(self) -> int:
-        """Trials that have come to their end."""
-        return self._ended.total()
+        """Trials that have come to their end, of all searches."""
+        return self.ended_in.total()
 
     @property
     def share(self) -> float:
@@ -89,7 +91,7 @@ class Searches:
 
     def end(self, run: Run, outcome: str) -> None:
         """A run has come to its end."""
-        self._ended[run.cell] += 1
+        self.ended_in[run.cell] += 1
         trial, metrics = run.trial, self._metrics.pop(run.fingerprint, {})
         assert trial is not None
         results: tuple[float, ...] = ()
@@ -110,7 +112,7 @@ class Searches:
             return 1.0
         if settings.scheduler == "pbt":
             return self._longest[cell] / settings.epochs
-        shares = [self._ended[cell] / settings.trials] if settings.trials else []
+        shares = [self.ended_in[cell] / settings.trials] if settings.trials else []
         shares += [optimiser.spent[1] / settings.seconds] if settings.seconds else []
         return min(max(shares), 1.0)
 
@@ -131,9 +133,9 @@ class Searches:
         return None
 
     def _run_of(self, cell: Cell, suggestion: Suggestion) -> Run | None:
-        tag, values = self.plan.asked().tag, suggestion.values
+        trial = Trial(number=suggestion.number, tag=self._tag, values=suggestion.values, branch=suggestion.branch)
         try:
-            return self.plan.trial(cell, Trial(number=suggestion.number, tag=tag, values=values, branch=suggestion.branch))
+            return self.plan.trial(cell, trial)
         except ConfigError as error:  # values that do not go together, or not with this cell
             self.optimisers[cell].refuse(suggestion.number)
             self._refused[cell] += 1
@@ -159,7 +161,7 @@ class Searches:
             for each in trials:
                 if each.trial.number in optimiser.numbers:
                     self._runs[cell, each.trial.number] = self.plan.trial(cell, each.trial)
-                    self._ended[cell] += self._has_ended(each)
+                    self.ended_in[cell] += self._has_ended(each)
                     self._remember(cell, each)
         return outside
 
@@ -185,7 +187,7 @@ class Searches:
         for epoch, error in known.errors.items():
             optimiser.report(known.number, epoch, error)
         optimiser.end(known.number, known.outcome, known.results, known.seconds)
-        self._ended[cell] += 1
+        self.ended_in[cell] += 1
         self._remember(cell, past)
 
     def _remember(self, cell: Cell, past: PastTrial) -> None:
