@@ -44,8 +44,9 @@ def asked(plan: Plan) -> Design:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, plan: Plan, asked: Design) -> MlflowClient:
-    client = connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
-    database.fill(client, asked, plan.shared(), EPOCHS)
+    home = tmp_path_factory.mktemp("mlflow")
+    client = connect(f"sqlite:///{home}/mlflow.db")
+    database.fill(client, asked, plan.shared(), EPOCHS, artifacts=home / "artifacts")
     return client
 
 

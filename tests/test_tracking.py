@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from zlib import crc32
 
 import pytest
@@ -18,6 +19,7 @@ from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Study, Trial, make_plan
 from ablations.engine.tracking import Tracker, connect
+from resnet_core.identity import code_version
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
 ROWS = [{"probe": "responses", "epoch": 2, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
@@ -287,6 +289,22 @@ def test_the_ledger_reads_every_page(
     train(tracker, plan)
     monkeypatch.setattr(ledger, "PAGE", 1)
     assert len(ledger.find(client, plan)) == len(plan.runs)
+
+
+def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tracker, plan)
+    old = ledger.find(client, plan)
+    data = {"code_version": code_version(), "data_version": plan.dataset.version}
+    for number in range(30):
+        client.create_run(tracker.experiment_id, tags={**data, "fingerprint": f"another {number}"})
+    entry_of = Mock(side_effect=ledger.entry_of)
+    monkeypatch.setattr(ledger, "entry_of", entry_of)
+    monkeypatch.setattr(ledger, "FEWEST", 5)
+    monkeypatch.setattr(ledger, "SHARE", 1)
+    assert ledger.find(client, plan) == old
+    assert entry_of.call_count == 5 + len(plan.runs) < 30
 
 
 def test_a_database_that_cannot_be_made_is_one_line() -> None:

@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"sqlite:///{scratch}/mlflow.db"
         design = large_study(given.extra.cells, given.extra.seeds, Path(scratch))
-        database.fill(connect(uri), design, {}, given.extra.epochs)
+        database.fill(connect(uri), design, {}, given.extra.epochs, artifacts=Path(scratch, "artifacts"))
         command = [sys.executable, "-m", "benchmarks.report", "measure", uri]
         rounds = [
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(given.rounds)

@@ -20,16 +20,16 @@ STEP = ("train/loss", "train/error", "test/loss", "test/error", "lr", "images_pe
 ROWS = 50_000
 
 
-def fill(client: MlflowClient, design: Design, shared: Mapping[str, Any], epochs: int) -> str:
+def fill(client: MlflowClient, design: Design, shared: Mapping[str, Any], epochs: int, *, artifacts: Path) -> str:
     """Adds the study, all runs completed, and its run with the fields that they share; returns its id."""
-    folder = Path(client.tracking_uri.removeprefix("sqlite:///")).parent / "artifacts"
-    experiment_id = client.create_experiment(design.study, folder.as_uri())
+    experiment_id = client.create_experiment(design.study, artifacts.as_uri())
     parent = client.create_run(experiment_id, tags={"study": design.study, "preset": design.preset, ledger.DESIGN_TAG: "1"})
     client.log_text(parent.info.run_id, design.to_json(), ledger.DESIGN)
     client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in shared.items()])
     engine = create_engine(client.tracking_uri)
     with engine.begin() as connection:
-        connection.exec_driver_sql("PRAGMA synchronous = OFF")
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA synchronous = OFF")
         runs = [(uuid.uuid4().hex, cell, seed) for cell in design.cells for seed in range(len(cell.fingerprints))]
         now = int(time.time() * 1000)
         _insert(connection, SqlRun, (_run(run_id, experiment_id, now) for run_id, _, _ in runs))
