@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m ablations.engine
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
-.PHONY: demo test test-fast soak lint setup up down
+.PHONY: demo test test-fast soak lint audit setup up down
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
@@ -32,6 +32,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: setup
+	@.ci/audit
 
 up: setup
 	@$(SERVICE) up $(PORTS)

@@ -11,7 +11,7 @@ LAYERS = [
     *(
         f"ablations.engine.{name}"
         for name in (
-            *("paths", "storage", "checkpoints", "study", "search_request", "options", "provenance"),
+            *("paths", "storage", "checkpoints", "study", "search_request", "options", "mlflow_server", "provenance"),
             *("evidence", "space", "halving", "population", "samplers", "proposals", "optimiser", "search"),
             *("findings", "inference", "contrasts", "answers", "tables"),
             *("search_trials", "optuna_export", "importance", "ranking", "search_analysis", "analysis"),
@@ -33,7 +33,18 @@ LAYERS = [
                 "worker_group",
                 "trial",
                 "tune_loop",
+                "tune_callbacks",
+                "capacity",
+                "shares",
                 "scheduler",
+            ),
+            "health",
+            *(
+                f"health.{name}"
+                for name in (
+                    *("check", "nodes", "node_facts", "exposure", "gpus", "local_data", "shared_storage", "preflight"),
+                    *("tracking_server", "all_reduce", "request", "checkup"),
+                )
             ),
             *(
                 "searches",
@@ -45,6 +56,7 @@ LAYERS = [
                 "agreement",
                 "replay",
                 "service",
+                "doctor",
                 "cli",
                 "__main__",
             ),
@@ -54,12 +66,18 @@ LAYERS = [
 """A module may import those before it."""
 
 HOME = {
-    "ray": {f"ablations.engine.{name}" for name in ("deaths", "worker_group", "trial", "tune_loop", "scheduler", "service")},
+    "ray": {
+        f"ablations.engine.{name}"
+        for name in (
+            *("deaths", "worker_group", "trial", "tune_loop", "tune_callbacks", "capacity", "shares", "scheduler", "service"),
+            *(f"health.{name}" for name in ("nodes", "exposure", "all_reduce", "checkup")),
+        )
+    },
     "mlflow": {
         f"ablations.engine.{name}"
         for name in (
             *("tracking", "delivery", "heartbeat", "ledger", "trials", "results", "models", "overview"),
-            *("reporting", "execution", "searching", "replay"),
+            *("reporting", "execution", "searching", "replay", "mlflow_server", "health.tracking_server"),
         )
     },
     "matplotlib": {

@@ -1,5 +1,6 @@
 """`cluster.yaml`, read as Ray reads it: its schema, its autoscaler, and its commands run with stand-ins for the tools."""
 
+import argparse
 import copy
 import ipaddress
 import json
@@ -18,10 +19,15 @@ import pytest
 import yaml
 from ray._private.authentication.authentication_token_setup import _get_default_token_path
 from ray.autoscaler._private.util import prepare_config, validate_config, with_head_node_ip
+from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 from ray.scripts.scripts import start as ray_start
+
+from ablations.engine import __main__ as engine
+from ablations.engine import mlflow_server, paths
 
 PROJECT = Path(__file__).parents[1]
 TEXT = (PROJECT / "cluster.yaml").read_text()
@@ -89,12 +95,22 @@ class Node:
         options: dict[str, Any] = ray_start.make_context("ray start", list(self.ray_start().arguments[1:])).params
         return options
 
-    def mlflow_server(self) -> list[str]:
-        """The arguments of `mlflow server`."""
-        (arguments,) = (call.arguments for call in self.started if "server" in call.arguments)
-        server = arguments.index("server")
-        assert arguments[server - 1] == f"{self.home}/venv/bin/mlflow"
-        return list(arguments[server + 1 :])
+    def mlflow_service(self) -> list[str]:
+        """The arguments with which systemd gets MLflow's server."""
+        (call,) = (call for call in self.started if "systemd-run" in call.arguments)
+        return list(call.arguments)
+
+    def mlflow_server(self) -> argparse.Namespace:
+        """What this project's own command line makes of its call."""
+        service = self.mlflow_service()
+        server = service.index("-m")
+        assert service[server - 1] == f"{self.home}/venv/bin/python"
+        assert service[server + 1] == "ablations.engine"
+        return engine._parser().parse_args(service[server + 2 :])
+
+    def settings(self) -> dict[str, str]:
+        """What is in the file of settings."""
+        return dict(line.split("=", 1) for line in (self.home / "settings").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +184,7 @@ def test_every_command_parses_as_shell() -> None:
 
 
 def test_the_file_belongs_to_no_machine_and_no_account() -> None:
-    personal = r"/home/|/root|/work|/Users/|AKIA|arn:aws|ami-[0-9a-f]{8}|s3://|https?://(?!127\.0\.0\.1)|index-url|RAY_AUTH_TOKEN"
+    personal = r"/home/|/root|/work|/Users/|AKIA|arn:aws|ami-[0-9a-f]{8}|s3://(?!BUCKET)|https?://(?!127\.0\.0\.1)|index-url|RAY_AUTH_TOKEN"
     assert re.findall(personal, TEXT) == []
 
 
@@ -252,12 +268,40 @@ def test_every_ray_start_binds_the_dashboard_to_loopback(node: Node) -> None:
     assert ipaddress.ip_address(node.ray_options()["dashboard_host"]).is_loopback
 
 
-def test_no_port_but_ssh_is_opened() -> None:
-    group = CLUSTER["provider"]["security_group"]
-    assert group["GroupName"]  # without, a group of Ray's default name would be taken with the rules it has
-    assert all(rule["FromPort"] == rule["ToPort"] == 22 for rule in group["IpPermissions"])
+def test_no_other_security_group_is_used() -> None:
+    assert CLUSTER["provider"]["security_group"]["GroupName"]  # without, a group of Ray's default name, with the rules it has
     for kind in CLUSTER["available_node_types"].values():
         assert not {"SecurityGroupIds", "SecurityGroups", "NetworkInterfaces", "LaunchTemplate"} & set(kind["node_config"])
+
+
+@pytest.mark.slow
+def test_ray_creates_nodes_at_aws_that_only_ssh_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ray up` asks of AWS, told to moto, which knows the names of all parameters."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray puts the key for SSH there
+    with mock_aws():
+        iam = boto3.client("iam", region_name=CLUSTER["provider"]["region"])
+        iam.create_instance_profile(InstanceProfileName="resnet-ablations")
+        iam.create_role(RoleName="resnet-ablations", AssumeRolePolicyDocument="{}")
+        iam.add_role_to_instance_profile(InstanceProfileName="resnet-ablations", RoleName="resnet-ablations")
+        config = bootstrap_aws(prepared())
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        for name, kind in config["available_node_types"].items():
+            tags = {TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_CONFIG: name}
+            provider.create_node(copy.deepcopy(kind["node_config"]), tags, 1)
+        ec2 = boto3.client("ec2", region_name=CLUSTER["provider"]["region"])
+        nodes = [node for made in ec2.describe_instances()["Reservations"] for node in made["Instances"]]
+        (used,) = {group["GroupId"] for node in nodes for group in node["SecurityGroups"]}
+        (group,) = ec2.describe_security_groups(GroupIds=[used])["SecurityGroups"]
+    assert len(nodes) == len(CLUSTER["available_node_types"])
+    assert {node["MetadataOptions"]["HttpTokens"] for node in nodes} == {"required"}
+    for rule in group["IpPermissions"]:
+        among_themselves = [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [used] and not rule["IpRanges"]
+        assert among_themselves or rule["FromPort"] == rule["ToPort"] == 22
 
 
 # Start
@@ -272,21 +316,68 @@ def test_workers_join_the_head_that_scales_them(nodes: dict[str, Node]) -> None:
 
 
 def test_mlflow_listens_on_loopback_where_jobs_look_for_it(head: Node) -> None:
-    host, port = (option(head.mlflow_server(), name) for name in ("--host", "--port"))
-    assert ipaddress.ip_address(host).is_loopback
-    assert head.ray_start().environment["MLFLOW_TRACKING_URI"] == f"http://{host}:{port}"
+    server = head.mlflow_server()
+    assert ipaddress.ip_address(server.host).is_loopback
+    assert head.ray_start().environment["MLFLOW_TRACKING_URI"] == f"http://{server.host}:{server.port}"
 
 
-def test_mlflows_records_are_local_state_on_a_disk_that_outlives_the_cluster(head: Node) -> None:
-    state = Path(head.ray_start().environment["RESNET_ABLATIONS_HOME"])
-    assert state.is_dir()
-    assert option(head.mlflow_server(), "--backend-store-uri") == f"sqlite:///{state}/mlflow.db"
-    assert option(head.mlflow_server(), "--artifacts-destination") == f"{state}/artifacts"
-    assert CLUSTER["provider"]["cache_stopped_nodes"]
+def test_mlflow_runs_behind_a_password(head: Node) -> None:
+    assert engine.COMMANDS[head.mlflow_server().command] is mlflow_server
 
 
 def test_mlflow_is_a_service_that_is_there_once_and_comes_back(head: Node) -> None:
     stop, start = (call.arguments for call in head.started if call.program == "sudo")
     assert stop == ["systemctl", "stop", option(start, "--unit")]
-    assert option(start, "--property") == "Restart=always"
+    assert "--property=Restart=always" in start
     assert option(start, "--uid") == "ubuntu"
+
+
+def test_settings_are_said_once_and_seen_by_mlflow_jobs_and_shells(head: Node) -> None:
+    settings = head.settings()
+    assert f"--property=EnvironmentFile={head.home}/settings" in head.mlflow_service()
+    (shell,) = head.run(["source ~/.bashrc; python study.py"])
+    for seen in (head.ray_start().environment, shell.environment):
+        assert {name: seen[name] for name in settings} == settings
+    for name in settings:
+        assert len(re.findall(rf"{name}=", TEXT)) == 1
+
+
+def test_a_bucket_that_is_filled_in_holds_checkpoints_and_mlflows_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Node
+) -> None:
+    head.run([command.replace("ABLATIONS_STORAGE=", "ABLATIONS_STORAGE=s3://bucket/folder") for command in head.setting_up])
+    (job,) = (call for call in head.run(head.starting) if call.arguments[0] == "start")
+    head.run(head.setting_up)  # as the other tests know it
+    for name in ("RESNET_ABLATIONS_STORAGE", "RESNET_ABLATIONS_HOME"):
+        monkeypatch.setenv(name, job.environment[name])
+    assert paths.default_storage() == "s3://bucket/folder/checkpoints"
+    assert "s3://bucket/folder/artifacts" in mlflow_server._command("127.0.0.1", 5000, [])
+
+
+def test_without_a_bucket_checkpoints_are_a_local_path_which_a_study_on_several_nodes_refuses(
+    head: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = head.ray_start().environment
+    for name in ("RESNET_ABLATIONS_STORAGE", "RESNET_ABLATIONS_HOME"):
+        monkeypatch.setenv(name, environment[name])
+    assert "://" not in paths.default_storage()
+
+
+def test_records_are_on_a_disk_that_outlives_the_cluster(head: Node) -> None:
+    assert head.ray_start().environment["RESNET_ABLATIONS_HOME"] == f"{head.home}/state"
+    assert CLUSTER["provider"]["cache_stopped_nodes"]
+
+
+def test_postgresql_is_installed_where_it_is_chosen_and_only_there(head: Node) -> None:
+    def created(commands: Sequence[str]) -> bool:
+        return any("createdb" in call.arguments for call in head.run(commands))
+
+    assert not created(head.setting_up)
+    assert created(
+        [command.replace("ABLATIONS_DATABASE=", "ABLATIONS_DATABASE=postgresql:///mlflow", 1) for command in head.setting_up]
+    )
+    head.run(head.setting_up)
+
+
+def test_a_stopped_study_has_time_to_end_cleanly(head: Node) -> None:
+    assert JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S < 30 == int(head.ray_start().environment["RAY_JOB_STOP_WAIT_TIME_S"])

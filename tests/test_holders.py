@@ -107,7 +107,7 @@ def test_an_interrupted_study_says_so(passed_on: PassedOn) -> None:
     assert code == 1
     assert "stopped, the study was interrupted" in out
     assert "Traceback" not in out + error
-    assert passed_on.statuses == ["FAILED", "KILLED"]  # the study's own run, and the one that it trained
+    assert passed_on.statuses == ["KILLED", "KILLED"]  # the study's own run, and the one that it trained
 
 
 def test_a_study_whose_holder_was_killed_or_interrupted_is_taken_over(passed_on: PassedOn) -> None:

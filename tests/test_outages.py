@@ -16,10 +16,10 @@ from zlib import crc32
 
 import pytest
 import ray
+from local_service import free_port
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from proxy import Mode, Proxy
-from test_service import free_port
 
 from ablations.engine import delivery, execution, ledger, options, paths, results
 from ablations.engine.delivery import JOB_KILLED, Writer

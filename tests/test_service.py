@@ -1,6 +1,5 @@
 """The local service comes up, takes jobs, listens to nobody else, and goes without taking anything along."""
 
-import json
 import os
 import socket
 import subprocess
@@ -10,40 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from local_service import Service, answer, listening
 from mlflow import MlflowClient
 
 from ablations.engine.service import CLUSTER, adopt
-
-PROJECT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Service:
-    """`python -m ablations.engine …` with a home and ports of its own."""
-
-    def __init__(self, home: Path) -> None:
-        cleared = ("RAY_", "MLFLOW_")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(cleared)}
-        self.environment |= {"RESNET_ABLATIONS_HOME": str(home)}
-        self.home = home
-        self.ports = {name: str(free_port()) for name in ("mlflow", "dashboard", "ray")}
-
-    def __call__(self, command: str, **ports: str) -> subprocess.CompletedProcess[str]:
-        chosen = {**self.ports, **ports} if command == "up" else {}
-        options = [word for name, port in chosen.items() for word in (f"--{name}-port", port)]
-        engine = [sys.executable, "-m", "ablations.engine", command, *options]
-        return subprocess.run(engine, env=self.environment, cwd=self.home, capture_output=True, text=True, check=False, timeout=300)
-
-    def processes(self) -> list[psutil.Process]:
-        recorded = [psutil.Process(p["pid"]) for p in json.loads((self.home / "service.json").read_text())["processes"]]
-        return [*recorded, *(child for process in recorded for child in process.children(recursive=True))]
 
 
 @pytest.mark.parametrize("name", ["mlflow", "dashboard", "ray"])
@@ -89,15 +58,12 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_submitted_study_is_in_the_mlflow_server_when_the_job_ends(service: Service) -> None:
-    environment = service.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{service.ports['dashboard']}"}
     study = ["python", "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8"]
     study += ["--seeds", "1", "--log-models"]
-    job = subprocess.run(  # from anywhere: jobs start where the service was started for
-        [BIN / "ray", "job", "submit", "--", *study], env=environment, cwd=service.home, capture_output=True, text=True, check=False
-    )
+    job = service.job("submit", "--", *study)  # from anywhere: jobs start where the service was started for
     assert job.returncode == 0, job.stdout + job.stderr
     assert "[1/1]" in job.stdout
-    uri = f"http://127.0.0.1:{service.ports['mlflow']}"
+    uri = service.mlflow
     assert f"Report: {uri}/#/experiments/" in job.stdout
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("shortcuts")
@@ -126,9 +92,22 @@ print(model.predict(np.zeros((5, 3, 8, 8), np.float32)).shape, "resnet_core" in 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_everything_listens_on_loopback_only(service: Service) -> None:
-    listening = [c.laddr.ip for p in service.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
-    assert listening
-    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    assert list(listening(service)) == ["127.0.0.1"]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_page_from_elsewhere_in_a_browser_starts_and_changes_nothing(service: Service) -> None:
+    """Also one whose name leads to this machine. What Ray shows without a token, that one can read: see docs/security.md."""
+    experiments = f"{service.mlflow}/api/2.0/mlflow/experiments"
+    assert answer(f"{experiments}/get?experiment_id=0") == 200
+    assert answer(f"{experiments}/get?experiment_id=0", Host="elsewhere.example") == 403
+    assert answer(f"{experiments}/create", "POST", Origin="http://elsewhere.example") == 403
+    jobs = f"{service.dashboard}/api/jobs/"
+    for header in ("Origin", "Referer"):
+        assert answer(jobs, "POST", **{header: "http://elsewhere.example"}) == 405
+        assert answer(f"{jobs}1", "DELETE", **{header: "http://elsewhere.example"}) == 405
+    assert answer(jobs, Host="elsewhere.example", Origin="http://elsewhere.example") == 200
 
 
 @pytest.mark.slow

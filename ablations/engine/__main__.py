@@ -1,4 +1,4 @@
-"""`python -m ablations.engine up | down | env`: the local service. `replay`: a finished run again."""
+"""`python -m ablations.engine`: the local service (`up`, `down`, `env`), its parts on a cluster (`mlflow`, `doctor`), and `replay`."""
 
 import argparse
 import shlex
@@ -6,12 +6,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ablations.engine import options, paths, service
+from ablations.engine import doctor, mlflow_server, options, paths, service
 from resnet_core import ConfigError
 from resnet_core.command import Parser
 from resnet_core.fields import reject
 
 HIGHEST_PORT = 65_535
+COMMANDS = {"mlflow": mlflow_server, "doctor": doctor}
+"""Those with a module of their own, which has `HELP`, `add_arguments(parser)` and `run(given)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"export {name}={shlex.quote(value)}")
         elif given.command == "down":
             print("ended" if service.down() else "nothing was running")
+        elif given.command in COMMANDS:
+            return int(COMMANDS[given.command].run(given))
         else:
             return _replay(given)
     except ConfigError as error:
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m ablations.engine", description="The local service, Ray and MLflow on loopback; and single runs."
+        prog="python -m ablations.engine",
+        description="The local service, Ray and MLflow on loopback; its parts on a cluster; and single runs.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start it, or say where it is")
@@ -44,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help="default: %(default)s")
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("env", help='print what makes a shell use it: eval "$(python -m ablations.engine env)"')
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.HELP))
     replay = commands.add_parser(
         "replay", help="train a finished run again from its record, and say whether the result is the same"
     )

@@ -5,6 +5,7 @@ import sys
 from typing import NoReturn
 
 from ablations.engine import options, paths, service
+from ablations.engine.provenance import without_secrets
 from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 from resnet_core import ConfigError
 
@@ -49,7 +50,7 @@ def main(study: Study) -> NoReturn:
         else:
             code = _act(study, chosen)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

@@ -1,5 +1,6 @@
 """A study from plan to table: what is missing runs, everything lands in MLflow, and the table is read back from there."""
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 60.0
 """How long the end of a study waits for a tracking server that does not answer; then its records wait for the next submission."""
-INTERRUPTED_SECONDS = 2.0
-"""The same for a study that is asked to stop: `ray job stop` kills after 3 s."""
+INTERRUPTED_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")) * 2 / 3)
+"""The same for a study that is asked to stop: so long after `ray job stop`, Ray kills it."""
 AWAIT_SECONDS = 5.0
 """How often a study looks whether runs that another one trains are done."""
 
@@ -180,7 +181,7 @@ class Submission:
         """Ends the study in MLflow and prints its table, from there; returns the exit code."""
         plan, console = self.plan, self.console
         if interrupted:  # who stops a study kills it soon
-            self.tracker.close("FAILED")
+            self.tracker.close("KILLED")
         evidence = results.gather(self.client, self.design, details=not interrupted)
         findings = analyse(evidence)
         complete = not waiting and self.is_complete(findings)

@@ -16,7 +16,23 @@ from resnet_core.overrides import assignments, field_name
 
 SMALLEST_SHARE = 0.001
 """Of a CPU or a GPU. Ray counts in ten-thousandths."""
-EPILOG = "Environment: MLFLOW_TRACKING_URI, RAY_ADDRESS; RESNET_ABLATIONS_HOME is the folder of local state."
+PASSWORD = re.compile(
+    r"://[^?#]*:(?!\d{1,5}/)[^?#]*@|^https?://[^/?#]*@|[?&](?:\w*(?:secret|token|password|credential)\w*|\w*_key|api_?key|sig)=",
+    re.IGNORECASE,
+)
+"""In an address: `user:password@`, also a password that is not escaped as it should be, and parameters that are keys."""
+_OF_MLFLOW = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials"
+KEYS = {
+    "http": _OF_MLFLOW,
+    "https": _OF_MLFLOW,
+    "postgresql": "PGPASSWORD, or ~/.pgpass",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or the machine's role",
+}
+"""Where passwords and keys of an address belong, by its scheme."""
+EPILOG = (
+    "Environment: MLFLOW_TRACKING_URI, RAY_ADDRESS; RESNET_ABLATIONS_HOME is the folder of local state, RESNET_ABLATIONS_STORAGE "
+    "a folder or address that all nodes share."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +255,13 @@ def _overrides(given: argparse.Namespace) -> dict[str, str]:
 
 
 def check_address(option: str, text: str) -> None:
+    """Raises ConfigError for what is none, and for one with a password: Ray keeps a job's command line, and so does its log."""
     if not text.strip() or not text.isprintable():
         raise reject(option, text, "accepted: a folder or an address, without control characters")
+    if "://" in text and PASSWORD.search(text):
+        scheme = text.partition("://")[0]
+        instead = KEYS.get(scheme.partition("+")[0], "the variables, files or roles of whoever keeps it")
+        raise reject(option, f"{scheme}://…", f"has a password or a key in it, which others would read; accepted: {instead}")
 
 
 def _positive(option: str, value: int | None) -> None:

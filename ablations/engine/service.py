@@ -73,8 +73,11 @@ class State:
 
 def up(ports: Ports) -> None:
     """Starts the service, or says where it is. Raises ConfigError if a port is taken or a server does not come up."""
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if state := running():
-        _announce(state.ports)
+        if mode and mode != state.settings["RAY_AUTH_MODE"]:
+            raise reject("RAY_AUTH_MODE", mode, f"the service runs with {state.settings['RAY_AUTH_MODE']}; end it first: make down")
+        _announce(state.ports, state.settings)
         return
     down()
     for field, port in asdict(ports).items():
@@ -85,15 +88,19 @@ def up(ports: Ports) -> None:
         # Ray's own ports would listen on every interface; as on macOS, they shall stay on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Said either way: unset, a token left by another program would lock out a plain `ray job submit`.
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        "RAY_AUTH_MODE": mode or "disabled",
         "RESNET_ABLATIONS_HOME": str(paths.home()),
     }
     # Jobs find this environment's Python.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # Jobs of MLflow's own, which nothing here uses, are eight more processes and 1.7 GB.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment = {**os.environ, **settings, **quiet, CLUSTER: f"{LOOPBACK}:{ports.ray}", "PATH": search}
-    commands = {"mlflow": _mlflow_command(ports), "ray": _ray_command(ports)}
+    # Of a study that is asked to stop, Ray would end the driver after 3 s, before its records are in MLflow.
+    patience = {"RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "30")}
+    environment = {**os.environ, **settings, **quiet, **patience, CLUSTER: f"{LOOPBACK}:{ports.ray}", "PATH": search}
+    commands = {"mlflow": _mlflow_command(ports, password=mode == "token"), "ray": _ray_command(ports)}
+    if mode == "token":
+        _make_token(environment)
     processes: list[Started] = []
     try:
         for name, command in commands.items():
@@ -105,7 +112,7 @@ def up(ports: Ports) -> None:
     except BaseException:
         down()
         raise
-    _announce(ports)
+    _announce(ports, settings)
 
 
 def running() -> "State | None":
@@ -156,7 +163,15 @@ def _forget_cluster(ports: Ports) -> None:
         reset_ray_address()
 
 
-def _mlflow_command(ports: Ports) -> list[str]:
+def _make_token(environment: dict[str, str]) -> None:
+    """Makes the token that Ray asks for where there is none; only its owner reads the file."""
+    command = [*RAY, "get-auth-token", "--generate"]
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, umask=0o077, check=True)  # noqa: S603
+
+
+def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
+    if password:
+        return [sys.executable, "-m", "ablations.engine", "mlflow", "--host", LOOPBACK, "--port", str(ports.mlflow)]
     home = paths.home()
     store = f"sqlite:///{home / 'mlflow.db'}"
     artifacts = (home / "artifacts").as_uri()
@@ -215,8 +230,11 @@ def _check_free(field: str, port: int) -> None:
             raise reject(name, port, f"cannot be listened on ({error}); choose another, as in make up {name}={port + 1}") from error
 
 
-def _announce(ports: Ports) -> None:
+def _announce(ports: Ports, settings: Mapping[str, str]) -> None:
     print(f"MLflow UI: http://{LOOPBACK}:{ports.mlflow}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
+    if settings["RAY_AUTH_MODE"] == "token":
+        password = paths.home() / "mlflow" / "password"
+        print(f"They ask who you are. MLflow: admin, and what is in {password}; Ray: the token that ray get-auth-token prints.")
 
 
 def _recorded() -> State:
