@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses inherit it
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # Ray's default here: a command line under test must not change it for all
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else a server is nine processes
 os.environ |= {"AWS_ACCESS_KEY_ID": "anything", "AWS_SECRET_ACCESS_KEY": "anything"}  # of the tests' object store
 

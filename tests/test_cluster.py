@@ -110,7 +110,7 @@ class Node:
 
     def settings(self) -> dict[str, str]:
         """What is in the file of settings."""
-        return dict(line.split("=", 1) for line in (self.home / "settings").read_text().splitlines())
+        return dict(line.split("=", 1) for line in (self.home / "resnet-ablations.env").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +334,7 @@ def test_mlflow_is_a_service_that_is_there_once_and_comes_back(head: Node) -> No
 
 def test_settings_are_said_once_and_seen_by_mlflow_jobs_and_shells(head: Node) -> None:
     settings = head.settings()
-    assert f"--property=EnvironmentFile={head.home}/settings" in head.mlflow_service()
+    assert f"--property=EnvironmentFile={head.home}/resnet-ablations.env" in head.mlflow_service()
     (shell,) = head.run(["source ~/.bashrc; python study.py"])
     for seen in (head.ray_start().environment, shell.environment):
         assert {name: seen[name] for name in settings} == settings

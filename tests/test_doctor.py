@@ -177,12 +177,18 @@ def test_free_memory_is_what_the_driver_says(tmp_path: Path, monkeypatch: pytest
     tool.write_text("#!/bin/sh\necho 580.1, GPU-abc, 143771\necho '580.1, GPU-def, [N/A]'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert gpus.present()
     driver, free_gb = gpus.nvidia_smi()
     assert (driver, list(free_gb)) == ("580.1", ["GPU-abc"])
     assert free_gb["GPU-abc"] == pytest.approx(150.8, abs=0.1)
     tool.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    assert gpus.nvidia_smi() == ("", {})
+
+
+def test_a_machine_has_gpus_if_the_driver_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "gpus")
     assert not gpus.present()
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    assert gpus.present()
 
 
 def test_an_all_reduce_is_right_if_its_sum_is_and_it_is_fast_enough() -> None:
@@ -434,7 +440,7 @@ def test_before_a_study_alike_nodes_are_examined_in_seconds(several: Several) ->
     preflight.examine(several.storage)  # starts processes, if none is there
     began = time.monotonic()
     preflight.examine(several.storage)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8  # 0.06 s on a machine that has nothing else to do
     assert not list((several.folder / "store").iterdir())
 
 
@@ -443,7 +449,8 @@ def test_before_a_study_alike_nodes_are_examined_in_seconds(several: Several) ->
 def test_who_is_busy_is_left_alone(several: Several) -> None:
     until_free()
     busy = ray.remote(num_cpus=1)(lambda: time.sleep(600)).remote()
-    while ray.available_resources().get("CPU", 0) == 2:
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) == 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     check = all_reduce.over_nodes("gloo", "CPU", nodes.alive())
     ray.cancel(busy, force=True)
@@ -482,6 +489,7 @@ def test_a_node_that_does_not_answer_is_a_line_in_bounded_time(
 ) -> None:
     monkeypatch.setattr(checkup, "FACT_SECONDS", 3.0)
     monkeypatch.setattr(preflight, "SECONDS", 3.0)
+    monkeypatch.setattr(storage, "CLEANING_SECONDS", 1.0)
     name = next(node.name for node in nodes.alive() if node.id == odd.node_id)
     raylet = odd.all_processes["raylet"][0].process
     raylet.send_signal(signal.SIGSTOP)

@@ -55,6 +55,28 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6380"
 
 
+def test_a_ray_that_starts_for_a_study_alone_is_on_loopback_and_one_that_it_joins_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    for address, noted, expected in ((None, False, "0"), ("local", True, "0"), (None, True, None), ("10.0.0.1:6379", False, None)):
+        monkeypatch.delenv(loopback, raising=False)
+        if address:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        else:
+            monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        note.unlink(missing_ok=True)
+        if noted:
+            note.touch()
+        adopt()
+        assert os.environ.get(loopback) == expected, (address, noted)
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_submitted_study_is_in_the_mlflow_server_when_the_job_ends(service: Service) -> None:

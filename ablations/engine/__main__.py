@@ -1,4 +1,4 @@
-"""`python -m ablations.engine`: the local service (`up`, `down`, `env`), its parts on a cluster (`mlflow`, `doctor`), and `replay`."""
+"""`python -m ablations.engine`: the local service (`up`, `down`, `env`), what clusters need (`mlflow`, `doctor`), and `replay`."""
 
 import argparse
 import shlex

@@ -16,6 +16,7 @@ from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.findings import Findings
+from ablations.engine.health import preflight
 from ablations.engine.journal import Journal
 from ablations.engine.options import Options
 from ablations.engine.relay import Relay
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 60.0
 """How long the end of a study waits for a tracking server that does not answer; then its records wait for the next submission."""
-INTERRUPTED_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")) * 2 / 3)
+INTERRUPTED_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or "3") * 2 / 3)
 """The same for a study that is asked to stop: so long after `ray job stop`, Ray kills it."""
 AWAIT_SECONDS = 5.0
 """How often a study looks whether runs that another one trains are done."""
@@ -229,6 +230,7 @@ def needs_of(plan: Plan, options: Options) -> "Needs":
     scheduler.check_reachable("--storage", options.storage)
     scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
     check_storage(options.storage)
+    preflight.examine(options.storage)
     return taken
 
 

@@ -130,6 +130,14 @@ def adopt() -> None:
     if state and "RAY_ADDRESS" not in os.environ:
         for name, value in state.environment().items():
             os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS") == "local" or not ("RAY_ADDRESS" in os.environ or _any_cluster()):
+        # Ray is going to start for this process alone: on loopback as well. Ray reads this as it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _any_cluster() -> bool:
+    """Whether Ray would join one that somebody has started on this machine."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").exists()  # noqa: S108 - Ray's own folder
 
 
 def down() -> bool:

@@ -7,6 +7,7 @@ epoch, and at the end `{"outcome": …, "message": …}`.
 import os
 import platform
 import re
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,8 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablations.engine import paths
+
 if TYPE_CHECKING:
     from ablations.engine.deaths import Death
+    from resnet_core import Dataset, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -62,6 +66,7 @@ class Job:
     """Name of the checkpoint folder in `storage`."""
     storage: str
     cache: str
+    """Folder of decoded data, on nodes that do not say themselves where theirs is, by `RESNET_ABLATIONS_HOME`."""
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int = 3
@@ -144,16 +149,12 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     import torch  # here and not above: the job's driver imports this module, and trains nothing
 
     from ablations.engine.checkpoints import CheckpointFolder
-    from resnet_core import fit, load_dataset
-    from resnet_core.fields import reject
+    from resnet_core import fit
     from resnet_core.overrides import from_flat
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     spec = from_flat(job.spec)
-    dataset = load_dataset(spec.data, Path(job.cache), download=job.download)
-    if dataset.version != job.data_version:
-        accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
-        raise reject("data.root", spec.data.root or spec.data.name, accepted)
+    dataset = _load(job, spec)
     alive()
     checkpoints = CheckpointFolder(job.storage, job.folder)
     while not _agreed(restore := checkpoints.latest() or _branched(job), device):
@@ -171,6 +172,26 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
         probes = result.state.probes if result.last else []
         report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, **conditions})
         alive()
+
+
+def _load(job: Job, spec: "RunSpec") -> "Dataset":
+    """The run's data, as this node has them.
+
+    Raises:
+        ConfigError: it has none, or others than those the study was planned with; says which node.
+    """
+    from resnet_core import ConfigError, load_dataset
+    from resnet_core.fields import reject
+
+    cache = paths.data_cache() if os.environ.get("RESNET_ABLATIONS_HOME") else Path(job.cache)
+    try:
+        dataset = load_dataset(spec.data, cache, download=job.download)
+        if dataset.version != job.data_version:
+            accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
+            raise reject("data.root", spec.data.root or spec.data.name, accepted)
+    except ConfigError as error:
+        raise ConfigError(f"on node {socket.gethostname()}: {error}; every node needs its own copy") from error
+    return dataset
 
 
 def _branched(job: Job) -> dict[str, Any] | None:

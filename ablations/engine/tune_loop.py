@@ -7,10 +7,12 @@ from typing import Any
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayTaskError
 from ray.tune import tune
-from ray.tune.execution import tune_controller
+from ray.tune.execution import class_cache, tune_controller
 
 from ablations.engine import deaths
 
+MOST_STARTING = 200
+"""How many processes may start at the same time; Tune's own number for grids."""
 IDLE_SECONDS = 0.1
 """How long to wait before a searcher is asked again while nothing runs."""
 
@@ -19,10 +21,41 @@ def install() -> None:
     """From now on, Tune runs with these."""
     tune_controller.RayActorManager = Actors
     tune.TuneController = Controller
+    # Tune would put AWS's keys of this process into logs and onto command lines that everybody can read. Nodes have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 
 
 class Controller(tune_controller.TuneController):
-    """Hears signals at all times, keeps no process that has nothing to do, and is quick to stop."""
+    """Hears signals at all times, keeps no more processes than it may have and has something to do for, and is quick to stop."""
+
+    @property
+    def limit(self) -> int:
+        """How many runs there may be at a time. It may change, also to less than there are."""
+        searcher: Any = getattr(self._search_alg, "searcher", self._search_alg)
+        return int(searcher.max_concurrent)
+
+    def _maybe_add_actors(self) -> None:
+        excess = max(0, len(self._trial_to_actor) - self.limit)
+        for actor in self._actor_manager.pending_actors[::-1][:excess]:
+            self._withdraw(actor)
+        # As many as there may be may be asked for at the same time.
+        begun = len(self._trial_to_actor) - self._actor_manager.num_pending_actors
+        self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - begun))
+        if len(self._trial_to_actor) < self.limit or self._actor_cache.num_cached_objects:
+            super()._maybe_add_actors()
+
+    def _withdraw(self, actor: Any) -> None:
+        """Takes back what was asked of the cluster for a run that waits: it would take what others are to have."""
+        trial = self._actor_to_trial.pop(actor)
+        del self._trial_to_actor[trial]
+        self._unstage_trial_with_resources(trial)
+        self._actor_manager.remove_actor(actor)
+        self._pending_trials_list.insert(0, trial)
+
+    def _maybe_cache_trial_actor(self, trial: Any) -> bool:
+        # One too many is given back instead of getting another run.
+        cached: bool = len(self._trial_to_actor) <= self.limit and super()._maybe_cache_trial_actor(trial)
+        return cached
 
     def _update_trial_queue(self, blocking: bool = False, timeout: int = 0) -> bool:
         # Where nothing runs and the searcher has nothing now, Tune's own would ask for ten minutes and hear no signal meanwhile.

@@ -24,8 +24,10 @@ REPETITIONS = 5
 LEAST_GB_PER_SECOND = 0.05
 """Below, each step of ResNet-50 waits for more than two seconds. A network of 1 Gb/s gives about 0.1."""
 RESERVE_SECONDS = 5.0
+STARTING_SECONDS = 60.0
+"""For processes to start and to load torch, which a cold disk makes slow."""
 SECONDS = 25.0
-"""For processes to start, to meet and to measure."""
+"""To meet and to measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class Member:
     """One worker of the group, in a process of its own."""
 
     def address(self) -> str:
-        """Where the group can meet, if this is its first member."""
+        """Where the group can meet, if this is its first member; once torch is loaded."""
+        import torch.distributed  # noqa: F401
+
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
@@ -94,14 +98,13 @@ def measure(reserved: PlacementGroup, backend: Backend) -> Reduction | str:
         ).remote()
         for index, bundle in enumerate(bundles)
     ]
-    deadline = time.monotonic() + SECONDS
+    address = ""
     try:
-        address = ray.get(members[0].address.remote(), timeout=SECONDS)
-        left = deadline - time.monotonic()
-        results = [actor.reduce.remote(backend, address, rank, len(members), left) for rank, actor in enumerate(members)]
-        times, correct = zip(*ray.get(results, timeout=left), strict=True)
+        address = ray.get([actor.address.remote() for actor in members], timeout=STARTING_SECONDS)[0]
+        results = [actor.reduce.remote(backend, address, rank, len(members), SECONDS) for rank, actor in enumerate(members)]
+        times, correct = zip(*ray.get(results, timeout=SECONDS), strict=True)
     except ray.exceptions.GetTimeoutError:
-        return f"no result after {SECONDS:.0f} s"
+        return f"no result after {SECONDS:.0f} s" if address else f"its processes did not start in {STARTING_SECONDS:.0f} s"
     except RayError as error:
         return ([line for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1].strip()
     finally:

@@ -137,8 +137,9 @@ def _measured_together(request: Request, looks: Mapping[Node, _Looks], tracking:
     has = {node.name: found for node, found in answers.items()}
     yield local_data.judge(request.data.name, has, {node.name: silence.reason for node, silence in silent.items()})
     found, mute = graphics.answers(left())
-    seen = {node.name: gpu for node, gpu in found.items()} | {node.name: gpus.Gpus(error=s.reason) for node, s in mute.items()}
-    yield gpus.judge({node.name: node.gpus for node in with_gpus}, seen)
+    check = gpus.judge({node.name: node.gpus for node in found}, {node.name: gpu for node, gpu in found.items()})
+    late = listed(f"{node.name} {silence.reason}" for node, silence in mute.items())
+    yield unchecked("GPUs", late) if late and check.state != "wrong" else check
     yield _check_tracking(request.tracking_uri, tracking, left())
 
 

@@ -1,0 +1,198 @@
+"""Ray's own autoscaler, with the node types of `cluster.yaml`: nodes come for runs that wait and go when none do. Its nodes are
+processes on this machine; what they count as GPUs is asked for by the scheduler alone, since the training here has none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from local_service import free_port
+from test_cluster import prepared, worker_types
+from test_faults import Heard, epochs_saved, job_of, until
+from test_nodes import TRIAL, where
+
+from ablations.engine import scheduler
+from ablations.engine.capacity import Needs
+from resnet_core import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+MACHINE = {"CPU": 4.0, "GPU": 1.0}
+"""What AWS says of the workers' instance type."""
+HEAD = "f" * 51 + "00000"
+"""The name of the head with this provider, which knows one type of head only."""
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+IDLE_SECONDS = 6
+
+
+class Growing:
+    """A head without CPUs, and nodes that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        address = f"{ray.util.get_node_ip_address()}:{free_port()}"
+        kinds = {name: {**kind, "resources": MACHINE, "node_config": {}} for name, kind in worker_types().items()}
+        provider = {"type": "external", "module": PROVIDER, "gcs_address": address, "head_node_id": HEAD, "launch_multiple": True}
+        config = {
+            **prepared(),
+            **{name: [] for name in prepared() if name.endswith("_commands")},
+            "file_mounts": {},
+            "idle_timeout_minutes": IDLE_SECONDS / 60,
+            "provider": {**provider, "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True},
+            "head_node_type": "ray.head.default",
+            "available_node_types": {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **kinds},
+        }
+        file = folder / "cluster.json"
+        file.write_text(json.dumps(config))
+        environment = {
+            **os.environ,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_FAKE_CLUSTER": "1",
+            # What `ray up` sets, and this provider's name for the head.
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD,
+            "RAY_NODE_TYPE_NAME": "ray.head.default",
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_memory_monitor_refresh_ms": "0",  # others on this machine may take memory
+        }
+        ray_start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={address.rpartition(':')[2]}"]
+        options = ["--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={file}", f"--temp-dir={folder / 'ray'}"]
+        with (folder / "log").open("w") as log:
+            self.head = subprocess.Popen([*ray_start, *options], env=environment, stdout=log, stderr=log)
+        until(lambda: "Ray runtime started" in (folder / "log").read_text(), 60)
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+        scheduler.connect()
+
+    def gpus(self) -> float:
+        return float(ray.cluster_resources().get("GPU", 0))
+
+    def lose_that_of(self, pid: int) -> None:
+        """A node with all its processes is gone at once."""
+        next(p for p in psutil.Process(pid).parents() if "raylet" in p.name()).kill()
+
+    def close(self) -> None:
+        ray.shutdown()
+        everything = [*psutil.Process(self.head.pid).children(recursive=True), psutil.Process(self.head.pid)]
+        for process in everything:
+            process.kill()
+        self.head.wait()
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Growing]:
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    growing = Growing(Path(os.path.realpath(tmp_path_factory.mktemp("g"))))
+    yield growing
+    growing.close()
+    monkeypatch.undo()
+
+
+# Runs of one worker
+
+
+class Rented:
+    """Two runs that want a GPU each, where there is none; the node of one is taken away."""
+
+    def __init__(self, growing: Growing, folder: Path) -> None:
+        self.heard = Heard(lambda _: None)
+        self.at_first, self.later = growing.gpus(), set[str]()
+        jobs = [job_of(folder, "short", optim__epochs=40), job_of(folder, "long", optim__epochs=200)]
+        disturbing = threading.Thread(target=self._disturb, args=[growing, folder], daemon=True)
+        disturbing.start()
+        scheduler.execute(jobs, Needs(gpus_per_worker=1), max_concurrent=None, listener=self.heard, scratch=folder / "tune")
+        disturbing.join(1)
+        self.lasted = not disturbing.is_alive()
+        until(lambda: not growing.gpus(), 10 * IDLE_SECONDS)
+
+    def _disturb(self, growing: Growing, folder: Path) -> None:
+        until(lambda: min(epochs_saved(folder, "short"), epochs_saved(folder, "long")) >= 2)
+        self.nodes = where()[TRIAL]
+        growing.lose_that_of(self.heard.pids["short"])
+        until(self._is_over)
+
+    def _is_over(self) -> bool:
+        self.later |= set(where().get(TRIAL, ())) - set(self.nodes)
+        return "short" in self.heard.ended
+
+
+@pytest.fixture(scope="module")
+def rented(growing: Growing, tmp_path_factory: pytest.TempPathFactory) -> Rented:
+    return Rented(growing, tmp_path_factory.mktemp("rented"))
+
+
+def test_runs_that_wait_for_gpus_bring_nodes_up_from_none_and_none_is_left_at_the_end(rented: Rented) -> None:
+    assert rented.at_first == 0
+    assert len(set(rented.nodes)) == 2
+    assert HEAD not in rented.nodes
+    assert {name: outcome for name, (outcome, _) in rented.heard.ended.items()} == {"short": "completed", "long": "completed"}
+
+
+def test_a_run_whose_node_is_taken_away_goes_on_from_its_checkpoint_on_a_node_that_came_later(rented: Rented) -> None:
+    assert rented.lasted
+    assert rented.heard.deaths == {"short": [(f"its node {ray.util.get_node_ip_address()} was lost", None)]}
+    assert rented.later
+    assert sorted(set(rented.heard.epochs["short"])) == list(range(1, 41))
+
+
+# Groups
+
+
+def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
+    growing: Growing, rented: Rented, tmp_path: Path
+) -> None:
+    leaders: list[dict[str, list[str]]] = []
+
+    def stop() -> None:
+        until(lambda: growing.gpus() == 2)
+        until(lambda: where().get("TrainController"))
+        leaders.append(where())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    jobs = [replace(job_of(tmp_path, f"group-{i}", world_size=2, optim__epochs=5000), cpus_per_worker=2) for i in range(2)]
+    threading.Thread(target=stop, daemon=True).start()
+    needs = Needs(workers=2, cpus_per_worker=2)  # a node each
+    scheduler.execute(jobs, needs, max_concurrent=None, listener=Heard(lambda _: None), scratch=tmp_path / "tune")
+    workers = leaders[0].pop("RayTrainWorker", [])
+    assert HEAD not in workers
+    assert len(leaders[0][TRIAL]) == 2
+    assert {node for nodes in leaders[0].values() for node in nodes} == {HEAD}
+
+
+# What never fits
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gpus_per_worker": 8}, "--gpus-per-worker=8: the largest node type has 1 GPU"),
+        ({"cpus_per_worker": 6}, "--cpus-per-worker=6: the largest node type has 4 CPUs"),
+        ({"gpus_per_worker": 1, "workers": 9}, "--workers=9: each needs 1 CPUs and 1 GPUs; all nodes that may come hold 8 of them"),
+    ],
+)
+def test_a_run_that_no_node_will_ever_hold_is_refused_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        Needs(**asked).check()
+    assert str(error.value) == message
+    assert time.monotonic() < began + 10  # no node comes so soon
+
+
+def test_a_run_that_nodes_to_come_can_hold_is_not_refused_and_a_local_path_is(growing: Growing) -> None:
+    needs = Needs(gpus_per_worker=1, workers=8)
+    needs.check()
+    assert needs.potential() == 1
+    assert Needs(gpus_per_worker=0.5).potential() == 16
+    with pytest.raises(ConfigError, match="--storage=/checkpoints: a local path on several nodes"):
+        scheduler.check_reachable("--storage", "/checkpoints")

@@ -1,0 +1,243 @@
+"""Two studies on one cluster: each has its part, and alone it has everything."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import ray
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _internal_kv_put
+from ray.util.state import list_placement_groups
+from test_faults import Heard, job_of, taken, until
+
+from ablations.engine import scheduler, shares
+from ablations.engine.shares import KEY, Claim, Shares, divide, part_now, part_of, yields
+from ablations.engine.tune_callbacks import Proposals
+
+PROJECT = Path(__file__).parents[1]
+RUNS = 16
+
+
+# What a study has
+
+
+@pytest.mark.parametrize(
+    ("room", "wants", "parts"),
+    [
+        (8, [100], [8]),
+        (8, [3], [3]),
+        (8, [100, 100], [4, 4]),
+        (5, [100, 100], [3, 2]),  # nothing is left over
+        (8, [100, 1, 100], [4, 1, 3]),  # what one does not want, the others have
+        (8, [2, 2, 100], [2, 2, 4]),
+        (2, [9, 9, 9], [1, 1, 1]),  # everyone has at least one, though the third will wait for it
+        (0, [5, 5], [1, 1]),
+        (1000, [10**9, 300, 10**9], [350, 300, 350]),
+    ],
+)
+def test_what_a_cluster_holds_is_divided_equally_and_nothing_is_left_while_somebody_wants_it(
+    room: int, wants: list[int], parts: list[int]
+) -> None:
+    assert divide(room, wants) == parts
+
+
+def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
+    # Eight GPUs: runs of one, and groups of four.
+    claims = {"a": Claim(capacity=8, wants=50, runs=8), "b": Claim(capacity=2, wants=50, runs=0)}
+    assert [part_of(name, claims, claim.capacity) for name, claim in claims.items()] == [4, 1]
+    # One group more is all that the other wants: it leaves the rest.
+    claims["b"] = Claim(capacity=8, wants=1, runs=1)
+    assert part_of("a", claims, 8) == 7
+
+
+def test_runs_that_fit_on_no_node_that_is_there_take_nothing_from_those_that_do() -> None:
+    claims = {"cpus": Claim(capacity=32, wants=50, runs=32), "gpus": Claim(capacity=0, wants=8, runs=0)}
+    assert part_now("cpus", claims) == 32
+    assert not yields("cpus", claims)
+    assert part_of("gpus", claims, 8) == 4  # of the nodes that may come, they have theirs
+
+
+def test_a_search_that_has_no_further_run_leaves_the_rest_to_others() -> None:
+    jobs = iter([job_of(Path(), "last")])
+    proposals = Proposals(Mock(next=lambda: next(jobs, None), finished=False))
+    assert proposals.left == math.inf
+    assert proposals.suggest("a")
+    assert proposals.suggest("b") is None
+    assert proposals.left == 2  # the run, and one that may come of it
+    proposals.on_trial_complete("a")
+    assert proposals.left == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        (2, 0, True),  # it has all, the other nothing
+        (1, 0, False),  # it has its part; the other waits for nodes, as its own further runs do
+        (2, 1, False),  # the other has its part
+    ],
+)
+def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: int, other: int, expected: bool) -> None:
+    assert yields("a", {"a": Claim(capacity=2, wants=9, runs=own), "b": Claim(capacity=2, wants=9, runs=other)}) is expected
+
+
+# On Ray
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
+    scheduler.connect()
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+class Timed(Heard):
+    """Also writes down when runs began and ended, in seconds since 1970."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None)
+        self.began: dict[str, float] = {}
+        self.over: dict[str, float] = {}
+        self.every_pid: set[int] = set()
+
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+        self.began.setdefault(fingerprint, time.time())
+        if "outcome" in report:
+            self.over[fingerprint] = time.time()
+        self.every_pid.add(report["pid"])
+        super().reported(fingerprint, report)
+
+    def at(self, moment: float) -> int:
+        """How many runs were under way."""
+        return sum(begin <= moment < self.over[name] for name, begin in self.began.items())
+
+
+def execute(folder: Path, name: str, runs: int, *, epochs: int = 25) -> Timed:
+    """Runs of about a second."""
+    jobs = [job_of(folder, f"{name}-{index}", optim__epochs=epochs) for index in range(runs)]
+    heard = Timed()
+    scheduler.execute(jobs, scheduler.Needs(), max_concurrent=None, listener=heard, scratch=folder / "tune")
+    return heard
+
+
+SECOND = """
+import json, sys
+from pathlib import Path
+import ray
+from ablations.engine import scheduler
+from test_shares import execute, until
+address, folder = sys.argv[1], Path(sys.argv[2])
+ray.init(address, log_to_driver=False, logging_level="ERROR")
+scheduler.connect()
+until((folder / "go").exists)
+heard = execute(folder, "second", 2)
+print("heard:", json.dumps([heard.began, heard.over, heard.ended]))
+"""
+
+
+class Both:
+    """A study of many runs; when two have ended, somebody else submits one of two runs."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        command = [sys.executable, "-c", SECOND, address, str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as second:
+            go = threading.Thread(target=self._go, args=[folder])
+            go.start()
+            self.first, self.second = execute(folder, "first", RUNS), Timed()
+            go.join()
+            out, error = second.communicate(timeout=60)
+        self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
+        self.left = list(_internal_kv_list(KEY))
+        until(lambda: not taken(), 30)
+
+    def _go(self, folder: Path) -> None:
+        until(lambda: len(list((folder / "checkpoints").glob("first-*"))) >= 4)
+        (folder / "go").touch()
+
+
+@pytest.fixture(scope="module")
+def both(address: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return Both(address, tmp_path_factory.mktemp("both"))
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_second_study_has_its_first_run_long_before_the_first_is_done(both: Both) -> None:
+    ahead = sum(begin > min(both.second.over.values()) for begin in both.first.began.values())
+    assert ahead >= 2, (vars(both.first), vars(both.second))
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_both_studies_end_complete_and_leave_no_word(both: Both) -> None:
+    for heard, runs in ((both.first, RUNS), (both.second, 2)):
+        assert [outcome for outcome, _ in heard.ended.values()] == ["completed"] * runs
+        assert not heard.deaths
+    assert both.left == []
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all_again_when_it_has_left(both: Both) -> None:
+    came, left = min(both.second.began.values()), max(both.second.over.values())
+    last = max(both.first.over.values())
+
+    def most(begin: float, end: float) -> int:
+        moments = [moment for moment in (*both.first.began.values(), *both.first.over.values()) if begin <= moment < end]
+        return max((both.first.at(moment) for moment in moments), default=0)
+
+    assert most(0, came) == 2
+    assert most(came + 0.5, left - 0.5) <= 1
+    assert most(left, last) == 2, (both.first.began, both.first.over, left)
+    assert len(both.first.every_pid) >= 3  # one was given back, and later another taken
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "GONE_SECONDS", 0.2)
+    claim = Claim(capacity=2, wants=9, runs=2)
+    _internal_kv_put(f"{KEY}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}), overwrite=True)
+    with Shares() as own:
+        assert own.announce(claim) == {"01000000-7": claim, own.name: claim}
+        time.sleep(0.3)
+        assert own.announce(claim) == {own.name: claim}
+        assert len(_internal_kv_list(KEY)) == 1
+    assert not _internal_kv_list(KEY)
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "autoscales", lambda: True)  # so that all runs are asked for at once
+
+    def waiting() -> int:
+        return sum(group.state == "PENDING" for group in list_placement_groups(address, limit=10_000))
+
+    def other() -> None:
+        until(lambda: waiting() == 3)
+        _internal_kv_put(f"{KEY}0", json.dumps({"claim": asdict(Claim(capacity=2, wants=9, runs=0)), "beat": 1}), overwrite=True)
+        until(lambda: not waiting())
+        _internal_kv_del(f"{KEY}0")
+        until(waiting)
+
+    watching = threading.Thread(target=other, daemon=True)
+    watching.start()
+    heard = execute(tmp_path, "waiting", 5, epochs=60)
+    watching.join(1)
+    assert not watching.is_alive()
+    assert [outcome for outcome, _ in heard.ended.values()] == ["completed"] * 5
+    assert not heard.deaths
