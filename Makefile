@@ -1,4 +1,5 @@
-# `make demo` shows the service at work, `make test` runs every test; both set up what they need.
+# `make demo` shows the service at work, `make test` runs every test but those of whole clusters (`make test-cluster`);
+# each sets up what it needs.
 # Ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m ablations.engine
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
-.PHONY: demo test test-fast soak lint audit setup up down
+.PHONY: demo test test-fast test-cluster soak lint audit setup up down
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
@@ -20,7 +21,10 @@ demo: up
 
 test: setup
 	$(BIN)/python -m pytest -m "not alone" -n 2
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "alone and not cluster"
+
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2

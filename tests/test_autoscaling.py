@@ -24,13 +24,15 @@ from ablations.engine import scheduler
 from ablations.engine.capacity import Needs
 from resnet_core import ConfigError
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.cluster]
 
 MACHINE = {"CPU": 4.0, "GPU": 1.0}
 """What AWS says of the workers' instance type."""
 HEAD = "f" * 51 + "00000"
 """The name of the head with this provider, which knows one type of head only."""
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+EPOCHS = 300
+"""Enough for two nodes to come, one after the other, while a run goes on."""
 IDLE_SECONDS = 6
 
 
@@ -108,7 +110,7 @@ class Rented:
     def __init__(self, growing: Growing, folder: Path) -> None:
         self.heard = Heard(lambda _: None)
         self.at_first, self.later = growing.gpus(), set[str]()
-        jobs = [job_of(folder, "short", optim__epochs=40), job_of(folder, "long", optim__epochs=200)]
+        jobs = [job_of(folder, "short", optim__epochs=EPOCHS), job_of(folder, "long", optim__epochs=2 * EPOCHS)]
         disturbing = threading.Thread(target=self._disturb, args=[growing, folder], daemon=True)
         disturbing.start()
         scheduler.execute(jobs, Needs(gpus_per_worker=1), max_concurrent=None, listener=self.heard, scratch=folder / "tune")
@@ -143,7 +145,7 @@ def test_a_run_whose_node_is_taken_away_goes_on_from_its_checkpoint_on_a_node_th
     assert rented.lasted
     assert rented.heard.deaths == {"short": [(f"its node {ray.util.get_node_ip_address()} was lost", None)]}
     assert rented.later
-    assert sorted(set(rented.heard.epochs["short"])) == list(range(1, 41))
+    assert sorted(set(rented.heard.epochs["short"])) == list(range(1, EPOCHS + 1))
 
 
 # Groups

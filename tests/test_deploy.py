@@ -246,6 +246,7 @@ def alone() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_a_slurm_job_on_one_node_trains_a_study_and_leaves_its_records(tmp_path: Path, alone: list[str]) -> None:
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)

@@ -414,6 +414,7 @@ S3 = "s3://bucket/checkpoints"
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_on_nodes_that_are_alike_all_is_right_and_workers_are_left_free(
     several: Several, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,6 +437,7 @@ def test_on_nodes_that_are_alike_all_is_right_and_workers_are_left_free(
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_before_a_study_alike_nodes_are_examined_in_seconds(several: Several) -> None:
     preflight.examine(several.storage)  # starts processes, if none is there
     began = time.monotonic()
@@ -446,6 +448,7 @@ def test_before_a_study_alike_nodes_are_examined_in_seconds(several: Several) ->
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_who_is_busy_is_left_alone(several: Several) -> None:
     until_free()
     busy = ray.remote(num_cpus=1)(lambda: time.sleep(600)).remote()
@@ -460,6 +463,7 @@ def test_who_is_busy_is_left_alone(several: Several) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_on_an_odd_node_everything_odd_is_found(several: Several, odd: Any, capsys: pytest.CaptureFixture[str]) -> None:
     name = next(node.name for node in nodes.alive() if node.id == odd.node_id)
     code, found = several.check(capsys, data=override(preset("digits"), PHOTOS).data, storage=S3, workers=3, wait=1)
@@ -473,6 +477,7 @@ def test_on_an_odd_node_everything_odd_is_found(several: Several, odd: Any, caps
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -> None:
     with pytest.raises(ConfigError, match=r"^storage: .* is another place on .*; mount one share .*doctor shows all\)$"):
         preflight.examine(S3)
@@ -484,8 +489,13 @@ def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.cluster
 def test_a_node_that_does_not_answer_is_a_line_in_bounded_time(
-    several: Several, odd: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    several: Several,
+    odd: Any,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checkup, "FACT_SECONDS", 3.0)
     monkeypatch.setattr(preflight, "SECONDS", 3.0)
@@ -494,8 +504,8 @@ def test_a_node_that_does_not_answer_is_a_line_in_bounded_time(
     raylet = odd.all_processes["raylet"][0].process
     raylet.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(ConfigError, match=rf"^node {re.escape(name)} does not answer within 3 s; .*doctor shows all\)$"):
-        preflight.examine(several.storage)
+    preflight.examine(several.storage)  # a study can do without it
+    assert f"not examined: {name} does not answer within 3 s; python -m ablations.engine doctor says more" in caplog.text
     code, found = several.check(capsys)
     assert time.monotonic() - began < 40
     assert code == 1

@@ -31,7 +31,7 @@ from ablations.engine.scheduler import Needs
 from ablations.engine.tracking import connect
 from resnet_core import ConfigError, fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 PROJECT = Path(__file__).parents[1]
 EPOCHS = 8

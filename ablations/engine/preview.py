@@ -74,7 +74,8 @@ def _runs_at_once(plan: Plan, options: Options) -> int | None:
         from ablations.engine import scheduler
 
         scheduler.connect()
-        held = scheduler.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus).capacity()
+        needs = scheduler.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+        held = needs.potential() or needs.capacity()
     elif gpus:
         return None
     else:

@@ -180,9 +180,10 @@ def _make_token(environment: dict[str, str]) -> None:
 def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
     if password:
         return [sys.executable, "-m", "ablations.engine", "mlflow", "--host", LOOPBACK, "--port", str(ports.mlflow)]
-    home = paths.home()
-    store = f"sqlite:///{home / 'mlflow.db'}"
-    artifacts = (home / "artifacts").as_uri()
+    store = f"sqlite:///{paths.home() / 'mlflow.db'}"
+    artifacts = paths.shared("artifacts")
+    if "://" not in artifacts:
+        artifacts = Path(artifacts).as_uri()
     options = ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports.mlflow), *options]
 

@@ -26,8 +26,8 @@ PARTS = 5
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, default=2000, metavar="N", help="a multiple of 100 (default: %(default)s)")
-    parser.add_argument("--nodes", type=int, default=20, metavar="N", help="default: %(default)s")
-    parser.add_argument("--slots", type=int, default=2, metavar="N", help="trials at a time on each node (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--slots", type=int, default=10, metavar="N", help="trials at a time on each node (default: %(default)s)")
 
 
 def main() -> None:
