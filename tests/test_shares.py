@@ -168,7 +168,7 @@ class Both:
         until(lambda: len(self.first.over) >= 2)
         (self.folder / "go").touch()
         until(lambda: self.process.poll() is not None)
-        until(lambda: self.first.at(time.time()) == 2, 30)
+        until(lambda: self.first.at(time.time()) == 2)
         self.two_again = time.time()
         os.kill(os.getpid(), signal.SIGINT)
 
