@@ -34,6 +34,11 @@ class Controller(tune_controller.TuneController):
         searcher: Any = getattr(self._search_alg, "searcher", self._search_alg)
         return int(searcher.max_concurrent)
 
+    def _maybe_update_trial_queue(self) -> None:
+        # One whose process starts is pending to Tune, but nobody waits with it for room.
+        self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - len(self._running_trials)))
+        super()._maybe_update_trial_queue()
+
     def _maybe_add_actors(self) -> None:
         excess = max(0, len(self._trial_to_actor) - self.limit)
         for actor in self._actor_manager.pending_actors[::-1][:excess]:
@@ -43,6 +48,18 @@ class Controller(tune_controller.TuneController):
         self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - begun))
         if len(self._trial_to_actor) < self.limit or self._actor_cache.num_cached_objects:
             super()._maybe_add_actors()
+
+    def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
+        # Tune gives up a process that starts as soon as another one is free for its trial. Where runs end sooner than processes start,
+        # or many run, no further one would ever be there. So who has none yet goes first.
+        if self._starts(trial) and any(other not in self._trial_to_actor for other in self._pending_trials):
+            return False
+        reused: bool = super()._maybe_reuse_cached_actor(trial)
+        return reused
+
+    def _starts(self, trial: Any) -> bool:
+        actor = self._trial_to_actor.get(trial)
+        return actor is not None and self._actor_manager.is_actor_started(actor)
 
     def _withdraw(self, actor: Any) -> None:
         """Takes back what was asked of the cluster for a run that waits: it would take what others are to have."""
