@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import Buffer, fs
+from pyarrow import Buffer, fs, py_buffer
 
+from ablations.engine.packing import pack, unpack
 from ablations.engine.storage import open_storage
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ class CheckpointFolder:
         Raises:
             OSError: it is not there as it was written; those before it are untouched.
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getvalue()
+        file = io.BytesIO()
+        torch.save(pack(state), file)
+        content = py_buffer(file.getbuffer())
         name = f"epoch-{epoch:06d}-{_checksum(content)}.pt"
         with _named(f"checkpoint of epoch {epoch} not saved in {self.where}"):
             self._write(name, content)
@@ -62,7 +63,7 @@ class CheckpointFolder:
             written, names = self._read(name), self._names()
             if written is None and names and names[0] > name:
                 return  # a predecessor is ahead, and has tidied up
-            if written != content:
+            if written is None or not written.equals(content):
                 with suppress(OSError):
                     self._remove(name)
                 raise OSError("what was read back is not what was written")
@@ -93,11 +94,11 @@ class CheckpointFolder:
 
     def _load(self, name: str, content: Buffer) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            packed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             message = f"{self.where}/{name} holds more than tensors and plain values, and is not loaded"
             raise pickle.UnpicklingError(message) from error
-        return state
+        return unpack(packed)
 
     def _list(self) -> list[str]:
         return [found.base_name for found in self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))]
@@ -108,7 +109,7 @@ class CheckpointFolder:
         whole = (name for name in self._list() if _NAME.fullmatch(name) and name not in self._rubbish)
         return sorted((name for name in whole if name.startswith(prefix)), reverse=True)
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: Buffer) -> None:
         if isinstance(self.files, fs.LocalFileSystem):
             if not self._made:
                 Path(self.folder).mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ class CheckpointFolder:
             self.files.delete_file(f"{self.folder}/{name}")
 
 
-def _checksum(content: bytes | Buffer) -> str:
+def _checksum(content: Buffer) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -145,7 +146,7 @@ def _named(failure: str) -> Iterator[None]:
         raise OSError(f"{failure}: {error}") from error
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, content: Buffer) -> None:
     """A file appears under its final name whole or not at all, also when the machine loses its power."""
     partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:

@@ -50,8 +50,8 @@ class Controller(tune_controller.TuneController):
             super()._maybe_add_actors()
 
     def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
-        # Tune gives up a process that starts as soon as another one is free for its trial. Where runs end sooner than processes start,
-        # or many run, no further one would ever be there. So who has none yet goes first.
+        # Tune gives up the process that starts for a trial as soon as another one is free for it. Where runs end more often than
+        # processes start, no further one would ever be there. So trials that have none yet go first.
         if self._starts(trial) and any(other not in self._trial_to_actor for other in self._pending_trials):
             return False
         reused: bool = super()._maybe_reuse_cached_actor(trial)
