@@ -126,6 +126,8 @@ def fit(
     if restore is not None:
         state.load(restore)
     network = _prepare(state.net, spec)
+    if isinstance(network, DistributedDataParallel):
+        _settle_buckets(network, spec, dataset.image_size, device)
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()
@@ -282,6 +284,22 @@ def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
     if spec.compile:
         network.compile()
     return network
+
+
+def _settle_buckets(network: DistributedDataParallel, spec: RunSpec, image_size: int, device: torch.device) -> None:
+    """A step that changes nothing. DDP orders its buckets of gradients anew after its first one, and where more than two workers
+    add up theirs, that order decides the last bit: a continued run would differ from an undisturbed one.
+    """
+    statistics = [buffer.clone() for buffer in network.buffers()]
+    share = spec.optim.global_batch_size // spec.world_size
+    images = torch.zeros(share, spec.model.in_channels or 3, image_size, image_size, device=device)
+    images = images.to(memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
+    network.train()  # type: ignore[no-untyped-call]
+    with autocast(spec, device):
+        network(images).float().sum().backward()
+    network.zero_grad()
+    for buffer, before in zip(network.buffers(), statistics, strict=True):
+        buffer.copy_(before)
 
 
 def _rank(spec: RunSpec) -> int:
