@@ -31,6 +31,11 @@ def test_what_can_never_fit_is_named_with_what_there_may_be(needs: Needs, messag
     assert (refusal and str(refusal)) == message
 
 
+@pytest.mark.parametrize(("share", "runs"), [(0.25, 32), (0.3, 24), (0.6, 8), (1, 8), (3, 2)])
+def test_a_share_of_a_gpu_lies_on_one(share: float, runs: int) -> None:
+    assert Needs(gpus_per_worker=share)._workers_on({"CPU": 100, "GPU": 8}) == runs
+
+
 def test_the_head_counts_where_it_trains() -> None:
     assert Needs(workers=162).refusal({"CPU": 2.0}, GROWTH) is None
 

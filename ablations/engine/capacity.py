@@ -55,7 +55,7 @@ class Needs:
             return
         if not autoscales():
             total = ray.cluster_resources()
-            has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes"
+            has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs on {len(_alive())} nodes"
             raise reject(
                 "--workers", self.workers, f"needs {self._worker()} for each worker; the cluster has {has} and does not grow"
             )
@@ -91,18 +91,34 @@ class Needs:
         return workers // self.workers
 
     def _workers_on(self, resources: Mapping[str, float]) -> int:
-        fits = [resources.get("CPU", 0) / self.cpus_per_worker]
+        fits = _whole(resources.get("CPU", 0) / self.cpus_per_worker)
         if self.gpus_per_worker:
-            fits.append(resources.get("GPU", 0) / self.gpus_per_worker)
-        return int(min(fits) + 1e-9)
+            fits = min(fits, _workers_on_gpus(resources.get("GPU", 0), self.gpus_per_worker))
+        return fits
+
+
+def _workers_on_gpus(gpus: float, share: float) -> int:
+    """A worker that takes a share of a GPU has it on one."""
+    return int(gpus) * _whole(1 / share) if share < 1 else _whole(gpus / share)
+
+
+def _whole(number: float) -> int:
+    """The integer below, of a quotient of numbers that may not be exact."""
+    return int(number + 1e-9)
 
 
 def _alive() -> list[dict[str, float]]:
+    """The resources of each node that has not left; Ray keeps a memory of those."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _head() -> dict[str, float]:
     return next((node for node in _alive() if "node:__internal_head__" in node), {})
+
+
+def is_one_node() -> bool:
+    """Whether this node is all there is and will be."""
+    return len(_alive()) == 1 and not autoscales()
 
 
 def autoscales() -> bool:

@@ -22,7 +22,7 @@ from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine import tune_loop
-from ablations.engine.capacity import Needs, autoscales
+from ablations.engine.capacity import Needs, autoscales, is_one_node
 from ablations.engine.shares import Claim, Shares, part_now, part_of, yields
 from ablations.engine.trial import Job, train
 from ablations.engine.tune_callbacks import Endings, Listener, Local, Proposals, Relay, Source
@@ -51,7 +51,7 @@ def connect() -> None:
 
 def check_reachable(option: str, value: str) -> None:
     """Raises ConfigError for a local path on a cluster of several nodes: each would see another folder."""
-    if "://" in value or (len(ray.nodes()) == 1 and not autoscales()):
+    if "://" in value or is_one_node():
         return
     raise reject(option, value, "a local path on several nodes; set s3://…, gs://…, http://…, or file:///… if all nodes share it")
 
