@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses in
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # Ray's default here: a command line under test must not change it for all
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else a server is nine processes
 os.environ |= {"AWS_ACCESS_KEY_ID": "anything", "AWS_SECRET_ACCESS_KEY": "anything"}  # of the tests' object store
+
+
+def pytest_runtest_call() -> None:
+    """Ray does not wait for processes that it has killed, and then the objects that stand for them complain. Its own alone may."""
+    if services := sys.modules.get("ray._private.services"):
+        silent: Any = lambda *_, **__: None  # noqa: E731
+        services.ConsolePopen.__del__ = lambda process: subprocess.Popen.__del__(process, _warn=silent)  # type: ignore[call-arg]
 
 
 @pytest.fixture(scope="session", autouse=True)

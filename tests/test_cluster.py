@@ -12,11 +12,14 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray._private.authentication.authentication_token_setup import _get_default_token_path
 from ray.autoscaler._private.util import prepare_config, validate_config, with_head_node_ip
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
@@ -237,6 +240,22 @@ def test_every_install_is_held_to_the_constraints(node: Node) -> None:
     for call in installs:
         assert option(call.arguments, "-c") == "constraints.txt"
         assert call.folder == f"{node.home}/resnet-ablations"
+
+
+def test_the_constraints_name_everything_that_is_installed() -> None:
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in (PROJECT / "constraints.txt").read_text().splitlines()}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    missing, todo, seen = set(), [Requirement(line) for line in asked], set()
+    while todo:
+        one = todo.pop()
+        if str(one) in seen:
+            continue
+        seen.add(str(one))
+        missing |= {canonicalize_name(one.name)} - pinned
+        needed = [Requirement(line) for line in requires(one.name) or ()]
+        todo += [each for each in needed if not each.marker or any(each.marker.evaluate({"extra": e}) for e in ("", *one.extras))]
+    assert not missing
 
 
 def test_shells_and_jobs_find_the_python_that_was_set_up(node: Node) -> None:

@@ -21,7 +21,7 @@ from ray.util.state import list_placement_groups
 from test_faults import Heard, job_of, taken, until
 
 from ablations.engine import scheduler, shares
-from ablations.engine.shares import KEY, Claim, Shares, divide, part_now, part_of, yields
+from ablations.engine.shares import KEY, Claim, Shares, divide, kept_out, part_now, part_of, yields
 from ablations.engine.tune_callbacks import Proposals
 
 PROJECT = Path(__file__).parents[1]
@@ -91,6 +91,24 @@ def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: in
     assert yields("a", {"a": Claim(capacity=2, wants=9, runs=own), "b": Claim(capacity=2, wants=9, runs=other)}) is expected
 
 
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({"a": (1, 9, 1), "b": (1, 9, 0)}, True),  # the only place is a's
+        ({"a": (1, 9, 1), "b": (1, 9, 1)}, False),  # two processes for a moment: b has begun
+        ({"a": (2, 9, 2), "b": (2, 9, 0)}, False),  # there is a place for each
+        ({"a": (2, 9, 1), "b": (2, 9, 1), "c": (2, 9, 0)}, True),
+        ({"a": (8, 9, 4), "b": (2, 9, 0)}, False),  # groups of four
+        ({"a": (8, 9, 4), "b": (1, 9, 0)}, True),  # a group that takes the whole cluster
+        ({"a": (1, 9, 1), "b": (0, 9, 0)}, False),  # b fits on no node that is there
+        ({"a": (1, 9, 1), "b": (1, 0, 0)}, False),  # b wants nothing any more
+        ({"a": (1, 9, 1)}, False),
+    ],
+)
+def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: dict[str, tuple[int, ...]], expected: bool) -> None:
+    assert kept_out("a", {name: Claim(*numbers) for name, numbers in claims.items()}) is expected
+
+
 # On Ray
 
 
@@ -123,11 +141,12 @@ class Timed(Heard):
         return sum(begin <= moment < self.over.get(name, math.inf) for name, begin in self.began.copy().items())
 
 
-def execute(folder: Path, name: str, runs: int, *, epochs: int = 25, heard: Timed | None = None) -> Timed:
+def execute(folder: Path, name: str, runs: int, *, epochs: int = 25, cpus: int = 1, heard: Timed | None = None) -> Timed:
     """Runs of about a second."""
     heard = heard or Timed()
     jobs = [job_of(folder, f"{name}-{index}", optim__epochs=epochs) for index in range(runs)]
-    scheduler.execute(jobs, scheduler.Needs(), max_concurrent=None, listener=heard, scratch=folder / "tune")
+    needs = scheduler.Needs(cpus_per_worker=cpus)
+    scheduler.execute(jobs, needs, max_concurrent=None, listener=heard, scratch=folder / "tune")
     return heard
 
 
@@ -141,23 +160,29 @@ address, folder = sys.argv[1], Path(sys.argv[2])
 ray.init(address, log_to_driver=False, logging_level="ERROR")
 scheduler.connect()
 until((folder / "go").exists)
-heard = execute(folder, "second", 2)
+heard = execute(folder, "second", 2, cpus=int(sys.argv[3]))
 print("heard:", json.dumps([heard.began, heard.over, heard.ended]))
 """
 
 
 class Both:
-    """A study of many runs; when two have ended, somebody submits one of two. It is stopped when it has all to itself again."""
+    """A study of many runs; when two have ended, somebody submits one of two. It is stopped when it has all to itself again.
 
-    def __init__(self, address: str, folder: Path) -> None:
-        self.folder, self.first, self.second = folder, Timed(), Timed()
-        command = [sys.executable, "-c", SECOND, address, str(folder)]
+    Args:
+        address: of a Ray with two CPUs.
+        folder: for what they write.
+        cpus: that each run takes.
+    """
+
+    def __init__(self, address: str, folder: Path, cpus: int = 1) -> None:
+        self.folder, self.first, self.second, self.places = folder, Timed(), Timed(), 2 // cpus
+        command = [sys.executable, "-c", SECOND, address, str(folder), str(cpus)]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as self.process:
             watching = threading.Thread(target=self._watch, daemon=True)
             watching.start()
-            execute(folder, "first", MANY, heard=self.first)
+            execute(folder, "first", MANY, cpus=cpus, heard=self.first)
             watching.join()
             out, error = self.process.communicate(timeout=60)
         self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
@@ -168,7 +193,7 @@ class Both:
         until(lambda: len(self.first.over) >= 2)
         (self.folder / "go").touch()
         until(lambda: self.process.poll() is not None)
-        until(lambda: self.first.at(time.time()) == 2)
+        until(lambda: self.first.at(time.time()) == self.places)
         self.two_again = time.time()
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -197,6 +222,21 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
     assert {both.first.at(moment) for moment in moments if came < moment < left} == {1}
     assert left < both.two_again
     assert len(both.first.every_pid) == 3  # one was given back, and later another taken
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_of_two_studies_that_want_the_only_place_the_second_does_not_wait_for_the_end_of_the_first(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "TURN_SECONDS", 1.0)
+    both = Both(address, tmp_path, cpus=2)
+    assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
+    came, left = min(both.second.began.values()), max(both.second.over.values())
+    assert max(both.first.at(moment) for moment in (came, left)) == 0
+    assert left < both.two_again
+    assert len(both.first.over) < MANY / 2
+    assert not both.first.deaths
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Runs on a Ray cluster through Ray Tune: concurrency, retries, reports."""
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine import tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
-from ablations.engine.shares import Claim, Shares, part_now, part_of, yields
+from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
 from ablations.engine.trial import Job, train
 from ablations.engine.tune_callbacks import Endings, Listener, Local, Proposals, Relay, Source
 from resnet_core.fields import reject
@@ -31,6 +32,10 @@ from resnet_core.fields import reject
 __all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "connect", "execute", "search"]
 
 CAPACITY_SECONDS = 2.0
+TURN_SECONDS = 60.0
+"""How long a study keeps its only place, at least, where another waits for it. A process takes seconds to start."""
+LEAVING_SECONDS = 15.0
+"""How long the other has to take it."""
 ENDLESS = 10**9
 MOST_WAITING = 200
 """How many runs of a grid may wait for nodes; Tune's own number."""
@@ -73,7 +78,7 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
     with Shares() as shares:
         most = min(max_concurrent or len(jobs), len(jobs))
         room = _Room(grid, needs, shares, most, waiting, lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials))
-        _fit(needs, config, space, [Relay(listener), room], scratch, max_failures=jobs[0].max_failures)
+        _fit(needs, config, space, room, [Relay(listener)], scratch, max_failures=jobs[0].max_failures)
 
 
 def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener: Listener, scratch: Path) -> None:
@@ -88,19 +93,18 @@ def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener
         scratch: folder for Tune's own files, removed at the end.
     """
     proposals = Proposals(source)
-    # Tune starts as many processes at the same time as this says at first. Without, it is one: they take 1.6 s each here, so that
-    # the last of 64 GPUs would wait 100 s. `_Room` then says how many runs there may be.
-    limiter = ConcurrencyLimiter(proposals, max_concurrent=tune_loop.MOST_STARTING)
+    limiter = ConcurrencyLimiter(proposals, max_concurrent=1)
     config = tune.TuneConfig(search_alg=limiter, num_samples=-1, reuse_actors=True, trial_dirname_creator=_trial_folder)
     with Shares() as shares:
         room = _Room(limiter, needs, shares, max_concurrent or ENDLESS, max_concurrent or 1, lambda _: proposals.left)
-        _fit(needs, config, {}, [Relay(listener), room, Endings()], scratch, max_failures=Job.max_failures, stop=proposals.stops)
+        _fit(needs, config, {}, room, [Relay(listener), Endings()], scratch, max_failures=Job.max_failures, stop=proposals.stops)
 
 
 def _fit(
     needs: Needs,
     config: tune.TuneConfig,
     space: Mapping[str, Any],
+    room: "_Room",
     callbacks: Sequence[tune.Callback],
     scratch: Path,
     *,
@@ -119,13 +123,13 @@ def _fit(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(scratch),
-            callbacks=callbacks,
+            callbacks=[room, *callbacks],
             failure_config=tune.FailureConfig(max_failures=max_failures),
             stop=stop,
             verbose=0,
         ),
     )
-    tune_loop.install()
+    tune_loop.install(lambda: room.places)
     interrupt = signal.getsignal(signal.SIGINT)
     previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Tune stops at SIGINT
     try:
@@ -173,12 +177,19 @@ class _Room(Local, tune.Callback):
     ) -> None:
         self.limited, self.needs, self.shares, self.most, self.waiting, self.left = limited, needs, shares, most, waiting, left
         self.checked = -CAPACITY_SECONDS
+        self.places = 1
+        """How many runs there may be at a time."""
+        self.turn: float | None = None
+        """Since when this study has had runs."""
+        self.left_at = -math.inf
+        """When it had none any more."""
 
     def on_step_begin(self, *, trials: Sequence[Any], **_: Any) -> None:
         if time.monotonic() > self.checked + CAPACITY_SECONDS:
             self.checked = time.monotonic()
             with suppress(RpcError):  # a head that is busy answers the next time
-                self.limited.max_concurrent = self._runs_at_a_time(trials)
+                self.places = self._runs_at_a_time(trials)
+                self.limited.max_concurrent = max(1, self.places)  # 0 is no bound to Tune
 
     def _runs_at_a_time(self, trials: Sequence[Any]) -> int:
         running = [trial for trial in trials if trial.status == trial.RUNNING]
@@ -186,9 +197,21 @@ class _Room(Local, tune.Callback):
             running = [trial for trial in running if trial.last_result]
         own = Claim(capacity=self.needs.capacity(), wants=int(min(self.most, self.left(trials))), runs=len(running))
         name, claims = self.shares.name, self.shares.announce(own)
+        if self._makes_way(len(running), kept_out(name, claims)):
+            return 0
         part = part_now(name, claims)
         if autoscales() and not yields(name, claims):
             potential = self.needs.potential()
             more = part + (self.waiting if potential or len(claims) == 1 else 1)
             part = min(more, part_of(name, claims, potential)) if potential else more
         return max(1, min(self.most, part))
+
+    def _makes_way(self, runs: int, kept_out: bool) -> bool:
+        """Whether a study that has had its turn leaves its place to one that has none, or has just left it."""
+        now = time.monotonic()
+        if not runs and self.turn is not None:
+            self.turn, self.left_at = None, now
+        elif runs and self.turn is None:
+            self.turn = now
+        due = now < self.left_at + LEAVING_SECONDS if self.turn is None else now > self.turn + TURN_SECONDS
+        return kept_out and due

@@ -23,6 +23,7 @@ from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
+NOTE_SECONDS = 10.0
 STOP_SECONDS = 15.0
 CLUSTER = "RESNET_ABLATIONS_RAY"
 """Environment variable of everything that the service starts, submitted jobs among it: the address of its Ray."""
@@ -167,8 +168,12 @@ def _forget_cluster(ports: Ports) -> None:
     from ray._common.utils import reset_ray_address
     from ray._private.utils import read_ray_address
 
-    if (read_ray_address() or "").endswith(f":{ports.ray}"):
-        reset_ray_address()
+    deadline = time.monotonic() + NOTE_SECONDS  # the dashboard may answer before it is written
+    while time.monotonic() < deadline:
+        if (read_ray_address() or "").endswith(f":{ports.ray}"):
+            reset_ray_address()
+            return
+        time.sleep(0.1)
 
 
 def _make_token(environment: dict[str, str]) -> None:

@@ -65,6 +65,13 @@ def yields(name: str, claims: Mapping[str, Claim]) -> bool:
     return own.runs > parts.get(name, 0) and any(claims[each].runs < part for each, part in parts.items())
 
 
+def kept_out(name: str, claims: Mapping[str, Claim]) -> bool:
+    """Whether there are more studies than runs that the cluster holds at a time, and another one has none."""
+    able = {each: claim for each, claim in claims.items() if claim.capacity and claim.wants}
+    crowded = name in able and sum(part_now(each, able) / able[each].capacity for each in able) > 1 + 1e-9
+    return crowded and any(claim.runs == 0 for each, claim in able.items() if each != name)
+
+
 def _in_runs_of(own: Claim, other: Claim, runs: int) -> float:
     """Runs of another study, in runs of this one that take as much of the cluster; as many, where no node tells how much."""
     return runs * own.capacity / other.capacity if own.capacity and other.capacity else runs

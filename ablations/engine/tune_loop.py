@@ -1,6 +1,7 @@
 """What Ray Tune's loop does otherwise here. It has no public door to any of this: the version of Ray is pinned."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ IDLE_SECONDS = 0.1
 """How long to wait before a searcher is asked again while nothing runs."""
 
 
-def install() -> None:
-    """From now on, Tune runs with these."""
+def install(places: Callable[[], int]) -> None:
+    """From now on, Tune runs with these, and with as many runs at a time as `places` says, which may change at any time."""
+    Controller.places = staticmethod(places)
     tune_controller.RayActorManager = Actors
     tune.TuneController = Controller
     # Tune would put AWS's keys of this process into logs and onto command lines that everybody can read. Nodes have their own.
@@ -28,11 +30,11 @@ def install() -> None:
 class Controller(tune_controller.TuneController):
     """Hears signals at all times, keeps no more processes than it may have and has something to do for, and is quick to stop."""
 
+    places: Callable[[], int]
+
     @property
     def limit(self) -> int:
-        """How many runs there may be at a time. It may change, also to less than there are."""
-        searcher: Any = getattr(self._search_alg, "searcher", self._search_alg)
-        return int(searcher.max_concurrent)
+        return type(self).places()
 
     def _maybe_update_trial_queue(self) -> None:
         # One whose process starts is pending to Tune, but nobody waits with it for room.
