@@ -33,7 +33,8 @@ def say(console: Console, text: str) -> None:
 
 
 class Progress:
-    """Live table of what is running, above a line of totals. Not in a terminal: one line per finished run."""
+    """Live table of what is running, above a line of totals. Not in a terminal: a line for each finished run, or after a minute
+    without any a line of totals."""
 
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
         self.console, self.todo = console, todo
@@ -46,7 +47,8 @@ class Progress:
         self.outcomes: dict[str, str] = {}
         self.began: float | None = None
         self.heard = time.monotonic()
-        self._lock = threading.Lock()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
         self._live = (
             Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
             if console.is_terminal
@@ -56,11 +58,16 @@ class Progress:
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
+        else:
+            self._beating.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
+        else:
+            self._over.set()
+            self._beating.join()
 
     def started(self, run: Run) -> None:
         with self._lock:
@@ -71,9 +78,6 @@ class Progress:
         with self._lock:
             self.running[run.fingerprint] = (run, metrics)
             self.epochs[run.fingerprint] = epoch
-        if self._live is None and time.monotonic() > self.heard + HEARTBEAT_SECONDS:
-            self.console.print(self._totals())
-            self.heard = time.monotonic()
 
     def ended(self, run: Run, outcome: str, message: str = "") -> None:
         with self._lock:
@@ -101,6 +105,14 @@ class Progress:
         """`12 of 24`, or how many where it is not known of how many."""
         return f"{ended:>{len(str(self.total))}}{of}{self.total}" if self.total else str(ended)
 
+    def _beat(self) -> None:
+        # Also where nothing is heard, for nodes may take long to come, or never do.
+        while not self._over.wait(max(0.0, self.heard + HEARTBEAT_SECONDS - time.monotonic())):
+            if time.monotonic() >= self.heard + HEARTBEAT_SECONDS:
+                with self._lock:
+                    self.console.print(self._totals())
+                self.heard = time.monotonic()
+
     def _share(self) -> float:
         """Share of the work that is done, weighing epochs by depth."""
         done = total = 0.0
@@ -120,7 +132,10 @@ class Progress:
 
     def _totals(self) -> Text:
         failed = sum(outcome not in ("completed", "diverged", "pruned") for outcome in self.outcomes.values())
-        parts = [f"{self.counted(len(self.outcomes) - failed).lstrip()} done", f"{len(self.running)} running", f"{failed} failed"]
+        running = f"{len(self.running)} running"
+        if not self.running and len(self.outcomes) != self.total:
+            running += " (processes start, or wait for room: ray status)"
+        parts = [f"{self.counted(len(self.outcomes) - failed).lstrip()} done", running, f"{failed} failed"]
         if self.reused:
             parts.append(f"{self.reused} reused")
         return Text(" · ".join([*parts, self._eta()]))

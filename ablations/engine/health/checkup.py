@@ -130,7 +130,8 @@ def _measured_together(request: Request, looks: Mapping[Node, _Looks], tracking:
 
     there = list(looks)
     data = nodes.Question({node: partial(local_data.measure, request.data, str(paths.data_cache())) for node in there})
-    with_gpus = [node for node in there if node.gpus or looks[node].gpus]
+    # Not of a node that is to run nothing, as a head may be whatever it has.
+    with_gpus = [node for node in there if node.gpus or (node.cpus and looks[node].gpus)]
     graphics = nodes.Question(dict.fromkeys(with_gpus, gpus.measure))
     yield _check_storage(request.storage, there, left)
     answers, silent = data.answers(left())
