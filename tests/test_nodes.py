@@ -1,4 +1,4 @@
-"""Several nodes, each with a disk of its own: two workers train a run as one group, one on each, with checkpoints in an object
+"""Several nodes, each with a disk of its own: four workers train a run as one group, two on each, with checkpoints in an object
 store and records behind a password, through the loss of the store and of a worker, to what they come to on one node."""
 
 import io
@@ -6,8 +6,10 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from test_faults import Heard, assert_free, job_of, until
 
 from ablations.engine import execution, ledger, options, scheduler
 from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.health.shared_storage import MEGABYTE
 from ablations.engine.replay import ReplayRequest, replay
 from ablations.engine.scheduler import Needs
 from ablations.engine.tracking import connect
@@ -60,8 +63,8 @@ class Nodes:
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}
         self.cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": {"memory_monitor_refresh_ms": 0}})
         self.head = self.cluster.head_node.node_id
-        self.add("stocked", 1)
-        self.add("bare", 1)
+        self.add("stocked", 2)
+        self.add("bare", 2)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
         scheduler.connect()
 
@@ -134,7 +137,7 @@ def half(nodes: Nodes) -> Heard:
     heard = Heard(lambda _: None)
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [job_of(nodes.folder, f"half-{index}", **data) for index in range(2)]
-    scheduler.execute(jobs, Needs(), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+    scheduler.execute(jobs, Needs(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
     nodes.prepare("bare")
     return heard
 
@@ -156,7 +159,7 @@ class OnNodes(Submitted):
     """A study whose records go to a server."""
 
     def __init__(self, tracking_uri: str, storage: str) -> None:
-        arguments = ("--workers", "2", *ASKED)
+        arguments = ("--workers", "4", *ASKED)
         chosen = options.parse(STUDY, ["--tracking-uri", tracking_uri, "--storage", storage, *arguments])
         self.plan, self.client, self.storage = planned(*arguments), connect(tracking_uri), storage
         with redirect_stdout(io.StringIO()) as out:
@@ -172,7 +175,8 @@ class BadDays:
         self.uri = tracking_uri
         with object_store() as line:
             storage = line.store("group")
-            line.left = 600_000  # a checkpoint has 0.16 MB
+            # Each node writes a megabyte before the study; a checkpoint has 0.16.
+            line.left = len(ray.nodes()) * MEGABYTE + 600_000
             self.broken = OnNodes(tracking_uri, storage)
             line.left = math.inf
             self.before = self.broken.checkpoint()["history"]
@@ -213,23 +217,23 @@ def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(group: Ba
 
 def test_the_workers_of_a_group_are_where_there_is_room_and_what_leads_it_is_on_the_head(nodes: Nodes, group: BadDays) -> None:
     workers = group.actors.pop("RayTrainWorker")
-    assert len(workers) == len(set(workers)) == 2
+    assert sorted(Counter(workers).values()) == [2, 2]
     assert TRIAL in group.actors
     assert {node for on in group.actors.values() for node in on} == {nodes.head}
 
 
 def test_records_are_behind_a_password(group: BadDays, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert group.ended.entry().tags["world_size"] == "2"
+    assert group.ended.entry().tags["world_size"] == "4"
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "else")
     with pytest.raises(MlflowException, match=r"401|not authenticated"):
         MlflowClient(group.uri).search_experiments()
 
 
-def test_two_workers_train_as_one_group_and_agree_with_one(group: BadDays) -> None:
+def test_four_workers_train_as_one_group_and_agree_with_one(group: BadDays) -> None:
     (alone,) = planned(*ASKED).runs
     assert alone.fingerprint not in group.ended.entries
-    # Statistics of half a batch differ a little from those of all; the loss they reach does not differ much.
+    # Statistics of a quarter of a batch differ a little from those of all; the loss they reach does not differ much.
     torch.set_num_threads(1)
     losses = [result.metrics["train/loss"] for result in fit(alone.spec)]
     reached = [metric.value for metric in group.ended.history("train/loss")]
@@ -242,6 +246,22 @@ def test_what_the_probes_of_a_group_saw_is_an_artifact_of_its_run(group: BadDays
     assert set(rows["epoch"]) == {2}
     assert (rows["quantity"] == "std").sum() == 7  # ResNet-8: stem and six more
     assert (rows["value"] > 0).all()
+
+
+@pytest.mark.parametrize(("placement", "on"), [("pack", [2]), ("spread", [1, 1])])
+def test_two_workers_are_packed_onto_a_node_or_spread_over_two(nodes: Nodes, group: BadDays, placement: str, on: list[int]) -> None:
+    seen: list[str] = []
+
+    class Looking(Heard):
+        def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+            super().reported(fingerprint, report)
+            seen[:] = seen or where().get("RayTrainWorker", [])
+
+    heard = Looking(lambda _: None)
+    job = replace(job_of(nodes.folder, placement, world_size=2), placement=placement)
+    scheduler.execute([job], Needs(workers=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+    assert [outcome for outcome, _ in heard.ended.values()] == ["completed"]
+    assert list(Counter(seen).values()) == on
 
 
 @pytest.mark.parametrize(("option", "value"), [("--storage", "/checkpoints"), ("--tracking-uri", "sqlite:////mlflow.db")])
@@ -257,7 +277,7 @@ def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(
 ) -> None:
     for name in list(nodes.left):
         nodes.remove(name)
-    nodes.add("stocked", 2)
+    nodes.add("stocked", 4)
     asked = ReplayRequest(run=group.ended.entry().run_id, tracking_uri=group.uri, storage=f"file://{tmp_path}")
     assert replay(asked) == 0
     assert f"exactly equal: {EPOCHS} epochs, every loss and error to the last bit" in capsys.readouterr().out
@@ -266,4 +286,4 @@ def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(
 
 def test_a_group_gives_everything_back(nodes: Nodes, group: BadDays) -> None:
     assert assert_free() < 30
-    assert ray.available_resources()["CPU"] == 2
+    assert ray.available_resources()["CPU"] == 4

@@ -245,6 +245,7 @@ def job_of(run: Run, data_version: str, generation: int, options: Options) -> Jo
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
         download=options.request.download,
+        placement=options.placement,
         hang_timeout=options.hang_timeout,
     )
 

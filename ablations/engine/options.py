@@ -14,6 +14,7 @@ from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
 from resnet_core.overrides import assignments, field_name
 
+PLACEMENTS = ("pack", "spread")
 SMALLEST_SHARE = 0.001
 """Of a CPU or a GPU. Ray counts in ten-thousandths."""
 PASSWORD = re.compile(
@@ -45,6 +46,7 @@ class Options:
     cpus_per_worker: float
     gpus_per_worker: float
     max_concurrent: int | None
+    placement: str
     hang_timeout: float
     storage: str
     tracking_uri: str
@@ -61,6 +63,8 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     given = _parser(study).parse_args(arguments)
     _positive("--workers", given.workers)
     _positive("--max-concurrent", given.max_concurrent)
+    if given.placement not in PLACEMENTS:
+        raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
     if not 0 < given.hang_timeout < float("inf"):
         raise reject("--hang-timeout", given.hang_timeout, "accepted: seconds above 0")
     check_shares(given.cpus_per_worker, given.gpus_per_worker)
@@ -87,6 +91,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         cpus_per_worker=given.cpus_per_worker,
         gpus_per_worker=given.gpus_per_worker,
         max_concurrent=given.max_concurrent,
+        placement=given.placement,
         hang_timeout=given.hang_timeout,
         storage=given.storage if "://" in given.storage else str(Path(given.storage).expanduser().absolute()),
         tracking_uri=given.tracking_uri,
@@ -129,6 +134,12 @@ def _parser(study: Study) -> argparse.ArgumentParser:
         _add_search(parser)
     where = parser.add_argument_group("on what")
     where.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of a run (default: 1)")
+    where.add_argument(
+        "--placement",
+        default="pack",
+        metavar="NAME",
+        help="a run's workers on as few nodes as can be, or on as many: pack, spread (default: %(default)s)",
+    )
     where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
     where.add_argument(
         "--gpus-per-worker", type=float, default=0.0, metavar="X", help="a fraction shares a GPU between runs (default: 0)"

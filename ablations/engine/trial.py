@@ -71,6 +71,8 @@ class Job:
     gpus_per_worker: float
     max_failures: int = 3
     """How often a run is taken up again after one of its processes died; the loss of a node does not count."""
+    placement: str = "pack"
+    """How Ray lays a group's workers onto nodes: `pack`, on as few as it can, or `spread`, on as many."""
     hang_timeout: float = 600.0
     """Seconds without a step after which a process counts as hung."""
     download: bool = False
@@ -287,7 +289,10 @@ def _trainer(job: Job) -> Any:
         # NCCL refuses two workers on one GPU.
         torch_config=TorchConfig(backend="nccl" if job.gpus_per_worker >= 1 else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.spec["world_size"], use_gpu=job.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=job.spec["world_size"],
+            use_gpu=job.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy=job.placement.upper(),
         ),
         run_config=RunConfig(
             name=f"{job.folder}/ray-train",
