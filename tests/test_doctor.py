@@ -18,9 +18,10 @@ from mlflow.entities import ViewType
 from object_store import Line, object_store
 from PIL import Image
 from ray.cluster_utils import Cluster
+from submitted import STUDY, planned
 
 from ablations.engine import __main__ as command
-from ablations.engine import scheduler
+from ablations.engine import execution, options, scheduler
 from ablations.engine.health import all_reduce, checkup, exposure, gpus, local_data, node_facts, nodes, preflight, tracking_server
 from ablations.engine.health import shared_storage as storage
 from ablations.engine.health.check import Check, listed
@@ -481,8 +482,9 @@ def test_on_an_odd_node_everything_odd_is_found(several: Several, odd: Any, caps
 def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -> None:
     with pytest.raises(ConfigError, match=r"^storage: .* is another place on .*; mount one share .*doctor shows all\)$"):
         preflight.examine(S3)
+    asked = options.parse(STUDY, ["--preset", "smoke", "--storage", several.storage, "--tracking-uri", "http://127.0.0.1:9"])
     with pytest.raises(ConfigError, match=r"^versions: numpy .* 9\.9 on .*constraints\.txt.*doctor shows all\)$"):
-        preflight.examine(several.storage)
+        execution.needs_of(planned(), asked)  # what every submission begins with
     with pytest.raises(ConfigError, match=r"^storage: .* cannot write file:///nowhere \(.*No such file"):
         preflight.examine("file:///nowhere")
 
