@@ -17,6 +17,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
@@ -181,12 +182,18 @@ class Tracker:
         plan = self.plan
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
+        run = found[0] if found else self._create_parent()
+        run_id = str(run.info.run_id)
+        if not run.data.params:  # also of one whose maker died before it had logged them: reports look for these
+            self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
+        self._beat = Heartbeat(self.client, run_id, plan.study.name)
         if found:
-            run_id = str(found[0].info.run_id)
-            self._beat = Heartbeat(self.client, run_id, plan.study.name)
             self.client.update_run(run_id, status="RUNNING")
             self._mend(run_id)
-            return run_id
+        return run_id
+
+    def _create_parent(self) -> MlflowRun:
+        plan = self.plan
         tags = {
             **self._tags,
             "study": plan.study.name,
@@ -194,10 +201,7 @@ class Tracker:
             "preset": plan.preset,
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
-        self._beat = Heartbeat(self.client, run.info.run_id, plan.study.name)
-        self.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
-        return str(run.info.run_id)
+        return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
 
     def _mend(self, parent_id: str) -> None:
         """Runs of a submission that was killed do not run."""
