@@ -1,6 +1,7 @@
 """What the tracker writes to a real database, and what the ledger finds there again."""
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import delivery, ledger, results
+from ablations.engine import delivery, execution, ledger, options, results
 from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Study, Trial, make_plan
 from ablations.engine.tracking import Tracker, connect
+from resnet_core import ConfigError
 from resnet_core.identity import code_version
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -383,6 +385,27 @@ def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
     train(second, other, runs=1)
     assert "experiment" in (second.journal.folder / f"{second.journal._file.stem}.refused").read_text()
     client.restore_experiment(tracker.experiment_id)
+
+
+@pytest.mark.parametrize("culprit", ["kind", "settle"])
+def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_go(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, culprit: str
+) -> None:
+    cut_off(monkeypatch, client, tracker, plan)
+    before, left = set(threading.enumerate()), list[str]()
+    let_go = Journal.__exit__
+
+    def noted(journal: Journal, *error: Any) -> None:
+        left.extend(thread.name for thread in set(threading.enumerate()) - before)
+        let_go(journal, *error)
+
+    monkeypatch.setattr(Journal, "__exit__", noted)
+    failing = {"kind": (execution.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
+    monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
+    uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
+    with pytest.raises(ConfigError, match="it does not start"):
+        execution.execute(plan, options.parse(plan.study, uri))
+    assert not left
 
 
 def test_a_result_is_not_taken_back_by_whoever_comes_later(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
