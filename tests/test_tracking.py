@@ -1,6 +1,7 @@
 """What the tracker writes to a real database, and what the ledger finds there again."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Study, Trial, make_plan
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.tracking import Tracker, connect, is_new, make_file, origin_tags
 from resnet_core import ConfigError
 from resnet_core.identity import code_version
 
@@ -312,6 +313,35 @@ def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
 def test_a_database_that_cannot_be_made_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"--tracking-uri=sqlite:////proc/no/mlflow\.db: MLflow does not answer"):
         connect("sqlite:////proc/no/mlflow.db")
+
+
+def test_a_database_in_a_folder_that_may_not_be_entered_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "shut"
+    folder.mkdir(mode=0)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)  # nobody: root may enter everything
+    try:
+        with pytest.raises(ConfigError, match=r"--tracking-uri=\S+/shut/mlflow\.db: MLflow does not answer \(.*Permission denied"):
+            is_new(f"sqlite:///{folder}/mlflow.db")
+    finally:
+        os.seteuid(user)
+
+
+def test_a_new_database_is_one_that_has_no_file_yet(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/sub/mlflow.db?timeout=1"
+    assert is_new(uri)
+    make_file(uri)
+    assert (tmp_path / "sub" / "mlflow.db").stat().st_size == 0
+    assert not is_new(uri)
+    assert not is_new("sqlite:///:memory:")
+
+
+def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("getpwuid(): uid not found")))
+    assert origin_tags()["mlflow.user"] == f"uid {os.getuid()}"
 
 
 def another(plan: Plan, tmp_path: Path) -> Plan:

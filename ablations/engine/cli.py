@@ -38,8 +38,8 @@ def _act(study: Study, chosen: options.Options) -> int:
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a study as Ctrl-C does
-    service.adopt()
     try:
+        service.adopt()
         chosen = options.parse(study, sys.argv[1:])
         # Ray and MLflow take seconds to import: only for a request that is right.
         if chosen.report:

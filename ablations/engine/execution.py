@@ -22,7 +22,7 @@ from ablations.engine.options import Options
 from ablations.engine.relay import Relay
 from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new
+from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new, make_file
 from ablations.engine.trial import Job
 from resnet_core.fields import ConfigError, reject
 
@@ -211,9 +211,12 @@ class Submission:
 
 def _connect(options: Options) -> MlflowClient:
     """MLflow, and Ray at the same time where it is sure to be needed: making a database and starting Ray take seconds each."""
+    new = is_new(options.tracking_uri)
+    if new:
+        make_file(options.tracking_uri)
     with ThreadPoolExecutor(max_workers=1) as pool:
         connecting = pool.submit(connect, options.tracking_uri)
-        if is_new(options.tracking_uri):
+        if new:
             from ablations.engine import scheduler
 
             scheduler.connect()
