@@ -57,6 +57,7 @@ LAYERS = [
                 "replay",
                 "service",
                 "doctor",
+                "last_resort",
                 "cli",
                 "__main__",
             ),

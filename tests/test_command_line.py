@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ablations.engine import cli
 from ablations.engine.cli import main
 from ablations.engine.study import Request, Study, make_plan
 from resnet_core import PRESETS, ConfigError
@@ -121,6 +122,35 @@ def test_a_database_that_cannot_be_used_is_one_line(
             path.write_text("dear diary, " * 1000)
         assert run_main(monkeypatch, "--preset", "smoke", "--tracking-uri", f"sqlite:///{path}") == 2
     assert_one_line(capsys, f"--tracking-uri=sqlite:///{path}: MLflow does not answer (")
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError("nobody thought of this\nnor of http://user:hunter2@tracking, password=hunter2")
+
+
+def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceback_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "make_plan", fail)
+    assert run_main(monkeypatch) == 1
+    (path,) = (tmp_path / "logs").iterdir()
+    assert_one_line(capsys, f"OSError: nobody thought of this (this was not foreseen; its traceback: {path})")
+    kept = path.read_text()
+    assert kept.startswith("Traceback (most recent call last):\n")
+    assert "in fail\n" in kept
+    assert "hunter2@" not in kept
+    assert "password=hunter2" not in kept
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_traceback_that_no_file_takes_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", "/proc/nowhere")
+    monkeypatch.setattr(cli, "make_plan", fail)
+    assert run_main(monkeypatch) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: OSError: nobody thought of this (its traceback could be written to no file: ")
+    assert "in fail\n" in err
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -4,7 +4,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from ablations.engine import options, paths, service
+from ablations.engine import last_resort, options, paths, service
 from ablations.engine.provenance import without_secrets
 from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 from resnet_core import ConfigError
@@ -54,5 +54,8 @@ def main(study: Study) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
+        code = 1
+    except Exception as error:  # what nobody thought of is no wall of text either
+        print(f"error: {last_resort.keep(error)}", file=sys.stderr)
         code = 1
     sys.exit(code)
