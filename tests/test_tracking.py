@@ -158,6 +158,23 @@ def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
 
 
+def test_of_a_fresh_attempt_that_was_cut_off_a_plain_one_goes_on_with_what_it_had_begun(
+    client: MlflowClient, plan: Plan, tracker: Submission
+) -> None:
+    train(tracker, plan)
+    begun, *untouched = plan.runs
+    fresh = Submission(client, plan, again=True)
+    fresh.started(begun)
+    fresh.flush()
+    plain, known = Submission(client, plan), ledger.find(client, plan)
+    assert ledger.done(known).keys() == {run.fingerprint for run in untouched}
+    assert plain.generation(begun) == 2
+    plain.flush()
+    anew = Submission(client, plan, again=True)
+    assert [anew.generation(run) for run in (begun, untouched[0])] == [3, 2]
+    anew.flush()
+
+
 def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_next_submission(
     client: MlflowClient, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
