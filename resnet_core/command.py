@@ -1,6 +1,7 @@
 """Command lines whose complaints are one line, as those about every other value are."""
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
 from resnet_core.fields import ConfigError
@@ -12,6 +13,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation that works today is ambiguous once there is another option.
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # argparse, until Python 3.12, makes an empty list of such a value, whatever its type.
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and word.partition("=")[2] == "--":
+                self.error(f"{word}: accepted: a value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{' '.join(message.split())} (see --help)")  # an argument may hold line breaks

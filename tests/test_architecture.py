@@ -11,7 +11,7 @@ LAYERS = [
     *(
         f"ablations.engine.{name}"
         for name in (
-            *("paths", "storage", "checkpoints", "study", "search_request", "options", "mlflow_server", "provenance"),
+            *("paths", "storage", "packing", "checkpoints", "study", "search_request", "options", "mlflow_server", "provenance"),
             *("evidence", "space", "halving", "population", "samplers", "proposals", "optimiser", "search"),
             *("findings", "inference", "contrasts", "answers", "tables"),
             *("search_trials", "optuna_export", "importance", "ranking", "search_analysis", "analysis"),
@@ -57,6 +57,7 @@ LAYERS = [
                 "replay",
                 "service",
                 "doctor",
+                "last_resort",
                 "cli",
                 "__main__",
             ),

@@ -3,13 +3,17 @@
 import importlib
 import itertools
 import os
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from ablations.engine import cli
 from ablations.engine.cli import main
 from ablations.engine.study import Request, Study, make_plan
 from resnet_core import PRESETS, ConfigError
@@ -47,6 +51,8 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--cpus-per-worker", "nan"], "--cpus-per-worker=NaN"),
         (["--cpus-per-worker", "1e-300"], "accepted: 0.001 or more"),
         (["--storage", ""], "--storage=: accepted: a folder"),
+        (["--storage", "~no-such-user/x"], "--storage=~no-such-user/x: accepted: a folder from the root, or with ~ of a user"),
+        (["--storage=--"], "--storage=--: accepted: a value"),
         (["--tracking-uri", "sqlite:///a\nb"], "--tracking-uri="),
         (["--seeds", "10001"], "accepted: at most 10,000 runs"),
         (["--set", "epochs=2", "iterations=9"], "optim.iterations=9: is the length"),
@@ -67,6 +73,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--workers", "3"], "global_batch_size=64"),
         (["--set", "data.name=cifar10", "data.root=/nowhere"], "data.root=/nowhere"),
         (["--preset", "smoke", "--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri=http://127.0.0.1:9"),
+        (["--preset", "smoke", "--tracking-uri", f"sqlite:////{'x' * 300}"], "File name too long"),
+        (["--preset", "smoke", "--tracking-uri", "sqlite:////proc/no/mlflow.db"], "No such file or directory: '/proc/no'"),
+        (["--preset", "smoke", "--tracking-uri", "mysql://nowhere/x"], "mysql://nowhere/x: MLflow does not answer (No module"),
+        (["--preset", "smoke", "--tracking-uri", "postgresql://127.0.0.1:9/x"], "Connection refused); accepted: a server"),
     ],
 )
 def test_a_wrong_request_exits_2_with_one_line_and_starts_nothing(
@@ -76,12 +86,71 @@ def test_a_wrong_request_exits_2_with_one_line_and_starts_nothing(
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr("ray.init", started)
+    began = time.monotonic()
     assert run_main(monkeypatch, *arguments) == 2
+    assert time.monotonic() - began < 20
+    assert_one_line(capsys, named)
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], named: str) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert named in err
+
+
+@pytest.mark.parametrize("name", ["RESNET_ABLATIONS_HOME", "RESNET_ABLATIONS_STORAGE"])
+def test_a_wrong_folder_in_the_environment_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setenv(name, "~no-such-user/x")
+    assert run_main(monkeypatch) == 2
+    assert_one_line(capsys, f"{name}=~no-such-user/x: accepted: a folder")
+
+
+@pytest.mark.parametrize(("made", "named"), [("locked", "database is locked"), ("text", "file is not a database")])
+def test_a_database_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path, made: str, named: str
+) -> None:
+    path = home / "mlflow.db"
+    with ExitStack() as stack:
+        if made == "locked":
+            connection = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+            connection.execute("BEGIN EXCLUSIVE")
+        else:
+            path.write_text("dear diary, " * 1000)
+        assert run_main(monkeypatch, "--preset", "smoke", "--tracking-uri", f"sqlite:///{path}") == 2
+    assert_one_line(capsys, f"--tracking-uri=sqlite:///{path}: MLflow does not answer (")
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError("nobody thought of this\nnor of http://user:hunter2@tracking, password=hunter2")
+
+
+def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceback_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "make_plan", fail)
+    assert run_main(monkeypatch) == 1
+    (path,) = (tmp_path / "logs").iterdir()
+    assert_one_line(capsys, f"OSError: nobody thought of this (this was not foreseen; its traceback: {path})")
+    kept = path.read_text()
+    assert kept.startswith("Traceback (most recent call last):\n")
+    assert "in fail\n" in kept
+    assert "hunter2@" not in kept
+    assert "password=hunter2" not in kept
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_traceback_that_no_file_takes_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", "/proc/nowhere")
+    monkeypatch.setattr(cli, "make_plan", fail)
+    assert run_main(monkeypatch) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: OSError: nobody thought of this (its traceback could be written to no file: ")
+    assert "in fail\n" in err
 
 
 @pytest.mark.parametrize("name", STUDIES)

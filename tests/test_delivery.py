@@ -108,8 +108,9 @@ def check(home: Path) -> None:
     (experiment,) = client.search_experiments(filter_string="name = 'killed'")
     parents = client.search_runs([experiment.experiment_id], "tags.base != ''")
     assert [parent.info.status for parent in parents] == ["FINISHED"]
-    runs = client.search_runs([experiment.experiment_id], "tags.fingerprint != ''")
     plan = plan_of(home)
+    assert parents[0].data.params == {name: str(value) for name, value in plan.shared().items()}
+    runs = client.search_runs([experiment.experiment_id], "tags.fingerprint != ''")
     assert sorted(run.data.tags["fingerprint"] for run in runs) == sorted(run.fingerprint for run in plan.runs)
     for run in runs:
         assert (run.info.status, run.data.tags["outcome"], run.data.tags["device"]) == ("FINISHED", "completed", "cpu")

@@ -294,6 +294,13 @@ def test_a_database_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_database_that_cannot_be_made_is_told_with_its_reason() -> None:
+    uri = "sqlite:////etc/passwd/mlflow.db"
+    measurement = tracking_server.Measurement(uri)
+    measurement.start()
+    assert_wrong(tracking_server.judge(uri, measurement.wait(30)), "Not a directory", remedy="MLFLOW_TRACKING_URI")
+
+
 def test_a_server_that_never_answers_holds_up_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         measurement = tracking_server.Measurement(f"http://127.0.0.1:{silent.getsockname()[1]}")

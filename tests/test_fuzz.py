@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ablations.engine import __main__ as service_command
-from ablations.engine import cli, execution, preview, service
+from ablations.engine import cli, execution, options, preview, service, tracking
 from ablations.engine.options import Options
+from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Study
 from ablations.responses import STUDY as RESPONSES
 from ablations.shortcuts import STUDY as SHORTCUTS
@@ -249,6 +250,56 @@ def test_loading_a_spec_gives_one_that_survives_or_one_line(values: Any) -> None
 )
 def test_overriding_a_spec_gives_one_that_survives_or_one_line(name: str, values: dict[str, Any]) -> None:
     survives_or_is_one_line(lambda: override(PRESETS[name], values))
+
+
+HERE = ["", "~", "file:", "file://", "file://{here}/", "sqlite:///", "sqlite:///missing/", "sqlite:///{here}/", "{here}/"]
+NOWHERE = [
+    "mysql://",
+    "oracle://",
+    "postgresql://127.0.0.1:9/",
+    "postgresql+",
+    "http://127.0.0.1:9/",
+    "http://127.0.0.1:",
+    "http://[",
+]
+below = odd.map(lambda text: text.replace("..", "").lstrip("/"))
+
+
+def is_reached_or_one_line(look: Callable[[], object]) -> bool:
+    try:
+        _, out, err = outcome(look)
+    except ConfigError as error:
+        message = str(error)
+    else:
+        assert (out, err) == ("", "")
+        return True
+    assert message.isprintable()
+    assert len(message) < MESSAGE_LENGTH + 100
+    return False
+
+
+def chosen(address: str) -> Options:
+    return options.parse(SHORTCUTS, [f"--tracking-uri={address}", f"--storage={address}"])
+
+
+@pytest.fixture(scope="module")
+def somewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("somewhere")
+
+
+@fuzzed
+@given(scheme=st.sampled_from(HERE), place=below)
+def test_a_folder_and_a_database_are_reached_or_one_line_says_why_not(somewhere: Path, scheme: str, place: str) -> None:
+    address = scheme.format(here=somewhere) + place
+    with contextlib.chdir(somewhere):
+        is_reached_or_one_line(lambda: tracking.is_new(chosen(address).tracking_uri))
+        is_reached_or_one_line(lambda: check_storage(chosen(address).storage))
+
+
+@fuzzed
+@given(scheme=st.sampled_from(NOWHERE), place=odd)
+def test_a_server_that_is_nowhere_is_one_line(scheme: str, place: str) -> None:
+    assert not is_reached_or_one_line(lambda: tracking.connect(chosen(scheme + place).tracking_uri))
 
 
 WORDS = "prepare show up down env --preset smoke --set --seed 1 --depth 20 --block basic --stages 2,2 --mlflow-port --ray-port 1 "

@@ -140,10 +140,10 @@ def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: s
 class Elsewhere:
     """A holder on a machine that shares nothing but MLflow."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client: MlflowClient, machine: str = "elsewhere") -> None:
         self.client, self.run_id = client, client.create_run("0").info.run_id
         self.beat, self.stopped = 0, threading.Event()
-        name = {"name": "process 7 on elsewhere", "host": "elsewhere", "pid": os.getpid(), "born": 0.0}
+        name = {"name": "process 7 on elsewhere", "machine": machine, "pid": os.getpid(), "born": 0.0}
         client.set_tag(self.run_id, HOLDER, json.dumps(name))
         self.thread = threading.Thread(target=self._run)
 
@@ -171,8 +171,20 @@ def holder_of(client: MlflowClient, run_id: str) -> str:
     return str(json.loads(tags[HOLDER])["name"]) if HOLDER in tags else "nobody"
 
 
-def test_a_holder_on_another_machine_that_beats_is_not_succeeded(client: MlflowClient) -> None:
-    with Elsewhere(client) as elsewhere, pytest.raises(ConfigError, match="is running already: process 7 on elsewhere holds it"):
+@pytest.mark.parametrize("differs", ["all", "name", "boot", "process numbers"])
+def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, differs: str
+) -> None:
+    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 10.0)
+    machine = heartbeat.machine().split()
+    if differs == "all":
+        machine = ["elsewhere"]
+    else:  # containers of one name, on two machines or on this one
+        machine[["name", "boot", "process numbers"].index(differs)] = "another"
+    with (
+        Elsewhere(client, " ".join(machine)) as elsewhere,
+        pytest.raises(ConfigError, match="is running already: process 7 on elsewhere holds it"),
+    ):
         Heartbeat(client, elsewhere.run_id, "small")
     assert holder_of(client, elsewhere.run_id) == "process 7 on elsewhere"
 
@@ -208,7 +220,7 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
     run_id = client.create_run("0").info.run_id
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         born = psutil.Process(process.pid).create_time()
-        holder = {"name": "process 7", "host": socket.gethostname(), "pid": process.pid, "born": born}
+        holder = {"name": "process 7", "machine": heartbeat.machine(), "pid": process.pid, "born": born}
         client.set_tag(run_id, HOLDER, json.dumps(holder))
         with pytest.raises(ConfigError, match="is running already: process 7 holds it"):
             Heartbeat(client, run_id, "small")

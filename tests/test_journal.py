@@ -2,9 +2,12 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,40 @@ def test_what_cannot_be_written_is_told_and_does_not_end_a_study(caplog: pytest.
         journal.append(record(2))
     with open_journal() as journal:
         assert not journal.inherited, "without its first record, a run's later ones would tell half of it"
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Files can be made and none can grow, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_study_holds_on_a_full_disk_it_still_holds() -> None:
+    with open_journal("first") as first, open_journal("second") as second:
+        first.claim("ab")
+        with full_disk(), pytest.raises(ConfigError, match=r"RESNET_ABLATIONS_HOME=\S+: cannot be written"):
+            first.claim("abc")
+        assert set(second.claim("abc")) == {"a", "b"}
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} on "):
+            open_journal("first")
+        first.claim("bc")
+        assert set(second.claim("ab")) == {"b"}
+
+
+def test_the_records_of_a_study_that_was_killed_while_it_wrote_what_it_holds_are_inherited(home: Path) -> None:
+    Holder("first").kill()
+    for path in (home / "journals").iterdir():
+        if path.suffix != ".jsonl":
+            path.write_text("")
+    with open_journal("second") as journal:
+        assert journal.inherited == (record(1), record(2))
+        journal.clear()
+    assert files(home) == set()
 
 
 def test_a_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

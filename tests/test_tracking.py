@@ -1,6 +1,8 @@
 """What the tracker writes to a real database, and what the ledger finds there again."""
 
 import json
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import delivery, ledger, results
+from ablations.engine import delivery, execution, ledger, options, results
 from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal
 from ablations.engine.study import Plan, Request, Study, Trial, make_plan
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.tracking import Tracker, connect, is_new, make_file, origin_tags
+from resnet_core import ConfigError
 from resnet_core.identity import code_version
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -153,6 +156,23 @@ def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
     text = Path(client.download_artifacts(child.info.run_id, ledger.PROBES)).read_text()
     assert text == "probe,epoch,layer,name,quantity,value\nresponses,2,1,conv1,std,0.5\n"
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
+
+
+def test_of_a_fresh_attempt_that_was_cut_off_a_plain_one_goes_on_with_what_it_had_begun(
+    client: MlflowClient, plan: Plan, tracker: Submission
+) -> None:
+    train(tracker, plan)
+    begun, *untouched = plan.runs
+    fresh = Submission(client, plan, again=True)
+    fresh.started(begun)
+    fresh.flush()
+    plain, known = Submission(client, plan), ledger.find(client, plan)
+    assert ledger.done(known).keys() == {run.fingerprint for run in untouched}
+    assert plain.generation(begun) == 2
+    plain.flush()
+    anew = Submission(client, plan, again=True)
+    assert [anew.generation(run) for run in (begun, untouched[0])] == [3, 2]
+    anew.flush()
 
 
 def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_next_submission(
@@ -312,6 +332,35 @@ def test_a_database_that_cannot_be_made_is_one_line() -> None:
         connect("sqlite:////proc/no/mlflow.db")
 
 
+def test_a_database_in_a_folder_that_may_not_be_entered_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "shut"
+    folder.mkdir(mode=0)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)  # nobody: root may enter everything
+    try:
+        with pytest.raises(ConfigError, match=r"--tracking-uri=\S+/shut/mlflow\.db: MLflow does not answer \(.*Permission denied"):
+            is_new(f"sqlite:///{folder}/mlflow.db")
+    finally:
+        os.seteuid(user)
+
+
+def test_a_new_database_is_one_that_has_no_file_yet(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/sub/mlflow.db?timeout=1"
+    assert is_new(uri)
+    make_file(uri)
+    assert (tmp_path / "sub" / "mlflow.db").stat().st_size == 0
+    assert not is_new(uri)
+    assert not is_new("sqlite:///:memory:")
+
+
+def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("getpwuid(): uid not found")))
+    assert origin_tags()["mlflow.user"] == f"uid {os.getuid()}"
+
+
 def another(plan: Plan, tmp_path: Path) -> Plan:
     """Another study that has the first one's runs."""
     study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
@@ -383,6 +432,27 @@ def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
     train(second, other, runs=1)
     assert "experiment" in (second.journal.folder / f"{second.journal._file.stem}.refused").read_text()
     client.restore_experiment(tracker.experiment_id)
+
+
+@pytest.mark.parametrize("culprit", ["kind", "settle"])
+def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_go(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, culprit: str
+) -> None:
+    cut_off(monkeypatch, client, tracker, plan)
+    before, left = set(threading.enumerate()), list[str]()
+    let_go = Journal.__exit__
+
+    def noted(journal: Journal, *error: Any) -> None:
+        left.extend(thread.name for thread in set(threading.enumerate()) - before)
+        let_go(journal, *error)
+
+    monkeypatch.setattr(Journal, "__exit__", noted)
+    failing = {"kind": (execution.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
+    monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
+    uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
+    with pytest.raises(ConfigError, match="it does not start"):
+        execution.execute(plan, options.parse(plan.study, uri))
+    assert not left
 
 
 def test_a_result_is_not_taken_back_by_whoever_comes_later(client: MlflowClient, plan: Plan, tracker: Submission) -> None:

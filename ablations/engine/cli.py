@@ -4,7 +4,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from ablations.engine import options, paths, service
+from ablations.engine import last_resort, options, paths, service
 from ablations.engine.provenance import without_secrets
 from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 from resnet_core import ConfigError
@@ -38,8 +38,8 @@ def _act(study: Study, chosen: options.Options) -> int:
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a study as Ctrl-C does
-    service.adopt()
     try:
+        service.adopt()
         chosen = options.parse(study, sys.argv[1:])
         # Ray and MLflow take seconds to import: only for a request that is right.
         if chosen.report:
@@ -54,5 +54,8 @@ def main(study: Study) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
+        code = 1
+    except Exception as error:  # what nobody thought of is no wall of text either
+        print(f"error: {last_resort.keep(error)}", file=sys.stderr)
         code = 1
     sys.exit(code)

@@ -3,7 +3,6 @@
 import argparse
 import signal
 import sys
-from pathlib import Path
 
 from ablations.engine import options, paths, service
 from ablations.engine.health.request import Request
@@ -62,7 +61,7 @@ def _request(given: argparse.Namespace) -> Request:
     options.check_address("--tracking-uri", tracking_uri)
     return Request(
         data=override(preset(given.preset), assignments("--set", given.set)).data,
-        storage=given.storage if "://" in given.storage else str(Path(given.storage).expanduser().absolute()),
+        storage=given.storage if "://" in given.storage else str(paths.absolute("--storage", given.storage)),
         tracking_uri=tracking_uri,
         workers=given.workers,
         cpus_per_worker=given.cpus_per_worker,

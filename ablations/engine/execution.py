@@ -22,7 +22,7 @@ from ablations.engine.options import Options
 from ablations.engine.relay import Relay
 from ablations.engine.storage import check_storage
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new
+from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new, make_file
 from ablations.engine.trial import Job
 from resnet_core.fields import ConfigError, reject
 
@@ -47,18 +47,14 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
     console = terminal.make_console()
     client = _connect(options)
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
-        writer = Writer(client, journal)
-        if journal.inherited:
-            waiting = writer.settle(CLOSE_SECONDS)
-            console.print(
-                f"Delivered what an earlier submission left: {len(journal.inherited)} records{', not all' if waiting else ''}."
-            )
-        with answering(options.tracking_uri):
-            study = kind(console, client, plan, options, writer)
-        interrupted = True
+        writer, interrupted = Writer(client, journal), True
         try:
+            if journal.inherited:
+                _settle(console, writer)
+            with answering(options.tracking_uri):
+                study = kind(console, client, plan, options, writer)
             interrupted = not study.train()
-        finally:
+        finally:  # in any case before the journal lets go: what it held, another process may deliver from then on
             waiting = writer.close(INTERRUPTED_SECONDS if interrupted else CLOSE_SECONDS)
         try:
             if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
@@ -67,6 +63,12 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
             terminal.say(console, f"MLflow does not answer, so there is no table ({first_line(error)}).")
         terminal.say(console, f"{waiting} records wait for MLflow. Go on with: {provenance.again()}")
         return 1
+
+
+def _settle(console: Console, writer: Writer) -> None:
+    waiting = writer.settle(CLOSE_SECONDS)
+    count = len(writer.journal.inherited)
+    console.print(f"Delivered what an earlier submission left: {count} records{', not all' if waiting else ''}.")
 
 
 class Submission:
@@ -209,9 +211,12 @@ class Submission:
 
 def _connect(options: Options) -> MlflowClient:
     """MLflow, and Ray at the same time where it is sure to be needed: making a database and starting Ray take seconds each."""
+    new = is_new(options.tracking_uri)
+    if new:
+        make_file(options.tracking_uri)
     with ThreadPoolExecutor(max_workers=1) as pool:
         connecting = pool.submit(connect, options.tracking_uri)
-        if is_new(options.tracking_uri):
+        if new:
             from ablations.engine import scheduler
 
             scheduler.connect()

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ class Heartbeat:
         own = json.dumps(
             {
                 "name": describe_process(),
-                "host": socket.gethostname(),
+                "machine": machine(),
                 "pid": os.getpid(),
                 "born": psutil.Process().create_time(),
             }
@@ -74,12 +75,20 @@ def _check_free(client: MlflowClient, run_id: str, study: str) -> None:
     holder = json.loads(tags.get(HOLDER, "{}"))
     if not holder:
         return
-    if holder["host"] == socket.gethostname():
+    if holder.get("machine") == machine():
         alive = holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"])
     else:
         alive = _beats(client, run_id, tags.get(BEAT), holder)
     if alive:
         raise held(study, holder["name"])
+
+
+def machine() -> str:
+    """Where a process is found by its number: a name alone may be that of two machines, or of two containers of one."""
+    known = [socket.gethostname()]
+    with suppress(OSError):  # Linux tells; elsewhere the name has to do
+        known += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(known)
 
 
 def _lives(pid: int, born: float) -> bool:

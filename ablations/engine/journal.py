@@ -1,8 +1,8 @@
 """The journal of a submission: the study and the runs that it holds, and the records that MLflow has not taken yet.
 
-A journal is two files in `<home>/journals`: `<name>.hold`, locked for as long as its process lives, says who holds what;
-`<name>.jsonl` keeps the records. The lock is the kernel's and ends with the process, however that ended, so nobody has to guess
-whether a holder is alive. What a dead one left behind, the next submission to the same MLflow takes over.
+A journal is three files in `<home>/journals`: `<name>.hold` is locked for as long as its process lives, `<name>.runs` says who that
+is and what it holds, `<name>.jsonl` keeps the records. The lock is the kernel's and ends with the process, however that ended, so
+nobody has to guess whether a holder is alive. What a dead one left behind, the next submission to the same MLflow takes over.
 
 It keeps submissions apart that share `<home>`: all of one machine, and all jobs of one cluster, which run on its head.
 """
@@ -66,7 +66,7 @@ class Journal:
         address = tracking_uri.rstrip("/").replace("//localhost", "//127.0.0.1")
         self._tracking = hashlib.sha256(address.encode()).hexdigest()[:8]  # the address itself may hold a password
         name = f"{study}-{base_id}-{self._tracking}"
-        self._hold, self._file = self.folder / f"{name}.hold", self.folder / f"{name}.jsonl"
+        self._hold, self._runs, self._file = (self.folder / f"{name}{suffix}" for suffix in (".hold", ".runs", ".jsonl"))
         self._broken: set[tuple[str, int]] = set()
         """Runs of which a record could not be kept."""
         self._synced = True
@@ -78,7 +78,7 @@ class Journal:
             self.inherited: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
             """What dead processes left to be delivered, oldest first. A living one that trains a run anew reports all of it."""
             self._kept = {record.fingerprint for record in self.inherited}
-            self._write_hold(self._kept)
+            self._write_runs(self._kept)
 
     def __enter__(self) -> "Journal":
         return self
@@ -86,8 +86,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._mutex():
             if not os.fstat(self._records.fileno()).st_size:
-                self._file.unlink(missing_ok=True)
-                self._hold.unlink(missing_ok=True)
+                _remove(self._hold)
             self._records.close()
             os.close(self._lock)
 
@@ -99,7 +98,7 @@ class Journal:
         wanted = set(fingerprints)
         with self._mutex():
             others = self._others_hold()
-            self._write_hold(wanted - others.keys() | self._kept)
+            self._write_runs(wanted - others.keys() | self._kept)
         return {fingerprint: others[fingerprint] for fingerprint in wanted & others.keys()}
 
     def held_elsewhere(self) -> Mapping[str, str]:
@@ -145,7 +144,7 @@ class Journal:
     def _take(self) -> int:
         lock = _lock(self._hold)
         if lock is None:
-            raise held(self.study, _read(self._hold).get("holder", "another process"))
+            raise held(self.study, _read(self._runs).get("holder", "another process"))
         return lock
 
     @contextmanager
@@ -163,39 +162,38 @@ class Journal:
             if file is not None:
                 os.close(file)
 
-    def _others(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-        for path in sorted(self.folder.glob("*.hold")):
-            content = _read(path)
-            if path != self._hold and content.get("tracking") == self._tracking:
-                yield path, content
+    def _others(self) -> list[Path]:
+        """The holds of all that submit to the same MLflow."""
+        return sorted(path for path in self.folder.glob(f"*-{self._tracking}.hold") if path != self._hold)
 
     def _adopt(self) -> None:
         """Makes the records of dead processes our own."""
-        for path, _ in self._others():
+        for path in self._others():
             lock = _lock(path)
             if lock is not None:
-                left = path.with_suffix(".jsonl")
                 with self._file.open("ab") as ours:
-                    ours.writelines(map(_line, _records(left)))
+                    ours.writelines(map(_line, _records(path.with_suffix(".jsonl"))))
                     ours.flush()
                     os.fsync(ours.fileno())
-                left.unlink(missing_ok=True)
-                path.unlink()
+                _remove(path)
                 os.close(lock)
 
     def _others_hold(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        for path, content in self._others():
+        for path in self._others():
             lock = _lock(path)
             if lock is None:
-                found |= dict.fromkeys(content["runs"], f"{content['study']}, {content['holder']}")
+                if content := _read(path.with_suffix(".runs")):
+                    found |= dict.fromkeys(content["runs"], f"{content['study']}, {content['holder']}")
             else:
                 os.close(lock)
         return found
 
-    def _write_hold(self, runs: Iterable[str]) -> None:
-        content = {"tracking": self._tracking, "study": self.study, "holder": describe_process(), "runs": sorted(runs)}
-        self._hold.write_text(json.dumps(content))
+    def _write_runs(self, runs: Iterable[str]) -> None:
+        # Beside the old one first: if the disk is full, that stays, and the study still holds what it trains.
+        new = self._runs.with_suffix(".new")
+        new.write_text(json.dumps({"study": self.study, "holder": describe_process(), "runs": sorted(runs)}))
+        new.replace(self._runs)
 
 
 def held(study: str, holder: str) -> ConfigError:
@@ -223,9 +221,15 @@ def _lock(path: Path) -> int | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):  # of a process that died before it had written it
+    except (OSError, ValueError):  # of a process that dies before it has written it
         return {}
     return content
+
+
+def _remove(hold: Path) -> None:
+    """A journal's files, the hold last: whoever is killed before that leaves it to the next one."""
+    for suffix in (".jsonl", ".new", ".runs", ".hold"):
+        hold.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _line(record: Record) -> bytes:

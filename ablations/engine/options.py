@@ -4,7 +4,6 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ablations.engine import paths
 from ablations.engine.search_request import OBJECTIVES, SAMPLERS, SCHEDULERS, TRIALS, VALIDATION, SearchRequest
@@ -93,7 +92,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         max_concurrent=given.max_concurrent,
         placement=given.placement,
         hang_timeout=given.hang_timeout,
-        storage=given.storage if "://" in given.storage else str(Path(given.storage).expanduser().absolute()),
+        storage=given.storage if "://" in given.storage else str(paths.absolute("--storage", given.storage)),
         tracking_uri=given.tracking_uri,
         plan=given.plan,
         calibrate=given.calibrate,

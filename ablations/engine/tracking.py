@@ -17,6 +17,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
@@ -28,34 +29,74 @@ from ablations.engine.journal import Record
 from ablations.engine.ledger import DESIGN, DESIGN_TAG, Entry
 from ablations.engine.provenance import git_state
 from ablations.engine.study import Plan, Run
-from resnet_core.fields import reject
+from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import code_version
 
+CONNECT_SECONDS = 10
+"""How long PostgreSQL may take to be reached."""
+ACCEPTED = "accepted: a server that runs, http://…, or a database, sqlite:////FOLDER/FILE or postgresql://…"
 REPORT_TAG, WHOLE = "report", "whole"
 """Tag of a study's run: how far the study was when its report was made."""
 
 
 def is_new(uri: str) -> bool:
-    """Whether this is a database that does not exist yet: no run can be known."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    """Whether this is a database that does not exist yet: no run can be known. Raises ConfigError where none can be."""
+    path = _file_of(uri)
+    if path is None:
+        return False
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise _refused(uri, error) from error
+    return False
+
+
+def make_file(uri: str) -> None:
+    """Of a database that is new, the empty file: where that cannot be made, nothing else need start. Raises ConfigError."""
+    path = _file_of(uri)
+    assert path is not None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise _refused(uri, error) from error
 
 
 def connect(uri: str) -> MlflowClient:
     """A client of a tracking server that answers, or of a database; raises ConfigError otherwise."""
+    if is_new(uri):
+        make_file(uri)
     # MLflow's own retries would repeat what may have arrived, such as the creation of a run; `delivery` looks first.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run; the study says it once
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they report every table of a new database
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports every table of a new database
+    # As this one does. It also logs a traceback of each error that it raises, which whoever asked is told of anyway.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_SECONDS))
     try:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if not uri.startswith("http"):
+            from mlflow.store.db import utils  # takes its time: only where MLflow needs it as well
+
+            utils.MAX_RETRY_COUNT = 1  # of the ten times that a database is tried, the last comes after 100 s
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
-    except (MlflowException, OSError, ValueError) as error:
-        raise reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)})") from error
+    except Exception as error:  # whatever a database's own library raises, or that there is none
+        raise _refused(uri, error) from error
     return client
+
+
+def _file_of(uri: str) -> Path | None:
+    """That of an SQLite database; None of what has no file."""
+    scheme, _, path = uri.partition(":///")
+    path = path.partition("?")[0]
+    return Path(path) if scheme == "sqlite" and path not in ("", ":memory:") else None
+
+
+def _refused(uri: str, error: Exception) -> ConfigError:
+    return reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)}); {ACCEPTED}")
 
 
 def first_line(error: Exception) -> str:
@@ -69,7 +110,7 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)})") from error
+        raise _refused(uri, error) from error
 
 
 class Tracker:
@@ -181,12 +222,18 @@ class Tracker:
         plan = self.plan
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
+        run = found[0] if found else self._create_parent()
+        run_id = str(run.info.run_id)
+        if not run.data.params:  # also of one whose maker died before it had logged them: reports look for these
+            self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
+        self._beat = Heartbeat(self.client, run_id, plan.study.name)
         if found:
-            run_id = str(found[0].info.run_id)
-            self._beat = Heartbeat(self.client, run_id, plan.study.name)
             self.client.update_run(run_id, status="RUNNING")
             self._mend(run_id)
-            return run_id
+        return run_id
+
+    def _create_parent(self) -> MlflowRun:
+        plan = self.plan
         tags = {
             **self._tags,
             "study": plan.study.name,
@@ -194,10 +241,7 @@ class Tracker:
             "preset": plan.preset,
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
-        self._beat = Heartbeat(self.client, run.info.run_id, plan.study.name)
-        self.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
-        return str(run.info.run_id)
+        return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
 
     def _mend(self, parent_id: str) -> None:
         """Runs of a submission that was killed do not run."""
@@ -230,9 +274,16 @@ def origin_tags() -> dict[str, str]:
     """Who runs which program, at which commit of this project."""
     return {
         **git_state(),
-        mlflow_tags.MLFLOW_USER: getpass.getuser(),
+        mlflow_tags.MLFLOW_USER: _user(),
         mlflow_tags.MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"uid {os.getuid()}"
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -49,11 +49,11 @@ def measure(uri: str) -> Tracking:
 
     from ablations.engine.tracking import connect, first_line, is_new
 
-    if is_new(uri):
-        return Tracking(new=True)
     password = asks_for_password(uri) if uri.startswith("http") else None
     began = time.monotonic()
     try:
+        if is_new(uri):
+            return Tracking(new=True)
         client = connect(uri)
         client.delete_run(client.create_run(ANYBODYS, run_name="doctor").info.run_id)
     except ConfigError as error:
