@@ -21,10 +21,12 @@ from ray.util.state import list_placement_groups
 from test_faults import Heard, job_of, taken, until
 
 from ablations.engine import scheduler, shares
+from ablations.engine.scheduler import Needs
 from ablations.engine.shares import KEY, Claim, Shares, divide, kept_out, part_now, part_of, yields
 from ablations.engine.tune_callbacks import Proposals
 
 PROJECT = Path(__file__).parents[1]
+ONE_CPU = Needs()
 MANY = 500
 """Runs of a study that is stopped before it has done all."""
 
@@ -141,11 +143,10 @@ class Timed(Heard):
         return sum(begin <= moment < self.over.get(name, math.inf) for name, begin in self.began.copy().items())
 
 
-def execute(folder: Path, name: str, runs: int, *, epochs: int = 25, cpus: int = 1, heard: Timed | None = None) -> Timed:
+def execute(folder: Path, name: str, runs: int, needs: Needs = ONE_CPU, *, epochs: int = 25, heard: Timed | None = None) -> Timed:
     """Runs of about a second."""
     heard = heard or Timed()
-    jobs = [job_of(folder, f"{name}-{index}", optim__epochs=epochs) for index in range(runs)]
-    needs = scheduler.Needs(cpus_per_worker=cpus)
+    jobs = [job_of(folder, f"{name}-{index}", optim__epochs=epochs, world_size=needs.workers) for index in range(runs)]
     scheduler.execute(jobs, needs, max_concurrent=None, listener=heard, scratch=folder / "tune")
     return heard
 
@@ -156,11 +157,11 @@ from pathlib import Path
 import ray
 from ablations.engine import scheduler
 from test_shares import execute, until
-address, folder = sys.argv[1], Path(sys.argv[2])
+address, folder, needs = sys.argv[1], Path(sys.argv[2]), scheduler.Needs(**json.loads(sys.argv[3]))
 ray.init(address, log_to_driver=False, logging_level="ERROR")
 scheduler.connect()
 until((folder / "go").exists)
-heard = execute(folder, "second", 2, cpus=int(sys.argv[3]))
+heard = execute(folder, "second", 2, needs)
 print("heard:", json.dumps([heard.began, heard.over, heard.ended]))
 """
 
@@ -171,18 +172,18 @@ class Both:
     Args:
         address: of a Ray with two CPUs.
         folder: for what they write.
-        cpus: that each run takes.
+        needs: what each run takes.
     """
 
-    def __init__(self, address: str, folder: Path, cpus: int = 1) -> None:
-        self.folder, self.first, self.second, self.places = folder, Timed(), Timed(), 2 // cpus
-        command = [sys.executable, "-c", SECOND, address, str(folder), str(cpus)]
+    def __init__(self, address: str, folder: Path, needs: Needs = ONE_CPU) -> None:
+        self.folder, self.first, self.second, self.places = folder, Timed(), Timed(), needs.capacity()
+        command = [sys.executable, "-c", SECOND, address, str(folder), json.dumps(asdict(needs))]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as self.process:
             watching = threading.Thread(target=self._watch, daemon=True)
             watching.start()
-            execute(folder, "first", MANY, cpus=cpus, heard=self.first)
+            execute(folder, "first", MANY, needs, heard=self.first)
             watching.join()
             out, error = self.process.communicate(timeout=60)
         self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
@@ -226,11 +227,12 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.parametrize("needs", [Needs(cpus_per_worker=2), pytest.param(Needs(workers=2), marks=pytest.mark.cluster)], ids=str)
 def test_of_two_studies_that_want_the_only_place_the_second_does_not_wait_for_the_end_of_the_first(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs
 ) -> None:
     monkeypatch.setattr(scheduler, "TURN_SECONDS", 1.0)
-    both = Both(address, tmp_path, cpus=2)
+    both = Both(address, tmp_path, needs)
     assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
     came, left = min(both.second.began.values()), max(both.second.over.values())
     assert max(both.first.at(moment) for moment in (came, left)) == 0

@@ -101,6 +101,15 @@ def end_training(trainable: Any) -> None:
     """Ends the training of a stopped trial, in its process: its thread waits in a report, with all that it holds."""
     from ray.train._internal.session import get_session
 
+    abort_group(trainable)
+    session = get_session()
+    session.finish(timeout=END_SECONDS)
+    if session.training_thread.is_alive():
+        os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
+
+
+def abort_group(trainable: Any) -> None:
+    """Ends the worker group of a trial that is to be stopped, if it has one: in the trial's process, the only one that knows it."""
     workers = trainable.config["job"]["spec"]["world_size"]
     if workers > 1:
         from ablations.engine import deaths, worker_group
@@ -108,10 +117,6 @@ def end_training(trainable: Any) -> None:
         worker_group.abort()
         for worker in _worker_names(workers):
             deaths.forget(worker)
-    session = get_session()
-    session.finish(timeout=END_SECONDS)
-    if session.training_thread.is_alive():
-        os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
 
 
 def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:

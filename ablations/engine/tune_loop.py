@@ -11,6 +11,7 @@ from ray.tune import tune
 from ray.tune.execution import class_cache, tune_controller
 
 from ablations.engine import deaths
+from ablations.engine.trial import abort_group
 
 MOST_STARTING = 200
 """How many processes may start at the same time; Tune's own number for grids."""
@@ -86,6 +87,14 @@ class Controller(tune_controller.TuneController):
         if blocking:
             time.sleep(IDLE_SECONDS)
         return False
+
+    def _stop_experiment_if_needed(self) -> None:
+        if self._should_stop_experiment:
+            for trial in self._running_trials:
+                if trial.temporary_state.ray_actor:
+                    # Its processes end with the trial's, but what they had reserved of the cluster would be taken for a while.
+                    trial.temporary_state.ray_actor.execute.remote(abort_group)
+        super()._stop_experiment_if_needed()
 
     def save_to_dir(self) -> None:
         # Nothing restores it, and it takes some milliseconds for each trial there ever was, also before a signal is obeyed.
