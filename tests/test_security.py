@@ -153,21 +153,6 @@ class Submitted:
                     continue
 
 
-MARKER = "0.0123456"
-"""No secret: it must be found where secrets are looked for."""
-STUDY_COMMAND = [
-    "python",
-    "ablations/degradation.py",
-    "--preset",
-    "smoke",
-    "--levels",
-    "shortcut=none",
-    "depth=8,14",
-    "--seeds",
-    "1",
-]
-
-
 def changed_checkout(folder: Path) -> Path:
     """This project as somebody has changed it, with secrets in what has changed, and something that its workers say."""
     for name in ("ablations", "resnet_core"):

@@ -11,8 +11,13 @@ import psutil
 import pytest
 from local_service import Service, answer, listening
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from test_faults import until
 
 from ablations.engine.service import CLUSTER, adopt
+
+EPOCHS = 300
+"""So many take some ten seconds: time to stop a study in."""
 
 
 @pytest.mark.parametrize("name", ["mlflow", "dashboard", "ray"])
@@ -79,23 +84,38 @@ def test_a_ray_that_starts_for_a_study_alone_is_on_loopback_and_one_that_it_join
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_submitted_study_is_in_the_mlflow_server_when_the_job_ends(service: Service) -> None:
+def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_and_is_in_mlflow_when_the_job_ends(
+    service: Service,
+) -> None:
     study = ["python", "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8"]
-    study += ["--seeds", "1", "--log-models"]
+    study += ["--seeds", "1", "--log-models", "--set", f"optim.epochs={EPOCHS}"]
+    uri = service.mlflow
+    assert service.job("submit", "--no-wait", "--submission-id", "first", "--", *study).returncode == 0
+    until(lambda: any("test/error" in run.data.metrics for run in runs_in(uri)))
+    assert "was stopped" in service.job("stop", "first").stdout
+    before = {run.info.run_id: run.info.status for run in runs_in(uri)}
+    assert list(before.values()) == ["KILLED"] * 2
+
     job = service.job("submit", "--", *study)  # from anywhere: jobs start where the service was started for
     assert job.returncode == 0, job.stdout + job.stderr
     assert "[1/1]" in job.stdout
-    uri = service.mlflow
     assert f"Report: {uri}/#/experiments/" in job.stdout
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("shortcuts")
-    assert experiment
-    runs = client.search_runs([experiment.experiment_id])
-    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    runs = runs_in(uri)
+    assert {run.info.run_id: run.info.status for run in runs} == dict.fromkeys(before, "FINISHED")
     (parent,) = (run for run in runs if "fingerprint" not in run.data.tags)
     assert parent.data.metrics["test_error_n/shortcut A depth 8"] == 1
     child = next(run for run in runs if run is not parent)
+    steps = [metric.step for metric in MlflowClient(uri).get_metric_history(child.info.run_id, "test/error")]
+    assert sorted(steps) == list(range(1, EPOCHS + 1))
+    assert child.data.tags["attempts"] == "2"
     assert_model_works(uri, child.outputs.model_outputs[0].model_id)
+
+
+def runs_in(uri: str) -> list[Run]:
+    """Of the study, its own among them."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("shortcuts")
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
 
 def assert_model_works(uri: str, model_id: str) -> None:
