@@ -488,7 +488,7 @@ def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
     assert len(signs) == 4 + 4 + 1 + 10  # four batches to train, and again for BatchNorm; one to test, and ten views of it
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "1e12"])
 def test_a_timeout_that_never_or_always_strikes_is_refused(seconds: str) -> None:
     with pytest.raises(ConfigError, match="--hang-timeout"):
         options.parse(STUDY, [f"--hang-timeout={seconds}"])
