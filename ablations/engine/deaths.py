@@ -18,6 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 ANSWER_SECONDS = 2.0
 READING_SECONDS = 10.0
 
+UNEXPLAINED = "its process was killed"
+"""The reason for a death of which no more is known."""
+
 Cause = Literal["process", "memory", "node"]
 
 
@@ -74,7 +77,7 @@ def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death
             return Death(f"made no step for {word['hung_seconds']:g} s", "process")
     if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words):
         return Death("killed by the kernel: its node ran out of memory", "memory")
-    return Death("its process was killed", "process")
+    return Death(UNEXPLAINED, "process")
 
 
 def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:

@@ -243,6 +243,7 @@ def train_group(job: Job, report: Report) -> None:
 
     Raises:
         Death: processes died more often than is borne; the last of them.
+        Exception: what its workers' code raised, if that ended the run, or if nothing else tells why it ended so often.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
     from ray.train import TrainingFailedError
@@ -260,9 +261,9 @@ def train_group(job: Job, report: Report) -> None:
             if raised is not None:
                 raise raised from None
             death = _explain(error, _worker_names(job.spec["world_size"]))
-        failures += not death.preempted
-        if failures > job.max_failures:
-            raise death
+            failures += not death.preempted
+            if failures > job.max_failures:
+                raise _reason(death, error) from None
         report({"restart": death.reason})
 
 
@@ -299,28 +300,56 @@ def _trainer(job: Job) -> Any:
     )
 
 
-def _raised_by_workers(error: Any) -> BaseException | None:
-    """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
+def _raised(error: Any) -> list[Exception]:
+    """What code of a group's workers raised: outcomes first, then errors of their own, then what tells of a lost peer only."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
 
-    failures = getattr(error, "worker_failures", {}).values()  # none where Train's own controller fails
-    raised = [failure for failure in failures if not isinstance(failure, RayError | RayTrainError)]
-    raised.sort(key=lambda failure: type(failure).__name__ not in OUTCOMES)
+    raised = [failure for failure in _failures(error) if not isinstance(failure, RayError | RayTrainError)]
+    return sorted(raised, key=lambda failure: (type(failure).__name__ not in OUTCOMES, _lost_its_peer(failure)))
+
+
+def _failures(error: Any) -> list[Exception]:
+    """How a group's workers ended; none where Train's own controller failed."""
+    return list(getattr(error, "worker_failures", {}).values())
+
+
+def _lost_its_peer(failure: Exception) -> bool:
+    """Whether a worker raised this because another one died: that is no error of its own. torch.distributed raises RuntimeErrors;
+    connections to storage, and files called like a library, are in the texts of others."""
+    return isinstance(failure, RuntimeError) and bool(LOST_PEER.search(str(failure)))
+
+
+def _raised_by_workers(error: Any) -> Exception | None:
+    """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
+    raised = _raised(error)
     for failure in raised:
         failure.add_note(str(error))  # the workers' tracebacks
-    if not raised or type(raised[0]).__name__ in OUTCOMES:
-        return next(iter(raised), None)
-    # The others lose their connection when one dies: that is no error of theirs.
-    bereaved = len(raised) < len(failures) or all(LOST_PEER.search(str(failure)) for failure in raised)
-    return None if bereaved else next(failure for failure in raised if not LOST_PEER.search(str(failure)))
+    if raised and type(raised[0]).__name__ not in OUTCOMES and (_one_died(error) or _lost_its_peer(raised[0])):
+        return None
+    return next(iter(raised), None)
+
+
+def _one_died(error: Any) -> bool:
+    """Whether a worker ended without raising anything."""
+    return len(_raised(error)) < len(_failures(error))
+
+
+def _reason(death: "Death", error: Any) -> Exception:
+    """Why a group ended that is not started again: where nobody knows of a death, what the workers raised says more."""
+    from ablations.engine import deaths
+
+    raised = _raised(error)
+    if death.reason != deaths.UNEXPLAINED or not raised or (_one_died(error) and _lost_its_peer(raised[0])):
+        return death
+    return raised[0]
 
 
 def _explain(error: Any, names: list[str]) -> "Death":
     """Why a group ended that its workers' own code did not end."""
     from ablations.engine import deaths
 
-    failures = getattr(error, "worker_failures", {}).values() or [error.controller_failure]
+    failures = _failures(error) or [error.controller_failure]
     return deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
 
 

@@ -1,0 +1,92 @@
+"""One trial, without a cluster: what ends a run, where it goes on from, and what is told of it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import WorkerGroupError
+from test_faults import job_of
+from torch.distributed import DistBackendError
+
+from ablations.engine import deaths, trial
+from ablations.engine.deaths import UNEXPLAINED, Death
+from resnet_core import ConfigError, Diverged
+
+GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4321")
+NCCL = DistBackendError("NCCL communicator was aborted on rank 1.")
+DIED = ActorDiedError()
+
+
+# What ends a group
+
+
+def failed(*failures: Exception) -> WorkerGroupError:
+    """A group of which each worker ended by one of these."""
+    return WorkerGroupError("tracebacks of all", dict(enumerate(failures)))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        OSError("checkpoint of epoch 3 not saved in s3://bucket/run: Connection reset by peer"),
+        ConfigError("data.root=/data/gloo: accepted: a folder"),
+        KeyError("NCCL"),
+        RuntimeError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
+def test_a_workers_own_error_ends_the_run_whatever_its_text_and_the_others_say(own: Exception, others: list[Exception]) -> None:
+    assert trial._raised_by_workers(failed(*others, own)) is own
+    assert "tracebacks of all" in own.__notes__[-1]
+
+
+@pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
+def test_workers_that_lost_a_peer_or_their_process_are_started_again(failures: list[Exception]) -> None:
+    assert trial._raised_by_workers(failed(*failures)) is None
+
+
+def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
+    diverged = Diverged("the loss is not finite in epoch 1")
+    assert trial._raised_by_workers(failed(DIED, GLOO, diverged)) is diverged
+
+
+class Group:
+    """Ray Train, where groups of workers end by what is given, one after another; then one comes to its end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *errors: Exception, explained: str = UNEXPLAINED) -> None:
+        left = iter(errors)
+
+        def fit() -> None:
+            for error in left:
+                raise error
+
+        monkeypatch.setattr(trial, "_trainer", lambda _: SimpleNamespace(fit=fit))
+        monkeypatch.setattr(trial, "_worker_names", lambda _: ["one", "two"])
+        monkeypatch.setattr(deaths, "explain", lambda *_: Death(explained, "process"))
+        self.reports: list[dict[str, Any]] = []
+        job = job_of(folder, "group", world_size=2, max_failures=1)
+        trial.report_outcome(self.reports.append, lambda: trial.train_group(job, self.reports.append))
+
+    @property
+    def end(self) -> tuple[str, str]:
+        return self.reports[-1]["outcome"], self.reports[-1].get("message", "")
+
+
+@pytest.mark.parametrize(
+    ("last", "explained", "reason"),
+    [
+        ([GLOO, GLOO], UNEXPLAINED, f"RuntimeError: {GLOO}"),  # nobody died, as far as anybody knows
+        ([DIED, KeyError("x")], UNEXPLAINED, "KeyError: 'x'"),
+        ([GLOO, DIED], UNEXPLAINED, UNEXPLAINED),
+        ([GLOO, GLOO], "made no step for 600 s", "made no step for 600 s"),
+    ],
+)
+def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
+) -> None:
+    group = Group(monkeypatch, tmp_path, failed(DIED), failed(*last), explained=explained)
+    assert group.reports[0] == {"restart": explained}
+    assert group.end == ("failed", reason)
