@@ -124,6 +124,7 @@ def spec_of(**settings: Any) -> RunSpec:
 def job_of(folder: Path, name: str, *, max_failures: int = 3, hang_timeout: float = 60, **settings: Any) -> Job:
     spec = spec_of(**settings)
     dataset = load_dataset(spec.data)
+    (folder / "checkpoints").mkdir(exist_ok=True)
     return Job(
         fingerprint=name,
         spec=resolve(spec, dataset).flat(),

@@ -12,6 +12,7 @@ from torch.distributed import DistBackendError
 
 from ablations.engine import deaths, trial
 from ablations.engine.deaths import UNEXPLAINED, Death
+from ablations.engine.trial import Job
 from resnet_core import ConfigError, Diverged
 
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4321")
@@ -56,7 +57,7 @@ def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
 class Group:
     """Ray Train, where groups of workers end by what is given, one after another; then one comes to its end."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *errors: Exception, explained: str = UNEXPLAINED) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, job: Job, *errors: Exception, explained: str = UNEXPLAINED) -> None:
         left = iter(errors)
 
         def fit() -> None:
@@ -67,12 +68,20 @@ class Group:
         monkeypatch.setattr(trial, "_worker_names", lambda _: ["one", "two"])
         monkeypatch.setattr(deaths, "explain", lambda *_: Death(explained, "process"))
         self.reports: list[dict[str, Any]] = []
-        job = job_of(folder, "group", world_size=2, max_failures=1)
         trial.report_outcome(self.reports.append, lambda: trial.train_group(job, self.reports.append))
 
     @property
     def end(self) -> tuple[str, str]:
         return self.reports[-1]["outcome"], self.reports[-1].get("message", "")
+
+
+def test_a_group_whose_storage_has_vanished_fails_and_does_not_make_it_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, "group", world_size=2)
+    Path(job.storage).rmdir()
+    group = Group(monkeypatch, job)
+    assert group.end == ("failed", f"FileNotFoundError: storage {job.storage} is gone")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,7 @@ class Group:
 def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raised(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
 ) -> None:
-    group = Group(monkeypatch, tmp_path, failed(DIED), failed(*last), explained=explained)
+    job = job_of(tmp_path, "group", world_size=2, max_failures=1)
+    group = Group(monkeypatch, job, failed(DIED), failed(*last), explained=explained)
     assert group.reports[0] == {"restart": explained}
     assert group.end == ("failed", reason)

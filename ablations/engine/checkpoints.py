@@ -37,7 +37,8 @@ class CheckpointFolder:
     at any moment, and nobody removes a whole checkpoint that is newer than its own.
 
     Storage that fails or is gone raises an OSError of one line with this folder and the reason. The folder is made once,
-    at a run's first checkpoint, and never again: below an unmounted share lies another, empty disk.
+    at a run's first checkpoint, and never again, and the storage that it is in never: below an unmounted share lies another,
+    empty disk.
     """
 
     def __init__(self, storage: str, name: str) -> None:
@@ -112,7 +113,7 @@ class CheckpointFolder:
     def _write(self, name: str, content: Buffer) -> None:
         if isinstance(self.files, fs.LocalFileSystem):
             if not self._made:
-                Path(self.folder).mkdir(parents=True, exist_ok=True)
+                Path(self.folder).mkdir(exist_ok=True)
             _write_durably(Path(self.folder) / name, content)
         else:
             # An upload that fails leaves no object. One that is interrupted may leave a truncated one: leaving the block

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.engine import paths
+from ablations.engine.storage import check_there
 
 if TYPE_CHECKING:
     from ablations.engine.deaths import Death
@@ -243,6 +244,7 @@ def train_group(job: Job, report: Report) -> None:
 
     Raises:
         Death: processes died more often than is borne; the last of them.
+        OSError: the storage is gone. Train would make it anew.
         Exception: what its workers' code raised, if that ended the run, or if nothing else tells why it ended so often.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
@@ -250,6 +252,7 @@ def train_group(job: Job, report: Report) -> None:
 
     failures = 0
     while True:
+        check_there(job.storage)
         try:
             _trainer(job).fit()
             return
