@@ -1,5 +1,8 @@
 """One trial, without a cluster: what ends a run, where it goes on from, and what is told of it."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +10,11 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
-from test_faults import job_of
+from test_faults import PROJECT, job_of
 from torch.distributed import DistBackendError
 
 from ablations.engine import deaths, trial
+from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.deaths import UNEXPLAINED, Death
 from ablations.engine.trial import Job
 from resnet_core import ConfigError, Diverged
@@ -18,6 +22,53 @@ from resnet_core import ConfigError, Diverged
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4321")
 NCCL = DistBackendError("NCCL communicator was aborted on rank 1.")
 DIED = ActorDiedError()
+
+
+# Where a run goes on from
+
+
+def saved(job: Job, *epochs: int) -> list[Path]:
+    """Checkpoint files of a run, oldest first."""
+    checkpoints = CheckpointFolder(job.storage, job.folder)
+    for epoch in epochs:
+        checkpoints.save({"history": [{}] * epoch}, epoch)
+    return sorted(Path(job.storage, job.folder).iterdir())
+
+
+def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, "run")
+    _, newest = saved(job, 1, 2)
+    content, seen = newest.read_bytes(), []
+
+    def agreed(restore: dict[str, Any], _: str) -> bool:
+        """As the others see it, who found the newest whole."""
+        seen.append(len(restore["history"]))
+        newest.write_bytes(content)
+        return seen[-1] == 2
+
+    monkeypatch.setattr(trial, "_agreed", agreed)
+    newest.write_bytes(content[:-10])
+    began = time.monotonic()
+    trial._restored(job, "cpu")
+    assert seen == [1, 2]
+    assert time.monotonic() - began >= trial.AGREEMENT_SECONDS
+
+
+def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from ablations.engine import trial
+from ablations.engine.watchdog import Watchdog
+from tests.test_faults import job_of
+trial._agreed = lambda *_: False
+job = job_of(Path({str(tmp_path)!r}), "run")
+with Watchdog(1, lambda: print("hung", flush=True)) as watchdog:
+    trial.train_epochs(job, "cpu", print, alive=watchdog.alive)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout) == (1, "hung\n"), done.stderr
 
 
 # What ends a group

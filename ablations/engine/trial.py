@@ -20,6 +20,7 @@ from ablations.engine import paths
 from ablations.engine.storage import check_there
 
 if TYPE_CHECKING:
+    from ablations.engine.checkpoints import CheckpointFolder
     from ablations.engine.deaths import Death
     from resnet_core import Dataset, RunSpec
 
@@ -42,6 +43,9 @@ NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STAT
 
 END_SECONDS = 60.0
 """How long a stopped training has for what it does when it ends, such as to end processes that read its images."""
+
+AGREEMENT_SECONDS = 0.2
+"""How long workers that found different checkpoints wait before they look again."""
 
 REPLACEMENT_SECONDS = 5.0
 """How often a group looks for a node in place of a lost one."""
@@ -149,7 +153,6 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0, alive:
 def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Callable[[], object]) -> None:
     import torch  # here and not above: the job's driver imports this module, and trains nothing
 
-    from ablations.engine.checkpoints import CheckpointFolder
     from resnet_core import fit
     from resnet_core.overrides import from_flat
 
@@ -157,9 +160,8 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     spec = from_flat(job.spec)
     dataset = _load(job, spec)
     alive()
-    checkpoints = CheckpointFolder(job.storage, job.folder)
-    while not _agreed(restore := checkpoints.latest() or _branched(job), device):
-        alive()  # a predecessor that was killed saved once more; it is gone in a moment
+    checkpoints, restore = _restored(job, device)
+    alive()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     conditions = {"conditions": {"device": _name_of(device), **versions}}
     history = restore["history"] if restore else []
@@ -193,6 +195,22 @@ def _load(job: Job, spec: "RunSpec") -> "Dataset":
     except ConfigError as error:
         raise ConfigError(f"on node {socket.gethostname()}: {error}; every node needs its own copy") from error
     return dataset
+
+
+def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any] | None]:
+    """The run's checkpoints, and the one from which all of its workers go on, if there is one.
+
+    Workers may see different ones: a predecessor that was killed saved once more and is gone in a moment, or one worker read what
+    the storage mended later. No sign of life is given: those that never agree are ended as hung.
+    """
+    from ablations.engine.checkpoints import CheckpointFolder
+
+    while True:
+        checkpoints = CheckpointFolder(job.storage, job.folder)  # one that was used does not look at damaged files again
+        restore = checkpoints.latest() or _branched(job)
+        if _agreed(restore, device):
+            return checkpoints, restore
+        time.sleep(AGREEMENT_SECONDS)
 
 
 def _branched(job: Job) -> dict[str, Any] | None:
