@@ -17,6 +17,7 @@ from resnet_core import ConfigError, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
 
+DAMAGED = "epoch-000001-0123456789abcdef.pt"
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
 
@@ -96,6 +97,8 @@ def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory
     blocked.write_text("a file where a folder should be")
     failed = Submitted(home, *arguments)
     blocked.unlink()
+    blocked.mkdir()
+    (blocked / DAMAGED).write_text("half of one")
     return failed, Submitted(home, *arguments)
 
 
@@ -115,6 +118,7 @@ def test_a_run_that_diverges_or_fails_leaves_the_others_alone(bad_luck: tuple[Su
     blocked = failed.plan.runs[-1]
     assert f"{blocked}: failed, OSError: checkpoints in {failed.storage}/{blocked.fingerprint} cannot be read: " in failed.text
     assert "1 of 3 runs have no result. To train just those: python " in failed.text
+    assert f"{blocked}: {failed.storage}/{blocked.fingerprint}/{DAMAGED} is damaged and is passed over\n" in mended.text
     assert mended.outcomes() == ["completed", "diverged", "completed"]
     assert mended.code == 0  # that it diverges is a result
     assert mended.run_ids() == failed.run_ids()

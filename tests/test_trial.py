@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,26 @@ def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
     trial._restored(job, "cpu")
     assert seen == [1, 2]
     assert time.monotonic() - began >= trial.AGREEMENT_SECONDS
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
+    job, reports = job_of(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
+    trial.train_epochs(job, "cpu", lambda _: None)
+    files = sorted(Path(job.storage, "run").iterdir())[::-1][:damaged]
+    for file in files:
+        file.write_bytes(b"half of")
+    trial.train_epochs(job, "cpu", reports.append)
+    note = "; ".join(f"{file} is damaged and is passed over" for file in files)
+    assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
+
+
+def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
+    (file,) = saved(job_of(tmp_path, "parent"), 1)
+    file.write_bytes(b"half of")
+    reports: list[dict[str, Any]] = []
+    trial.train_epochs(replace(job_of(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
+    assert reports[0]["note"] == f"{file} is damaged and is passed over"
 
 
 def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,16 @@ class CheckpointFolder:
     Storage that fails or is gone raises an OSError of one line with this folder and the reason. The folder is made once,
     at a run's first checkpoint, and never again, and the storage that it is in never: below an unmounted share lies another,
     empty disk.
+
+    Args:
+        warn: is told of each damaged file, in one line.
     """
 
-    def __init__(self, storage: str, name: str) -> None:
+    def __init__(self, storage: str, name: str, warn: Callable[[str], object] = logger.warning) -> None:
         self.files, root, shown = open_storage(storage)
         self.folder = f"{root}/{name}"
         self.where = f"{shown}/{name}"
+        self.warn = warn
         self._made = False
         self._rubbish: set[str] = set()
 
@@ -89,7 +93,7 @@ class CheckpointFolder:
                 if content is not None and _checksum(content) in names[0]:
                     return self._load(names[0], content)
                 if content is not None:
-                    logger.warning("%s/%s is damaged and is passed over", self.where, names[0])
+                    self.warn(f"{self.where}/{names[0]} is damaged and is passed over")
                 self._rubbish.add(names[0])
         return None
 

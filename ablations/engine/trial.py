@@ -1,7 +1,7 @@
 """One trial: a run trained in this process, or by a Ray Train worker group. Both train by `train_epochs`.
 
 Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}` after each
-epoch, and at the end `{"outcome": …, "message": …}`.
+epoch, with a `"note"` where there is something to say, and at the end `{"outcome": …, "message": …}`.
 """
 
 import os
@@ -10,7 +10,7 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,21 +160,25 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     spec = from_flat(job.spec)
     dataset = _load(job, spec)
     alive()
-    checkpoints, restore = _restored(job, device)
+    checkpoints, restore, damaged = _restored(job, device)
     alive()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     conditions = {"conditions": {"device": _name_of(device), **versions}}
+    # With an epoch, since workers of a group report as often as each other. This process's own output nobody sees.
+    unsaid = {"note": "; ".join(damaged)} if damaged else {}
+
+    def tell(epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]]) -> None:
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions, **unsaid})
+        unsaid.clear()
+        alive()
+
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
-        probes = restore["probes"] if restore and epoch == len(history) else []
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions})
-        alive()
+        tell(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
     for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
-        probes = result.state.probes if result.last else []
-        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, **conditions})
-        alive()
+        tell(result.epoch, result.metrics, result.state.probes if result.last else [])
 
 
 def _load(job: Job, spec: "RunSpec") -> "Dataset":
@@ -197,8 +201,8 @@ def _load(job: Job, spec: "RunSpec") -> "Dataset":
     return dataset
 
 
-def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any] | None]:
-    """The run's checkpoints, and the one from which all of its workers go on, if there is one.
+def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any] | None, list[str]]:
+    """The run's checkpoints, the one from which all of its workers go on, if there is one, and lines on damaged ones.
 
     Workers may see different ones: a predecessor that was killed saved once more and is gone in a moment, or one worker read what
     the storage mended later. No sign of life is given: those that never agree are ended as hung.
@@ -206,14 +210,16 @@ def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any]
     from ablations.engine.checkpoints import CheckpointFolder
 
     while True:
-        checkpoints = CheckpointFolder(job.storage, job.folder)  # one that was used does not look at damaged files again
-        restore = checkpoints.latest() or _branched(job)
+        damaged: list[str] = []
+        # A new one: one that was used does not look at damaged files again.
+        checkpoints = CheckpointFolder(job.storage, job.folder, damaged.append)
+        restore = checkpoints.latest() or _branched(job, damaged.append)
         if _agreed(restore, device):
-            return checkpoints, restore
+            return checkpoints, restore, damaged
         time.sleep(AGREEMENT_SECONDS)
 
 
-def _branched(job: Job) -> dict[str, Any] | None:
+def _branched(job: Job, warn: Callable[[str], object]) -> dict[str, Any] | None:
     """The checkpoint of another run that this one may start from, if it can be had."""
     from pickle import UnpicklingError
 
@@ -221,7 +227,7 @@ def _branched(job: Job) -> dict[str, Any] | None:
 
     with suppress(OSError, UnpicklingError):
         if job.branch:
-            return CheckpointFolder(job.storage, job.branch).latest(job.branch_epoch)
+            return CheckpointFolder(job.storage, job.branch, warn).latest(job.branch_epoch)
     return None
 
 
