@@ -129,16 +129,30 @@ def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
 class Group:
     """Ray Train, where groups of workers end by what is given, one after another; then one comes to its end."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, job: Job, *errors: Exception, explained: str = UNEXPLAINED) -> None:
-        left = iter(errors)
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        job: Job,
+        *errors: Exception,
+        death: Death = Death(UNEXPLAINED, "process"),  # noqa: B008 - a constant
+        epochs: bool = False,
+    ) -> None:
+        """
+        Args:
+            death: what is found out of each end.
+            epochs: whether each group gets an epoch further.
+        """
+        left = enumerate(errors, 1)
 
         def fit() -> None:
-            for error in left:
+            for epoch, error in left:
+                if epochs:
+                    saved(job, epoch)
                 raise error
 
         monkeypatch.setattr(trial, "_trainer", lambda _: SimpleNamespace(fit=fit))
         monkeypatch.setattr(trial, "_worker_names", lambda _: ["one", "two"])
-        monkeypatch.setattr(deaths, "explain", lambda *_: Death(explained, "process"))
+        monkeypatch.setattr(deaths, "explain", lambda *_: death)
         self.reports: list[dict[str, Any]] = []
         trial.report_outcome(self.reports.append, lambda: trial.train_group(job, self.reports.append))
 
@@ -169,6 +183,22 @@ def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raise
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
 ) -> None:
     job = job_of(tmp_path, "group", world_size=2, max_failures=1)
-    group = Group(monkeypatch, job, failed(DIED), failed(*last), explained=explained)
+    group = Group(monkeypatch, job, failed(DIED), failed(*last), death=Death(explained, "process"))
     assert group.reports[0] == {"restart": explained}
     assert group.end == ("failed", reason)
+
+
+LOST = Death("its node 10.0.0.7 was lost", "node")
+
+
+def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = job_of(tmp_path, "group", world_size=2, max_failures=1)
+    group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST)
+    assert len(group.reports) == 10 + 1 + 1  # losses that count for nothing, one that is borne as a failure, and the end
+    assert group.end == ("failed", "its node 10.0.0.7 was lost, and 11 before it without a new epoch")
+
+
+def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = job_of(tmp_path, "group", world_size=2, max_failures=0)
+    group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
+    assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]

@@ -97,6 +97,16 @@ class CheckpointFolder:
                 self._rubbish.add(names[0])
         return None
 
+    def newest(self) -> int:
+        """The epoch of the newest checkpoint, by its name alone; 0 if there is none.
+
+        Raises:
+            OSError: the storage cannot be read.
+        """
+        with _named(f"checkpoints in {self.where} cannot be read"):
+            names = self._names()
+            return int(names[0].split("-")[1]) if names else 0
+
     def _load(self, name: str, content: Buffer) -> dict[str, Any]:
         try:
             packed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -75,7 +75,7 @@ class Job:
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int = 3
-    """How often a run is taken up again after one of its processes died; the loss of a node does not count."""
+    """How often a run is taken up again after one of its processes died; the loss of a node does not count, see `deaths.Losses`."""
     hang_timeout: float = 600.0
     """Seconds without a step after which a process counts as hung."""
     download: bool = False
@@ -274,7 +274,10 @@ def train_group(job: Job, report: Report) -> None:
     os.environ.update(TRAIN_ENVIRONMENT)
     from ray.train import TrainingFailedError
 
-    failures = 0
+    from ablations.engine.checkpoints import CheckpointFolder
+    from ablations.engine.deaths import Losses
+
+    failures, losses = 0, Losses()
     while True:
         check_there(job.storage)
         try:
@@ -288,6 +291,7 @@ def train_group(job: Job, report: Report) -> None:
             if raised is not None:
                 raise raised from None
             death = _explain(error, _worker_names(job.spec["world_size"]))
+            death = losses.weigh(death, CheckpointFolder(job.storage, job.folder).newest())
             failures += not death.preempted
             if failures > job.max_failures:
                 raise _reason(death, error) from None
