@@ -191,7 +191,9 @@ def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raise
 LOST = Death("its node 10.0.0.7 was lost", "node")
 
 
-def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     job = job_of(tmp_path, "group", world_size=2, max_failures=1)
     group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST)
     assert len(group.reports) == 10 + 1 + 1  # losses that count for nothing, one that is borne as a failure, and the end
