@@ -31,6 +31,7 @@ def epoch_of(folder: CheckpointFolder) -> int | None:
 
 
 def saved(storage: Path, *epochs: int) -> CheckpointFolder:
+    storage.mkdir(exist_ok=True)
     folder = CheckpointFolder(str(storage), "run")
     for epoch in epochs:
         folder.save(state(epoch), epoch)
@@ -45,6 +46,7 @@ def files(storage: Path) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_newest_of_two_kept_is_read(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "some/where").mkdir(parents=True)
     folder = CheckpointFolder(f"{scheme}{tmp_path}/some/where", "run")
     assert epoch_of(folder) is None
     for epoch in (1, 2, 3):
@@ -172,6 +174,17 @@ def test_storage_that_is_gone_is_not_made_anew_elsewhere(tmp_path: Path, resumed
     storage.rmdir()
     (tmp_path / "away").rename(storage)
     assert epoch_of(folder) == 2
+
+
+def test_storage_that_vanished_before_a_run_began_is_not_made_anew(tmp_path: Path) -> None:
+    storage = tmp_path / "share"
+    folder = CheckpointFolder(str(storage), "run")
+    with pytest.raises(OSError, match=rf"^checkpoint of epoch 1 not saved in {storage}/run: .*No such file or directory"):
+        folder.save(state(1), 1)
+    assert not storage.exists()
+    storage.mkdir()
+    folder.save(state(1), 1)
+    assert epoch_of(folder) == 1
 
 
 def test_storage_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:

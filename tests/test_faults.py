@@ -23,6 +23,7 @@ from ray.util.state import list_actors, list_placement_groups
 
 from ablations.engine import deaths, options, paths, scheduler
 from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.deaths import Death
 from ablations.engine.study import make_plan
 from ablations.engine.trial import Job
 from ablations.shortcuts import STUDY
@@ -37,7 +38,7 @@ SPARE_BYTES = 3_000_000_000
 
 
 class Nodes:
-    """A head without CPUs, and nodes with one each, all on this machine."""
+    """A head without CPUs, and nodes with one each and a GPU that nobody computes on, all on this machine."""
 
     def __init__(self) -> None:
         config = {
@@ -48,7 +49,7 @@ class Nodes:
         }
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "_system_config": config}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes = [self.cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
         scheduler.connect()
 
@@ -62,7 +63,7 @@ class Nodes:
         self.lose(raylets.index(raylet))
 
     def add(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1))
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Those of Ray's processes that do this."""
@@ -124,6 +125,7 @@ def spec_of(**settings: Any) -> RunSpec:
 def job_of(folder: Path, name: str, *, max_failures: int = 3, hang_timeout: float = 60, **settings: Any) -> Job:
     spec = spec_of(**settings)
     dataset = load_dataset(spec.data)
+    (folder / "checkpoints").mkdir(exist_ok=True)
     return Job(
         fingerprint=name,
         spec=resolve(spec, dataset).flat(),
@@ -144,13 +146,18 @@ def run(
     *disturb: Callable[[Heard], None],
     on_restart: Callable[[Heard], None] = lambda _: None,
     max_concurrent: int | None = None,
+    gpus: float = 0,
 ) -> Heard:
-    """Runs jobs to their end while somebody disturbs them. Afterwards nothing of the cluster is taken."""
+    """Runs jobs to their end while somebody disturbs them. Afterwards nothing of the cluster is taken.
+
+    Args:
+        gpus: what each run takes; it does not know, and trains on the CPU. Only for runs of one worker: Train finds them out.
+    """
     heard = Heard(on_restart)
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
-    needs = scheduler.Needs(workers=jobs[0].spec["world_size"])
+    needs = scheduler.Needs(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
     scheduler.execute(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
     for thread in threads:
         thread.join(1)
@@ -166,8 +173,9 @@ def taken() -> dict[str, Any]:
     actors = [actor for actor in alive if actor[0] != "_AutoscalingCoordinatorActor"]
     reserved = list_placement_groups(address, limit=10_000)
     groups = [(group.bundles, group.state) for group in reserved if group.state != "REMOVED"]
-    cpus = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)
-    return {name: what for name, what in {"actors": actors, "groups": groups, "cpus": cpus}.items() if what}
+    there, free = ray.cluster_resources(), ray.available_resources()
+    used = {name: there.get(name, 0) - free.get(name, 0) for name in ("CPU", "GPU")}
+    return {name: what for name, what in {"actors": actors, "groups": groups, **used}.items() if what}
 
 
 def assert_free(seconds: float = 30) -> float:
@@ -220,7 +228,7 @@ def bad_day(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Heard:
         until(lambda: epochs_saved(folder, "unlucky") > reached + 3)
         nodes.lose_that_of(heard.pids["unlucky"])
 
-    heard = run(folder, jobs, disturb)
+    heard = run(folder, jobs, disturb, gpus=1)
     nodes.add()
     return heard
 
@@ -239,6 +247,24 @@ def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: He
     assert bad_day.deaths["stuck"] == [(hung, None), (hung, "failed")]
     assert bad_day.ended["lucky"] == ("completed", "")
     assert "lucky" not in bad_day.deaths
+
+
+def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = deaths.explain
+
+    def lost(*asked: Any) -> Death:
+        """What takes its node down each time, without the seconds that this takes."""
+        explain(*asked)
+        return Death("its node was lost", "node")
+
+    monkeypatch.setattr(deaths, "explain", lost)
+    monkeypatch.setattr(deaths, "LOSSES_BORNE", 1)
+    unreadable_checkpoint(tmp_path, "taking")
+    heard = run(tmp_path, [job_of(tmp_path, "taking", max_failures=0, hang_timeout=2.5)])
+    last = "its node was lost, and 1 before it without a new epoch"
+    assert heard.deaths["taking"] == [("its node was lost", None), (last, "failed")]
 
 
 # Memory
@@ -367,7 +393,7 @@ def test_a_stop_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
         until(lambda: epochs_saved(tmp_path, "stopped") >= 2)
         os.kill(os.getpid(), signal.SIGINT)
 
-    heard = run(tmp_path, [job_of(tmp_path, "stopped", optim__epochs=5000)], stop)  # asserts it
+    heard = run(tmp_path, [job_of(tmp_path, "stopped", optim__epochs=5000)], stop, gpus=1)  # asserts it
     assert not heard.ended
 
 
@@ -488,7 +514,7 @@ def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
     assert len(signs) == 4 + 4 + 1 + 10  # four batches to train, and again for BatchNorm; one to test, and ten views of it
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "1e12"])
 def test_a_timeout_that_never_or_always_strikes_is_refused(seconds: str) -> None:
     with pytest.raises(ConfigError, match="--hang-timeout"):
         options.parse(STUDY, [f"--hang-timeout={seconds}"])

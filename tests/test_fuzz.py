@@ -105,6 +105,7 @@ study_options = st.lists(
         option("--probe", mostly(fitting("probes")), 2),
         st.tuples(st.sampled_from(["--workers", "--max-concurrent"]), counts),
         st.tuples(st.sampled_from(["--cpus-per-worker", "--gpus-per-worker"]), shares),
+        option("--hang-timeout", mostly(st.sampled_from(["0.5", "600", "604800", "1e12"]))),
         st.tuples(st.sampled_from(["--storage", "--tracking-uri"]), odd),
         st.sampled_from([["--plan"], ["--fresh"], ["--log-models"]]),
         st.lists(odd, min_size=1, max_size=2),

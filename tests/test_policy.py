@@ -129,6 +129,7 @@ def velocities(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def job_of(folder: Path, name: str, spec: RunSpec, *, branch: str = "", branch_epoch: int = 0) -> Job:
     dataset = load_dataset(spec.data)
+    (folder / "checkpoints").mkdir(exist_ok=True)
     return Job(
         fingerprint=name,
         spec=resolve(spec, dataset).flat(),

@@ -1,5 +1,6 @@
 """A finished run is trained again from its record, and the two are compared to the bit."""
 
+import io
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 import ray
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from rich.console import Console
 
 from ablations.engine import options, paths
 from ablations.engine.agreement import Training, compare, environment, seed_noise
-from ablations.engine.replay import ReplayRequest, find, metrics_of, replay, seeds_of, spec_of
+from ablations.engine.replay import Recorded, ReplayRequest, _Listener, find, metrics_of, replay, seeds_of, spec_of
 from ablations.engine.study import Study, make_plan
 from ablations.engine.tracking import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
@@ -227,6 +229,19 @@ def test_other_data_than_the_recorded_are_refused(client: MlflowClient, root: st
     run_id = record(client, preset("smoke"), data="e" * 20)
     with pytest.raises(ConfigError, match=f"data.root={named}: accepted: data of the recorded version eeee"):
         replay(ReplayRequest(run=run_id, tracking_uri=client.tracking_uri, data_root=root))
+
+
+def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
+    spec = preset("smoke")
+    dataset = load_dataset(spec.data)
+    console = Console(file=io.StringIO(), width=200)
+    recorded = Recorded(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), seeds=SEEDS)
+    listener = _Listener(console, recorded, dataset)
+    metrics = dict.fromkeys(listener.names, 1.0)
+    listener.reported("run", {"epoch": 1, "metrics": metrics, "conditions": {}, "note": "a file is damaged"})
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().startswith("a file is damaged\n")
+    assert listener.epochs == {1: metrics}
 
 
 @pytest.fixture(scope="module")

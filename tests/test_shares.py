@@ -70,8 +70,8 @@ def test_runs_that_fit_on_no_node_that_is_there_take_nothing_from_those_that_do(
     assert part_of("gpus", claims, 8) == 4  # of the nodes that may come, they have theirs
 
 
-def test_a_search_that_has_no_further_run_leaves_the_rest_to_others() -> None:
-    jobs = iter([job_of(Path(), "last")])
+def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    jobs = iter([job_of(tmp_path, "last")])
     proposals = Proposals(Mock(next=lambda: next(jobs, None), finished=False))
     assert proposals.left == math.inf
     assert proposals.suggest("a")

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from PIL import Image
 from runs import weights_differ
 from submitted import STUDY, Killer, Submitted, planned
 
-from ablations.engine import scheduler
+from ablations.engine import scheduler, trial
 from ablations.engine.study import Study
 from ablations.engine.tracking import connect
 from resnet_core import ConfigError, fit
+from resnet_core.model import ResNet
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
 
+DAMAGED = "epoch-000001-0123456789abcdef.pt"
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
 
@@ -87,15 +90,29 @@ def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -
 
 @pytest.fixture(scope="module")
 def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submitted, Submitted]:
-    """A search of the validation split, of which one run diverges and one fails, and the same once that is mended."""
+    """A search of the validation split, of which one run diverges, one has a bug and one fails; the same once that is mended."""
     home = tmp_path_factory.mktemp("bad-luck")
     shutil.copy(empty, home / "mlflow.db")
-    arguments = ("--levels", "shortcut=A", "optim.lr=0.1,1e30,0.02", "--set", "data.validation=0.25")
+    arguments = ("--levels", "shortcut=A", "optim.lr=0.1,1e30,0.03,0.02", "--set", "data.validation=0.25")
     blocked = home / "checkpoints" / planned(*arguments).runs[-1].fingerprint
     blocked.parent.mkdir()
     blocked.write_text("a file where a folder should be")
-    failed = Submitted(home, *arguments)
+
+    def forward(_: ResNet, images: torch.Tensor) -> torch.Tensor:
+        return images.misspelt()  # type: ignore[attr-defined, no-any-return]
+
+    def train(config: dict[str, Any]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if config["job"]["spec"]["optim.lr"] == 0.03:
+                patch.setattr(ResNet, "forward", forward)
+            trial.train(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "train", train)
+        failed = Submitted(home, *arguments)
     blocked.unlink()
+    blocked.mkdir()
+    (blocked / DAMAGED).write_text("half of one")
     return failed, Submitted(home, *arguments)
 
 
@@ -109,22 +126,35 @@ def test_a_search_of_the_validation_split_leaves_the_test_set_alone(bad_luck: tu
 
 def test_a_run_that_diverges_or_fails_leaves_the_others_alone(bad_luck: tuple[Submitted, Submitted]) -> None:
     failed, mended = bad_luck
-    assert failed.outcomes() == ["completed", "diverged", "failed"]
+    assert failed.outcomes() == ["completed", "diverged", "failed", "failed"]
     assert failed.code == 1
     assert "1 diverged" in failed.text
     blocked = failed.plan.runs[-1]
     assert f"{blocked}: failed, OSError: checkpoints in {failed.storage}/{blocked.fingerprint} cannot be read: " in failed.text
-    assert "1 of 3 runs have no result. To train just those: python " in failed.text
-    assert mended.outcomes() == ["completed", "diverged", "completed"]
+    assert "2 of 4 runs have no result. To train just those: python " in failed.text
+    assert f"{blocked}: {failed.storage}/{blocked.fingerprint}/{DAMAGED} is damaged and is passed over\n" in mended.text
+    assert mended.outcomes() == ["completed", "diverged", "completed", "completed"]
     assert mended.code == 0  # that it diverges is a result
     assert mended.run_ids() == failed.run_ids()
+
+
+def test_a_bug_ends_its_run_with_a_reason_and_leaves_its_traceback_in_mlflow(bad_luck: tuple[Submitted, Submitted]) -> None:
+    failed, _ = bad_luck
+    reason = "AttributeError: 'Tensor' object has no attribute 'misspelt'"
+    assert f"{failed.plan.runs[2]}: failed, {reason}" in failed.text
+    assert failed.entry(2).tags["message"] == reason
+    text = Path(failed.client.download_artifacts(failed.entry(2).run_id, "traceback.txt")).read_text()
+    assert ", in forward\n    return images.misspelt()" in text
+    assert text.endswith(f"{reason}\n")
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undisturbed_training_here(home: Path) -> None:
     killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
     killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=40", "optim.lr=0.01")
     assert killer.join()
-    assert (killed.code, killed.entry().outcome, killed.entry().tags["attempts"]) == (0, "completed", "2")
+    tags = killed.entry().tags
+    assert (killed.code, killed.entry().outcome, tags["attempts"]) == (0, "completed", "2")
+    assert tags["last_interruption"] == "its process was killed"
     assert killed.steps() == list(range(1, 41))
     torch.set_num_threads(1)
     *_, last = fit(killed.plan.runs[0].spec)

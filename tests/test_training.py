@@ -92,18 +92,22 @@ def test_initial_weights_follow_from_the_seed_alone(seed: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"iterations": 6}, {"schedule": "cosine", "decay": "weights"}])
-def test_a_restored_run_ends_with_the_bits_of_an_uninterrupted_one(changes: dict[str, Any]) -> None:
-    spec = override(SMOKE, changes)
-    results, (first, last) = train(spec)
-    torch.manual_seed(1)
-    continued, (end,) = train(spec, restore=first)
-    assert [(result.epoch, result.last) for result in continued] == [(2, True)]
-    assert not weights_differ(end["model"], last["model"])
-    assert not weights_differ(*({str(k): v["momentum_buffer"] for k, v in c["optimizer"]["state"].items()} for c in (end, last)))
-    assert (end["step"], end["scaler"]) == (last["step"], last["scaler"])
-    assert learned(end["history"]) == learned(last["history"])
-    assert results[-1].metrics["test/loss"] == continued[-1].metrics["test/loss"]
+@pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"iterations": 14}, {"schedule": "cosine", "decay": "weights"}])
+def test_a_run_restored_after_any_epoch_ends_with_the_bits_of_an_uninterrupted_one(changes: dict[str, Any]) -> None:
+    spec = override(SMOKE, {"epochs": 4, **changes})
+    results, checkpoints = train(spec)
+    last = checkpoints[-1]
+    assert len(checkpoints) == 4
+    for epoch in (1, 2, 3):
+        torch.manual_seed(1)
+        continued, (*_, end) = train(spec, restore=checkpoints[epoch - 1])
+        assert [(result.epoch, result.last) for result in continued] == [(later, later == 4) for later in range(epoch + 1, 5)]
+        assert not weights_differ(end["model"], last["model"])
+        momenta = ({str(k): v["momentum_buffer"] for k, v in state["optimizer"]["state"].items()} for state in (end, last))
+        assert not weights_differ(*momenta)
+        assert (end["step"], end["scaler"]) == (last["step"], last["scaler"])
+        assert learned(end["history"]) == learned(last["history"])
+        assert results[-1].metrics["test/loss"] == continued[-1].metrics["test/loss"]
 
 
 def test_a_finished_run_has_nothing_left_to_do_when_restored() -> None:

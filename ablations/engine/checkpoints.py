@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,18 @@ class CheckpointFolder:
     at any moment, and nobody removes a whole checkpoint that is newer than its own.
 
     Storage that fails or is gone raises an OSError of one line with this folder and the reason. The folder is made once,
-    at a run's first checkpoint, and never again: below an unmounted share lies another, empty disk.
+    at a run's first checkpoint, and never again, and the storage that it is in never: below an unmounted share lies another,
+    empty disk.
+
+    Args:
+        warn: is told of each damaged file, in one line.
     """
 
-    def __init__(self, storage: str, name: str) -> None:
+    def __init__(self, storage: str, name: str, warn: Callable[[str], object] = logger.warning) -> None:
         self.files, root, shown = open_storage(storage)
         self.folder = f"{root}/{name}"
         self.where = f"{shown}/{name}"
+        self.warn = warn
         self._made = False
         self._rubbish: set[str] = set()
 
@@ -88,9 +93,19 @@ class CheckpointFolder:
                 if content is not None and _checksum(content) in names[0]:
                     return self._load(names[0], content)
                 if content is not None:
-                    logger.warning("%s/%s is damaged and is passed over", self.where, names[0])
+                    self.warn(f"{self.where}/{names[0]} is damaged and is passed over")
                 self._rubbish.add(names[0])
         return None
+
+    def newest(self) -> int:
+        """The epoch of the newest checkpoint, by its name alone; 0 if there is none.
+
+        Raises:
+            OSError: the storage cannot be read.
+        """
+        with _named(f"checkpoints in {self.where} cannot be read"):
+            names = self._names()
+            return int(names[0].split("-")[1]) if names else 0
 
     def _load(self, name: str, content: Buffer) -> dict[str, Any]:
         try:
@@ -112,7 +127,7 @@ class CheckpointFolder:
     def _write(self, name: str, content: Buffer) -> None:
         if isinstance(self.files, fs.LocalFileSystem):
             if not self._made:
-                Path(self.folder).mkdir(parents=True, exist_ok=True)
+                Path(self.folder).mkdir(exist_ok=True)
             _write_durably(Path(self.folder) / name, content)
         else:
             # An upload that fails leaves no object. One that is interrupted may leave a truncated one: leaving the block

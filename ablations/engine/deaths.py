@@ -18,6 +18,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 ANSWER_SECONDS = 2.0
 READING_SECONDS = 10.0
 
+UNEXPLAINED = "its process was killed"
+"""The reason for a death of which no more is known."""
+
+LOSSES_BORNE = 10
+"""How many nodes a run may lose without a new epoch before further losses count as its failures: a run that takes its node down
+each time would go on for ever."""
+
 Cause = Literal["process", "memory", "node"]
 
 
@@ -35,6 +42,24 @@ class Death(RayActorError):  # noqa: N818 - it is one, and says so
     def outcome(self) -> str:
         """How a run ends that ends by this."""
         return "oom" if self.cause == "memory" else "failed"
+
+
+class Losses:
+    """The nodes that a run has lost since its last new epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = self.count = 0
+
+    def weigh(self, death: Death, epoch: int) -> Death:
+        """A death of a run that had reached this epoch; a failure where it is the loss of one node too many."""
+        if epoch > self.epoch:
+            self.epoch, self.count = epoch, 0
+        if death.cause != "node":
+            return death
+        self.count += 1
+        if self.count <= LOSSES_BORNE:
+            return death
+        return Death(f"{death.reason}, and {self.count - 1} before it without a new epoch", "process")
 
 
 def leave_word(name: str, **more: Any) -> None:
@@ -74,7 +99,7 @@ def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death
             return Death(f"made no step for {word['hung_seconds']:g} s", "process")
     if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words):
         return Death("killed by the kernel: its node ran out of memory", "memory")
-    return Death("its process was killed", "process")
+    return Death(UNEXPLAINED, "process")
 
 
 def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:

@@ -16,6 +16,8 @@ from resnet_core.overrides import assignments, field_name
 PLACEMENTS = ("pack", "spread")
 SMALLEST_SHARE = 0.001
 """Of a CPU or a GPU. Ray counts in ten-thousandths."""
+LONGEST_HANG_SECONDS = 7 * 24 * 3600
+"""A week. The watchdog's timer takes some 290 years, and there would be no watchdog beyond."""
 PASSWORD = re.compile(
     r"://[^?#]*:(?!\d{1,5}/)[^?#]*@|^https?://[^/?#]*@|[?&](?:\w*(?:secret|token|password|credential)\w*|\w*_key|api_?key|sig)=",
     re.IGNORECASE,
@@ -64,8 +66,8 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     _positive("--max-concurrent", given.max_concurrent)
     if given.placement not in PLACEMENTS:
         raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
-    if not 0 < given.hang_timeout < float("inf"):
-        raise reject("--hang-timeout", given.hang_timeout, "accepted: seconds above 0")
+    if not 0 < given.hang_timeout <= LONGEST_HANG_SECONDS:
+        raise reject("--hang-timeout", given.hang_timeout, f"accepted: seconds above 0, at most {LONGEST_HANG_SECONDS} (a week)")
     check_shares(given.cpus_per_worker, given.gpus_per_worker)
     for one, others in (("report", ("plan", "fresh", "log_models")), ("plan", ("log_models",))):
         if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):

@@ -37,6 +37,8 @@ class Relay:
             self.tracker.started(run, report["restart"])
             self.progress.note(run, f"{report['restart']}; it goes on from its last checkpoint")
         else:
+            if "note" in report:
+                self.progress.note(run, report["note"])
             self.tracker.epoch(run, report["epoch"], report["metrics"], report["conditions"], report["probes"])
             self.progress.epoch(run, report["epoch"], report["metrics"])
             self._mention_waiting(run, report["metrics"])

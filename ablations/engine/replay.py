@@ -201,6 +201,8 @@ class _Listener:
         elif "restart" in report:
             self.died(fingerprint, report["restart"], outcome=None)
         else:
+            if "note" in report:
+                terminal.say(self.console, report["note"])
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
             if time.monotonic() > self.said + PROGRESS_SECONDS:

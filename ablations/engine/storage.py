@@ -20,6 +20,13 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str, str]:
     return files, path.rstrip("/"), f"{storage.partition('://')[0]}://{path}"
 
 
+def check_there(storage: str) -> None:
+    """Raises OSError where the folder that `check_storage` made is gone. Whoever made it anew would fill another disk."""
+    files, path, name = open_storage(storage)
+    if isinstance(files, fs.LocalFileSystem) and not Path(path).is_dir():
+        raise FileNotFoundError(f"storage {name} is gone")
+
+
 def check_storage(storage: str) -> None:
     """Makes the folder; raises ConfigError where this process cannot keep anything."""
     name = storage.partition("?")[0].rpartition("@")[2]

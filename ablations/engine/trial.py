@@ -1,7 +1,7 @@
 """One trial: a run trained in this process, or by a Ray Train worker group. Both train by `train_epochs`.
 
 Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}` after each
-epoch, and at the end `{"outcome": …, "message": …}`.
+epoch, with a `"note"` where there is something to say, and at the end `{"outcome": …, "message": …}`.
 """
 
 import os
@@ -10,15 +10,17 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.engine import paths
+from ablations.engine.storage import check_there
 
 if TYPE_CHECKING:
+    from ablations.engine.checkpoints import CheckpointFolder
     from ablations.engine.deaths import Death
     from resnet_core import Dataset, RunSpec
 
@@ -41,6 +43,9 @@ NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STAT
 
 END_SECONDS = 60.0
 """How long a stopped training has for what it does when it ends, such as to end processes that read its images."""
+
+AGREEMENT_SECONDS = 0.2
+"""How long workers that found different checkpoints wait before they look again."""
 
 REPLACEMENT_SECONDS = 5.0
 """How often a group looks for a node in place of a lost one."""
@@ -70,7 +75,7 @@ class Job:
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int = 3
-    """How often a run is taken up again after one of its processes died; the loss of a node does not count."""
+    """How often a run is taken up again after one of its processes died; the loss of a node does not count, see `deaths.Losses`."""
     placement: str = "pack"
     """How Ray lays a group's workers onto nodes: `pack`, on as few as it can, or `spread`, on as many."""
     hang_timeout: float = 600.0
@@ -155,7 +160,6 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0, alive:
 def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Callable[[], object]) -> None:
     import torch  # here and not above: the job's driver imports this module, and trains nothing
 
-    from ablations.engine.checkpoints import CheckpointFolder
     from resnet_core import fit
     from resnet_core.overrides import from_flat
 
@@ -163,22 +167,25 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     spec = from_flat(job.spec)
     dataset = _load(job, spec)
     alive()
-    checkpoints = CheckpointFolder(job.storage, job.folder)
-    while not _agreed(restore := checkpoints.latest() or _branched(job), device):
-        alive()  # a predecessor that was killed saved once more; it is gone in a moment
+    checkpoints, restore, damaged = _restored(job, device)
+    alive()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     conditions = {"conditions": {"device": _name_of(device), **versions}}
+    # With an epoch, since workers of a group report as often as each other. This process's own output nobody sees.
+    unsaid = {"note": "; ".join(damaged)} if damaged else {}
+
+    def tell(epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]]) -> None:
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions, **unsaid})
+        unsaid.clear()
+        alive()
+
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
-        probes = restore["probes"] if restore and epoch == len(history) else []
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions})
-        alive()
+        tell(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
     for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
-        probes = result.state.probes if result.last else []
-        report({"epoch": result.epoch, "metrics": _with_gpu_hours(result.metrics, job), "probes": probes, **conditions})
-        alive()
+        tell(result.epoch, result.metrics, result.state.probes if result.last else [])
 
 
 def _load(job: Job, spec: "RunSpec") -> "Dataset":
@@ -201,7 +208,25 @@ def _load(job: Job, spec: "RunSpec") -> "Dataset":
     return dataset
 
 
-def _branched(job: Job) -> dict[str, Any] | None:
+def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any] | None, list[str]]:
+    """The run's checkpoints, the one from which all of its workers go on, if there is one, and lines on damaged ones.
+
+    Workers may see different ones: a predecessor that was killed saved once more and is gone in a moment, or one worker read what
+    the storage mended later. No sign of life is given: those that never agree are ended as hung.
+    """
+    from ablations.engine.checkpoints import CheckpointFolder
+
+    while True:
+        damaged: list[str] = []
+        # A new one: one that was used does not look at damaged files again.
+        checkpoints = CheckpointFolder(job.storage, job.folder, damaged.append)
+        restore = checkpoints.latest() or _branched(job, damaged.append)
+        if _agreed(restore, device):
+            return checkpoints, restore, damaged
+        time.sleep(AGREEMENT_SECONDS)
+
+
+def _branched(job: Job, warn: Callable[[str], object]) -> dict[str, Any] | None:
     """The checkpoint of another run that this one may start from, if it can be had."""
     from pickle import UnpicklingError
 
@@ -209,7 +234,7 @@ def _branched(job: Job) -> dict[str, Any] | None:
 
     with suppress(OSError, UnpicklingError):
         if job.branch:
-            return CheckpointFolder(job.storage, job.branch).latest(job.branch_epoch)
+            return CheckpointFolder(job.storage, job.branch, warn).latest(job.branch_epoch)
     return None
 
 
@@ -250,12 +275,18 @@ def train_group(job: Job, report: Report) -> None:
 
     Raises:
         Death: processes died more often than is borne; the last of them.
+        OSError: the storage is gone. Train would make it anew.
+        Exception: what its workers' code raised, if that ended the run, or if nothing else tells why it ended so often.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
     from ray.train import TrainingFailedError
 
-    failures = 0
+    from ablations.engine.checkpoints import CheckpointFolder
+    from ablations.engine.deaths import Losses
+
+    failures, losses = 0, Losses()
     while True:
+        check_there(job.storage)
         try:
             _trainer(job).fit()
             return
@@ -267,9 +298,10 @@ def train_group(job: Job, report: Report) -> None:
             if raised is not None:
                 raise raised from None
             death = _explain(error, _worker_names(job.spec["world_size"]))
-        failures += not death.preempted
-        if failures > job.max_failures:
-            raise death
+            death = losses.weigh(death, CheckpointFolder(job.storage, job.folder).newest())
+            failures += not death.preempted
+            if failures > job.max_failures:
+                raise _reason(death, error) from None
         report({"restart": death.reason})
 
 
@@ -309,28 +341,56 @@ def _trainer(job: Job) -> Any:
     )
 
 
-def _raised_by_workers(error: Any) -> BaseException | None:
-    """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
+def _raised(error: Any) -> list[Exception]:
+    """What code of a group's workers raised: outcomes first, then errors of their own, then what tells of a lost peer only."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
 
-    failures = getattr(error, "worker_failures", {}).values()  # none where Train's own controller fails
-    raised = [failure for failure in failures if not isinstance(failure, RayError | RayTrainError)]
-    raised.sort(key=lambda failure: type(failure).__name__ not in OUTCOMES)
+    raised = [failure for failure in _failures(error) if not isinstance(failure, RayError | RayTrainError)]
+    return sorted(raised, key=lambda failure: (type(failure).__name__ not in OUTCOMES, _lost_its_peer(failure)))
+
+
+def _failures(error: Any) -> list[Exception]:
+    """How a group's workers ended; none where Train's own controller failed."""
+    return list(getattr(error, "worker_failures", {}).values())
+
+
+def _lost_its_peer(failure: Exception) -> bool:
+    """Whether a worker raised this because another one died: that is no error of its own. torch.distributed raises RuntimeErrors;
+    connections to storage, and files called like a library, are in the texts of others."""
+    return isinstance(failure, RuntimeError) and bool(LOST_PEER.search(str(failure)))
+
+
+def _raised_by_workers(error: Any) -> Exception | None:
+    """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
+    raised = _raised(error)
     for failure in raised:
         failure.add_note(str(error))  # the workers' tracebacks
-    if not raised or type(raised[0]).__name__ in OUTCOMES:
-        return next(iter(raised), None)
-    # The others lose their connection when one dies: that is no error of theirs.
-    bereaved = len(raised) < len(failures) or all(LOST_PEER.search(str(failure)) for failure in raised)
-    return None if bereaved else next(failure for failure in raised if not LOST_PEER.search(str(failure)))
+    if raised and type(raised[0]).__name__ not in OUTCOMES and (_one_died(error) or _lost_its_peer(raised[0])):
+        return None
+    return next(iter(raised), None)
+
+
+def _one_died(error: Any) -> bool:
+    """Whether a worker ended without raising anything."""
+    return len(_raised(error)) < len(_failures(error))
+
+
+def _reason(death: "Death", error: Any) -> Exception:
+    """Why a group ended that is not started again: where nobody knows of a death, what the workers raised says more."""
+    from ablations.engine import deaths
+
+    raised = _raised(error)
+    if death.reason != deaths.UNEXPLAINED or not raised or (_one_died(error) and _lost_its_peer(raised[0])):
+        return death
+    return raised[0]
 
 
 def _explain(error: Any, names: list[str]) -> "Death":
     """Why a group ended that its workers' own code did not end."""
     from ablations.engine import deaths
 
-    failures = getattr(error, "worker_failures", {}).values() or [error.controller_failure]
+    failures = _failures(error) or [error.controller_failure]
     return deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
 
 

@@ -1,6 +1,7 @@
 """What Ray Tune's loop does otherwise here. It has no public door to any of this: the version of Ray is pinned."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,20 @@ class Controller(tune_controller.TuneController):
 
     places: Callable[[], int]
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._losses: defaultdict[str, deaths.Losses] = defaultdict(deaths.Losses)
+        """Of nodes, by trial."""
+
     @property
     def limit(self) -> int:
         return type(self).places()
+
+    def _process_trial_failure(self, trial: Any, exception: Exception) -> None:
+        # Tune does not count the loss of a node, however often it happens.
+        if isinstance(exception, deaths.Death):
+            exception = self._losses[trial.trial_id].weigh(exception, trial.run_metadata.last_result.get("epoch", 0))
+        super()._process_trial_failure(trial, exception)
 
     def _maybe_update_trial_queue(self) -> None:
         # One whose process starts is pending to Tune, but nobody waits with it for room.

@@ -70,7 +70,7 @@ def seconds_per_epoch(job: Job, variant: Callable[[Journal], Any]) -> float:
             report(values)
             times.append(time.perf_counter())
 
-        train_epochs(replace(job, storage=f"{folder}/checkpoints"), "cpu", heard, alive=alive)
+        train_epochs(replace(job, storage=folder), "cpu", heard, alive=alive)
         journal.clear()
     return (times[-1] - times[0]) / (len(times) - 1)
 

@@ -1,0 +1,206 @@
+"""One trial, without a cluster: what ends a run, where it goes on from, and what is told of it."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import WorkerGroupError
+from test_faults import PROJECT, job_of
+from torch.distributed import DistBackendError
+
+from ablations.engine import deaths, trial
+from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.deaths import UNEXPLAINED, Death
+from ablations.engine.trial import Job
+from resnet_core import ConfigError, Diverged
+
+GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4321")
+NCCL = DistBackendError("NCCL communicator was aborted on rank 1.")
+DIED = ActorDiedError()
+
+
+# Where a run goes on from
+
+
+def saved(job: Job, *epochs: int) -> list[Path]:
+    """Checkpoint files of a run, oldest first."""
+    checkpoints = CheckpointFolder(job.storage, job.folder)
+    for epoch in epochs:
+        checkpoints.save({"history": [{}] * epoch}, epoch)
+    return sorted(Path(job.storage, job.folder).iterdir())
+
+
+def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, "run")
+    _, newest = saved(job, 1, 2)
+    content, seen = newest.read_bytes(), []
+
+    def agreed(restore: dict[str, Any], _: str) -> bool:
+        """As the others see it, who found the newest whole."""
+        seen.append(len(restore["history"]))
+        newest.write_bytes(content)
+        return seen[-1] == 2
+
+    monkeypatch.setattr(trial, "_agreed", agreed)
+    newest.write_bytes(content[:-10])
+    began = time.monotonic()
+    trial._restored(job, "cpu")
+    assert seen == [1, 2]
+    assert time.monotonic() - began >= trial.AGREEMENT_SECONDS
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
+    job, reports = job_of(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
+    trial.train_epochs(job, "cpu", lambda _: None)
+    files = sorted(Path(job.storage, "run").iterdir())[::-1][:damaged]
+    for file in files:
+        file.write_bytes(b"half of")
+    trial.train_epochs(job, "cpu", reports.append)
+    note = "; ".join(f"{file} is damaged and is passed over" for file in files)
+    assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
+
+
+def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
+    (file,) = saved(job_of(tmp_path, "parent"), 1)
+    file.write_bytes(b"half of")
+    reports: list[dict[str, Any]] = []
+    trial.train_epochs(replace(job_of(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
+    assert reports[0]["note"] == f"{file} is damaged and is passed over"
+
+
+def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from ablations.engine import trial
+from ablations.engine.watchdog import Watchdog
+from tests.test_faults import job_of
+trial._agreed = lambda *_: False
+job = job_of(Path({str(tmp_path)!r}), "run")
+with Watchdog(1, lambda: print("hung", flush=True)) as watchdog:
+    trial.train_epochs(job, "cpu", print, alive=watchdog.alive)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout) == (1, "hung\n"), done.stderr
+
+
+# What ends a group
+
+
+def failed(*failures: Exception) -> WorkerGroupError:
+    """A group of which each worker ended by one of these."""
+    return WorkerGroupError("tracebacks of all", dict(enumerate(failures)))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        OSError("checkpoint of epoch 3 not saved in s3://bucket/run: Connection reset by peer"),
+        ConfigError("data.root=/data/gloo: accepted: a folder"),
+        KeyError("NCCL"),
+        RuntimeError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
+def test_a_workers_own_error_ends_the_run_whatever_its_text_and_the_others_say(own: Exception, others: list[Exception]) -> None:
+    assert trial._raised_by_workers(failed(*others, own)) is own
+    assert "tracebacks of all" in own.__notes__[-1]
+
+
+@pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
+def test_workers_that_lost_a_peer_or_their_process_are_started_again(failures: list[Exception]) -> None:
+    assert trial._raised_by_workers(failed(*failures)) is None
+
+
+def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
+    diverged = Diverged("the loss is not finite in epoch 1")
+    assert trial._raised_by_workers(failed(DIED, GLOO, diverged)) is diverged
+
+
+class Group:
+    """Ray Train, where groups of workers end by what is given, one after another; then one comes to its end."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        job: Job,
+        *errors: Exception,
+        death: Death = Death(UNEXPLAINED, "process"),  # noqa: B008 - a constant
+        epochs: bool = False,
+    ) -> None:
+        """
+        Args:
+            death: what is found out of each end.
+            epochs: whether each group gets an epoch further.
+        """
+        left = enumerate(errors, 1)
+
+        def fit() -> None:
+            for epoch, error in left:
+                if epochs:
+                    saved(job, epoch)
+                raise error
+
+        monkeypatch.setattr(trial, "_trainer", lambda _: SimpleNamespace(fit=fit))
+        monkeypatch.setattr(trial, "_worker_names", lambda _: ["one", "two"])
+        monkeypatch.setattr(deaths, "explain", lambda *_: death)
+        self.reports: list[dict[str, Any]] = []
+        trial.report_outcome(self.reports.append, lambda: trial.train_group(job, self.reports.append))
+
+    @property
+    def end(self) -> tuple[str, str]:
+        return self.reports[-1]["outcome"], self.reports[-1].get("message", "")
+
+
+def test_a_group_whose_storage_has_vanished_fails_and_does_not_make_it_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, "group", world_size=2)
+    Path(job.storage).rmdir()
+    group = Group(monkeypatch, job)
+    assert group.end == ("failed", f"FileNotFoundError: storage {job.storage} is gone")
+
+
+@pytest.mark.parametrize(
+    ("last", "explained", "reason"),
+    [
+        ([GLOO, GLOO], UNEXPLAINED, f"RuntimeError: {GLOO}"),  # nobody died, as far as anybody knows
+        ([DIED, KeyError("x")], UNEXPLAINED, "KeyError: 'x'"),
+        ([GLOO, DIED], UNEXPLAINED, UNEXPLAINED),
+        ([GLOO, GLOO], "made no step for 600 s", "made no step for 600 s"),
+    ],
+)
+def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
+) -> None:
+    job = job_of(tmp_path, "group", world_size=2, max_failures=1)
+    group = Group(monkeypatch, job, failed(DIED), failed(*last), death=Death(explained, "process"))
+    assert group.reports[0] == {"restart": explained}
+    assert group.end == ("failed", reason)
+
+
+LOST = Death("its node 10.0.0.7 was lost", "node")
+
+
+def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, "group", world_size=2, max_failures=1)
+    group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST)
+    assert len(group.reports) == 10 + 1 + 1  # losses that count for nothing, one that is borne as a failure, and the end
+    assert group.end == ("failed", "its node 10.0.0.7 was lost, and 11 before it without a new epoch")
+
+
+def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = job_of(tmp_path, "group", world_size=2, max_failures=0)
+    group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
+    assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]
