@@ -31,6 +31,7 @@ LAYERS = [
                 "watchdog",
                 "deaths",
                 "worker_group",
+                "group_failures",
                 "trial",
                 "tune_loop",
                 "tune_callbacks",
@@ -70,7 +71,18 @@ HOME = {
     "ray": {
         f"ablations.engine.{name}"
         for name in (
-            *("deaths", "worker_group", "trial", "tune_loop", "tune_callbacks", "capacity", "shares", "scheduler", "service"),
+            *(
+                "deaths",
+                "worker_group",
+                "group_failures",
+                "trial",
+                "tune_loop",
+                "tune_callbacks",
+                "capacity",
+                "shares",
+                "scheduler",
+                "service",
+            ),
             *(f"health.{name}" for name in ("nodes", "exposure", "all_reduce", "checkup")),
         )
     },

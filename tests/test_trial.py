@@ -14,7 +14,7 @@ from ray.train import WorkerGroupError
 from test_faults import PROJECT, job_of
 from torch.distributed import DistBackendError
 
-from ablations.engine import deaths, trial
+from ablations.engine import deaths, group_failures, trial
 from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.deaths import UNEXPLAINED, Death
 from ablations.engine.trial import Job
@@ -112,18 +112,18 @@ def failed(*failures: Exception) -> WorkerGroupError:
 )
 @pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
 def test_a_workers_own_error_ends_the_run_whatever_its_text_and_the_others_say(own: Exception, others: list[Exception]) -> None:
-    assert trial._raised_by_workers(failed(*others, own)) is own
+    assert group_failures.raised_by_workers(failed(*others, own)) is own
     assert "tracebacks of all" in own.__notes__[-1]
 
 
 @pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
 def test_workers_that_lost_a_peer_or_their_process_are_started_again(failures: list[Exception]) -> None:
-    assert trial._raised_by_workers(failed(*failures)) is None
+    assert group_failures.raised_by_workers(failed(*failures)) is None
 
 
 def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
     diverged = Diverged("the loss is not finite in epoch 1")
-    assert trial._raised_by_workers(failed(DIED, GLOO, diverged)) is diverged
+    assert group_failures.raised_by_workers(failed(DIED, GLOO, diverged)) is diverged
 
 
 class Group:

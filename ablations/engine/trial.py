@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.engine import paths
+from ablations.engine.group_failures import OUTCOMES, explain, is_too_small, raised_by_workers, reason_of
 from ablations.engine.storage import check_there
 
 if TYPE_CHECKING:
     from ablations.engine.checkpoints import CheckpointFolder
-    from ablations.engine.deaths import Death
     from resnet_core import Dataset, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
@@ -34,9 +34,6 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
-
-LOST_PEER = re.compile("gloo|NCCL|Connection (closed|reset)", re.IGNORECASE)
-"""What torch.distributed says in the workers that are left when one has died."""
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
 """What there is to read, in errors of any type, where memory is short: of torch's allocators, C++, cuBLAS, cuDNN and Linux."""
@@ -53,10 +50,6 @@ REPLACEMENT_SECONDS = 5.0
 
 class OutOfMemory(Exception):  # noqa: N818 - an outcome of a run, not a mistake
     """A run needs more memory than there is."""
-
-
-OUTCOMES = {"Diverged": "diverged", "OutOfMemory": "oom"}
-"""How runs end by the name of what they raise, known here without importing torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,17 +284,17 @@ def train_group(job: Job, report: Report) -> None:
             _trainer(job).fit()
             return
         except TrainingFailedError as error:
-            if _is_too_small(error):  # it held the group before: nodes were lost, and others come
+            if is_too_small(error):  # it held the group before: nodes were lost, and others come
                 time.sleep(REPLACEMENT_SECONDS)
                 continue
-            raised = _raised_by_workers(error)
+            raised = raised_by_workers(error)
             if raised is not None:
                 raise raised from None
-            death = _explain(error, _worker_names(job.spec["world_size"]))
+            death = explain(error, _worker_names(job.spec["world_size"]))
             death = losses.weigh(death, CheckpointFolder(job.storage, job.folder).newest())
             failures += not death.preempted
             if failures > job.max_failures:
-                raise _reason(death, error) from None
+                raise reason_of(death, error) from None
         report({"restart": death.reason})
 
 
@@ -339,64 +332,6 @@ def _trainer(job: Job) -> Any:
             failure_config=FailureConfig(max_failures=0),
         ),
     )
-
-
-def _raised(error: Any) -> list[Exception]:
-    """What code of a group's workers raised: outcomes first, then errors of their own, then what tells of a lost peer only."""
-    from ray.exceptions import RayError
-    from ray.train.v2._internal.exceptions import RayTrainError
-
-    raised = [failure for failure in _failures(error) if not isinstance(failure, RayError | RayTrainError)]
-    return sorted(raised, key=lambda failure: (type(failure).__name__ not in OUTCOMES, _lost_its_peer(failure)))
-
-
-def _failures(error: Any) -> list[Exception]:
-    """How a group's workers ended; none where Train's own controller failed."""
-    return list(getattr(error, "worker_failures", {}).values())
-
-
-def _lost_its_peer(failure: Exception) -> bool:
-    """Whether a worker raised this because another one died: that is no error of its own. torch.distributed raises RuntimeErrors;
-    connections to storage, and files called like a library, are in the texts of others."""
-    return isinstance(failure, RuntimeError) and bool(LOST_PEER.search(str(failure)))
-
-
-def _raised_by_workers(error: Any) -> Exception | None:
-    """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
-    raised = _raised(error)
-    for failure in raised:
-        failure.add_note(str(error))  # the workers' tracebacks
-    if raised and type(raised[0]).__name__ not in OUTCOMES and (_one_died(error) or _lost_its_peer(raised[0])):
-        return None
-    return next(iter(raised), None)
-
-
-def _one_died(error: Any) -> bool:
-    """Whether a worker ended without raising anything."""
-    return len(_raised(error)) < len(_failures(error))
-
-
-def _reason(death: "Death", error: Any) -> Exception:
-    """Why a group ended that is not started again: where nobody knows of a death, what the workers raised says more."""
-    from ablations.engine import deaths
-
-    raised = _raised(error)
-    if death.reason != deaths.UNEXPLAINED or not raised or (_one_died(error) and _lost_its_peer(raised[0])):
-        return death
-    return raised[0]
-
-
-def _explain(error: Any, names: list[str]) -> "Death":
-    """Why a group ended that its workers' own code did not end."""
-    from ablations.engine import deaths
-
-    failures = _failures(error) or [error.controller_failure]
-    return deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
-
-
-def _is_too_small(error: Any) -> bool:
-    """Whether Train did not start a group because the cluster cannot hold it."""
-    return type(getattr(error, "controller_failure", None)).__name__ == "InsufficientClusterResourcesError"
 
 
 def train_worker(config: dict[str, Any]) -> None:
