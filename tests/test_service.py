@@ -16,8 +16,8 @@ from test_faults import until
 
 from ablations.engine.service import CLUSTER, adopt
 
-EPOCHS = 300
-"""So many take some ten seconds: time to stop a study in."""
+EPOCHS = 600
+"""So many take some twenty seconds: time to stop a study in."""
 
 
 @pytest.mark.parametrize("name", ["mlflow", "dashboard", "ray"])

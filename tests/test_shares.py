@@ -111,6 +111,25 @@ def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: di
     assert kept_out("a", {name: Claim(*numbers) for name, numbers in claims.items()}) is expected
 
 
+def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    turn = scheduler._Turn()
+    assert (turn.settled(0), turn.is_over(60)) == (0, False)  # it has not begun, and asks for a place
+    assert [turn.settled(runs) for runs in (2, 0, 1)] == [2, 1, 1]
+    now += 59
+    assert not turn.is_over(60)
+    now += 2
+    assert turn.is_over(60)
+    assert [turn.settled(0), turn.settled(0)] == [1, 0]
+    assert turn.is_over(60)  # it has left, and does not ask for a while
+    now += scheduler.LEAVING_SECONDS
+    assert not turn.is_over(60)
+    turn.settled(1)
+    now += 59
+    assert not turn.is_over(60)  # a new turn
+
+
 # On Ray
 
 
@@ -172,12 +191,13 @@ class Both:
     Args:
         address: of a Ray with two CPUs.
         folder: for what they write.
-        needs: what each run takes.
+        needs: what a run of the first takes.
+        others: what a run of the second takes.
     """
 
-    def __init__(self, address: str, folder: Path, needs: Needs = ONE_CPU) -> None:
+    def __init__(self, address: str, folder: Path, needs: Needs = ONE_CPU, others: Needs = ONE_CPU) -> None:
         self.folder, self.first, self.second, self.places = folder, Timed(), Timed(), needs.capacity()
-        command = [sys.executable, "-c", SECOND, address, str(folder), json.dumps(asdict(needs))]
+        command = [sys.executable, "-c", SECOND, address, str(folder), json.dumps(asdict(others))]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as self.process:
@@ -227,12 +247,19 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("needs", [Needs(cpus_per_worker=2), pytest.param(Needs(workers=2), marks=pytest.mark.cluster)], ids=str)
-def test_of_two_studies_that_want_the_only_place_the_second_does_not_wait_for_the_end_of_the_first(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs
+@pytest.mark.parametrize(
+    ("needs", "others"),
+    [
+        (Needs(cpus_per_worker=2), Needs(cpus_per_worker=2)),
+        pytest.param(Needs(), Needs(workers=2), marks=pytest.mark.cluster),  # a group that takes the places of two runs
+    ],
+    ids=["alike", "group"],
+)
+def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_its_end(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs, others: Needs
 ) -> None:
     monkeypatch.setattr(scheduler, "TURN_SECONDS", 1.0)
-    both = Both(address, tmp_path, needs)
+    both = Both(address, tmp_path, needs, others)
     assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
     came, left = min(both.second.began.values()), max(both.second.over.values())
     assert max(both.first.at(moment) for moment in (came, left)) == 0

@@ -63,7 +63,7 @@ def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, mon
 
 
 def test_a_line_is_left_out_where_another_has_just_been_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(terminal, "HEARTBEAT_SECONDS", 5.0)
     shown = io.StringIO()
     with Progress(Console(file=shown, width=120), plan, plan.runs) as progress:
         for run in plan.runs:

@@ -34,6 +34,8 @@ __all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "conn
 CAPACITY_SECONDS = 2.0
 TURN_SECONDS = 60.0
 """How long a study keeps its only place, at least, where another waits for it. A process takes seconds to start."""
+NODES_SECONDS = 600.0
+"""The same where nodes may come for the other. They take minutes, or there are none to be had."""
 LEAVING_SECONDS = 15.0
 """How long the other has to take it."""
 ENDLESS = 10**9
@@ -179,10 +181,7 @@ class _Room(Local, tune.Callback):
         self.checked = -CAPACITY_SECONDS
         self.places = 1
         """How many runs there may be at a time."""
-        self.turn: float | None = None
-        """Since when this study has had runs."""
-        self.left_at = -math.inf
-        """When it had none any more."""
+        self.turn = _Turn()
 
     def on_step_begin(self, *, trials: Sequence[Any], **_: Any) -> None:
         if time.monotonic() > self.checked + CAPACITY_SECONDS:
@@ -194,24 +193,40 @@ class _Room(Local, tune.Callback):
     def _runs_at_a_time(self, trials: Sequence[Any]) -> int:
         running = [trial for trial in trials if trial.status == trial.RUNNING]
         if self.needs.workers > 1:  # what leads a group runs before there is room for the group
-            running = [trial for trial in running if trial.last_result]
-        own = Claim(capacity=self.needs.capacity(), wants=int(min(self.most, self.left(trials))), runs=len(running))
+            running = [trial for trial in running if "epoch" in trial.run_metadata.last_result]
+        runs = self.turn.settled(len(running))
+        own = Claim(capacity=self.needs.capacity(), wants=int(min(self.most, self.left(trials))), runs=runs)
         name, claims = self.shares.name, self.shares.announce(own)
-        if self._makes_way(len(running), kept_out(name, claims)):
+        grows = autoscales()
+        potential = self.needs.potential() if grows else own.capacity
+        full = potential is not None and potential <= own.capacity
+        if kept_out(name, claims) and self.turn.is_over(TURN_SECONDS if full else NODES_SECONDS):
             return 0
         part = part_now(name, claims)
-        if autoscales() and not yields(name, claims):
-            potential = self.needs.potential()
+        if grows and not yields(name, claims):
             more = part + (self.waiting if potential or len(claims) == 1 else 1)
             part = min(more, part_of(name, claims, potential)) if potential else more
         return max(1, min(self.most, part))
 
-    def _makes_way(self, runs: int, kept_out: bool) -> bool:
-        """Whether a study that has had its turn leaves its place to one that has none, or has just left it."""
+
+class _Turn:
+    """How long a study has had runs, or has had none. A moment between two runs is neither."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+        self.left = -math.inf
+        self.without = 0
+
+    def settled(self, runs: int) -> int:
+        """So many runs, as seen every now and then; 1 where there is none, but was one when last looked at."""
+        self.without = 0 if runs else self.without + 1
+        if runs and self.began is None:
+            self.began = time.monotonic()
+        if self.without > 1 and self.began is not None:
+            self.began, self.left = None, time.monotonic()
+        return runs or int(self.began is not None)
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether it has had runs for longer than this, or has just left its place to another study."""
         now = time.monotonic()
-        if not runs and self.turn is not None:
-            self.turn, self.left_at = None, now
-        elif runs and self.turn is None:
-            self.turn = now
-        due = now < self.left_at + LEAVING_SECONDS if self.turn is None else now > self.turn + TURN_SECONDS
-        return kept_out and due
+        return now < self.left + LEAVING_SECONDS if self.began is None else now > self.began + seconds

@@ -99,15 +99,6 @@ def end_training(trainable: Any) -> None:
     """Ends the training of a stopped trial, in its process: its thread waits in a report, with all that it holds."""
     from ray.train._internal.session import get_session
 
-    abort_group(trainable)
-    session = get_session()
-    session.finish(timeout=END_SECONDS)
-    if session.training_thread.is_alive():
-        os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
-
-
-def abort_group(trainable: Any) -> None:
-    """Ends the worker group of a trial that is to be stopped, if it has one: in the trial's process, the only one that knows it."""
     workers = trainable.config["job"]["spec"]["world_size"]
     if workers > 1:
         from ablations.engine import deaths, worker_group
@@ -115,6 +106,10 @@ def abort_group(trainable: Any) -> None:
         worker_group.abort()
         for worker in _worker_names(workers):
             deaths.forget(worker)
+    session = get_session()
+    session.finish(timeout=END_SECONDS)
+    if session.training_thread.is_alive():
+        os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
 
 
 def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:
@@ -274,7 +269,6 @@ def train_group(job: Job, report: Report) -> None:
     os.environ.update(TRAIN_ENVIRONMENT)
     from ray.train import TrainingFailedError
 
-    from ablations.engine.checkpoints import CheckpointFolder
     from ablations.engine.deaths import Losses
 
     failures, losses = 0, Losses()
@@ -291,11 +285,20 @@ def train_group(job: Job, report: Report) -> None:
             if raised is not None:
                 raise raised from None
             death = explain(error, _worker_names(job.spec["world_size"]))
-            death = losses.weigh(death, CheckpointFolder(job.storage, job.folder).newest())
+            death = losses.weigh(death, _newest_epoch(job) if death.preempted else 0)
             failures += not death.preempted
             if failures > job.max_failures:
                 raise reason_of(death, error) from None
         report({"restart": death.reason})
+
+
+def _newest_epoch(job: Job) -> int:
+    """Of which there is a checkpoint; 0 where the storage does not answer just now."""
+    from ablations.engine.checkpoints import CheckpointFolder
+
+    with suppress(OSError):
+        return CheckpointFolder(job.storage, job.folder).newest()
+    return 0
 
 
 def _worker_names(workers: int) -> list[str]:

@@ -12,7 +12,6 @@ from ray.tune import tune
 from ray.tune.execution import class_cache, tune_controller
 
 from ablations.engine import deaths
-from ablations.engine.trial import abort_group
 
 MOST_STARTING = 200
 """How many processes may start at the same time; Tune's own number for grids."""
@@ -50,9 +49,10 @@ class Controller(tune_controller.TuneController):
         super()._process_trial_failure(trial, exception)
 
     def _maybe_update_trial_queue(self) -> None:
-        # One whose process starts is pending to Tune, but nobody waits with it for room.
-        self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - len(self._running_trials)))
-        super()._maybe_update_trial_queue()
+        if self.limit:
+            # One whose process starts is pending to Tune, but nobody waits with it for room.
+            self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - len(self._running_trials)))
+            super()._maybe_update_trial_queue()
 
     def _maybe_add_actors(self) -> None:
         excess = max(0, len(self._trial_to_actor) - self.limit)
@@ -61,8 +61,12 @@ class Controller(tune_controller.TuneController):
         # As many as there may be may be asked for at the same time.
         begun = len(self._trial_to_actor) - self._actor_manager.num_pending_actors
         self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - begun))
-        if len(self._trial_to_actor) < self.limit or self._actor_cache.num_cached_objects:
+        if begun >= self.limit:
+            self._cleanup_cached_actors(force_all=True)  # another run would be one too many
+        elif len(self._trial_to_actor) < self.limit or self._actor_cache.num_cached_objects:
             super()._maybe_add_actors()
+        if not self._actor_manager.num_total_actors:
+            time.sleep(IDLE_SECONDS)  # Tune does not wait where there is nothing to wait for
 
     def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
         # Tune gives up the process that starts for a trial as soon as another one is free for it. Where runs end more often than
@@ -99,14 +103,6 @@ class Controller(tune_controller.TuneController):
         if blocking:
             time.sleep(IDLE_SECONDS)
         return False
-
-    def _stop_experiment_if_needed(self) -> None:
-        if self._should_stop_experiment:
-            for trial in self._running_trials:
-                if trial.temporary_state.ray_actor:
-                    # Its processes end with the trial's, but what they had reserved of the cluster would be taken for a while.
-                    trial.temporary_state.ray_actor.execute.remote(abort_group)
-        super()._stop_experiment_if_needed()
 
     def save_to_dir(self) -> None:
         # Nothing restores it, and it takes some milliseconds for each trial there ever was, also before a signal is obeyed.

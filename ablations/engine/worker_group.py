@@ -33,8 +33,5 @@ def _remember(controller: Any, trainable: Any) -> None:
 
 def abort() -> None:
     """Ends the group of this process's trial: its processes are dead and its part of the cluster is free when this returns."""
-    controller = get_session().get_state(CONTROLLER)
-    if controller is None:  # it has not begun
-        return
     with suppress(RayActorError):  # the last that it does is to end its own process
-        ray.get(controller.abort.remote())
+        ray.get(get_session().get_state(CONTROLLER).abort.remote())

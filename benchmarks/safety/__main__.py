@@ -21,10 +21,12 @@ from benchmarks import record
 from resnet_core import load_dataset, override, preset
 from resnet_core.data.datasets import resolve
 from resnet_core.evaluation import Alive, unwatched
+from resnet_core.training import init_state
 
 EPOCHS = 4
 """Epochs after the first, which warms up."""
 DEPTHS = (20, 56)
+SIGNS = 100_000
 
 
 class NoCheckpoints:
@@ -90,6 +92,27 @@ def job_of(depth: int, cache: Path) -> Job:
     )
 
 
+def sign_of_life_ns() -> float:
+    """Nanoseconds of what a step tells the watchdog."""
+    with Watchdog(600, lambda: None) as watchdog:
+        began = time.perf_counter_ns()
+        for _ in range(SIGNS):
+            watchdog.alive()
+        return (time.perf_counter_ns() - began) / SIGNS
+
+
+def checkpoint_ms(depth: int, cache: Path) -> float:
+    """Milliseconds of one checkpoint: packed, written, synced, renamed and read back."""
+    spec = resolve(override(preset("digits"), {"depth": depth, "shortcut": "A"}), load_dataset(preset("digits").data, cache))
+    state = init_state(spec, torch.device("cpu")).save()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = checkpoints.CheckpointFolder(folder, "run")
+        kept.save(state, 1)  # makes the folder
+        began = time.perf_counter()
+        kept.save(state, 2)
+        return (time.perf_counter() - began) * 1000
+
+
 def main() -> None:
     """Measures, prints and writes."""
     given = record.options(__file__, __doc__, rounds=9, extra=lambda _: None)
@@ -105,6 +128,9 @@ def main() -> None:
             kept, not_kept = record.interleaved(variants, given.rounds, "s").values()
             series += [kept, not_kept]
             ratios.append(record.ratio(kept, not_kept, "≤ 1.02"))
+            one = [checkpoint_ms(depth, Path(cache)) for _ in range(given.rounds)]
+            series.append(record.Series(f"ResNet-{depth}, one checkpoint", "ms", one))
+    series.append(record.Series("watchdog, one sign of life", "ns", [sign_of_life_ns() for _ in range(given.rounds)]))
     settings = {"preset": "digits", "threads": 1, "epochs of a round": EPOCHS}
     record.publish(record.Result("safety", settings, [*series, *ratios]), given)
 
