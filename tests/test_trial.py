@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -14,7 +15,7 @@ from ray.train import WorkerGroupError
 from test_faults import PROJECT, job_of
 from torch.distributed import DistBackendError
 
-from ablations.engine import deaths, group_failures, trial
+from ablations.engine import deaths, group_failures, trial, tune_loop
 from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.deaths import UNEXPLAINED, Death
 from ablations.engine.trial import Job
@@ -204,3 +205,13 @@ def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.M
     job = job_of(tmp_path, "group", world_size=2, max_failures=0)
     group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
     assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]
+
+
+def test_a_death_that_tune_tells_twice_is_one() -> None:
+    """The process dies as it is handed from one trial to the next: the first word puts the trial back among those that wait."""
+    controller = tune_loop.Controller.__new__(tune_loop.Controller)
+    trial = Mock(status="PENDING", PENDING="PENDING")
+    controller._resetting_trials = {trial}
+    controller._process_trial_failure(trial, Death("its process was killed", "process"))
+    assert not controller._resetting_trials  # or it would never get another process
+    trial.handle_error.assert_not_called()
