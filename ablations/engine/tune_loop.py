@@ -45,8 +45,8 @@ class Controller(tune_controller.TuneController):
     def _process_trial_failure(self, trial: Any, exception: Exception) -> None:
         if isinstance(exception, deaths.Death):
             if trial.status == trial.PENDING:
-                # Of a process that dies as it is handed from one trial to the next, Tune tells twice, and the second time would be the
-                # trial's end. It waits for its next process already.
+                # Of a process that dies as it is handed from one trial to the next, Tune tells twice, and the second time would be
+                # the trial's end. It waits for its next process already.
                 self._resetting_trials.discard(trial)
                 return
             # Tune does not count the loss of a node, however often it happens.
