@@ -439,7 +439,7 @@ def tracking_uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking_uri: str, nodes: Nodes, tmp_path: Path) -> None:
-    chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", "optim.epochs=50"]
+    chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", "optim.epochs=200"]
     where = ["--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
     plan = make_plan(STUDY, options.parse(STUDY, chosen).request, cache=paths.data_cache())
     environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
@@ -459,7 +459,7 @@ def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking
     assert sorted(run.data.tags["attempts"] for run in found) == ["1", "2"]
     for run in found:
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "test/error")]
-        assert steps == list(range(1, 51))
+        assert steps == list(range(1, 201))
     torch.set_num_threads(1)
     for planned in plan.runs:
         *_, last = fit(planned.spec)

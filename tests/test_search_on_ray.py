@@ -129,10 +129,10 @@ def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
 ) -> None:
     rooms = []
 
-    def first_step(_: object, config: Any, __: object, callbacks: list[Any], *___: object, **____: object) -> None:
-        for callback in callbacks:
-            callback.on_step_begin(iteration=0, trials=[])
-        rooms.append(config.search_alg.max_concurrent)
+    def first_step(_: object, config: Any, __: object, place: Any, *___: object, **____: object) -> None:
+        place.on_step_begin(iteration=0, trials=[])
+        assert config.search_alg.max_concurrent == place.places
+        rooms.append(place.places)
 
     monkeypatch.setattr(scheduler, "autoscales", lambda: grows)
     monkeypatch.setattr(scheduler, "_fit", first_step)
