@@ -444,12 +444,15 @@ def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking
     plan = make_plan(STUDY, options.parse(STUDY, chosen).request, cache=paths.data_cache())
     environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
     command = [sys.executable, "ablations/shortcuts.py", *chosen, *where]
-    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as study:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as study:
         until(lambda: any(epochs_saved(tmp_path, run.fingerprint) >= 3 for run in plan.runs))
         nodes.lose(0)
-        text, _ = study.communicate(timeout=150)
+        text, error = study.communicate(timeout=150)
     nodes.add()
     assert study.returncode == 0, text
+    assert "aylet" not in text  # Ray's own words are no part of what a study prints
+    assert all(line.startswith("Ray: ") for line in error.splitlines() if "aylet" in line), error
     assert f"its node {ray.util.get_node_ip_address()} was lost" in text
     client = MlflowClient(tracking_uri)
     (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == STUDY.name)

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
+from ray._private import worker
 from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
@@ -52,8 +54,15 @@ def connect() -> None:
         terminate = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
+    worker.print_to_stdstream = _say_in_a_line
     # Tune logs a traceback for each death of a process, which the listener is told of anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _say_in_a_line(message: Mapping[str, Any], **_: Any) -> None:
+    """What Ray has to say of a cluster, without the twenty lines of logs that it adds, and not amid a table."""
+    first, _, _ = message["lines"][0].partition("\n")
+    print(f"Ray: {first}", file=sys.stderr)
 
 
 def check_reachable(option: str, value: str) -> None:
