@@ -11,7 +11,18 @@ LAYERS = [
     *(
         f"ablations.engine.{name}"
         for name in (
-            *("paths", "storage", "packing", "checkpoints", "study", "search_request", "options", "mlflow_server", "provenance"),
+            *(
+                "paths",
+                "interrupts",
+                "storage",
+                "packing",
+                "checkpoints",
+                "study",
+                "search_request",
+                "options",
+                "mlflow_server",
+                "provenance",
+            ),
             *("evidence", "space", "halving", "population", "samplers", "proposals", "optimiser", "search"),
             *("findings", "inference", "contrasts", "answers", "tables"),
             *("search_trials", "optuna_export", "importance", "ranking", "search_analysis", "analysis"),

@@ -1,13 +1,16 @@
 """The command line of a study: `main(STUDY)` is all that a study's file calls."""
 
-import signal
+import atexit
 import sys
 from typing import NoReturn
 
 from ablations.engine import last_resort, options, paths, service
+from ablations.engine.interrupts import Interrupts
 from ablations.engine.provenance import without_secrets
 from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 from resnet_core import ConfigError
+
+INTERRUPTED = "interrupted: the same command goes on from here"
 
 
 def _drafted(study: Study, chosen: options.Options) -> Draft:
@@ -37,7 +40,7 @@ def _act(study: Study, chosen: options.Options) -> int:
 
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a study as Ctrl-C does
+    interrupts = Interrupts()
     try:
         service.adopt()
         chosen = options.parse(study, sys.argv[1:])
@@ -53,9 +56,11 @@ def main(study: Study) -> NoReturn:
         print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         code = 1
     except Exception as error:  # what nobody thought of is no wall of text either
-        print(f"error: {last_resort.keep(error)}", file=sys.stderr)
+        # A library that is interrupted may make an error of its own of it.
+        print(INTERRUPTED if interrupts.heard else f"error: {last_resort.keep(error)}", file=sys.stderr)
         code = 1
+    atexit.register(interrupts.ignore)  # what comes then is Ray's own end
     sys.exit(code)

@@ -13,7 +13,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from rich.console import Console
 
-from ablations.engine import ledger, overview, results, terminal
+from ablations.engine import interrupts, ledger, overview, results, terminal
 from ablations.engine.analysis import analyse
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Findings
@@ -54,7 +54,8 @@ def publish(
 
 def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str = "") -> None:
     """`report/report.html`, `table.csv`, `.md`, `.tex`, `figures/*.png` and `.svg`, and of a search `search/optuna.journal`."""
-    from ablations.engine import figures, paper, report, tables  # matplotlib and jinja2: not for plans and lookups
+    with interrupts.held():
+        from ablations.engine import figures, paper, report, tables  # matplotlib and jinja2: not for plans and lookups
 
     for name in ("figures", "report"):
         (folder / name).mkdir()

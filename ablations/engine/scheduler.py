@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,6 +34,7 @@ from resnet_core.fields import reject
 
 __all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "connect", "execute", "search"]
 
+SENTENCE_END = r"\n|(?<=\.) "
 CAPACITY_SECONDS = 2.0
 TURN_SECONDS = 60.0
 """How long a study keeps its only place, at least, where another waits for it. A process takes seconds to start."""
@@ -60,9 +62,8 @@ def connect() -> None:
 
 
 def _say_in_a_line(message: Mapping[str, Any], **_: Any) -> None:
-    """What Ray has to say of a cluster, without the twenty lines of logs that it adds, and not amid a table."""
-    first, _, _ = message["lines"][0].partition("\n")
-    print(f"Ray: {first}", file=sys.stderr)
+    """The first sentence of what Ray has to say of its cluster: without twenty lines of logs, and not amid a table."""
+    print(f"Ray: {re.split(SENTENCE_END, message['lines'][0])[0]}", file=sys.stderr)
 
 
 def check_reachable(option: str, value: str) -> None:
