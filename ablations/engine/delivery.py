@@ -5,11 +5,13 @@ again. Each delivery therefore looks at what MLflow has, or changes nothing the 
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -62,6 +64,8 @@ class Writer:
         self._waiting: dict[_Key, deque[Record]] = {}
         self._retry_at: dict[_Key, float] = {}
         self._closing = self._abandoned = False
+        self._taken = 0
+        """How many records are done with."""
         self._changed = threading.Condition()
         for record in journal.inherited:
             self._queue(record)
@@ -85,16 +89,25 @@ class Writer:
         with self._changed:
             return {fingerprint for fingerprint, _ in self._waiting}
 
-    def settle(self, seconds: float) -> int:
-        """Waits until everything is delivered, at most so long; returns how many records are not."""
+    def settle(self, patience: float, at_most: float = math.inf) -> int:
+        """Waits until everything is delivered; returns how many records are not.
+
+        Args:
+            patience: seconds in which nothing is taken, after which this gives up. A server may be slow, as long as it takes some.
+            at_most: seconds, whatever is taken.
+        """
+        deadline = time.monotonic() + at_most
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting, seconds)
+            while self._waiting:
+                left = min(patience, deadline - time.monotonic())
+                if not self._changed.wait_for(partial(self._has_taken_more, self._taken), left):
+                    break
             return self._count()
 
-    def close(self, seconds: float) -> int:
+    def close(self, patience: float, at_most: float = math.inf) -> int:
         """As `settle`, and ends the thread. What is not delivered stays in the journal, and its runs do not look as if they ran."""
-        deadline = time.monotonic() + seconds
-        self.settle(seconds)
+        deadline = time.monotonic() + min(patience, at_most)
+        self.settle(patience, at_most)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -102,6 +115,9 @@ class Writer:
         with self._changed:
             self._abandoned = True
             return self._count()
+
+    def _has_taken_more(self, than: int) -> bool:
+        return self._taken > than
 
     def _queue(self, record: Record) -> None:
         self._waiting.setdefault(record.key, deque()).append(record)
@@ -141,6 +157,7 @@ class Writer:
             logger.warning("records of %s wait in %s: MLflow refuses them", records[0].run, self.journal.put_aside(records))
             count = len(records)
         with self._changed:
+            self._taken += count
             if self._retry_at.pop(key, None) and not self._retry_at:
                 logger.warning("MLflow takes records again")
             if records[count - 1].kind == "end":

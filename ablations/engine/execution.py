@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from ablations.engine.scheduler import Needs
 
 CLOSE_SECONDS = 60.0
-"""How long the end of a study waits for a tracking server that does not answer; then its records wait for the next submission."""
+"""How long the end of a study waits for a tracking server that takes nothing; then its records wait for the next submission."""
+SOON_SECONDS = 5.0
+"""After so long, somebody who looks is told what is waited for."""
 INTERRUPTED_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or "3") * 2 / 3)
 """The same for a study that is asked to stop: so long after `ray job stop`, Ray kills it."""
 AWAIT_SECONDS = 5.0
@@ -55,7 +57,7 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
                 study = kind(console, client, plan, options, writer)
             interrupted = not study.train()
         finally:  # in any case before the journal lets go: what it held, another process may deliver from then on
-            waiting = writer.close(INTERRUPTED_SECONDS if interrupted else CLOSE_SECONDS)
+            waiting = _close(console, writer, interrupted)
         try:
             if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
                 return study.conclude(waiting, interrupted=interrupted)
@@ -69,6 +71,15 @@ def _settle(console: Console, writer: Writer) -> None:
     waiting = writer.settle(CLOSE_SECONDS)
     count = len(writer.journal.inherited)
     console.print(f"Delivered what an earlier submission left: {count} records{', not all' if waiting else ''}.")
+
+
+def _close(console: Console, writer: Writer, interrupted: bool) -> int:
+    """How many records MLflow has not taken when all that can be done now is done."""
+    if interrupted:
+        return writer.close(INTERRUPTED_SECONDS, at_most=INTERRUPTED_SECONDS)
+    if waiting := writer.settle(SOON_SECONDS, at_most=SOON_SECONDS):
+        console.print(f"{waiting} records are on their way to MLflow.")
+    return writer.close(CLOSE_SECONDS)
 
 
 class Submission:
