@@ -19,6 +19,7 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 from ray.util.state import list_actors, list_placement_groups
 
 from ablations.engine import deaths, options, paths, scheduler
@@ -61,6 +62,16 @@ class Nodes:
         raylet = next(p.pid for p in psutil.Process(pid).parents() if "raylet" in p.name())
         raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
         self.lose(raylets.index(raylet))
+
+    def lose_that_of_a_training(self, old: list[bytes]) -> None:
+        """A node on which a run trains right now, of those that have left word since these old ones."""
+        word = next(word for word in self.words() if word not in old)
+        node = json.loads(_internal_kv_get(word))["node"]
+        self.lose([node.node_id for node in self.nodes].index(node))
+
+    def words(self) -> list[bytes]:
+        """Keys of what processes that train have left with Ray for the case of their death."""
+        return list(_internal_kv_list(deaths.PREFIX))
 
     def add(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1))
@@ -444,10 +455,10 @@ def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking
     plan = make_plan(STUDY, options.parse(STUDY, chosen).request, cache=paths.data_cache())
     environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
     command = [sys.executable, "ablations/shortcuts.py", *chosen, *where]
-    pipe = subprocess.PIPE
+    pipe, before = subprocess.PIPE, nodes.words()
     with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as study:
         until(lambda: any(epochs_saved(tmp_path, run.fingerprint) >= 3 for run in plan.runs))
-        nodes.lose(0)
+        nodes.lose_that_of_a_training(before)  # the other node's process may still be starting
         text, error = study.communicate(timeout=150)
     nodes.add()
     assert study.returncode == 0, text

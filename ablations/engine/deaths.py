@@ -18,6 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 ANSWER_SECONDS = 2.0
 READING_SECONDS = 10.0
 
+PREFIX = "ablations/process/"
+"""What the names begin with under which processes leave word."""
+
 UNEXPLAINED = "its process was killed"
 """The reason for a death of which no more is known."""
 
@@ -134,4 +137,4 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 def _key(name: str) -> str:
-    return f"ablations/process/{name}"
+    return PREFIX + name
