@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m ablations.engine
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
-.PHONY: demo test test-fast test-cluster soak lint audit setup up down
+.PHONY: demo test test-fast test-cluster test-gpu soak lint audit setup up down
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
@@ -25,6 +25,9 @@ test: setup
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -157,9 +157,10 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         parts.append((f"**{table.title}**\n\n" if table.title else "") + "\n".join(lines))
     on, versions = record["machine"], ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    gpu = f"{on['gpu']}, " if on.get("gpu") else ""
     parts.append(
         f"`{record['command']}`, {record['date']}, commit {record['commit'][:12]}{record['commit'][40:]}. "
-        f"{on['cpu']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['system']}; load before: {on['load']}. {versions}. "
+        f"{gpu}{on['cpu']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['system']}; load before: {on['load']}. {versions}. "
         f"Settings: {', '.join(f'{name} {value}' for name, value in record['settings'].items())}."
     )
     return "\n\n".join(parts) + "\n\n"
@@ -172,6 +173,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
+        "gpu": _gpu(),
         "load": _LOAD,
     }
 
@@ -182,6 +184,12 @@ def _cpu_model() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu() -> str:
+    """The model of a GPU, if the benchmark used one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else ""
 
 
 def _git(*arguments: str) -> str:

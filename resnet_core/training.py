@@ -3,6 +3,7 @@
 `fit` knows nothing of who calls it. With `torch.distributed` initialised it is one worker of a data-parallel group.
 """
 
+import copy
 import inspect
 import math
 import time
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
@@ -28,6 +28,7 @@ from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
 from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
 from resnet_core.probes import Gradients, Responses, Row
+from resnet_core.steps import Step, make_step
 
 Metrics = dict[str, float]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -71,7 +72,7 @@ class TrainState:
 
     def load(self, saved: dict[str, Any]) -> None:
         self.net.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # it would take the tensors themselves, and train them
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.warmup_steps = saved["step"], saved["warmup_steps"]
         self.history, self.probes = list(saved["history"]), list(saved["probes"])
@@ -101,6 +102,7 @@ def fit(
     device: str | torch.device = "cpu",
     restore: dict[str, Any] | None = None,
     alive: Alive = unwatched,
+    replay: bool = True,
 ) -> Iterator[EpochResult]:
     """Trains one network and yields after every epoch.
 
@@ -110,6 +112,7 @@ def fit(
         device: where to train, such as `cpu`, `cuda` or `cuda:1`.
         restore: an `EpochResult.checkpoint()` to continue from, of the same spec or of one that differs in later `optim.changes`.
         alive: called after every training step and every batch that is only evaluated.
+        replay: whether steps on a GPU may be replayed as CUDA graphs: the same training, faster, harder to look into.
 
     Raises:
         Diverged: the loss is not finite.
@@ -128,11 +131,12 @@ def fit(
     network = _prepare(state.net, spec)
     if isinstance(network, DistributedDataParallel):
         _settle_buckets(network, spec, dataset.image_size, device)
+    step = make_step(network, state.optimizer, state.scaler, spec, replay=replay)
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()
         steps = min(batches.steps_per_epoch, total_steps - state.step)
-        train = train_epoch(network, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, alive=alive)
+        train = train_epoch(step, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, alive=alive)
         trained, waited = time.perf_counter(), batches.wait_seconds
         last = state.step >= total_steps
         settle_batchnorm(state, batches, last=last, alive=alive)
@@ -194,7 +198,7 @@ def init_state(spec: RunSpec, device: torch.device) -> TrainState:
 
 
 def train_epoch(
-    network: nn.Module,
+    step: Step,
     state: TrainState,
     batches: Batches | StreamedBatches,
     *,
@@ -210,25 +214,17 @@ def train_epoch(
     spec = batches.spec
     optim = spec.optim.in_force(state.epoch)
     set_momentum_and_decay(state.optimizer, optim)
-    network.train()
+    step.network.train()
     totals, recent = Totals(batches.device), Totals(batches.device)
     gradients = Gradients(state.net) if probe else None
     for _, (images, labels) in zip(range(steps), batches.train_epoch(state.epoch), strict=False):
         warming_up = optim.warmup_error is not None and state.warmup_steps is None
         set_learning_rate(state.optimizer, optim, learning_rate(optim, state.step, total_steps, warming_up=warming_up))
-        with autocast(spec, batches.device):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=optim.label_smoothing)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if gradients:
-            gradients.add(state.scaler.scale(torch.ones((), device=batches.device)))
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad()
+        loss, logits = step(images, labels, optim.label_smoothing, gradients)
         state.step += 1
-        totals.add(loss.detach(), logits.detach(), labels)
+        totals.add(loss, logits, labels)
         if warming_up:
-            recent.add(loss.detach(), logits.detach(), labels)
+            recent.add(loss, logits, labels)
             recent = _end_warmup(state, spec, recent, batches.steps_per_epoch)
         alive()
     if gradients:

@@ -18,10 +18,10 @@ def through_a_file(checkpoint: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def train(spec: RunSpec, restore: Any = None) -> tuple[list[EpochResult], list[dict[str, Any]]]:
+def train(spec: RunSpec, restore: Any = None, **how: Any) -> tuple[list[EpochResult], list[dict[str, Any]]]:
     """Results of all epochs and their checkpoints."""
     results, checkpoints = [], []
-    for result in fit(spec, restore=restore):
+    for result in fit(spec, restore=restore, **how):
         results.append(result)
         checkpoints.append(through_a_file(result.checkpoint()))
     return results, checkpoints

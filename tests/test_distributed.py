@@ -14,6 +14,7 @@ from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
 from resnet_core.evaluation import evaluate
 from resnet_core.optim import make_optimizer
+from resnet_core.steps import make_step
 from resnet_core.training import _prepare, _rank, init_state, train_epoch
 
 Result = dict[str, Any]
@@ -36,7 +37,8 @@ def one_step(spec: RunSpec) -> Result:
     batches.mean = batches.mean.double()  # and so are the images
     state.net.double().register_forward_pre_hook(freeze_batchnorm)
     state.optimizer = make_optimizer(state.net, spec.optim)  # its momentum in float64, too
-    metrics = train_epoch(_prepare(state.net, spec), state, batches, steps=1, total_steps=1)
+    step = make_step(_prepare(state.net, spec), state.optimizer, state.scaler, spec)
+    metrics = train_epoch(step, state, batches, steps=1, total_steps=1)
     return {"metrics": metrics, "weights": state.net.state_dict()}
 
 

@@ -110,6 +110,13 @@ def test_a_run_restored_after_any_epoch_ends_with_the_bits_of_an_uninterrupted_o
         assert results[-1].metrics["test/loss"] == continued[-1].metrics["test/loss"]
 
 
+def test_a_checkpoint_is_as_good_after_it_was_restored() -> None:
+    _, (first, last) = train(SMOKE)
+    for _ in range(2):
+        _, (again,) = train(SMOKE, restore=first)
+        assert not weights_differ(again["model"], last["model"])
+
+
 def test_a_finished_run_has_nothing_left_to_do_when_restored() -> None:
     _, checkpoints = train(SMOKE)
     assert list(fit(SMOKE, restore=checkpoints[-1])) == []

@@ -92,6 +92,7 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     """A training step on random images; it ends when the device has done it."""
     import torch
 
+    from resnet_core.steps import make_step
     from resnet_core.training import init_state, train_epoch
 
     state = init_state(spec, torch.device(device))
@@ -102,4 +103,5 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     batches: Any = SimpleNamespace(
         spec=spec, device=torch.device(device), steps_per_epoch=1, train_epoch=lambda _: iter([(batch, labels)])
     )
-    return lambda: train_epoch(state.net, state, batches, steps=1, total_steps=STEPS[1] + 1)
+    step = make_step(state.net, state.optimizer, state.scaler, spec)
+    return lambda: train_epoch(step, state, batches, steps=1, total_steps=STEPS[1] + 1)

@@ -4,10 +4,12 @@ Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics":
 epoch, with a `"note"` where there is something to say, and at the end `{"outcome": …, "message": …}`.
 """
 
+import gc
 import os
 import platform
 import re
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -355,6 +357,16 @@ def report_outcome(report: Report, work: Callable[[], object]) -> None:
         report({"outcome": outcome, "message": message, "traceback": traceback.format_exc()})
     else:
         report({"outcome": "completed"})
+    finally:
+        _free_gpu()
+
+
+def _free_gpu() -> None:
+    """Gives back what this process still holds of a GPU: other runs may share it, and this process may wait for its next one."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        gc.collect()  # what a failed run held hangs in cycles
+        torch.cuda.empty_cache()
 
 
 def outcome_of(error: Exception) -> tuple[str, str]:
