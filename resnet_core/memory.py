@@ -8,7 +8,7 @@ import torch
 
 
 class PeakMemory:
-    """Measures from its creation: allocated bytes on a GPU, resident bytes of this process on a CPU."""
+    """Measures from its creation: reserved bytes of a GPU, which nobody else can have, resident bytes of this process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -22,7 +22,7 @@ class PeakMemory:
 
     def read_mb(self) -> float:
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
+            return torch.cuda.max_memory_reserved(self.device) / 2**20  # a replayed graph allocates nothing: its memory is reserved
         if platform.system() == "Linux":
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -78,32 +78,33 @@ class ReplayedStep(Step):
     """A step on batches of one shape that is captured after a few steps.
 
     A graph keeps momentum, decay and label smoothing as they were when it was captured, and is captured anew where they change.
-    The learning rate may change with every step: the GPU reads it. A step with a probe runs as written.
+    The learning rate may change with every step: the GPU reads it. Steps with a probe run as written, and no graph holds memory.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec) -> None:
         super().__init__(network, optimizer, scaler, spec)
         self.rate = torch.zeros((), device=next(network.parameters()).device)
         self.settings: tuple[float, ...] = ()
+        self.scores: Scores | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, smoothing: float = 0.0, gradients: Gradients | None = None) -> Scores:
         groups = self.optimizer.param_groups
-        settings = (smoothing, *(group[name] for group in groups for name in ("momentum", "weight_decay")))
+        settings = (bool(gradients), smoothing, *(group[name] for group in groups for name in ("momentum", "weight_decay")))
         if settings != self.settings:
-            self.settings, self.graph, self.captured, self.warm_steps = settings, Graph(images.device), False, 0
+            self.settings, self.graph, self.scores, self.warm_steps = settings, Graph(images.device), None, 0
         run = super().__call__
         with self._rate_on_device():
             if gradients or self.warm_steps < WARM_STEPS:
                 self.warm_steps += 1
                 return self.graph.warm(lambda: run(images, labels, smoothing, gradients))
-            if not self.captured:
+            if not self.scores:
                 self.images, self.labels = images.clone(memory_format=torch.preserve_format), labels.clone()
-                self.loss, self.logits = self.graph.capture(lambda: run(self.images, self.labels, smoothing))
-                self.captured = True
+                self.scores = self.graph.capture(lambda: run(self.images, self.labels, smoothing))
         self.images.copy_(images)
         self.labels.copy_(labels)
         self.graph.replay()
-        return self.loss.clone(), self.logits
+        loss, logits = self.scores
+        return loss.clone(), logits
 
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """One trial, without a cluster: what ends a run, where it goes on from, and what is told of it."""
 
+import json
 import subprocess
 import sys
 import time
@@ -24,6 +25,51 @@ from resnet_core import ConfigError, Diverged
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4321")
 NCCL = DistBackendError("NCCL communicator was aborted on rank 1.")
 DIED = ActorDiedError()
+
+
+# What ends a run
+
+
+def test_memory_that_lacked_is_told_also_where_another_error_covers_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def capture(*_: Any) -> None:
+        try:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(trial, "_train_epochs", capture)
+    with pytest.raises(
+        trial.OutOfMemory, match=r"^a batch of 32 images on .+: CUDA out of memory\. Tried to allocate 2\.00 MiB\.$"
+    ):
+        trial.train_epochs(job_of(tmp_path, "run"), "cpu", print)
+
+
+class Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words: list[dict[str, Any]] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later.")
+
+    def end(code: int) -> None:
+        raise Ended(code, list(words))
+
+    monkeypatch.setattr(trial, "train_epochs", fail)
+    monkeypatch.setattr(deaths, "leave_word", lambda name, **word: words.append({"name": name, **word}))
+    monkeypatch.setattr(deaths, "forget", lambda _: None)
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(Ended) as ended:
+        trial.train_watched(job_of(tmp_path, "run"), "cpu", print, name="actor")
+    assert ended.value.args == (1, [{"name": "actor"}, {"name": "actor", "gpu_error": "CUDA error: unspecified launch failure"}])
+
+    word = json.dumps({"node": "n", "oom_kills": 0, **words[1]})
+    monkeypatch.setattr(deaths, "_internal_kv_get", lambda _: word)
+    monkeypatch.setattr("ray.nodes", list)
+    death = deaths.explain(["actor"])
+    assert (death.reason, death.cause) == ("its GPU failed: CUDA error: unspecified launch failure", "process")
 
 
 # Where a run goes on from

@@ -103,5 +103,5 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     batches: Any = SimpleNamespace(
         spec=spec, device=torch.device(device), steps_per_epoch=1, train_epoch=lambda _: iter([(batch, labels)])
     )
-    step = make_step(state.net, state.optimizer, state.scaler, spec)
+    step = make_step(state.net, state.optimizer, state.scaler, spec, replay=spec.world_size == 1)  # as a group's workers train
     return lambda: train_epoch(step, state, batches, steps=1, total_steps=STEPS[1] + 1)

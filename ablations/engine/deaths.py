@@ -98,6 +98,8 @@ def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death
     if lost or any(isinstance(error, RayActorError) and error.preempted for error in errors):
         return Death(f"its node {lost[0]} was lost" if lost else "its node was taken away", "node")
     for word in words:
+        if "gpu_error" in word:
+            return Death(f"its GPU failed: {word['gpu_error']}", "process")
         if "hung_seconds" in word:
             return Death(f"made no step for {word['hung_seconds']:g} s", "process")
     if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words):

@@ -115,7 +115,7 @@ def end_training(trainable: Any) -> None:
 
 
 def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:
-    """Trains as `train_epochs` does, in a process that ends itself if it hangs, and of which `deaths.explain(name)` knows."""
+    """Trains as `train_epochs` does, in a process that ends itself if it hangs or its GPU fails; `deaths.explain(name)` knows why."""
     from ablations.engine import deaths
     from ablations.engine.watchdog import Watchdog
 
@@ -123,6 +123,12 @@ def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int
     with Watchdog(job.hang_timeout, lambda: deaths.leave_word(name, hung_seconds=job.hang_timeout)) as watchdog:
         try:
             train_epochs(job, device, report, rank=rank, alive=watchdog.alive)
+        except RuntimeError as error:
+            if not str(error).startswith("CUDA error"):
+                raise
+            # Whatever this process asks of its GPU from now on fails, for its next run too. A new one goes on from the last epoch.
+            deaths.leave_word(name, gpu_error=str(error).splitlines()[0])
+            os._exit(1)
         finally:
             deaths.forget(name)
 
@@ -139,12 +145,20 @@ def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0, alive:
     try:
         _train_epochs(job, device, report, rank, alive)
     except (MemoryError, RuntimeError, OSError) as error:
-        if not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+        want = _want_of_memory(error)
+        if not want:
             raise
         images = job.spec["optim.global_batch_size"] // job.spec["world_size"]
         where = _name_of(device)
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        detail = str(want).splitlines()[0] if str(want) else type(want).__name__
         raise OutOfMemory(f"a batch of {images} images on {where}: {detail}") from error
+
+
+def _want_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it came up in, that is about memory: a graph whose capture fails only says that it does."""
+    while error and not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
+        error = error.__context__
+    return error
 
 
 def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Callable[[], object]) -> None:
@@ -366,7 +380,8 @@ def _free_gpu() -> None:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         gc.collect()  # what a failed run held hangs in cycles
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # the outcome is told, and the next run will find a GPU that fails
+            torch.cuda.empty_cache()
 
 
 def outcome_of(error: Exception) -> tuple[str, str]:

@@ -19,8 +19,8 @@ from resnet_core.fields import reject
 
 EVALUATION_BATCH = 512
 GPU_PIXELS = 2**21
-"""Pixels of the images that are made, or evaluated, at once on a GPU: 2,048 images of CIFAR. Where a kernel takes a few
-microseconds, more images to a kernel cost nothing."""
+"""Pixels of the images that are made at once on a GPU: 2,048 images of CIFAR. Where a kernel takes a few microseconds, more images
+to a kernel cost nothing."""
 
 
 class Batches:
@@ -61,7 +61,9 @@ class Batches:
         flips = torch.rand(count, generator=generator) < 0.5 * self.spec.data.flip
         order, offsets, flips = (self._share(drawn).to(self.device) for drawn in (order, offsets, flips))
         share = batch // self.spec.world_size
-        at_once = share * max(1, self._gpu_images // share)
+        at_once = share
+        if self.device.type == "cuda":
+            at_once *= max(1, GPU_PIXELS // (share * size**2))
         for start in range(0, len(order), at_once):
             mine = slice(start, start + at_once)
             index = order[mine]
@@ -77,17 +79,11 @@ class Batches:
         by_worker = drawn.view(*drawn.shape[:-1], -1, workers, self.spec.optim.global_batch_size // workers)
         return by_worker[..., self.rank, :].flatten(-2)
 
-    @property
-    def _gpu_images(self) -> int:
-        """How many images a GPU takes at once at least."""
-        return GPU_PIXELS // self.train_images[0, 0].numel() if self.device.type == "cuda" else 1
-
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the scored images: over all workers every image once, none padded, none dropped."""
         images, labels = (t[self.rank :: self.spec.world_size] for t in (self.test_images, self.test_labels))
-        at_once = max(EVALUATION_BATCH, self._gpu_images)
-        for start in range(0, len(labels), at_once):  # none at all where there are more workers than images
-            mine = slice(start, start + at_once)
+        for start in range(0, len(labels), EVALUATION_BATCH):  # none at all where there are more workers than images
+            mine = slice(start, start + EVALUATION_BATCH)
             yield self._normalised(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
 
     def views(self, kind: str) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
