@@ -115,7 +115,7 @@ def end_training(trainable: Any) -> None:
 
 
 def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:
-    """Trains as `train_epochs` does, in a process that ends itself if it hangs or its GPU fails; `deaths.explain(name)` knows why."""
+    """Trains as `train_epochs` does. A process that hangs or whose GPU fails ends itself, and `deaths.explain(name)` knows why."""
     from ablations.engine import deaths
     from ablations.engine.watchdog import Watchdog
 
