@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,10 +19,12 @@ BIN = Path(sys.executable).parent
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nothing else gets meanwhile: systems give those above 32,768 to whoever asks for any, Ray its own below 20,000."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Service:
@@ -74,9 +78,10 @@ def listening(service: Service) -> dict[str, set[int]]:
     """Ports on which the service's processes listen, by address."""
     found: dict[str, set[int]] = {}
     for process in service.processes():
-        for connection in process.net_connections():
-            if connection.status == psutil.CONN_LISTEN:
-                found.setdefault(connection.laddr.ip.removeprefix("::ffff:"), set()).add(connection.laddr.port)
+        with suppress(psutil.NoSuchProcess):  # a worker of Ray that had nothing to do
+            for connection in process.net_connections():
+                if connection.status == psutil.CONN_LISTEN:
+                    found.setdefault(connection.laddr.ip.removeprefix("::ffff:"), set()).add(connection.laddr.port)
     return found
 
 

@@ -506,20 +506,20 @@ def test_a_node_that_does_not_answer_is_a_line_in_bounded_time(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkup, "FACT_SECONDS", 3.0)
-    monkeypatch.setattr(preflight, "SECONDS", 3.0)
+    monkeypatch.setattr(checkup, "FACT_SECONDS", 10.0)
+    monkeypatch.setattr(preflight, "SECONDS", 10.0)
     monkeypatch.setattr(storage, "CLEANING_SECONDS", 1.0)
     name = next(node.name for node in nodes.alive() if node.id == odd.node_id)
     raylet = odd.all_processes["raylet"][0].process
     raylet.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     preflight.examine(several.storage)  # a study can do without it
-    assert f"not examined: {name} does not answer within 3 s; python -m ablations.engine doctor says more" in caplog.text
+    assert f"not examined: {name} does not answer within 10 s; python -m ablations.engine doctor says more" in caplog.text
     code, found = several.check(capsys)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 90
     assert code == 1
     assert found["nodes"][0] == "wrong"
-    assert f"{name} does not answer within 3 s\n" in found["nodes"][1]
+    assert f"{name} does not answer within 10 s\n" in found["nodes"][1]
     assert found["versions"][0] == found["storage"][0] == found["all-reduce gloo"][0] == "ok"  # of the others
     raylet.kill()  # a node that is gone, of which Ray may not know yet, is no reason against a study
     preflight.examine(several.storage)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ SPARE_BYTES = 3_000_000_000
 """What may be taken in the test of Ray's memory monitor before that kills."""
 
 
+def end_with_all(raylet: psutil.Process) -> None:
+    """A node's processes end with its raylet at once: they would look whether it lives once a second only, and train on."""
+    for process in [raylet, *raylet.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 class Nodes:
     """A head without CPUs, and nodes with one each and a GPU that nobody computes on, all on this machine."""
 
@@ -56,7 +64,9 @@ class Nodes:
 
     def lose(self, index: int) -> None:
         """A node with all its processes is gone at once."""
-        self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
+        node = self.nodes.pop(index)
+        end_with_all(psutil.Process(node.all_processes["raylet"][0].process.pid))
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def lose_that_of(self, pid: int) -> None:
         raylet = next(p.pid for p in psutil.Process(pid).parents() if "raylet" in p.name())
@@ -225,7 +235,7 @@ def bad_day(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Heard:
     """Three runs that may die once: one hangs whenever it begins, one is killed and then loses its node, one has luck."""
     folder = tmp_path_factory.mktemp("bad-day")
     jobs = [
-        job_of(folder, "unlucky", max_failures=1, optim__epochs=60),
+        job_of(folder, "unlucky", max_failures=1, optim__epochs=200),
         job_of(folder, "stuck", max_failures=1, hang_timeout=2.5),
         job_of(folder, "lucky", max_failures=1),
     ]
@@ -250,7 +260,7 @@ def test_a_run_is_told_why_its_process_died_and_goes_on(bad_day: Heard) -> None:
     address = ray.util.get_node_ip_address()
     assert lost == (f"its node {address} was lost", None)
     assert bad_day.ended["unlucky"] == ("completed", "")
-    assert sorted(set(bad_day.epochs["unlucky"])) == list(range(1, 61))
+    assert sorted(set(bad_day.epochs["unlucky"])) == list(range(1, 201))
 
 
 def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: Heard) -> None:
@@ -327,7 +337,7 @@ huge = dict(data__image_size=64, data__train_examples=4096, optim__global_batch_
 heard = run(folder, [job_of(folder, "huge", max_failures=1, **huge), job_of(folder, "small", max_failures=1)])
 print("heard:", json.dumps([heard.deaths["huge"], heard.ended["small"]]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=280)
     killed, small = json.loads(done.stdout.partition("heard:")[2] or f'"{done.stderr}"')
     assert [outcome for _, outcome in killed] == [None, "oom"]
     assert all(reason.startswith("killed by Ray's memory monitor: its node had ") for reason, _ in killed)
@@ -434,11 +444,11 @@ def listens(port: int) -> bool:
 @pytest.fixture(scope="module")
 def tracking_uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server."""
+    from local_service import free_port  # subprocesses import this module from elsewhere
+
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(empty, folder / "mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
     serve = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
     with subprocess.Popen(serve, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
@@ -492,9 +502,9 @@ import ctypes, time
 from ablations.engine.watchdog import Watchdog
 def stuck():
     {hanging}
-with Watchdog(0.5, lambda: print("last words", flush=True)) as watchdog:
-    for _ in range(8):
-        time.sleep(0.1)
+with Watchdog(2.0, lambda: print("last words", flush=True)) as watchdog:
+    for _ in range(12):
+        time.sleep(0.25)
         watchdog.alive()
     print("all steps", flush=True)
     stuck()
@@ -512,9 +522,9 @@ def test_a_watchdog_that_is_left_watches_no_more() -> None:
 import time
 from ablations.engine.watchdog import Watchdog
 for _ in range(2):
-    with Watchdog(0.3, lambda: None):
-        time.sleep(0.15)
-    time.sleep(0.8)
+    with Watchdog(2.0, lambda: None):
+        time.sleep(0.05)
+    time.sleep(2.6)
 print("still here")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=50)

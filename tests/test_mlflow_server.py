@@ -5,7 +5,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from local_service import free_port
 from mlflow.exceptions import MlflowException
 from object_store import object_store
 
@@ -52,8 +52,7 @@ class Server:
 
 @contextmanager
 def serve(home: Path, **environment: str) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     home.mkdir(exist_ok=True)
     settings = {"HOME": str(home), "RESNET_ABLATIONS_HOME": str(home / "state"), **environment}
     command = [sys.executable, "-m", "ablations.engine", "mlflow", "--port", str(port)]

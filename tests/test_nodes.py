@@ -26,7 +26,7 @@ from submitted import STUDY, Killer, Submitted, planned
 from test_datasets import save_images
 from test_faults import Heard, assert_free, job_of, until
 
-from ablations.engine import execution, ledger, options, scheduler
+from ablations.engine import execution, ledger, options, scheduler, tune_loop
 from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.health.shared_storage import MEGABYTE
 from ablations.engine.replay import ReplayRequest, replay
@@ -137,7 +137,9 @@ def half(nodes: Nodes) -> Heard:
     heard = Heard(lambda _: None)
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [job_of(nodes.folder, f"half-{index}", **data) for index in range(2)]
-    scheduler.execute(jobs, Needs(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+    with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
+        patch.setattr(tune_loop.Controller, "_maybe_cache_trial_actor", lambda *_: False)
+        scheduler.execute(jobs, Needs(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
     nodes.prepare("bare")
     return heard
 

@@ -118,7 +118,7 @@ def test_nothing_is_taken_of_the_cluster_while_there_is_nothing_to_do(tmp_path: 
     heard = search(tmp_path, source)
     assert heard.ended == {"next": ("completed", "")}
     assert not heard.deaths
-    assert ready[0] - source.decided["stopped"] < 5
+    assert ready[0] - source.decided["stopped"] < 20
 
 
 @pytest.mark.parametrize(
@@ -182,5 +182,5 @@ def test_a_stopped_group_gives_its_part_of_the_cluster_back_at_once(tmp_path: Pa
     assert heard.epochs == {"pruned": [1]}
     assert not heard.ended
     assert not heard.deaths
-    assert free[0] - source.decided["pruned"] < 5
+    assert free[0] - source.decided["pruned"] < 15
     assert not words()

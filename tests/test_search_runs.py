@@ -69,7 +69,7 @@ def first(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_each_cell_has_its_trials_and_each_trial_its_run(first: Searched) -> None:
     assert first.code == 0
     assert first.numbers() == {"shortcut=A": [0, 1, 2, 3], "shortcut=none": [0, 1, 2, 3]}
-    assert {each.outcome for each in first.past} == {"completed", "pruned"}
+    assert "completed" in {each.outcome for each in first.past} <= {"completed", "pruned"}  # which depends on who comes first
     assert {each.entry.status for each in first.past if each.outcome == "pruned"} == {"KILLED"}
     assert all((len(each.epochs) == 8) == (each.outcome == "completed") for each in first.past)
     fingerprints = [each.entry.tags["fingerprint"] for each in first.past]

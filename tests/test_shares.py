@@ -213,7 +213,7 @@ class Both:
     def _watch(self) -> None:
         until(lambda: len(self.first.over) >= 2)
         (self.folder / "go").touch()
-        until(lambda: self.process.poll() is not None)
+        until(lambda: self.process.poll() is not None, 500)
         until(lambda: self.first.at(time.time()) == self.places)
         self.two_again = time.time()
         os.kill(os.getpid(), signal.SIGINT)
@@ -247,6 +247,7 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("needs", "others"),
     [
@@ -288,6 +289,7 @@ def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_pa
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "autoscales", lambda: True)  # so that all runs are asked for at once
+    monkeypatch.setattr(scheduler, "CAPACITY_SECONDS", 0.2)  # so that all of it happens while they are
 
     def waiting() -> int:
         return sum(group.state == "PENDING" for group in list_placement_groups(address, limit=10_000))
@@ -301,7 +303,7 @@ def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_pa
 
     watching = threading.Thread(target=other, daemon=True)
     watching.start()
-    heard = execute(tmp_path, "waiting", 5, epochs=60)
+    heard = execute(tmp_path, "waiting", 5, epochs=120)
     watching.join(1)
     assert not watching.is_alive()
     assert [outcome for outcome, _ in heard.ended.values()] == ["completed"] * 5

@@ -150,12 +150,12 @@ def test_a_bug_ends_its_run_with_a_reason_and_leaves_its_traceback_in_mlflow(bad
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undisturbed_training_here(home: Path) -> None:
     killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
-    killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=40", "optim.lr=0.01")
+    killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=200", "optim.lr=0.01")
     assert killer.join()
     tags = killed.entry().tags
     assert (killed.code, killed.entry().outcome, tags["attempts"]) == (0, "completed", "2")
     assert tags["last_interruption"] == "its process was killed"
-    assert killed.steps() == list(range(1, 41))
+    assert killed.steps() == list(range(1, 201))
     torch.set_num_threads(1)
     *_, last = fit(killed.plan.runs[0].spec)
     assert not weights_differ(last.checkpoint()["model"], killed.checkpoint()["model"])

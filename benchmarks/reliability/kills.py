@@ -68,8 +68,10 @@ class Kill:
         while study.poll() is None:
             if self.means == TRIAL and time.monotonic() > listed + LIST_SECONDS:
                 trials, listed = trial_processes(), time.monotonic()
-            if (self.of_driver or trials) and self._files(home, epochs) - before:
+            files = self._files(home, epochs)
+            if (self.of_driver or trials) and files - before:
                 return self._send(study, trials)
+            before &= files  # one that is gone may come again, such as a database's journal
             time.sleep(LOOK_SECONDS)
         return False
 
