@@ -2,11 +2,11 @@
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 
 from ablations.engine import doctor, mlflow_server, options, paths, service
+from ablations.engine.interrupts import Interrupts
 from resnet_core import ConfigError
 from resnet_core.command import Parser
 from resnet_core.fields import reject
@@ -74,7 +74,7 @@ def _replay(given: argparse.Namespace) -> int:
     options.check_address("--tracking-uri", tracking_uri)
     from ablations.engine.replay import ReplayRequest, replay  # MLflow and scipy take seconds to import
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    Interrupts()
     return replay(
         ReplayRequest(
             run=given.run,

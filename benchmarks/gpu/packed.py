@@ -13,11 +13,15 @@ from resnet_core import fit, load_dataset
 from resnet_core.overrides import override
 
 WINDOW = 8.0
+"""Seconds in which steps count."""
+STEPS = 100
+"""Of an epoch. Whole epochs are counted."""
 
 
 def train(depth: int, start: float, number: int) -> None:
     """Trains until the window is over, and prints how many steps fell into it."""
-    spec = override(SPEC, {"depth": depth, "train_examples": 12_800, "test_examples": 100, "seed": number})
+    images = STEPS * SPEC.optim.global_batch_size
+    spec = override(SPEC, {"depth": depth, "train_examples": images, "test_examples": 100, "seed": number})
     steps = 0
     for result in fit(spec, dataset=load_dataset(spec.data), device=DEVICE):
         now = time.time()
@@ -26,7 +30,7 @@ def train(depth: int, start: float, number: int) -> None:
         if now > start + WINDOW:
             break
         if now > start:
-            steps += 100
+            steps += STEPS
     print(steps, flush=True)
 
 
@@ -40,7 +44,10 @@ def together(depth: int, processes: int, lead: float) -> float:
         )
         for i in range(processes)
     ]
-    return sum(int(process.communicate()[0] or "0") for process in running) * 128 / WINDOW
+    printed = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise SystemExit(f"not all of {processes} processes trained through the window")
+    return sum(map(int, printed)) * SPEC.optim.global_batch_size / WINDOW
 
 
 def main() -> None:
