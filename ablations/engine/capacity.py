@@ -1,6 +1,7 @@
 """What a cluster holds: now, and when its autoscaler has brought all the nodes that it may."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray._private import services
 
 from resnet_core.fields import ConfigError, reject
 
@@ -49,6 +51,26 @@ class Needs:
         growth = growth_of_cluster()
         return None if growth is None else max(self.capacity(), self._runs_with(_head(), growth))
 
+    def check_machine(self) -> None:
+        """Raise ConfigError if a Ray that starts on this machine cannot hold one run. Whoever joins a cluster asks that one."""
+        if not starts_here():
+            return
+        import torch  # takes a second: only where a run is about to start
+
+        here = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        held = self._workers_on(here)
+        if held >= self.workers:
+            return
+        counts = " and ".join(_counted(number, resource) for resource, number in here.items())
+        has = f"this machine has {counts}, and RAY_ADDRESS names no cluster"
+        for option, number, most in (
+            ("--gpus-per-worker", self.gpus_per_worker, here["GPU"]),
+            ("--cpus-per-worker", self.cpus_per_worker, here["CPU"]),
+        ):
+            if number > most:
+                raise reject(option, f"{number:g}", has)
+        raise reject("--workers", self.workers, f"each needs {self._worker()}; {has}")
+
     def check(self) -> None:
         """Raises ConfigError if the cluster can never hold one run."""
         if self.capacity():
@@ -72,8 +94,7 @@ class Needs:
         for option, (resource, number) in asked.items():
             most = max(node.get(resource, 0) for node in possible)
             if number > most:
-                have = f"{most:g} {resource}{'' if most == 1 else 's'}"
-                return reject(f"--{option}-per-worker", f"{number:g}", f"the largest node type has {have}")
+                return reject(f"--{option}-per-worker", f"{number:g}", f"the largest node type has {_counted(most, resource)}")
         if not any(self._workers_on(node) for node in possible):
             return reject("--cpus-per-worker", f"{self.cpus_per_worker:g}", f"no node type has {self._worker()}")
         held = replace(self, workers=1)._runs_with(head, growth)
@@ -102,6 +123,10 @@ def _workers_on_gpus(gpus: float, share: float) -> int:
     return int(gpus) * _whole(1 / share) if share < 1 else _whole(gpus / share)
 
 
+def _counted(number: float, resource: str) -> str:
+    return f"{number:g} {resource}{'' if number == 1 else 's'}"
+
+
 def _whole(number: float) -> int:
     """The integer below, of a quotient of numbers that may not be exact."""
     return int(number + 1e-9)
@@ -114,6 +139,13 @@ def _alive() -> list[dict[str, float]]:
 
 def _head() -> dict[str, float]:
     return next((node for node in _alive() if "node:__internal_head__" in node), {})
+
+
+def starts_here() -> bool:
+    """Return whether Ray would start on this machine: no address is set, and no cluster of this machine is there to join."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+        return False
+    return os.environ.get("RAY_ADDRESS") == "local" or services.canonicalize_bootstrap_address(None) is None
 
 
 def is_one_node() -> bool:

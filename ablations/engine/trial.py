@@ -186,6 +186,8 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
         tell(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
+    if rank == 0 and len(history) < spec.optim.total_epochs(len(dataset.train.labels)):
+        checkpoints.check_writable()
     for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
