@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ablations.engine import __main__ as service_command
 from ablations.engine import cli, execution, options, preview, service, tracking
 from ablations.engine.options import Options
-from ablations.engine.storage import check_storage
+from ablations.engine.storage import check_storage, make_storage
 from ablations.engine.study import Plan, Study
 from ablations.responses import STUDY as RESPONSES
 from ablations.shortcuts import STUDY as SHORTCUTS
@@ -294,7 +294,8 @@ def test_a_folder_and_a_database_are_reached_or_one_line_says_why_not(somewhere:
     address = scheme.format(here=somewhere) + place
     with contextlib.chdir(somewhere):
         is_reached_or_one_line(lambda: tracking.is_new(chosen("--tracking-uri", address).tracking_uri))
-        is_reached_or_one_line(lambda: check_storage(chosen("--storage", address).storage))
+        if is_reached_or_one_line(lambda: check_storage(chosen("--storage", address).storage)):
+            is_reached_or_one_line(lambda: make_storage(chosen("--storage", address).storage))
 
 
 @fuzzed
