@@ -235,6 +235,26 @@ def test_a_process_compares_the_checksums_of_a_data_set_once(remote: DataConfig,
     assert load_dataset(remote, download=True) is first
 
 
+def test_a_download_that_grows_gives_signs_of_life_and_one_that_stalls_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar_files, "GROWTH_POLL_SECONDS", 0.02)
+    heard = threading.Semaphore(0)
+    with cifar_files._growth_watched(tmp_path, heard.release):
+        for size in (10, 20, 30):
+            (tmp_path / "archive").write_bytes(bytes(size))
+            assert heard.acquire(timeout=10)
+        assert not heard.acquire(timeout=0.3)
+
+
+def test_a_process_sees_that_downloaded_data_were_damaged_later(remote: DataConfig, server: Server) -> None:
+    first = load_dataset(remote, download=True)
+    (path,) = Path(remote.root or "").glob("*/test_part")
+    path.write_bytes(b"damaged")
+    assert load_dataset(remote, download=True).version == first.version
+    assert server.served == 2
+
+
 def test_data_that_are_damaged_are_downloaded_anew(remote: DataConfig, server: Server) -> None:
     first = load(remote, download=True)
     (path,) = Path(remote.root or "").glob("*/test_part")

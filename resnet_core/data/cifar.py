@@ -52,7 +52,7 @@ def state(config: DataConfig) -> str:
     folder = cifar_root(config) / FOLDERS[config.name]
     with readable(config):
         for entry in files_below(folder) if folder.is_dir() else ():
-            found.update(state_of(entry.path, entry.stat()))
+            found.update(state_of(os.fsencode(entry.path), entry.stat()))
     return found.hexdigest()
 
 

@@ -7,7 +7,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +67,10 @@ class _Walk:
             raise reject("data.root", str(root), f"accepted: at least two class folders, found {len(classes)}")
         names: list[bytes] = []
         labels: list[int] = []
-        above = len(os.path.join(root, ""))
+        above = len(os.fsencode(os.path.join(root, "")))
         for label, name in enumerate(classes):
             before = len(names), len(self._refused)
-            names += (os.fsencode(path[above:]) for path in self._images(root / name))
+            names += (path[above:] for path in self._images(root / name))
             if before == (len(names), len(self._refused)):
                 raise reject("data.root", str(root / name), f"no images in it; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
             labels += [label] * (len(names) - before[0])
@@ -93,7 +93,7 @@ class _Walk:
             words.append(f"{len(folders) - MAX_KINDS:,} other folders")
         return ", ".join(words)
 
-    def _images(self, folder: Path) -> Iterator[str]:
+    def _images(self, folder: Path) -> Iterator[bytes]:
         for entry in files_below(folder, skipped=self.skipped):
             self.alive()
             suffix = os.path.splitext(entry.name)[1].lower()
@@ -108,17 +108,18 @@ class _Walk:
             if not stat.S_ISREG(status.st_mode):  # reading a pipe waits for ever, a device never ends
                 self._refused.append(reject("data.root", entry.path, "is named like an image and is no file"))
                 continue
-            self._state.update(state_of(entry.path, status))
-            yield entry.path
+            path = os.fsencode(entry.path)
+            self._state.update(state_of(path, status))
+            yield path
 
 
-def state_of(path: str, status: os.stat_result) -> bytes:
+def state_of(path: bytes, status: os.stat_result) -> bytes:
     """Return what tells a file from what it was before, without reading it.
 
     The time of the last change (ctime) counts next to that of the last write (mtime), which a copy may bring along: only the
     former says that two files of one size and age were exchanged.
     """
-    return b"%s\0%d\0%d\0%d\n" % (os.fsencode(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return b"%s\0%d\0%d\0%d\n" % (path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def existing_folder(config: DataConfig) -> Path:
@@ -143,11 +144,11 @@ def image_folder(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
             raise reject("data.root", str(root), accepted)
         return _train_and_test(root, tests, config, alive)
     walk = _Walk(root, alive)
-    classes, whole = walk.classes(root)
+    whole = walk.listing(*walk.classes(root), None, "")
     if config.validation:
-        return walk.listing(classes, whole, None, "")
-    train, test = hold_out(whole, TEST_SHARE)
-    return walk.listing(classes, train, test, "a fifth of each class, held out")
+        return whole
+    train, test = hold_out(whole.train, TEST_SHARE)
+    return replace(whole, train=train, test=test, scored="a fifth of each class, held out")
 
 
 def imagenet(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
