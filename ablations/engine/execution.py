@@ -126,6 +126,7 @@ class Submission:
         if not self.todo and not self.awaited:
             self.console.print(f"{name}: all {len(self.done)} runs are in MLflow already.")
             return True
+        terminal.say(self.console, f"Data: {self.plan.dataset.summary}")
         self.console.print(f"{name}: {len(self.todo)} runs to train, {len(self.done)} done already.")
         try:
             self._train(self.todo)

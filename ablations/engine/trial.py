@@ -169,7 +169,7 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     spec = from_flat(job.spec)
-    dataset = _load(job, spec)
+    dataset = _load(job, spec, alive)
     alive()
     checkpoints, restore, damaged = _restored(job, device)
     alive()
@@ -194,7 +194,7 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
         tell(result.epoch, result.metrics, result.state.probes if result.last else [])
 
 
-def _load(job: Job, spec: "RunSpec") -> "Dataset":
+def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
     """The run's data, as this node has them.
 
     Raises:
@@ -205,7 +205,7 @@ def _load(job: Job, spec: "RunSpec") -> "Dataset":
 
     cache = paths.data_cache() if os.environ.get("RESNET_ABLATIONS_HOME") else Path(job.cache)
     try:
-        dataset = load_dataset(spec.data, cache, download=job.download)
+        dataset = load_dataset(spec.data, cache, download=job.download, alive=alive)
         if dataset.version != job.data_version:
             accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
             raise reject("data.root", spec.data.root or spec.data.name, accepted)
