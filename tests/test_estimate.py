@@ -24,9 +24,11 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(STUDY, Request(), cache=tmp_path)
 
 
-def past(spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False) -> Finished:
+def past(
+    spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False, images: int = 128
+) -> Finished:
     text = {name: str(value) for name, value in override(spec, changes or {}).flat().items()}
-    return Finished(spec=text, seconds=seconds, device="a computer", on_gpu=on_gpu)
+    return Finished(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
 
 
 def deepest(plan: Plan) -> RunSpec:

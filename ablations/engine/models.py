@@ -50,7 +50,8 @@ def log_models(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], f
                 raise ConfigError(f"--storage={storage}: holds no checkpoint of {run}, so its model cannot be logged")
             net = build_model(run.spec.model)
             net.load_state_dict(saved["model"])
-            _log(client, run, entry, PixelsToScores(net, plan.dataset, run.spec.data.normalise).eval(), plan.dataset)
+            dataset = plan.data_of(run)  # its own: what is subtracted is of the images that it was trained on
+            _log(client, run, entry, PixelsToScores(net, dataset, run.spec.data.normalise).eval(), dataset)
 
 
 def _log(client: MlflowClient, run: Run, entry: Entry, model: PixelsToScores, dataset: Dataset) -> None:

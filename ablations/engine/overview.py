@@ -53,7 +53,7 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
 
 def _metric(label: str) -> str:
     """MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell."""
-    return re.sub(r"[^\w\-. ]", "", label.replace("=", " "))
+    return re.sub(r"[^\w\-. ]", "", re.sub("[=,]", " ", label))
 
 
 def description(design: Design, findings: Findings, experiment_id: str, run_id: str, *, charted: int) -> str:
