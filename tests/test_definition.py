@@ -23,7 +23,7 @@ WRONG = {
     "no question": ({"question": None}, "question=null: accepted: a sentence"),
     "an unknown preset": ({"preset": "mnist"}, "preset=mnist: accepted: smoke, digits"),
     "several presets": ({"preset": ["smoke"]}, 'preset=["smoke"]: accepted: smoke, digits'),
-    "a level alone": ({"factors": {"width": 16}}, "factors width=16: accepted: a list of levels, such as [16, …]"),
+    "a level alone": ({"factors": {"width": 16}}, "factors width=16: accepted: a list of levels, such as width: [A, B]"),
     "digits": ({"factors": {"width": "16"}}, "factors width=16: accepted: a list of levels"),
     "an unordered set": ({"factors": {"shortcut": {"A", "B"}}}, "accepted: a list of levels"),
     "no levels": ({"factors": {"width": ()}}, "factors width: accepted: one or more levels"),

@@ -91,7 +91,7 @@ def test_a_factor_is_the_same_in_a_studys_file_and_on_the_command_line(
         ("mood", ("good", "bad"), "mood: no such field"),
         ("lr", ("fast", "0.1"), "optim.lr=fast: accepted: a number"),
         ("shortcut", ("A", "D"), "model.shortcut=D: accepted: none, A, B, C"),
-        ("flip", ("true", "yes"), "flip=true,yes: a level is named twice"),
+        ("flip", ("true", "yes"), "flip=True,True: a level is named twice"),
         ("width", ("16", "16"), "width=16,16: a level is named twice"),
         ("depth", ("9",), "model.depth=9: cifar with basic blocks has depths 6n+2"),
         ("train_examples", ("30", "300"), "optim.global_batch_size=64: the training set of digits has 30 images"),

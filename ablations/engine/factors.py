@@ -51,14 +51,15 @@ def checked_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]
     found: dict[str, tuple[Level, ...]] = {}
     for dotted, (name, levels) in by_field(source, factors).items():
         if not isinstance(levels, Sequence) or isinstance(levels, (str, bytes)):
-            raise reject(f"{source} {name}", levels, f"accepted: a list of levels, such as [{shown(levels)}, …]")
-        if dotted in NOT_FACTORS:
-            raise reject(f"{source} {name}", _text(levels), f"cannot be a factor: {NOT_FACTORS[dotted]}")
+            raise reject(f"{source} {name}", levels, f"accepted: a list of levels, such as {name}: [A, B]")
         if not levels:
             raise ConfigError(f"{source} {name}: accepted: one or more levels, such as {name}=a,b")
         found[name] = tuple(convert(dotted, level) for level in levels)
+        text = ",".join(map(shown, found[name]))
+        if dotted in NOT_FACTORS:
+            raise reject(f"{source} {name}", text, f"cannot be a factor: {NOT_FACTORS[dotted]}")
         if len(set(found[name])) != len(levels):
-            raise reject(f"{source} {name}", _text(levels), "a level is named twice")
+            raise reject(f"{source} {name}", text, "a level is named twice")
     return found
 
 
@@ -88,7 +89,3 @@ def shown(level: object) -> str:
         return f"[{','.join(map(shown, level))}]"
     short = f"{level:g}" if isinstance(level, float) else str(level)
     return short if not isinstance(level, float) or float(short) == level else repr(level)
-
-
-def _text(levels: Sequence[object]) -> str:
-    return ",".join(map(shown, levels))

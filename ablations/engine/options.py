@@ -145,7 +145,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     )
     where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
     where.add_argument(
-        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="a fraction shares a GPU between runs (default: 0)"
+        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="0 to 1; a fraction shares a GPU between runs (default: 0)"
     )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: as many as the cluster holds)")
     where.add_argument(
