@@ -101,12 +101,11 @@ def test_a_factor_is_the_same_in_a_studys_file_and_on_the_command_line(
 def test_what_makes_cells_incomparable_or_is_no_level_is_refused_in_both_places(
     cache: Path, name: str, levels: tuple[Any, ...], named: str
 ) -> None:
-    for plan in (
-        lambda: in_file(cache, {name: levels}),
-        lambda: on_command_line(cache, f"{name}={','.join(map(str, levels))}"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            plan()
+    with pytest.raises(ConfigError) as by_file:
+        in_file(cache, {name: levels})
+    with pytest.raises(ConfigError) as by_command_line:
+        on_command_line(cache, f"{name}={','.join(map(str, levels))}")
+    for error in (by_file, by_command_line):
         assert named in str(error.value)
         assert "\n" not in str(error.value)
 

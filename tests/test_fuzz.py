@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -82,7 +83,6 @@ def mostly(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.integers(0, 9).flatmap(lambda place: odd if place == 9 else good)
 
 
-SMOKE = Request(preset="smoke")
 FIELDS = sorted(_all_fields())
 fields = st.sampled_from(FIELDS) | st.sampled_from(FIELDS).map(lambda name: name.rpartition(".")[2])
 
@@ -245,9 +245,15 @@ def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: st
         planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--levels", f"{name}={value}"])
     for value in ("None", "1e309", "nan", "[0.5,0.75]"):
         planned_by(watched, HYPERPARAMETERS, ["--preset", "smoke", "--search", "lr", "--trials", "1", "--set", f"{name}={value}"])
-    for value in OBJECTS:
-        for changes in ({"factors": {name: value}}, {"factors": {name: (value,)}}, {"settings": {name: value}}):
-            survives_or_is_one_line(lambda changes=changes: draft(replace(SHORTCUTS, on={}, **changes), SMOKE).base)
+    for thing in OBJECTS:
+        for part, values in (("factors", {name: thing}), ("factors", {name: (thing,)}), ("settings", {name: thing})):
+            changes: dict[str, Any] = {"on": {}, "baseline": {}, part: values}
+            survives_or_is_one_line(partial(based, changes))
+
+
+def based(changes: dict[str, Any]) -> RunSpec:
+    """The first cell of a study with these fields."""
+    return draft(replace(SHORTCUTS, **changes), Request(preset="smoke")).base
 
 
 def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:
