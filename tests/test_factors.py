@@ -18,7 +18,7 @@ from ablations.engine.factors import split_levels
 from ablations.engine.search import plan_search
 from ablations.engine.search_request import SearchRequest
 from ablations.engine.study import MAX_SETTING_CHARACTERS, Plan, Request, Study, make_plan
-from resnet_core import ConfigError, DataConfig, load_dataset
+from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
 
@@ -138,6 +138,16 @@ def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_o
     assert Counter(plan.training_images(run) for run in plan.runs) == {300: 4, 1437: 4}
     seeds = {cell: sorted(run.seed for run in plan.runs if run.cell == cell) for cell in plan.cells}
     assert list(seeds.values()) == [[0, 1]] * 4
+
+
+def test_a_network_is_logged_with_the_normalisation_of_its_own_training_images(cache: Path) -> None:
+    from ablations.engine.models import pixels_to_scores  # imports torch
+
+    plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
+    for run in plan.runs:
+        model = pixels_to_scores(plan, run, build_model(run.spec.model).state_dict())
+        assert model.mean.item() == pytest.approx(load_dataset(run.spec.data, cache).mean[0])
+    assert len({plan.data_of(run).mean for run in plan.runs}) == 2
 
 
 def test_more_images_than_there_are_are_all_of_them(cache: Path) -> None:
