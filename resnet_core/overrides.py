@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
 from resnet_core.fields import Checked, ConfigError, reject
@@ -59,6 +59,13 @@ def convert(name: str, value: Any) -> Any:
     """A value for the field with this dotted name, as that field's type; raises ConfigError if it is not acceptable."""
     section, _, leaf = name.rpartition(".")
     return _SECTIONS.get(section, RunSpec).converted(leaf, value)
+
+
+def takes_list(name: str) -> bool:
+    """Return whether the values of the field with this dotted name are lists."""
+    section, _, leaf = name.rpartition(".")
+    hint = _SECTIONS.get(section, RunSpec)._hints[leaf]
+    return any(get_origin(kind) is tuple for kind in (hint, *get_args(hint)))
 
 
 @functools.cache

@@ -32,16 +32,15 @@ def design(
         flat = json.loads(json.dumps(flat))
         flat |= {"model.depth": int(named.get("depth", 20)), "model.shortcut": named.get("shortcut", "A")}
         fingerprints = tuple(f"{label}/{seed}" for seed in range(seeds))
-        cells.append(DesignCell(label=label, levels=named, spec=flat, fingerprints=fingerprints))
+        of_data: dict[str, Any] = {"data_version": "d" * 20, "train_images": 1437}
+        cells.append(DesignCell(label=label, levels=named, spec=flat, fingerprints=fingerprints, **of_data))
     return Design(
         study=name,
         question=question,
         preset="digits",
         dataset="digits",
-        data_version="d" * 20,
         code_version="c" * 20,
         scored_on="test",
-        train_images=1437,
         factors={factor: tuple(levels) for factor, levels in factors.items()},
         baseline={"shortcut": "A"} if baseline is None and "shortcut" in factors else dict(baseline or {}),
         cells=tuple(cells),
@@ -70,7 +69,7 @@ def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10
             row |= {"outcome": "completed", "message": "", "attempts": 1, "error": error, "train_error": error / 2}
             row |= {"parameters": 14_000 * depth, "flops": 130_000 * depth, "images_per_second": 40_000 / depth}
             row |= {"peak_memory_mb": 100.0 + depth, "seconds": 0.4 * depth + 0.01 * seed, "gpu_hours": 0.0}
-            row |= dict.fromkeys(CONDITIONS, "") | {"code_version": made.code_version, "data_version": made.data_version}
+            row |= dict.fromkeys(CONDITIONS, "") | {"code_version": made.code_version, "data_version": cell.data_version}
             row |= {"world_size": "1", "precision": "fp32", "device": "AMD EPYC", "torch": "2.14.1", "python": "3.11.7"}
             row |= {"git.commit": "a" * 40, "git.dirty": "false"}
             runs.append(row)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_architecture import SHIPPED
 
 from ablations.engine import cli, storage
 from ablations.engine.cli import main
@@ -22,6 +23,7 @@ from resnet_core import PRESETS, ConfigError
 
 PROJECT = Path(__file__).parents[1]
 STUDIES = sorted(p.stem for p in (PROJECT / "ablations").glob("*.py") if p.stem != "__init__")
+"""Those that people have added, too."""
 
 GPUS = torch.cuda.device_count()
 NO_STORE = "?scheme=http&endpoint_override=127.0.0.1:9"
@@ -66,6 +68,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--seeds", "10001"], "accepted: at most 10,000 runs"),
         (["--set", "epochs=2", "iterations=9"], "optim.iterations=9: is the length"),
         (["--gpus-per-worker", "1.5"], "--gpus-per-worker=1.5"),
+        (["--gpus-per-worker", "2"], "--gpus-per-worker=2.0: accepted: 0, or 0.001 to 1, for a worker uses one GPU"),
+        (["--gpus-per-worker", "2", "--workers", "2"], "--gpus-per-worker=2.0: accepted: 0, or 0.001 to 1"),
+        (["--levels", "milestones=0.5,0.75"], "--levels=milestones=0.5,0.75: each level is a list; accepted: lists in brackets"),
+        (["--levels", "seed=0,1"], "--levels seed=0,1: cannot be a factor"),
         (["--levels", "depth"], "--levels=depth"),
         (["--levels", "depth=20", "depth=56"], "named twice"),
         (["--levels", "depth=20", "model.depth=56"], "named twice"),
@@ -217,14 +223,14 @@ def test_a_traceback_that_no_file_takes_is_not_lost(monkeypatch: pytest.MonkeyPa
     assert "in fail\n" in err
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_study_is_data_in_less_than_30_lines(name: str) -> None:
     assert study_of(name).name == name
     code = (PROJECT / "ablations" / f"{name}.py").read_text().split('"""')
     assert len(code[2].splitlines()) < 30
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_study_opens_with_its_command_its_cost_and_what_to_expect(name: str) -> None:
     opening = importlib.import_module(f"ablations.{name}").__doc__ or ""
     assert f"ray job submit -- python ablations/{name}.py" in opening
@@ -245,7 +251,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_study_can_be_planned_on_its_presets(
     name: str, preset: str, stand_ins: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:

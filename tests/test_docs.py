@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,19 @@ def test_the_study_that_is_added_as_an_example_runs(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=200).stdout
     assert "[2/2]" in shown
     assert "zero-init on synthetic: Does a network train better if every block starts as the identity?" in shown
+
+
+def test_the_example_beside_the_other_studies_breaks_no_test_of_them(tmp_path: Path) -> None:
+    assert STUDY
+    for folder in ("ablations", "resnet_core", "tests"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    (tmp_path / "ablations" / "zero_init.py").write_text(STUDY[1])
+    tests = ["tests/test_architecture.py", "tests/test_command_line.py", "-k", "zero_init or imports or data_in_less"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stdout
+    assert "test_no_study_takes_the_name_of_another_module[zero_init]" in done.stdout
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))])

@@ -24,9 +24,11 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(STUDY, Request(), cache=tmp_path)
 
 
-def past(spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False) -> Finished:
+def past(
+    spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False, images: int = 128
+) -> Finished:
     text = {name: str(value) for name, value in override(spec, changes or {}).flat().items()}
-    return Finished(spec=text, seconds=seconds, device="a computer", on_gpu=on_gpu)
+    return Finished(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
 
 
 def deepest(plan: Plan) -> RunSpec:
@@ -74,6 +76,19 @@ def test_a_finished_run_of_another_shape_tells_nothing(plan: Plan, changes: Mapp
 def test_time_grows_with_the_steps_of_the_training(plan: Plan, length: Mapping[str, Any], factor: float) -> None:
     outlook = look_ahead(plan, plan.runs[:1], [past(deepest(plan), 10, length)])
     assert outlook.total_seconds == pytest.approx(10 * factor)
+
+
+def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_path: Path) -> None:
+    study = Study(name="amounts", question="?", factors={"train_examples": (300, 1437)}, settings={"depth": 8}, seeds=1)
+    plan = make_plan(study, Request(), cache=tmp_path)
+    few, many = (next(run for run in plan.runs if run.spec.data.train_examples == count) for count in (300, 1437))
+    steps = {run: run.spec.optim.total_steps(plan.training_images(run)) for run in (few, many)}
+    assert steps == {few: 40, many: 220}
+    finished = [past(few.spec, 80, images=300), past(many.spec, 220, images=1437)]
+    assert look_ahead(plan, plan.runs, finished).seconds == {few.fingerprint: 80, many.fingerprint: 220}
+    assert look_ahead(plan, plan.runs, finished[1:]).seconds == {few.fingerprint: 40, many.fingerprint: 220}
+    models = {mode(few.spec): CostModel(per_layer=1, per_multiply_add=0)}
+    assert look_ahead(plan, plan.runs, [], lambda _: models).seconds == {few.fingerprint: 8 * 40, many.fingerprint: 8 * 220}
 
 
 def test_of_several_finished_runs_the_median_counts(plan: Plan) -> None:

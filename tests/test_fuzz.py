@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import resource
 import signal
@@ -10,6 +11,8 @@ import string
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,10 +22,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ablations.engine import __main__ as service_command
-from ablations.engine import cli, execution, options, preview, service, tracking
+from ablations.engine import cli, execution, options, preview, searching, service, tracking
 from ablations.engine.options import Options
 from ablations.engine.storage import check_storage, make_storage
-from ablations.engine.study import Plan, Study
+from ablations.engine.study import Plan, Request, Study, draft
+from ablations.hyperparameters import STUDY as HYPERPARAMETERS
 from ablations.responses import STUDY as RESPONSES
 from ablations.shortcuts import STUDY as SHORTCUTS
 from resnet_core import PRESETS, ConfigError, RunSpec, override
@@ -150,6 +154,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, local_state: Path) -> Iter
     empty = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "execute", recorded)
+        patch.setattr(searching, "execute", recorded)
         patch.setattr(preview, "preview", recorded)
         patch.setattr(service, "up", lambda _: None)
         patch.setattr(sources, "MEMORY_LIMIT_GIB", 0.05)  # so that what is drawn and accepted takes no time
@@ -224,6 +229,31 @@ def test_a_studys_command_line_is_a_plan_or_one_line(watched: list[Plan], study:
         assert plan.runs
         assert len({run.fingerprint for run in plan.runs}) == len(plan.runs)
         assert_survives_flattening(plan.runs[-1].spec)
+
+
+VALUES = ["", " ", "None", "true", "-1", "0", "1e309", "nan", "-inf", "9" * 5000, "[]", "[0.5,0.75]", "1,2,3", "x", "[bold]", "\0"]
+"""Of any field: what no type of field foresees."""
+OBJECTS = [None, True, -1, 0, 2**80, 10**5000, 1e308, math.inf, math.nan, "", "x", "\ud800", object(), b"1"]
+OBJECTS += [(), [], [[1]], ["a", None], {}, {1: 2}, {3}]
+"""The same in Python."""
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: str) -> None:
+    for value in VALUES:
+        planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--set", f"{name}={value}"])
+        planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--levels", f"{name}={value}"])
+    for value in ("None", "1e309", "nan", "[0.5,0.75]"):
+        planned_by(watched, HYPERPARAMETERS, ["--preset", "smoke", "--search", "lr", "--trials", "1", "--set", f"{name}={value}"])
+    for thing in OBJECTS:
+        for part, values in (("factors", {name: thing}), ("factors", {name: (thing,)}), ("settings", {name: thing})):
+            changes: dict[str, Any] = {"on": {}, "baseline": {}, part: values}
+            survives_or_is_one_line(partial(based, changes))
+
+
+def based(changes: dict[str, Any]) -> RunSpec:
+    """The first cell of a study with these fields."""
+    return draft(replace(SHORTCUTS, **changes), Request(preset="smoke")).base
 
 
 def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:

@@ -20,7 +20,8 @@ def of(name: str, changes: Mapping[str, Any] | None = None, factors: Any = DEPTH
     """A study on `cifar10` or `imagenet` that follows the preset but for some fields."""
     made = design(factors, spec=override(preset(name), changes or {}).flat())
     scored_on = "validation" if (changes or {}).get("data.validation") else "test"
-    return replace(made, dataset=name, preset=name, train_images=images, scored_on=scored_on)
+    cells = tuple(replace(cell, train_images=images) for cell in made.cells)
+    return replace(made, dataset=name, preset=name, cells=cells, scored_on=scored_on)
 
 
 def rows(made: Design | Evidence, error: float = 8.0) -> tuple[PaperRow, ...]:

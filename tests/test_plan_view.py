@@ -11,6 +11,7 @@ from ablations.engine.estimate import Outlook
 from ablations.engine.ledger import Entry
 from ablations.engine.plan_view import plan_view
 from ablations.engine.study import Plan, Request, Study, make_plan
+from resnet_core import ModelConfig, measure_cost
 
 STUDY = Study(
     name="blocks",
@@ -57,6 +58,22 @@ def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan
     assert "9 runs, 9 to train, 0 done already: " in rest
     times = "About 2 h 0 min with 2 at a time, 2 h 50 min one after another, 0.25 GPU-hours for 6 of 9 runs; judged by steps."
     assert times in rest
+
+
+def test_where_cells_have_other_training_images_a_plan_says_how_many_each_has(tmp_path: Path) -> None:
+    study = replace(
+        STUDY, factors={"train_examples": (300, 5000), "probes": ([], ["responses"])}, baseline={}, settings={"depth": 8}
+    )
+    lines = shown(make_plan(study, Request(preset="digits"), cache=tmp_path), {}, NOTHING)
+    assert lines[1].split()[:6] == ["train_examples", "probes", "images", "seeds", "done", "epochs"]
+    assert [line.split()[:6] for line in lines[2:6]] == [
+        ["300", "[]", "300", "3", "0", "10"],
+        ["300", "[responses]", "300", "3", "0", "10"],
+        ["5000", "[]", "1,437", "3", "0", "10"],
+        ["5000", "[responses]", "1,437", "3", "0", "10"],
+    ]
+    cost = measure_cost(ModelConfig(depth=8, in_channels=1), 8).flops
+    assert any(line.endswith(f"{6 * 3 * cost * 64 * (40 + 220):.2e} multiply-adds") for line in lines)
 
 
 def test_done_runs_are_reused_and_their_cell_shows_what_they_took(plan: Plan) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from made_up import design
+from made_up import evidence as made_up_evidence
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from ablations.engine import ledger, overview, provenance, reporting, results, terminal, tracking
 from ablations.engine.analysis import analyse
@@ -156,7 +158,7 @@ def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]
 def test_a_report_is_made_again_without_data_or_code(
     as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.engine.study.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
+    monkeypatch.setattr("ablations.engine.comparability.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 0
@@ -257,3 +259,13 @@ def test_local_changes_are_kept_without_what_looks_like_a_secret(monkeypatch: py
     assert provenance._local_changes().splitlines() == ["+password = …", "+API_KEY: …", "+url = http://host/x", "+depth = 20"]
     top = "/another/project"
     assert provenance._local_changes() == ""
+
+
+def test_metrics_of_cells_have_names_that_mlflow_takes_however_long_their_levels_are(client: MlflowClient) -> None:
+    long = [f"[{','.join(f'{i / 100:g}' for i in range(first, 90))}]" for first in (1, 2)]
+    evidence = made_up_evidence(design({"milestones": long, "depth": ("8", "14")}))
+    metrics = overview.cell_metrics(analyse(evidence))
+    assert sum(name.startswith("test_error_mean/") for name in metrics) == 4
+    run_id = client.create_run("0").info.run_id
+    client.log_batch(run_id, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])
+    assert client.get_run(run_id).data.metrics.keys() == metrics.keys()

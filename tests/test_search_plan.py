@@ -21,13 +21,13 @@ def test_every_cell_has_a_search_and_a_control() -> None:
     plan = searched("--per-cell")
     assert [str(cell) for cell in plan.trial_specs] == ["shortcut=none", "shortcut=A"]
     assert {str(run.cell) for run in plan.runs} == {"shortcut=none configuration=default", "shortcut=A configuration=default"}
-    assert plan.study.baseline == {"shortcut": "A"}, "variants are compared at equal configuration"
+    assert plan.baseline == {"shortcut": "A"}, "variants are compared at equal configuration"
 
 
 def test_without_factors_there_is_one_search_and_its_control_is_the_baseline() -> None:
     plan = searched()
     assert [str(cell) for cell in plan.trial_specs] == [""]
-    assert plan.study.baseline == {"configuration": "default"}
+    assert plan.baseline == {"configuration": "default"}
 
 
 def test_trials_see_no_test_set_and_share_no_seed_with_what_is_reported() -> None:

@@ -141,7 +141,7 @@ def test_a_study_is_adapted_to_a_preset(tmp_path: Path) -> None:
     [
         ({"on": {"mnist": {}}}, "preset=mnist: accepted: smoke"),
         ({"on": {"smoke": {"levels": {}}}}, "on smoke=levels: accepted: factors, baseline, settings"),
-        ({"baseline": {"width": 8}}, "baseline=width: accepted: shortcut, depth"),
+        ({"baseline": {"width": 8}}, "baseline=width: is no factor; accepted: shortcut, depth"),
     ],
 )
 def test_a_study_that_contradicts_itself_is_refused_when_it_is_made(changes: Mapping[str, Any], message: str) -> None:
@@ -174,7 +174,7 @@ def test_a_study_with_a_validation_split_is_another_than_the_one_on_the_test_set
 def test_cells_that_come_to_the_same_network_are_one(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, small_study(factors={"width": (None, 8, 16)}, baseline={}, settings={"width": None}))
     assert [str(cell) for cell in plan.cells] == ["width=None", "width=8"]
-    assert [(str(cell), reason) for cell, reason in plan.skipped] == [("width=16", "the same network as width=None")]
+    assert [(str(cell), reason) for cell, reason in plan.skipped] == [("width=16", "the same training as width=None")]
     assert len({run.fingerprint for run in plan.runs}) == len(plan.runs) == 4
 
 

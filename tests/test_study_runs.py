@@ -14,7 +14,7 @@ from submitted import STUDY, Killer, Submitted, planned
 from ablations.engine import scheduler, trial
 from ablations.engine.study import Study
 from ablations.engine.tracking import connect
-from resnet_core import ConfigError, fit
+from resnet_core import ConfigError, fit, load_dataset
 from resnet_core.model import ResNet
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
@@ -87,6 +87,29 @@ def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -
     streamed = Submitted(home, "--levels", "shortcut=A", "--set", *data, *others)
     assert streamed.entry().outcome == "completed", streamed.entry().tags.get("message")
     assert {"data_wait_seconds", "test/multi_scale_error"} <= streamed.entry().metrics.keys()
+
+
+def test_cells_with_training_data_of_their_own_are_trained_found_and_reported_with_them(home: Path) -> None:
+    small = {"depth": 8, "width": 8, "epochs": 1}
+    amounts = Study(name="amounts", question="More?", factors={"train_examples": (64, 300)}, settings=small, seeds=1)
+    trained = Submitted(home, study=amounts)
+    assert (trained.code, trained.outcomes()) == (0, ["completed"] * 2), trained.text
+    versions = {run.fingerprint: load_dataset(run.spec.data).version for run in trained.plan.runs}
+    assert len(set(versions.values())) == 2
+    for fingerprint, entry in trained.entries.items():
+        (data,) = trained.client.get_run(entry.run_id).inputs.dataset_inputs
+        assert entry.tags["data_version"] == data.dataset.digest == versions[fingerprint]
+    said = "cells have different training images: 64 (train_examples=64), 300 (train_examples=300); scored images and seeds are"
+    assert said in " ".join(trained.text.split())
+    assert "data version differs" not in trained.text
+    page = Path(trained.client.download_artifacts(trained.parent().info.run_id, "report/report.html")).read_text()
+    assert "64, 300 images to train" in page
+    assert "Cells are trained on different images: 64 with train_examples=64, 300 with train_examples=300." in page
+    assert all(version in page for version in versions.values())
+
+    again = Submitted(home, "--levels", "train_examples=64,300", study=amounts)
+    assert "all 2 runs are in MLflow already" in again.text
+    assert again.parent().info.run_id == trained.parent().info.run_id
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ablations.engine.study import STUDY_NAME, Request, Study, make_plan
+from ablations.engine.definition import STUDY_NAME
+from ablations.engine.study import Request, Study, make_plan
 from resnet_core import ConfigError, RunSpec, override
 from resnet_core.data.__main__ import main
 from resnet_core.data.datasets import load_dataset

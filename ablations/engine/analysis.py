@@ -182,7 +182,8 @@ def _differing(evidence: Evidence) -> dict[str, pd.DataFrame]:
     shown = {name: results[name].str[:8] for name in ("code_version", "data_version")}
     shown["python"] = results["python"].str.split(".").str[:2].str.join(".")
     results = results.assign(**shown)
-    fixed = [name for name in MIXED if name not in evidence.design.factors]
+    varied = {*evidence.design.factors, *(("data_version",) if len(evidence.design.data_versions) > 1 else ())}
+    fixed = [name for name in MIXED if name not in varied]
     known = {name: results[results[name] != ""] for name in fixed}
     return {name: runs for name, runs in known.items() if runs[name].nunique() > 1}
 
@@ -200,6 +201,9 @@ def _mixed_within(evidence: Evidence) -> dict[str, tuple[str, ...]]:
 def _conditions(evidence: Evidence) -> list[str]:
     """What differs between runs besides what the study varies."""
     flags = []
+    if images := evidence.design.training_images:
+        of_cells = ", ".join(f"{count:,} ({where})" for where, count in images.items())
+        flags.append(f"cells have different training images: {of_cells}; scored images and seeds are the same")
     for name, runs in _differing(evidence).items():
         if runs.groupby("cell")[name].nunique().max() == 1:
             cells = runs.groupby(name, sort=False)["cell"].unique()

@@ -2,6 +2,7 @@
 
 import atexit
 import sys
+from types import TracebackType
 from typing import NoReturn
 
 from ablations.engine import last_resort, options, paths, service
@@ -9,8 +10,27 @@ from ablations.engine.interrupts import Interrupts
 from ablations.engine.provenance import without_secrets
 from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 from resnet_core import ConfigError
+from resnet_core.fields import reject
 
 INTERRUPTED = "interrupted: the same command goes on from here"
+
+_excepthook = sys.excepthook
+
+
+def _refuse(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print a mistake in a study's file, which is found before `main` is reached, as `main` would, and exit with 2."""
+    if not isinstance(error, ConfigError):
+        _excepthook(kind, error, traceback)
+        return
+    _say(error)
+    raise SystemExit(2)
+
+
+sys.excepthook = _refuse
+
+
+def _say(error: ConfigError) -> None:
+    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
 
 
 def _drafted(study: Study, chosen: options.Options) -> Draft:
@@ -42,6 +62,8 @@ def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
     interrupts = Interrupts()
     try:
+        if not isinstance(study, Study):
+            raise reject("main", study, "accepted: a Study")
         service.adopt()
         chosen = options.parse(study, sys.argv[1:])
         # Ray and MLflow take seconds to import: only for a request that is right.
@@ -53,7 +75,7 @@ def main(study: Study) -> NoReturn:
         else:
             code = _act(study, chosen)
     except ConfigError as error:
-        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+        _say(error)
         code = 2
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)

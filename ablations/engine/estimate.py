@@ -27,10 +27,11 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A completed run on the same data, of whatever study."""
+    """A completed run on the data of a plan, of whatever study."""
 
     spec: Mapping[str, str]
     """Its `RunSpec.flat()`, as text."""
+    train_images: int
     seconds: float
     """Of its training and tests: `train_seconds`."""
     device: str
@@ -104,13 +105,13 @@ def look_ahead(
         gpus_per_worker: what a worker takes; 0: training is on CPUs.
     """
     candidates = [past for past in finished if past.on_gpu == (gpus_per_worker > 0)]
-    seconds, devices = _from_finished(missing, candidates, len(plan.dataset.train.labels))
+    seconds, devices = _from_finished(plan, missing, candidates)
     sources = ["finished runs on " + ", ".join(sorted(devices))] if seconds else []
     rest = {run.fingerprint: replace(run.spec, seed=0) for run in missing if run.fingerprint not in seconds}
     models = measure(list(dict.fromkeys(rest.values()))) if measure and rest else {}
     if models:
         sources.append("a few steps measured here")
-        modelled = {spec: _modelled(spec, plan.dataset, models[mode(spec)]) for spec in set(rest.values())}
+        modelled = {spec: _modelled(spec, plan.data_for(spec), models[mode(spec)]) for spec in set(rest.values())}
         seconds |= {name: modelled[spec] for name, spec in rest.items()}
     in_order = [seconds[run.fingerprint] for run in missing if run.fingerprint in seconds]
     return Outlook(
@@ -140,16 +141,19 @@ def runs_at_once(workers: int, *, cpus_per_worker: float, gpus_per_worker: float
     return int(min(fits) + 1e-9) // workers
 
 
-def _from_finished(missing: Sequence[Run], finished: Iterable[Finished], images: int) -> tuple[dict[str, float], Set[str]]:
-    """Seconds of the runs that finished ones of the same shape tell of, by seconds per step; and those runs' devices."""
-    per_step: dict[tuple[str | None, ...], list[float]] = {}
+def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Finished]) -> tuple[dict[str, float], Set[str]]:
+    """Seconds of the runs that finished ones of the same shape tell of, by seconds per step; and those runs' devices.
+
+    Tests after each epoch are part of it, so that runs on as many training images tell best.
+    """
+    per_step: dict[tuple[str | None, ...], dict[int, list[float]]] = {}
     devices: dict[tuple[str | None, ...], set[str]] = {}
     names = [name for name in RunSpec().flat() if _decides_speed(name)]
     for past in finished:
         shape = tuple(past.spec.get(name) for name in names)
         optim = {name: past.spec.get(f"optim.{name}") for name in ("epochs", "iterations", "global_batch_size")}
-        steps = replace(RunSpec().optim, **optim).total_steps(images)  # type: ignore[arg-type]  # it converts text
-        per_step.setdefault(shape, []).append(past.seconds / steps)
+        steps = replace(RunSpec().optim, **optim).total_steps(past.train_images)  # type: ignore[arg-type]  # it converts text
+        per_step.setdefault(shape, {}).setdefault(past.train_images, []).append(past.seconds / steps)
         devices.setdefault(shape, set()).add(past.device)
     seconds: dict[str, float] = {}
     used: set[str] = set()
@@ -157,7 +161,9 @@ def _from_finished(missing: Sequence[Run], finished: Iterable[Finished], images:
         flat = run.spec.flat()
         shape = tuple(str(flat[name]) for name in names)
         if shape in per_step:
-            seconds[run.fingerprint] = statistics.median(per_step[shape]) * run.spec.optim.total_steps(images)
+            images = len(plan.data_of(run).train.labels)
+            nearest = min(per_step[shape], key=lambda others: abs(math.log(others / images)))
+            seconds[run.fingerprint] = statistics.median(per_step[shape][nearest]) * run.spec.optim.total_steps(images)
             used |= devices[shape]
     return seconds, used
 

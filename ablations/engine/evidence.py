@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import pandas as pd
 
-from ablations.engine.study import Cell, Plan, Run, shown
+from ablations.engine.factors import shown
+from ablations.engine.study import Cell, Plan, Run
 from resnet_core.fields import ConfigError
 from resnet_core.identity import code_version
 
@@ -42,6 +43,9 @@ class DesignCell:
     """`RunSpec.flat()` of its runs, seed aside."""
     fingerprints: tuple[str, ...]
     """Of its runs, by seed: 0, 1, …"""
+    data_version: str
+    """Of the images that its runs are trained and scored on. Cells of a study may differ in training images."""
+    train_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +111,9 @@ class Design:
     question: str
     preset: str
     dataset: str
-    data_version: str
     code_version: str
     scored_on: str
     """`test` or `validation`."""
-    train_images: int
     factors: Mapping[str, tuple[str, ...]]
     """Levels as shown, in the study's order."""
     baseline: Mapping[str, str]
@@ -136,18 +138,18 @@ class Design:
             question=plan.study.question,
             preset=plan.preset,
             dataset=plan.dataset.name,
-            data_version=plan.dataset.version,
             code_version=code_version(),
             scored_on=plan.base.data.scored_on,
-            train_images=len(plan.dataset.train.labels),
             factors={name: tuple(map(shown, levels)) for name, levels in plan.factors.items()},
-            baseline={name: shown(level) for name, level in plan.study.baseline.items()},
+            baseline={name: shown(level) for name, level in plan.baseline.items()},
             cells=tuple(
                 DesignCell(
                     label=str(cell),
                     levels={name: shown(level) for name, level in cell.levels},
                     spec=_plain(of_this[0].spec.flat()),
                     fingerprints=tuple(run.fingerprint for run in of_this),
+                    data_version=plan.data_of(of_this[0]).version,
+                    train_images=plan.training_images(of_this[0]),
                 )
                 for cell, of_this in of_cell.items()
             ),
@@ -159,7 +161,10 @@ class Design:
     def from_json(cls, text: str) -> Self:
         """The design that `to_json` wrote."""
         values = json.loads(text)
-        values["cells"] = tuple(DesignCell(**{**cell, "fingerprints": tuple(cell["fingerprints"])}) for cell in values["cells"])
+        # Designs of earlier versions have these once, for all cells.
+        of_all = {name: values.pop(name) for name in ("data_version", "train_images") if name in values}
+        cells = [of_all | cell | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
+        values["cells"] = tuple(DesignCell(**cell) for cell in cells)
         values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         if search := values.get("search"):  # studies of earlier versions have none
@@ -192,10 +197,27 @@ class Design:
         wanted = {**cell.levels, **self.baseline}
         return next((other.label for other in self.cells if other.levels == wanted and other is not cell), None)
 
+    @property
+    def data_versions(self) -> tuple[str, ...]:
+        """Those of all cells, each once."""
+        return tuple(dict.fromkeys(cell.data_version for cell in self.cells))
+
+    @property
+    def training_images(self) -> dict[str, int]:
+        """How many images are trained on where, if cells differ in that: `{"train_examples=300": 300, …}`. Else empty."""
+        if len(self.data_versions) == 1:
+            return {}
+        for factor in self.factors:
+            of_level = {(cell.levels[factor], cell.data_version, cell.train_images) for cell in self.cells}
+            if len(of_level) == len({level for level, *_ in of_level}):
+                found = {level: images for level, _, images in of_level}
+                return {f"{factor}={level}": found[level] for level in self.factors[factor] if level in found}
+        return {cell.label: cell.train_images for cell in self.cells}
+
     def images_per_epoch(self, cell: DesignCell) -> int:
         """Images that training sees in a whole epoch: full global batches only."""
         batch = int(cell.spec["optim.global_batch_size"])
-        return self.train_images // batch * batch
+        return cell.train_images // batch * batch
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,7 @@ class Submission:
         assert self.needs is not None
         from ablations.engine import scheduler
 
-        version = self.plan.dataset.version
-        jobs = [job_of(run, version, self.tracker.generation(run), self.options) for run in runs]
+        jobs = [job_of(run, self.plan.data_of(run).version, self.tracker.generation(run), self.options) for run in runs]
         with terminal.Progress(self.console, self.plan, runs) as progress:
             relay = Relay(runs, self.tracker, progress)
             limit, scratch = self.options.max_concurrent, paths.home() / "tune"

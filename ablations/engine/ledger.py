@@ -21,6 +21,7 @@ from sqlalchemy import select
 from ablations.engine.estimate import Finished
 from ablations.engine.evidence import Design
 from ablations.engine.study import Plan
+from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
 from resnet_core.identity import code_version
 
@@ -76,11 +77,23 @@ class Entry:
 
 def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     """The entry of each of the plan's runs that MLflow knows, whichever study trained it; of repeated ones the newest."""
-    return find_all(client, {run.fingerprint for run in plan.runs}, code_version(), plan.dataset.version)
+    return find_all(client, {run.fingerprint: plan.data_of(run).version for run in plan.runs}, code_version())
 
 
-def find_all(client: MlflowClient, wanted: Set[str], code: str, data: str) -> dict[str, Entry]:
-    """The same of any runs, trained with this code on these data."""
+def find_all(client: MlflowClient, wanted: Mapping[str, str], code: str) -> dict[str, Entry]:
+    """The same of any runs, trained with this code.
+
+    Args:
+        wanted: data version by fingerprint.
+    """
+    found: dict[str, Entry] = {}
+    for data in dict.fromkeys(wanted.values()):
+        found |= _find(client, {fingerprint for fingerprint, version in wanted.items() if version == data}, code, data)
+    return found
+
+
+def _find(client: MlflowClient, wanted: Set[str], code: str, data: str) -> dict[str, Entry]:
+    """Those of `find_all` that were trained on one version of the data."""
     # Of runs trained like these, the newest first; then what is not among them, one by one. So a small study pays for its own
     # runs and not for all that there are.
     enough = max(FEWEST, SHARE * len(wanted))
@@ -107,14 +120,20 @@ def done(known: Mapping[str, Entry]) -> dict[str, Entry]:
     return {fingerprint: entry for fingerprint, entry in known.items() if entry.done}
 
 
-def finished(client: MlflowClient, data_version: str) -> Iterable[Finished]:
-    """The newest completed runs on these data, of all studies: they tell how long others take."""
-    where = f"tags.data_version = '{data_version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
-    for run in islice(search(client, where), MOST_TIMES):
-        metrics, tags = run.data.metrics, run.data.tags
-        if "train_seconds" in metrics:
-            on_gpu = metrics.get("gpu_hours", 0) > 0
-            yield Finished(spec=run.data.params, seconds=metrics["train_seconds"], device=tags.get("device", ""), on_gpu=on_gpu)
+def finished(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[Finished]:
+    """The newest completed runs on each of these data sets, of all studies: they tell how long others take."""
+    for version, images in {each.version: len(each.train.labels) for each in data}.items():
+        where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
+        for run in islice(search(client, where), MOST_TIMES):
+            metrics, tags = run.data.metrics, run.data.tags
+            if "train_seconds" in metrics:
+                yield Finished(
+                    spec=run.data.params,
+                    train_images=images,
+                    seconds=metrics["train_seconds"],
+                    device=tags.get("device", ""),
+                    on_gpu=metrics.get("gpu_hours", 0) > 0,
+                )
 
 
 def design_of(

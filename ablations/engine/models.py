@@ -48,9 +48,14 @@ def log_models(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], f
             saved = CheckpointFolder(storage, folders[run.fingerprint]).latest()
             if saved is None:
                 raise ConfigError(f"--storage={storage}: holds no checkpoint of {run}, so its model cannot be logged")
-            net = build_model(run.spec.model)
-            net.load_state_dict(saved["model"])
-            _log(client, run, entry, PixelsToScores(net, plan.dataset, run.spec.data.normalise).eval(), plan.dataset)
+            _log(client, run, entry, pixels_to_scores(plan, run, saved["model"]), plan.data_of(run))
+
+
+def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:
+    """Return a run's network behind the normalisation that it was trained with, which is that of its own training images."""
+    net = build_model(run.spec.model)
+    net.load_state_dict(weights)
+    return PixelsToScores(net, plan.data_of(run), run.spec.data.normalise).eval()
 
 
 def _log(client: MlflowClient, run: Run, entry: Entry, model: PixelsToScores, dataset: Dataset) -> None:

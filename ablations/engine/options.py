@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ablations.engine import paths
+from ablations.engine.factors import shown, split_levels
 from ablations.engine.search_request import OBJECTIVES, SAMPLERS, SCHEDULERS, TRIALS, VALIDATION, SearchRequest
 from ablations.engine.study import Request, Study
 from resnet_core import PRESETS
@@ -76,7 +77,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         raise ConfigError("--calibrate: accepted with --plan only")
     check_address("--storage", given.storage)
     check_address("--tracking-uri", given.tracking_uri)
-    levels = {name: tuple(part for part in text.split(",") if part) for name, text in assignments("--levels", given.levels).items()}
+    levels = {name: split_levels(name, text) for name, text in assignments("--levels", given.levels).items()}
     request = Request(
         preset=given.preset,
         seeds=given.seeds,
@@ -105,7 +106,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
 
 
 def _parser(study: Study) -> argparse.ArgumentParser:
-    factors = "; ".join(f"{name}: {', '.join(map(str, levels))}" for name, levels in study.factors.items())
+    factors = "; ".join(f"{name}: {', '.join(map(shown, levels))}" for name, levels in study.factors.items())
     parser = Parser(description=f"{study.question}  Factors: {factors}.", epilog=EPILOG)
     what = parser.add_argument_group("what to run")
     what.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
@@ -116,7 +117,8 @@ def _parser(study: Study) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="FACTOR=A,B",
-        help="other levels, as in depth=20,56 shortcut=A,B",
+        help="other levels, as in depth=20,56 shortcut=A,B; of any field, and a level that is a list is in brackets: "
+        "'milestones=[0.5,0.75],[0.3,0.6]'",
     )
     what.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of RunSpec, as in optim.lr=0.05"
@@ -143,7 +145,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     )
     where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
     where.add_argument(
-        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="a fraction shares a GPU between runs (default: 0)"
+        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="0 to 1; a fraction shares a GPU between runs (default: 0)"
     )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: as many as the cluster holds)")
     where.add_argument(
@@ -255,8 +257,9 @@ def check_shares(cpus: float, gpus: float) -> None:
     """Raises ConfigError for what no worker can take."""
     if not SMALLEST_SHARE <= cpus < float("inf"):
         raise reject("--cpus-per-worker", cpus, f"accepted: {SMALLEST_SHARE} or more")
-    if gpus != 0 and (not SMALLEST_SHARE <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus))):
-        raise reject("--gpus-per-worker", gpus, f"accepted: 0, a fraction from {SMALLEST_SHARE} to 1, or a whole number")
+    if gpus != 0 and not SMALLEST_SHARE <= gpus <= 1:  # a worker is one process, and trains on one GPU
+        accepted = f"accepted: 0, or {SMALLEST_SHARE} to 1, for a worker uses one GPU; a run on several has --workers N"
+        raise reject("--gpus-per-worker", gpus, accepted)
 
 
 def _overrides(given: argparse.Namespace) -> dict[str, str]:

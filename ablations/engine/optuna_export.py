@@ -15,8 +15,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ablations.engine.evidence import Evidence, SearchCell
+from ablations.engine.factors import shown
 from ablations.engine.search_trials import ENDED, fields_of, search_of, trials_of, whole
-from ablations.engine.study import shown
 
 logging.set_verbosity(logging.WARNING)  # else it tells of every study that is made
 

@@ -1,5 +1,6 @@
 """What MLflow's own pages say of a study: metrics and description of its run, and a view of its experiment that compares cells."""
 
+import hashlib
 import json
 import re
 import time
@@ -16,6 +17,8 @@ BATCH_METRICS = 1000
 REPORT = "report/report.html"
 MOST_SHOWN = 100
 """Runs of a view that are named one by one: their names go into a tag."""
+MAX_METRIC_LABEL = 200
+"""Characters of a cell's label in a metric's name: of a longer one the end is replaced by its hash."""
 TABLE_ROWS = 60
 """Of a description's table, at most: the report has all."""
 
@@ -52,8 +55,11 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
 
 
 def _metric(label: str) -> str:
-    """MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell."""
-    return re.sub(r"[^\w\-. ]", "", label.replace("=", " "))
+    """MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell, and 250 characters in all."""
+    name = re.sub(r"[^\w\-. ]", "", re.sub("[=,]", " ", label))
+    if len(name) <= MAX_METRIC_LABEL:
+        return name
+    return f"{name[: MAX_METRIC_LABEL - 9]} {hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def description(design: Design, findings: Findings, experiment_id: str, run_id: str, *, charted: int) -> str:

@@ -84,7 +84,7 @@ def _spec(cell: DesignCell) -> RunSpec | None:
 def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: Published) -> PaperRow:
     assert entry.error is not None, "against_paper leaves out the others"
     viewed = _viewed(evidence, cell, entry.protocol)
-    differs = [*_tested(evidence.design), *_trained(spec, entry, evidence.design.train_images)]
+    differs = [*_tested(evidence.design), *_trained(spec, entry, cell.train_images)]
     if viewed is None and entry.protocol != "one view":
         differs.insert(0, f"one view, not {entry.protocol}")
     ours = viewed or one_view

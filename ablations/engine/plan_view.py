@@ -11,9 +11,10 @@ from rich.text import Text
 
 from ablations.engine.estimate import MOST_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
 from ablations.engine.evidence import Design
+from ablations.engine.factors import shown
 from ablations.engine.ledger import Entry
 from ablations.engine.search import SearchPlan
-from ablations.engine.study import Plan, Run
+from ablations.engine.study import Cell, Plan, Run
 from ablations.engine.terminal import duration
 from resnet_core.fields import printable
 
@@ -67,33 +68,38 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
 def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
     from resnet_core import measure_cost  # imports torch
 
+    of_cell: dict[Cell, list[Run]] = {}
+    for run in plan.runs:
+        of_cell.setdefault(run.cell, []).append(run)
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in plan.factors:
         table.add_column(name)
+    images = {cell: plan.training_images(runs[0]) for cell, runs in of_cell.items()}
+    differ = len(set(images.values())) > 1
+    if differ:
+        table.add_column("images", justify="right")
     for name in ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"):
         table.add_column(name, justify="right")
-    of_cell: dict[object, list[Run]] = {}
-    for run in plan.runs:
-        of_cell.setdefault(run.cell, []).append(run)
     for cell in plan.cells:
         runs = of_cell[cell]
         spec = runs[0].spec
         cost = measure_cost(spec.model, plan.dataset.image_size)
         entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
-        epochs = spec.optim.total_epochs(len(plan.dataset.train.labels))
-        row = [*map(str, dict(cell.levels).values()), str(len(runs)), str(len(entries)), str(epochs)]
+        epochs = spec.optim.total_epochs(images[cell])
+        row = [*(shown(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
+        row += [str(len(runs)), str(len(entries)), str(epochs)]
         row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
         seconds = [outlook.seconds[run.fingerprint] for run in runs if run.fingerprint in outlook.seconds]
         seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
-        table.add_row(*row, _rough(statistics.fmean(seconds)) if seconds else "–")
+        table.add_row(*map(Text, row), _rough(statistics.fmean(seconds)) if seconds else "–")
     return table
 
 
 def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
     """Of training alone: tests in between are not counted."""
-    size, images = plan.dataset.image_size, len(plan.dataset.train.labels)
+    size = plan.dataset.image_size
     of_spec = Counter(replace(run.spec, seed=0) for run in missing)
-    steps = {spec: spec.optim.total_steps(images) for spec in of_spec}
+    steps = {spec: spec.optim.total_steps(len(plan.data_for(spec).train.labels)) for spec in of_spec}
     return sum(n * multiply_adds(spec, size, steps[spec] * spec.optim.global_batch_size) for spec, n in of_spec.items())
 
 

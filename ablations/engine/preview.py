@@ -57,7 +57,7 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finishe
     with answering(options.tracking_uri):
         done = {} if options.fresh else ledger.done(ledger.find(client, plan))
         past = trials.read(client, plan.asked(), code_version()) if isinstance(plan, SearchPlan) else []
-        return done, list(ledger.finished(client, plan.dataset.version)), past
+        return done, list(ledger.finished(client, plan.data.values())), past
 
 
 def _on_a_cluster() -> bool:

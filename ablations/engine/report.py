@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from ablations.engine import tables
 from ablations.engine.evidence import CONDITIONS, Design, Evidence
+from ablations.engine.factors import shown
 from ablations.engine.findings import Estimate, Findings
 from ablations.engine.search_trials import configuration, extent
-from ablations.engine.study import shown
 from resnet_core.fields import printable
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ from rich.console import Console
 from ablations.engine import interrupts, ledger, overview, results, terminal
 from ablations.engine.analysis import analyse
 from ablations.engine.evidence import Design, Evidence
+from ablations.engine.factors import shown
 from ablations.engine.findings import Findings
 from ablations.engine.options import Options
 from ablations.engine.overview import REPORT
 from ablations.engine.provenance import again
-from ablations.engine.study import Draft, shown
+from ablations.engine.study import Draft
 from ablations.engine.tracking import REPORT_TAG, WHOLE, answering, connect, is_new
 from resnet_core.fields import printable, reject
 from resnet_core.overrides import field_name

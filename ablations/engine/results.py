@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
     """What MLflow knows of a design's runs and trials; without curves of runs and probes if no details are asked for."""
-    wanted = {fingerprint for cell in design.cells for fingerprint in cell.fingerprints}
-    entries = ledger.find_all(client, wanted, design.code_version, design.data_version)
+    wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
+    entries = ledger.find_all(client, wanted, design.code_version)
     of_run = [
         (cell.label, seed, fingerprint, entries.get(fingerprint))
         for cell in design.cells

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ablations.engine.comparability import images_of, selects_images
 from ablations.engine.evidence import SearchCell, SearchDesign
+from ablations.engine.factors import Level, shown
 from ablations.engine.optimiser import Optimiser, Settings
 from ablations.engine.search_request import OBJECTIVES, TRIALS, SearchRequest
 from ablations.engine.space import Space, check, compose, parse_fields
@@ -22,9 +24,9 @@ from ablations.engine.study import (
     Run,
     Study,
     Trial,
+    check_storable,
     draft,
     expanded,
-    shown,
     with_data,
 )
 from resnet_core import RunSpec, fingerprint, override
@@ -80,7 +82,6 @@ class SearchPlan(Plan):
     """The default configuration in each of the search's cells, on all training data."""
     trial_specs: Mapping[Cell, RunSpec]
     """What the trials of each cell are, with the default values of the fields that are searched."""
-    trial_data: Dataset
     seeds: int
     chosen: Mapping[Cell, Sequence[Chosen]]
 
@@ -90,12 +91,19 @@ class SearchPlan(Plan):
         settings = self.settings
         return None if settings.scheduler == "pbt" or not settings.trials else settings.trials * len(self.trial_specs)
 
-    def data_of(self, run: Run) -> Dataset:
-        return self.trial_data if run.trial else self.dataset
+    @property
+    def baseline(self) -> Mapping[str, Level]:
+        return self.study.baseline if self.study.factors else {CONFIGURATION: DEFAULT}
+
+    @property
+    def trial_data(self) -> Dataset:
+        """What trials are trained and scored on."""
+        return self.data_for(next(iter(self.trial_specs.values())))
 
     def trial(self, cell: Cell, trial: Trial) -> Run:
         """A trial as a run; raises ConfigError if there is no such configuration."""
         spec = resolve(override(self.trial_specs[cell], trial.values), self.trial_data)
+        check_storable(spec)
         return Run(cell, spec.seed, spec, fingerprint(spec, data_version=self.trial_data.version), trial)
 
     def confirming(self, chosen: Mapping[Cell, Sequence[Chosen]]) -> "SearchPlan":
@@ -115,7 +123,7 @@ class SearchPlan(Plan):
             factors={**self.factors, CONFIGURATION: (DEFAULT, *sorted(levels[1:]))},
             cells=tuple(specs),
             skipped=tuple(skipped),
-            runs=expanded(specs, self.seeds, self.dataset),
+            runs=expanded(specs, self.seeds, self.data),
             chosen=chosen,
         )
 
@@ -124,7 +132,7 @@ class SearchPlan(Plan):
         specs = {_configured(cell, level): spec for cell, spec in self.specs.items() for level in (DEFAULT, TUNED)}
         runs = [
             run if dict(run.cell.levels)[CONFIGURATION] == DEFAULT else replace(run, fingerprint=f"{run.fingerprint}-{TUNED}")
-            for run in expanded(specs, self.seeds, self.dataset)
+            for run in expanded(specs, self.seeds, self.data)
         ]
         return replace(self, cells=tuple(specs), runs=tuple(runs))
 
@@ -192,6 +200,10 @@ def draft_search(
     """A search without its data: its cells, the space of each, and all that is searched; raises ConfigError if it is wrong."""
     study = _inside(study.adapted(request.preset or study.preset), request, search)
     drafted = draft(study, request)
+    for name in filter(selects_images, map(field_name, drafted.factors)):
+        raise reject(
+            "--per-cell", name, "a search is on the same images in all cells; accepted: other factors, or --set NAME=VALUE"
+        )
     given = {field_name(name) for name in request.overrides}
     if "data.validation" in given:
         raise reject("--set", "data.validation", "accepted: --validation SHARE; results are of all training images")
@@ -216,7 +228,7 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
     for space in spaces.values():
         Optimiser(space, settings)  # refuses what does not go together
     held_out = override(drafted.base, {"data.validation": search.validation}).data
-    plan, data = with_data(drafted, request, cache=cache), load_dataset(held_out, cache, download=request.download)
+    plan, data = with_data(drafted, request, cache=cache), load_dataset(images_of(held_out), cache, download=request.download)
     specs = {run.cell: replace(run.spec, seed=0) for run in plan.runs}
     of_trials = {
         "data.validation": search.validation,
@@ -226,20 +238,15 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
         "seed": settings.seed,
     }
     trial_specs = {cell: resolve(override(spec, of_trials), data) for cell, spec in specs.items()}
-    study = replace(
-        drafted.study,
-        factors={**drafted.factors, CONFIGURATION: (DEFAULT, TUNED)},
-        baseline=drafted.study.baseline if drafted.factors else {CONFIGURATION: DEFAULT},
-    )
     found = SearchPlan(
-        study=study,
+        study=replace(drafted.study, factors=drafted.factors),
         preset=plan.preset,
         base=plan.base,
         factors=plan.factors,
         cells=(),
         skipped=plan.skipped,
         runs=(),
-        dataset=plan.dataset,
+        data={**plan.data, images_of(held_out): data},
         searched=plan.searched,
         spaces=spaces,
         settings=replace(settings, epochs=plan.base.optim.total_epochs(len(data.train.labels))),
@@ -247,7 +254,6 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
         against=search.against,
         specs=specs,
         trial_specs=trial_specs,
-        trial_data=data,
         seeds=drafted.seeds,
         chosen={},
     )

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.evidence import Evidence, SearchCell, SearchDesign
+from ablations.engine.factors import shown
 from ablations.engine.findings import ChosenTrial
-from ablations.engine.study import shown
 
 ENDED = ("completed", "pruned", "diverged", "oom", "failed")
 """Outcomes of trials that were trained as far as they are to be, or broke."""

@@ -146,7 +146,7 @@ class Searches:
 
     def _reached(self, run: Run, epoch: int) -> range:
         """Epochs of a default training that an epoch of this one comes to: other batches may make it longer or shorter."""
-        whole = run.spec.optim.total_epochs(len(self.plan.trial_data.train.labels))
+        whole = run.spec.optim.total_epochs(self.plan.training_images(run))
         return range((epoch - 1) * self.plan.settings.epochs // whole + 1, epoch * self.plan.settings.epochs // whole + 1)
 
     def _retell(self, past: Iterable[PastTrial]) -> int:

@@ -99,7 +99,7 @@ class SearchSubmission(Submission):
         return self.searches.finished
 
     def _job_of(self, run: Run, parent: Run | None) -> Job:
-        job = job_of(run, self.plan.trial_data.version, self.tracker.generation(run), self.options)
+        job = job_of(run, self.plan.data_of(run).version, self.tracker.generation(run), self.options)
         if parent is None:
             return job
         assert run.trial is not None
@@ -113,7 +113,7 @@ class SearchProgress(terminal.Progress):
 
     def __init__(self, console: Console, plan: SearchPlan, searches: Searches) -> None:
         super().__init__(console, plan, ())
-        self.images, self.scored_on = len(plan.trial_data.train.labels), "validation"
+        self.scored_on = "validation"
         self.searches, self.total, self.began_at = searches, plan.most_trials, searches.share
         self.reused = 0
 

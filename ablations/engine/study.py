@@ -4,22 +4,24 @@ import hashlib
 import itertools
 import json
 import math
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ablations.engine.comparability import check_comparable, images_of, load_all, scored_digest, selects_images, training_key
+from ablations.engine.definition import Study as Study  # where studies and others look for it
+from ablations.engine.definition import check_preset
+from ablations.engine.factors import SET_OTHERWISE, Level, checked_factors, shown
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
-from resnet_core.data.datasets import Dataset, load_dataset, resolve
+from resnet_core.config import DataConfig
+from resnet_core.data.datasets import Dataset, resolve
 from resnet_core.fields import reject
 from resnet_core.identity import NOT_IDENTITY
 from resnet_core.overrides import convert, field_name
 
 MOST_RUNS = 10_000
 """Runs of a study, at most: beyond, a typing error is more likely than the time to train them."""
-STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""Safe as an MLflow experiment, in an address and as a file's name on every system."""
 
 CONFIGURATION = "configuration"
 """The factor that a search adds to its study: what it chose, beside the default."""
@@ -27,52 +29,8 @@ DEFAULT, TUNED = "default", "tuned"
 """Its levels; of a front, `front-1`, `front-2`, …"""
 LENGTHS = frozenset({"optim.epochs", "optim.iterations"})
 """Units of a training's length."""
-
-Level = str | int | float | bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A question about networks, and the design of the experiment that answers it."""
-
-    name: str
-    """Name of the MLflow experiment."""
-    question: str
-    """One sentence, shown wherever results are."""
-    factors: Mapping[str, Sequence[Level]]
-    """What is varied: a `RunSpec` field (`depth`, `optim.lr`) and its levels."""
-    baseline: Mapping[str, Level]
-    """Levels that others are compared with. Factors not named are compared at equal level."""
-    seeds: int = 3
-    """Replicates of every cell: seeds 0, 1, …"""
-    preset: str = "digits"
-    """What it runs on unless `--preset` says otherwise."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """`RunSpec` fields in which all runs differ from the preset: `{"probes": ("responses",)}`."""
-    space: Callable[[Any], object] | None = None
-    """Makes the study a search: called with an `optuna.Trial`, suggests `RunSpec` fields by their names, as in
-    `trial.suggest_float("optim.lr", 1e-3, 1, log=True)`. Factors are then what `--per-cell` searches inside of."""
-    on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Other or more factors, baseline levels and settings on some presets: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
-
-    def __post_init__(self) -> None:
-        if not STUDY_NAME.fullmatch(self.name):
-            raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
-        for preset in (self.preset, *self.on):
-            if preset not in PRESETS:
-                raise reject("preset", preset, f"accepted: {', '.join(PRESETS)}")
-        for name in self.baseline:
-            if name not in self.factors:
-                raise reject("baseline", name, f"accepted: {', '.join(self.factors)}")
-        for preset, changes in self.on.items():
-            if unknown := set(changes) - {"factors", "baseline", "settings"}:
-                raise reject(f"on {preset}", min(unknown), "accepted: factors, baseline, settings")
-
-    def adapted(self, preset: str) -> "Study":
-        """The study as it is on a preset."""
-        changes = self.on.get(preset, {})
-        merged: dict[str, Any] = {name: {**getattr(self, name), **values} for name, values in changes.items()}
-        return replace(self, on={}, **merged)
+MAX_SETTING_CHARACTERS = 6000
+"""Length of a field's value as text, at most: MLflow cuts a longer parameter without a word."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +99,8 @@ class Plan:
     skipped: tuple[tuple[Cell, str], ...]
     """Combinations that do not exist, and why."""
     runs: tuple[Run, ...]
-    dataset: Dataset
+    data: Mapping[DataConfig, Dataset]
+    """The data sets of all runs, by `comparability.images_of`. Cells may differ in training images, never in those scored on."""
     searched: Collection[str] = ()
     """Fields in which runs differ besides factors and seed: those that a search chooses."""
 
@@ -150,9 +109,27 @@ class Plan:
         """Name of the parent run in MLflow."""
         return f"{self.study.name} · {self.preset}"
 
+    @property
+    def baseline(self) -> Mapping[str, Level]:
+        """Levels that others are compared with."""
+        return self.study.baseline
+
+    @property
+    def dataset(self) -> Dataset:
+        """Data of the first cell. Others may differ from it in training images, and in what follows from them, only."""
+        return self.data_for(self.base)
+
+    def data_for(self, spec: RunSpec) -> Dataset:
+        """What runs with this spec are trained and scored on."""
+        return self.data[images_of(spec.data)]
+
     def data_of(self, run: Run) -> Dataset:
         """What a run is trained and scored on."""
-        return self.dataset
+        return self.data_for(run.spec)
+
+    def training_images(self, run: Run) -> int:
+        """How many images a run is trained on."""
+        return len(self.data_of(run).train.labels)
 
     def shared(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
@@ -161,7 +138,10 @@ class Plan:
     @property
     def base_id(self) -> str:
         """Identity of the base configuration: what, with the study's name, one parent run in MLflow stands for."""
-        text = json.dumps([self.shared(), self.dataset.version], sort_keys=True)
+        varied = any(selects_images(field_name(name)) for name in self.factors if name != CONFIGURATION)
+        # Where cells have data of their own, the base is the same whichever of them are asked for.
+        data = scored_digest(self.dataset) if varied else self.dataset.version
+        text = json.dumps([self.shared(), data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -190,8 +170,7 @@ class Draft:
 def draft(study: Study, request: Request) -> Draft:
     """Expands a study into cells; raises ConfigError with one line if any part of the request is wrong."""
     preset = request.preset or study.preset
-    if preset not in PRESETS:
-        raise reject("--preset", preset, f"accepted: {', '.join(PRESETS)}")
+    check_preset("--preset", preset)
     study = study.adapted(preset)
     seeds = study.seeds if request.seeds is None else request.seeds
     if seeds < 1:
@@ -201,9 +180,9 @@ def draft(study: Study, request: Request) -> Draft:
     if math.prod(map(len, factors.values())) * seeds > MOST_RUNS:
         levels = " × ".join(str(len(levels)) for levels in factors.values())
         raise reject("--seeds", seeds, f"with {levels} levels, accepted: at most {MOST_RUNS:,} runs")
-    for name, option in (("seed", "--seeds"), ("world_size", "--workers")):
+    for name, option in SET_OTHERWISE.items():
         if name in asked:
-            raise reject("--set", name, f"accepted: {option} N")
+            raise reject("--set", name, f"accepted: {option}")
     taken = sorted(asked.keys() & {field_name(n) for n in factors})
     if taken:
         raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
@@ -220,8 +199,9 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
 
 def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
     """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
-    dataset = load_dataset(drafted.base.data, cache, download=request.download)
-    specs, impossible = _on_data(drafted.specs, dataset)
+    data = load_all(drafted.specs.values(), cache, download=request.download)
+    check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
+    specs, impossible = _on_data(drafted.specs, data)
     return Plan(
         study=drafted.study,
         preset=drafted.preset,
@@ -229,18 +209,19 @@ def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
         factors=drafted.factors,
         cells=tuple(specs),
         skipped=(*drafted.skipped, *impossible),
-        runs=expanded(specs, drafted.seeds, dataset),
-        dataset=dataset,
+        runs=expanded(specs, drafted.seeds, data),
+        data=data,
         searched=drafted.searched,
     )
 
 
-def expanded(specs: Mapping[Cell, RunSpec], seeds: int, dataset: Dataset) -> tuple[Run, ...]:
+def expanded(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataConfig, Dataset]) -> tuple[Run, ...]:
     """The runs of these cells, in the order in which to start them."""
     runs: list[Run] = []
+    versions = {cell: data[images_of(spec.data)].version for cell, spec in specs.items()}
     for seed in range(seeds):
         seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
-        replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=dataset.version)) for cell, spec in seeded]
+        replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=versions[cell])) for cell, spec in seeded]
         # Longest first within a seed: complete replicates early, and no long run alone at the end.
         runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
     return tuple(runs)
@@ -264,19 +245,11 @@ def _settings(study: Study, request: Request, asked: Mapping[str, Any], varied: 
 
 
 def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
-    factors = {name: tuple(levels) for name, levels in study.factors.items()}
-    for name, texts in request.levels.items():
-        dotted = field_name(name)
-        if dotted in ("seed", "world_size") or dotted.startswith("data."):
-            raise reject("--levels", name, "cannot be a factor: cells must share seeds, workers and data")
-        known = {field_name(factor): factor for factor in factors}
-        # Through RunSpec's own conversion, so that "20" is 20 and an unknown level says what is accepted.
-        factors[known.get(dotted, name)] = tuple(convert(dotted, text) for text in texts)
-    for name, levels in factors.items():
-        if not levels:
-            raise ConfigError(f"--levels {name}: accepted: one or more levels, such as {name}=a,b")
-        if len(set(levels)) != len(levels):
-            raise reject("--levels", f"{name}={','.join(map(shown, levels))}", "a level is named twice")
+    """The study's factors with the request's levels, in the study's order and under its names."""
+    own = {field_name(name): name for name in study.factors}
+    # Through RunSpec's own conversion, so that "20" is 20 and an unknown level says what is accepted.
+    asked = {own.get(field_name(name), name): levels for name, levels in checked_factors("--levels", request.levels).items()}
+    factors = {name: tuple(levels) for name, levels in study.factors.items()} | asked
     for name, level in study.baseline.items():
         if level not in factors[name]:
             raise reject("--levels", f"{name}={','.join(map(shown, factors[name]))}", f"must hold the baseline {shown(level)}")
@@ -295,14 +268,28 @@ def _cells(
             values = {**settings, **{field_name(name): level for name, level in cell.levels}}
             _check_length(values)
             specs[cell] = override(preset, values)
+            check_storable(specs[cell])
         except ConfigError as error:
+            specs.pop(cell, None)
             skipped.append((cell, str(error)))
-    exist = {choice for cell in specs for choice in cell.levels}
-    for name, levels in factors.items():
-        for level in levels:
-            if (name, level) not in exist:
-                raise ConfigError(next(reason for cell, reason in skipped if (name, level) in cell.levels))
+    _check_levels_exist(specs, skipped)
     return specs, skipped
+
+
+def _check_levels_exist(specs: Collection[Cell], refused: Sequence[tuple[Cell, str]]) -> None:
+    """Raises ConfigError with the reason where a level, or everything, exists nowhere."""
+    exist = {choice for cell in specs for choice in cell.levels}
+    for cell, reason in refused:
+        if not specs or not exist.issuperset(cell.levels):
+            raise ConfigError(reason)
+
+
+def check_storable(spec: RunSpec) -> None:
+    """Raises ConfigError for a value that MLflow would not store whole: no run could be found or trained again from it."""
+    for name, value in spec.flat().items():
+        if isinstance(value, (str, tuple)) and len(text := str(value)) > MAX_SETTING_CHARACTERS:
+            accepted = f"{len(text):,} characters; accepted: at most {MAX_SETTING_CHARACTERS:,}, which is what MLflow stores"
+            raise reject(name, f"{text[:40]}…", accepted)
 
 
 def _check_length(values: Mapping[str, Any]) -> None:
@@ -312,26 +299,24 @@ def _check_length(values: Mapping[str, Any]) -> None:
         raise reject("optim.iterations", iterations, "is the length of the training, and so is optim.epochs; accepted: one of them")
 
 
-def _on_data(specs: Mapping[Cell, RunSpec], dataset: Dataset) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
-    """What each cell is on a data set, and the cells that do not exist there or are the same as another one, with the reason."""
+def _on_data(
+    specs: Mapping[Cell, RunSpec], data: Mapping[DataConfig, Dataset]
+) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
+    """What each cell is on its data, and the cells that do not exist there or are the same as another one, with the reason."""
     found: dict[Cell, RunSpec] = {}
-    first: dict[RunSpec, Cell] = {}
-    skipped = []
+    first: dict[tuple[object, ...], Cell] = {}
+    skipped, refused = [], []
     for cell, unresolved in specs.items():
+        dataset = data[images_of(unresolved.data)]
         try:
             spec = resolve(unresolved, dataset)
         except ConfigError as error:
-            skipped.append((cell, str(error)))
+            refused.append((cell, str(error)))
             continue
-        if spec in first:
-            skipped.append((cell, f"the same network as {first[spec]}"))
+        key = training_key(spec, dataset)
+        if key in first:
+            skipped.append((cell, f"the same training as {first[key]}"))
         else:
-            found[cell], first[spec] = spec, cell
-    if not found:
-        raise ConfigError(skipped[0][1])
-    return found, skipped
-
-
-def shown(level: Level) -> str:
-    short = f"{level:g}" if isinstance(level, float) else str(level)
-    return short if not isinstance(level, float) or float(short) == level else repr(level)  # two levels never look alike
+            found[cell], first[key] = spec, cell
+    _check_levels_exist([*found, *(cell for cell, _ in skipped)], refused)
+    return found, [*refused, *skipped]

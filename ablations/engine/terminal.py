@@ -37,8 +37,7 @@ class Progress:
     without any a line of totals."""
 
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
-        self.console, self.todo = console, todo
-        self.images = len(plan.dataset.train.labels)
+        self.console, self.plan, self.todo = console, plan, todo
         self.scored_on = plan.base.data.scored_on
         self.total: int | None = len(todo)
         self.reused = len(plan.runs) - len(todo)
@@ -117,11 +116,14 @@ class Progress:
         """Share of the work that is done, weighing epochs by depth."""
         done = total = 0.0
         for run in self.todo:
-            epochs = run.spec.optim.total_epochs(self.images)
+            epochs = self._total_epochs(run)
             ended = run.fingerprint in self.outcomes
             total += run.spec.model.depth * epochs
             done += run.spec.model.depth * (epochs if ended else self.epochs[run.fingerprint])
         return done / total
+
+    def _total_epochs(self, run: Run) -> int:
+        return run.spec.optim.total_epochs(self.plan.training_images(run))
 
     def _eta(self) -> str:
         share = self._share()
@@ -147,9 +149,9 @@ class Progress:
             table.add_column(name, justify="right")
         with self._lock:
             for run, metrics in self.running.values():
-                epoch = f"{self.epochs[run.fingerprint]}/{run.spec.optim.total_epochs(self.images)}"
+                epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
                 errors = [f"{metrics[name]:.2f} %" if metrics else "–" for name in ("train/error", f"{self.scored_on}/error")]
-                table.add_row(str(run), epoch, *errors)
+                table.add_row(Text(str(run)), epoch, *errors)
             return Group(table, self._totals())
 
 
@@ -212,7 +214,7 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         row += [tables.number(cell.parameters, 0), tables.number(cell.seconds, 1)]
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
-        table.add_row(*map(printable, row))
+        table.add_row(*(Text(printable(text)) for text in row))
     answers = [Text(printable(answer.text)) for answer in findings.answers]
     flags = [Text(f"Mind: {printable(flag)}") for flag in findings.flags]
     return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, Text(), *answers, *flags)

@@ -1,0 +1,91 @@
+"""Factors of a study and their levels: one check for those of a study's file and those of the command line."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resnet_core.fields import ConfigError, reject
+from resnet_core.overrides import convert, field_name, takes_list
+
+Level = str | float | bool | None | Sequence[Any]
+"""A value of a `RunSpec` field; once checked, of that field's type, with tuples for lists."""
+
+NOT_FACTORS = {
+    "seed": "every cell is trained with the same seeds; accepted: --seeds N",
+    "world_size": "every cell is trained with the same workers; accepted: --workers N",
+    "data.validation": "cells would be scored on different images; accepted: --set data.validation=SHARE",
+    "data.test_examples": "cells would be scored on different images; accepted: --set data.test_examples=N",
+    "data.extra_tests": "cells would be scored differently; accepted: --set data.extra_tests=NAME",
+}
+"""Fields in which cells must agree to be comparable, and how they are set for all. Other fields that change the test images are
+found once the data are read."""
+SET_OTHERWISE = {"seed": "--seeds N", "world_size": "--workers N"}
+"""Fields that are no settings, and the options that are for them."""
+_PARTS = re.compile(r"(?:\[[^\[\]]*\]|[^,])+")
+_BRACKETS = re.compile(r"\s*\[[^\[\]]*\]\s*")
+
+
+def split_levels(name: str, text: str) -> tuple[str, ...]:
+    """Split the levels of a command line's `NAME=A,B` at its commas. A level that is a list is in brackets: `[0.5,0.75],[0.3]`.
+
+    Raises:
+        ConfigError: unknown field, or levels of a field of lists without brackets.
+    """
+    levels = tuple(_PARTS.findall(text))
+    if takes_list(field_name(name)) and not all(_BRACKETS.fullmatch(each) or each.lower() == "none" for each in levels):
+        accepted = "each level is a list; accepted: lists in brackets, as in 'milestones=[0.5,0.75],[0.3,0.6]'"
+        raise reject("--levels", f"{name}={text}", accepted)
+    return levels
+
+
+def checked_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]]:
+    """Return factors with their levels as values of the fields.
+
+    Args:
+        source: where they come from, for messages: `factors` of a study's file, or `--levels`.
+        factors: levels by field.
+
+    Raises:
+        ConfigError: unknown field, one that cannot be a factor, a field named twice, or levels that it does not accept.
+    """
+    found: dict[str, tuple[Level, ...]] = {}
+    for dotted, (name, levels) in by_field(source, factors).items():
+        if not isinstance(levels, Sequence) or isinstance(levels, (str, bytes)):
+            raise reject(f"{source} {name}", levels, f"accepted: a list of levels, such as {name}: [A, B]")
+        if not levels:
+            raise ConfigError(f"{source} {name}: accepted: one or more levels, such as {name}=a,b")
+        found[name] = tuple(convert(dotted, level) for level in levels)
+        text = ",".join(map(shown, found[name]))
+        if dotted in NOT_FACTORS:
+            raise reject(f"{source} {name}", text, f"cannot be a factor: {NOT_FACTORS[dotted]}")
+        if len(set(found[name])) != len(levels):
+            raise reject(f"{source} {name}", text, "a level is named twice")
+    return found
+
+
+def by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
+    """Return values with the names they were given under, by dotted field.
+
+    Raises:
+        ConfigError: no mapping, an unknown field, or a field named twice, in full and by its last part.
+    """
+    if not isinstance(values, Mapping):
+        raise reject(source, values, "accepted: values by field, such as {'depth': …}")
+    found: dict[str, tuple[str, Any]] = {}
+    for name, value in values.items():
+        try:
+            dotted = field_name(name)
+        except ConfigError as error:
+            raise ConfigError(f"{source} {error}") from error
+        if dotted in found:
+            raise reject(source, name, f"is the same field as {found[dotted][0]}; accepted: one of them")
+        found[dotted] = name, value
+    return found
+
+
+def shown(level: object) -> str:
+    """Return a level as text: `0.1`, `A`, `None`, `[0.5,0.75]`. Two different levels of a field never look alike."""
+    if isinstance(level, (list, tuple)):
+        return f"[{','.join(map(shown, level))}]"
+    short = f"{level:g}" if isinstance(level, float) else str(level)
+    return short if not isinstance(level, float) or float(short) == level else repr(level)
