@@ -27,10 +27,10 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(STUDY, Request(), cache=tmp_path)
 
 
-def shown(plan: Plan, done: dict[str, Entry], outlook: Outlook) -> list[str]:
+def shown(plan: Plan, done: dict[str, Entry], outlook: Outlook, width: int = 120) -> list[str]:
     """Lines of a log."""
     text = io.StringIO()
-    Console(file=text, width=120).print(plan_view(plan, done, outlook))
+    Console(file=text, width=width).print(plan_view(plan, done, outlook))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -56,6 +56,13 @@ def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan
     assert "9 runs, 9 to train, 0 done already: " in rest
     times = "About 2 h 0 min with 2 at a time, 2 h 50 min one after another, 0.25 GPU-hours for 6 of 9 runs; judged by steps."
     assert times in rest
+
+
+def test_a_plan_in_a_narrow_terminal_names_its_cells(plan: Plan) -> None:
+    _, header, *lines = shown(plan, {}, NOTHING, width=60)
+    assert header.split() == ["block", "depth", "seeds", "done", "multiply-adds", "time", "/", "run"]
+    assert lines[2].split()[:2] == ["bottleneck", "20"]
+    assert lines[3] == "Not shown in 60 columns: epochs, parameters, MB / image (see"
 
 
 def test_done_runs_are_reused_and_their_cell_shows_what_they_took(plan: Plan) -> None:

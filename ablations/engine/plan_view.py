@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ablations.engine.estimate import MOST_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
@@ -14,7 +13,7 @@ from ablations.engine.evidence import Design
 from ablations.engine.ledger import Entry
 from ablations.engine.search import SearchPlan
 from ablations.engine.study import Plan, Run
-from ablations.engine.terminal import duration
+from ablations.engine.terminal import NamedRows, duration
 
 
 def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: Sequence[Run] = ()) -> RenderableType:
@@ -61,14 +60,12 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     return [f"First {budget(plan)}{left}", "Then the study above, where what will be tuned is counted as the default"]
 
 
-def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
+def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> NamedRows:
     from resnet_core import measure_cost  # imports torch
 
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in plan.factors:
-        table.add_column(name)
-    for name in ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"):
-        table.add_column(name, justify="right")
+    columns = ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run")
+    optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
+    table = NamedRows(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     of_cell: dict[object, list[Run]] = {}
     for run in plan.runs:
         of_cell.setdefault(run.cell, []).append(run)
@@ -82,7 +79,7 @@ def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
         row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
         seconds = [outlook.seconds[run.fingerprint] for run in runs if run.fingerprint in outlook.seconds]
         seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
-        table.add_row(*row, _rough(statistics.fmean(seconds)) if seconds else "–")
+        table.add_row([*row, _rough(statistics.fmean(seconds)) if seconds else "–"])
     return table
 
 
