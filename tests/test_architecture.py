@@ -48,6 +48,7 @@ LAYERS = [
                 "tune_callbacks",
                 "capacity",
                 "shares",
+                "scratch_folders",
                 "scheduler",
             ),
             "health",

@@ -1,16 +1,17 @@
 """The command line of a study: `main(STUDY)` is all that a study's file calls."""
 
-import atexit
 import sys
 from typing import NoReturn
 
-from ablations.engine import last_resort, options, paths, service
-from ablations.engine.interrupts import Interrupts
-from ablations.engine.provenance import without_secrets
-from ablations.engine.study import Draft, Plan, Study, draft, make_plan
-from resnet_core import ConfigError
+from ablations.engine import interrupts
 
 INTERRUPTED = "interrupted: the same command goes on from here"
+
+if interrupts.is_imported_by_program():  # before the imports that take most of a second
+    interrupts.exit_on_signals(INTERRUPTED)
+
+from ablations.engine import last_resort, options, paths, service
+from ablations.engine.study import Draft, Plan, Study, draft, make_plan
 
 
 def _drafted(study: Study, chosen: options.Options) -> Draft:
@@ -40,8 +41,8 @@ def _act(study: Study, chosen: options.Options) -> int:
 
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
-    interrupts = Interrupts()
-    try:
+
+    def work() -> int:
         service.adopt()
         chosen = options.parse(study, sys.argv[1:])
         # Ray and MLflow take seconds to import: only for a request that is right.
@@ -49,18 +50,7 @@ def main(study: Study) -> NoReturn:
             drafted = _drafted(study, chosen)
             from ablations.engine.reporting import rebuild
 
-            code = rebuild(drafted, chosen)
-        else:
-            code = _act(study, chosen)
-    except ConfigError as error:
-        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        code = 1
-    except Exception as error:  # what nobody thought of is no wall of text either
-        # A library that is interrupted may make an error of its own of it.
-        print(INTERRUPTED if interrupts.heard else f"error: {last_resort.keep(error)}", file=sys.stderr)
-        code = 1
-    atexit.register(interrupts.ignore)  # what comes then is Ray's own end
-    sys.exit(code)
+            return rebuild(drafted, chosen)
+        return _act(study, chosen)
+
+    interrupts.leave(last_resort.run(work, INTERRUPTED))
