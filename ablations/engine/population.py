@@ -87,6 +87,7 @@ def standing(
         for number in places:
             rng = np.random.default_rng([seed, epoch, number])
             parent = parents[rng.integers(len(parents))]
+            changed: Mapping[str, Any] | None
             if number in told:
                 changed = told[number].values
             else:
