@@ -66,22 +66,23 @@ class _Accepting(io.FileIO):
 
 
 def _opened(number: int, before: Any) -> io.TextIOWrapper:
-    if before is None:  # it was closed when Python started: the next file, a database perhaps, would get its number
+    if before is None:  # it was closed when Python started
         _occupy(number)
+        raw, encoding = _Accepting(os.devnull, "w"), "utf-8"  # the number itself may be that of a file by now
     else:
         with suppress(OSError):
             before.flush()
-    encoding = before.encoding if before else "utf-8"
-    raw = _Accepting(number, "w", closefd=False)
+        raw, encoding = _Accepting(number, "w", closefd=False), before.encoding
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=ERRORS, line_buffering=True)
 
 
 def _occupy(number: int) -> None:
+    """Open nothing under a number that is free, before a file, a database perhaps, has it and a library writes its words there."""
     try:
         os.fstat(number)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)  # also makes it inheritable; to itself, it does nothing
+        os.dup2(nowhere, number)
         os.set_inheritable(number, True)
         if nowhere != number:
             os.close(nowhere)

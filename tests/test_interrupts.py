@@ -48,6 +48,19 @@ def work():
 
 last_resort.interrupts.leave(last_resort.run(work, "was interrupted"))
 """
+ENDLESS = """
+import atexit, signal, time
+from ablations.engine import interrupts
+
+def end():
+    signal.raise_signal(signal.SIGTERM)
+    print("one", flush=True)
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(60)
+
+atexit.register(end)
+interrupts.leave(7)
+"""
 JOINING = """
 import signal, sys, time
 import ray._private.node
@@ -150,11 +163,17 @@ def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("when", ["start_head_processes", "start_ray_processes", "after the start"])
+@pytest.mark.parametrize("when", ["start_head_processes", "after the start"])
 def test_sigterm_while_ray_starts_is_an_interruption_like_any_other(tmp_path: Path, when: str) -> None:
     path = tmp_path / "program.py"
     path.write_text(JOINING)
     assert ended(tmp_path, path, when) == (1, "", "was interrupted\n")
+
+
+def test_a_second_signal_ends_a_program_whose_end_takes_long(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(ENDLESS)
+    assert ended(tmp_path, path) == (7, "one\n", "")
 
 
 def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

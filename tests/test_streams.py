@@ -79,6 +79,15 @@ def test_output_that_nobody_takes_is_lost_without_a_word(tmp_path: Path, shell: 
     assert (code, error.strip()) in ((0, ""), (0, "error: ×"))
 
 
+def test_a_file_that_has_the_number_of_a_closed_stream_is_not_written_to(tmp_path: Path) -> None:
+    program = tmp_path / "speak.py"
+    program.write_text(f"file = open({str(tmp_path / 'data')!r}, 'w')\nassert file.fileno() == 1\n{SPEAK}", encoding="utf-8")
+    command = ["bash", "-c", '"$@" >&-', "bash", sys.executable, str(program), str(tmp_path / "end")]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    assert (tmp_path / "end").exists()
+    assert (tmp_path / "data").read_text() == ""
+
+
 def test_a_pipe_that_is_full_and_does_not_block_is_waited_for(tmp_path: Path) -> None:
     code = f"import os; os.set_blocking(1, False)\n{SPEAK}"
     command = ["bash", "-c", '"$@" | (sleep 1; cat)', "bash", sys.executable, "-c", code, str(tmp_path / "end")]

@@ -64,9 +64,17 @@ def _retry(ignored: Any) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit the program with this code, also if a signal comes meanwhile: all is said, and Ray's own end takes a while."""
+    """Exit the program with this code. All is said, and Ray ends its processes: a first signal is ignored, a second ends it."""
+
+    def end(*_: object) -> None:
+        os._exit(code)
+
+    def wait(*_: object) -> None:
+        for number in SIGNALS:
+            signal.signal(number, end)
+
     for number in SIGNALS:
-        signal.signal(number, lambda *_: os._exit(code))
+        signal.signal(number, wait)
     sys.exit(code)
 
 

@@ -26,7 +26,7 @@ from ray._private import ray_constants, utils, worker
 from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine import scratch_folders, tune_loop
+from ablations.engine import interrupts, scratch_folders, tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
 from ablations.engine.trial import Job, train
@@ -59,7 +59,8 @@ def connect() -> None:
         utils.set_sigterm_handler = lambda handler: None
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            with interrupts.held():  # half a Ray crashes at the end of its process
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             if os.environ.get("RAY_ADDRESS", "local") != "local":
                 raise
