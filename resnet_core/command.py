@@ -1,10 +1,25 @@
 """Command lines whose complaints are one line, as those about every other value are."""
 
 import argparse
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from resnet_core.fields import ConfigError
+from resnet_core.streams import accept_everything
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with the code that it returns; after Ctrl-C or SIGTERM with a line and 1."""
+    accept_everything()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 1
+    sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):

@@ -193,6 +193,7 @@ def _statistics_kept(segment: nn.Module) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    from resnet_core.command import run
     from resnet_core.summary import main
 
-    main()
+    run(main)

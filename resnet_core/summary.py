@@ -198,11 +198,12 @@ def _accepted(hint: Any) -> str:
     return "true|false" if hint is bool else "X" if hint is float else "N"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table; a request that cannot be met is one line on stderr and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table; returns the exit code: a request that cannot be met is one line on stderr and 2."""
     try:
         config, image_size = parse(arguments)
         print(summarise(config, image_size))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0

@@ -50,6 +50,7 @@ LAYERS = [
                 "tune_callbacks",
                 "capacity",
                 "shares",
+                "scratch_folders",
                 "scheduler",
             ),
             "health",

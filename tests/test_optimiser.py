@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from simulated import Search, curve, space
 
 from ablations.engine.optimiser import Decision, Optimiser, Settings, Suggestion, Told
@@ -75,6 +78,52 @@ def test_a_population_does_not_depend_on_who_is_faster() -> None:
     together = killed(settings, after=40, workers=5)
     assert sorted(map(str, together.told.values())) == sorted(map(str, alone.told.values()))
     assert [told.outcome for told in alone.told.values()].count("completed") == 12
+
+
+RANGES = st.sampled_from(
+    [
+        ("lr", 0.09, 0.1, False),
+        ("lr", 0.1, math.nextafter(0.1, 1), False),
+        ("lr", 1e-3, 1.0, True),
+        ("momentum", 0.88, 0.9, False),
+        ("momentum", 0.9995, 0.9999, True),
+        ("label_smoothing", 0.0, 1e-9, False),
+        ("weight_decay", 1e-4, 1.01e-4, True),
+    ]
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    dimensions=st.lists(RANGES, min_size=1, max_size=2, unique_by=lambda dimension: dimension[0]),
+    others=st.sampled_from(["", "warmup_steps", "nesterov"]),
+    size=st.integers(4, 14),
+    seed=st.integers(0, 99),
+)
+def test_a_population_comes_to_its_end_in_any_space(
+    dimensions: list[tuple[str, float, float, bool]], others: str, size: int, seed: int
+) -> None:
+    def narrow(trial: Any) -> None:
+        for name, low, high, log in dimensions:
+            trial.suggest_float(name, low, high, log=log)
+        if others == "warmup_steps":
+            trial.suggest_int("warmup_steps", 3, 5)
+        elif others:
+            trial.suggest_categorical(others, (True, False))
+
+    def errors_of(values: Mapping[str, Any]) -> Sequence[float]:
+        return [zlib.crc32(f"{epoch} {values}".encode()) % 9001 / 100 for epoch in range(5)]
+
+    settings = Settings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
+    search = Search(Optimiser(narrow, settings), epochs=5, curve=errors_of)
+    search.run(workers=3)
+    told = [each.values for each in search.told.values()]
+    assert len({str(values) for values in told}) == len(told), "no configuration is trained twice"
+    limits = {name: (low, high) for name, low, high, _ in dimensions}
+    for values in told:
+        for text in values.get("optim.changes", ()):
+            name, _, value = text.partition(":")[2].partition("=")
+            assert limits[name][0] <= float(value) <= limits[name][1]
 
 
 def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_without() -> None:

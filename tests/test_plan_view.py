@@ -28,10 +28,10 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(STUDY, Request(), cache=tmp_path)
 
 
-def shown(plan: Plan, done: dict[str, Entry], outlook: Outlook) -> list[str]:
+def shown(plan: Plan, done: dict[str, Entry], outlook: Outlook, width: int = 120) -> list[str]:
     """Lines of a log."""
     text = io.StringIO()
-    Console(file=text, width=120).print(plan_view(plan, done, outlook))
+    Console(file=text, width=width).print(plan_view(plan, done, outlook))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -74,6 +74,13 @@ def test_where_cells_have_other_training_images_a_plan_says_how_many_each_has(tm
     ]
     cost = measure_cost(ModelConfig(depth=8, in_channels=1), 8).flops
     assert any(line.endswith(f"{6 * 3 * cost * 64 * (40 + 220):.2e} multiply-adds") for line in lines)
+
+
+def test_a_plan_in_a_narrow_terminal_names_its_cells(plan: Plan) -> None:
+    _, header, *lines = shown(plan, {}, NOTHING, width=60)
+    assert header.split() == ["block", "depth", "seeds", "done", "multiply-adds", "time", "/", "run"]
+    assert lines[2].split()[:2] == ["bottleneck", "20"]
+    assert lines[3] == "Not shown in 60 columns: epochs, parameters, MB / image (see"
 
 
 def test_done_runs_are_reused_and_their_cell_shows_what_they_took(plan: Plan) -> None:

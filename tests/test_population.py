@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ablations.engine.population import CHANGES, Member, Standing, perturbed, replaced, standing, waiting
+from ablations.engine.population import CHANGES, FACTORS, PERTURBABLE, Member, Standing, perturbed, replaced, standing, waiting
 from resnet_core.overrides import convert
 
 RANGES = {"optim.lr": (0.001, 1.0)}
@@ -81,6 +83,38 @@ def test_branches_are_new_configurations() -> None:
     assert len({str(branch.values) for branch in branches}) == 16
 
 
+def test_where_the_range_is_too_narrow_to_perturb_in_branches_draw_from_it() -> None:
+    told = members([float(number) for number in range(16)])
+    for member in told.values():
+        member.values = {"optim.lr": 0.09}
+    branches = standing(told, {"optim.lr": (0.088, 0.09)}, size=16, epochs=10, seed=0).branches.values()
+    rates = [float(branch.values[CHANGES][0].removeprefix("2:lr=")) for branch in branches]
+    assert len(set(rates)) == len(rates) == 4
+    assert all(0.088 <= rate < 0.09 for rate in rates)
+
+
+def test_a_range_without_a_new_configuration_leaves_places_empty_and_their_numbers_unused() -> None:
+    ranges = {"optim.lr": (0.1, math.nextafter(0.1, 1))}
+    told = members([float(number) for number in range(16)])
+    for number, member in told.items():
+        member.values = {"optim.lr": ranges["optim.lr"][number % 2]}
+
+    def now() -> Standing:
+        return standing(told, ranges, size=16, epochs=10, seed=0)
+
+    first = now()
+    assert 0 < len(first.branches) < 4, "a parent has one other value, so there are at most as many branches as parents"
+    assert sorted(first.members) == [*range(12), *first.branches]
+    for number, branch in first.branches.items():
+        told[number] = Member(values=branch.values)
+    for number in first.members:
+        told[number].errors[4] = float(number)
+    second = now()
+    assert {number: branch for number, branch in second.branches.items() if number < 20} == first.branches
+    assert second.epoch == 6
+    assert all(number >= 20 for number in second.branches.keys() - first.branches.keys())
+
+
 def test_a_later_branch_goes_on_from_what_holds_after_all_changes() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
     for number, branch in at(told).branches.items():
@@ -107,6 +141,23 @@ def test_a_later_branch_goes_on_from_what_holds_after_all_changes() -> None:
 )
 def test_values_are_perturbed_within_their_range(name: str, value: float, factor: float, expected: float) -> None:
     assert perturbed(name, value, 0.0, 1.0, factor) == pytest.approx(expected)
+
+
+@given(
+    name=st.sampled_from(PERTURBABLE),
+    ends=st.lists(st.floats(0, 1, exclude_max=True) | st.floats(0.99, 1), min_size=2, max_size=2, unique=True),
+    share=st.floats(0, 1),
+    factor=st.sampled_from(FACTORS),
+)
+def test_values_never_leave_their_range(name: str, ends: list[float], share: float, factor: float) -> None:
+    low, high = sorted(ends)
+    value = min(max(low + share * (high - low), low), high)
+    assert low <= perturbed(name, value, low, high, factor) <= high
+
+
+def test_a_range_next_to_one_is_used_to_its_end() -> None:
+    assert perturbed("optim.momentum", 0.99985, 0.9995, 0.9999, 0.8) == pytest.approx(0.99988)
+    assert perturbed("optim.momentum", 0.9999, 0.9995, 0.9999, 0.8) == 0.9999
 
 
 def test_momentum_stays_below_one() -> None:

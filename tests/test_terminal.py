@@ -4,8 +4,11 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from made_up_findings import cell, findings
 from rich.console import Console
 
 from ablations.engine import terminal
@@ -19,6 +22,16 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def table_of(width: int, *, factors: int = 2, problems: bool = False) -> list[str]:
+    """Lines of the results of cells that differ in so many factors."""
+    names = [f"{chr(97 + i)}_factor" for i in range(factors)]
+    cells = [cell(" ".join(f"{name}=level-{j}" for name in names), problems={"failed": 1} if problems else {}) for j in range(3)]
+    design = SimpleNamespace(factors=dict.fromkeys(names), scored_on="test", title="t", question="q?")
+    text = io.StringIO()
+    Console(file=text, width=width).print(terminal.result_view(cast(Any, design), findings(*cells)))
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 METRICS = {"train/error": 1.0, "test/error": 2.0}
@@ -71,3 +84,62 @@ def test_a_line_is_left_out_where_another_has_just_been_written(plan: Plan, monk
             progress.ended(run, "failed", "for a reason")
             time.sleep(0.05)
     assert "running" not in shown.getvalue()
+
+
+def test_a_wide_terminal_has_all_columns_of_the_results() -> None:
+    _, header, *lines = table_of(200, problems=True)
+    shown = "a_factor b_factor test error % train error % n difference [95 %] p (Holm) parameters s / run note"
+    assert " ".join(header.split()) == shown
+    assert lines[1].split()[:2] == ["level-1", "level-1"]
+    assert lines[1].endswith("12.3  1 failed")
+    assert not any("Not shown" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("width", "left"),
+    [
+        (100, "s / run"),
+        (80, "train error %, parameters, s / run"),
+        (60, "train error %, p (Holm), parameters, s / run"),
+    ],
+)
+def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int, left: str) -> None:
+    _, header, *lines = table_of(width)
+    assert all(len(line) <= width for line in [header, *lines])
+    assert header.startswith("a_factor  b_factor  ")
+    assert [line.split()[:2] for line in lines[:3]] == [[f"level-{j}"] * 2 for j in range(3)]
+    assert "test error %" in header
+    assert "8.12 ± 0.43" in lines[1]
+    assert " ".join(lines[3:]).strip().startswith(f"Not shown in {width} columns: {left} (see the report, or a wider terminal)")
+
+
+def test_names_that_do_not_fit_are_folded_and_not_cut() -> None:
+    lines = table_of(60, factors=8)[2:]
+    assert "…" not in "".join(lines)
+    assert "".join(lines).count("8.12 ± 0.43") == 3
+    shown = "".join("".join(line.split()) for line in lines)
+    assert shown.count("1") >= 8
+
+
+def test_a_factor_with_the_name_of_a_column_stays() -> None:
+    table = terminal.NamedRows(["epochs"], ["epochs", "time"], optional=["epochs", "time"], elsewhere="elsewhere")
+    table.add_row(["5 as a level", "5 epochs long", "an hour"])
+    text = io.StringIO()
+    Console(file=text, width=20).print(table)
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == [
+        "epochs           ".rstrip(),
+        "5 as a level",
+        "Not shown in 20",
+        "columns: epochs,",
+        "time (elsewhere)",
+    ]
+
+
+def test_what_runs_is_named_in_a_narrow_terminal(plan: Plan) -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=40), plan, plan.runs)
+    run = plan.runs[0]
+    progress.started(run)
+    progress.epoch(run, 1, METRICS)
+    progress.console.print(progress._render())
+    assert f"{run}  " in text.getvalue()

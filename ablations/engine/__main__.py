@@ -2,11 +2,16 @@
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 
-from ablations.engine import doctor, mlflow_server, options, paths, service
-from ablations.engine.interrupts import Interrupts
+from ablations.engine import interrupts
+
+INTERRUPTED = "interrupted"
+
+if __name__ == "__main__":  # before the imports
+    interrupts.exit_on_signals(INTERRUPTED)
+
+from ablations.engine import doctor, last_resort, mlflow_server, options, paths, service
 from resnet_core import ConfigError
 from resnet_core.command import Parser
 from resnet_core.fields import reject
@@ -18,22 +23,22 @@ COMMANDS = {"mlflow": mlflow_server, "doctor": doctor}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    try:
-        given = _parser().parse_args(arguments)
-        if given.command == "up":
-            service.up(_ports(given))
-        elif given.command == "env":
-            for name, value in _running().environment().items():
-                print(f"export {name}={shlex.quote(value)}")
-        elif given.command == "down":
-            print("ended" if service.down() else "nothing was running")
-        elif given.command in COMMANDS:
-            return int(COMMANDS[given.command].run(given))
-        else:
-            return _replay(given)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return last_resort.run(lambda: _run(arguments), INTERRUPTED)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    if given.command == "up":
+        service.up(_ports(given))
+    elif given.command == "env":
+        for name, value in _running().environment().items():
+            print(f"export {name}={shlex.quote(value)}")
+    elif given.command == "down":
+        print("ended" if service.down() else "nothing was running")
+    elif given.command in COMMANDS:
+        return int(COMMANDS[given.command].run(given))
+    else:
+        return _replay(given)
     return 0
 
 
@@ -74,7 +79,6 @@ def _replay(given: argparse.Namespace) -> int:
     options.check_address("--tracking-uri", tracking_uri)
     from ablations.engine.replay import ReplayRequest, replay  # MLflow and scipy take seconds to import
 
-    Interrupts()
     return replay(
         ReplayRequest(
             run=given.run,
@@ -104,4 +108,4 @@ def _running() -> service.State:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupts.leave(main())

@@ -182,7 +182,7 @@ def _autoscales_by_version_1() -> bool:
 def growth_of_cluster() -> Growth | None:
     """What the autoscaler may bring; None where there is none, or where it does not say (on Kubernetes)."""
     path = _configuration(ray.get_runtime_context().gcs_address)
-    return _growth(yaml.safe_load(path.read_text())) if path else None
+    return _growth(yaml.safe_load(path.read_text(encoding="utf-8"))) if path else None
 
 
 def _growth(configuration: Mapping[str, Any]) -> Growth | None:

@@ -1,18 +1,21 @@
 """The command line of a study: `main(STUDY)` is all that a study's file calls."""
 
-import atexit
 import sys
 from types import TracebackType
 from typing import NoReturn
 
-from ablations.engine import last_resort, options, paths, service
-from ablations.engine.interrupts import Interrupts
-from ablations.engine.provenance import without_secrets
-from ablations.engine.study import Draft, Plan, Study, draft, make_plan
-from resnet_core import ConfigError
-from resnet_core.fields import reject
+from ablations.engine import interrupts
 
 INTERRUPTED = "interrupted: the same command goes on from here"
+
+if interrupts.is_imported_by_program():  # before the imports that take most of a second
+    interrupts.exit_on_signals(INTERRUPTED)
+
+from ablations.engine import last_resort, options, paths, service
+from ablations.engine.provenance import without_secrets
+from ablations.engine.study import Draft, Plan, Study, draft, make_plan
+from resnet_core.fields import ConfigError, reject
+from resnet_core.streams import accept_everything
 
 _excepthook = sys.excepthook
 
@@ -22,15 +25,12 @@ def _refuse(kind: type[BaseException], error: BaseException, traceback: Tracebac
     if not isinstance(error, ConfigError):
         _excepthook(kind, error, traceback)
         return
-    _say(error)
+    accept_everything()
+    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
     raise SystemExit(2)
 
 
 sys.excepthook = _refuse
-
-
-def _say(error: ConfigError) -> None:
-    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
 
 
 def _drafted(study: Study, chosen: options.Options) -> Draft:
@@ -60,8 +60,8 @@ def _act(study: Study, chosen: options.Options) -> int:
 
 def main(study: Study) -> NoReturn:
     """Runs a study as its command line says and exits: 0 every run has a result, 1 some has none, 2 the request was wrong."""
-    interrupts = Interrupts()
-    try:
+
+    def work() -> int:
         if not isinstance(study, Study):
             raise reject("main", study, "accepted: a Study")
         service.adopt()
@@ -71,18 +71,7 @@ def main(study: Study) -> NoReturn:
             drafted = _drafted(study, chosen)
             from ablations.engine.reporting import rebuild
 
-            code = rebuild(drafted, chosen)
-        else:
-            code = _act(study, chosen)
-    except ConfigError as error:
-        _say(error)
-        code = 2
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        code = 1
-    except Exception as error:  # what nobody thought of is no wall of text either
-        # A library that is interrupted may make an error of its own of it.
-        print(INTERRUPTED if interrupts.heard else f"error: {last_resort.keep(error)}", file=sys.stderr)
-        code = 1
-    atexit.register(interrupts.ignore)  # what comes then is Ray's own end
-    sys.exit(code)
+            return rebuild(drafted, chosen)
+        return _act(study, chosen)
+
+    interrupts.leave(last_resort.run(work, INTERRUPTED))

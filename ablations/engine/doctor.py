@@ -1,11 +1,9 @@
 """`python -m ablations.engine doctor`: what is wrong with a cluster, and what to do about it."""
 
 import argparse
-import sys
 
 from ablations.engine import options, paths, service
 from ablations.engine.health.request import Request
-from ablations.engine.interrupts import Interrupts
 from resnet_core import PRESETS, override, preset
 from resnet_core.fields import reject
 from resnet_core.overrides import assignments
@@ -38,16 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Prints the list; returns 0 if nothing is wrong, else 1. Raises ConfigError for a wrong request."""
-    Interrupts()
     service.adopt()
     request = _request(given)
     from ablations.engine.health.checkup import check_up  # Ray takes seconds to import
 
-    try:
-        return check_up(request)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    return check_up(request)
 
 
 def _request(given: argparse.Namespace) -> Request:

@@ -198,8 +198,12 @@ class Submission:
         plan, console = self.plan, self.console
         if interrupted:  # who stops a study kills it soon
             self.tracker.close("KILLED")
-        evidence = results.gather(self.client, self.design, details=not interrupted)
-        findings = analyse(evidence)
+        try:
+            evidence = results.gather(self.client, self.design, details=not interrupted)
+            findings = analyse(evidence)
+        except KeyboardInterrupt:
+            self.tracker.close("KILLED")
+            raise
         complete = not waiting and self.is_complete(findings)
         if not interrupted:
             self.tracker.close("FINISHED" if complete else "FAILED")

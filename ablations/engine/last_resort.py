@@ -1,13 +1,48 @@
-"""An error that nobody thought of: one line for whoever submitted, and a file with the rest for whoever mends it."""
+"""How a program ends, whatever happens: an exit code, and one line on standard error where it did not do what was asked.
+
+Of an error that nobody thought of, the rest is in a file, for whoever mends it.
+"""
 
 import os
+import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ablations.engine import paths
+from ablations.engine import interrupts, paths
 from ablations.engine.provenance import without_secrets
 from resnet_core.fields import ConfigError
+from resnet_core.streams import accept_everything
+
+
+def run(work: Callable[[], int], interrupted: str) -> int:
+    """Run a program's work and return the exit code: that of the work, 1 after a signal or an error, 2 for a wrong request.
+
+    Args:
+        interrupted: the last line of a program that was asked to stop.
+    """
+    accept_everything()
+    signals = interrupts.Interrupts()
+    try:
+        return _tried(work, signals)
+    except KeyboardInterrupt:
+        interrupts.exit_on_signals(interrupted)  # another one finds nothing left to do
+        print(interrupted, file=sys.stderr)
+        return interrupts.INTERRUPTED_CODE
+
+
+def _tried(work: Callable[[], int], signals: interrupts.Interrupts) -> int:
+    try:
+        return work()
+    except Exception as error:
+        if signals.heard:  # a library that is interrupted may make an error of its own of it
+            raise KeyboardInterrupt from error
+        if isinstance(error, ConfigError):
+            print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+            return 2
+        print(f"error: {keep(error)}", file=sys.stderr)  # what nobody thought of is no wall of text either
+        return 1
 
 
 def keep(error: Exception) -> str:

@@ -158,7 +158,7 @@ def _password(file: Path, users: str, configuration: Path) -> str:
 
 def _give_to_clients(password: str) -> None:
     credentials = Path("~/.mlflow/credentials").expanduser()
-    if credentials.exists() and not credentials.read_text().startswith(MARK):
+    if credentials.exists() and not credentials.read_text(encoding="utf-8", errors="replace").startswith(MARK):
         print(f"{credentials} is kept as it is; for this server, clients need MLFLOW_TRACKING_USERNAME={ADMIN} and its password")
         return
     credentials.parent.mkdir(exist_ok=True, mode=0o700)

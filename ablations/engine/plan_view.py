@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ablations.engine.estimate import MOST_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
@@ -15,7 +14,7 @@ from ablations.engine.factors import shown
 from ablations.engine.ledger import Entry
 from ablations.engine.search import SearchPlan
 from ablations.engine.study import Cell, Plan, Run
-from ablations.engine.terminal import duration
+from ablations.engine.terminal import NamedRows, duration
 from resnet_core.fields import printable
 
 
@@ -65,21 +64,18 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     return [f"First {budget(plan)}{left}", data, "Then the study above, where what will be tuned is counted as the default"]
 
 
-def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
+def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> NamedRows:
     from resnet_core import measure_cost  # imports torch
 
     of_cell: dict[Cell, list[Run]] = {}
     for run in plan.runs:
         of_cell.setdefault(run.cell, []).append(run)
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in plan.factors:
-        table.add_column(name)
     images = {cell: plan.training_images(runs[0]) for cell, runs in of_cell.items()}
     differ = len(set(images.values())) > 1
-    if differ:
-        table.add_column("images", justify="right")
-    for name in ("seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"):
-        table.add_column(name, justify="right")
+    columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
+    columns = ["images", *columns] if differ else columns
+    optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
+    table = NamedRows(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     for cell in plan.cells:
         runs = of_cell[cell]
         spec = runs[0].spec
@@ -91,7 +87,7 @@ def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:
         row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
         seconds = [outlook.seconds[run.fingerprint] for run in runs if run.fingerprint in outlook.seconds]
         seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
-        table.add_row(*map(Text, row), _rough(statistics.fmean(seconds)) if seconds else "–")
+        table.add_row([*row, _rough(statistics.fmean(seconds)) if seconds else "–"])
     return table
 
 

@@ -23,6 +23,8 @@ GENERATIONS = 5
 SMALLEST = 4
 """Members of which a quarter can be replaced."""
 BELOW_ONE = 0.999
+MAX_TRIES = 20
+"""How often a new configuration is sought in each of two ways. Both are exhausted only by a range of a few numbers."""
 
 
 @dataclass(kw_only=True)
@@ -68,10 +70,9 @@ def standing(
         ranges: lowest and highest value of the fields that branches perturb.
         epochs: of a whole training.
     """
-    members, branches = list(range(size)), dict[int, Branch]()
+    members, branches, free = list(range(size)), dict[int, Branch](), size
     interval = max(1, epochs // GENERATIONS)
     for epoch in range(interval, epochs, interval):
-        free = size + len(branches)
         decided = any(number >= free for number in told)  # a branch was begun: whoever had not come so far was given up
         if not decided and any(number not in told or _awaited(told[number], epoch) for number in members):
             return Standing(epoch=epoch, members=members, branches=branches)
@@ -82,16 +83,20 @@ def standing(
         if not stay:
             return Standing(epoch=None, members=(), branches=branches)
         parents, others = ranked[: min(quarter, stay)], ranked[quarter:stay]
-        for number in range(free, free + size - stay):
+        places = range(free, free + size - stay)
+        for number in places:
             rng = np.random.default_rng([seed, epoch, number])
             parent = parents[rng.integers(len(parents))]
+            changed: Mapping[str, Any] | None
             if number in told:
                 changed = told[number].values
             else:
                 known = [*(each.values for each in told.values()), *(each.values for each in branches.values())]
                 changed = _changed(told[parent].values, epoch, ranges, known, rng)
-            branches[number] = Branch(parent=parent, epoch=epoch, values=changed)
-        members = [*range(free, free + size - stay), *others, *parents]
+            if changed is not None:  # else its place stays empty until the next generation, and its number unused
+                branches[number] = Branch(parent=parent, epoch=epoch, values=changed)
+        free = places.stop
+        members = [*(number for number in places if number in branches), *others, *parents]
     return Standing(epoch=None, members=members, branches=branches)
 
 
@@ -107,10 +112,16 @@ def replaced(now: Standing, told: Mapping[int, Member], running: Collection[int]
 
 
 def perturbed(name: str, value: float, low: float, high: float, factor: float) -> float:
-    """A value times a factor, within its range; of momentum, the distance to 1, which is what its effect is proportional to."""
+    """Return a value times a factor, within its range; of momentum, the distance to 1, which its effect is proportional to."""
     moved = 1 - (1 - value) * factor if name == "optim.momentum" else value * factor
-    ceiling = min(high, BELOW_ONE) if name in ("optim.momentum", "optim.label_smoothing") else high
-    return min(max(moved, low or high / 1000), ceiling)  # from zero, no factor leads away
+    return _within(name, moved, low, high)
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    """Return the nearest value of the range that a training can go on with."""
+    below_one = name in ("optim.momentum", "optim.label_smoothing") and high >= 1
+    floor = low or high / 1000  # from zero, no factor leads away
+    return min(max(value, floor), max(low, BELOW_ONE) if below_one else high)
 
 
 def _awaited(member: Member, epoch: int) -> bool:
@@ -128,17 +139,25 @@ def _changed(
     ranges: Mapping[str, tuple[float, float]],
     known: Collection[Mapping[str, Any]],
     rng: np.random.Generator,
-) -> Mapping[str, Any]:
-    """A configuration with other hyperparameters from the end of an epoch on, perturbed until it is not known."""
+) -> Mapping[str, Any] | None:
+    """Return an unknown configuration with other hyperparameters from the end of an epoch on, or None if none is found.
+
+    The hyperparameters are perturbed until the configuration is new. In a narrow range factors soon lead to its ends only, which
+    are known after a few branches; then values are drawn from the range instead.
+    """
     before = {name: _in_force(values, name) for name in sorted(ranges)}
     now = dict(before)
-    while True:
+    for attempt in range(2 * MAX_TRIES):
         for name in now:
-            now[name] = perturbed(name, now[name], *ranges[name], factor=FACTORS[rng.integers(2)])
+            if attempt < MAX_TRIES:
+                now[name] = perturbed(name, now[name], *ranges[name], factor=FACTORS[rng.integers(2)])
+            else:
+                now[name] = _within(name, rng.uniform(*ranges[name]), *ranges[name])
         changes = [change(epoch, _leaf(name), now[name]) for name in now if now[name] != before[name]]
         found = {**values, CHANGES: (*values.get(CHANGES, ()), *changes)}
         if changes and found not in known:
             return found
+    return None
 
 
 def _in_force(values: Mapping[str, Any], name: str) -> float:

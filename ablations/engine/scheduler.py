@@ -21,16 +21,17 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
-from ray._private import worker
+from ray._common import utils as ray_utils
+from ray._private import ray_constants, utils, worker
 from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine import tune_loop
+from ablations.engine import interrupts, scratch_folders, tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
 from ablations.engine.trial import Job, train
 from ablations.engine.tune_callbacks import Endings, Listener, Local, Proposals, Relay, Source
-from resnet_core.fields import reject
+from resnet_core.fields import ConfigError, reject
 
 __all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "connect", "execute", "search"]
 
@@ -53,12 +54,29 @@ def connect() -> None:
     """Joins the cluster that RAY_ADDRESS or this machine offers, else starts one here that ends with this process."""
     # Workers' output stays in Ray's logs: what they have to say comes as reports.
     if not ray.is_initialized():
-        terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
+        # SIGTERM stays this program's: Ray's own handlers end the process at once without a word, later after up to half a minute,
+        # and that of its C++ core prints a stack and aborts the process three seconds later, whatever it is doing then.
+        utils.set_sigterm_handler = lambda handler: None
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+        try:
+            with interrupts.held():  # half a Ray crashes at the end of its process
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            if os.environ.get("RAY_ADDRESS", "local") != "local":
+                raise
+            raise _not_started(error) from error
     worker.print_to_stdstream = _say_in_a_line
     # Tune logs a traceback for each death of a process, which the listener is told of anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _not_started(error: Exception) -> ConfigError:
+    """Return the complaint about a Ray that does not start on this machine: its errors are of many types, and name no cause."""
+    reason, logs = str(error).partition("\n")[0], Path(ray_utils.get_default_ray_temp_dir(), "session_latest", "logs")
+    return ConfigError(
+        f"Ray does not start on this machine ({reason}). What may be short: memory, space in {logs.parents[1]} and /dev/shm, open "
+        f"files (ulimit -n); {logs} may tell. RAY_ADDRESS names a cluster to use instead"
+    )
 
 
 def _say_in_a_line(message: Mapping[str, Any], **_: Any) -> None:
@@ -126,7 +144,8 @@ def _fit(
     """Lets Tune run to the end, or to the first signal."""
     # One name for each program: Tune keeps trainables of all programs on a cluster in one table, and several clusters may
     # share the scratch folder.
-    name = f"train-{ray.get_runtime_context().get_job_id()}-{os.getpid()}"
+    name = scratch_folders.name_of(f"train-{ray.get_runtime_context().get_job_id()}")
+    scratch_folders.remove_ownerless(scratch)
     tune.register_trainable(name, tune.with_resources(train, _placement(needs)))
     tuner = tune.Tuner(
         name,

@@ -230,7 +230,7 @@ def _wait(name: str, url: str, started: Started) -> None:
             if started.process() is None:
                 break
             time.sleep(0.2)
-    last = _log_file(name).read_text().strip().splitlines()[-1:]
+    last = _log_file(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     raise ConfigError(f"{name} did not start: {' '.join(last)} (log: {_log_file(name)})")
 
 

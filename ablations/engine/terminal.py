@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from ablations.engine.study import Plan, Run
 from resnet_core.fields import printable
 
 LOG_WIDTH = 120
+COLUMN_GAP = 2
 HEARTBEAT_SECONDS = 60.0
 
 
@@ -30,6 +32,45 @@ def make_console() -> Console:
 def say(console: Console, text: str) -> None:
     """One line, which may hold anything: names of files, errors of libraries."""
     console.print(Text(printable(text)), soft_wrap=True)
+
+
+class NamedRows:
+    """A table whose first columns name its rows. Where it is too wide, others are left out, and a line says which.
+
+    Args:
+        naming: names of the columns that name a row; these stay, on several lines if need be.
+        columns: names of the others.
+        optional: those of them that may be left out, the first ones first.
+        elsewhere: where to find what is left out. Empty: nothing is said.
+    """
+
+    def __init__(self, naming: Sequence[str], columns: Sequence[str], *, optional: Sequence[str], elsewhere: str = "") -> None:
+        self._naming, self._columns, self._optional, self._elsewhere = naming, columns, optional, elsewhere
+        self._rows: list[Sequence[str]] = []
+
+    def add_row(self, cells: Sequence[str]) -> None:
+        self._rows.append([printable(cell) for cell in cells])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names, named = [*self._naming, *self._columns], len(self._naming)
+        widths = [max(map(cell_len, column)) + COLUMN_GAP for column in zip(names, *self._rows, strict=True)]
+        shown = list(range(len(names)))
+        for name in self._optional:
+            if sum(widths[i] for i in shown) - COLUMN_GAP <= options.max_width:
+                break
+            shown = [i for i in shown if i < named or names[i] != name]  # a factor may have the name of a column
+        table = Table(box=None, header_style="dim", padding=(0, COLUMN_GAP, 0, 0), pad_edge=False)
+        for i in shown:
+            if i < named:
+                table.add_column(names[i], overflow="fold")
+            else:
+                table.add_column(names[i], justify="right", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*(Text(row[i]) for i in shown))
+        yield table
+        left_out = [name for i, name in enumerate(names) if i not in shown]
+        if left_out and self._elsewhere:
+            yield Text(f"Not shown in {options.max_width} columns: {', '.join(left_out)} ({self._elsewhere})", "dim")
 
 
 class Progress:
@@ -143,15 +184,13 @@ class Progress:
         return Text(" · ".join([*parts, self._eta()]))
 
     def _render(self) -> RenderableType:
-        table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-        table.add_column("running")
-        for name in ("epoch", "train error", f"{self.scored_on} error"):
-            table.add_column(name, justify="right")
+        errors = ("train/error", f"{self.scored_on}/error")
+        columns = ("epoch", *(name.replace("/", " ") for name in errors))
+        table = NamedRows(("running",), columns, optional=columns[1:])
         with self._lock:
             for run, metrics in self.running.values():
                 epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
-                errors = [f"{metrics[name]:.2f} %" if metrics else "–" for name in ("train/error", f"{self.scored_on}/error")]
-                table.add_row(Text(str(run)), epoch, *errors)
+                table.add_row([str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else tables.NONE for name in errors)])
             return Group(table, self._totals())
 
 
@@ -195,17 +234,12 @@ def search_lines(findings: Findings) -> list[str]:
 
 def result_view(design: Design, findings: Findings) -> RenderableType:
     """Mean ± std of the final errors over seeds, differences to the baseline, and what that answers."""
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in design.factors:
-        table.add_column(name)
     notes = any(cell.problems for cell in findings.cells)
-    columns = [f"{design.scored_on} error %", "train error %", "n"]
-    columns += ["difference [95 %]", "p (Holm)"] if findings.comparisons else []
-    for name in (*columns, "parameters", "s / run"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if notes:
-        table.add_column("note")
     compared = tables.compared(findings)
+    columns = [f"{design.scored_on} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
+    columns += ["parameters", "s / run", *(["note"] if notes else [])]
+    optional = ("s / run", "parameters", "train error %", "note", "p (Holm)", "difference [95 %]", "n")
+    table = NamedRows(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:
         row = [*cell.levels.values(), tables.mean_std(cell.error), tables.mean_std(cell.train_error), tables.of_planned(cell)]
         if compared:
@@ -214,7 +248,7 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         row += [tables.number(cell.parameters, 0), tables.number(cell.seconds, 1)]
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
-        table.add_row(*(Text(printable(text)) for text in row))
+        table.add_row(row)
     answers = [Text(printable(answer.text)) for answer in findings.answers]
     flags = [Text(f"Mind: {printable(flag)}") for flag in findings.flags]
     return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, Text(), *answers, *flags)

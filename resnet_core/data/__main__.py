@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-from resnet_core.command import Parser
+from resnet_core.command import Parser, run
 from resnet_core.config import RunSpec
 from resnet_core.fields import ConfigError, printable
 from resnet_core.overrides import assignments, override
@@ -121,4 +121,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
