@@ -62,7 +62,7 @@ def explain(error: Any, names: list[str]) -> "Death":
     """Why a group ended that its workers' own code did not end."""
     from ablations.engine import deaths
 
-    failures = _failures(error) or [error.controller_failure]
+    failures = _failures(error) or [getattr(error, "controller_failure", error)]  # or the controller itself died
     return deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
 
 

@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # groups are of this kind, whatever the shell says
 
 import ray
 from ray import tune
@@ -28,8 +29,10 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ablations.engine import tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
-from ablations.engine.trial import Job, train
+from ablations.engine.trainable import train
+from ablations.engine.trial import Job
 from ablations.engine.tune_callbacks import Endings, Listener, Local, Proposals, Relay, Source
+from ablations.engine.worker_group import release_orphans
 from resnet_core.fields import reject
 
 __all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "connect", "execute", "search"]
@@ -197,6 +200,8 @@ class _Room(Local, tune.Callback):
         if time.monotonic() > self.checked + CAPACITY_SECONDS:
             self.checked = time.monotonic()
             with suppress(RpcError):  # a head that is busy answers the next time
+                if self.needs.workers > 1:
+                    release_orphans()
                 self.places = self._runs_at_a_time(trials)
                 self.limited.max_concurrent = max(1, self.places)  # 0 is no bound to Tune
 
