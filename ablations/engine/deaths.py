@@ -3,7 +3,6 @@ to compare with later: its node, and how often that node's kernel has killed for
 
 import json
 import re
-import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-ANSWER_SECONDS = 2.0
+from ablations.engine.capacity import answers
+
 READING_SECONDS = 10.0
 
 PREFIX = "ablations/process/"
@@ -162,11 +162,7 @@ def _answers(node: dict[str, Any]) -> bool:
     """Whether a node is there. That one is not, Ray itself finds out only after some 15 s."""
     if not node["Alive"]:
         return False
-    try:
-        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_SECONDS):
-            return True
-    except OSError:
-        return False
+    return answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
 
 
 def _key(name: str) -> str:

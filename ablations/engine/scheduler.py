@@ -27,7 +27,7 @@ from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine import tune_loop
-from ablations.engine.capacity import Needs, autoscales, is_one_node
+from ablations.engine.capacity import Needs, answers, autoscales, is_one_node, own_node_is_lost
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
 from ablations.engine.trainable import train
 from ablations.engine.trial import Job
@@ -92,8 +92,9 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
     waiting = MOST_WAITING if needs.workers == 1 else MOST_WAITING_GROUPS
     with Shares() as shares:
         most = min(max_concurrent or len(jobs), len(jobs))
+        lifeline = _Lifeline(needs, jobs[0].hang_timeout)
         room = _Room(grid, needs, shares, most, waiting, lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials))
-        _fit(needs, config, space, room, [Relay(listener)], scratch, max_failures=jobs[0].max_failures)
+        _fit(needs, config, space, room, [lifeline, Relay(listener)], scratch, max_failures=jobs[0].max_failures)
 
 
 def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener: Listener, scratch: Path) -> None:
@@ -112,7 +113,17 @@ def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener
     config = tune.TuneConfig(search_alg=limiter, num_samples=-1, reuse_actors=True, trial_dirname_creator=_trial_folder)
     with Shares() as shares:
         room = _Room(limiter, needs, shares, max_concurrent or ENDLESS, max_concurrent or 1, lambda _: proposals.left)
-        _fit(needs, config, {}, room, [Relay(listener), Endings()], scratch, max_failures=Job.max_failures, stop=proposals.stops)
+        lifeline = _Lifeline(needs, Job.hang_timeout)
+        _fit(
+            needs,
+            config,
+            {},
+            room,
+            [lifeline, Relay(listener), Endings()],
+            scratch,
+            max_failures=Job.max_failures,
+            stop=proposals.stops,
+        )
 
 
 def _fit(
@@ -151,6 +162,8 @@ def _fit(
         tuner.fit()
     except KeyboardInterrupt:
         pass  # a second signal, or one before Tune listened
+    except ClusterLost as lost:
+        print(f"Ray: {lost}", file=sys.stderr)
     finally:
         signal.signal(signal.SIGTERM, previous)
         signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own, which nobody listens to any more
@@ -167,6 +180,42 @@ def _placement(needs: Needs) -> tune.PlacementGroupFactory:
 
 def _trial_folder(trial: Any) -> str:
     return str(trial.trial_id)
+
+
+class ClusterLost(Exception):  # noqa: N818 - it is an event, and stops a study as a signal does
+    """There is no cluster any more that could go on with a study."""
+
+
+class _Lifeline(Local, tune.Callback):
+    """Stops a study whose cluster has gone, or has had no node for its runs for longer than the hang timeout."""
+
+    def __init__(self, needs: Needs, timeout: float) -> None:
+        self.needs, self.timeout = needs, timeout
+        self.checked = self.held = time.monotonic()
+        self.told = False
+
+    def on_step_begin(self, **_: Any) -> None:
+        """Raises ClusterLost."""
+        now = time.monotonic()
+        if now < self.checked + CAPACITY_SECONDS:
+            return
+        self.checked = now
+        if not answers(ray.get_runtime_context().gcs_address):
+            if not self.told:  # nothing can be asked of Ray now that would not wait for the head
+                print(
+                    "Ray: the head of the cluster does not answer. Ray ends this program unless it is back within a minute; "
+                    "the same command goes on then",
+                    file=sys.stderr,
+                )
+            self.told = True
+            return
+        lost, holds = own_node_is_lost(), self.needs.capacity() > 0 or autoscales()
+        if lost:
+            raise ClusterLost("this machine has left the cluster: its Ray has ended")
+        if holds:
+            self.held = now
+        elif now > self.held + self.timeout:
+            raise ClusterLost(f"no node of the cluster has had room for a run for {now - self.held:.0f} s")
 
 
 class _Room(Local, tune.Callback):
