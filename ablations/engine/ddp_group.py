@@ -53,7 +53,10 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
+    from ablations.engine import worker_group
     from ablations.engine.deaths import Death, Losses
+
+    worker_group.name_cluster()
 
     failures, losses = 0, Losses()
     while True:

@@ -58,9 +58,11 @@ class Controller(tune_controller.TuneController):
         if not self._silence.is_due(interval(min(timeouts.values(), default=math.inf))):
             return
         with suppress(RpcError):  # a head that is busy answers the next time
-            silent = self._silence.look({name: deaths.read(name).get("beats") for name in trials})
-            for name, (trial, handle) in trials.items():
-                limit = timeouts[name] if trial.status == trial.RUNNING else max(timeouts[name], START_TIMEOUT_SECONDS)
+            beats = {name: deaths.read(name).get("beats") for name in trials}
+            silent = self._silence.look(beats)
+            for name, (_, handle) in trials.items():
+                starts = beats[name] is None
+                limit = max(timeouts[name], START_TIMEOUT_SECONDS) if starts else timeouts[name]
                 if silent[name] > limit + 2 * interval(limit):
                     deaths.accuse(name, silent[name])
                     ray.kill(handle)

@@ -4,6 +4,7 @@ Ray Train's own way to Tune, `TuneReportCallback`, deadlocks: Tune's session has
 it also forwards the reports of the group. Here the leader's own thread forwards them.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,7 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import UserCallback
 from ray.train._internal.session import get_session
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.queue import Queue
@@ -24,6 +26,13 @@ from ablations.engine.liveness import Heartbeat
 
 CONTROLLER = "controller"
 ABORT_TIMEOUT_SECONDS = 10.0
+
+
+def name_cluster() -> None:
+    """Tell the processes of a group which cluster is theirs. Ray Train's cleaner asks that of the machine, and finds no answer, or
+    the wrong one, where there is another cluster on it."""
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 def make_queue() -> Queue:
@@ -94,7 +103,7 @@ def release_orphans() -> None:
     """Free what groups of this program's job had reserved whose controller has died.
 
     Ray frees a placement group when its creator and the whole job have ended. Ray Train leaves the rest to an actor of its own,
-    which asks the wrong cluster where another one runs on the same machine.
+    which needs the cluster's dashboard.
     """
     context = ray.get_runtime_context()
     table = state._connect_and_get_accessor().get_placement_group_table()
