@@ -115,6 +115,7 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
         worker_group.abort()
         raise
     finally:
+        queue.shutdown(force=True)  # an error's traceback would keep its process
         worker_group.forget()
         deaths.forget(controller_name())
 
