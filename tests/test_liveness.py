@@ -143,13 +143,15 @@ def reasons(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         psutil.Process(heard.pids["group"]).suspend()
 
     def disturb(_: Heard) -> None:
-        told["controller killed"] = heard.after(lambda: process(CONTROLLER).kill())
-        told["controller stopped"] = heard.after(lambda: process(CONTROLLER).suspend())
-        told["queue killed"] = heard.after(lambda: process(QUEUE).kill())
-        told["queue stopped"] = heard.after(lambda: process(QUEUE).suspend())
-        told["leader stopped"] = heard.after(stop_leader)
-        heard.goes_on()
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            told["controller killed"] = heard.after(lambda: process(CONTROLLER).kill())
+            told["controller stopped"] = heard.after(lambda: process(CONTROLLER).suspend())
+            told["queue killed"] = heard.after(lambda: process(QUEUE).kill())
+            told["queue stopped"] = heard.after(lambda: process(QUEUE).suspend())
+            told["leader stopped"] = heard.after(stop_leader)
+            heard.goes_on()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
 
     job = job_of(folder, "group", max_failures=9, hang_timeout=12, world_size=2, optim__epochs=5000)
     run(folder, [job], disturb, heard=heard)
