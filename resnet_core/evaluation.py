@@ -1,24 +1,16 @@
 """Loss and error over all scored images and all workers."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_core.alive import Alive as Alive
+from resnet_core.alive import unwatched as unwatched
 from resnet_core.config import RunSpec
 from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.model import ResNet
-
-Alive = Callable[[], object]
-"""Called after every step: a sign of life to whoever watches over a training."""
-
-
-def unwatched() -> None:
-    """The `Alive` of a training that nobody watches."""
-
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

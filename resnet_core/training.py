@@ -120,7 +120,7 @@ def fit(
     """
     device = torch.device(device)
     rank = _rank(spec)
-    dataset = dataset or load_dataset(spec.data)
+    dataset = dataset or load_dataset(spec.data, alive=alive)
     spec = resolve(spec, dataset)
     batches = make_batches(dataset, spec, device=device, rank=rank)
     images = len(dataset.train.labels)

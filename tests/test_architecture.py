@@ -15,7 +15,6 @@ LAYERS = [
                 "paths",
                 "interrupts",
                 "storage",
-                "packing",
                 "checkpoints",
                 "study",
                 "search_request",

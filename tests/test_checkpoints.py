@@ -4,9 +4,11 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +19,14 @@ from typing import Any
 import pytest
 import torch
 from pyarrow import fs
+from test_faults import job_of
 
 from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.storage import make_storage
+from ablations.engine.trial import Job, train_epochs
+from resnet_core import RunSpec, build_model, fit, override, preset
+from resnet_core.overrides import from_flat
+from resnet_core.training import init_state
 
 
 def state(epoch: int, numbers: int = 3) -> dict[str, object]:
@@ -257,6 +265,167 @@ def test_writers_at_the_same_time_disturb_neither_each_other_nor_a_reader(tmp_pa
     assert not errors
     assert None not in seen
     assert epoch_of(first) == 60
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def trained(storage: Path, spec: RunSpec) -> Path:
+    """The newest checkpoint file of a training."""
+    storage.mkdir(exist_ok=True)
+    folder = CheckpointFolder(str(storage), "run")
+    for result in fit(spec):
+        folder.save(result.checkpoint(), result.epoch)
+    return max(storage.glob("run/*.pt"))
+
+
+def test_two_lines_of_the_readme_open_a_checkpoint_with_torch_alone(tmp_path: Path) -> None:
+    spec = override(preset("smoke"), {"epochs": 2})
+    file, net = trained(tmp_path, spec), build_model(spec.model)
+    lines = re.search(r"^saved = torch\.load\(file, .*\nnet\.load_state_dict\(.*\n", README, re.MULTILINE)
+    assert lines
+    exec(lines[0], {"torch": torch, "file": str(file), "net": net})
+    *_, last = fit(spec)
+    learned = last.state.net.state_dict()
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_state_comes_back_whole_each_tensor_with_its_strides_in_memory_of_its_own(tmp_path: Path, channels_last: bool) -> None:
+    trained_state = init_state(override(preset("smoke"), {"channels_last": channels_last}), torch.device("cpu"))
+    for parameter in trained_state.net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    trained_state.optimizer.step()
+    wanted = {**trained_state.save(), "probes": [{"epoch": 1, "layer": "conv1", "std": 0.5}], "history": [{"lr": 0.1}, {}]}
+    folder = saved(tmp_path)
+    folder.save(wanted, 1)
+    found = folder.latest()
+    assert found
+    tensors = {**wanted.pop("model"), **_momentum(wanted)}
+    read = {**found.pop("model"), **_momentum(found)}
+    assert found == wanted  # plain values
+    assert tensors.keys() == read.keys()
+    assert len(_momentum({"optimizer": trained_state.optimizer.state_dict()})) > 10
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, read[name])
+        assert tensor.stride() == read[name].stride()
+        assert read[name].untyped_storage().nbytes() == read[name].nbytes
+    assert any(not tensor.is_contiguous() for tensor in read.values()) is channels_last
+
+
+def _momentum(state: dict[str, Any]) -> dict[Any, torch.Tensor]:
+    """Takes the momentum of each parameter out of a state."""
+    optimizer = state["optimizer"]
+    state["optimizer"] = {name: value for name, value in optimizer.items() if name != "state"}
+    return {number: each["momentum_buffer"] for number, each in optimizer.get("state", {}).items()}
+
+
+GROUP = 54_321
+
+
+@contextmanager
+def another_user(user: int, umask: int = 0o022) -> Iterator[None]:
+    """Be another user of this machine, who is in `GROUP`."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    groups, before = os.getgroups(), os.umask(umask)
+    os.setgroups([GROUP])
+    os.setegid(user)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+        os.umask(before)
+
+
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that other users reach, unlike pytest's own, with a home that they can write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        home = folder / "home"
+        home.mkdir()
+        home.chmod(0o777)
+        monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
+        yield folder
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_in_a_folder_with_the_setgid_bit_users_of_a_group_go_on_from_each_others_checkpoints(reachable: Path, umask: int) -> None:
+    shared = reachable / "shared"
+    shared.mkdir()
+    os.chown(shared, -1, GROUP if os.geteuid() == 0 else -1)
+    shared.chmod(0o2770)
+    storage = shared / "made" / "checkpoints"
+    for epoch, user in enumerate((1001, 1002, 1001), 1):
+        with another_user(user, umask):
+            make_storage(str(storage))
+            folder = CheckpointFolder(str(storage), "run")
+            assert (epoch_of(folder) or 0) == epoch - 1
+            folder.check_writable()
+            folder.save(state(epoch), epoch)
+    assert files(storage) == ["epoch-000002", "epoch-000003"]
+    assert {path.stat().st_mode & 0o2770 for path in (storage, storage / "run")} == {0o2770}
+    assert {path.stat().st_mode & 0o070 for path in storage.glob("run/*")} == {0o060}
+
+
+def test_elsewhere_what_is_made_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o770)
+    before = os.umask(0o077)
+    try:
+        saved(tmp_path / "store", 1)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("store/*")} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("store/run/*")} == {0o600}
+
+
+def begun(reachable: Path, epochs: int, mode: int) -> Job:
+    """A run of which this user trained an epoch, in a folder that others may use as `mode` says."""
+    job = job_of(reachable, "run", optim__epochs=epochs)
+    CheckpointFolder(job.storage, "run").save(next(iter(fit(from_flat(job.spec)))).checkpoint(), 1)
+    Path(job.storage, "run").chmod(mode)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason", "told"),
+    [
+        (0o755, r"^no checkpoint can be saved in {folder}: \[Errno 13\] Permission denied", [1]),
+        (0o700, r"^checkpoints in {folder} cannot be read: .*Permission denied", []),
+    ],
+)
+def test_who_may_not_go_on_with_anothers_run_learns_so_before_an_epoch_is_trained(
+    reachable: Path, mode: int, reason: str, told: list[int]
+) -> None:
+    job, reports, signs = begun(reachable, 3, mode), list[dict[str, Any]](), list[None]()
+    with another_user(1001), pytest.raises(OSError, match=reason.format(folder=f"{job.storage}/run")) as error:
+        train_epochs(job, "cpu", reports.append, alive=lambda: signs.append(None))
+    assert "\n" not in str(error.value)
+    assert [report["epoch"] for report in reports] == told
+    assert len(signs) <= 3  # data, checkpoint, and the epoch that is told again, but no step
+
+
+def test_a_run_in_a_storage_that_may_only_be_read_is_not_begun(reachable: Path) -> None:
+    job, signs = job_of(reachable, "run"), list[None]()
+    with (
+        another_user(1001),
+        pytest.raises(OSError, match=rf"^no checkpoint can be saved in {job.storage}/run: .*Permission denied"),
+    ):
+        train_epochs(job, "cpu", print, alive=lambda: signs.append(None))
+    assert len(signs) <= 2
+
+
+def test_who_may_only_read_a_run_that_is_trained_tells_its_epochs(reachable: Path) -> None:
+    job, reports = begun(reachable, 1, 0o755), list[dict[str, Any]]()
+    with another_user(1001):
+        train_epochs(job, "cpu", reports.append)
+    assert [report["epoch"] for report in reports] == [1]
 
 
 class Evil:

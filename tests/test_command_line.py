@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,15 +12,19 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from ablations.engine import cli
+from ablations.engine import cli, storage
 from ablations.engine.cli import main
 from ablations.engine.study import Request, Study, make_plan
 from resnet_core import PRESETS, ConfigError
 
 PROJECT = Path(__file__).parents[1]
 STUDIES = sorted(p.stem for p in (PROJECT / "ablations").glob("*.py") if p.stem != "__init__")
+
+GPUS = torch.cuda.device_count()
+NO_STORE = "?scheme=http&endpoint_override=127.0.0.1:9"
 
 
 def study_of(name: str) -> Study:
@@ -52,6 +57,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--cpus-per-worker", "1e-300"], "accepted: 0.001 or more"),
         (["--storage", ""], "--storage=: accepted: a folder"),
         (["--storage", "~no-such-user/x"], "--storage=~no-such-user/x: accepted: a folder from the root, or with ~ of a user"),
+        (["--storage", "s3://"], "--storage=s3://: names no bucket; accepted: a folder, file:///FOLDER, s3://BUCKET/FOLDER"),
+        (["--storage", "gs:///x"], "--storage=gs:///x: names no bucket"),
+        (["--storage", "nosuch://x"], "--storage=nosuch://x: nosuch:// is no storage; accepted: a folder"),
+        (["--storage", "file://x"], "--storage=file://x: its folder does not begin at the root"),
         (["--storage=--"], "--storage=--: accepted: a value"),
         (["--tracking-uri", "sqlite:///a\nb"], "--tracking-uri="),
         (["--seeds", "10001"], "accepted: at most 10,000 runs"),
@@ -90,6 +99,61 @@ def test_a_wrong_request_exits_2_with_one_line_and_starts_nothing(
     assert run_main(monkeypatch, *arguments) == 2
     assert time.monotonic() - began < 20
     assert_one_line(capsys, named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gpus-per-worker", str(GPUS + 1)], f"--gpus-per-worker={GPUS + 1}: this machine has "),
+        (["--cpus-per-worker", "1000000"], "--cpus-per-worker=1e+06: this machine has "),
+        (["--workers", "32", "--cpus-per-worker", f"{os.cpu_count()}"], "--workers=32: each needs "),
+        (["--storage", "/dev/null/x"], "--storage=/dev/null/x: cannot be used (/dev/null is no folder)"),
+        (
+            ["--storage", f"gs://anonymous@bucket/x{NO_STORE}"],
+            "--storage=gs://bucket/x: cannot be used (google::cloud::Status(UNAVAILABLE",
+        ),
+    ],
+)
+def test_what_this_machine_or_its_storage_cannot_do_is_said_before_a_file_is_made_or_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", started)
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert run_main(monkeypatch, "--preset", "smoke", *arguments) == 2
+    assert_one_line(capsys, named)
+    assert {path.name for path in tmp_path.glob("home/*")} <= {"data"}  # which --plan decodes too
+
+
+def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        store = f"gs://anonymous@bucket/x?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--storage", store]
+        environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "local", "MLFLOW_TRACKING_URI": ""}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=PROJECT) as study:
+            assert study.stderr
+            try:
+                with silent.accept()[0]:  # it is asked
+                    began = time.monotonic()
+                    study.terminate()
+                    assert study.stderr.readline() == f"{cli.INTERRUPTED}\n"
+                    assert time.monotonic() - began < 5
+                    assert study.wait(60) == 1
+            finally:
+                study.kill()
+
+
+def test_a_store_that_does_not_answer_is_one_line_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "ANSWER_TIMEOUT_SECONDS", 4)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"^--storage=s3://bucket/x: cannot be used \(no answer within 4 s\)$"):
+            storage.check_storage(address)
 
 
 def assert_one_line(capsys: pytest.CaptureFixture[str], *named: str) -> None:

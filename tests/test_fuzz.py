@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ablations.engine import __main__ as service_command
 from ablations.engine import cli, execution, options, preview, service, tracking
 from ablations.engine.options import Options
-from ablations.engine.storage import check_storage
+from ablations.engine.storage import check_storage, make_storage
 from ablations.engine.study import Plan, Study
 from ablations.responses import STUDY as RESPONSES
 from ablations.shortcuts import STUDY as SHORTCUTS
@@ -279,8 +279,8 @@ def is_reached_or_one_line(look: Callable[[], object]) -> bool:
     return False
 
 
-def chosen(address: str) -> Options:
-    return options.parse(SHORTCUTS, [f"--tracking-uri={address}", f"--storage={address}"])
+def chosen(option: str, address: str) -> Options:
+    return options.parse(SHORTCUTS, [f"{option}={address}"])
 
 
 @pytest.fixture(scope="module")
@@ -293,14 +293,15 @@ def somewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_and_a_database_are_reached_or_one_line_says_why_not(somewhere: Path, scheme: str, place: str) -> None:
     address = scheme.format(here=somewhere) + place
     with contextlib.chdir(somewhere):
-        is_reached_or_one_line(lambda: tracking.is_new(chosen(address).tracking_uri))
-        is_reached_or_one_line(lambda: check_storage(chosen(address).storage))
+        is_reached_or_one_line(lambda: tracking.is_new(chosen("--tracking-uri", address).tracking_uri))
+        if is_reached_or_one_line(lambda: check_storage(chosen("--storage", address).storage)):
+            is_reached_or_one_line(lambda: make_storage(chosen("--storage", address).storage))
 
 
 @fuzzed
 @given(scheme=st.sampled_from(NOWHERE), place=odd)
 def test_a_server_that_is_nowhere_is_one_line(scheme: str, place: str) -> None:
-    assert not is_reached_or_one_line(lambda: tracking.connect(chosen(scheme + place).tracking_uri))
+    assert not is_reached_or_one_line(lambda: tracking.connect(chosen("--tracking-uri", scheme + place).tracking_uri))
 
 
 WORDS = "prepare show up down env --preset smoke --set --seed 1 --depth 20 --block basic --stages 2,2 --mlflow-port --ray-port 1 "

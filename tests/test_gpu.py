@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import learned, train, weights_differ
 
+from ablations.engine.checkpoints import CheckpointFolder
 from resnet_core import load_dataset, override, preset
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
@@ -63,6 +64,15 @@ def test_a_continued_run_ends_with_the_bits_of_an_undisturbed_one(precision: str
         _, (*_, end) = train(spec, device="cuda", restore=checkpoints[epoch - 1])
         assert not weights_differ(end["model"], checkpoints[-1]["model"])
         assert learned(end["history"]) == learned(checkpoints[-1]["history"])
+
+
+def test_a_checkpoint_opens_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
+    state = init_state(SPEC, torch.device("cuda"))
+    CheckpointFolder(str(tmp_path), "run").save(state.save(), 1)
+    (file,) = tmp_path.glob("run/*.pt")
+    model = torch.load(file, weights_only=True)["model"]
+    assert {tensor.device.type for tensor in model.values()} == {"cpu"}
+    assert all(torch.equal(model[name], tensor.cpu()) for name, tensor in state.net.state_dict().items())
 
 
 def test_one_step_is_that_of_the_cpu() -> None:

@@ -267,8 +267,10 @@ def test_two_workers_are_packed_onto_a_node_or_spread_over_two(nodes: Nodes, gro
 
 
 @pytest.mark.parametrize(("option", "value"), [("--storage", "/checkpoints"), ("--tracking-uri", "sqlite:////mlflow.db")])
-def test_a_local_path_is_refused_where_there_are_several_nodes(nodes: Nodes, group: BadDays, option: str, value: str) -> None:
-    asked = {"--storage": "s3://bucket/checkpoints", "--tracking-uri": group.uri, option: value}
+def test_a_local_path_is_refused_where_there_are_several_nodes(
+    nodes: Nodes, group: BadDays, tmp_path: Path, option: str, value: str
+) -> None:
+    asked = {"--storage": f"file://{tmp_path}", "--tracking-uri": group.uri, option: value}
     arguments = [*(part for pair in asked.items() for part in pair), "--workers", "2"]
     with pytest.raises(ConfigError, match=rf"^{option}=.*: a local path on several nodes; set s3://…"):
         execution.needs_of(planned("--workers", "2"), options.parse(STUDY, arguments))

@@ -42,8 +42,9 @@ def entry(error: float, seconds: float = 7.0, outcome: str = "completed") -> Ent
 def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan: Plan) -> None:
     seconds = {run.fingerprint: 100.0 * run.spec.model.depth + run.seed for run in plan.runs if run.spec.model.block == "basic"}
     outlook = Outlook(seconds=seconds, source="steps", at_once=2, hours=2.0, gpu_hours=0.25)
-    title, header, *lines = shown(plan, {}, outlook)
+    title, data, header, *lines = shown(plan, {}, outlook)
     assert title == "blocks on synthetic: Which blocks?"
+    assert data == "Data: 128 images to train, 50 images to score (generated), 10 classes, 8×8 pixels, RGB"
     assert header.split("  ")[-1].strip() == "time / run"
     assert [line.split()[:5] for line in lines[:3]] == [
         ["basic", "14", "3", "0", "2"],
@@ -61,8 +62,8 @@ def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan
 def test_done_runs_are_reused_and_their_cell_shows_what_they_took(plan: Plan) -> None:
     done = {run.fingerprint: entry(10, 6 + run.seed) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     lines = shown(plan, done, NOTHING)
-    assert lines[2].split()[2:5] == ["3", "3", "2"]
-    assert lines[2].endswith(" 7 s")
+    assert lines[3].split()[2:5] == ["3", "3", "2"]
+    assert lines[3].endswith(" 7 s")
     assert any(line.startswith("9 runs, 6 to train, 3 done already: ") for line in lines)
 
 

@@ -32,8 +32,8 @@ from resnet_core.data.datasets import Split, load_dataset
 
 def load(config: DataConfig, cache: Path | None = None, *, download: bool = False) -> Dataset:
     """As in a fresh process."""
-    datasets._load.cache_clear()
-    cifar_files.download.cache_clear()
+    datasets._kept.clear()
+    cifar_files._is_complete.cache_clear()
     return load_dataset(config, cache, download=download)
 
 
@@ -230,8 +230,29 @@ def test_the_same_config_gives_the_same_object_with_and_without_download(remote:
 
 def test_a_process_compares_the_checksums_of_a_data_set_once(remote: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(remote, download=True)
-    monkeypatch.setattr(cifar_files, "_is_complete", None)
+    load_dataset(remote, download=True)
+    monkeypatch.setattr(cifar_files, "_torchvision", None)
     assert load_dataset(remote, download=True) is first
+
+
+def test_a_download_that_grows_gives_signs_of_life_and_one_that_stalls_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar_files, "GROWTH_POLL_SECONDS", 0.02)
+    heard = threading.Semaphore(0)
+    with cifar_files._growth_watched(tmp_path, heard.release):
+        for size in (10, 20, 30):
+            (tmp_path / "archive").write_bytes(bytes(size))
+            assert heard.acquire(timeout=10)
+        assert not heard.acquire(timeout=0.3)
+
+
+def test_a_process_sees_that_downloaded_data_were_damaged_later(remote: DataConfig, server: Server) -> None:
+    first = load_dataset(remote, download=True)
+    (path,) = Path(remote.root or "").glob("*/test_part")
+    path.write_bytes(b"damaged")
+    assert load_dataset(remote, download=True).version == first.version
+    assert server.served == 2
 
 
 def test_data_that_are_damaged_are_downloaded_anew(remote: DataConfig, server: Server) -> None:
@@ -337,7 +358,7 @@ def test_prepare_downloads_caches_and_says_what_there_is(
     command = ["prepare", "--preset", remote.name, "--set", f"data.root={remote.root}", "--cache", str(tmp_path / "cache")]
     assert main([*command, "--download"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (lines["training"], lines["test"], lines["images"]) == ("3 images", "1 images", "in memory, 3×32×32")
+    assert (lines["training"], lines["test"], lines["images"]) == ("3 images", "1 image: its test set", "in memory, 3×32×32")
     assert lines["classes"].startswith("10")
     assert lines["version"] == load(remote).version
     assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 1
@@ -345,7 +366,9 @@ def test_prepare_downloads_caches_and_says_what_there_is(
 
 def test_a_validation_split_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--preset", "smoke", "--set", "validation=0.25", "train_examples=40", "--cache", str(tmp_path)]) == 0
-    assert "training    30 images\nvalidation  10 images\n" in capsys.readouterr().out
+    assert (
+        "training    30 images\nvalidation  10 images: 25 % of each class's training images, held out\n" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def config(root: Path, **changes: Any) -> DataConfig:
 
 def load(config: DataConfig, cache: Path | None = None) -> Dataset:
     """As in a fresh process."""
-    datasets._load.cache_clear()
+    datasets._kept.clear()
     return datasets.load_dataset(config, cache)
 
 
@@ -443,7 +443,7 @@ def empty_class(root: Path) -> None:
         (truncate, r"data\.root={root}/train/b/x\.jpg: cannot be decoded as an image \(the file is truncated\)"),
         (truncate_png, r"data\.root={root}/train/b/01\.png: cannot be decoded as an image \(the file is truncated\)"),
         (lambda r: (r / "test/a/n.png").write_text("<html>"), r"data\.root={root}/test/a/n\.png: .* \(it is no image that .*\)"),
-        (lambda r: Image.new("I;16", (16, 16)).save(r / "test/a/n.png"), r"data\.root={root}/test/a/n\.png: .* I;16, not 8 bits.*"),
+        (lambda r: Image.new("F", (16, 16)).save(r / "test/a/n.tif"), r"data\.root={root}/test/a/n\.tif: .* F; accepted: 8 bits.*"),
         (empty_class, r"data\.root={root}/train/b: no images in it; accepted: .*"),
         (lambda r: shutil.rmtree(r / "train/b"), r"data\.root={root}/train: accepted: at least two class folders, found 1"),
         (lambda r: save(r / "test/c/n.png", ramp(9, 9)), r"data\.root={root}: train and test must have the same classes; .*: c"),

@@ -58,6 +58,7 @@ def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path
     assert first.outcomes() == ["completed"] * 2
     assert first.count_mlflow_runs() == 3  # two runs under one parent
     assert first.steps() == [1, 2]
+    assert first.text.startswith(f"Data: {planned().dataset.summary}\n")
 
     again = Submitted(home, *PROBED)
     assert again.code == 0

@@ -83,7 +83,7 @@ def _replay(given: argparse.Namespace) -> int:
             cpus_per_worker=given.cpus_per_worker,
             gpus_per_worker=given.gpus_per_worker,
             download=given.data_download,
-            storage=given.storage,
+            storage=paths.storage("--storage", given.storage),
         )
     )
 

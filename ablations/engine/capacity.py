@@ -1,6 +1,7 @@
 """What a cluster holds: now, and when its autoscaler has brought all the nodes that it may."""
 
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray._private import services
 
 from resnet_core.fields import ConfigError, reject
 
@@ -50,6 +52,26 @@ class Needs:
         growth = growth_of_cluster()
         return None if growth is None else max(self.capacity(), self._runs_with(_head(), growth))
 
+    def check_machine(self) -> None:
+        """Raise ConfigError if a Ray that starts on this machine cannot hold one run. Whoever joins a cluster asks that one."""
+        if not starts_here():
+            return
+        import torch  # takes a second: only where a run is about to start
+
+        here = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        held = self._workers_on(here)
+        if held >= self.workers:
+            return
+        counts = " and ".join(_counted(number, resource) for resource, number in here.items())
+        has = f"this machine has {counts}, and RAY_ADDRESS names no cluster"
+        for option, number, most in (
+            ("--gpus-per-worker", self.gpus_per_worker, here["GPU"]),
+            ("--cpus-per-worker", self.cpus_per_worker, here["CPU"]),
+        ):
+            if number > most:
+                raise reject(option, f"{number:g}", has)
+        raise reject("--workers", self.workers, f"each needs {self._worker()}; {has}")
+
     def check(self) -> None:
         """Raises ConfigError if the cluster can never hold one run."""
         if self.capacity():
@@ -73,8 +95,7 @@ class Needs:
         for option, (resource, number) in asked.items():
             most = max(node.get(resource, 0) for node in possible)
             if number > most:
-                have = f"{most:g} {resource}{'' if most == 1 else 's'}"
-                return reject(f"--{option}-per-worker", f"{number:g}", f"the largest node type has {have}")
+                return reject(f"--{option}-per-worker", f"{number:g}", f"the largest node type has {_counted(most, resource)}")
         if not any(self._workers_on(node) for node in possible):
             return reject("--cpus-per-worker", f"{self.cpus_per_worker:g}", f"no node type has {self._worker()}")
         held = replace(self, workers=1)._runs_with(head, growth)
@@ -101,6 +122,10 @@ class Needs:
 def _workers_on_gpus(gpus: float, share: float) -> int:
     """A worker that takes a share of a GPU has it on one."""
     return int(gpus) * _whole(1 / share) if share < 1 else _whole(gpus / share)
+
+
+def _counted(number: float, resource: str) -> str:
+    return f"{number:g} {resource}{'' if number == 1 else 's'}"
 
 
 def _whole(number: float) -> int:
@@ -131,6 +156,13 @@ def own_node_is_lost() -> bool:
     """Return whether the node of this process has left the cluster: then nothing more can be started from here."""
     own = ray.get_runtime_context().get_node_id()
     return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
+
+
+def starts_here() -> bool:
+    """Return whether Ray would start on this machine: no address is set, and no cluster of this machine is there to join."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+        return False
+    return os.environ.get("RAY_ADDRESS") == "local" or services.canonicalize_bootstrap_address(None) is None
 
 
 def is_one_node() -> bool:

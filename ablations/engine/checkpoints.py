@@ -1,6 +1,7 @@
 """Checkpoints of a run, in one folder on any storage that pyarrow reaches (local, NFS, S3, GCS).
 
-A file's name carries a checksum of its content: a truncated or altered one is found out, and the one before it is used.
+A file is what `torch.save` makes of the state, with its tensors on the CPU: `torch.load(file, weights_only=True)` opens it
+anywhere. A file's name carries a checksum of its content: a truncated or altered one is found out, and the one before it is used.
 Nothing is removed before what replaces it was read back whole.
 """
 
@@ -11,8 +12,9 @@ import logging
 import os
 import pickle
 import re
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,7 @@ from typing import Any
 import torch
 from pyarrow import Buffer, fs, py_buffer
 
-from ablations.engine.packing import pack, unpack
-from ablations.engine.storage import open_storage
+from ablations.engine.storage import make_folder, open_storage, share
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class CheckpointFolder:
             OSError: it is not there as it was written; those before it are untouched.
         """
         file = io.BytesIO()
-        torch.save(pack(state), file)
+        torch.save(_on_cpu(state), file)
         content = py_buffer(file.getbuffer())
         name = f"epoch-{epoch:06d}-{_checksum(content)}.pt"
         with _named(f"checkpoint of epoch {epoch} not saved in {self.where}"):
@@ -76,6 +77,21 @@ class CheckpointFolder:
             for unneeded in (*older[KEPT - 1 :], *self._rubbish):
                 self._remove(unneeded)
             self._rubbish.clear()
+
+    def check_writable(self) -> None:
+        """Raise OSError where `save` could keep nothing, so that no epoch is trained in vain.
+
+        The folder of a run that another user began may be one that this user may read only.
+        """
+        with _named(f"no checkpoint can be saved in {self.where}"):
+            if isinstance(self.files, fs.LocalFileSystem):
+                folder = Path(self.folder)
+                with tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent):
+                    return
+            name = f"writable.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+            with self.files.open_output_stream(f"{self.folder}/{name}"):
+                pass
+            self._remove(name)
 
     def latest(self, epoch: int | None = None) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, on the CPU, or None. With `epoch`: of that epoch only.
@@ -109,11 +125,11 @@ class CheckpointFolder:
 
     def _load(self, name: str, content: Buffer) -> dict[str, Any]:
         try:
-            packed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             message = f"{self.where}/{name} holds more than tensors and plain values, and is not loaded"
             raise pickle.UnpicklingError(message) from error
-        return unpack(packed)
+        return state
 
     def _list(self) -> list[str]:
         return [found.base_name for found in self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))]
@@ -127,7 +143,7 @@ class CheckpointFolder:
     def _write(self, name: str, content: Buffer) -> None:
         if isinstance(self.files, fs.LocalFileSystem):
             if not self._made:
-                Path(self.folder).mkdir(exist_ok=True)
+                make_folder(Path(self.folder))
             _write_durably(Path(self.folder) / name, content)
         else:
             # An upload that fails leaves no object. One that is interrupted may leave a truncated one: leaving the block
@@ -149,6 +165,17 @@ class CheckpointFolder:
             self.files.delete_file(f"{self.folder}/{name}")
 
 
+def _on_cpu(value: Any) -> Any:
+    """Return a state with its tensors on the CPU, as a machine without a GPU opens it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(each) for each in value)
+    return value
+
+
 def _checksum(content: Buffer) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -166,6 +193,7 @@ def _write_durably(path: Path, content: Buffer) -> None:
     partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
+            share(partial)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -61,7 +61,7 @@ def _request(given: argparse.Namespace) -> Request:
     options.check_address("--tracking-uri", tracking_uri)
     return Request(
         data=override(preset(given.preset), assignments("--set", given.set)).data,
-        storage=given.storage if "://" in given.storage else str(paths.absolute("--storage", given.storage)),
+        storage=paths.storage("--storage", given.storage),
         tracking_uri=tracking_uri,
         workers=given.workers,
         cpus_per_worker=given.cpus_per_worker,

@@ -20,7 +20,7 @@ from ablations.engine.health import preflight
 from ablations.engine.journal import Journal
 from ablations.engine.options import Options
 from ablations.engine.relay import Relay
-from ablations.engine.storage import check_storage
+from ablations.engine.storage import check_storage, make_storage
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new, make_file
 from ablations.engine.trial import Job
@@ -47,6 +47,8 @@ def execute(plan: Plan, options: Options) -> int:
 def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
     """Holds a study, brings it to its end in the way of its kind, and prints its table; returns the exit code."""
     console = terminal.make_console()
+    if is_new(options.tracking_uri):  # all is missing: what cannot be trained leaves no file
+        check_before_start(plan, options)
     client = _connect(options)
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
         writer, interrupted = Writer(client, journal), True
@@ -124,6 +126,7 @@ class Submission:
         if not self.todo and not self.awaited:
             self.console.print(f"{name}: all {len(self.done)} runs are in MLflow already.")
             return True
+        terminal.say(self.console, f"Data: {self.plan.dataset.summary}")
         self.console.print(f"{name}: {len(self.todo)} runs to train, {len(self.done)} done already.")
         try:
             self._train(self.todo)
@@ -235,18 +238,26 @@ def _connect(options: Options) -> MlflowClient:
 
 
 def needs_of(plan: Plan, options: Options) -> "Needs":
-    """What a run takes from the cluster; raises ConfigError where that, or an address, does not suit the cluster."""
+    """Return what a run takes from the cluster; raise ConfigError where that, or an address, does not suit the cluster."""
     from ablations.engine import scheduler  # Ray: only where something runs
 
-    taken = scheduler.Needs(
-        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
-    )
+    taken = check_before_start(plan, options)
     scheduler.connect()
     taken.check()
     scheduler.check_reachable("--storage", options.storage)
     scheduler.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
-    check_storage(options.storage)
+    make_storage(options.storage)
     preflight.examine(options.storage)
+    return taken
+
+
+def check_before_start(plan: Plan, options: Options) -> "Needs":
+    """Return what a run takes; raise ConfigError where the storage or this machine cannot give it, before anything is made."""
+    from ablations.engine.capacity import Needs
+
+    taken = Needs(workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker)
+    taken.check_machine()
+    check_storage(options.storage)
     return taken
 
 

@@ -94,7 +94,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         max_concurrent=given.max_concurrent,
         placement=given.placement,
         hang_timeout=given.hang_timeout,
-        storage=given.storage if "://" in given.storage else str(paths.absolute("--storage", given.storage)),
+        storage=paths.storage("--storage", given.storage),
         tracking_uri=given.tracking_uri,
         plan=given.plan,
         calibrate=given.calibrate,

@@ -15,6 +15,7 @@ from ablations.engine.ledger import Entry
 from ablations.engine.search import SearchPlan
 from ablations.engine.study import Plan, Run
 from ablations.engine.terminal import duration
+from resnet_core.fields import printable
 
 
 def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: Sequence[Run] = ()) -> RenderableType:
@@ -39,7 +40,8 @@ def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: S
     errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.of(plan, {}), errors))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
-    return Group(title, _cells(plan, done, outlook), *map(Text, lines))
+    data = Text(printable(f"Data: {plan.dataset.summary}"))
+    return Group(title, data, _cells(plan, done, outlook), *map(Text, lines))
 
 
 def budget(plan: SearchPlan) -> str:
@@ -58,7 +60,8 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     if plan.chosen:
         return [f"The search is over: {budget(plan)}"]
     left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
-    return [f"First {budget(plan)}{left}", "Then the study above, where what will be tuned is counted as the default"]
+    data = printable(f"Data of the search: {plan.trial_data.summary}")
+    return [f"First {budget(plan)}{left}", data, "Then the study above, where what will be tuned is counted as the default"]
 
 
 def _cells(plan: Plan, done: Mapping[str, Entry], outlook: Outlook) -> Table:

@@ -17,7 +17,7 @@ from rich.console import Console
 from ablations.engine import ledger, paths, terminal
 from ablations.engine.agreement import Training, compare, environment
 from ablations.engine.provenance import git_state
-from ablations.engine.storage import check_storage, open_storage
+from ablations.engine.storage import check_storage, make_storage, open_storage
 from ablations.engine.tracking import connect, first_line, is_new
 from ablations.engine.trial import Job
 from resnet_core import RunSpec, fingerprint, override
@@ -224,10 +224,12 @@ def _train(recorded: Recorded, request: ReplayRequest, listener: _Listener) -> N
     needs = scheduler.Needs(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
     )
+    needs.check_machine()
+    check_storage(request.storage)
     scheduler.connect()
     needs.check()
     scheduler.check_reachable("--storage", request.storage)
-    check_storage(request.storage)
+    make_storage(request.storage)
     with _temporary_folder(request.storage) as folder:
         job = Job(
             fingerprint=recorded.tags["fingerprint"],

@@ -84,6 +84,7 @@ class SearchSubmission(Submission):
         assert self.needs is not None
         from ablations.engine import scheduler
 
+        terminal.say(self.console, f"Data of the search: {self.plan.trial_data.summary}")
         self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {budget(self.plan)}.")
         if self.searches.outside:
             self.console.print(f"{self.searches.outside} earlier trials are not of the space searched now, and are passed over.")

@@ -119,7 +119,7 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     spec = from_flat(job.spec)
-    dataset = _load(job, spec)
+    dataset = _load(job, spec, alive)
     alive()
     checkpoints, restore, damaged = _restored(job, device)
     alive()
@@ -136,13 +136,15 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
         tell(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
+    if rank == 0 and len(history) < spec.optim.total_epochs(len(dataset.train.labels)):
+        checkpoints.check_writable()
     for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
         tell(result.epoch, result.metrics, result.state.probes if result.last else [])
 
 
-def _load(job: Job, spec: "RunSpec") -> "Dataset":
+def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
     """The run's data, as this node has them.
 
     Raises:
@@ -153,7 +155,7 @@ def _load(job: Job, spec: "RunSpec") -> "Dataset":
 
     cache = paths.data_cache() if os.environ.get("RESNET_ABLATIONS_HOME") else Path(job.cache)
     try:
-        dataset = load_dataset(spec.data, cache, download=job.download)
+        dataset = load_dataset(spec.data, cache, download=job.download, alive=alive)
         if dataset.version != job.data_version:
             accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
             raise reject("data.root", spec.data.root or spec.data.name, accepted)

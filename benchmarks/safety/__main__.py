@@ -102,7 +102,7 @@ def sign_of_life_ns() -> float:
 
 
 def checkpoint_ms(depth: int, cache: Path) -> float:
-    """Milliseconds of one checkpoint: packed, written, synced, renamed and read back."""
+    """Milliseconds of one checkpoint: written, synced, renamed and read back."""
     spec = resolve(override(preset("digits"), {"depth": depth, "shortcut": "A"}), load_dataset(preset("digits").data, cache))
     state = init_state(spec, torch.device("cpu")).save()
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ def default_cache() -> Path:
 
 def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
     """Downloads where asked, reads, checks and caches a data set. Returns a summary."""
-    from resnet_core.data.datasets import load_dataset
+    from resnet_core.data.datasets import images, load_dataset
 
     started = time.perf_counter()
     dataset = load_dataset(spec.data, cache, download=download)
@@ -53,8 +53,8 @@ def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
     stored = "streamed, crops of" if spec.data.streamed else "in memory,"
     rows = {
         "data set": spec.data.name + (f" in {spec.data.root}" if spec.data.root else ""),
-        "training": f"{len(dataset.train.labels):,} images",
-        spec.data.scored_on: f"{len(dataset.test.labels):,} images",
+        "training": images(dataset.train),
+        spec.data.scored_on: f"{images(dataset.test)}: {dataset.scored}",
         "classes": f"{count:,}: {', '.join(dataset.classes[:10])}{', …' if count > 10 else ''}",
         "images": f"{stored} {dataset.in_channels}×{side}×{side}",
         "mean, std": f"{_numbers(dataset.mean)}; {_numbers(dataset.std)} of 255",
@@ -62,6 +62,8 @@ def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
         "cache": str(cache),
         "took": f"{seconds:.1f} s",
     }
+    rows |= {"changed": dataset.changes} if dataset.changes else {}
+    rows |= {"not used": dataset.skipped} if dataset.skipped else {}
     return "\n".join(f"{name:<12}{printable(value)}" for name, value in rows.items())
 
 

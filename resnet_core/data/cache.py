@@ -1,5 +1,6 @@
 """Data sets that were read before: their arrays in a folder, shared by every process of the machine."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,33 +13,24 @@ from typing import Any
 import numpy as np
 
 from resnet_core.config import DataConfig
-from resnet_core.data.cifar import FOLDERS, cifar_root
-from resnet_core.data.folders import existing_folder, files_below, readable
 from resnet_core.data.splits import Files, Split
 from resnet_core.fields import reject
 from resnet_core.identity import normalised_source
 
-GENERATED = ("digits", "synthetic")
-"""The data sets that have no folder."""
 READERS = ("cifar", "datasets", "decoding", "folders", "indexing", "sources", "splits")
 """The modules that decide what is cached."""
 
 
-def cache_key(config: DataConfig) -> str:
-    """What decides the cached arrays: where they come from, as it is now, and the code that reads them."""
+def cache_key(config: DataConfig, state: str) -> str:
+    """What decides the arrays: which are asked for, the files as they are now, and the code that reads them."""
     source: list[Any] = [config.name, config.image_size, config.train_examples, config.test_examples]
-    source += [config.validation, config.streamed]
-    if config.name not in GENERATED:
-        root = cifar_root(config) / FOLDERS[config.name] if config.name in FOLDERS else existing_folder(config)
-        with readable(config):
-            source.append([str(root), *(_listing(root) if root.is_dir() else ())])
-    code = [normalised_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
-    return f"{config.name}-{hashlib.sha256(json.dumps([source, code]).encode()).hexdigest()[:16]}"
+    source += [config.validation, config.streamed, state]
+    return f"{config.name}-{hashlib.sha256(json.dumps([source, _code()]).encode()).hexdigest()[:16]}"
 
 
-def _listing(root: Path) -> list[tuple[str, int, int]]:
-    found = ((entry.path, entry.stat()) for entry in files_below(root))
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+@functools.cache
+def _code() -> list[str]:
+    return [normalised_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
 
 
 @contextmanager

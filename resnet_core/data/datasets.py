@@ -4,23 +4,21 @@ Images are held in memory as uint8 arrays (N, C, H, W), or stay on disk and are 
 arrays are memory-mapped, so that many trials on one machine hold one copy and pay for reading once.
 """
 
-import functools
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from resnet_core.alive import Alive, acquire, unwatched
 from resnet_core.config import DataConfig, RunSpec
 from resnet_core.data import cache as cached
-from resnet_core.data import folders, indexing
-from resnet_core.data.cifar import download as download_cifar
-from resnet_core.data.cifar import read_cifar
+from resnet_core.data import cifar, folders, indexing
+from resnet_core.data.decoding import CHANGES
 from resnet_core.data.sources import decode_files, make_synthetic, read_digits
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
 from resnet_core.fields import reject
@@ -49,6 +47,12 @@ class Dataset:
     """Standard deviation of each channel over the training images, in units of 0 to 255."""
     crop: int | None = None
     """Streamed images: side of the squares that are cut out of them, in pixels."""
+    scored: str = ""
+    """Where the scored images come from, in words."""
+    changed: Mapping[str, int] = field(default_factory=dict)
+    """How many files are changed before they are trained on, by what is done: `decoding.CHANGES`."""
+    skipped: str = ""
+    """Files in the folder that are passed over, in words."""
 
     @property
     def in_channels(self) -> int:
@@ -58,6 +62,21 @@ class Dataset:
     def image_size(self) -> int:
         """Side in pixels of the images that a network gets."""
         return self._crop if isinstance(self.train, Files) else int(self.train.images.shape[2])
+
+    @property
+    def summary(self) -> str:
+        """Images, classes, split, and what was changed and skipped, in words."""
+        side, classes = self.image_size, len(self.classes)
+        text = f"{images(self.train)} to train, {images(self.test)} to score"
+        text += f" ({self.scored})" if self.scored else ""
+        text += f", {classes:,} classes, {side}×{side} pixels, {'gray' if self.in_channels == 1 else 'RGB'}"
+        text += f"; {self.changes}" if self.changes else ""
+        return text + (f"; not used: {self.skipped}" if self.skipped else "")
+
+    @property
+    def changes(self) -> str:
+        """How many files are changed in which way before they are trained on, in words."""
+        return ", ".join(f"{self.changed[name]:,} {words}" for name, words in CHANGES.items() if name in self.changed)
 
     def examples(self, count: int) -> NDArray[np.uint8]:
         """The first scored images (count, C, H, W), as they are in testing but not normalised."""
@@ -96,21 +115,65 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
     return replace(spec, model=model)
 
 
-def load_dataset(config: DataConfig, cache: Path | None = None, *, download: bool = False) -> Dataset:
-    """Reads, checks and splits a data set; the same config gives the same object.
+@dataclass(frozen=True)
+class Source:
+    """A data set that is asked for, and what there is of it."""
+
+    config: DataConfig
+    listing: folders.Listing | None
+    """Of data sets that are folders of class folders."""
+    state: str
+    """Hash of the files' names, sizes and times of change; empty for data without files."""
+    alive: Alive
+
+    @property
+    def scored(self) -> str:
+        """Where the scored images come from, in words."""
+        if self.config.validation:
+            return f"{100 * self.config.validation:g} % of each class's training images, held out"
+        if self.listing:
+            return self.listing.scored
+        return {"digits": "a fifth of each class, held out", "synthetic": "generated"}.get(self.config.name, "its test set")
+
+    @property
+    def skipped(self) -> str:
+        """Files that are passed over, in words."""
+        return self.listing.skipped if self.listing else ""
+
+
+MAX_KEPT = 2
+"""Data sets that a process keeps."""
+_kept: dict[tuple[Path | None, str, str], Dataset] = {}
+
+
+def load_dataset(config: DataConfig, cache: Path | None = None, *, download: bool = False, alive: Alive = unwatched) -> Dataset:
+    """Reads, checks and splits a data set; the same config gives the same object while its files stay as they are.
+
+    Files are listed each time: a folder is what it is now, whatever this process or the cache has seen before.
 
     Args:
         config: which data set. Augmentation fields do not matter here.
         cache: folder for decoded copies and file indices, shared by processes. None: read in this process only.
         download: whether CIFAR data that are missing are downloaded into `data.root`.
+        alive: called for each file that is listed, hashed or decoded, and while another process holds the cache.
 
     Raises:
-        ConfigError: the data are missing, corrupt or not usable, naming the file and what is accepted.
+        ConfigError: the data are missing, corrupt or not usable, naming the files and what is accepted.
     """
     _check_root(config)
     if download:
-        download_cifar(config)
-    return _load(config, cache)
+        cifar.download(config, alive=alive)
+    source = _find(config, alive)
+    key = cached.cache_key(config, source.state)
+    known = (cache, key, source.skipped)
+    dataset = _kept.pop(known, None)
+    if dataset is None:
+        dataset = _build(source) if cache is None else _cached(source, cache, key)
+        dataset = replace(dataset, scored=source.scored, skipped=source.skipped)
+    _kept[known] = dataset  # last, as the newest
+    while len(_kept) > MAX_KEPT:
+        del _kept[next(iter(_kept))]
+    return dataset
 
 
 def _check_root(config: DataConfig) -> None:
@@ -119,20 +182,29 @@ def _check_root(config: DataConfig) -> None:
         raise reject("data.root", config.root, "accepted: the name of a folder")
 
 
-@functools.lru_cache(maxsize=2)
-def _load(config: DataConfig, cache: Path | None) -> Dataset:
-    if cache is None:
-        return _build(config)
-    folder = cache / cached.cache_key(config)
+def _find(config: DataConfig, alive: Alive) -> Source:
+    """What there is now, without looking into a file."""
+    if config.name in cifar.FOLDERS:
+        return Source(config, None, cifar.state(config), alive)
+    if config.name not in ("imagefolder", "imagenet"):
+        return Source(config, None, "", alive)
+    reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
+    with folders.readable(config):
+        listing = reader(config, alive=alive)
+    return Source(config, listing, listing.state, alive)
+
+
+def _cached(source: Source, cache: Path, key: str) -> Dataset:
+    folder = cache / key
     with cached.writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock").acquire()
+        lock = acquire(cache / f"{key}.lock", source.alive)
     with lock:  # one process reads, the others wait for it
         try:
             return _read(folder)
         except (OSError, EOFError, ValueError, KeyError):  # absent, or left half-written by a dying machine
-            dataset = _build(config)
-            meta = {key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop")}
+            dataset = _build(source)
+            meta = {key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop", "changed")}
             with cached.writable(cache):
                 cached.write(folder, meta, dataset.train, dataset.test)
             return _read(folder)
@@ -141,24 +213,25 @@ def _load(config: DataConfig, cache: Path | None) -> Dataset:
 def _read(folder: Path) -> Dataset:
     meta, train, test = cached.read(folder)
     classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
-    return Dataset(meta["name"], classes, train, test, meta["version"], mean, std, meta["crop"])
+    return Dataset(meta["name"], classes, train, test, meta["version"], mean, std, meta["crop"], changed=meta["changed"])
 
 
-def _build(config: DataConfig) -> Dataset:
-    if config.name in ("imagefolder", "imagenet"):
-        reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
-        with folders.readable(config):
-            classes, train_files, test_files = reader(config)
-        files = _chosen(config, train_files, test_files)
-        return _streamed(config, classes, *files) if config.streamed else _in_memory(config, classes, *decode_files(config, *files))
+def _build(source: Source) -> Dataset:
+    config, listing = source.config, source.listing
+    if listing:
+        files = _chosen(config, listing.train, listing.test)
+        if config.streamed:
+            return _streamed(source, listing.classes, *files)
+        train, test, changed = decode_files(config, *files, alive=source.alive)
+        return replace(_in_memory(config, listing.classes, train, test), changed=changed)
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
         "digits": read_digits,
-        "cifar10": read_cifar,
-        "cifar100": read_cifar,
+        "cifar10": cifar.read_cifar,
+        "cifar100": cifar.read_cifar,
         "synthetic": make_synthetic,
     }
-    classes, train, test = readers[config.name](config)
-    return _in_memory(config, classes, *_chosen(config, train, test))
+    classes, whole, scored = readers[config.name](config)
+    return _in_memory(config, classes, *_chosen(config, whole, scored))
 
 
 def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, Part]:
@@ -179,13 +252,15 @@ def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test:
     return Dataset(config.name, classes, train, test, version, *_channel_statistics(train.images))
 
 
-def _streamed(config: DataConfig, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:
-    digests = (indexing.file_digests(files) for files in (train, test))
-    version = _content_hash(classes, next(digests), train.labels, next(digests), test.labels)
+def _streamed(source: Source, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:
+    config, alive = source.config, source.alive
+    digests, changed = indexing.file_digests((train, test), root=config.root, alive=alive)
+    version = _content_hash(classes, digests[0], train.labels, digests[1], test.labels)
     known = (indexing.IMAGENET_MEAN, indexing.IMAGENET_STD)
     side = min(config.crop, STATISTICS_SIDE)
-    mean, std = known if config.name == "imagenet" else _channel_statistics(indexing.sampled_images(train, side))
-    return Dataset(config.name, classes, train, test, version, mean, std, config.crop)
+    sample = None if config.name == "imagenet" else indexing.sampled_images(train, side, alive=alive)
+    mean, std = known if sample is None else _channel_statistics(sample)
+    return Dataset(config.name, classes, train, test, version, mean, std, config.crop, changed=changed)
 
 
 def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -206,3 +281,9 @@ def _content_hash(classes: tuple[str, ...], *arrays: NDArray[Any]) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:20]
+
+
+def images(part: Split | Files) -> str:
+    """Return `1 image`, `1,437 images`."""
+    count = len(part.labels)
+    return f"{count:,} {'image' if count == 1 else 'images'}"

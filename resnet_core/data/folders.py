@@ -1,15 +1,22 @@
-"""Folders of class folders: which image files there are and which class they belong to."""
+"""Folders of class folders: which image files there are, which class they belong to, and what else lies there."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from resnet_core.alive import Alive, unwatched
 from resnet_core.config import DataConfig
+from resnet_core.data.indexing import unusable
 from resnet_core.data.splits import Files, hold_out
-from resnet_core.fields import reject
+from resnet_core.fields import ConfigError, reject
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 IMAGENET_CLASSES = 1000
@@ -17,6 +24,102 @@ TEST_SHARE = 0.2
 """Held out of a folder that has no test images of its own."""
 DEEPEST = 32
 """Folders within folders, at most."""
+SPLIT_NAMES = re.compile(
+    r"(?<![a-z])(?:(train|training)|(val|valid|validation|dev)|(test|testing|eval|evaluation))(?=(?:set|data)?(?![a-z]))"
+)
+"""Words for a split within a name in lower case, one group for each split."""
+MAX_KINDS = 5
+"""Kinds of files passed over that a summary names, at most."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in a folder, without looking into a file."""
+
+    classes: tuple[str, ...]
+    train: Files
+    test: Files | None
+    """None where the scored images are held out of the training images."""
+    scored: str
+    """Where the scored images come from, in words."""
+    skipped: str
+    """What is passed over, in words; empty if nothing is."""
+    state: str
+    """Hash of the images' names, sizes and times of change: another one if any of them was added, removed, moved or written."""
+
+
+class _Walk:
+    """A way through class folders, and what was seen on it."""
+
+    def __init__(self, root: Path, alive: Alive) -> None:
+        self.root, self.alive = root, alive
+        self.skipped: Counter[str] = Counter()
+        self._state = hashlib.sha256(os.fsencode(root))
+        self._refused: list[ConfigError] = []
+
+    def classes(self, root: Path) -> tuple[tuple[str, ...], Files]:
+        """Return the names of the class folders in `root`, and their images."""
+        classes = sorted(_visible_folders(root, self.skipped))
+        if splits := _alike_but_for_the_split(classes):
+            accepted = "accepted: folders train and test (or val), each with class folders, or class folders alone"
+            raise reject("data.root", str(root), f"{' and '.join(splits)} look like splits, not classes; {accepted}")
+        if len(classes) < 2:
+            raise reject("data.root", str(root), f"accepted: at least two class folders, found {len(classes)}")
+        names: list[bytes] = []
+        labels: list[int] = []
+        above = len(os.fsencode(os.path.join(root, "")))
+        for label, name in enumerate(classes):
+            before = len(names), len(self._refused)
+            names += (path[above:] for path in self._images(root / name))
+            if before == (len(names), len(self._refused)):
+                raise reject("data.root", str(root / name), f"no images in it; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
+            labels += [label] * (len(names) - before[0])
+        return tuple(classes), Files(str(root), np.array(names), np.array(labels, np.int64))
+
+    def listing(
+        self, classes: tuple[str, ...], train: Files, test: Files | None, scored: str, unused: Sequence[str] = ()
+    ) -> Listing:
+        """Return what was seen; raises ConfigError if something in place of an image cannot be read."""
+        if self._refused:
+            raise unusable(str(self.root), self._refused)
+        return Listing(classes, train, test, scored, self._skipped(unused), self._state.hexdigest())
+
+    def _skipped(self, folders: Sequence[str]) -> str:
+        named = self.skipped.most_common(MAX_KINDS)
+        words = [f"{count:,} {kind}" for kind, count in named] + [f"the folder {name}" for name in folders[:MAX_KINDS]]
+        if others := self.skipped.total() - sum(count for _, count in named):
+            words.append(f"{others:,} other files")
+        if len(folders) > MAX_KINDS:
+            words.append(f"{len(folders) - MAX_KINDS:,} other folders")
+        return ", ".join(words)
+
+    def _images(self, folder: Path) -> Iterator[bytes]:
+        for entry in files_below(folder, skipped=self.skipped):
+            self.alive()
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix not in IMAGE_SUFFIXES:
+                self.skipped[suffix or "without extension"] += 1
+                continue
+            try:
+                status = entry.stat()
+            except OSError as error:  # a link that leads nowhere
+                self._refused.append(reject("data.root", entry.path, f"cannot be read ({error.strerror or error})"))
+                continue
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe waits for ever, a device never ends
+                self._refused.append(reject("data.root", entry.path, "is named like an image and is no file"))
+                continue
+            path = os.fsencode(entry.path)
+            self._state.update(state_of(path, status))
+            yield path
+
+
+def state_of(path: bytes, status: os.stat_result) -> bytes:
+    """Return what tells a file from what it was before, without reading it.
+
+    The time of the last change (ctime) counts next to that of the last write (mtime), which a copy may bring along: only the
+    former says that two files of one size and age were exchanged.
+    """
+    return b"%s\0%d\0%d\0%d\n" % (path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def existing_folder(config: DataConfig) -> Path:
@@ -27,43 +130,44 @@ def existing_folder(config: DataConfig) -> Path:
     return root
 
 
-def image_folder(config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
+def image_folder(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
     """`root/train/<class>/*` with `root/test` or `root/val`, or `root/<class>/*` of which a fifth is held out for testing.
 
     A folder `train` is a class if it holds no folders and there is no `test` or `val` next to it. If it holds some, they are the
     classes: as a class itself it would have the images of all of them.
-    The test images are None where the scored images are held out of the training images.
     """
     root = existing_folder(config)
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    tests = [name for name in ("test", "val") if (root / name).is_dir()]
     if (root / "train").is_dir() and (tests or any(_visible_folders(root / "train"))):
         if not (tests or config.validation):
             accepted = "has a folder train; accepted: a folder test or val next to it, or data.validation above 0"
             raise reject("data.root", str(root), accepted)
-        return _train_and_test(root, tests[0] if tests else root, config)
-    classes, whole = _class_folders(root)
-    train, test = hold_out(whole, TEST_SHARE)
-    return classes, train, None if config.validation else test
+        return _train_and_test(root, tests, config, alive)
+    walk = _Walk(root, alive)
+    whole = walk.listing(*walk.classes(root), None, "")
+    if config.validation:
+        return whole
+    train, test = hold_out(whole.train, TEST_SHARE)
+    return replace(whole, train=train, test=test, scored="a fifth of each class, held out")
 
 
-def imagenet(config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
-    """`root/train` and `root/val` (or `root/test`) with the same 1,000 class folders.
-
-    The test images are None where the scored images are held out of the training images.
-    """
+def imagenet(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
+    """`root/train` and `root/val` (or `root/test`) with the same 1,000 class folders."""
     root = existing_folder(config)
     # `val` before `test`: the images of ImageNet's test set have no published labels.
-    tests = [root / name for name in ("val", "test") if (root / name).is_dir()]
+    tests = [name for name in ("val", "test") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not (tests or config.validation):
         raise reject("data.root", str(root), f"accepted: folders train and val in it, each with {IMAGENET_CLASSES} class folders")
-    classes, train, test = _train_and_test(root, tests[0] if tests else root, config)
-    if len(classes) != IMAGENET_CLASSES:
-        accepted = f"imagenet has {IMAGENET_CLASSES} class folders, found {len(classes)}; others: data.name=imagefolder"
+    found = _train_and_test(root, tests, config, alive)
+    if len(found.classes) != IMAGENET_CLASSES:
+        accepted = f"imagenet has {IMAGENET_CLASSES} class folders, found {len(found.classes)}; others: data.name=imagefolder"
         raise reject("data.root", str(root / "train"), accepted)
-    return classes, train, test
+    return found
 
 
-def files_below(folder: str | Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.DirEntry[str]]:
+def files_below(
+    folder: str | Path, above: tuple[tuple[int, int], ...] = (), skipped: Counter[str] | None = None
+) -> Iterator[os.DirEntry[str]]:
     """All files below a folder, by name, following links wherever they lead; hidden ones and hidden folders are left out.
 
     They are made by tools: lock files, and copies of images such as `.ipynb_checkpoints` that would leak between splits.
@@ -71,6 +175,7 @@ def files_below(folder: str | Path, above: tuple[tuple[int, int], ...] = ()) -> 
     Args:
         folder: where to look.
         above: device and number of each folder on the way here.
+        skipped: counts hidden files and folders, if given.
 
     Raises:
         ConfigError: a link leads back to a folder that it is in, or folders are nested without end.
@@ -82,9 +187,12 @@ def files_below(folder: str | Path, above: tuple[tuple[int, int], ...] = ()) -> 
     if len(above) > DEEPEST:
         raise reject("data.root", os.fspath(folder), f"accepted: at most {DEEPEST} folders within each other")
     with os.scandir(folder) as entries:
-        for entry in sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name):
-            if entry.is_dir():
-                yield from files_below(entry.path, (*above, own))
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                if skipped is not None:
+                    skipped["hidden"] += 1
+            elif entry.is_dir():
+                yield from files_below(entry.path, (*above, own), skipped)
             else:
                 yield entry
 
@@ -98,40 +206,38 @@ def readable(config: DataConfig) -> Iterator[None]:
         raise reject("data.root", error.filename or config.root, f"cannot be read ({error.strerror or error})") from error
 
 
-def _train_and_test(root: Path, tests: Path, config: DataConfig) -> tuple[tuple[str, ...], Files, Files | None]:
-    classes, train = _class_folders(root / "train")
+def _train_and_test(root: Path, tests: list[str], config: DataConfig, alive: Alive) -> Listing:
+    used = {"train"} if config.validation else {"train", tests[0]}
+    walk = _Walk(root, alive)
+    unused = [name for name in sorted(_visible_folders(root, walk.skipped)) if name not in used]
+    classes, train = walk.classes(root / "train")
     if config.validation:
-        return classes, train, None
-    test_classes, test = _class_folders(tests)
+        return walk.listing(classes, train, None, "", unused)
+    test_classes, test = walk.classes(root / tests[0])
     if classes != test_classes:
         odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:5])
-        raise reject("data.root", str(root), f"train and {tests.name} must have the same classes; only in one: {odd}")
-    return classes, train, test
+        raise reject("data.root", str(root), f"train and {tests[0]} must have the same classes; only in one: {odd}")
+    return walk.listing(classes, train, test, f"the folder {tests[0]}", unused)
 
 
-def _class_folders(root: Path) -> tuple[tuple[str, ...], Files]:
-    classes = sorted(_visible_folders(root))
-    if len(classes) < 2:
-        raise reject("data.root", str(root), f"accepted: at least two class folders, found {len(classes)}")
-    names: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = [os.fsencode(os.path.relpath(entry.path, root)) for entry in files_below(root / name) if _is_image(entry)]
-        if not found:
-            raise reject("data.root", str(root / name), f"no images in it; accepted: {', '.join(sorted(IMAGE_SUFFIXES))}")
-        names += found
-        labels += [label] * len(found)
-    return tuple(classes), Files(str(root), np.array(names), np.array(labels, np.int64))
+def _visible_folders(root: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            kind = "hidden"
+        elif path.is_dir():
+            yield path.name
+            continue
+        else:
+            kind = "beside the folders"
+        if skipped is not None:
+            skipped[kind] += 1
 
 
-def _visible_folders(root: Path) -> Iterator[str]:
-    return (path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-        return False
-    if not entry.is_file():  # reading a pipe waits for ever, a device never ends
-        entry.stat()  # of a link that leads nowhere, the system says so
-        raise reject("data.root", entry.path, "is named like an image and is no file")
-    return True
+def _alike_but_for_the_split(names: Iterable[str]) -> list[str]:
+    """Return names that differ only in a word for a split: `Train` and `Test`, or `seg_train` and `seg_test`; not `test_tube`."""
+    alike: defaultdict[str, dict[int | None, str]] = defaultdict(dict)
+    for name in names:
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+        for match in SPLIT_NAMES.finditer(words):
+            alike[f"{words[: match.start()]}*{words[match.end() :]}"].setdefault(match.lastindex, name)
+    return next((list(splits.values()) for splits in alike.values() if len(splits) > 1), [])

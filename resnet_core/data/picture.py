@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from resnet_core.config import RunSpec
 from resnet_core.data import make_batches
 from resnet_core.data.datasets import Dataset
+from resnet_core.data.decoding import opened, to_8_bits
 from resnet_core.data.splits import Files, Split, subset
 
 CELL = 96
@@ -55,8 +56,8 @@ def augmented(dataset: Dataset, part: Split | Files, spec: RunSpec, epochs: int)
 def original(part: Split | Files, index: int) -> Image.Image:
     """An image as it is in the data set."""
     if isinstance(part, Files):
-        with Image.open(part.path(index)) as file:
-            return file.convert("RGB")
+        with opened(part.path(index)) as file:
+            return to_8_bits(file).convert("RGB")
     return Image.fromarray(_rgb(part.images[index]))
 
 

@@ -1,16 +1,18 @@
 """Data sets to hold in memory that are not CIFAR: handwritten digits, generated classes, decoded folders."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_core.alive import Alive, unwatched
 from resnet_core.config import DataConfig
 from resnet_core.data.decoding import decode_square
 from resnet_core.data.folders import TEST_SHARE
+from resnet_core.data.indexing import read_files
 from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
-from resnet_core.fields import reject
+from resnet_core.fields import ConfigError, reject
 
 MEMORY_LIMIT_GIB = 16
 SYNTHETIC_CLASSES = 10
@@ -55,21 +57,33 @@ def _check_synthetic(size: int, examples: dict[str, int]) -> None:
         raise reject(name, value, f"more than {MEMORY_LIMIT_GIB} GiB of memory to generate: set it lower")
 
 
-def decode_files(config: DataConfig, train: Files, test: Files) -> tuple[Split, Split]:
-    """Both parts of a folder in memory: all images of one size, and with colours if any of them has."""
-    images = _decode([part.path(i) for part in (train, test) for i in range(len(part.labels))], config.image_size)
+def decode_files(config: DataConfig, train: Files, test: Files, *, alive: Alive = unwatched) -> tuple[Split, Split, Counter[str]]:
+    """Both parts of a folder in memory: all images of one size, and with colours if any of them has; and how many were changed."""
+    paths = [part.path(i) for part in (train, test) for i in range(len(part.labels))]
+    _check_memory(paths, config.image_size)
+    decoded = read_files(lambda path: decode_square(path, config.image_size), paths, root=config.root, alive=alive)
+    images = _stacked(paths, [image for image, _ in decoded])
     border = len(train.labels)
-    return Split(images[:border], train.labels), Split(images[border:], test.labels)
+    counts = Counter(change for _, changed in decoded for change in changed)
+    return Split(images[:border], train.labels), Split(images[border:], test.labels), counts
 
 
-def _decode(paths: list[str], size: int | None) -> NDArray[np.uint8]:
-    height, width, channels = decode_square(paths[0], size and 1).shape  # of what is wanted, one image may be too large already
+def _check_memory(paths: list[str], size: int | None) -> None:
+    """Raises ConfigError if all images are too large to hold in memory, judged by the first one that can be decoded."""
+    for path in paths:
+        with suppress(ConfigError):  # all that cannot be decoded are named together
+            # Of what is wanted: one image may be too large already.
+            height, width, channels = decode_square(path, size and 1)[0].shape
+            break
+    else:
+        return
     needed_gib = len(paths) * (size * size if size else height * width) * channels / 2**30
     if needed_gib > MEMORY_LIMIT_GIB:
         accepted = f"{needed_gib:.0f} GiB to hold in memory, at most {MEMORY_LIMIT_GIB}: set it lower, or data.stream=true"
         raise reject("data.image_size", size, accepted)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
-        images = list(pool.map(decode_square, paths, [size] * len(paths)))
+
+
+def _stacked(paths: list[str], images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     if any(image.shape[2] == 3 for image in images):
         images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
     for path, image in zip(paths, images, strict=True):

@@ -155,7 +155,7 @@ def _check_storage(address: str, there: list[Node], left: Callable[[], float]) -
     if silent or made[there[0]]:
         return wrong(
             "storage",
-            made.get(there[0]) or f"{shared_storage.shown(address)} hangs",
+            made.get(there[0]) or f"{storage.shown(address)} hangs",
             "is it spelt right? are its keys on the head?",
         )
     with shared_storage.folder_in(address, there) as folder:
@@ -163,7 +163,7 @@ def _check_storage(address: str, there: list[Node], left: Callable[[], float]) -
         seen = shared_storage.look(address, folder, list(written), left())
     if silent:
         where = listed(node.name for node in silent)
-        return wrong("storage", f"{shared_storage.shown(address)} hangs on {where}", "is the share mounted and reachable there?")
+        return wrong("storage", f"{storage.shown(address)} hangs on {where}", "is the share mounted and reachable there?")
     by_name = {node.name: result for node, result in written.items()}
     return shared_storage.judge(address, {node.name: node.id for node in there}, shared_storage.Storage(by_name, seen))
 
@@ -172,6 +172,7 @@ def _make(address: str) -> str:
     """Makes the folder, as a study does; returns why it cannot."""
     try:
         storage.check_storage(address)
+        storage.make_storage(address)
     except ConfigError as error:
         return str(error)
     return ""

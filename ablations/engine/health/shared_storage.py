@@ -16,7 +16,7 @@ from pyarrow import ArrowException, fs
 
 from ablations.engine.health.check import Check, listed, ok, wrong
 from ablations.engine.health.nodes import Node, ask
-from ablations.engine.storage import open_storage
+from ablations.engine.storage import make_folder, open_storage, share, shown
 
 MEGABYTE = 1_000_000
 CLEANING_SECONDS = 5.0
@@ -56,9 +56,10 @@ def write(storage: str, folder: str, name: str) -> Written:
         path = f"{root}/{folder}/{name}"
         if isinstance(files, fs.LocalFileSystem):
             # The root was made by whoever asks. Made here, it would hide that a share is not mounted.
-            Path(root, folder).mkdir(exist_ok=True)
+            make_folder(Path(root, folder))
             partial_file = Path(f"{path}.partial")
             partial_file.write_bytes(content)
+            share(partial_file)
             partial_file.replace(path)
         else:
             with files.open_output_stream(path) as stream:
@@ -142,13 +143,6 @@ def judge(storage: str, ids: Mapping[str, str], measured: Storage) -> Check:
     count = len(measured.written)
     one_place = f", one place for {count} nodes" if count > 1 else ""
     return ok("storage", f"{place}{one_place}; 1 MB written and read in {slowest.seconds:.2f} s or less")
-
-
-def shown(storage: str) -> str:
-    """What to call it: without keys that its address may hold."""
-    address = storage.partition("?")[0]
-    scheme, mark, rest = address.rpartition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 def _content(name: str) -> bytes:
