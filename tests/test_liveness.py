@@ -15,7 +15,7 @@ import pytest
 import ray
 from test_faults import PROJECT, Heard, epochs_saved, job_of, run, until
 
-from ablations.engine import liveness, scheduler
+from ablations.engine import scheduler
 from ablations.engine.liveness import Silence
 
 TRAINABLE = "ray::ImplicitFunc"
@@ -29,7 +29,7 @@ CLEANER = "ray::PlacementGroupCleaner"
 
 def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(liveness.time, "monotonic", lambda: now)
+    monkeypatch.setattr("ablations.engine.liveness.time.monotonic", lambda: now)
     silence = Silence()
     assert not silence.is_due(2)
     now = 102
@@ -206,3 +206,20 @@ def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, cap
     )
     assert re.search(r"Ray: no node of the cluster has had room for a run for \d+ s", capsys.readouterr().err)
     assert not heard.ended
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_groups_train_whatever_the_shell_says_of_ray_trains_version(tmp_path: Path) -> None:
+    command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--workers", "2"]
+    state = {"RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_TRAIN_V2_ENABLED": "0"}
+    done = subprocess.run(
+        [*command, "--levels", "shortcut=A", "depth=8"],
+        cwd=PROJECT,
+        env={**os.environ, **state},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablations.engine.group_failures import explain, is_too_small, raised_by_workers, reason_of
 from ablations.engine.storage import check_there
 from ablations.engine.trial import Job, Report, train_watched
+from resnet_core.fields import ConfigError
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -46,13 +47,16 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     Raises:
         Death: processes died more often than is borne; the last of them.
+        ConfigError: the cluster was started with an older Ray Train.
         OSError: the storage is gone. Train would make it anew.
         Exception: what its workers' code raised, if that ended the run, or if nothing else tells why it ended so often.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
     from ray.exceptions import RayActorError
-    from ray.train import TrainingFailedError
+    from ray.train import RunConfig, TrainingFailedError
 
+    if not RunConfig.__module__.startswith("ray.train.v2"):  # decided when Ray's processes were started
+        raise ConfigError("RAY_TRAIN_V2_ENABLED=0: accepted: 1, or unset, in the environment in which `ray start` runs")
     from ablations.engine import worker_group
     from ablations.engine.deaths import Death, Losses
 
