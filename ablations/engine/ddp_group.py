@@ -52,10 +52,11 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
         Exception: what its workers' code raised, if that ended the run, or if nothing else tells why it ended so often.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
+    from ray import train as ray_train
     from ray.exceptions import RayActorError
-    from ray.train import RunConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
 
-    if not RunConfig.__module__.startswith("ray.train.v2"):  # decided when Ray's processes were started
+    if not hasattr(ray_train, "UserCallback"):  # decided by the environment of the node's processes
         raise ConfigError("RAY_TRAIN_V2_ENABLED=0: accepted: 1, or unset, in the environment in which `ray start` runs")
     from ablations.engine import worker_group
     from ablations.engine.deaths import Death, Losses
