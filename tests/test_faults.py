@@ -168,13 +168,15 @@ def run(
     on_restart: Callable[[Heard], None] = lambda _: None,
     max_concurrent: int | None = None,
     gpus: float = 0,
+    heard: Heard | None = None,
 ) -> Heard:
     """Runs jobs to their end while somebody disturbs them. Afterwards nothing of the cluster is taken.
 
     Args:
         gpus: what each run takes; it does not know, and trains on the CPU. Only for runs of one worker: Train finds them out.
+        heard: the listener.
     """
-    heard = Heard(on_restart)
+    heard = heard or Heard(on_restart)
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
@@ -349,7 +351,8 @@ def test_memory_that_is_refused_is_out_of_memory_and_the_message_names_batch_and
     code = f"""
 import resource, sys, torch
 from pathlib import Path
-from ablations.engine.trial import report_outcome, train_epochs
+from ablations.engine.trainable import report_outcome
+from ablations.engine.trial import train_epochs
 from tests.test_faults import job_of
 job = job_of(Path({str(tmp_path)!r}), "large", data__image_size=64, data__train_examples=512, optim__global_batch_size=512)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -119,14 +119,14 @@ def test_a_graph_is_captured_and_its_memory_is_given_back() -> None:
 def test_too_little_memory_is_told_as_such_and_the_next_run_has_it_all(tmp_path: Path) -> None:
     from test_faults import job_of  # needs Ray
 
-    from ablations.engine import trial
+    from ablations.engine import trainable, trial
 
     size = {"optim__global_batch_size": 64, "data__image_size": 32, "model__depth": 20, "model__width": 16}
     reports: list[dict[str, Any]] = []
 
     def run(name: str, **settings: Any) -> None:
         job = job_of(tmp_path, name, **size | settings)
-        trial.report_outcome(reports.append, lambda: trial.train_epochs(job, "cuda", reports.append))
+        trainable.report_outcome(reports.append, lambda: trial.train_epochs(job, "cuda", reports.append))
 
     run("small")
     before = held()

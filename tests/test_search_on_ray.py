@@ -13,7 +13,7 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_list
 from test_faults import Heard, job_of, taken, until
 
-from ablations.engine import scheduler, trial
+from ablations.engine import scheduler, trainable
 from ablations.engine.trial import Job
 from resnet_core import ConfigError
 
@@ -89,7 +89,7 @@ def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_giv
     def train(config: dict[str, Any]) -> None:
         """Takes longer to end than Tune by itself would wait."""
         try:
-            trial.train(config)
+            trainable.train(config)
         except SystemExit:
             time.sleep(3)
             raise

@@ -11,7 +11,7 @@ from PIL import Image
 from runs import weights_differ
 from submitted import STUDY, Killer, Submitted, planned
 
-from ablations.engine import scheduler, trial
+from ablations.engine import scheduler, trainable
 from ablations.engine.study import Study
 from ablations.engine.tracking import connect
 from resnet_core import ConfigError, fit, load_dataset
@@ -129,7 +129,7 @@ def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory
         with pytest.MonkeyPatch.context() as patch:
             if config["job"]["spec"]["optim.lr"] == 0.03:
                 patch.setattr(ResNet, "forward", forward)
-            trial.train(config)
+            trainable.train(config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "train", train)

@@ -16,7 +16,7 @@ from ray.train import WorkerGroupError
 from test_faults import PROJECT, job_of
 from torch.distributed import DistBackendError
 
-from ablations.engine import deaths, group_failures, trial, tune_loop
+from ablations.engine import ddp_group, deaths, group_failures, trainable, trial, tune_loop
 from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.deaths import UNEXPLAINED, Death
 from ablations.engine.trial import Job
@@ -49,24 +49,21 @@ class Ended(BaseException):
 
 
 def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    words: list[dict[str, Any]] = []
-
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later.")
 
-    def end(code: int) -> None:
-        raise Ended(code, list(words))
+    def end(**reason: object) -> None:
+        raise Ended(reason)
 
     monkeypatch.setattr(trial, "train_epochs", fail)
-    monkeypatch.setattr(deaths, "leave_word", lambda name, **word: words.append({"name": name, **word}))
-    monkeypatch.setattr(deaths, "forget", lambda _: None)
-    monkeypatch.setattr("os._exit", end)
+    watch: Any = SimpleNamespace(alive=lambda: None, end_process=end)
     with pytest.raises(Ended) as ended:
-        trial.train_watched(job_of(tmp_path, "run"), "cpu", print, name="actor")
-    assert ended.value.args == (1, [{"name": "actor"}, {"name": "actor", "gpu_error": "CUDA error: unspecified launch failure"}])
+        trial.train_or_end(job_of(tmp_path, "run"), "cpu", print, watch)
+    (reason,) = ended.value.args
+    assert reason == {"gpu_error": "CUDA error: unspecified launch failure"}
 
-    word = json.dumps({"node": "n", "oom_kills": 0, **words[1]})
-    monkeypatch.setattr(deaths, "_internal_kv_get", lambda _: word)
+    monkeypatch.setattr(deaths, "_internal_kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
+    monkeypatch.setattr(deaths, "_internal_kv_del", lambda _: None)
     monkeypatch.setattr("ray.nodes", list)
     death = deaths.explain(["actor"])
     assert (death.reason, death.cause) == ("its GPU failed: CUDA error: unspecified launch failure", "process")
@@ -191,17 +188,18 @@ class Group:
         """
         left = enumerate(errors, 1)
 
-        def fit() -> None:
+        def train_once(*_: object) -> None:
             for epoch, error in left:
                 if epochs:
                     saved(job, epoch)
                 raise error
 
-        monkeypatch.setattr(trial, "_trainer", lambda _: SimpleNamespace(fit=fit))
-        monkeypatch.setattr(trial, "_worker_names", lambda _: ["one", "two"])
+        monkeypatch.setattr(ddp_group, "_train_once", train_once)
+        monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["one", "two"])
         monkeypatch.setattr(deaths, "explain", lambda *_: death)
         self.reports: list[dict[str, Any]] = []
-        trial.report_outcome(self.reports.append, lambda: trial.train_group(job, self.reports.append))
+        report = self.reports.append
+        trainable.report_outcome(report, lambda: ddp_group.train_group(job, report, lambda: None))
 
     @property
     def end(self) -> tuple[str, str]:

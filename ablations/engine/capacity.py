@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,6 +140,22 @@ def _alive() -> list[dict[str, float]]:
 
 def _head() -> dict[str, float]:
     return next((node for node in _alive() if "node:__internal_head__" in node), {})
+
+
+def answers(address: str, seconds: float = 2.0) -> bool:
+    """Return whether somebody listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
+def own_node_is_lost() -> bool:
+    """Return whether the node of this process has left the cluster: then nothing more can be started from here."""
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
 
 
 def starts_here() -> bool:

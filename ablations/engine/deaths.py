@@ -3,7 +3,7 @@ to compare with later: its node, and how often that node's kernel has killed for
 
 import json
 import re
-import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-ANSWER_SECONDS = 2.0
+from ablations.engine.capacity import answers
+
 READING_SECONDS = 10.0
 
 PREFIX = "ablations/process/"
@@ -65,11 +66,39 @@ class Losses:
         return Death(f"{death.reason}, and {self.count - 1} before it without a new epoch", "process")
 
 
-def leave_word(name: str, **more: Any) -> None:
-    """Leaves with Ray what `explain` wants to know of this process, under a name, in place of what it has left before."""
-    context = ray.get_runtime_context()
-    word = {"node": context.get_node_id(), "oom_kills": count_oom_kills(), **more}
-    _internal_kv_put(_key(name), json.dumps(word), overwrite=True)
+class Record:
+    """This process's record in Ray's key-value store, which `explain` reads when the process has died."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._content: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id(), "oom_kills": count_oom_kills()}
+        self._erased = False
+        self._lock = threading.Lock()
+        self.write()
+
+    def write(self, **more: Any) -> None:
+        """Add entries, or replace them."""
+        with self._lock:  # what is written last is complete
+            self._content |= more
+            if not self._erased:
+                _internal_kv_put(_key(self.name), json.dumps(self._content), overwrite=True)
+
+    def erase(self) -> None:
+        """Take the record away, for good."""
+        with self._lock:
+            self._erased = True
+            forget(self.name)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return the record of the process of this name; empty if there is none."""
+    content = _internal_kv_get(_key(name))
+    return json.loads(content) if content else {}
+
+
+def accuse(name: str, seconds: float) -> None:
+    """Add to the record of another process that it stood still for so many seconds, before it is killed for that."""
+    _internal_kv_put(_key(name), json.dumps({**read(name), "stopped_seconds": seconds}), overwrite=True)
 
 
 def forget(name: str) -> None:
@@ -84,7 +113,7 @@ def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death
         names: under which they left word; several if any of them may be the one.
         errors: what Ray said.
     """
-    words = [json.loads(word) for name in names if (word := _internal_kv_get(_key(name)))]
+    words = [word for name in names if (word := read(name))]
     for name in names:
         forget(name)
     for error in errors:
@@ -93,16 +122,18 @@ def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death
             return Death(f"killed by Ray's memory monitor: its node had {used[1] if used else 'too little left'}", "memory")
     texts = "\n".join(str(error) for error in errors)
     nodes = {node["NodeID"]: node for node in ray.nodes()}
-    on = [word["node"] for word in words] + re.findall(r"node has died\. Node Id: (\w+)", texts)
+    on = [word["node"] for word in words if "node" in word] + re.findall(r"node has died\. Node Id: (\w+)", texts)
     lost = [nodes[node]["NodeManagerAddress"] for node in on if node in nodes and not _answers(nodes[node])]
     if lost or any(isinstance(error, RayActorError) and error.preempted for error in errors):
         return Death(f"its node {lost[0]} was lost" if lost else "its node was taken away", "node")
     for word in words:
+        if "stopped_seconds" in word:
+            return Death(f"its process stood still for {word['stopped_seconds']:.0f} s", "process")
         if "gpu_error" in word:
             return Death(f"its GPU failed: {word['gpu_error']}", "process")
         if "hung_seconds" in word:
             return Death(f"made no step for {word['hung_seconds']:g} s", "process")
-    if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words):
+    if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words if "node" in word):
         return Death("killed by the kernel: its node ran out of memory", "memory")
     return Death(UNEXPLAINED, "process")
 
@@ -131,11 +162,7 @@ def _answers(node: dict[str, Any]) -> bool:
     """Whether a node is there. That one is not, Ray itself finds out only after some 15 s."""
     if not node["Alive"]:
         return False
-    try:
-        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_SECONDS):
-            return True
-    except OSError:
-        return False
+    return answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
 
 
 def _key(name: str) -> str:

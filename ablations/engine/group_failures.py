@@ -60,10 +60,16 @@ def reason_of(death: "Death", error: Any) -> Exception:
 
 def explain(error: Any, names: list[str]) -> "Death":
     """Why a group ended that its workers' own code did not end."""
+    from ray.exceptions import RayActorError
+
     from ablations.engine import deaths
 
-    failures = _failures(error) or [error.controller_failure]
-    return deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
+    controller = getattr(error, "controller_failure", error)  # or the controller itself died
+    failures = _failures(error) or [controller]
+    death = deaths.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
+    if death.reason == deaths.UNEXPLAINED and not _failures(error) and not isinstance(controller, RayActorError):
+        return deaths.Death(f"Ray Train failed: {type(controller).__name__}: {controller}".splitlines()[0], "process")
+    return death
 
 
 def is_too_small(error: Any) -> bool:

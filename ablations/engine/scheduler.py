@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # groups are of this kind, whatever the shell says
 
 import ray
 from ray import tune
@@ -28,9 +29,12 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine import interrupts, scratch_folders, tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
+from ablations.engine.lifeline import ClusterLost, Lifeline
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
-from ablations.engine.trial import Job, train
+from ablations.engine.trainable import train
+from ablations.engine.trial import Job
 from ablations.engine.tune_callbacks import Endings, Listener, Local, Proposals, Relay, Source
+from ablations.engine.worker_group import release_orphans
 from resnet_core.fields import ConfigError, reject
 
 __all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "connect", "execute", "search"]
@@ -107,8 +111,9 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
     waiting = MOST_WAITING if needs.workers == 1 else MOST_WAITING_GROUPS
     with Shares() as shares:
         most = min(max_concurrent or len(jobs), len(jobs))
+        lifeline = Lifeline(needs, jobs[0].hang_timeout)
         room = _Room(grid, needs, shares, most, waiting, lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials))
-        _fit(needs, config, space, room, [Relay(listener)], scratch, max_failures=jobs[0].max_failures)
+        _fit(needs, config, space, room, [lifeline, Relay(listener)], scratch, max_failures=jobs[0].max_failures)
 
 
 def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener: Listener, scratch: Path) -> None:
@@ -127,7 +132,17 @@ def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener
     config = tune.TuneConfig(search_alg=limiter, num_samples=-1, reuse_actors=True, trial_dirname_creator=_trial_folder)
     with Shares() as shares:
         room = _Room(limiter, needs, shares, max_concurrent or ENDLESS, max_concurrent or 1, lambda _: proposals.left)
-        _fit(needs, config, {}, room, [Relay(listener), Endings()], scratch, max_failures=Job.max_failures, stop=proposals.stops)
+        lifeline = Lifeline(needs, Job.hang_timeout)
+        _fit(
+            needs,
+            config,
+            {},
+            room,
+            [lifeline, Relay(listener), Endings()],
+            scratch,
+            max_failures=Job.max_failures,
+            stop=proposals.stops,
+        )
 
 
 def _fit(
@@ -167,6 +182,8 @@ def _fit(
         tuner.fit()
     except KeyboardInterrupt:
         pass  # a second signal, or one before Tune listened
+    except ClusterLost as lost:
+        print(f"Ray: {lost}", file=sys.stderr)
     finally:
         signal.signal(signal.SIGTERM, previous)
         signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own, which nobody listens to any more
@@ -216,6 +233,8 @@ class _Room(Local, tune.Callback):
         if time.monotonic() > self.checked + CAPACITY_SECONDS:
             self.checked = time.monotonic()
             with suppress(RpcError):  # a head that is busy answers the next time
+                if self.needs.workers > 1:
+                    release_orphans()
                 self.places = self._runs_at_a_time(trials)
                 self.limited.max_concurrent = max(1, self.places)  # 0 is no bound to Tune
 

@@ -10,7 +10,8 @@ from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from ablations.engine import deaths
-from ablations.engine.trial import Job, end_training
+from ablations.engine.trainable import end_training
+from ablations.engine.trial import Job
 
 
 class Listener(Protocol):

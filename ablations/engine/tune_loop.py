@@ -1,17 +1,21 @@
 """What Ray Tune's loop does otherwise here. It has no public door to any of this: the version of Ray is pinned."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayTaskError, RpcError
 from ray.tune import tune
 from ray.tune.execution import class_cache, tune_controller
 
 from ablations.engine import deaths
+from ablations.engine.liveness import START_TIMEOUT_SECONDS, Silence, interval
 
 MOST_STARTING = 200
 """How many processes may start at the same time; Tune's own number for grids."""
@@ -37,6 +41,35 @@ class Controller(tune_controller.TuneController):
         super().__init__(*arguments, **named)
         self._losses: defaultdict[str, deaths.Losses] = defaultdict(deaths.Losses)
         """Of nodes, by trial."""
+        self._silence = Silence()
+
+    def step(self) -> None:
+        self._end_hung_processes()
+        super().step()
+
+    def _end_hung_processes(self) -> None:
+        """Kill the processes of trials that stand still. Tune would wait for them without end."""
+        trials = {
+            handle._actor_id.hex(): (trial, handle)
+            for trial, actor in self._trial_to_actor.items()
+            if (handle := self._handle(actor)) is not None
+        }
+        timeouts = {name: trial.config["job"]["hang_timeout"] for name, (trial, _) in trials.items()}
+        if not self._silence.is_due(interval(min(timeouts.values(), default=math.inf))):
+            return
+        with suppress(RpcError):  # a head that is busy answers the next time
+            beats = {name: deaths.read(name).get("beats") for name in trials}
+            silent = self._silence.look(beats)
+            for name, (_, handle) in trials.items():
+                starts = beats[name] is None
+                limit = max(timeouts[name], START_TIMEOUT_SECONDS) if starts else timeouts[name]
+                if silent[name] > limit + 2 * interval(limit):
+                    deaths.accuse(name, silent[name])
+                    ray.kill(handle)
+
+    def _handle(self, actor: Any) -> Any:
+        """Return Ray's handle of a process that Tune has asked for; None while it waits for resources."""
+        return self._actor_manager._live_actors_to_ray_actors_resources.get(actor, (None,))[0]
 
     @property
     def limit(self) -> int:
