@@ -63,7 +63,7 @@ class Submission(Tracker):
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat._stopped.set()
+        self._beat.abandon()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -148,7 +148,7 @@ def begun(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
     submission.train(1, 2)
     assert submission.writer.settle(30) == 0
     yield submission
-    submission._beat._stopped.set()
+    submission._beat.abandon()
 
 
 @pytest.mark.parametrize("delete", [the_experiment, the_run, the_studys_run])

@@ -110,7 +110,7 @@ class Submission(Tracker):
     def end(self, seconds: float) -> int:
         """Returns how many records wait."""
         waiting = self.writer.close(seconds)
-        self._beat._stopped.set()
+        self._beat.abandon()
         self.writer._thread.join()  # it ends with its process
         self.journal.__exit__(None, None, None)
         return waiting

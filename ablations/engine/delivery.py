@@ -78,6 +78,11 @@ class Writer:
             self._lease = lease
             self._deliveries.clear()  # those of what an earlier submission left
 
+    def let_go(self) -> None:
+        """Write nothing more for the study. Whether MLflow still names this process as its holder does not matter then."""
+        if self._lease:
+            self._lease.abandon()
+
     @property
     def lost(self) -> str:
         """Who holds the study instead of this process; empty while that is not so."""

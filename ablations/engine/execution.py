@@ -59,6 +59,8 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
         except (HoldLost, KeyboardInterrupt):
             if not writer.lost:
                 raise
+        finally:
+            writer.let_go()
         terminal.say(console, f"{plan.study.name}: {writer.lost}.")
         return 1
 

@@ -93,8 +93,6 @@ class Heartbeat:
         """
         with self._lock:
             self._check_lost()
-            if self._stopped.is_set():
-                raise HoldLost("this process has let the study go")
             seconds = self._seen.seconds()
             if seconds < FRESH_SECONDS:
                 return
@@ -115,15 +113,22 @@ class Heartbeat:
             if holder_of(self.client, self.run_id).get("token") == self.token:
                 self.client.delete_tag(self.run_id, HOLDER)
 
+    def abandon(self) -> None:
+        """Beat no longer, without a word to MLflow, which may be down: this process is done with the study."""
+        self._stopped.set()
+
     def _check_lost(self) -> None:
         if self.lost:
             raise HoldLost(self.lost)
+        if self._stopped.is_set():
+            raise HoldLost("this process has let the study go")
 
     def _look(self, seconds: float) -> None:
         run = _run(self.client, self.run_id, f"the run of the study {self.study}")
         holder = _holder(run)
         if holder.get("token") == self.token:
             return
+        self._check_lost()
         self._stopped.set()
         who = f"{holder['name']} holds it now" if holder else "another process took it over meanwhile, and has ended"
         self.lost = f"{who}; this one had not been heard of for {seconds:.0f} s and stops, nothing more is written"
