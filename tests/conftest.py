@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,31 @@ def home(tmp_path: Path, empty: Path) -> Path:
     """A folder with an empty database."""
     shutil.copy(empty, tmp_path / "mlflow.db")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real MLflow server on a new database."""
+    from local_service import free_port
+
+    from ablations.engine.tracking import connect
+    from resnet_core import ConfigError
+
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+    with (
+        (folder / "log.txt").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                connect(f"http://127.0.0.1:{port}")
+                break
+            except ConfigError:
+                assert time.monotonic() < deadline
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                time.sleep(0.2)
+        yield port
+        os.killpg(process.pid, signal.SIGTERM)

@@ -29,7 +29,7 @@ LAYERS = [
             *("findings", "inference", "contrasts", "answers", "tables"),
             *("search_trials", "optuna_export", "importance", "ranking", "search_analysis", "analysis"),
             *("reference", "estimate", "calibration"),
-            *("ledger", "trials", "results", "journal", "delivery", "heartbeat", "tracking"),
+            *("mlflow_errors", "ledger", "trials", "results", "journal", "heartbeat", "run_delivery", "delivery", "tracking"),
             *(
                 f"figures.{name}"
                 for name in ("looks", "drawing", "curves", "charts", "forest", "front", "search", "search_fields", "captions")
@@ -110,7 +110,18 @@ HOME = {
     "mlflow": {
         f"ablations.engine.{name}"
         for name in (
-            *("tracking", "delivery", "heartbeat", "ledger", "trials", "results", "models", "overview"),
+            *(
+                "mlflow_errors",
+                "tracking",
+                "delivery",
+                "run_delivery",
+                "heartbeat",
+                "ledger",
+                "trials",
+                "results",
+                "models",
+                "overview",
+            ),
             *("reporting", "execution", "searching", "replay", "mlflow_server", "health.tracking_server"),
         )
     },

@@ -1,9 +1,7 @@
 """MLflow is down, slow, locked or loses answers: training goes on, and every record arrives once."""
 
 import logging
-import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from proxy import Mode, Proxy
 
-from ablations.engine import delivery, execution, ledger, options, paths, results
+from ablations.engine import delivery, execution, heartbeat, ledger, options, paths, results, run_delivery
 from ablations.engine.delivery import JOB_KILLED, Writer
 from ablations.engine.evidence import Design
 from ablations.engine.journal import Journal, Record
@@ -45,29 +43,6 @@ def metrics(epoch: int) -> dict[str, float]:
     return {"train/error": 50.0 / epoch, "test/error": 60.0 / epoch, "epoch_seconds": 1.0, **last}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a real MLflow server on a new database."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
-    with (
-        (folder / "log.txt").open("w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                connect(f"http://127.0.0.1:{port}")
-                break
-            except ConfigError:
-                assert time.monotonic() < deadline
-                assert process.poll() is None, (folder / "log.txt").read_text()
-                time.sleep(0.2)
-        yield port
-        os.killpg(process.pid, signal.SIGTERM)
-
-
 @pytest.fixture
 def proxy(server: int) -> Iterator[Proxy]:
     with Proxy(server, SLOW_SECONDS).listening() as proxy:
@@ -84,6 +59,7 @@ def client(server: int) -> MlflowClient:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
     monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "SETTLE_SECONDS", 0.05)
     return tmp_path
 
 
@@ -134,6 +110,7 @@ class Submission(Tracker):
     def end(self, seconds: float) -> int:
         """Returns how many records wait."""
         waiting = self.writer.close(seconds)
+        self._beat.abandon()
         self.writer._thread.join()  # it ends with its process
         self.journal.__exit__(None, None, None)
         return waiting
@@ -226,7 +203,7 @@ def test_a_server_is_waited_for_as_long_as_it_takes_records(
             raise OSError("no more")
         return 1
 
-    monkeypatch.setattr(delivery._Delivery, "deliver", slow)
+    monkeypatch.setattr(run_delivery.RunDelivery, "deliver", slow)
     with Journal("http://127.0.0.1:9", plan.study.name, plan.base_id) as journal:
         writer = Writer(client, journal)
         for kind in ["epoch"] * 9 + ["end"]:
@@ -401,7 +378,7 @@ def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without
     first = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
     assert first.code == 1
-    assert "MLflow does not answer, so there is no table" in said
+    assert "There is no table: MLflow does not answer (" in said
     told = re.search(r"(\d+) records wait for MLflow. Go on with: ", said)
     assert told
     waiting = int(told[1])
@@ -437,3 +414,30 @@ def test_a_slow_server_does_not_slow_training_down(proxy: Proxy, client: MlflowC
     (history,) = slow.histories(client)
     assert [metric.step for metric in history] == list(range(1, epochs + 1))
     assert (history[-1].timestamp - history[0].timestamp) / 1000 < epochs * SLOW_SECONDS / 2, "an epoch takes a tenth of a request"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_study_whose_experiment_is_deleted_amid_it_says_so_once_and_goes_on_when_it_is_restored(
+    proxy: Proxy, client: MlflowClient, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    deleted: list[str] = []
+
+    def decide(_number: int, content: bytes) -> Mode:
+        if b"epoch_seconds" in content and not deleted:
+            experiment = client.get_experiment_by_name("gone")
+            assert experiment
+            deleted.append(experiment.experiment_id)
+            client.delete_experiment(experiment.experiment_id)
+        return Mode.PASS
+
+    proxy.decide = decide
+    assert Submitted(proxy.uri, "gone").code == 1
+    said = capsys.readouterr().out
+    assert "There is no table: the experiment gone was deleted in MLflow; restore it: " in said
+    assert re.search(r"\d+ records wait for MLflow. Go on with: ", said)
+    assert "does not answer" not in said + caplog.text
+    assert caplog.text.count("was deleted in MLflow") == 1
+    client.restore_experiment(deleted[0])
+    again = Submitted(proxy.uri, "gone")
+    assert again.code == 0
+    assert [[metric.step for metric in history] for history in again.histories(client)] == [[1, 2], [1, 2]]

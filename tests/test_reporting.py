@@ -5,8 +5,11 @@ import json
 import math
 import re
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up import design
@@ -197,7 +200,7 @@ def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
     findings, run_id = analyse(gathered), study_run(client)
     client.set_tag(run_id, "report", "5 of 12 runs")
     with monkeypatch.context() as broken:
-        broken.setattr(client, "log_artifacts", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        broken.setattr(client, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
         reporting.store(terminal.make_console(), client, run_id, gathered, findings)
     printed = capsys.readouterr().out
     assert "The report could not be made or stored: OSError: the disk is full" in printed
@@ -218,7 +221,7 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
     made: list[str] = []
     ended = 0
 
-    def publish(*_: object, running: str) -> None:
+    def publish(*_: object, running: str, **__: object) -> None:
         made.append(running)
         if len(made) == 1:
             raise OSError("the disk is full")
@@ -237,6 +240,36 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
         time.sleep(0.5)
         assert made == ["5 of 12 runs"] * 2, "one that failed and one that came; then nothing had changed"
     assert not refresher._thread.is_alive()
+
+
+@pytest.mark.parametrize("making", ["figures", "last step"])
+def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrite_a_later_one(
+    client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: str
+) -> None:
+    reached, go_on, run_id = threading.Event(), threading.Event(), study_run(client)
+    module, name = (reporting, "write") if making == "figures" else (overview, "describe")
+    slow: Callable[..., None] = getattr(module, name)
+
+    def standing(*arguments: Any, **named: Any) -> None:
+        if threading.current_thread().name == "report":
+            reached.set()
+            go_on.wait(60)
+        slow(*arguments, **named)
+
+    monkeypatch.setattr(module, name, standing)
+    monkeypatch.setattr(reporting, "REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "STOP_SECONDS", 0.05)
+    refresher = reporting.Refresher(client, run_id, asked, lambda: (5, "5 of 12 runs"))
+    with pytest.raises(KeyboardInterrupt), refresher:  # noqa: PT012
+        assert reached.wait(60)
+        raise KeyboardInterrupt
+    assert refresher.busy, "who stops a study does not wait"
+    reporting.publish(client, run_id, gathered, analyse(gathered))  # by the next submission
+    go_on.set()
+    refresher._thread.join(60)
+    assert not refresher._thread.is_alive()
+    assert client.get_run(run_id).data.tags["report"] == tracking.WHOLE
+    assert "5 of 12 runs" not in report_of(client, tmp_path)
 
 
 def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:

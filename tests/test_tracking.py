@@ -59,6 +59,7 @@ class Submission(Tracker):
             return 0
         self.closed = True
         waiting = self.writer.close(seconds)
+        self._beat.abandon()
         self.journal.__exit__(None, None, None)
         return waiting
 

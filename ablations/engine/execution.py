@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,18 +11,20 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine import ledger, paths, provenance, reporting, results, terminal
+from ablations.engine import interrupts, ledger, paths, provenance, reporting, results, terminal
 from ablations.engine.analysis import analyse
 from ablations.engine.delivery import Writer
-from ablations.engine.evidence import Design
+from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Findings
 from ablations.engine.health import preflight
+from ablations.engine.heartbeat import HoldLost
 from ablations.engine.journal import Journal
+from ablations.engine.mlflow_errors import check_study, meaning
 from ablations.engine.options import Options
 from ablations.engine.relay import Relay
 from ablations.engine.storage import check_storage, make_storage
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, answering, connect, first_line, is_new, make_file
+from ablations.engine.tracking import Tracker, answering, connect, is_new, make_file
 from ablations.engine.trial import Job
 from resnet_core.fields import ConfigError, reject
 
@@ -50,23 +52,48 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
     if is_new(options.tracking_uri):  # all is missing: what cannot be trained leaves no file
         check_before_start(plan, options)
     client = _connect(options)
+    with answering(options.tracking_uri):  # before what an earlier submission left is sent to where nothing is taken
+        check_study(client, plan.study.name)
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
-        writer, interrupted = Writer(client, journal), True
+        writer = Writer(client, journal)
         try:
-            if journal.inherited:
-                _settle(console, writer)
-            with answering(options.tracking_uri):
-                study = kind(console, client, plan, options, writer)
-            interrupted = not study.train()
-        finally:  # in any case before the journal lets go: what it held, another process may deliver from then on
-            waiting = _close(console, writer, interrupted)
-        try:
-            if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
-                return study.conclude(waiting, interrupted=interrupted)
-        except MlflowException as error:
-            terminal.say(console, f"MLflow does not answer, so there is no table ({first_line(error)}).")
-        terminal.say(console, f"{waiting} records wait for MLflow. Go on with: {provenance.again()}")
+            return _carry_out(console, client, plan, options, writer, kind)
+        except (HoldLost, KeyboardInterrupt):
+            if not writer.lost:
+                raise
+        finally:
+            writer.let_go()
+        terminal.say(console, f"{plan.study.name}: {writer.lost}.")
         return 1
+
+
+def _carry_out(
+    console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer, kind: "type[Submission]"
+) -> int:
+    """Train and conclude a study for which this process has the journal; return the exit code.
+
+    Raises:
+        HoldLost: another process has taken the study over.
+    """
+    interrupted = True
+    try:
+        if writer.journal.inherited:
+            _settle(console, writer)
+        with answering(options.tracking_uri):
+            study = kind(console, client, plan, options, writer)
+        interrupted = not study.train()
+    finally:  # in any case before the journal lets go: what it held, another process may deliver from then on
+        waiting = _close(console, writer, interrupted)
+    if writer.lost:
+        raise HoldLost(writer.lost)
+    try:
+        if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
+            return study.conclude(waiting, interrupted=interrupted)
+    except MlflowException as error:
+        terminal.say(console, f"There is no table: {meaning(error)}.")
+    left = f"{waiting} records wait for MLflow. " if waiting else ""
+    terminal.say(console, f"{left}Go on with: {provenance.again()}")
+    return 1
 
 
 def _settle(console: Console, writer: Writer) -> None:
@@ -77,9 +104,9 @@ def _settle(console: Console, writer: Writer) -> None:
 
 def _close(console: Console, writer: Writer, interrupted: bool) -> int:
     """How many records MLflow has not taken when all that can be done now is done."""
-    if interrupted:
+    if interrupted or writer.lost:
         return writer.close(INTERRUPTED_SECONDS, at_most=INTERRUPTED_SECONDS)
-    if waiting := writer.settle(SOON_SECONDS, at_most=SOON_SECONDS):
+    if (waiting := writer.settle(SOON_SECONDS, at_most=SOON_SECONDS)) and not writer.refusals():
         console.print(f"{waiting} records are on their way to MLflow.")
     return writer.close(CLOSE_SECONDS)
 
@@ -90,7 +117,8 @@ class Submission:
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         known = self._look_up()  # refuses before anything is written
-        self.tracker = Tracker(client, writer, plan, known, again=options.fresh)
+        self.tracker = Tracker(client, writer, plan, known, again=options.fresh, on_loss=interrupts.interrupt)
+        self.refresher: reporting.Refresher | None = None
         self._log_design()
 
     def _look_up(self) -> dict[str, ledger.Entry]:
@@ -140,7 +168,7 @@ class Submission:
         try:
             self.tracker.log_design(self.design)
         except Exception as error:  # whatever a store's own library raises: training does not depend on it
-            terminal.say(self.console, f"What this study asks for cannot be stored in MLflow yet: {first_line(error)}")
+            terminal.say(self.console, f"What this study asks for cannot be stored in MLflow yet: {meaning(error)}")
 
     def _train(self, runs: Sequence[Run]) -> None:
         """Raises KeyboardInterrupt if the study is asked to stop."""
@@ -159,13 +187,18 @@ class Submission:
                 ended = before + len(runs) - len(relay.left)
                 return ended, f"{ended} of {len(self.plan.runs)} runs"
 
-            with reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress_made):
+            with self.refreshed(progress_made):
                 try:
                     scheduler.execute(jobs, self.needs, max_concurrent=limit, listener=relay, scratch=scratch)
                 finally:
-                    finished = relay.stop_rest()
+                    finished = relay.stop_rest(self.tracker.lost)
                 if not finished:
                     raise KeyboardInterrupt
+
+    def refreshed(self, progress: Callable[[], tuple[int, str]]) -> reporting.Refresher:
+        """Return what makes the report anew while runs are trained."""
+        self.refresher = reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress, self.tracker.check)
+        return self.refresher
 
     def _train_awaited(self) -> None:
         """Runs of another study are used when they are done, and trained here if it leaves them undone."""
@@ -180,8 +213,11 @@ class Submission:
             try:
                 elsewhere = self.journal.claim(self.awaited)
                 known = ledger.find(self.client, self.plan)
-            except (MlflowException, ConfigError):
-                continue  # a server or a disk that is back the next time
+            except (MlflowException, ConfigError) as error:  # a server or a disk that is back the next time
+                if (why := meaning(error) if isinstance(error, MlflowException) else str(error)) not in told:
+                    terminal.say(self.console, f"still waiting: {why}")
+                told.add(why)
+                continue
             took = time.monotonic() - began
             missing = [
                 run for run in self.plan.runs if run.fingerprint in self.awaited and run.fingerprint not in ledger.done(known)
@@ -194,8 +230,13 @@ class Submission:
         return findings.complete
 
     def conclude(self, waiting: int, *, interrupted: bool) -> int:
-        """Ends the study in MLflow and prints its table, from there; returns the exit code."""
-        plan, console = self.plan, self.console
+        """Ends the study in MLflow and prints its table, from there; returns the exit code.
+
+        Raises:
+            MlflowException: before the table. What goes wrong after it is told in one line, and that is all.
+        """
+        console = self.console
+        check_study(self.client, self.plan.study.name)
         if interrupted:  # who stops a study kills it soon
             self.tracker.close("KILLED")
         try:
@@ -206,24 +247,52 @@ class Submission:
             raise
         complete = not waiting and self.is_complete(findings)
         if not interrupted:
-            self.tracker.close("FINISHED" if complete else "FAILED")
+            self._end("FINISHED" if complete else "FAILED")
         terminal.show_results(console, evidence, findings, provenance.again())
         if waiting:
-            console.print(f"{waiting} records have not reached MLflow yet; the next submission delivers them.")
+            why = self.tracker.writer.refusals() or ["the next submission delivers them"]
+            console.print(f"{waiting} records have not reached MLflow yet; {'; '.join(why)}.", soft_wrap=True)
         if interrupted:
             return 1
-        if self.up_to_date and self.tracker.has_report:
-            terminal.say(console, f"Report: {reporting.address(self.client, self.tracker.parent_id)}")
+        self._publish(evidence, findings)
+        logged = self._log_models() if self.options.log_models else True
+        return 0 if complete and logged else 1
+
+    def _end(self, status: str) -> None:
+        try:
+            self.tracker.close(status)
+        except MlflowException as error:  # its runs have their results all the same
+            terminal.say(self.console, f"The study's own run cannot be ended in MLflow: {meaning(error)}.")
+
+    def _publish(self, evidence: Evidence, findings: Findings) -> None:
+        """Stores the report, unless that of just what is asked for is there; says where it is."""
+        run_id = self.tracker.parent_id
+        if self.refresher and self.refresher.busy:
+            terminal.say(
+                self.console,
+                "The report is not made: an earlier one is still being stored. The same command with --report makes it.",
+            )
+        elif self.up_to_date and self.tracker.has_report:
+            reporting.tell(self.console, self.client, run_id)
         else:
             self._log_design()
-            reporting.store(console, self.client, self.tracker.parent_id, evidence, findings)
-        if self.options.log_models:
-            from ablations.engine.models import log_models  # its packages are wanted here only
+            reporting.store(self.console, self.client, run_id, evidence, findings)
 
-            entries = ledger.find(self.client, plan)
+    def _log_models(self) -> bool:
+        """Log final networks that are not in MLflow yet; return whether all of them are there."""
+        from ablations.engine.models import log_models  # its packages are wanted here only
+
+        try:
+            entries = ledger.find(self.client, self.plan)
             folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
-            log_models(self.client, plan, entries, folders, self.options.storage)
-        return 0 if complete else 1
+            problems = log_models(self.client, self.plan, entries, folders, self.options.storage)
+        except MlflowException as error:
+            problems = [f"No model was logged: {meaning(error)}."]
+        for problem in problems:
+            terminal.say(self.console, problem)
+        if problems:
+            terminal.say(self.console, f"To log just those: {provenance.again()}")
+        return not problems
 
 
 def _connect(options: Options) -> MlflowClient:

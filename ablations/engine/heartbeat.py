@@ -1,7 +1,12 @@
-"""Who runs a study, as MLflow knows it: for submissions from machines that share nothing but the tracking server.
+"""The lease on a study, as MLflow knows it: for drivers on machines that share nothing but the tracking server.
 
-On one machine, and for the jobs of one cluster, the journal's lock decides. Here the holder writes its name and a beat into the
-study's run; a process of this machine is looked up, one elsewhere counts as dead when its beat stands still.
+On one machine, and for the jobs of one cluster, the journal's lock decides. Here the holder writes its name, a token and a beat
+into the study's run. A holder on this machine is looked up among its processes; one elsewhere counts as dead when its beat has
+stood still for `DEAD_SECONDS`, and is succeeded.
+
+It may be alive all the same: stopped, or cut off from MLflow. So every holder looks whether the token is still its own before it
+writes. MLflow has no conditional write, and a request may be on its way while its sender stands still: therefore whoever succeeds
+such a holder deletes the runs that carry its token and begins them anew. For a deleted run MLflow takes nothing.
 """
 
 import json
@@ -10,77 +15,196 @@ import os
 import socket
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, RunTag
+from mlflow.exceptions import MlflowException
 
 from ablations.engine.journal import describe_process, held
+from ablations.engine.mlflow_errors import Deleted, deleted_run, is_missing
 
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 20.0
 DEAD_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
+FRESH_SECONDS = 1.0
+"""For so long after it was read, a token is not read again. Nobody is succeeded before `DEAD_SECONDS` without a beat."""
 HOLDER, BEAT = "holder", "holder.beat"
+RUN_HOLDER = "holder.token"
+"""Tag of a run: the token of the driver that trains it."""
+
+
+class HoldLost(Exception):  # noqa: N818 - what happened, not a mistake
+    """Another process has taken the study over. The message says which."""
 
 
 class Heartbeat:
     """Holds a study's run until `stop`.
 
+    Args:
+        client: the MLflow that all drivers of the study share.
+        run_id: the study's run there.
+        study: its name.
+        on_loss: is called once, from any thread, when another process has taken the study over.
+
     Raises:
         ConfigError: a living process on another machine holds it.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, study: str) -> None:
-        self.client, self.run_id = client, run_id
-        _check_free(client, run_id, study)
-        own = json.dumps(
-            {
-                "name": describe_process(),
-                "machine": machine(),
-                "pid": os.getpid(),
-                "born": psutil.Process().create_time(),
-            }
-        )
-        client.set_tag(run_id, HOLDER, own)
-        if urlsplit(client.tracking_uri).hostname not in (None, "localhost", "127.0.0.1", "::1"):
+    def __init__(self, client: MlflowClient, run_id: str, study: str, on_loss: Callable[[], object] = lambda: None) -> None:
+        self.client, self.run_id, self.study, self.on_loss = client, run_id, study, on_loss
+        self.presumed_dead = _check_free(client, run_id, study)
+        """Token of a holder that was succeeded because its beat stood still; empty if its process is known to have ended."""
+        self.token = uuid.uuid4().hex[:16]
+        self.lost = ""
+        """Who holds the study instead, in one line; empty while this process does."""
+        self.gaps = 0
+        """How often this process stood still or was cut off from MLflow for so long that what it knew of runs may be outdated."""
+        self._beats = 0
+        self._lock = threading.Lock()
+        name = {"name": describe_process(), "machine": machine(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+        tags = {HOLDER: json.dumps(name | {"token": self.token}), BEAT: self._next_beat()}
+        self._seen = _Clocks()
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if client.tracking_uri.startswith("http"):  # also what looks local: a tunnel's other end is anywhere
             time.sleep(SETTLE_SECONDS)  # another one may have found it free at the same moment: the last to write has it
-            tags = client.get_run(run_id).data.tags
-            if tags.get(HOLDER) != own:
-                raise held(study, json.loads(tags.get(HOLDER, "{}")).get("name", "another process"))
-        self._own = own
+            holder = holder_of(client, run_id)
+            if holder.get("token") != self.token:
+                raise held(study, holder.get("name", "another process"))
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
+    def check(self) -> None:
+        """Make sure that this process still holds the study, before it writes.
+
+        After a gap, it first gives a beat and waits: whoever is about to take over either sees the beat or is seen here.
+
+        Raises:
+            HoldLost: another process has taken it over, or this one has let it go.
+            Deleted: the study's run, or its experiment, was deleted.
+            MlflowException: MLflow does not answer.
+        """
+        with self._lock:
+            self._check_lost()
+            seconds = self._seen.seconds()
+            if seconds < FRESH_SECONDS:
+                return
+            seen = _Clocks()
+            self._look(seconds)
+            if seconds > DEAD_SECONDS / 2:
+                self._beat()
+                time.sleep(SETTLE_SECONDS)
+                seen = _Clocks()
+                self._look(seconds)
+                self.gaps += 1
+            self._seen = seen
+
     def stop(self) -> None:
-        """Also if another one has taken over meanwhile: that stays the holder."""
+        """Let go, unless another process has taken over meanwhile: that stays the holder."""
+        with self._lock:  # else a look that is under way would miss the token
+            self._stopped.set()
+            if holder_of(self.client, self.run_id).get("token") == self.token:
+                self.client.delete_tag(self.run_id, HOLDER)
+
+    def abandon(self) -> None:
+        """Beat no longer, without a word to MLflow, which may be down: this process is done with the study."""
         self._stopped.set()
-        if self.client.get_run(self.run_id).data.tags.get(HOLDER) == self._own:
-            self.client.delete_tag(self.run_id, HOLDER)
+
+    def _check_lost(self) -> None:
+        if self.lost:
+            raise HoldLost(self.lost)
+        if self._stopped.is_set():
+            raise HoldLost("this process has let the study go")
+
+    def _look(self, seconds: float) -> None:
+        run = _run(self.client, self.run_id, f"the run of the study {self.study}")
+        holder = _holder(run)
+        if holder.get("token") == self.token:
+            return
+        self._check_lost()
+        self._stopped.set()
+        who = f"{holder['name']} holds it now" if holder else "another process took it over meanwhile, and has ended"
+        self.lost = f"{who}; this one had not been heard of for {seconds:.0f} s and stops, nothing more is written"
+        self.on_loss()
+        self._check_lost()
+
+    def _beat(self) -> None:
+        self.client.set_tag(self.run_id, BEAT, self._next_beat())
+
+    def _next_beat(self) -> str:
+        self._beats += 1
+        return f"{self.token}-{self._beats}"
 
     def _run(self) -> None:
-        beat = 0
         while not self._stopped.wait(BEAT_SECONDS):
-            beat += 1
             with suppress(Exception):  # a server that is down is not asked by anybody else either
-                self.client.set_tag(self.run_id, BEAT, f"{os.getpid()}-{beat}")
+                self.check()
+                self._beat()
 
 
-def _check_free(client: MlflowClient, run_id: str, study: str) -> None:
-    tags = client.get_run(run_id).data.tags
-    holder = json.loads(tags.get(HOLDER, "{}"))
+class _Clocks:
+    """A moment. By one clock alone a suspended machine or a virtual one that was frozen may have spent no time."""
+
+    def __init__(self) -> None:
+        self.wall, self.running = time.time(), time.clock_gettime(_RUNNING)
+
+    def seconds(self) -> float:
+        """Return the seconds since then, by the clock that counted more."""
+        return max(time.time() - self.wall, time.clock_gettime(_RUNNING) - self.running)
+
+
+_RUNNING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""A clock that nobody sets; on Linux one that goes on while the machine is suspended."""
+
+
+def holder_of(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """Return who holds a study's run: name, machine, process and token; nothing if nobody does or the run is gone."""
+    try:
+        return _holder(client.get_run(run_id))
+    except MlflowException as error:
+        if is_missing(error):
+            return {}
+        raise
+
+
+def _holder(run: Any) -> dict[str, Any]:
+    holder: dict[str, Any] = json.loads(run.data.tags.get(HOLDER, "{}"))
+    return holder
+
+
+def _run(client: MlflowClient, run_id: str, what: str) -> Any:
+    """Return a run that is not deleted."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if is_missing(error):
+            raise Deleted(f"{what} was deleted in MLflow for good; the same command, given again, begins a new one") from error
+        raise
+    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise deleted_run(client, what, run_id, run.info.experiment_id)
+    return run
+
+
+def _check_free(client: MlflowClient, run_id: str, study: str) -> str:
+    """Return the token of a holder that is presumed dead, empty if there is none; raise ConfigError for one that lives."""
+    run = client.get_run(run_id)
+    holder = _holder(run)
     if not holder:
-        return
+        return ""
     if holder.get("machine") == machine():
-        alive = holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"])
-    else:
-        alive = _beats(client, run_id, tags.get(BEAT), holder)
-    if alive:
-        raise held(study, holder["name"])
+        if holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"]):
+            raise held(study, holder["name"])
+        return ""
+    if name := _living(client, run_id, run.data.tags.get(BEAT), holder):
+        raise held(study, name)
+    return str(holder.get("token", ""))
 
 
 def machine() -> str:
@@ -99,14 +223,16 @@ def _lives(pid: int, born: float) -> bool:
         return False
 
 
-def _beats(client: MlflowClient, run_id: str, last: str | None, holder: dict[str, Any]) -> bool:
+def _living(client: MlflowClient, run_id: str, last: str | None, holder: dict[str, Any]) -> str:
+    """Return the name of the living process that holds the run; empty if its holder is dead or has let go."""
     logger.warning("looking for up to %.0f s whether %s is alive", DEAD_SECONDS, holder["name"])
     deadline = time.monotonic() + DEAD_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(5.0, DEAD_SECONDS / 10))
-        tags = client.get_run(run_id).data.tags
-        if tags.get(BEAT) != last:
-            return True
-        if HOLDER not in tags:
-            return False
-    return False
+        run = client.get_run(run_id)
+        now = _holder(run)
+        if not now:
+            return ""
+        if now != holder or run.data.tags.get(BEAT) != last:  # it beats, or another one that waited has succeeded it
+            return str(now["name"])
+    return ""

@@ -78,6 +78,13 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def interrupt() -> None:
+    """Stop this program as Ctrl-C does, from any of its threads."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """Signals wait for the end of this. A library whose start is interrupted may make an error of its own of it."""

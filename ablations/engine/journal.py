@@ -42,6 +42,10 @@ class Record:
     """Its cell and seed, for people."""
     time_ms: int
     values: Mapping[str, Any] = field(default_factory=dict)
+    study_run: str = ""
+    """The study's run in MLflow."""
+    token: str = ""
+    """Token of the process that held the study: see `heartbeat`."""
 
     @property
     def key(self) -> tuple[str, int]:

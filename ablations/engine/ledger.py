@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from ablations.engine.estimate import Finished
 from ablations.engine.evidence import Design
+from ablations.engine.mlflow_errors import check_experiment
 from ablations.engine.study import Plan
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
@@ -147,8 +148,10 @@ def design_of(
 
     Raises:
         ConfigError: there is none.
+        Deleted: its experiment was deleted.
     """
     experiment = client.get_experiment_by_name(study)
+    check_experiment(client, experiment)
     where = f"tags.study = '{study}' and tags.preset = '{preset}'"
     runs = _pages(client.search_runs, experiment_ids=[experiment.experiment_id], filter_string=where) if experiment else ()
     wanted = {name: str(value) for name, value in shared.items()}

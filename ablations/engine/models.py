@@ -7,13 +7,15 @@ import mlflow
 import numpy as np
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
 from ablations.engine.checkpoints import CheckpointFolder
 from ablations.engine.ledger import Entry
+from ablations.engine.mlflow_errors import REFUSED, meaning
 from ablations.engine.study import Plan, Run
-from resnet_core import ConfigError, build_model
+from resnet_core import build_model
 from resnet_core.data.datasets import Dataset
 
 LOGGED = "model"
@@ -37,18 +39,40 @@ class PixelsToScores(nn.Module):
         return scores
 
 
-def log_models(client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], folders: Mapping[str, str], storage: str) -> None:
-    """Logs the final network of every completed run that has none in MLflow yet, with signature and input example."""
+def log_models(
+    client: MlflowClient, plan: Plan, entries: Mapping[str, Entry], folders: Mapping[str, str], storage: str
+) -> list[str]:
+    """Log the final network of every completed run that has none in MLflow yet, with signature and input example.
+
+    Returns:
+        Of each that could not be logged, why, in one line. A server that does not answer ends it at the first.
+    """
     mlflow.set_tracking_uri(client.tracking_uri)
     for name in ("mlflow", "torch.export"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    problems = []
     for run in plan.runs:
         entry = entries.get(run.fingerprint)
-        if entry and entry.outcome == "completed" and LOGGED not in entry.tags:
-            saved = CheckpointFolder(storage, folders[run.fingerprint]).latest()
-            if saved is None:
-                raise ConfigError(f"--storage={storage}: holds no checkpoint of {run}, so its model cannot be logged")
-            _log(client, run, entry, pixels_to_scores(plan, run, saved["model"]), plan.data_of(run))
+        if entry is None or entry.outcome != "completed" or LOGGED in entry.tags:
+            continue
+        try:
+            _log_network(client, plan, run, entry, CheckpointFolder(storage, folders[run.fingerprint]))
+        except Exception as error:  # of a store's own library, a disk, an exporter: the study has its results
+            away = isinstance(error, MlflowException) and error.error_code not in REFUSED
+            said = meaning(error) if isinstance(error, MlflowException) else f"{error}".partition("\n")[0]
+            problems.append(
+                f"{run}: its model was not logged{', nor those after it' if away else ''}: {said or type(error).__name__}"
+            )
+            if away:
+                break
+    return problems
+
+
+def _log_network(client: MlflowClient, plan: Plan, run: Run, entry: Entry, checkpoints: CheckpointFolder) -> None:
+    saved = checkpoints.latest()
+    if saved is None:
+        raise FileNotFoundError(f"there is no checkpoint in {checkpoints.where}")
+    _log(client, run, entry, pixels_to_scores(plan, run, saved["model"]), plan.data_of(run))
 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:

@@ -8,6 +8,7 @@ from functools import partial
 from ablations.engine import ledger, terminal, trials
 from ablations.engine.estimate import Finished, look_ahead, runs_at_once
 from ablations.engine.ledger import Entry
+from ablations.engine.mlflow_errors import Deleted, check_study
 from ablations.engine.options import Options
 from ablations.engine.plan_view import plan_view
 from ablations.engine.provenance import submission_id
@@ -23,7 +24,7 @@ ANSWER_SECONDS = 2.0
 
 def preview(plan: Plan, options: Options) -> int:
     """Prints a plan; returns the exit code."""
-    done, finished, past = _known(plan, options)
+    done, finished, past, warning = _known(plan, options)
     to_come: list[Run] = []
     if isinstance(plan, SearchPlan):
         searches = Searches(plan, past, lambda run: None)
@@ -45,19 +46,26 @@ def preview(plan: Plan, options: Options) -> int:
         )
     at_once = _runs_at_once(plan, options)
     outlook = look_ahead(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
-    terminal.make_console().print(plan_view(plan, done, outlook, to_come))
+    console = terminal.make_console()
+    console.print(plan_view(plan, done, outlook, to_come))
+    if warning:
+        terminal.say(console, warning)
     return 0
 
 
-def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished], Sequence[PastTrial]]:
-    """The plan's runs that are done, others that tell how long runs take, and the trials of a search."""
+def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finished], Sequence[PastTrial], str]:
+    """The plan's runs that are done, others that tell how long runs take, the trials of a search, and what bars a submission."""
     if is_new(options.tracking_uri):
-        return {}, [], ()  # nor is a database made to say so
-    client = connect(options.tracking_uri)
+        return {}, [], (), ""  # nor is a database made to say so
+    client, warning = connect(options.tracking_uri), ""
     with answering(options.tracking_uri):
+        try:
+            check_study(client, plan.study.name)
+        except Deleted as error:
+            warning = f"Mind: as it is, this study will be refused: {error}"
         done = {} if options.fresh else ledger.done(ledger.find(client, plan))
         past = trials.read(client, plan.asked(), code_version()) if isinstance(plan, SearchPlan) else []
-        return done, list(ledger.finished(client, plan.data.values())), past
+        return done, list(ledger.finished(client, plan.data.values())), past, warning
 
 
 def _on_a_cluster() -> bool:

@@ -58,10 +58,14 @@ class Relay:
             self.reasons[fingerprint] = reason
             self.progress.interrupted(run, f"{reason}; it goes on from its last checkpoint")
 
-    def stop_rest(self) -> bool:
-        """Ends what was interrupted; returns whether all runs had come to their end."""
+    def stop_rest(self, lost: str = "") -> bool:
+        """Ends what was interrupted; returns whether all runs had come to their end.
+
+        Args:
+            lost: who holds the study instead of this process, where that is why it stops.
+        """
         for run in list(self.open.values()):
-            self._end(run, "stopped", "the study was interrupted")
+            self._end(run, "stopped", "another process has taken the study over" if lost else "the study was interrupted")
         return not self.left
 
     def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from ablations.engine import ledger, paths, terminal
 from ablations.engine.agreement import Training, compare, environment
+from ablations.engine.mlflow_errors import meaning
 from ablations.engine.provenance import git_state
 from ablations.engine.storage import check_storage, make_storage, open_storage
-from ablations.engine.tracking import connect, first_line, is_new
+from ablations.engine.tracking import connect, is_new
 from ablations.engine.trial import Job
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset
@@ -130,7 +131,7 @@ def _recorded(request: ReplayRequest) -> Recorded:
                 epochs.setdefault(metric.step, {})[name] = metric.value
         seeds = seeds_of(client, run, f"{spec.data.scored_on}/error")
     except MlflowException as error:
-        raise reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)})") from error
+        raise reject("--tracking-uri", uri, meaning(error)) from error
     tags = run.data.tags
     return Recorded(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
 

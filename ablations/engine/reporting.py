@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from ablations.engine import interrupts, ledger, overview, results, terminal
@@ -18,6 +19,7 @@ from ablations.engine.analysis import analyse
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.factors import shown
 from ablations.engine.findings import Findings
+from ablations.engine.mlflow_errors import meaning
 from ablations.engine.options import Options
 from ablations.engine.overview import REPORT
 from ablations.engine.provenance import again
@@ -36,20 +38,38 @@ END_SECONDS = 60.0
 """How long the end of a study waits for a report that is being made."""
 
 
+STOP_SECONDS = 1.0
+"""The same for a study that is asked to stop."""
+
+
 def publish(
-    client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings, *, running: str = "", part: str = ""
+    client: MlflowClient,
+    run_id: str,
+    evidence: Evidence,
+    findings: Findings,
+    *,
+    running: str = "",
+    part: str = "",
+    permit: Callable[[], object] = lambda: None,
 ) -> None:
     """Makes report, tables and figures and logs them to the study's run, with a description that leads there.
 
     Args:
         running: how far the study is, where it is not at its end: `12 of 24 runs`.
         part: a name, where this is of a part of the study only: it goes beside the study's own report, to `parts/<name>`.
+        permit: is called before each step that writes to MLflow, and ends it all with an error.
     """
     with tempfile.TemporaryDirectory() as folder:
         write(evidence, findings, Path(folder), running=running)
-        client.log_artifacts(run_id, folder, f"parts/{part}" if part else None)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            permit()
+            where = Path("parts", part) if part else Path()
+            below = (where / file.parent.relative_to(folder)).as_posix()
+            client.log_artifact(run_id, str(file), None if below == "." else below)
     if not part:
+        permit()
         overview.describe(client, run_id, evidence, findings)
+        permit()
         client.set_tag(run_id, REPORT_TAG, running or WHOLE)
 
 
@@ -91,12 +111,25 @@ class Refresher:
 
     Args:
         progress: how many runs have ended, and how far that is: `12 of 24 runs`. Where the number has not changed, nothing is made.
+        permit: is called before each step that writes to MLflow; its error ends this report.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, design: Design, progress: Callable[[], tuple[int, str]]) -> None:
-        self.client, self.run_id, self.design, self.progress = client, run_id, design, progress
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        design: Design,
+        progress: Callable[[], tuple[int, str]],
+        permit: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.client, self.run_id, self.design, self.progress, self.permit = client, run_id, design, progress, permit
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a report is still being stored, which would overwrite a later one."""
+        return self._thread.is_alive()
 
     def __enter__(self) -> "Refresher":
         self._thread.start()
@@ -104,8 +137,13 @@ class Refresher:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stopped.set()
-        if kind is None:
-            self._thread.join(END_SECONDS)  # the last report comes after it; who stops a study does not wait
+        self._thread.join(END_SECONDS if kind is None else STOP_SECONDS)  # who stops a study does not wait
+
+    def _may_write(self) -> None:
+        """Raise an error once a later report may be made, by this process or by another one."""
+        if self._stopped.is_set():
+            raise InterruptedError("the study has ended")
+        self.permit()
 
     def _run(self) -> None:
         shown, pause = 0, REFRESH_SECONDS
@@ -117,8 +155,7 @@ class Refresher:
             try:
                 evidence = results.gather(self.client, self.design)
                 findings = analyse(evidence)
-                if not self._stopped.is_set():
-                    publish(self.client, self.run_id, evidence, findings, running=so_far)
+                publish(self.client, self.run_id, evidence, findings, running=so_far, permit=self._may_write)
                 shown = ended
             except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
                 logger.debug("no report this time", exc_info=True)
@@ -157,10 +194,19 @@ def store(console: Console, client: MlflowClient, run_id: str, evidence: Evidenc
     """Publishes a report and says where it is. Results do not depend on it: what goes wrong here is told, and that is all."""
     try:
         publish(client, run_id, evidence, findings, part=part)
-        terminal.say(console, f"Report: {address(client, run_id, part=part)}")
     except Exception as error:  # a store's own library may raise anything
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        terminal.say(console, f"The report could not be made or stored: {message}")
+        said = meaning(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
+        terminal.say(console, f"The report could not be made or stored: {said}")
+    else:
+        tell(console, client, run_id, part=part)
+
+
+def tell(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
+    """Say where a report is."""
+    try:
+        terminal.say(console, f"Report: {address(client, run_id, part=part)}")
+    except MlflowException as error:
+        terminal.say(console, f"Where the report is cannot be told: {meaning(error)}")
 
 
 def address(client: MlflowClient, run_id: str, *, part: str = "") -> str:

@@ -8,18 +8,19 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine import paths, reporting, terminal, trials
+from ablations.engine import interrupts, paths, terminal, trials
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.execution import AWAIT_SECONDS, Submission, checkpoint_folder, job_of, needs_of, submit
 from ablations.engine.findings import Findings
 from ablations.engine.ledger import Entry
+from ablations.engine.mlflow_errors import meaning
 from ablations.engine.options import Options
 from ablations.engine.plan_view import budget
 from ablations.engine.search import SearchPlan
 from ablations.engine.searches import Searches
 from ablations.engine.study import Plan, Run
-from ablations.engine.tracking import Tracker, first_line
+from ablations.engine.tracking import Tracker
 from ablations.engine.trial import Job
 from ablations.engine.trial_source import TrialSource
 from resnet_core.identity import code_version
@@ -41,8 +42,10 @@ class SearchSubmission(Submission):
         self.searches = Searches(plan, past, trials.Elsewhere(client, plan.asked(), code_version()))
         self.searched = not self.searches.finished
         self.needs = needs_of(plan, options) if self.searched else None  # refuses before anything is written
-        self.tracker = Tracker(client, writer, plan, {each.entry.tags["fingerprint"]: each.entry for each in past})
+        known = {each.entry.tags["fingerprint"]: each.entry for each in past}
+        self.tracker = Tracker(client, writer, plan, known, on_loss=interrupts.interrupt)
         self.up_to_date = False
+        self.refresher = None
         self._log_design()
 
     @property
@@ -69,11 +72,14 @@ class SearchSubmission(Submission):
 
     def _once_it_answers(self, look_up: Callable[[], dict[str, Entry]]) -> dict[str, Entry]:
         """What MLflow knows. A server that is down when the search ends is waited for."""
+        told = ""
         while True:
             try:
                 return look_up()
             except MlflowException as error:
-                terminal.say(self.console, f"waiting for MLflow, which knows what is trained already ({first_line(error)})")
+                if (why := meaning(error)) != told:
+                    terminal.say(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
+                told = why
                 time.sleep(AWAIT_SECONDS)
 
     def is_complete(self, findings: Findings) -> bool:
@@ -90,12 +96,12 @@ class SearchSubmission(Submission):
             self.console.print(f"{self.searches.outside} earlier trials are not of the space searched now, and are passed over.")
         with SearchProgress(self.console, self.plan, self.searches) as progress:
             source = TrialSource(self.searches, self.tracker, progress, claim=self.journal.claim, job_of=self._job_of)
-            with reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress.made):
+            with self.refreshed(progress.made):
                 try:
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"
                     scheduler.search(source, self.needs, max_concurrent=limit, listener=source, scratch=scratch)
                 finally:
-                    source.stop_rest()
+                    source.stop_rest(self.tracker.lost)
         return self.searches.finished
 
     def _job_of(self, run: Run, parent: Run | None) -> Job:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +22,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from ablations.engine import paths, trials
-from ablations.engine.delivery import JOB_KILLED, STATUS, Writer
+from ablations.engine.delivery import JOB_KILLED, Writer
 from ablations.engine.evidence import Design
-from ablations.engine.heartbeat import Heartbeat
-from ablations.engine.journal import Record
-from ablations.engine.ledger import DESIGN, DESIGN_TAG, Entry
+from ablations.engine.heartbeat import RUN_HOLDER, Heartbeat, holder_of
+from ablations.engine.journal import Record, held
+from ablations.engine.ledger import DESIGN, DESIGN_TAG, Entry, search
+from ablations.engine.mlflow_errors import DENIED, Deleted, check_experiment, meaning
 from ablations.engine.provenance import git_state
+from ablations.engine.run_delivery import STATUS
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import code_version
@@ -35,6 +37,7 @@ from resnet_core.identity import code_version
 CONNECT_SECONDS = 10
 """How long PostgreSQL may take to be reached."""
 ACCEPTED = "accepted: a server that runs, http://…, or a database, sqlite:////FOLDER/FILE or postgresql://…"
+CREDENTIALS = "accepted: a user who may, by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"
 REPORT_TAG, WHOLE = "report", "whole"
 """Tag of a study's run: how far the study was when its report was made."""
 
@@ -96,19 +99,17 @@ def _file_of(uri: str) -> Path | None:
 
 
 def _refused(uri: str, error: Exception) -> ConfigError:
-    return reject("--tracking-uri", uri, f"MLflow does not answer ({first_line(error)}); {ACCEPTED}")
-
-
-def first_line(error: Exception) -> str:
-    """Of what MLflow says."""
-    return str(error).partition("\n")[0][:200]
+    accepted = CREDENTIALS if getattr(error, "error_code", "") in DENIED else ACCEPTED
+    return reject("--tracking-uri", uri, f"{meaning(error)}; {accepted}")
 
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Before anything has started, a tracking server that no longer answers is the request's error."""
+    """Before anything has started, a tracking server that does not answer is the request's error, and so is what was deleted."""
     try:
         yield
+    except Deleted as error:
+        raise ConfigError(str(error)) from error
     except MlflowException as error:
         raise _refused(uri, error) from error
 
@@ -122,20 +123,28 @@ class Tracker:
         plan: the study, which this process holds.
         known: what the ledger found of the plan's runs; unfinished ones are continued, not repeated.
         again: start every run as a new generation, next to what is there (`--fresh`).
+        on_loss: is called once, from any thread, when another process has taken the study over.
 
     Raises:
         ConfigError: a process on another machine holds the study.
     """
 
     def __init__(
-        self, client: MlflowClient, writer: Writer, plan: Plan, known: Mapping[str, Entry], *, again: bool = False
+        self,
+        client: MlflowClient,
+        writer: Writer,
+        plan: Plan,
+        known: Mapping[str, Entry],
+        *,
+        again: bool = False,
+        on_loss: Callable[[], object] = lambda: None,
     ) -> None:
         self.client, self.writer, self.plan = client, writer, plan
         self.experiment_id = _experiment(client, plan.study.name)
         self._tags = origin_tags()
         self.has_report = False
         """Whether a report of just what is asked for was stored at the study's end."""
-        self.parent_id = self._open_parent()
+        self.parent_id = self._open_parent(on_loss)
         self._experiments: dict[str, str] = {}
         self._attempts: dict[str, int] = {}
         self._generations: dict[str, int] = {}
@@ -201,8 +210,18 @@ class Tracker:
             self.client.log_text(self.parent_id, design.to_json(), DESIGN)
             self.client.set_tag(self.parent_id, DESIGN_TAG, asked)
 
+    @property
+    def lost(self) -> str:
+        """Who holds the study instead of this process; empty while that is not so."""
+        return self._beat.lost
+
+    def check(self) -> None:
+        """Raise HoldLost if another process has taken the study over."""
+        self._beat.check()
+
     def close(self, status: str) -> None:
-        """Ends the parent run."""
+        """Ends the parent run, unless another process has taken the study over."""
+        self.check()
         self._beat.stop()
         self.client.set_terminated(self.parent_id, status)
 
@@ -215,10 +234,12 @@ class Tracker:
             run=str(run),
             time_ms=now_ms(),
             values=values,
+            study_run=self.parent_id,
+            token=self._beat.token,
         )
         self.writer.put(record)
 
-    def _open_parent(self) -> str:
+    def _open_parent(self, on_loss: Callable[[], object]) -> str:
         plan = self.plan
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
@@ -226,11 +247,22 @@ class Tracker:
         run_id = str(run.info.run_id)
         if not run.data.params:  # also of one whose maker died before it had logged them: reports look for these
             self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
-        self._beat = Heartbeat(self.client, run_id, plan.study.name)
+        self._beat = Heartbeat(self.client, run_id, plan.study.name, on_loss)
+        if not found:
+            self._check_only(run_id, where)
+        self.writer.hold(self._beat)
         if found:
             self.client.update_run(run_id, status="RUNNING")
             self._mend(run_id)
         return run_id
+
+    def _check_only(self, run_id: str, where: str) -> None:
+        """Give way if another process made a run for this study at the same moment, and made it last."""
+        last = self.client.search_runs([self.experiment_id], where, max_results=1)[0].info.run_id
+        if last != run_id:
+            self._beat.stop()
+            self.client.delete_run(run_id)
+            raise held(self.plan.study.name, holder_of(self.client, last).get("name", "another process"))
 
     def _create_parent(self) -> MlflowRun:
         plan = self.plan
@@ -248,12 +280,24 @@ class Tracker:
         where = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}' and attributes.status = 'RUNNING'"
         # Asked before the search: what is no longer on its way then has arrived.
         alive = self.writer.waiting() | self.writer.journal.held_elsewhere().keys()
+        if self._beat.presumed_dead:
+            self._fence(self._beat.presumed_dead, alive)
         for run in self.client.search_runs([self.experiment_id], where):
             if STATUS.get(run.data.tags.get("outcome", "")) == "FINISHED":  # its model was being logged
                 self.client.set_terminated(run.info.run_id, "FINISHED")
             elif run.data.tags.get("fingerprint") not in alive:
                 self.client.log_batch(run.info.run_id, tags=[RunTag("outcome", "stopped"), RunTag("message", JOB_KILLED)])
                 self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _fence(self, token: str, alive: Set[str]) -> None:
+        """Delete the unfinished runs of a holder that may be alive: it cannot write to them, not even what is on its way.
+
+        All of their epochs come again, to a new run, wherever their training goes on from.
+        """
+        for run in search(self.client, f"tags.`{RUN_HOLDER}` = '{token}' and attributes.status = 'RUNNING'"):
+            tags = run.data.tags
+            if STATUS.get(tags.get("outcome", "")) != "FINISHED" and tags.get("fingerprint") not in alive:
+                self.client.delete_run(run.info.run_id)
 
     def _identity(self, run: Run) -> dict[str, str]:
         return {
@@ -287,13 +331,18 @@ def _user() -> str:
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found:
+    if found := client.get_experiment_by_name(name):
+        check_experiment(client, found)
         return str(found.experiment_id)
     # Without a server, artifacts would land in the current folder.
     served = client.tracking_uri.startswith("http")
     folder = None if served else (paths.home() / "artifacts" / name).as_uri()
-    return str(client.create_experiment(name, folder, {"mlflow.experimentKind": "custom_model_development"}))
+    try:
+        return str(client.create_experiment(name, folder, {"mlflow.experimentKind": "custom_model_development"}))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _experiment(client, name)  # another process has just made it
 
 
 def now_ms() -> int:

@@ -47,7 +47,8 @@ def measure(uri: str) -> Tracking:
     """Creates a run and deletes it: nobody sees it, unless they ask for deleted ones."""
     from mlflow.exceptions import MlflowException
 
-    from ablations.engine.tracking import connect, first_line, is_new
+    from ablations.engine.mlflow_errors import check_experiment, first_line, meaning
+    from ablations.engine.tracking import connect, is_new
 
     password = asks_for_password(uri) if uri.startswith("http") else None
     began = time.monotonic()
@@ -55,11 +56,12 @@ def measure(uri: str) -> Tracking:
         if is_new(uri):
             return Tracking(new=True)
         client = connect(uri)
+        check_experiment(client, client.get_experiment(ANYBODYS))
         client.delete_run(client.create_run(ANYBODYS, run_name="doctor").info.run_id)
     except ConfigError as error:
         return Tracking(error=first_line(error), password=password)
     except MlflowException as error:
-        return Tracking(error=f"{uri} refuses to write ({first_line(error)})", password=password)
+        return Tracking(error=f"no run can be written to {uri}: {meaning(error)}", password=password)
     return Tracking(seconds=time.monotonic() - began, password=password)
 
 
