@@ -32,6 +32,16 @@ def local_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture(autouse=True)
+def same_ray() -> Iterator[None]:
+    """A command line under test decides which Ray its process uses: not for the tests after it."""
+    before = os.environ.get("RAY_ADDRESS")
+    yield
+    os.environ.pop("RAY_ADDRESS", None)
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Address of a Ray with two CPUs on this machine."""

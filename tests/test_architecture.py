@@ -13,6 +13,8 @@ LAYERS = [
         for name in (
             *(
                 "paths",
+                "private_files",
+                "relocation",
                 "interrupts",
                 "storage",
                 "packing",
@@ -48,6 +50,7 @@ LAYERS = [
                 "tune_callbacks",
                 "capacity",
                 "shares",
+                "ray_address",
                 "scheduler",
             ),
             "health",
@@ -91,8 +94,8 @@ HOME = {
                 "tune_callbacks",
                 "capacity",
                 "shares",
+                "ray_address",
                 "scheduler",
-                "service",
             ),
             *(f"health.{name}" for name in ("nodes", "exposure", "all_reduce", "checkup")),
         )

@@ -75,6 +75,7 @@ def _replay(given: argparse.Namespace) -> int:
     from ablations.engine.replay import ReplayRequest, replay  # MLflow and scipy take seconds to import
 
     Interrupts()
+    paths.protect_home()
     return replay(
         ReplayRequest(
             run=given.run,

@@ -41,6 +41,7 @@ def run(given: argparse.Namespace) -> int:
     Interrupts()
     service.adopt()
     request = _request(given)
+    paths.protect_home()
     from ablations.engine.health.checkup import check_up  # Ray takes seconds to import
 
     try:

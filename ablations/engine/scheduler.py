@@ -22,10 +22,10 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 from ray._private import worker
-from ray.exceptions import RpcError
+from ray.exceptions import RayError, RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine import tune_loop
+from ablations.engine import private_files, ray_address, tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
 from ablations.engine.trial import Job, train
@@ -50,15 +50,38 @@ MOST_WAITING_GROUPS = 8
 
 
 def connect() -> None:
-    """Joins the cluster that RAY_ADDRESS or this machine offers, else starts one here that ends with this process."""
+    """Join the cluster that RAY_ADDRESS names, else start a Ray here that ends with this process.
+
+    Raises:
+        ConfigError: no Ray answers at RAY_ADDRESS, it is not for this process, or there is no private place for files.
+    """
     # Workers' output stays in Ray's logs: what they have to say comes as reports.
     if not ray.is_initialized():
         terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":
+            _start_here()
+        else:
+            _join(address)
         signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process at once
     worker.print_to_stdstream = _say_in_a_line
     # Tune logs a traceback for each death of a process, which the listener is told of anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _start_here() -> None:
+    private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
+    folder, _ = private_files.ray_folder()  # the file that locks it stays open as long as this process lives
+    ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
+
+
+def _join(address: str) -> None:
+    private_files.protect_token(create=False)
+    ray_address.check(address)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError) as error:
+        raise ray_address.refused(address, f"Ray does not answer ({str(error).partition(chr(10))[0]})") from error
 
 
 def _say_in_a_line(message: Mapping[str, Any], **_: Any) -> None:
