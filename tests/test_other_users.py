@@ -72,7 +72,7 @@ def test_a_folder_that_is_more_than_the_home_keeps_its_mode(place: Path, monkeyp
 
 
 @pytest.fixture
-def person(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def person(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's home folder without a token, and a umask that opens files to everybody."""
     monkeypatch.setenv("HOME", str(place))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):

@@ -23,15 +23,17 @@ def protect_home() -> None:
     """
     folder = home()
     try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
-        mode = stat.S_IMODE(found.st_mode)
-        if not mode & 0o077 or found.st_uid != os.geteuid() or mode & stat.S_ISVTX or _holds_user_home(folder):
-            return
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:  # whoever writes there says so
+        return
+    found = folder.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o077 or found.st_uid != os.geteuid() or mode & stat.S_ISVTX or _holds_user_home(folder):
+        return
+    try:
         folder.chmod(mode & 0o700)
     except OSError as error:
-        raise reject("RESNET_ABLATIONS_HOME", str(folder), f"cannot be made or kept private ({error})") from error
+        raise reject("RESNET_ABLATIONS_HOME", str(folder), f"cannot be made private ({error})") from error
     say = f"{folder} was open to other users (mode {mode:04o}) and is private now (0700)"
     print(f"{say}; to share results, use --storage and an MLflow server.", file=sys.stderr)
 

@@ -18,7 +18,7 @@ from resnet_core.fields import reject
 
 PREFIX = "ablations-"
 MAX_SOCKET_PATH_BYTES = 107
-RAY_SUFFIX_BYTES = len(f"/{PREFIX}12345678/r/session_2026-11-27_14-19-28_688167_4194304/sockets/plasma_store.1")
+RAY_SUFFIX_BYTES = len(f"/{PREFIX}12345678/r/session_2026-11-27_14-19-28_688167_4194304/sockets/dash_MetricsHead")
 """What Ray and this module append to a folder: the longest path of a socket. A process ID has at most 7 digits."""
 
 
