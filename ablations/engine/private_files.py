@@ -16,7 +16,7 @@ from pathlib import Path
 
 from resnet_core.fields import reject
 
-PREFIX = "ablations-"
+PREFIX = "abl-"
 MAX_SOCKET_PATH_BYTES = 107
 RAY_SUFFIX_BYTES = len(f"/{PREFIX}12345678/r/session_2026-11-27_14-19-28_688167_4194304/sockets/dash_MetricsHead")
 """What Ray and this module append to a folder: the longest path of a socket. A process ID has at most 7 digits."""
@@ -39,9 +39,11 @@ def protect_token(*, create: bool) -> None:
     Raises:
         ConfigError: the file belongs to another user, or cannot be written.
     """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return  # Ray does not look at the file
     path = _token_file()
     try:
-        if create and token() is None:
+        if create and not path.exists():
             _create_token(path)
         with suppress(FileNotFoundError):
             _tighten_token(path)
