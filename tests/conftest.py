@@ -44,6 +44,16 @@ def signal_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def same_ray() -> Iterator[None]:
+    """A command line under test decides which Ray its process uses: not for the tests after it."""
+    before = os.environ.get("RAY_ADDRESS")
+    yield
+    os.environ.pop("RAY_ADDRESS", None)
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Address of a Ray with two CPUs on this machine."""

@@ -70,8 +70,8 @@ class Service:
     def session(self) -> Path:
         """Ray's own folder of this service."""
         words = " ".join(word for process in self.processes() for word in process.cmdline())
-        (name,) = {word.partition("=")[2] for word in words.split() if word.startswith("--session-name=")}
-        return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", name)
+        (folder,) = {word.partition("=")[2] for word in words.split() if word.startswith("--session-dir=")}
+        return Path(folder)
 
 
 def listening(service: Service) -> dict[str, set[int]]:

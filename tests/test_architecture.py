@@ -13,6 +13,8 @@ LAYERS = [
         for name in (
             *(
                 "paths",
+                "private_files",
+                "relocation",
                 "interrupts",
                 "storage",
                 "checkpoints",
@@ -55,6 +57,7 @@ LAYERS = [
                 "lifeline",
                 "shares",
                 "scratch_folders",
+                "ray_address",
                 "scheduler",
             ),
             "health",
@@ -101,8 +104,8 @@ HOME = {
                 "tune_callbacks",
                 "capacity",
                 "shares",
+                "ray_address",
                 "scheduler",
-                "service",
             ),
             *(f"health.{name}" for name in ("nodes", "exposure", "all_reduce", "checkup")),
         )

@@ -289,7 +289,7 @@ def test_help_names_factors_presets_and_every_option_without_importing_ray_or_to
 
 def test_plan_shows_cells_and_cost_and_starts_nothing(tmp_path: Path) -> None:
     arguments = ["--preset", "smoke", "--plan", "--levels", "block=basic,bottleneck", "shortcut=A", "depth=8,20", "--seeds", "2"]
-    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:9"}  # where nothing answers
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "local"}
     done = subprocess.run(
         [sys.executable, "ablations/shortcuts.py", *arguments],
         capture_output=True,

@@ -331,3 +331,27 @@ def test_secrets_are_nowhere_but_where_they_are_kept(submitted: Submitted) -> No
     assert any("report" in name for name in marked)
     assert any("job-driver" in name for name in marked)
     assert {name: secret for name, content in contents.items() for secret in secrets if secret.encode() in content} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "this Ray asks for a token; export RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8}, "Ray refuses the token of this user, which is RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_study_without_the_right_token_is_told_so_at_once(
+    submitted: Submitted, tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    """From another home folder, where nothing tells how to use the service."""
+    address = f"127.0.0.1:{submitted.service.ports['ray']}"
+    environment = {"RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    environment = {"RAY_AUTH_MODE": "disabled", **environment, **settings}
+    began = time.monotonic()
+    done = submitted.service.run(sys.executable, *COMMAND, folder=PROJECT, **environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: RAY_ADDRESS={address}: {said}")
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - began < 60  # of which Ray's import takes most on a busy machine

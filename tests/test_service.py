@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_faults import until
 
-from ablations.engine.service import CLUSTER, adopt
+from ablations.engine.service import CLUSTER, adopt, reason_in
 
 EPOCHS = 600
 """So many take some twenty seconds: time to stop a study in."""
@@ -60,26 +60,16 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6380"
 
 
-def test_a_ray_that_starts_for_a_study_alone_is_on_loopback_and_one_that_it_joins_is_left_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loopback = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    note = tmp_path / "ray" / "ray_current_cluster"
-    note.parent.mkdir()
-    for address, noted, expected in ((None, False, "0"), ("local", True, "0"), (None, True, None), ("10.0.0.1:6379", False, None)):
-        monkeypatch.delenv(loopback, raising=False)
-        if address:
-            monkeypatch.setenv("RAY_ADDRESS", address)
-        else:
-            monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        note.unlink(missing_ok=True)
-        if noted:
-            note.touch()
-        adopt()
-        assert os.environ.get(loopback) == expected, (address, noted)
+def test_why_a_server_did_not_start_is_said_in_its_own_words_without_colors() -> None:
+    log = (
+        "Traceback (most recent call last):\n"
+        "RuntimeError: Failed to bind to address 127.0.0.1:6379\n"
+        "\x1b[39m\n"
+        "2026-11-27 14:07:36,841\tERR scripts.py:1315 -- \x1b[31mRemaining processes will be killed.\x1b[39m\n"
+    )
+    assert reason_in(log) == "RuntimeError: Failed to bind to address 127.0.0.1:6379"
+    assert reason_in("\x1b[31mno room\x1b[39m\n\n") == "no room"
+    assert reason_in("") == "it says nothing"
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def _replay(given: argparse.Namespace) -> int:
     options.check_address("--tracking-uri", tracking_uri)
     from ablations.engine.replay import ReplayRequest, replay  # MLflow and scipy take seconds to import
 
+    paths.protect_home()
     return replay(
         ReplayRequest(
             run=given.run,

@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import ray
 import yaml
-from ray._private import services
 
 from resnet_core.fields import ConfigError, reject
 
@@ -159,10 +158,8 @@ def own_node_is_lost() -> bool:
 
 
 def starts_here() -> bool:
-    """Return whether Ray would start on this machine: no address is set, and no cluster of this machine is there to join."""
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
-        return False
-    return os.environ.get("RAY_ADDRESS") == "local" or services.canonicalize_bootstrap_address(None) is None
+    """Return whether Ray would start on this machine: `service.adopt` has found no cluster to join."""
+    return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") in ("", "local")
 
 
 def is_one_node() -> bool:

@@ -1,5 +1,6 @@
 """The command line of a study: `main(STUDY)` is all that a study's file calls."""
 
+import os
 import sys
 from types import TracebackType
 from typing import NoReturn
@@ -42,6 +43,11 @@ def _drafted(study: Study, chosen: options.Options) -> Draft:
 
 
 def _act(study: Study, chosen: options.Options) -> int:
+    if (address := os.environ["RAY_ADDRESS"]) != "local":  # `adopt` has set it
+        from ablations.engine import ray_address
+
+        ray_address.check(address)  # before data are read and MLflow's database is made
+    paths.protect_home()
     plan: Plan
     if chosen.search:
         from ablations.engine.search import plan_search  # Optuna: for searches only

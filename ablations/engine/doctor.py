@@ -38,6 +38,7 @@ def run(given: argparse.Namespace) -> int:
     """Prints the list; returns 0 if nothing is wrong, else 1. Raises ConfigError for a wrong request."""
     service.adopt()
     request = _request(given)
+    paths.protect_home()
     from ablations.engine.health.checkup import check_up  # Ray takes seconds to import
 
     return check_up(request)

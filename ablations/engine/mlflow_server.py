@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Becomes the server, so that whoever supervises this process supervises that. Raises ConfigError before it starts."""
     command = _command(given.host, given.port, given.allowed_hosts)
+    paths.protect_home()
     os.umask(0o077)  # its databases are nobody else's
     os.environ.update(_environment())
     print(f"MLflow: http://{given.host}:{given.port}, user {ADMIN}, password in {paths.home() / 'mlflow' / 'password'}", flush=True)
@@ -63,10 +64,10 @@ def _command(host: str, port: int, allowed_hosts: Sequence[str]) -> list[str]:
         )
     artifacts = paths.shared("artifacts")
     options.check_address(STORAGE, artifacts)
-    if "?" in artifacts:
-        raise reject(STORAGE, artifacts, "accepted: no options after a ?; an endpoint is AWS_ENDPOINT_URL")
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
+    elif "?" in artifacts:
+        raise reject(STORAGE, artifacts, "accepted: no options after a ?; an endpoint is AWS_ENDPOINT_URL")
     database = _database()
     # SQLite takes one writer. With PostgreSQL, a second process answers while the first writes.
     workers = "1" if database.startswith("sqlite") else "2"
@@ -85,7 +86,7 @@ def _environment() -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = _database()
     # The users are beside the runs where the database is a server's, which may be kept on another machine.
-    users = f"sqlite:///{folder / 'users.db'}" if database.startswith("sqlite") else database
+    users = paths.database_uri(folder / "users.db") if database.startswith("sqlite") else database
     settings = {
         "database_uri": users,
         "admin_username": ADMIN,
@@ -108,7 +109,7 @@ def _environment() -> dict[str, str]:
 
 def _database() -> str:
     """Address of the database, which has no password in it. Raises ConfigError if it has, or if a server does not answer."""
-    uri = os.environ.get(DATABASE) or f"sqlite:///{paths.home() / 'mlflow.db'}"
+    uri = os.environ.get(DATABASE) or paths.database_uri(paths.home() / "mlflow.db")
     if uri.startswith("sqlite:////"):
         return uri
     if not uri.startswith("postgresql://"):

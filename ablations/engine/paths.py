@@ -2,6 +2,8 @@
 
 import os
 import re
+import stat
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -17,6 +19,35 @@ def home() -> Path:
     """Local state: MLflow's database, decoded data. `RESNET_ABLATIONS_HOME`, else the user's data folder."""
     name = "RESNET_ABLATIONS_HOME"
     return absolute(name, os.environ.get(name) or platformdirs.user_data_dir("resnet-ablations"))
+
+
+def protect_home() -> None:
+    """Make `home` if it does not exist, and let only its owner read and change it; say so if others could until now.
+
+    A folder that another user owns, that holds the user's own home folder, or that is made for everybody (`/tmp`) keeps its mode.
+    """
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:  # whoever writes there says so
+        return
+    found = folder.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o077 or found.st_uid != os.geteuid() or mode & stat.S_ISVTX or _holds_user_home(folder):
+        return
+    try:
+        folder.chmod(mode & 0o700)
+    except OSError as error:
+        raise reject("RESNET_ABLATIONS_HOME", str(folder), f"cannot be made private ({error})") from error
+    say = f"{folder} was open to other users (mode {mode:04o}) and is private now (0700)"
+    print(f"{say}; to share results, use --storage and an MLflow server.", file=sys.stderr)
+
+
+def _holds_user_home(folder: Path) -> bool:
+    try:
+        return Path.home().resolve().is_relative_to(folder.resolve())
+    except RuntimeError:  # a user without a home folder
+        return False
 
 
 def absolute(field: str, folder: str) -> Path:
@@ -51,9 +82,10 @@ def data_cache() -> Path:
 
 def shared(folder: str) -> str:
     """A folder in the storage that a cluster's nodes share, `RESNET_ABLATIONS_STORAGE`; where that is not set, in `home`."""
-    address, mark, options = (os.environ.get("RESNET_ABLATIONS_STORAGE") or str(home())).partition("?")
-    if "://" not in address:
-        address = str(absolute("RESNET_ABLATIONS_STORAGE", address))
+    storage = os.environ.get("RESNET_ABLATIONS_STORAGE") or str(home())
+    if "://" not in storage:
+        return f"{str(absolute('RESNET_ABLATIONS_STORAGE', storage)).rstrip('/')}/{folder}"
+    address, mark, options = storage.partition("?")
     return f"{address.rstrip('/')}/{folder}{mark}{options}"
 
 
@@ -62,5 +94,10 @@ def default_storage() -> str:
     return shared("checkpoints")
 
 
+def database_uri(path: Path) -> str:
+    """Return the address of an SQLite database: SQLAlchemy decodes `%`, and options begin at `?`."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
 def default_tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(home() / "mlflow.db")

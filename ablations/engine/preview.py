@@ -1,7 +1,6 @@
 """What a study would do, cost and find, before anything starts."""
 
 import os
-import socket
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,8 +17,6 @@ from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import answering, connect, is_new
 from ablations.engine.trials import PastTrial
 from resnet_core.identity import code_version
-
-ANSWER_SECONDS = 2.0
 
 
 def preview(plan: Plan, options: Options) -> int:
@@ -74,11 +71,9 @@ def _on_a_cluster() -> bool:
 
 
 def _runs_at_once(plan: Plan, options: Options) -> int | None:
-    """Runs at a time on the cluster, or on this machine; None where a cluster would have to tell and does not."""
+    """Return how many runs the cluster, or this machine, holds at a time; None where only a cluster could tell."""
     workers, cpus, gpus = plan.base.world_size, options.cpus_per_worker, options.gpus_per_worker
     if _on_a_cluster():
-        if not _answers(os.environ.get("RAY_ADDRESS", "")):
-            return None
         from ablations.engine import scheduler
 
         scheduler.connect()
@@ -89,13 +84,3 @@ def _runs_at_once(plan: Plan, options: Options) -> int | None:
     else:
         held = runs_at_once(workers, cpus_per_worker=cpus, gpus_per_worker=gpus, cpus=os.cpu_count() or 1, gpus=0)
     return min(held, options.max_concurrent or held) or None
-
-
-def _answers(address: str) -> bool:
-    """Whether somebody listens there: Ray itself would wait for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
-    except (OSError, ValueError):
-        return False
-    return True

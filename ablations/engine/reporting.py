@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -216,4 +217,7 @@ def address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))
         return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{page}"
-    return f"{run.artifact_uri}/{page}".removeprefix("file://")
+    where = f"{run.artifact_uri}/{page}"
+    path = unquote(where.removeprefix("file://"))
+    # A path with a space is no link in a terminal, and an escaped one is no path: then the whole address is both.
+    return where if path != where.removeprefix("file://") else path

@@ -22,12 +22,11 @@ os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # groups are of this kind, whatever th
 
 import ray
 from ray import tune
-from ray._common import utils as ray_utils
 from ray._private import ray_constants, utils, worker
-from ray.exceptions import RpcError
+from ray.exceptions import RayError, RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine import interrupts, scratch_folders, tune_loop
+from ablations.engine import interrupts, private_files, ray_address, scratch_folders, tune_loop
 from ablations.engine.capacity import Needs, autoscales, is_one_node
 from ablations.engine.lifeline import ClusterLost, Lifeline
 from ablations.engine.shares import Claim, Shares, kept_out, part_now, part_of, yields
@@ -55,32 +54,53 @@ MOST_WAITING_GROUPS = 8
 
 
 def connect() -> None:
-    """Joins the cluster that RAY_ADDRESS or this machine offers, else starts one here that ends with this process."""
+    """Join the cluster that RAY_ADDRESS names, else start a Ray here that ends with this process.
+
+    Raises:
+        ConfigError: no Ray answers at RAY_ADDRESS, it is not for this process, or there is no private place for files.
+    """
     # Workers' output stays in Ray's logs: what they have to say comes as reports.
     if not ray.is_initialized():
         # SIGTERM stays this program's: Ray's own handlers end the process at once without a word, later after up to half a minute,
         # and that of its C++ core prints a stack and aborts the process three seconds later, whatever it is doing then.
         utils.set_sigterm_handler = lambda handler: None
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-        try:
-            with interrupts.held():  # half a Ray crashes at the end of its process
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:
-            if os.environ.get("RAY_ADDRESS", "local") != "local":
-                raise
-            raise _not_started(error) from error
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        with interrupts.held():  # half a Ray crashes at the end of its process
+            if address == "local":
+                _start_here()
+            else:
+                _join(address)
     worker.print_to_stdstream = _say_in_a_line
     # Tune logs a traceback for each death of a process, which the listener is told of anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
-def _not_started(error: Exception) -> ConfigError:
+def _start_here() -> None:
+    private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
+    folder, _ = private_files.ray_folder()  # the file that locks it stays open as long as this process lives
+    try:
+        ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
+    except Exception as error:
+        raise _not_started(error, folder) from error
+
+
+def _not_started(error: Exception, folder: Path) -> ConfigError:
     """Return the complaint about a Ray that does not start on this machine: its errors are of many types, and name no cause."""
-    reason, logs = str(error).partition("\n")[0], Path(ray_utils.get_default_ray_temp_dir(), "session_latest", "logs")
+    reason, logs = str(error).partition("\n")[0], folder / "session_latest" / "logs"
     return ConfigError(
-        f"Ray does not start on this machine ({reason}). What may be short: memory, space in {logs.parents[1]} and /dev/shm, open "
+        f"Ray does not start on this machine ({reason}). What may be short: memory, space in {folder} and /dev/shm, open "
         f"files (ulimit -n); {logs} may tell. RAY_ADDRESS names a cluster to use instead"
     )
+
+
+def _join(address: str) -> None:
+    private_files.protect_token(create=False)
+    ray_address.check(address)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError) as error:
+        raise ray_address.refused(address, f"Ray does not answer ({str(error).partition(chr(10))[0]})") from error
 
 
 def _say_in_a_line(message: Mapping[str, Any], **_: Any) -> None:

@@ -5,6 +5,7 @@ What was started is written to `<home>/service.json`; ending it ends these proce
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,21 +13,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from ablations.engine import paths
+from ablations.engine import paths, private_files, relocation
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
-NOTE_SECONDS = 10.0
+CONNECT_SECONDS = 2.0
 STOP_SECONDS = 15.0
 CLUSTER = "RESNET_ABLATIONS_RAY"
 """Environment variable of everything that the service starts, submitted jobs among it: the address of its Ray."""
+CLIENT_PORTS = range(20_001, 32_000)
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+ERROR = re.compile(r"(\w+\.)*\w+(Error|Exception): ")
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -83,7 +88,11 @@ def up(ports: Ports) -> None:
     down()
     for field, port in asdict(ports).items():
         _check_free(field, port)
-    (paths.home() / "logs").mkdir(parents=True, exist_ok=True)
+    paths.protect_home()
+    private_files.protect_token(create=mode == "token")
+    if (database := paths.home() / "mlflow.db").exists():
+        relocation.follow(database)
+    (paths.home() / "logs").mkdir(exist_ok=True)
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
         # Ray's own ports would listen on every interface; as on macOS, they shall stay on loopback.
@@ -96,20 +105,21 @@ def up(ports: Ports) -> None:
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # Jobs of MLflow's own, which nothing here uses, are eight more processes and 1.7 GB.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Worker groups are of Ray Train's second version, whatever the shell says.
+    quiet |= {"RAY_TRAIN_V2_ENABLED": "1"}
     # Of a study that is asked to stop, Ray would end the driver after 3 s, before its records are in MLflow.
     patience = {"RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "30")}
     environment = {**os.environ, **settings, **quiet, **patience, CLUSTER: f"{LOOPBACK}:{ports.ray}", "PATH": search}
-    commands = {"mlflow": _mlflow_command(ports, password=mode == "token"), "ray": _ray_command(ports)}
-    if mode == "token":
-        _make_token(environment)
+    folder, lock = private_files.ray_folder()
+    commands = {"mlflow": _mlflow_command(ports, password=mode == "token"), "ray": _ray_command(ports, folder)}
     processes: list[Started] = []
     try:
         for name, command in commands.items():
-            processes.append(_start(name, command, environment))
+            processes.append(_start(name, command, environment, (lock,) if name == "ray" else ()))
             _record(State(processes, ports, settings))
+        os.close(lock)  # Ray's head holds it from here on
         _wait("mlflow", f"http://{LOOPBACK}:{ports.mlflow}/health", processes[0])
         _wait("ray", f"http://{LOOPBACK}:{ports.dashboard}/api/version", processes[1])
-        _forget_cluster(ports)
     except BaseException:
         down()
         raise
@@ -123,22 +133,40 @@ def running() -> "State | None":
 
 
 def adopt() -> None:
-    """Lets this process use the running service as a submitted job does, unless RAY_ADDRESS says where to go."""
+    """Decide which Ray this process uses, before Ray is imported, and put that into the environment.
+
+    In this order: the Ray that a job was submitted to, `RAY_ADDRESS`, the running service, a cluster that this user or root started
+    on this machine and that answers, and otherwise (`RAY_ADDRESS=local`) one that starts for this process alone.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.pop("RAY_ADDRESS", None)  # empty means unset, as to Ray
     if CLUSTER in os.environ:
         # Ray guesses which cluster a job was submitted to, wrongly if other programs have started one on this machine.
         os.environ["RAY_ADDRESS"] = os.environ[CLUSTER]
     state = running()
-    if state and "RAY_ADDRESS" not in os.environ:
+    if state and os.environ.get("RAY_ADDRESS") in (None, state.environment()["RAY_ADDRESS"]):
         for name, value in state.environment().items():
             os.environ.setdefault(name, value)
-    if os.environ.get("RAY_ADDRESS") == "local" or not ("RAY_ADDRESS" in os.environ or _any_cluster()):
-        # Ray is going to start for this process alone: on loopback as well. Ray reads this as it is imported.
+    if "RAY_ADDRESS" not in os.environ:
+        note = private_files.cluster_here()
+        if note and _listens(note):
+            os.environ["RAY_ADDRESS"] = note
+            if private_files.token():  # Ray does the same for a cluster that it finds by itself
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+        else:
+            os.environ["RAY_ADDRESS"] = "local"
+    if os.environ["RAY_ADDRESS"] == "local":
+        # Such a Ray is on loopback as well. Ray reads this as it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
-def _any_cluster() -> bool:
-    """Whether Ray would join one that somebody has started on this machine."""
-    return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").exists()  # noqa: S108 - Ray's own folder
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def down() -> bool:
@@ -156,36 +184,14 @@ def down() -> bool:
         if not family:
             break
     _state_file().unlink(missing_ok=True)
+    private_files.sweep()
     return bool(alive)
-
-
-def _forget_cluster(ports: Ports) -> None:
-    """Removes Ray's own note of where the newest cluster is.
-
-    Programs that follow it replace a loopback address by this machine's own, where nobody listens, and wait. Without it,
-    `ray job submit` and `ray status` find the process itself.
-    """
-    from ray._common.utils import reset_ray_address
-    from ray._private.utils import read_ray_address
-
-    deadline = time.monotonic() + NOTE_SECONDS  # the dashboard may answer before it is written
-    while time.monotonic() < deadline:
-        if (read_ray_address() or "").endswith(f":{ports.ray}"):
-            reset_ray_address()
-            return
-        time.sleep(0.1)
-
-
-def _make_token(environment: dict[str, str]) -> None:
-    """Makes the token that Ray asks for where there is none; only its owner reads the file."""
-    command = [*RAY, "get-auth-token", "--generate"]
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, umask=0o077, check=True)  # noqa: S603
 
 
 def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
     if password:
         return [sys.executable, "-m", "ablations.engine", "mlflow", "--host", LOOPBACK, "--port", str(ports.mlflow)]
-    store = f"sqlite:///{paths.home() / 'mlflow.db'}"
+    store = paths.database_uri(paths.home() / "mlflow.db")
     artifacts = paths.shared("artifacts")
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
@@ -193,27 +199,42 @@ def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports.mlflow), *options]
 
 
-def _ray_command(ports: Ports) -> list[str]:
-    listen = ["--port", str(ports.ray), "--dashboard-host", LOOPBACK]
+def _ray_command(ports: Ports, folder: Path) -> list[str]:
     return [
-        *RAY,
-        "start",
-        "--head",
-        "--block",
-        *listen,
-        "--dashboard-port",
-        str(ports.dashboard),
-        "--disable-usage-stats",
-        "--dashboard-agent-listen-port",
-        "0",
+        *(*RAY, "start", "--head", "--block", "--disable-usage-stats"),
+        *("--port", str(ports.ray), "--ray-client-server-port", str(_free_client_port())),
+        *("--dashboard-host", LOOPBACK, "--dashboard-port", str(ports.dashboard), "--dashboard-agent-listen-port", "0"),
+        # Not Ray's usual folder, which every user can write to. It is also where Ray notes the address of its newest cluster, for
+        # programs that would replace loopback in it by this machine's own address, where nobody listens, and wait.
+        *("--temp-dir", str(folder)),
     ]
 
 
-def _start(name: str, command: Sequence[str], environment: dict[str, str]) -> Started:
+def _free_client_port() -> int:
+    """Return a port for the server of Ray Client, which nothing here uses and which Ray cannot do without.
+
+    Ray's own default, 10001, is one port for all users of a machine. Those here are above the ports of Ray's workers and below
+    those that the system gives away.
+    """
+    for port in CLIENT_PORTS:
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+            return port
+    raise ConfigError(f"every port from {CLIENT_PORTS[0]} to {CLIENT_PORTS[-1]} is taken; Ray Client needs one")
+
+
+def _start(name: str, command: Sequence[str], environment: dict[str, str], kept_open: Sequence[int]) -> Started:
     with _log_file(name).open("w") as log:
         # In the project's folder, where submitted jobs start; in a session of its own, which outlives this terminal.
         process = subprocess.Popen(  # noqa: S603
-            command, cwd=PROJECT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=kept_open,
         )
     return Started(name=name, pid=process.pid, created=psutil.Process(process.pid).create_time())
 
@@ -230,8 +251,14 @@ def _wait(name: str, url: str, started: Started) -> None:
             if started.process() is None:
                 break
             time.sleep(0.2)
-    last = _log_file(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise ConfigError(f"{name} did not start: {' '.join(last)} (log: {_log_file(name)})")
+    log = _log_file(name).read_text(encoding="utf-8", errors="replace")
+    raise ConfigError(f"{name} did not start: {reason_in(log)} (log: {_log_file(name)})")
+
+
+def reason_in(log: str) -> str:
+    """Return the line that says why a server ended: the last that names an error, else the last; without colors."""
+    lines = [line.strip() for line in COLOR.sub("", log).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if ERROR.match(line)), lines[-1] if lines else "it says nothing")
 
 
 def _check_free(field: str, port: int) -> None:

@@ -20,8 +20,9 @@ from mlflow.entities import Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
+from sqlalchemy.engine import make_url
 
-from ablations.engine import paths, trials
+from ablations.engine import paths, relocation, trials
 from ablations.engine.delivery import JOB_KILLED, Writer
 from ablations.engine.evidence import Design
 from ablations.engine.heartbeat import RUN_HOLDER, Heartbeat, holder_of
@@ -86,16 +87,21 @@ def connect(uri: str) -> MlflowClient:
             utils.MAX_RETRY_COUNT = 1  # of the ten times that a database is tried, the last comes after 100 s
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+        if path := _file_of(uri):
+            relocation.follow(path)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a database's own library raises, or that there is none
         raise _refused(uri, error) from error
     return client
 
 
 def _file_of(uri: str) -> Path | None:
-    """That of an SQLite database; None of what has no file."""
-    scheme, _, path = uri.partition(":///")
-    path = path.partition("?")[0]
-    return Path(path) if scheme == "sqlite" and path not in ("", ":memory:") else None
+    """Return the file of an SQLite database; None for what has no file."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    path = make_url(uri).database
+    return Path(path) if path and path != ":memory:" else None
 
 
 def _refused(uri: str, error: Exception) -> ConfigError:

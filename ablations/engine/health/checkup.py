@@ -1,13 +1,11 @@
 """The doctor's list: measures everything on all nodes at once, judges it, prints it."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import ray
-from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +25,7 @@ from ablations.engine.health import (
 from ablations.engine.health.check import Check, listed, ok, unchecked, wrong
 from ablations.engine.health.nodes import Node, Silence
 from ablations.engine.health.request import Request
-from resnet_core.fields import ConfigError, printable, reject
+from resnet_core.fields import ConfigError, printable
 
 FACT_SECONDS = 15.0
 """For a node to answer at all. A new process takes 1 to 3 there."""
@@ -41,7 +39,7 @@ def check_up(request: Request) -> int:
     """Prints a line for each check; returns 0 if nothing is wrong, else 1."""
     console = terminal.make_console()
     tracking = tracking_server.Measurement(request.tracking_uri)
-    _connect()
+    scheduler.connect()
     tracking.start()
     found: list[Check] = []
     for check in _checks(request, tracking, console):
@@ -50,18 +48,6 @@ def check_up(request: Request) -> int:
     counts = {state: sum(check.state == state for check in found) for state in COLOURS}
     console.print(" · ".join(f"{count} {state}" for state, count in counts.items()))
     return 1 if counts["wrong"] else 0
-
-
-def _connect() -> None:
-    """Joins the cluster, or starts a Ray here as studies do. Raises ConfigError where none answers: Ray itself takes minutes."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "://" not in host and not nodes.accepts((host.strip("[]"), int(port))):
-        raise reject("RAY_ADDRESS", address, "no Ray listens there; ray start --head starts one, make up another")
-    try:
-        scheduler.connect()
-    except (ConnectionError, RayError, RuntimeError) as error:
-        raise reject("RAY_ADDRESS", address, f"Ray does not answer ({str(error).partition(chr(10))[0]})") from error
 
 
 def _checks(request: Request, tracking: tracking_server.Measurement, console: Console) -> Iterator[Check]:
