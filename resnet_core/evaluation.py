@@ -7,7 +7,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_core.config import RunSpec
+from resnet_core.arithmetic import autocast
 from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.model import ResNet
@@ -18,9 +18,6 @@ Alive = Callable[[], object]
 
 def unwatched() -> None:
     """The `Alive` of a training that nobody watches."""
-
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.inference_mode()
@@ -100,11 +97,6 @@ class Totals:
             distributed.all_reduce(sums)
         count, total_loss, *wrong = sums.tolist()
         return {"loss": total_loss / count} | {name: 100 * n / count for name, n in zip(self.wrong, wrong, strict=True)}
-
-
-def autocast(spec: RunSpec, device: torch.device) -> torch.autocast:
-    """The context in which a network computes with the spec's precision."""
-    return torch.autocast(device.type, AUTOCAST.get(spec.precision), enabled=spec.precision in AUTOCAST)
 
 
 def is_distributed() -> bool:

@@ -40,6 +40,7 @@ def design(
         dataset="digits",
         data_version="d" * 20,
         code_version="c" * 20,
+        training_version="1",
         scored_on="test",
         train_images=1437,
         factors={factor: tuple(levels) for factor, levels in factors.items()},

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ablations.engine.study import Cell, Plan, Run, shown
 from resnet_core.fields import ConfigError
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION, code_version
 
 RESULTS = {
     "train_error": "train/error",
@@ -24,7 +24,18 @@ RESULTS = {
     "gpu_hours": "gpu_hours",
 }
 """Columns of `Evidence.runs` and the metrics that they are the last values of; `error` is that of the scored images."""
-CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python", "git.commit", "git.dirty")
+CONDITIONS = (
+    "code_version",
+    "data_version",
+    "world_size",
+    "precision",
+    "device",
+    "torch",
+    "python",
+    "git.commit",
+    "git.dirty",
+    "git.changed",
+)
 """Columns of `Evidence.runs` that say under what a run was trained; empty where that is not known."""
 CURVES = ("train_error", "error", "epoch_seconds")
 """Columns of `Evidence.curves` with values of an epoch."""
@@ -109,6 +120,7 @@ class Design:
     dataset: str
     data_version: str
     code_version: str
+    """Hash of the sources of `resnet_core` at the submission."""
     scored_on: str
     """`test` or `validation`."""
     train_images: int
@@ -121,6 +133,8 @@ class Design:
     """Combinations that do not exist, and why."""
     origin: Mapping[str, str]
     """Where the submission came from: command, commit, versions, …; shown as it is."""
+    training_version: str = ""
+    """`TRAINING_VERSION` of the submission; empty for those of before 2026-11-27, whose fingerprints hold `code_version`."""
     search: SearchDesign | None = None
     """Where the study's configurations are searched for: its cells have a factor `configuration` with the level `default`, and
     those that the search chose once it is over."""
@@ -138,6 +152,7 @@ class Design:
             dataset=plan.dataset.name,
             data_version=plan.dataset.version,
             code_version=code_version(),
+            training_version=str(TRAINING_VERSION),
             scored_on=plan.base.data.scored_on,
             train_images=len(plan.dataset.train.labels),
             factors={name: tuple(map(shown, levels)) for name, levels in plan.factors.items()},

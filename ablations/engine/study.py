@@ -13,7 +13,7 @@ from typing import Any
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.fields import reject
-from resnet_core.identity import NOT_IDENTITY
+from resnet_core.identity import NOT_IDENTITY, deviations
 from resnet_core.overrides import convert, field_name
 
 MOST_RUNS = 10_000
@@ -161,7 +161,9 @@ class Plan:
     @property
     def base_id(self) -> str:
         """Identity of the base configuration: what, with the study's name, one parent run in MLflow stands for."""
-        text = json.dumps([self.shared(), self.dataset.version], sort_keys=True)
+        shared = self.shared()
+        varied = sorted(self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY})
+        text = json.dumps([deviations(shared), varied, self.dataset.version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

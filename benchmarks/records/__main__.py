@@ -76,7 +76,7 @@ def measure(uri: str) -> dict[str, float]:
     fingerprints = [fingerprint for cell in design.cells for fingerprint in cell.fingerprints]
     for name, wanted in (("all", fingerprints), ("of 100", fingerprints[:100])):
         began = time.perf_counter()
-        found = ledger.find_all(client, set(wanted), design.code_version, design.data_version)
+        found = ledger.find_all(client, set(wanted), design.data_version)
         mark(f"look-up {name}")
         assert len(found) == len(wanted)
     run = client.create_run("0").info.run_id
