@@ -82,6 +82,9 @@ def fit(
 ) -> Iterator[EpochResult]:
     """Train one network and yield after every epoch.
 
+    It uses as many CPU threads as PyTorch does (`torch.set_num_threads`), and their number decides the last bits of a training on a
+    CPU. Studies use one for each CPU of a worker.
+
     Args:
         spec: what to train; fields that the data set decides may be left open.
         dataset: the images; loaded from `spec.data` if None.

@@ -102,6 +102,13 @@ def test_runs_that_are_not_there_are_missing_and_other_sources_do_not_lose_a_run
     assert set(other.runs["outcome"]) == {"completed"}
 
 
+def test_a_design_of_before_there_were_training_versions_is_read(asked: Design) -> None:
+    values = json.loads(asked.to_json())
+    del values["training_version"]
+    assert Design.from_json(json.dumps(values)) == dataclasses.replace(asked, training_version="")
+    assert ledger.trained_by("", "c" * 20) == f"tags.code_version = '{'c' * 20}'"
+
+
 def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -> None:
     for name, preset, shared in (("nothing", "smoke", {}), ("reported", "digits", {}), ("reported", "smoke", {"optim.lr": 7})):
         with pytest.raises(ConfigError, match="--report: MLflow has no study"):
