@@ -368,8 +368,13 @@ class RunSpec(Checked):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of convolutions and products (autocast). Weights and BatchNorm stay in float32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of convolutions and matrix products. `fp32`: float32. `tf32`: PyTorch's own default, float32 whose convolutions on
+    NVIDIA GPUs from Ampere on round their factors to 10 bits of mantissa; the same as `fp32` elsewhere. `bf16`, `fp16`: autocast.
+    Weights and BatchNorm stay in float32."""
+    deterministic: bool = False
+    """Whether a GPU uses only algorithms that give the same bits each time, so that a repeated or continued training is the same to
+    the last bit, at some cost in speed. Training on a CPU repeats itself in any case, with the same number of threads."""
     channels_last: bool = True
     """Memory layout NHWC, the faster one on CPUs and tensor cores."""
     compile: bool = False

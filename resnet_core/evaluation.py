@@ -7,12 +7,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_core.alive import Alive as Alive
 from resnet_core.alive import unwatched as unwatched
-from resnet_core.config import RunSpec
+from resnet_core.arithmetic import autocast
 from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.model import ResNet
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.inference_mode()
@@ -92,11 +90,6 @@ class Totals:
             distributed.all_reduce(sums)
         count, total_loss, *wrong = sums.tolist()
         return {"loss": total_loss / count} | {name: 100 * n / count for name, n in zip(self.wrong, wrong, strict=True)}
-
-
-def autocast(spec: RunSpec, device: torch.device) -> torch.autocast:
-    """The context in which a network computes with the spec's precision."""
-    return torch.autocast(device.type, AUTOCAST.get(spec.precision), enabled=spec.precision in AUTOCAST)
 
 
 def is_distributed() -> bool:

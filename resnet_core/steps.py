@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnet_core.arithmetic import autocast
 from resnet_core.config import RunSpec
-from resnet_core.evaluation import autocast, is_distributed
+from resnet_core.evaluation import is_distributed
 from resnet_core.probes import Gradients
 
 Scores = tuple[Tensor, Tensor]

@@ -3,12 +3,11 @@
 `fit` knows nothing of who calls it. With `torch.distributed` initialised it is one worker of a data-parallel group.
 """
 
-import copy
 import inspect
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,21 +15,22 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
+from resnet_core.arithmetic import arithmetic, autocast
 from resnet_core.config import RunSpec
 from resnet_core.cost import measure_cost
 from resnet_core.data import make_batches
 from resnet_core.data.batches import Batches, derived_seed
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.data.streaming import StreamedBatches
-from resnet_core.evaluation import Alive, Totals, autocast, evaluate, evaluate_views, is_distributed, unwatched
+from resnet_core.evaluation import Alive, Totals, evaluate, evaluate_views, is_distributed, unwatched
 from resnet_core.fields import reject
 from resnet_core.memory import PeakMemory
 from resnet_core.model import ResNet, build_model
 from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
-from resnet_core.probes import Gradients, Responses, Row
+from resnet_core.probes import Gradients, Responses
+from resnet_core.state import Metrics, TrainState
 from resnet_core.steps import Step, make_step
 
-Metrics = dict[str, float]
 Batch = tuple[torch.Tensor, torch.Tensor]
 WARMUP_STEPS = 20
 """Over so many steps a warm-up by training error looks at that error."""
@@ -40,47 +40,12 @@ class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake
     """The loss is no longer finite."""
 
 
-@dataclass
-class TrainState:
-    """Everything that training changes."""
-
-    net: ResNet
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    warmup_steps: int | None = None
-    """How long a warm-up by training error took, once it is over."""
-    history: list[Metrics] = field(default_factory=list)
-    """Metrics of every finished epoch: a restored run can report again what its predecessor could not deliver."""
-    probes: list[Row] = field(default_factory=list)
-    """What the probes saw so far."""
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
-
-    def save(self) -> dict[str, Any]:
-        return {
-            "model": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "warmup_steps": self.warmup_steps,
-            "history": self.history,
-            "probes": self.probes,
-        }
-
-    def load(self, saved: dict[str, Any]) -> None:
-        self.net.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # it would take the tensors themselves, and train them
-        self.scaler.load_state_dict(saved["scaler"])
-        self.step, self.warmup_steps = saved["step"], saved["warmup_steps"]
-        self.history, self.probes = list(saved["history"]), list(saved["probes"])
-
-
 @dataclass(frozen=True)
 class EpochResult:
-    """One finished epoch, counted from 1, and the state to continue from. Valid until the generator is advanced."""
+    """One finished epoch, counted from 1, and the state to continue from.
+
+    The state is the training's own, which goes on to the next epoch when the generator is advanced.
+    """
 
     epoch: int
     metrics: Metrics
@@ -89,9 +54,20 @@ class EpochResult:
     `parameters`, `flops`, `train_seconds`, `test/ten_crop_error` and the like, and `warmup_steps` where training error ends it."""
     last: bool
     state: TrainState
+    steps: int
+    """Steps of the training until the end of this epoch."""
 
     def checkpoint(self) -> dict[str, Any]:
-        """What `fit(restore=…)` takes: tensors, numbers, lists and dicts only, loadable with `weights_only=True`."""
+        """Return what `fit(restore=…)` takes: tensors, numbers, lists and dicts only, loadable with `weights_only=True`.
+
+        It is a copy, so later epochs do not change it.
+
+        Raises:
+            RuntimeError: the training has gone on since this epoch.
+        """
+        if self.state.step != self.steps:
+            when = "call checkpoint() before the next result is asked for"
+            raise RuntimeError(f"the training has gone on since epoch {self.epoch}, whose state is no longer there: {when}")
         return self.state.save()
 
 
@@ -104,7 +80,10 @@ def fit(
     alive: Alive = unwatched,
     replay: bool = True,
 ) -> Iterator[EpochResult]:
-    """Trains one network and yields after every epoch.
+    """Train one network and yield after every epoch.
+
+    It uses as many CPU threads as PyTorch does (`torch.set_num_threads`), and their number decides the last bits of a training on a
+    CPU. Studies use one for each CPU of a worker.
 
     Args:
         spec: what to train; fields that the data set decides may be left open.
@@ -130,17 +109,21 @@ def fit(
         state.load(restore)
     network = _prepare(state.net, spec)
     if isinstance(network, DistributedDataParallel):
-        _settle_buckets(network, spec, dataset.image_size, device)
+        with arithmetic(spec):
+            _settle_buckets(network, spec, dataset.image_size, device)
     step = make_step(network, state.optimizer, state.scaler, spec, replay=replay)
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()
         steps = min(batches.steps_per_epoch, total_steps - state.step)
-        train = train_epoch(step, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, alive=alive)
-        trained, waited = time.perf_counter(), batches.wait_seconds
-        last = state.step >= total_steps
-        settle_batchnorm(state, batches, last=last, alive=alive)
-        test = _test(network, state, batches, probe="responses" in probes, alive=alive)
+        with arithmetic(spec):
+            train = train_epoch(
+                step, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, alive=alive
+            )
+            trained, waited = time.perf_counter(), batches.wait_seconds
+            last = state.step >= total_steps
+            settle_batchnorm(state, batches, last=last, alive=alive)
+            test = _test(network, state, batches, probe="responses" in probes, alive=alive)
         finished = time.perf_counter()
         scored_on = spec.data.scored_on
         metrics = {
@@ -157,8 +140,9 @@ def fit(
         if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics[f"{scored_on}/loss"])):
             raise Diverged(f"the loss is not finite in epoch {state.epoch} (learning rate {metrics['lr']:g})")
         if last:
-            metrics |= _final_metrics(state, dataset, batches, alive)
-        yield EpochResult(state.epoch, metrics, last, state)
+            with arithmetic(spec):
+                metrics |= _final_metrics(state, dataset, batches, alive)
+        yield EpochResult(state.epoch, metrics, last, state, state.step)
 
 
 def _test(

@@ -40,6 +40,7 @@ def design(
         preset="digits",
         dataset="digits",
         code_version="c" * 20,
+        training_version="1",
         scored_on="test",
         factors={factor: tuple(levels) for factor, levels in factors.items()},
         baseline={"shortcut": "A"} if baseline is None and "shortcut" in factors else dict(baseline or {}),

@@ -282,6 +282,7 @@ def test_few_seeds_are_flagged() -> None:
     ("condition", "value", "shown"),
     [
         ("code_version", "0123456789abcdef0123", "code version differs: cccccccc (4 cells), 01234567"),
+        ("code_version", f"{'c' * 20}, {'0' * 20}", "code version differs: cccccccc (4 cells), cccccccc, 00000000"),
         ("data_version", "0123456789abcdef0123", "data version differs: dddddddd (4 cells), 01234567"),
         ("world_size", "4", "world size differs: 1 (4 cells), 4"),
         ("precision", "bf16", "precision differs: fp32 (4 cells), bf16"),
@@ -317,7 +318,12 @@ def test_what_is_unknown_varied_or_of_no_result_is_not_flagged() -> None:
     assert not any("device" in flag for flag in analyse(failed).flags)
 
 
-def test_local_changes_are_flagged() -> None:
+def test_local_changes_are_flagged_with_the_files() -> None:
+    where = {"git__dirty": "true", "git__changed": "resnet_core/optim.py, resnet_core/new.py (untracked)"}
+    assert analyse(changed(evidence(), ["shortcut=B depth=20"], **where)).flags == (
+        "3 runs trained from a commit with local changes in resnet_core/optim.py, resnet_core/new.py (untracked)",
+    )
+    # Runs of before the files were recorded.
     assert analyse(changed(evidence(), ["shortcut=B depth=20"], git__dirty="true")).flags == (
         "3 runs trained from a commit with local changes",
     )

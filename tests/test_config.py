@@ -44,7 +44,7 @@ thorough = settings(deadline=None, max_examples=100)
         # unknown levels
         ({"shortcut": "D"}, "model.shortcut=D: accepted: none, A, B, C"),
         ({"shortcut": None}, "model.shortcut=null: accepted: none, A, B, C"),
-        ({"precision": "fp8"}, "precision=fp8: accepted: fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision=fp8: accepted: fp32, tf32, bf16, fp16"),
         ({"data.name": "mnist"}, "data.name=mnist: accepted: digits, cifar10, cifar100, imagenet, imagefolder, synthetic"),
         # impossible networks
         ({"depth": 21}, "model.depth=21: cifar with basic blocks has depths 6n+2: 8, 14, 20, 32, 44, 56, 110, …"),
@@ -172,7 +172,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
             global_batch_size=world_size * draw(positive),
             changes=tuple(change(epoch, "weight_decay", draw(number)) for epoch in sorted(draw(st.sets(positive, max_size=3)))),
         ),
-        precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+        precision=draw(st.sampled_from(["fp32", "tf32", "bf16", "fp16"])),
         seed=draw(st.integers(0, 2**80)),
         world_size=world_size,
     )

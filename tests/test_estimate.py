@@ -61,7 +61,14 @@ def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Pla
     "changes",
     [
         *({"depth": 20, "stages": None}, {"shortcut": "B"}, {"width": 16}, {"global_batch_size": 64}, {"image_size": 16}),
-        *({"precision": "bf16"}, {"channels_last": False}, {"compile": True}, {"checkpoint_activations": True}, {"world_size": 2}),
+        *(
+            {"precision": "bf16"},
+            {"deterministic": True},
+            {"channels_last": False},
+            {"compile": True},
+            {"checkpoint_activations": True},
+            {"world_size": 2},
+        ),
     ],
     ids=str,
 )

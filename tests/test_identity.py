@@ -1,5 +1,6 @@
-"""A fingerprint changes with what changes a result, and with nothing else."""
+"""A fingerprint changes with what changes a result, and with nothing else: not with the Python that computes it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import identities
 import pytest
 
 from resnet_core import RunSpec, fingerprint, identity, override
@@ -60,7 +62,8 @@ CHANGED: dict[str, Any] = {
     "checkpoint_activations": True,
     "probes": ("responses",),
     "probe_epochs": (1,),
-    "precision": "bf16",
+    "precision": "tf32",
+    "deterministic": True,
     "channels_last": False,
     "compile": True,
     "seed": 1,
@@ -115,6 +118,42 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
         assert out.strip() == identify()
 
 
+def test_a_fingerprint_changes_with_the_version_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identify()
+    monkeypatch.setattr(identity, "TRAINING_VERSION", identity.TRAINING_VERSION + 1)
+    assert identify() != before
+
+
+def test_a_field_that_is_added_leaves_runs_that_do_not_use_it_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [override(BASE, {"lr": 0.05}), override(BASE, {"deterministic": True})]
+    before = [identify(spec) for spec in specs]
+    flat = RunSpec.flat
+    monkeypatch.setattr(
+        RunSpec, "flat", lambda spec: {name: value for name, value in flat(spec).items() if name != "deterministic"}
+    )
+    assert identify(specs[0]) == before[0]
+    assert identify(specs[1]) != before[1]
+
+
+def pythons(version: str) -> list[str]:
+    """Installed interpreters of this version."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [shutil.which(f"python{version}"), *map(str, sorted(root.glob(f"versions/{version}.*/bin/python")))]
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    found = [name for name in candidates if name]
+    return [name for name in found if subprocess.run([name, "-c", code], capture_output=True, text=True).stdout.strip() == version]
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_every_python_computes_the_same_identities(version: str) -> None:
+    """Of configurations and of sources, in interpreters that have no other library."""
+    found = pythons(version)
+    if not found:
+        pytest.skip(f"Python {version} is not installed")
+    out = subprocess.run([found[0], "-B", identities.__file__], check=True, capture_output=True, text=True).stdout
+    assert json.loads(out) == identities.identities()
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the package, whose code counts instead of the real one's."""
@@ -134,19 +173,22 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("momentum=config.momentum,", "momentum=0.9,", False),
     ],
 )
-def test_a_fingerprint_changes_with_the_code_not_with_its_words(package: Path, old: str, new: str, same: bool) -> None:
-    before, file = identify(), package / "optim.py"
+def test_the_hash_of_the_sources_changes_with_the_code_not_with_its_words_and_no_fingerprint_does(
+    package: Path, old: str, new: str, same: bool
+) -> None:
+    before, run, file = identity.code_version(), identify(), package / "optim.py"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
-    assert (identify() == before) is same
+    assert (identity.code_version() == before) is same
+    assert identify() == run
 
 
-def test_a_fingerprint_changes_when_a_module_comes_or_is_renamed(package: Path) -> None:
-    before = identify()
+def test_the_hash_of_the_sources_changes_when_a_module_comes_or_is_renamed(package: Path) -> None:
+    before = identity.code_version()
     (package / "new.py").write_text("x = 1\n")
-    added = identify()
+    added = identity.code_version()
     (package / "new.py").rename(package / "newer.py")
-    assert len({before, added, identify()}) == 3
+    assert len({before, added, identity.code_version()}) == 3
 
 
 @pytest.mark.parametrize(
@@ -157,6 +199,8 @@ def test_a_fingerprint_changes_when_a_module_comes_or_is_renamed(package: Path) 
         (EXAMPLE.replace('    """Class."""\n', "").replace('    """Attribute."""\n', ""), True),
         (EXAMPLE.replace("x: int = 1", "x: int = 2"), False),
         (EXAMPLE.replace('"text"', '"other text"'), False),
+        (EXAMPLE.replace('"text"', 'f"text"'), False),
+        (EXAMPLE.replace("f(y)", 'f(y, z="")'), False),
     ],
 )
 def test_only_text_that_does_nothing_is_left_out_of_the_code(other: str, same: bool) -> None:
@@ -164,12 +208,12 @@ def test_only_text_that_does_nothing_is_left_out_of_the_code(other: str, same: b
     assert (identity.normalised_source(other) == identity.normalised_source(EXAMPLE)) is same
 
 
-def test_a_fingerprint_does_not_change_with_what_no_training_runs(package: Path) -> None:
-    before = identify()
+def test_the_hash_of_the_sources_does_not_change_with_what_no_training_runs(package: Path) -> None:
+    before = identity.code_version()
     for name in NOT_TRAINING:
         (file,) = package.rglob(name)
         file.write_text(file.read_text() + "\nx = 1\n")
-    assert identify() == before
+    assert identity.code_version() == before
     names = {name.removesuffix(".py") for name in NOT_TRAINING}
     code = "import sys, resnet_core.training; print(*(name.rpartition('.')[2] for name in sys.modules if 'resnet_core' in name))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

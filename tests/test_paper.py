@@ -88,6 +88,7 @@ def test_both_results_of_table_6_for_110_layers_are_there_and_told_apart() -> No
         ({"model.bn_momentum": 0.3}, "bn momentum 0.3, not 0.1"),
         ({"model.zero_init_residual": True}, "zero init residual on, not off"),
         ({"precision": "bf16"}, "bf16 arithmetic, not fp32"),
+        ({"precision": "tf32"}, "tf32 arithmetic, not fp32"),
         ({"world_size": 4}, "BatchNorm over 32 images, the share of each of 4 workers"),
     ],
     ids=str,

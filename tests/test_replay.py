@@ -24,7 +24,7 @@ from ablations.engine.study import Study, make_plan
 from ablations.engine.tracking import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
 from resnet_core.data.datasets import load_dataset, resolve
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION, code_version
 
 SEEDS = (3.0, 3.4, 3.8)
 DATA = "d" * 20
@@ -131,6 +131,7 @@ def record(
 ) -> str:
     """Id of a run in MLflow, recorded as a study does, with the same losses and errors."""
     identity = {"fingerprint": fingerprint(spec, data_version=data), "data_version": data, "code_version": code_version()}
+    identity |= {"training_version": str(TRAINING_VERSION)}
     run_id = str(client.create_run("0").info.run_id)
     named = {**identity, "outcome": "completed", "mlflow.runName": "made up", **tags}
     params = [Param(name, str(value)) for name, value in spec.flat().items()]
@@ -158,12 +159,17 @@ def test_parameters_that_are_not_those_of_the_fingerprint_are_refused(client: Ml
     altered = client.get_run(record(client, spec, fingerprint="0" * 20))
     with pytest.raises(ConfigError, match="are not those of its fingerprint"):
         spec_of(altered)
-    # Of other code, the fingerprint cannot be checked: what it was told to train can be trained all the same.
-    assert spec_of(client.get_run(record(client, spec, fingerprint="0" * 20, code_version="c" * 20))) == spec
+    # Of another version, the fingerprint cannot be checked: what it was told to train can be trained all the same.
+    assert spec_of(client.get_run(record(client, spec, fingerprint="0" * 20, training_version="0"))) == spec
+    # A run of before there were versions, and before some fields.
+    old = client.get_run(record(client, spec, fingerprint="0" * 20))
+    del old.data.tags["training_version"]
+    del old.data.params["deterministic"]
+    assert spec_of(old) == spec
 
 
 def test_a_specification_that_this_code_does_not_know_is_refused_in_one_line(client: MlflowClient) -> None:
-    run_id = record(client, preset("smoke"), code_version="c" * 20)
+    run_id = record(client, preset("smoke"), training_version="0")
     client.log_param(run_id, "optim.forgotten", "1")
     with pytest.raises(ConfigError, match=r"means nothing to this code \(optim.forgotten: no such field"):
         spec_of(client.get_run(run_id))
@@ -186,7 +192,7 @@ def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(clie
     record(client, override(spec, {"seed": 2}), error=3, generation="2")
     record(client, override(spec, {"seed": 3}), error=91, outcome="diverged")
     record(client, override(spec, {"seed": 4}), error=92, status="KILLED")
-    record(client, override(spec, {"seed": 5}), error=93, code_version="c" * 20)
+    record(client, override(spec, {"seed": 5}), error=93, training_version="0")
     record(client, override(spec, {"seed": 6}), error=94, data="f" * 20)
     record(client, override(spec, {"seed": 7, "depth": 14}), error=95)
     assert sorted(seeds_of(client, first, "test/error")) == [1, 2, 3]
@@ -283,7 +289,8 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
     assert replay(study.request) == 0
     text = capsys.readouterr().out
     assert f"replay of shortcut=A seed=2, fingerprint {study.plan.runs[2].fingerprint}" in text
-    assert "exactly equal: 2 epochs, every loss and error to the last bit\nenvironment: the same code_version, device" in text
+    assert "exactly equal: 2 epochs, every loss and error to the last bit\n" in text
+    assert "environment: the same training_version, code_version, device" in text
     assert study.left_behind() == before
 
     for run in study.plan.runs:
@@ -303,7 +310,7 @@ def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signa
     spec = override(preset("smoke"), {"epochs": 10_000})
     spec = resolve(spec, load_dataset(spec.data))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    run_id = record(connect(uri), spec, data=load_dataset(spec.data).version, code_version="c" * 20)
+    run_id = record(connect(uri), spec, data=load_dataset(spec.data).version, training_version="0")
     command = "import sys; from ablations.engine.replay import *; "
     command += f"sys.exit(replay(ReplayRequest(run={run_id!r}, tracking_uri={uri!r})))"
     home = {"RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -318,7 +325,7 @@ def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signa
         process.send_signal(sent)
         text, _ = process.communicate(timeout=60)
     assert process.returncode == 1, text
-    assert "the code of resnet_core is not that of the record: equality is not to be expected" in text
+    assert "trained by version 0 of the training, not 1: equality is not to be expected" in text
     assert "interrupted" in text
     assert "Traceback" not in text
     time.sleep(1)  # a process of Ray's may live a moment longer

@@ -97,15 +97,21 @@ def test_reading_asks_for_many_runs_at_a_time(client: MlflowClient, asked: Desig
     assert batches == [5, 5, 2]
 
 
-def test_runs_that_are_not_there_are_missing_and_those_of_other_code_are_not_taken(client: MlflowClient, asked: Design) -> None:
+def test_runs_that_are_not_there_are_missing_and_other_sources_do_not_lose_a_run(client: MlflowClient, asked: Design) -> None:
     first = asked.cells[0]
     more = dataclasses.replace(first, fingerprints=(*first.fingerprints, "0" * 20))
     runs = results.gather(client, dataclasses.replace(asked, cells=(more,))).runs
     assert list(runs["outcome"]) == ["completed"] * 3 + ["missing"]
     assert math.isnan(runs["error"].iloc[3])
     other = results.gather(client, dataclasses.replace(asked, code_version="other"))
-    assert set(other.runs["outcome"]) == {"missing"}
-    assert other.curves.empty
+    assert set(other.runs["outcome"]) == {"completed"}
+
+
+def test_a_design_of_before_there_were_training_versions_is_read(asked: Design) -> None:
+    values = json.loads(asked.to_json())
+    del values["training_version"]
+    assert Design.from_json(json.dumps(values)) == dataclasses.replace(asked, training_version="")
+    assert ledger.trained_by("", "c" * 20) == f"tags.code_version = '{'c' * 20}'"
 
 
 def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -> None:

@@ -17,10 +17,11 @@ from mlflow.entities import Run as MlflowRun
 from submitted import SEARCH, Submitted
 
 from ablations.engine import trials
+from ablations.engine.ledger import trained_by
 from ablations.engine.search import FIRST_SEED, SearchPlan
 from ablations.engine.study import Study
 from ablations.engine.trials import PastTrial
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -34,7 +35,7 @@ class Searched(Submitted):
 
     def __init__(self, home: Path, *arguments: str, study: Study = SEARCH) -> None:
         super().__init__(home, *arguments, study=study)
-        self.past: list[PastTrial] = trials.read(self.client, self.plan.asked(), code_version())
+        self.past: list[PastTrial] = trials.read(self.client, self.plan.asked(), trained_by(str(TRAINING_VERSION), ""))
 
     def numbers(self) -> dict[str, list[int]]:
         """Of trials, by cell."""

@@ -108,11 +108,45 @@ def test_a_commit_is_known_of_a_checkout_and_of_an_archive_and_else_nothing_is_c
     git("archive", "--format=zip", "--output", str(tmp_path / "study.zip"), "HEAD")
     ZipFile(tmp_path / "study.zip").extractall(tmp_path / "archived")
     assert state(tmp_path / "archived") == (commit, "unknown")
-    (repository / ".gitattributes").write_text("")
-    assert state(repository) == (commit, "true")
     inside = repository / "upload"  # as a job's folder, or an environment, in another project
     shutil.copytree(PROJECT / "ablations" / "engine", inside / "ablations" / "engine", ignore=shutil.ignore_patterns("__pycache__"))
     assert state(inside) == ("unknown", "unknown")
+
+
+def test_local_changes_are_those_of_the_code_that_trains_and_are_named(tmp_path: Path) -> None:
+    repository = tmp_path / "project"
+    for name in ("ablations/engine/trial.py", "resnet_core/optim.py", "tests/test_x.py", "ablations/shortcuts.py"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("x = 1\n")
+    shutil.copy(PROJECT / "ablations" / "engine" / "provenance.py", repository / "ablations" / "engine")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    for words in (["init"], ["add", "."], ["commit", "-m", "x"]):
+        subprocess.run(["git", *identity, *words], cwd=repository, check=True, capture_output=True)
+
+    def found() -> tuple[str, str, str]:
+        module = runpy.run_path(str(repository / "ablations" / "engine" / "provenance.py"))
+        state = module["git_state"]()
+        return state["git.dirty"], state.get("git.changed", ""), module["_local_changes"]()
+
+    assert found() == ("false", "", "")
+    (repository / "notes.txt").write_text("anything")
+    (repository / "resnet_core" / "picture.png").write_text("anything")
+    assert found() == ("false", "", "")
+    # Of a study or a test, the difference is kept, but it trains nothing.
+    (repository / "ablations" / "mine.py").write_text("STUDY = 1\n")
+    (repository / "tests" / "test_x.py").write_text("x = 2\n")
+    dirty, changed, difference = found()
+    assert (dirty, changed) == ("false", "")
+    assert "+x = 2" in difference
+    assert "+++ b/ablations/mine.py" in difference
+    assert "+STUDY = 1" in difference
+    (repository / "resnet_core" / "optim.py").write_text("x = 3\n")
+    (repository / "resnet_core" / "data").mkdir()
+    (repository / "resnet_core" / "data" / "new.py").write_text("token = 1\n")
+    dirty, changed, difference = found()
+    assert (dirty, changed) == ("true", "resnet_core/optim.py, resnet_core/data/new.py (untracked)")
+    assert "+x = 3" in difference
+    assert "+token = …" in difference
 
 
 def test_what_was_sent_along_is_named_and_sent_along_again(monkeypatch: pytest.MonkeyPatch) -> None:

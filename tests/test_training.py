@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import CLOCKED, learned, train, weights_differ
+from runs import CLOCKED, learned, through_a_file, train, weights_differ
 from torch.nn import functional as F
 
-from resnet_core import ConfigError, Diverged, fit, load_dataset, measure_cost, override, preset
+from resnet_core import ConfigError, Diverged, fit, load_dataset, measure_cost, override, preset, training
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
 from resnet_core.memory import PeakMemory
@@ -115,6 +115,87 @@ def test_a_checkpoint_is_as_good_after_it_was_restored() -> None:
     for _ in range(2):
         _, (again,) = train(SMOKE, restore=first)
         assert not weights_differ(again["model"], last["model"])
+
+
+def test_a_checkpoint_is_that_of_its_epoch_or_an_error() -> None:
+    training = fit(SMOKE)
+    first = next(training)
+    held, kept = first.checkpoint(), through_a_file(first.checkpoint())
+    last = next(training)
+    with pytest.raises(RuntimeError, match=r"^the training has gone on since epoch 1, .*: call checkpoint\(\) before"):
+        first.checkpoint()
+    assert weights_differ(held["model"], last.checkpoint()["model"])
+    torch.testing.assert_close(held, kept, rtol=0, atol=0)
+    assert list(training) == []
+    assert last.checkpoint()["step"] == 8
+    results = list(fit(SMOKE))
+    with pytest.raises(RuntimeError, match="since epoch 1"):
+        results[0].checkpoint()
+
+
+BACKENDS: Any = torch.backends
+SWITCHES = {
+    "conv": (BACKENDS.cudnn.conv, "fp32_precision"),
+    "matmul": (BACKENDS.cuda.matmul, "fp32_precision"),
+    "CPU conv": (BACKENDS.mkldnn.conv, "fp32_precision"),
+    "CPU matmul": (BACKENDS.mkldnn.matmul, "fp32_precision"),
+    "benchmark": (BACKENDS.cudnn, "benchmark"),
+}
+
+
+def switches() -> dict[str, Any]:
+    values = {name: getattr(backend, switch) for name, (backend, switch) in SWITCHES.items()}
+    return values | {"deterministic": torch.are_deterministic_algorithms_enabled()}
+
+
+IEEE = {name: "ieee" for name in SWITCHES if name != "benchmark"} | {"benchmark": False, "deterministic": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, IEEE),
+        ({"precision": "tf32"}, IEEE | {"conv": "tf32"}),
+        ({"precision": "bf16"}, IEEE),
+        ({"deterministic": True}, IEEE | {"deterministic": True}),
+    ],
+)
+def test_every_part_of_a_training_uses_the_arithmetic_of_the_spec_and_restores_what_was_there(
+    changes: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, dict[str, Any]] = {}
+
+    def spy(name: str) -> None:
+        real = getattr(training, name)
+        monkeypatch.setattr(training, name, lambda *args, **how: (found.update({name: switches()}), real(*args, **how))[1])
+
+    for name in ("train_epoch", "update_bn", "evaluate", "evaluate_views"):
+        spy(name)
+    # As another library may have left them.
+    BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    BACKENDS.mkldnn.matmul.fp32_precision = "bf16"
+    before = switches()
+    try:
+        for _ in fit(override(SMOKE, {"bn_statistics": "averaged", "extra_tests": "ten_crop", **changes})):
+            assert switches() == before
+        with pytest.raises(Diverged):
+            list(fit(override(SMOKE, {"lr": 1e9, **changes})))
+        assert switches() == before
+    finally:
+        BACKENDS.cuda.matmul.fp32_precision = BACKENDS.mkldnn.matmul.fp32_precision = "none"
+    assert found == dict.fromkeys(("train_epoch", "update_bn", "evaluate", "evaluate_views"), expected)
+
+
+def test_float32_trains_with_the_same_bits_whatever_other_code_allowed_and_so_does_deterministic() -> None:
+    _, (*_, plain) = train(SMOKE)
+    BACKENDS.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        _, (*_, allowed) = train(SMOKE)
+    finally:
+        BACKENDS.mkldnn.matmul.fp32_precision = "none"
+    _, (*_, deterministic) = train(override(SMOKE, {"deterministic": True}))
+    assert not weights_differ(allowed["model"], plain["model"])
+    assert not weights_differ(deterministic["model"], plain["model"])
 
 
 def test_a_finished_run_has_nothing_left_to_do_when_restored() -> None:

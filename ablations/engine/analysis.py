@@ -179,7 +179,7 @@ def _lacking(cells: Sequence[CellFinding]) -> list[str]:
 def _differing(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """By condition in which runs differ: those runs that completed or diverged, and for which it is known."""
     results = evidence.runs[evidence.runs["outcome"].isin(["completed", "diverged"])]
-    shown = {name: results[name].str[:8] for name in ("code_version", "data_version")}
+    shown = {name: results[name].str.replace(r"(\w{8})\w+", r"\1", regex=True) for name in ("code_version", "data_version")}
     shown["python"] = results["python"].str.split(".").str[:2].str.join(".")
     results = results.assign(**shown)
     varied = {*evidence.design.factors, *(("data_version",) if len(evidence.design.data_versions) > 1 else ())}
@@ -211,8 +211,11 @@ def _conditions(evidence: Evidence) -> list[str]:
         else:
             where = [f"{value} ({_count(count, 'run')})" for value, count in runs[name].value_counts().items()]
         flags.append(f"{name.replace('_', ' ')} differs: {', '.join(where)}")
-    if dirty := int((evidence.runs["git.dirty"] == "true").sum()):
-        flags.append(f"{_count(dirty, 'run')} trained from a commit with local changes")
+    dirty = evidence.runs[evidence.runs["git.dirty"] == "true"]
+    if len(dirty):
+        files = dict.fromkeys(name for names in dirty["git.changed"] if names for name in names.split(", "))
+        changed = f" in {_named(list(files), 'file')}" if files else ""
+        flags.append(f"{_count(len(dirty), 'run')} trained from a commit with local changes{changed}")
     return flags
 
 

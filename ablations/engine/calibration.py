@@ -92,6 +92,7 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     """A training step on random images; it ends when the device has done it."""
     import torch
 
+    from resnet_core.arithmetic import arithmetic
     from resnet_core.steps import make_step
     from resnet_core.training import init_state, train_epoch
 
@@ -104,4 +105,9 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
         spec=spec, device=torch.device(device), steps_per_epoch=1, train_epoch=lambda _: iter([(batch, labels)])
     )
     step = make_step(state.net, state.optimizer, state.scaler, spec, replay=spec.world_size == 1)  # as a group's workers train
-    return lambda: train_epoch(step, state, batches, steps=1, total_steps=STEPS[1] + 1)
+
+    def compute() -> None:
+        with arithmetic(spec):
+            train_epoch(step, state, batches, steps=1, total_steps=STEPS[1] + 1)
+
+    return compute

@@ -38,8 +38,8 @@ class Finished:
     on_gpu: bool
 
 
-Mode = tuple[str, bool, bool]
-"""How a step is computed: precision, whether channels come last, whether activations are computed again."""
+Mode = tuple[str, bool, bool, bool]
+"""How a step is computed: precision, only by deterministic algorithms, channels last, activations computed again."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def look_ahead(
 
 def mode(spec: RunSpec) -> Mode:
     """Networks of one mode differ in time by layers and multiply-adds only."""
-    return spec.precision, spec.channels_last, spec.checkpoint_activations
+    return spec.precision, spec.deterministic, spec.channels_last, spec.checkpoint_activations
 
 
 def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0) -> int:
@@ -146,11 +146,11 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Finish
 
     Tests after each epoch are part of it, so that runs on as many training images tell best.
     """
-    per_step: dict[tuple[str | None, ...], dict[int, list[float]]] = {}
-    devices: dict[tuple[str | None, ...], set[str]] = {}
-    names = [name for name in RunSpec().flat() if _decides_speed(name)]
+    per_step: dict[tuple[str, ...], dict[int, list[float]]] = {}
+    devices: dict[tuple[str, ...], set[str]] = {}
+    defaults = {name: str(value) for name, value in RunSpec().flat().items() if _decides_speed(name)}
     for past in finished:
-        shape = tuple(past.spec.get(name) for name in names)
+        shape = tuple(past.spec.get(name, default) for name, default in defaults.items())  # earlier runs lack later fields
         optim = {name: past.spec.get(f"optim.{name}") for name in ("epochs", "iterations", "global_batch_size")}
         steps = replace(RunSpec().optim, **optim).total_steps(past.train_images)  # type: ignore[arg-type]  # it converts text
         per_step.setdefault(shape, {}).setdefault(past.train_images, []).append(past.seconds / steps)
@@ -159,7 +159,7 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Finish
     used: set[str] = set()
     for run in missing:
         flat = run.spec.flat()
-        shape = tuple(str(flat[name]) for name in names)
+        shape = tuple(str(flat[name]) for name in defaults)
         if shape in per_step:
             images = len(plan.data_of(run).train.labels)
             nearest = min(per_step[shape], key=lambda others: abs(math.log(others / images)))

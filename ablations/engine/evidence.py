@@ -13,7 +13,7 @@ import pandas as pd
 from ablations.engine.factors import shown
 from ablations.engine.study import Cell, Plan, Run
 from resnet_core.fields import ConfigError
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION, code_version
 
 RESULTS = {
     "train_error": "train/error",
@@ -25,7 +25,18 @@ RESULTS = {
     "gpu_hours": "gpu_hours",
 }
 """Columns of `Evidence.runs` and the metrics that they are the last values of; `error` is that of the scored images."""
-CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python", "git.commit", "git.dirty")
+CONDITIONS = (
+    "code_version",
+    "data_version",
+    "world_size",
+    "precision",
+    "device",
+    "torch",
+    "python",
+    "git.commit",
+    "git.dirty",
+    "git.changed",
+)
 """Columns of `Evidence.runs` that say under what a run was trained; empty where that is not known."""
 CURVES = ("train_error", "error", "epoch_seconds")
 """Columns of `Evidence.curves` with values of an epoch."""
@@ -112,6 +123,7 @@ class Design:
     preset: str
     dataset: str
     code_version: str
+    """Hash of the sources of `resnet_core` at the submission."""
     scored_on: str
     """`test` or `validation`."""
     factors: Mapping[str, tuple[str, ...]]
@@ -123,6 +135,8 @@ class Design:
     """Combinations that do not exist, and why."""
     origin: Mapping[str, str]
     """Where the submission came from: command, commit, versions, …; shown as it is."""
+    training_version: str = ""
+    """`TRAINING_VERSION` of the submission; empty for those of before 2026-11-27, whose fingerprints hold `code_version`."""
     search: SearchDesign | None = None
     """Where the study's configurations are searched for: its cells have a factor `configuration` with the level `default`, and
     those that the search chose once it is over."""
@@ -139,6 +153,7 @@ class Design:
             preset=plan.preset,
             dataset=plan.dataset.name,
             code_version=code_version(),
+            training_version=str(TRAINING_VERSION),
             scored_on=plan.base.data.scored_on,
             factors={name: tuple(map(shown, levels)) for name, levels in plan.factors.items()},
             baseline={name: shown(level) for name, level in plan.baseline.items()},

@@ -27,6 +27,7 @@ from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, answering, connect, is_new, make_file
 from ablations.engine.trial import Job
 from resnet_core.fields import ConfigError, reject
+from resnet_core.identity import TRAINING_VERSION, code_version
 
 if TYPE_CHECKING:
     from ablations.engine.scheduler import Needs
@@ -151,6 +152,7 @@ class Submission:
     def train(self) -> bool:
         """Trains what is missing and waits for what another study trains; returns False if it was asked to stop."""
         name = f"{self.plan.study.name} on {self.plan.dataset.name}"
+        self._mention_other_sources()
         if not self.todo and not self.awaited:
             self.console.print(f"{name}: all {len(self.done)} runs are in MLflow already.")
             return True
@@ -162,6 +164,17 @@ class Submission:
         except KeyboardInterrupt:
             return False
         return True
+
+    def _mention_other_sources(self) -> None:
+        """Say how many results come from sources of `resnet_core` that differ from those here."""
+        here = code_version()
+        others = sum(here not in entry.tags.get("code_version", "").split(", ") for entry in self.done.values())
+        if others:
+            terminal.say(
+                self.console,
+                f"{others} of {len(self.done)} runs done were trained by other sources of resnet_core. Their training version is "
+                f"the same, {TRAINING_VERSION}, so they count; --fresh trains them again.",
+            )
 
     def _log_design(self) -> None:
         """Before anything runs, so that whoever stops the study has a report; again at its end if the store is not there now."""

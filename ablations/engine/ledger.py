@@ -22,9 +22,9 @@ from ablations.engine.estimate import Finished
 from ablations.engine.evidence import Design
 from ablations.engine.mlflow_errors import check_experiment
 from ablations.engine.study import Plan
+from resnet_core.config import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
-from resnet_core.identity import code_version
 
 logger = logging.getLogger(__name__)
 
@@ -78,32 +78,40 @@ class Entry:
 
 def find(client: MlflowClient, plan: Plan) -> dict[str, Entry]:
     """The entry of each of the plan's runs that MLflow knows, whichever study trained it; of repeated ones the newest."""
-    return find_all(client, {run.fingerprint: plan.data_of(run).version for run in plan.runs}, code_version())
+    return find_all(client, {run.fingerprint: plan.data_of(run).version for run in plan.runs})
 
 
-def find_all(client: MlflowClient, wanted: Mapping[str, str], code: str) -> dict[str, Entry]:
-    """The same of any runs, trained with this code.
+def find_all(client: MlflowClient, wanted: Mapping[str, str]) -> dict[str, Entry]:
+    """Return the entries of any runs.
 
     Args:
         wanted: data version by fingerprint.
     """
     found: dict[str, Entry] = {}
     for data in dict.fromkeys(wanted.values()):
-        found |= _find(client, {fingerprint for fingerprint, version in wanted.items() if version == data}, code, data)
+        found |= _find(client, {fingerprint for fingerprint, version in wanted.items() if version == data}, data)
     return found
 
 
-def _find(client: MlflowClient, wanted: Set[str], code: str, data: str) -> dict[str, Entry]:
-    """Those of `find_all` that were trained on one version of the data."""
+def _find(client: MlflowClient, wanted: Set[str], data: str) -> dict[str, Entry]:
+    """Return those of `find_all` that were trained on one version of the data."""
     # Of runs trained like these, the newest first; then what is not among them, one by one. So a small study pays for its own
     # runs and not for all that there are.
     enough = max(FEWEST, SHARE * len(wanted))
-    like_these = search(client, f"tags.code_version = '{code}' and tags.data_version = '{data}'", page=min(PAGE, enough))
+    like_these = search(client, f"tags.data_version = '{data}'", page=min(PAGE, enough))
     found = _newest(islice(like_these, enough), wanted)
     rest = wanted - found.keys()
     if rest and next(like_these, None) is not None:
         found |= _newest((run for one in rest for run in search(client, f"tags.fingerprint = '{one}'")), rest)
     return found
+
+
+def trained_by(training_version: str, code_version: str) -> str:
+    """Return the filter of runs that one version of the training trained.
+
+    Runs of before 2026-11-27 have no `training_version`: for them, the hash of the sources took its place.
+    """
+    return f"tags.training_version = '{training_version}'" if training_version else f"tags.code_version = '{code_version}'"
 
 
 def _newest(runs: Iterable[MlflowRun], wanted: Set[str]) -> dict[str, Entry]:
@@ -155,9 +163,12 @@ def design_of(
     where = f"tags.study = '{study}' and tags.preset = '{preset}'"
     runs = _pages(client.search_runs, experiment_ids=[experiment.experiment_id], filter_string=where) if experiment else ()
     wanted = {name: str(value) for name, value in shared.items()}
+    defaults = {name: str(value) for name, value in RunSpec().flat().items()}
     for run in runs:
         params = run.data.params
-        if DESIGN_TAG in run.data.tags and wanted.items() <= params.items() and not (whole and len(params) > len(wanted)):
+        # A study of before a field existed has the field's default.
+        same = all(params.get(name, defaults.get(name)) == value for name, value in wanted.items())
+        if DESIGN_TAG in run.data.tags and same and not (whole and len(params) > len(wanted)):
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run.info.run_id, DESIGN, folder)
                 return str(run.info.run_id), Design.from_json(Path(path).read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from ablations.engine.searches import Searches
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import answering, connect, is_new
 from ablations.engine.trials import PastTrial
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION
 
 
 def preview(plan: Plan, options: Options) -> int:
@@ -61,7 +61,8 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, Entry], list[Finishe
         except Deleted as error:
             warning = f"Mind: as it is, this study will be refused: {error}"
         done = {} if options.fresh else ledger.done(ledger.find(client, plan))
-        past = trials.read(client, plan.asked(), code_version()) if isinstance(plan, SearchPlan) else []
+        by = ledger.trained_by(str(TRAINING_VERSION), "")
+        past = trials.read(client, plan.asked(), by) if isinstance(plan, SearchPlan) else []
         return done, list(ledger.finished(client, plan.data.values())), past, warning
 
 

@@ -1,5 +1,6 @@
 """Where a submission came from, and how to submit it again: command, commit, versions, machine."""
 
+import difflib
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,11 @@ ARCHIVED = "$Format:%H$"
 """The commit, in an archive that git made: there, `export-subst` in .gitattributes fills it in."""
 LONGEST_DIFF = 100_000
 """Characters of local changes that are kept."""
+MOST_NAMED = 1000
+"""Characters of the list of changed files, at most."""
+CODE = (".", "../../resnet_core")
+"""Folders of the code that trains, seen from this one. Studies, tests and documents are not part of it."""
+UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
 
 
 def origin() -> dict[str, str]:
@@ -42,26 +49,48 @@ def origin() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str]:
-    """The commit that this project's files are of, and whether they differ from it; `unknown` where nothing tells.
+    """Return the commit of this project's files, and whether and where the code that trains differs from it.
 
-    Of files that a submission sent along, also the name that Ray gave them: a hash of their names and contents.
+    `unknown` where nothing tells. Of files that a submission sent along, also the name that Ray gave them: a hash of their names
+    and contents.
     """
     upload = _upload()
     of_upload = {"upload": upload} if upload else {}
     if _git("ls-files", "--error-unmatch", __file__) is None:  # no git, or a folder in another project
         return {"git.commit": "unknown" if ARCHIVED.startswith("$") else ARCHIVED, "git.dirty": "unknown", **of_upload}
-    return {
-        "git.commit": _git("rev-parse", "HEAD") or "unknown",
-        "git.dirty": str(bool(_git("status", "--porcelain"))).lower(),
-        **of_upload,
-    }
+    commit, changed = _git("rev-parse", "HEAD"), _changed_code()
+    if commit is None or changed is None:
+        return {"git.commit": commit or "unknown", "git.dirty": "unknown", **of_upload}
+    where = {"git.changed": printable(", ".join(changed))[:MOST_NAMED]} if changed else {}
+    return {"git.commit": commit, "git.dirty": str(bool(changed)).lower(), **where, **of_upload}
+
+
+def _changed_code() -> list[str] | None:
+    """Return the files of the code that trains that differ from the commit, from the top of the repository; None: not known."""
+    changed = _python_files(CODE, "diff", "--name-only", "HEAD")
+    new = _python_files(CODE, *UNTRACKED)
+    return None if changed is None or new is None else changed + [f"{name} (untracked)" for name in new]
+
+
+def _python_files(folders: Sequence[str], *command: str) -> list[str] | None:
+    found = _git(*command, "-z", "--", *(f"{folder}/*.py" for folder in folders))
+    return None if found is None else [name for name in found.split("\0") if name]
 
 
 def _local_changes() -> str:
-    """How files differ from the commit, without what looks like a secret; nothing where the repository is another project's."""
-    if _git("rev-parse", "--show-toplevel") != str(Path(__file__).resolve().parents[2]):
+    """Return how files differ from the commit, without what looks like a secret; nothing in another project's repository.
+
+    Untracked files are among them if they are Python of this project, studies included.
+    """
+    top = Path(__file__).resolve().parents[2]
+    if _git("rev-parse", "--show-toplevel") != str(top):
         return ""
-    changes = PRIVATE_KEY.sub("…", (_git("diff", "HEAD") or "")[:LONGEST_DIFF])
+    changes = _git("diff", "HEAD") or ""
+    for name in _python_files((*CODE, ".."), *UNTRACKED) or ():
+        with suppress(OSError):
+            lines = (top / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            changes += "\n" + "\n".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}", lineterm=""))
+    changes = PRIVATE_KEY.sub("…", changes[:LONGEST_DIFF])
     return "\n".join(map(without_secrets, changes.splitlines()))
 
 

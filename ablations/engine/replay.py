@@ -24,7 +24,7 @@ from ablations.engine.trial import Job
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset
 from resnet_core.fields import ConfigError, reject
-from resnet_core.identity import NOT_IDENTITY, code_version
+from resnet_core.identity import NOT_IDENTITY, TRAINING_VERSION, code_version
 from resnet_core.overrides import from_flat
 
 RUN_ID = re.compile("[0-9a-f]{32}")
@@ -78,15 +78,17 @@ def replay(request: ReplayRequest) -> int:
         dataset = _dataset(recorded, download=request.download)
         tags = recorded.tags
         terminal.say(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
-        if tags["code_version"] != code_version():
-            terminal.say(console, "the code of resnet_core is not that of the record: equality is not to be expected")
+        if tags.get("training_version") != str(TRAINING_VERSION):
+            by = f"version {tags['training_version']}" if "training_version" in tags else "an earlier version"
+            terminal.say(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
         listener = _Listener(console, recorded, dataset)
         _train(recorded, request, listener)
     except KeyboardInterrupt:
         terminal.say(console, "interrupted: nothing is left of this replay")
         return 1
     same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
-    here = {"code_version": code_version(), **listener.conditions, "git.commit": _commit(git_state())}
+    versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
+    here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
     for line in (*lines, environment({**tags, "git.commit": _commit(tags)}, here)):
         terminal.say(console, line)
     return 0 if same else 1
@@ -147,7 +149,7 @@ def spec_of(run: MlflowRun) -> RunSpec:
     except ConfigError as error:
         raise reject("run", run.info.run_id, f"its specification means nothing to this code ({error})") from error
     unaltered = fingerprint(spec, data_version=tags["data_version"]) == tags["fingerprint"]
-    if tags["code_version"] == code_version() and not unaltered:
+    if tags.get("training_version") == str(TRAINING_VERSION) and not unaltered:
         raise reject("run", run.info.run_id, "its parameters in MLflow are not those of its fingerprint")
     return spec
 
@@ -160,7 +162,8 @@ def metrics_of(spec: RunSpec) -> tuple[str, ...]:
 def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
     """Final errors of the completed runs that differ from this one in the seed only, and its own; of repeated ones the newest."""
     tags = run.data.tags
-    where = f"tags.code_version = '{tags['code_version']}' and tags.data_version = '{tags['data_version']}'"
+    where = ledger.trained_by(tags.get("training_version", ""), tags["code_version"])
+    where += f" and tags.data_version = '{tags['data_version']}'"
     where += " and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
     wanted = _all_but_seed(run)
     found = [other for other in ledger.search(client, where) if _all_but_seed(other) == wanted]

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
     """What MLflow knows of a design's runs and trials; without curves of runs and probes if no details are asked for."""
     wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
-    entries = ledger.find_all(client, wanted, design.code_version)
+    entries = ledger.find_all(client, wanted)
     of_run = [
         (cell.label, seed, fingerprint, entries.get(fingerprint))
         for cell in design.cells
@@ -27,9 +27,8 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
     ]
     runs = pd.DataFrame(_row(design, *run) for run in of_run)
     completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
-    searched = (
-        trials.tables(trials.read(client, design.search, design.code_version), design.search) if design.search else (None, None)
-    )
+    by = ledger.trained_by(design.training_version, design.code_version)
+    searched = trials.tables(trials.read(client, design.search, by), design.search) if design.search else (None, None)
     return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design), *searched)
 
 

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine import interrupts, paths, terminal, trials
+from ablations.engine import interrupts, ledger, paths, terminal, trials
 from ablations.engine.delivery import Writer
 from ablations.engine.evidence import Design
 from ablations.engine.execution import AWAIT_SECONDS, Submission, checkpoint_folder, job_of, needs_of, submit
@@ -23,7 +23,7 @@ from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker
 from ablations.engine.trial import Job
 from ablations.engine.trial_source import TrialSource
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION
 
 
 def execute(plan: Plan, options: Options) -> int:
@@ -38,8 +38,9 @@ class SearchSubmission(Submission):
 
     def __init__(self, console: Console, client: MlflowClient, plan: SearchPlan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
-        past = trials.read(client, plan.asked(), code_version())
-        self.searches = Searches(plan, past, trials.Elsewhere(client, plan.asked(), code_version()))
+        by = ledger.trained_by(str(TRAINING_VERSION), "")
+        past = trials.read(client, plan.asked(), by)
+        self.searches = Searches(plan, past, trials.Elsewhere(client, plan.asked(), by))
         self.searched = not self.searches.finished
         self.needs = needs_of(plan, options) if self.searched else None  # refuses before anything is written
         known = {each.entry.tags["fingerprint"]: each.entry for each in past}

@@ -17,7 +17,7 @@ from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
 from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset, resolve
 from resnet_core.fields import reject
-from resnet_core.identity import NOT_IDENTITY
+from resnet_core.identity import NOT_IDENTITY, deviations
 from resnet_core.overrides import convert, field_name
 
 MOST_RUNS = 10_000
@@ -138,10 +138,12 @@ class Plan:
     @property
     def base_id(self) -> str:
         """Identity of the base configuration: what, with the study's name, one parent run in MLflow stands for."""
-        varied = any(selects_images(field_name(name)) for name in self.factors if name != CONFIGURATION)
+        selected = any(selects_images(field_name(name)) for name in self.factors if name != CONFIGURATION)
         # Where cells have data of their own, the base is the same whichever of them are asked for.
-        data = scored_digest(self.dataset) if varied else self.dataset.version
-        text = json.dumps([self.shared(), data], sort_keys=True)
+        data = scored_digest(self.dataset) if selected else self.dataset.version
+        shared = self.shared()
+        varied = sorted(self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY})
+        text = json.dumps([deviations(shared), varied, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -33,7 +33,7 @@ from ablations.engine.provenance import git_state
 from ablations.engine.run_delivery import STATUS
 from ablations.engine.study import Plan, Run
 from resnet_core.fields import ConfigError, reject
-from resnet_core.identity import code_version
+from resnet_core.identity import TRAINING_VERSION, code_version
 
 CONNECT_SECONDS = 10
 """How long PostgreSQL may take to be reached."""
@@ -197,7 +197,9 @@ class Tracker:
 
         Epochs that MLflow has already are passed over.
         """
-        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), conditions=dict(conditions))
+        # With each epoch, since a run may go on under other sources of the same training version.
+        under = {**conditions, "code_version": code_version()}
+        self._put("epoch", run, epoch=epoch, metrics=dict(metrics), conditions=under)
         if probes:
             self._put("probes", run, rows=list(probes))
 
@@ -313,6 +315,7 @@ class Tracker:
             "cell": str(run.cell),
             "seed": str(run.seed),
             "world_size": str(run.spec.world_size),
+            "training_version": str(TRAINING_VERSION),
             "code_version": code_version(),
             "data_version": self.plan.data_of(run).version,
             **({run.trial.tag: trials.text(run)} if run.trial else {}),

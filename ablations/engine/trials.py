@@ -54,9 +54,13 @@ def text(run: Run) -> str:
     return json.dumps({"cell": str(run.cell), "number": number, "values": values, "branch": branch})
 
 
-def read(client: MlflowClient, search: SearchDesign, code_version: str) -> list[PastTrial]:
-    """The trials in a search's cells and within its budget that MLflow knows, by cell and number."""
-    where = f"tags.`{search.tag}` LIKE '%' and tags.code_version = '{code_version}'"
+def read(client: MlflowClient, search: SearchDesign, trained_by: str) -> list[PastTrial]:
+    """Return the trials in a search's cells and within its budget that MLflow knows, by cell and number.
+
+    Args:
+        trained_by: which version of the training counts, from `ledger.trained_by`.
+    """
+    where = f"tags.`{search.tag}` LIKE '%' and {trained_by}"
     where += f" and tags.data_version = '{search.data_version}' and params.seed = '{search.seed}'"
     entries = [ledger.entry_of(run) for run in ledger.search(client, where)]
     epochs = _epochs(client, entries)
@@ -70,9 +74,9 @@ def read(client: MlflowClient, search: SearchDesign, code_version: str) -> list[
 class Elsewhere:
     """Trials that other searches have trained already. To call it is to make one a trial of this search too."""
 
-    def __init__(self, client: MlflowClient, search: SearchDesign, code_version: str) -> None:
+    def __init__(self, client: MlflowClient, search: SearchDesign, trained_by: str) -> None:
         self.client, self.search = client, search
-        where = f"tags.code_version = '{code_version}' and tags.data_version = '{search.data_version}'"
+        where = f"{trained_by} and tags.data_version = '{search.data_version}'"
         where += f" and params.seed = '{search.seed}' and attributes.status = 'FINISHED'"
         self._trained = {run.data.tags.get("fingerprint", ""): ledger.entry_of(run) for run in ledger.search(client, where)}
 

@@ -76,7 +76,7 @@ def measure(uri: str) -> dict[str, float]:
     versions = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
     for name, wanted in (("all", versions), ("of 100", dict(list(versions.items())[:100]))):
         began = time.perf_counter()
-        found = ledger.find_all(client, wanted, design.code_version)
+        found = ledger.find_all(client, wanted)
         mark(f"look-up {name}")
         assert len(found) == len(wanted)
     run = client.create_run("0").info.run_id

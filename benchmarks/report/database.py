@@ -67,7 +67,8 @@ def _run(run_id: str, experiment_id: str, now: int) -> dict[str, Any]:
 
 def _tags(design: Design, parent: str, run_id: str, cell: DesignCell, seed: int) -> Iterator[dict[str, Any]]:
     tags = {"study": design.study, "cell": cell.label, "seed": str(seed), "fingerprint": cell.fingerprints[seed]}
-    tags |= {"code_version": design.code_version, "data_version": cell.data_version, "mlflow.parentRunId": parent}
+    tags |= {"training_version": design.training_version, "code_version": design.code_version}
+    tags |= {"data_version": cell.data_version, "mlflow.parentRunId": parent}
     tags |= {"outcome": "completed", "message": "", "attempts": "1", "generation": "1", "world_size": "1", "device": "CPU"}
     tags |= {"torch": "2.14.1", "python": "3.11.7", "git.commit": "0" * 40, "git.dirty": "false"}
     return ({"key": key, "value": value, "run_uuid": run_id} for key, value in tags.items())
