@@ -76,6 +76,15 @@ def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path
     assert other.parent().data.metrics["test_error_n/shortcut B"] == 1
     assert other.client.list_artifacts(other.parent().info.run_id, "figures")
 
+    # A refactoring: other sources, the same training.
+    assert "other sources" not in again.text + more.text
+    for run_id in first.run_ids().values():
+        connect(f"sqlite:///{home}/mlflow.db").set_tag(run_id, "code_version", "c" * 20)
+    refactored = Submitted(home, *PROBED, "--seeds", "2", "--levels", "shortcut=none,A,B")
+    assert "2 of 6 runs done were trained by other sources of resnet_core" in " ".join(refactored.text.split())
+    assert refactored.count_mlflow_runs() == 3 + 4 + 1
+    assert refactored.run_ids() == more.run_ids()
+
 
 def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -> None:
     for i, (split, label) in enumerate(itertools.product(("train", "val"), ("cat", "dog"))):
