@@ -423,7 +423,7 @@ def test_a_study_whose_experiment_is_deleted_amid_it_says_so_once_and_goes_on_wh
     deleted: list[str] = []
 
     def decide(_number: int, content: bytes) -> Mode:
-        if b"epoch_seconds" in content and not deleted:
+        if b"log-batch" in content and b"epoch_seconds" in content and not deleted:
             experiment = client.get_experiment_by_name("gone")
             assert experiment
             deleted.append(experiment.experiment_id)
@@ -431,13 +431,13 @@ def test_a_study_whose_experiment_is_deleted_amid_it_says_so_once_and_goes_on_wh
         return Mode.PASS
 
     proxy.decide = decide
-    assert Submitted(proxy.uri, "gone").code == 1
+    assert Submitted(proxy.uri, "gone", "--set", "optim.lr=0.07").code == 1
     said = capsys.readouterr().out
     assert "There is no table: the experiment gone was deleted in MLflow; restore it: " in said
     assert re.search(r"\d+ records wait for MLflow. Go on with: ", said)
     assert "does not answer" not in said + caplog.text
     assert caplog.text.count("was deleted in MLflow") == 1
     client.restore_experiment(deleted[0])
-    again = Submitted(proxy.uri, "gone")
+    again = Submitted(proxy.uri, "gone", "--set", "optim.lr=0.07")
     assert again.code == 0
     assert [[metric.step for metric in history] for history in again.histories(client)] == [[1, 2], [1, 2]]
