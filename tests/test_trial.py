@@ -87,7 +87,7 @@ def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
     _, newest = saved(job, 1, 2)
     content, seen = newest.read_bytes(), []
 
-    def agreed(restore: dict[str, Any], _: str) -> bool:
+    def agreed(restore: dict[str, Any], *_: object) -> bool:
         """As the others see it, who found the newest whole."""
         seen.append(len(restore["history"]))
         newest.write_bytes(content)

@@ -58,10 +58,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     if not hasattr(ray_train, "UserCallback"):  # decided by the environment of the node's processes
         raise ConfigError("RAY_TRAIN_V2_ENABLED=0: accepted: 1, or unset, in the environment in which `ray start` runs")
-    from ablations.engine import worker_group
     from ablations.engine.deaths import Death, Losses
-
-    worker_group.name_cluster()
 
     failures, losses = 0, Losses()
     while True:
@@ -99,6 +96,7 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     from ablations.engine import deaths, worker_group
 
+    worker_group.name_cluster()
     queue = worker_group.make_queue()
     training = _in_thread(_trainer(job, queue).fit)
     silence = _GroupSilence(job)
@@ -115,6 +113,8 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
         raise  # the group has ended
     except deaths.Death:
         worker_group.abort(timeout=0)
+        for name in worker_names(job.spec["world_size"]):
+            deaths.forget(name)
         raise
     except Exception:
         worker_group.abort()
@@ -163,11 +163,16 @@ class _GroupSilence:
 
     def verdict(self) -> "Death | None":
         """Return how the group hangs; None if it does not, or if it is not time to look."""
+        from ray.exceptions import RpcError
+
         from ablations.engine import deaths
 
         if not self._silence.is_due(self._interval):
             return None
-        records = {name: deaths.read(name) for name in (*self._workers, self._controller)}
+        try:
+            records = {name: deaths.read(name) for name in (*self._workers, self._controller)}
+        except RpcError:
+            return None  # a head that is busy answers the next time
         silent = self._silence.look({name: record.get("steps") for name, record in records.items()})
         controller = records[self._controller]
         # While it starts a group, its loop goes round once a minute.
@@ -239,4 +244,4 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     rank = ray_train.get_context().get_world_rank()
-    train_watched(Job(**config["job"]), str(get_device()), ray_train.report, name=config["names"][rank], rank=rank)
+    train_watched(Job(**config["job"]), str(get_device()), ray_train.report, names=config["names"], rank=rank)

@@ -5,11 +5,12 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RpcError
 
 # Ray's own store of small values, kept by the head: every process of every node reaches it. There is no public door to it.
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
@@ -76,8 +77,13 @@ class Record:
         self._lock = threading.Lock()
         self.write()
 
+    def update(self, **more: Any) -> None:
+        """Add entries, or replace them. They are stored with the next `write`."""
+        with self._lock:
+            self._content |= more
+
     def write(self, **more: Any) -> None:
-        """Add entries, or replace them."""
+        """Add entries, or replace them, and store all."""
         with self._lock:  # what is written last is complete
             self._content |= more
             if not self._erased:
@@ -102,8 +108,9 @@ def accuse(name: str, seconds: float) -> None:
 
 
 def forget(name: str) -> None:
-    """Takes away what was left under this name."""
-    _internal_kv_del(_key(name))
+    """Take away the record of this name. It is left where the cluster's head does not answer just now."""
+    with suppress(RpcError):
+        _internal_kv_del(_key(name))
 
 
 def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> Death:

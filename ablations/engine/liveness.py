@@ -4,8 +4,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from ray.exceptions import RpcError
 
@@ -30,6 +30,7 @@ class Heartbeat:
         """Start to beat under a name, every so many seconds."""
         self.record = deaths.Record(name)
         self.steps = 0
+        self.paused = False
         self._seconds = seconds
         self._stopped = threading.Event()
         # A thread of its own: it waits for Ray's head, which may be what does not answer.
@@ -46,6 +47,8 @@ class Heartbeat:
     def _beat(self) -> None:
         beats = 0
         while not self._stopped.wait(self._seconds):
+            if self.paused:
+                continue
             beats += 1
             try:
                 self.record.write(beats=beats, steps=self.steps)
@@ -64,10 +67,23 @@ class Watch:
         self._watchdog.alive()
         self._heartbeat.step()
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for the driver, which may be stopped for long. It judges whether this process hangs then, by its own time: the
+        process neither beats nor ends itself."""
+        self._heartbeat.paused = self._watchdog.paused = True
+        try:
+            yield
+        finally:
+            self._watchdog.alive()
+            self._heartbeat.paused = self._watchdog.paused = False
+
     def end_process(self, **reason: object) -> None:
         """End this process hard. `deaths.explain` reads the reason."""
-        self._heartbeat.record.write(**reason)
-        os._exit(1)
+        try:
+            self._heartbeat.record.write(**reason)
+        finally:
+            os._exit(1)
 
 
 @contextmanager
@@ -80,6 +96,26 @@ def watched(name: str, hang_timeout: float) -> Iterator[Watch]:
             yield Watch(heartbeat, watchdog)
     finally:
         heartbeat.stop()
+
+
+class Peers:
+    """The other processes of a group, for one that waits for them: they may have more to do than this one."""
+
+    def __init__(self, names: Sequence[str], hang_timeout: float, alive: Callable[[], object]) -> None:
+        self._names, self._interval, self._alive = names, interval(hang_timeout), alive
+        self._looked = time.monotonic()
+        self._steps: list[object] = []
+
+    def get_on(self) -> None:
+        """Give a sign of life if one of them has made a step since the last look. Costs little between two looks."""
+        if time.monotonic() < self._looked + self._interval:
+            return
+        self._looked = time.monotonic()
+        with suppress(RpcError):  # a head that is busy answers the next time
+            steps: list[object] = [deaths.read(name).get("steps") for name in self._names]
+            if steps != self._steps:
+                self._alive()
+            self._steps = steps
 
 
 class Silence:

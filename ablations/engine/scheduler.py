@@ -133,10 +133,18 @@ def execute(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, li
         most = min(max_concurrent or len(jobs), len(jobs))
         lifeline = Lifeline(needs, jobs[0].hang_timeout)
         room = _Room(grid, needs, shares, most, waiting, lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials))
-        _fit(needs, config, space, room, [lifeline, Relay(listener)], scratch, max_failures=jobs[0].max_failures)
+        _fit(needs, config, space, room, [lifeline, room, Relay(listener)], scratch, max_failures=jobs[0].max_failures)
 
 
-def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener: Listener, scratch: Path) -> None:
+def search(
+    source: Source,
+    needs: Needs,
+    *,
+    max_concurrent: int | None,
+    listener: Listener,
+    scratch: Path,
+    hang_timeout: float = Job.hang_timeout,
+) -> None:
     """Runs what `source` gives until it has no more. Ctrl-C and SIGTERM stop what runs and return.
 
     Args:
@@ -146,19 +154,20 @@ def search(source: Source, needs: Needs, *, max_concurrent: int | None, listener
             more is asked for, or all of `max_concurrent`: nodes come for runs that wait, one after another or all together.
         listener: is told of starts, reports and deaths.
         scratch: folder for Tune's own files, removed at the end.
+        hang_timeout: how long there may be no node that could hold a run, in seconds.
     """
     proposals = Proposals(source)
     limiter = ConcurrencyLimiter(proposals, max_concurrent=1)
     config = tune.TuneConfig(search_alg=limiter, num_samples=-1, reuse_actors=True, trial_dirname_creator=_trial_folder)
     with Shares() as shares:
         room = _Room(limiter, needs, shares, max_concurrent or ENDLESS, max_concurrent or 1, lambda _: proposals.left)
-        lifeline = Lifeline(needs, Job.hang_timeout)
+        lifeline = Lifeline(needs, hang_timeout)
         _fit(
             needs,
             config,
             {},
             room,
-            [lifeline, Relay(listener), Endings()],
+            [lifeline, room, Relay(listener), Endings()],
             scratch,
             max_failures=Job.max_failures,
             stop=proposals.stops,
@@ -189,7 +198,7 @@ def _fit(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(scratch),
-            callbacks=[room, *callbacks],
+            callbacks=list(callbacks),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             stop=stop,
             verbose=0,

@@ -100,7 +100,10 @@ class SearchSubmission(Submission):
             with self.refreshed(progress.made):
                 try:
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"
-                    scheduler.search(source, self.needs, max_concurrent=limit, listener=source, scratch=scratch)
+                    timeout = self.options.hang_timeout
+                    scheduler.search(
+                        source, self.needs, max_concurrent=limit, listener=source, scratch=scratch, hang_timeout=timeout
+                    )
                 finally:
                     source.stop_rest(self.tracker.lost)
         return self.searches.finished

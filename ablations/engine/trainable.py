@@ -27,8 +27,8 @@ def train(config: dict[str, Any]) -> None:
     with watched(ray.get_runtime_context().get_actor_id(), job.hang_timeout) as watch:
 
         def report(content: dict[str, Any]) -> None:
-            tune.report(content)
-            watch.alive()
+            with watch.waiting():
+                tune.report(content)
 
         if job.spec["world_size"] == 1:
             device = "cuda" if job.gpus_per_worker else "cpu"
@@ -41,17 +41,18 @@ def end_training(trainable: Any) -> None:
     """End the training of a stopped trial, in its process: its thread waits in a report, with all that it holds."""
     from ray.train._internal.session import get_session
 
-    workers = trainable.config["job"]["spec"]["world_size"]
-    if workers > 1:
-        from ablations.engine import deaths, worker_group
+    workers, session = trainable.config["job"]["spec"]["world_size"], get_session()
+    try:
+        if workers > 1:
+            from ablations.engine import deaths, worker_group
 
-        worker_group.abort()
-        for name in (*worker_names(workers), controller_name()):
-            deaths.forget(name)
-    session = get_session()
-    session.finish(timeout=END_SECONDS)
-    if session.training_thread.is_alive():
-        os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
+            worker_group.abort()
+            for name in (*worker_names(workers), controller_name()):
+                deaths.forget(name)
+    finally:
+        session.finish(timeout=END_SECONDS)
+        if session.training_thread.is_alive():
+            os._exit(1)  # the next trial of this process fails, and says so; Tune would forget it without a word
 
 
 def report_outcome(report: Report, work: Callable[[], object]) -> None:

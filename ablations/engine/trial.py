@@ -27,6 +27,7 @@ Report = Callable[[dict[str, Any]], None]
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
 """What there is to read, in errors of any type, where memory is short: of torch's allocators, C++, cuBLAS, cuDNN and Linux."""
 
+POLL_SECONDS = 0.01
 AGREEMENT_SECONDS = 0.2
 """How long workers that found different checkpoints wait before they look again."""
 
@@ -64,36 +65,49 @@ class Job:
     branch_epoch: int = 0
 
 
-def train_watched(job: Job, device: str, report: Report, *, name: str, rank: int = 0) -> None:
-    """Train as `train_epochs` does, watched over: a process that hangs ends itself, and `deaths.explain(name)` tells why."""
-    from ablations.engine.liveness import watched
+def train_watched(job: Job, device: str, report: Report, *, names: Sequence[str], rank: int) -> None:
+    """Train as `train_epochs` does, as one worker of a group, watched over: a process that hangs ends itself, and
+    `deaths.explain` tells why by its name, one of those of all workers by rank."""
+    from ablations.engine.liveness import Peers, watched
 
-    with watched(name, job.hang_timeout) as watch:
-        train_or_end(job, device, report, watch, rank=rank)
+    with watched(names[rank], job.hang_timeout) as watch:
+        peers = Peers([name for name in names if name != names[rank]], job.hang_timeout, watch.alive)
+        train_or_end(job, device, report, watch, rank=rank, waiting=peers.get_on)
 
 
-def train_or_end(job: Job, device: str, report: Report, watch: "Watch", *, rank: int = 0) -> None:
+def train_or_end(
+    job: Job, device: str, report: Report, watch: "Watch", *, rank: int = 0, waiting: Callable[[], object] = lambda: None
+) -> None:
     """Train as `train_epochs` does. A process whose GPU fails ends itself: whatever it asks of its GPU from now on would fail, for
     its next run too. A new one goes on from the last epoch."""
     try:
-        train_epochs(job, device, report, rank=rank, alive=watch.alive)
+        train_epochs(job, device, report, rank=rank, alive=watch.alive, waiting=waiting)
     except RuntimeError as error:
         if not str(error).startswith("CUDA error"):
             raise
         watch.end_process(gpu_error=str(error).splitlines()[0])
 
 
-def train_epochs(job: Job, device: str, report: Report, *, rank: int = 0, alive: Callable[[], object] = lambda: None) -> None:
+def train_epochs(
+    job: Job,
+    device: str,
+    report: Report,
+    *,
+    rank: int = 0,
+    alive: Callable[[], object] = lambda: None,
+    waiting: Callable[[], object] = lambda: None,
+) -> None:
     """Trains a run from its last checkpoint to its end, in this process, as worker `rank`.
 
     Epochs before the checkpoint are reported again, since their first report may have been lost; the reader knows them.
-    `alive` is called after every step, and after each piece of other work: data loaded, checkpoint read, epoch delivered.
+    `alive` is called after every step, and after each piece of other work: data loaded, checkpoint read, epoch delivered; `waiting`
+    many times a second while the other workers of a group have not come as far.
 
     Raises:
         OutOfMemory: of the device or of this machine; says which, and how large the batch was.
     """
     try:
-        _train_epochs(job, device, report, rank, alive)
+        _train_epochs(job, device, report, rank, alive, waiting)
     except (MemoryError, RuntimeError, OSError) as error:
         want = _want_of_memory(error)
         if not want:
@@ -111,7 +125,9 @@ def _want_of_memory(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Callable[[], object]) -> None:
+def _train_epochs(
+    job: Job, device: str, report: Report, rank: int, alive: Callable[[], object], waiting: Callable[[], object]
+) -> None:
     import torch  # here and not above: the job's driver imports this module, and trains nothing
 
     from resnet_core import fit
@@ -121,7 +137,7 @@ def _train_epochs(job: Job, device: str, report: Report, rank: int, alive: Calla
     spec = from_flat(job.spec)
     dataset = _load(job, spec, alive)
     alive()
-    checkpoints, restore, damaged = _restored(job, device)
+    checkpoints, restore, damaged = _restored(job, device, waiting)
     alive()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     conditions = {"conditions": {"device": _name_of(device), **versions}}
@@ -164,7 +180,9 @@ def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
     return dataset
 
 
-def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any] | None, list[str]]:
+def _restored(
+    job: Job, device: str, waiting: Callable[[], object] = lambda: None
+) -> tuple["CheckpointFolder", dict[str, Any] | None, list[str]]:
     """The run's checkpoints, the one from which all of its workers go on, if there is one, and lines on damaged ones.
 
     Workers may see different ones: a predecessor that was killed saved once more and is gone in a moment, or one worker read what
@@ -177,7 +195,7 @@ def _restored(job: Job, device: str) -> tuple["CheckpointFolder", dict[str, Any]
         # A new one: one that was used does not look at damaged files again.
         checkpoints = CheckpointFolder(job.storage, job.folder, damaged.append)
         restore = checkpoints.latest() or _branched(job, damaged.append)
-        if _agreed(restore, device):
+        if _agreed(restore, device, waiting):
             return checkpoints, restore, damaged
         time.sleep(AGREEMENT_SECONDS)
 
@@ -194,8 +212,8 @@ def _branched(job: Job, warn: Callable[[str], object]) -> dict[str, Any] | None:
     return None
 
 
-def _agreed(restore: Mapping[str, Any] | None, device: str) -> bool:
-    """Whether all workers of a group go on from the same epoch."""
+def _agreed(restore: Mapping[str, Any] | None, device: str, waiting: Callable[[], object]) -> bool:
+    """Return whether all workers of a group go on from the same epoch. Others may still prepare data that this one has."""
     import torch
     from torch import distributed
 
@@ -203,7 +221,11 @@ def _agreed(restore: Mapping[str, Any] | None, device: str) -> bool:
         return True
     epoch = len(restore["history"]) if restore else 0
     bounds = torch.tensor([epoch, -epoch], device=device)
-    distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX)
+    reduced = distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX, async_op=True)
+    while not reduced.is_completed():
+        waiting()
+        time.sleep(POLL_SECONDS)
+    reduced.wait()
     return bool((bounds[0] == -bounds[1]).item())
 
 

@@ -28,6 +28,8 @@ class Watchdog:
             last_words: called before the process ends, by the thread.
         """
         self.seconds, self.last_words = seconds, last_words
+        self.paused = False
+        """Whether this process waits for another that is watched itself; no step is expected then."""
         self._left = threading.Event()
 
     def alive(self) -> None:
@@ -48,6 +50,8 @@ class Watchdog:
     def _watch(self) -> None:
         every = min(1.0, self.seconds / 10)
         while not self._left.wait(every):
+            if self.paused:
+                self.alive()
             remaining = self._seen + self.seconds - time.monotonic()
             if remaining <= 0:
                 self._end()

@@ -64,7 +64,7 @@ class AnnounceController(ControllerCallback, WorkerGroupCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         self.heartbeat.step()
-        self.heartbeat.record.write(trains=type(current_state).__name__ == "RunningState")
+        self.heartbeat.record.update(trains=type(current_state).__name__ == "RunningState")
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         self.heartbeat.step()
