@@ -32,15 +32,16 @@ class Lifeline(Local, tune.Callback):
         if now < self.checked + LOOK_SECONDS:
             return
         self.checked = now
-        if not answers(ray.get_runtime_context().gcs_address):
-            if not self.told:  # nothing can be asked of Ray now that would not wait for the head
+        while not answers(ray.get_runtime_context().gcs_address):  # whatever is asked of Ray now waits for the head
+            if not self.told:
                 print(
                     "Ray: the head of the cluster does not answer. Ray ends this program unless it is back within a minute; "
                     "the same command goes on then",
                     file=sys.stderr,
+                    flush=True,
                 )
             self.told = True
-            return
+            time.sleep(1)
         try:
             lost, holds = own_node_is_lost(), self.needs.capacity() > 0 or autoscales()
         except RpcError:

@@ -43,10 +43,6 @@ class Controller(tune_controller.TuneController):
         """Of nodes, by trial."""
         self._silence = Silence()
 
-    def step(self) -> None:
-        self._end_hung_processes()
-        super().step()
-
     def _end_hung_processes(self) -> None:
         """Kill the processes of trials that stand still. Tune would wait for them without end."""
         trials = {
@@ -87,6 +83,7 @@ class Controller(tune_controller.TuneController):
         super()._process_trial_failure(trial, exception)
 
     def _maybe_update_trial_queue(self) -> None:
+        self._end_hung_processes()
         if self.limit:
             # One whose process starts is pending to Tune, but nobody waits with it for room.
             self._max_pending_trials = max(1, min(MOST_STARTING, self.limit - len(self._running_trials)))
