@@ -16,7 +16,7 @@ import ray
 from test_faults import PROJECT, Heard, epochs_saved, job_of, run, until
 
 from ablations.engine import scheduler
-from ablations.engine.liveness import Silence
+from ablations.engine.liveness import Peers, Silence
 
 TRAINABLE = "ray::ImplicitFunc"
 CONTROLLER = "ray::TrainController"
@@ -42,6 +42,36 @@ def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: p
     assert silence.look({"a": 2, "b": None, "c": None}) == {"a": 4, "b": 7, "c": 0}
     now = 1001
     assert silence.look({"c": 5}) == {"c": 0}
+
+
+def test_a_process_that_waits_for_its_driver_neither_ends_itself_nor_beats() -> None:
+    code = """
+import time
+from types import SimpleNamespace
+from ablations.engine.liveness import Watch
+from ablations.engine.watchdog import Watchdog
+heartbeat = SimpleNamespace(paused=False, step=lambda: None)
+with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
+    with Watch(heartbeat, watchdog).waiting():
+        print(heartbeat.paused)
+        time.sleep(2.5)
+    print(heartbeat.paused, flush=True)
+    time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "True\nFalse\nhung\n")
+
+
+def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, steps, signs = 0.0, {"peer": 7}, list[float]()
+    monkeypatch.setattr("ablations.engine.liveness.time.monotonic", lambda: now)
+    monkeypatch.setattr("ablations.engine.liveness.deaths.read", lambda name: {"steps": steps[name]})
+    peers = Peers(["peer"], 20, lambda: signs.append(now))
+    for now in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):  # it looks every 2 s
+        if now == 5:
+            steps["peer"] += 1
+        peers.get_on()
+    assert signs == [2, 6]
 
 
 # On a Ray of two CPUs
