@@ -177,10 +177,11 @@ def test_a_second_signal_ends_a_program_whose_end_takes_long(tmp_path: Path) -> 
 
 
 def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ablations.engine import scheduler
+    from ablations.engine import private_files, scheduler
 
+    (taken := tmp_path / "taken").write_text("a file where Ray wants a folder")
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 90}")  # too long for the name of a socket
+    monkeypatch.setattr(private_files, "ray_folder", lambda: (taken, 0))
     with pytest.raises(ConfigError, match=r"^Ray does not start on this machine \(.+\). What may be short: .*RAY_ADDRESS"):
         scheduler.connect()
 
