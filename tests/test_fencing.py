@@ -16,9 +16,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
 from proxy import Mode, Proxy
 
-from ablations.engine import heartbeat, ledger
+from ablations.engine import execution, heartbeat, ledger, options, reporting, results
 from ablations.engine.delivery import Writer
 from ablations.engine.heartbeat import BEAT, HOLDER, Heartbeat, HoldLost
 from ablations.engine.journal import Journal
@@ -79,6 +80,21 @@ class Driver(Tracker):
     def ended_with(self, outcome: str) -> None:
         self.ended(self.plan.runs[0], outcome)
 
+    def die(self) -> None:
+        """End as if killed: its records stay in its journal, and MLflow names it as the holder."""
+        self.writer._closing = self.writer._abandoned = True
+        with self.writer._changed:
+            self.writer._changed.notify_all()
+        self.writer._thread.join(10)
+        self._beat.abandon()
+        self.journal.__exit__(None, None, None)
+
+    def finish(self) -> None:
+        """End as a study does whose process lets it go."""
+        assert self.writer.close(10) == 0
+        self.close("FAILED")
+        self.journal.__exit__(None, None, None)
+
     def end(self) -> int:
         waiting = self.writer.close(10)
         self._beat.abandon()
@@ -105,7 +121,12 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     with pytest.raises(HoldLost):
         driver.close("FAILED")
     before = client.get_run(driver.parent_id)
-    assert driver.end() == 2, "they wait; nothing says that they will be needed"
+    driver.ended_with("stopped")
+    assert driver.end() == 0, "nothing waits: the other one reports all of its epochs"
+    assert sorted(path.suffix for path in driver.journal.folder.iterdir()) == ["", ".refused"]
+    (aside,) = driver.journal.folder.glob("*.refused")
+    assert aside.read_text().count('"kind": "epoch"') == 2
+    assert "stopped" not in aside.read_text(), "what comes after the loss is dropped"
     assert steps(client, plan) == [1, 2]
     (entry,) = ledger.find(client, plan).values()
     assert entry.status == "RUNNING", "it is the other's to end"
@@ -142,7 +163,7 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
         taken_over.set()
         first.epochs(4, 5)
         assert first.succeeded.wait(10)
-        assert first.end() > 0
+        assert first.end() == 0
     second.ended_with("completed")
     assert second.end() == 0
     assert steps(client, plan) == [1, 2, 3, 4]
@@ -160,12 +181,115 @@ def test_records_of_a_holder_that_was_succeeded_are_not_delivered_while_the_othe
     client.set_tag(first.parent_id, HOLDER, ANOTHER)
     first.epochs(3, 4)
     assert first.succeeded.wait(30)
-    assert first.end() == 2
+    first.die()
     other = Study(**{**vars(plan.study), "name": f"{plan.study.name[:50]}-b", "factors": {"shortcut": ("B",)}})
     heir = Driver(client, make_plan(other, Request(), cache=home))
     assert heir.end() == 0
     assert steps(client, plan) == [1, 2]
     assert "process 7 on elsewhere has taken over its study" in caplog.text
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["delivered at once", "delivered once the study is held again"])
+def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_ended(
+    client: MlflowClient, plan: Plan, caplog: pytest.LogCaptureFixture, home: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    first = Driver(client, plan)
+    first.started(plan.runs[0])
+    first.epochs(1)
+    assert first.writer.settle(30) == 0
+    holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER])
+    with first.writer._changed:  # killed before its thread has sent these
+        first.writer._closing = first.writer._abandoned = True
+        first.epochs(2, 3, 4)
+        first.ended_with("completed")
+    first.die()
+    client.set_tag(first.parent_id, HOLDER, json.dumps(holder | {"machine": "elsewhere"}))
+    with monkeypatch.context() as patched:
+        patched.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
+        patched.setattr(heartbeat, "DEAD_SECONDS", 1.0)
+        second = Driver(client, plan)
+        second.started(plan.runs[0])
+        second.epochs(1, 2)
+        second.ended_with("oom")
+        second.finish()
+    if ours:
+        monkeypatch.setattr(Writer, "settle", lambda *_: 0)
+        monkeypatch.setattr(Writer, "_advance", held_back(Writer._advance, held := threading.Event()))
+    third = Driver(client, plan)
+    if ours:
+        held.set()
+    monkeypatch.undo()
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
+    assert third.end() == 0
+    assert "has taken over its study" in caplog.text
+    assert "restore" not in caplog.text
+    assert steps(client, plan) == [1, 2]
+    (entry,) = ledger.find(client, plan).values()
+    assert entry.outcome == "oom"
+
+
+@pytest.fixture
+def trained(client: MlflowClient, plan: Plan) -> Plan:
+    """A study whose runs are done, and that nobody holds."""
+    driver = Driver(client, plan)
+    driver.started(plan.runs[0])
+    last = {**METRICS, "train/loss": 2.0, "test/loss": 2.5, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
+    driver.epoch(plan.runs[0], plan.runs[0].spec.optim.epochs, last, {"device": "cpu"})
+    driver.ended_with("completed")
+    driver.finish()
+    return plan
+
+
+def parent_of(client: MlflowClient, plan: Plan) -> MlflowRun:
+    return next(ledger.search(client, f"tags.study = '{plan.study.name}' and tags.base = '{plan.base_id}'"))
+
+
+def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_lost(
+    client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, held = reporting.publish, list[bool]()
+
+    def taken_over(client: MlflowClient, run_id: str, *arguments: Any, **named: Any) -> None:
+        held.append(heartbeat.is_held(heartbeat.holder_of(client, run_id)))
+        client.set_tag(run_id, HOLDER, ANOTHER)
+        publish(client, run_id, *arguments, **named)
+
+    monkeypatch.setattr(reporting, "publish", taken_over)
+    asked = options.parse(trained.study, ["--tracking-uri", client.tracking_uri])
+    assert execution.execute(trained, asked) == 1
+    assert held == [True]
+    parent = parent_of(client, trained)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {ledger.DESIGN}
+    assert (parent.info.status, parent.data.tags[HOLDER]) == ("RUNNING", ANOTHER)
+    assert f"{trained.study.name}: process 7 on elsewhere holds it now; " in capsys.readouterr().out
+
+    client.set_tag(parent.info.run_id, HOLDER, json.dumps({**json.loads(ANOTHER), "ended": True}))
+    monkeypatch.setattr(reporting, "publish", publish)
+    assert execution.execute(trained, asked) == 0
+    parent = parent_of(client, trained)
+    assert "report" in {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert parent.info.status == "FINISHED"
+    assert not heartbeat.is_held(heartbeat.holder_of(client, parent.info.run_id))
+
+
+def test_a_study_without_a_table_does_not_seem_to_run(
+    client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise MlflowException("a signal, as a library may report it")
+
+    monkeypatch.setattr(results, "gather", interrupted)
+    assert execution.execute(trained, options.parse(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
+    assert "There is no table: " in capsys.readouterr().out
+    assert parent_of(client, trained).info.status == "KILLED"
+
+
+def held_back(advance: Callable[..., None], until: threading.Event) -> Callable[..., None]:
+    def wait(*arguments: Any) -> None:
+        until.wait(60)
+        advance(*arguments)
+
+    return wait
 
 
 def test_after_a_gap_a_holder_beats_and_looks_again_at_what_mlflow_has(

@@ -167,8 +167,8 @@ def client(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClien
 
 
 def holder_of(client: MlflowClient, run_id: str) -> str:
-    tags = client.get_run(run_id).data.tags
-    return str(json.loads(tags[HOLDER])["name"]) if HOLDER in tags else "nobody"
+    holder = heartbeat.holder_of(client, run_id)
+    return "nobody" if not holder or holder.get("ended") else str(holder["name"])
 
 
 @pytest.mark.parametrize("differs", ["all", "name", "boot", "process numbers"])
@@ -213,6 +213,21 @@ def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead
         assert time.monotonic() < deadline
         seen.add(client.get_run(run_id).data.tags.get(BEAT, ""))
         time.sleep(0.02)
+    beat.stop()
+
+
+def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
+    run_id = client.create_run("0").info.run_id
+    beat = Heartbeat(client, run_id, "small")
+    with beat._lock:  # as `check` has it until MLflow answers
+        deadline, seen = time.monotonic() + 10, set[str]()
+        while len(seen) < 4:
+            assert time.monotonic() < deadline, seen
+            seen.add(client.get_run(run_id).data.tags.get(BEAT, ""))
+            time.sleep(0.02)
     beat.stop()
 
 

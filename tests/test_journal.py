@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ablations.engine import paths
 from ablations.engine.journal import Journal, Record
 from resnet_core import ConfigError
 
@@ -37,6 +38,17 @@ def open_journal(study: str = "small", *, uri: str = URI) -> Journal:
 
 def files(home: Path) -> set[str]:
     return {path.suffix for path in (home / "journals").iterdir()} - {""}
+
+
+def test_records_of_a_home_that_was_moved_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (old := tmp_path / "o%ld").mkdir()
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(old))
+    with open_journal(uri=paths.default_tracking_uri()) as journal:
+        journal.append(record(1))
+    old.rename(new := tmp_path / "new")
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(new))
+    with open_journal("another", uri=paths.default_tracking_uri()) as journal:
+        assert [found.time_ms for found in journal.inherited] == [1]
 
 
 class Holder:

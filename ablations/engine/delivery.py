@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 
 from mlflow import MlflowClient
 
@@ -61,8 +62,10 @@ class Writer:
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Returns at once."""
+        """Returns at once. Once another process has taken the study over, records are dropped: it reports all of its runs anew."""
         with self._changed:
+            if self.lost:
+                return
             self.journal.append(record)
             self._queue(record)
             self._changed.notify_all()
@@ -118,7 +121,19 @@ class Writer:
         self._thread.join(max(0.5, deadline - time.monotonic()))  # it may sit in a request that nobody answers
         with self._changed:
             self._abandoned = True
+            if self._lease and self.lost:
+                self._put_own_aside(self._lease.token)
             return self._count()
+
+    def _put_own_aside(self, token: str) -> None:
+        """Have nobody deliver records of a study that was lost to another process, which reports all of its runs."""
+        own = [record for records in self._waiting.values() for record in records if record.token == token]
+        if own:
+            self.journal.put_aside(own)
+        others = {key: deque(r for r in records if r.token != token) for key, records in self._waiting.items()}
+        self._waiting = {key: records for key, records in others.items() if records}
+        if not self._waiting:  # else the next submission puts them aside, when it sees whose study it is
+            self.journal.clear()
 
     def _has_taken_more(self, than: int) -> bool:
         return self._taken > than or self._is_over()
@@ -170,6 +185,8 @@ class Writer:
             if not (refused and key in self._inherited):
                 self._postpone(key, records[0], error)
                 return
+            # Behind them may be records of this process, which begins the run anew.
+            records = tuple(takewhile(lambda record: record.token == records[0].token, records))
             aside = self.journal.put_aside(records)
             logger.warning("records of %s wait in %s, MLflow refuses them: %s", records[0].run, aside, _short(error))
             count = len(records)
@@ -197,6 +214,8 @@ class Writer:
     def _take(self, key: _Key, records: Sequence[Record]) -> None:
         """Is done with the first of a run's records."""
         with self._changed:
+            if key not in self._waiting:  # put aside while this was on its way
+                return
             self._taken += len(records)
             self._retry_at.pop(key, None)
             self._refused.pop(key, None)

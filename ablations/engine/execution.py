@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -180,6 +181,8 @@ class Submission:
         """Before anything runs, so that whoever stops the study has a report; again at its end if the store is not there now."""
         try:
             self.tracker.log_design(self.design)
+        except HoldLost:
+            raise
         except Exception as error:  # whatever a store's own library raises: training does not depend on it
             terminal.say(self.console, f"What this study asks for cannot be stored in MLflow yet: {meaning(error)}")
 
@@ -247,29 +250,38 @@ class Submission:
 
         Raises:
             MlflowException: before the table. What goes wrong after it is told in one line, and that is all.
+            HoldLost: another process has taken the study over.
         """
-        console = self.console
-        check_study(self.client, self.plan.study.name)
         if interrupted:  # who stops a study kills it soon
+            check_study(self.client, self.plan.study.name)
             self.tracker.close("KILLED")
+            self._show(*self._gather(details=False), waiting)
+            return 1
         try:
-            evidence = results.gather(self.client, self.design, details=not interrupted)
-            findings = analyse(evidence)
-        except KeyboardInterrupt:
-            self.tracker.close("KILLED")
+            check_study(self.client, self.plan.study.name)
+            evidence, findings = self._gather(details=True)
+        except (KeyboardInterrupt, MlflowException):  # a library may make an error of its own of an interrupt
+            with suppress(MlflowException):
+                self.tracker.close("KILLED")
             raise
         complete = not waiting and self.is_complete(findings)
-        if not interrupted:
+        try:
+            self._show(evidence, findings, waiting)
+            self._publish(evidence, findings)
+            logged = self._log_models() if self.options.log_models else True
+        finally:  # not before: whoever holds the study next may ask for more of it, and its report is another
             self._end("FINISHED" if complete else "FAILED")
-        terminal.show_results(console, evidence, findings, provenance.again())
+        return 0 if complete and logged else 1
+
+    def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
+        evidence = results.gather(self.client, self.design, details=details)
+        return evidence, analyse(evidence)
+
+    def _show(self, evidence: Evidence, findings: Findings, waiting: int) -> None:
+        terminal.show_results(self.console, evidence, findings, provenance.again())
         if waiting:
             why = self.tracker.writer.refusals() or ["the next submission delivers them"]
-            console.print(f"{waiting} records have not reached MLflow yet; {'; '.join(why)}.", soft_wrap=True)
-        if interrupted:
-            return 1
-        self._publish(evidence, findings)
-        logged = self._log_models() if self.options.log_models else True
-        return 0 if complete and logged else 1
+            self.console.print(f"{waiting} records have not reached MLflow yet; {'; '.join(why)}.", soft_wrap=True)
 
     def _end(self, status: str) -> None:
         try:
@@ -289,7 +301,7 @@ class Submission:
             reporting.tell(self.console, self.client, run_id)
         else:
             self._log_design()
-            reporting.store(self.console, self.client, run_id, evidence, findings)
+            reporting.store(self.console, self.client, run_id, evidence, findings, permit=self.tracker.check)
 
     def _log_models(self) -> bool:
         """Log final networks that are not in MLflow yet; return whether all of them are there."""

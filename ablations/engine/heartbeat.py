@@ -7,6 +7,8 @@ stood still for `DEAD_SECONDS`, and is succeeded.
 It may be alive all the same: stopped, or cut off from MLflow. So every holder looks whether the token is still its own before it
 writes. MLflow has no conditional write, and a request may be on its way while its sender stands still: therefore whoever succeeds
 such a holder deletes the runs that carry its token and begins them anew. For a deleted run MLflow takes nothing.
+
+A holder's name stays when it lets go, marked as ended: records that its predecessor left in a journal are told by their token.
 """
 
 import json
@@ -60,7 +62,7 @@ class Heartbeat:
 
     def __init__(self, client: MlflowClient, run_id: str, study: str, on_loss: Callable[[], object] = lambda: None) -> None:
         self.client, self.run_id, self.study, self.on_loss = client, run_id, study, on_loss
-        self.presumed_dead = _check_free(client, run_id, study)
+        before, self.presumed_dead = _check_free(client, run_id, study)
         """Token of a holder that was succeeded because its beat stood still; empty if its process is known to have ended."""
         self.token = uuid.uuid4().hex[:16]
         self.lost = ""
@@ -70,7 +72,8 @@ class Heartbeat:
         self._beats = 0
         self._lock = threading.Lock()
         name = {"name": describe_process(), "machine": machine(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-        tags = {HOLDER: json.dumps(name | {"token": self.token}), BEAT: self._next_beat()}
+        self._name = name | {"token": self.token, "before": before}
+        tags = {HOLDER: json.dumps(self._name), BEAT: self._next_beat()}
         self._seen = _Clocks()
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if client.tracking_uri.startswith("http"):  # also what looks local: a tunnel's other end is anywhere
@@ -92,30 +95,34 @@ class Heartbeat:
             MlflowException: MLflow does not answer.
         """
         with self._lock:
-            self._check_lost()
-            seconds = self._seen.seconds()
-            if seconds < FRESH_SECONDS:
-                return
-            seen = _Clocks()
-            self._look(seconds)
-            if seconds > DEAD_SECONDS / 2:
-                self._beat()
-                time.sleep(SETTLE_SECONDS)
-                seen = _Clocks()
-                self._look(seconds)
-                self.gaps += 1
-            self._seen = seen
+            self._confirm()
 
     def stop(self) -> None:
         """Let go, unless another process has taken over meanwhile: that stays the holder."""
         with self._lock:  # else a look that is under way would miss the token
             self._stopped.set()
             if holder_of(self.client, self.run_id).get("token") == self.token:
-                self.client.delete_tag(self.run_id, HOLDER)
+                self.client.set_tag(self.run_id, HOLDER, json.dumps(self._name | {"ended": True}))
 
     def abandon(self) -> None:
         """Beat no longer, without a word to MLflow, which may be down: this process is done with the study."""
         self._stopped.set()
+
+    def _confirm(self) -> None:
+        """As `check`, for whoever has the lock."""
+        self._check_lost()
+        seconds = self._seen.seconds()
+        if seconds < FRESH_SECONDS:
+            return
+        seen = _Clocks()
+        self._look(seconds)
+        if seconds > DEAD_SECONDS / 2:
+            self._beat()
+            time.sleep(SETTLE_SECONDS)
+            seen = _Clocks()
+            self._look(seconds)
+            self.gaps += 1
+        self._seen = seen
 
     def _check_lost(self) -> None:
         if self.lost:
@@ -130,7 +137,8 @@ class Heartbeat:
             return
         self._check_lost()
         self._stopped.set()
-        who = f"{holder['name']} holds it now" if holder else "another process took it over meanwhile, and has ended"
+        what = "holds it now" if is_held(holder) else "took it over meanwhile, and has ended"
+        who = f"{holder.get('name', 'another process')} {what}"
         self.lost = f"{who}; this one had not been heard of for {seconds:.0f} s and stops, nothing more is written"
         self.on_loss()
         self._check_lost()
@@ -145,8 +153,17 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
             with suppress(Exception):  # a server that is down is not asked by anybody else either
-                self.check()
-                self._beat()
+                self._look_and_beat()
+
+    def _look_and_beat(self) -> None:
+        if self._lock.acquire(timeout=BEAT_SECONDS / 4):
+            try:
+                self._confirm()
+            finally:
+                self._lock.release()
+        # Else somebody's look waits for MLflow, for up to two minutes. Without a beat, this process would count as dead.
+        if not (self.lost or self._stopped.is_set()):
+            self._beat()
 
 
 class _Clocks:
@@ -165,7 +182,10 @@ _RUNNING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def holder_of(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """Return who holds a study's run: name, machine, process and token; nothing if nobody does or the run is gone."""
+    """Return who holds a study's run, or held it last: name, machine, process and token; nothing if nobody did or it is gone.
+
+    `before` is the token of the holder before that one; `ended` is there if it has let go.
+    """
     try:
         return _holder(client.get_run(run_id))
     except MlflowException as error:
@@ -177,6 +197,11 @@ def holder_of(client: MlflowClient, run_id: str) -> dict[str, Any]:
 def _holder(run: Any) -> dict[str, Any]:
     holder: dict[str, Any] = json.loads(run.data.tags.get(HOLDER, "{}"))
     return holder
+
+
+def is_held(holder: dict[str, Any]) -> bool:
+    """Return whether this is the name of a process that has not let go."""
+    return bool(holder) and not holder.get("ended")
 
 
 def _run(client: MlflowClient, run_id: str, what: str) -> Any:
@@ -192,19 +217,21 @@ def _run(client: MlflowClient, run_id: str, what: str) -> Any:
     return run
 
 
-def _check_free(client: MlflowClient, run_id: str, study: str) -> str:
-    """Return the token of a holder that is presumed dead, empty if there is none; raise ConfigError for one that lives."""
+def _check_free(client: MlflowClient, run_id: str, study: str) -> tuple[str, str]:
+    """Return the last holder's token, and the same if that is only presumed dead; raise ConfigError for one that lives."""
     run = client.get_run(run_id)
     holder = _holder(run)
-    if not holder:
-        return ""
+    token = str(holder.get("token", ""))
+    if not is_held(holder):
+        return token, ""
     if holder.get("machine") == machine():
         if holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"]):
             raise held(study, holder["name"])
-        return ""
-    if name := _living(client, run_id, run.data.tags.get(BEAT), holder):
+        return token, ""
+    name, token, has_ended = _living(client, run_id, run.data.tags.get(BEAT), holder)
+    if name:
         raise held(study, name)
-    return str(holder.get("token", ""))
+    return token, "" if has_ended else token
 
 
 def machine() -> str:
@@ -223,16 +250,16 @@ def _lives(pid: int, born: float) -> bool:
         return False
 
 
-def _living(client: MlflowClient, run_id: str, last: str | None, holder: dict[str, Any]) -> str:
-    """Return the name of the living process that holds the run; empty if its holder is dead or has let go."""
+def _living(client: MlflowClient, run_id: str, last: str | None, holder: dict[str, Any]) -> tuple[str, str, bool]:
+    """Return the name of the living process that holds the run, empty if none does, the last holder's token, and if that let go."""
     logger.warning("looking for up to %.0f s whether %s is alive", DEAD_SECONDS, holder["name"])
     deadline = time.monotonic() + DEAD_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(5.0, DEAD_SECONDS / 10))
         run = client.get_run(run_id)
         now = _holder(run)
-        if not now:
-            return ""
+        if not is_held(now):
+            return "", str(now.get("token", "")), True
         if now != holder or run.data.tags.get(BEAT) != last:  # it beats, or another one that waited has succeeded it
-            return str(now["name"])
-    return ""
+            return str(now["name"]), "", False
+    return "", str(holder.get("token", "")), False

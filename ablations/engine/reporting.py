@@ -20,6 +20,7 @@ from ablations.engine.analysis import analyse
 from ablations.engine.evidence import Design, Evidence
 from ablations.engine.factors import shown
 from ablations.engine.findings import Findings
+from ablations.engine.heartbeat import HoldLost
 from ablations.engine.mlflow_errors import meaning
 from ablations.engine.options import Options
 from ablations.engine.overview import REPORT
@@ -191,10 +192,25 @@ def rebuild(drafted: Draft, options: Options) -> int:
     return 0 if findings.complete else 1
 
 
-def store(console: Console, client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings, *, part: str = "") -> None:
-    """Publishes a report and says where it is. Results do not depend on it: what goes wrong here is told, and that is all."""
+def store(
+    console: Console,
+    client: MlflowClient,
+    run_id: str,
+    evidence: Evidence,
+    findings: Findings,
+    *,
+    part: str = "",
+    permit: Callable[[], object] = lambda: None,
+) -> None:
+    """Publishes a report and says where it is. Results do not depend on it: what goes wrong here is told, and that is all.
+
+    Raises:
+        HoldLost: `permit` did; another process has taken the study over.
+    """
     try:
-        publish(client, run_id, evidence, findings, part=part)
+        publish(client, run_id, evidence, findings, part=part, permit=permit)
+    except HoldLost:
+        raise
     except Exception as error:  # a store's own library may raise anything
         said = meaning(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
         terminal.say(console, f"The report could not be made or stored: {said}")

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.utils import mlflow_tags
 
-from ablations.engine.heartbeat import RUN_HOLDER, Heartbeat, holder_of, machine
+from ablations.engine.heartbeat import RUN_HOLDER, Heartbeat, holder_of, is_held, machine
 from ablations.engine.journal import Record
 from ablations.engine.ledger import PROBES, search
 from ablations.engine.mlflow_errors import find_deleted
@@ -66,7 +66,7 @@ class RunDelivery:
         first = records[0]
         if not self._run_id:
             self._find(first)
-        if first.kind != "epoch":
+        if first.kind != "epoch" or not self._run_id:
             self._permit(first)
         if self._finished:
             for tag in _of_search(first):  # another search trained it in between
@@ -103,7 +103,7 @@ class RunDelivery:
         Raises:
             HoldLost: this process has lost its study to another one.
             Slept: it has not, but may have been asleep since this delivery looked at its run.
-            Superseded: the record is of an earlier process, and another one holds that one's study.
+            Superseded: the record is of an earlier process, and another one holds that one's study, or has held it since then.
         """
         if self.lease and record.token == self.lease.token:
             self.lease.check()
@@ -111,9 +111,12 @@ class RunDelivery:
                 raise Slept
         elif record.token:
             holder = holder_of(self.client, record.study_run)
-            ours = (holder.get("machine"), holder.get("pid")) == (machine(), os.getpid())
-            if holder and not ours and holder.get("token") != record.token:
-                raise Superseded(f"{holder['name']} has taken over its study")
+            ours = is_held(holder) and (holder.get("machine"), holder.get("pid")) == (machine(), os.getpid())
+            # What the holder before this process left is its to deliver: nobody has come between them.
+            may = {holder.get("token"), (holder.get("before") or record.token) if ours else ""}
+            if holder and record.token not in may:
+                who = f"another process, before {holder['name']}," if ours else holder["name"]
+                raise Superseded(f"{who} has taken over its study")
 
     def _find(self, record: Record) -> None:
         found = list(search(self.client, _filter(record)))  # a run that two studies share is in either's experiment

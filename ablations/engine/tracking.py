@@ -215,6 +215,7 @@ class Tracker:
         tags = self.client.get_run(self.parent_id).data.tags
         self.has_report = tags.get(DESIGN_TAG) == asked and tags.get(REPORT_TAG) == WHOLE
         if not self.has_report:
+            self.check()
             self.client.log_text(self.parent_id, design.to_json(), DESIGN)
             self.client.set_tag(self.parent_id, DESIGN_TAG, asked)
 
