@@ -34,6 +34,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 run`, `2 runs`, `1,437 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def reject(name: str, value: object, accepted: str) -> ConfigError:
     """The one form of every complaint about a value: `name=value: accepted`."""
     return ConfigError(f"{name}={_shown(value)}: {accepted}")

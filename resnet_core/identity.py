@@ -24,6 +24,10 @@ everything as it was keep the version.
 NOT_IDENTITY = ("data.root", "data.decode_workers")
 """Fields that say where something is or who makes it, not what it is: they do not change a run's result."""
 
+IN_DATA_VERSION = ("data.train_examples", "data.test_examples")
+"""Fields that choose images. In a fingerprint the version of the data, a hash of the chosen images, stands for them: so a number
+of images that is all of them, or more, is the same run as no number."""
+
 NOT_TRAINING = ("command.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
 """Files of this package that show or convert, and that no training runs."""
 
@@ -38,7 +42,8 @@ def fingerprint(spec: RunSpec, *, data_version: str) -> str:
     Returns:
         20 hexadecimal digits.
     """
-    return _digest(json.dumps([deviations(spec.flat()), data_version, TRAINING_VERSION], sort_keys=True))
+    values = {name: value for name, value in spec.flat().items() if name not in IN_DATA_VERSION}
+    return _digest(json.dumps([deviations(values), data_version, TRAINING_VERSION], sort_keys=True))
 
 
 def deviations(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> 
     found = power(made, errors_of(5, 9, 40, depth=20) | errors_of(6, 11, 43, 80, depth=56))  # differences 1, 2, 3
     assert found is not None
     assert found.spread == pytest.approx(1)
-    assert found.source == "the median of 1 comparisons so far"
+    assert found.source == "the median of 1 comparison so far"
     assert (found.seeds, found.comparisons, found.seeds_needed) == (34, 1, 34)
     assert found.alone == found.corrected == pytest.approx(0.495, abs=0.005)
 

@@ -156,6 +156,44 @@ def test_more_images_than_there_are_are_all_of_them(cache: Path) -> None:
     assert [reason for _, reason in plan.skipped] == ["the same training as train_examples=1437"] * 2
 
 
+def test_a_number_that_is_all_images_is_the_same_run_as_no_number_in_every_study(cache: Path) -> None:
+    factor = in_file(cache, {"train_examples": (300, 1437)})
+    alone = in_file(cache, {"depth": (8,)})
+    assert alone.base.data.train_examples is None
+    assert {run.fingerprint for run in alone.runs} == {
+        run.fingerprint for run in factor.runs if factor.training_images(run) == 1437
+    }
+    tested = [in_file(cache, {"depth": (8,)}, settings={"test_examples": count}) for count in (None, 360, 100)]
+    one, same, other = ({run.fingerprint for run in plan.runs} for plan in tested)
+    assert one == same
+    assert not one & other
+
+
+@pytest.mark.parametrize(("baseline", "stays"), [(None, "None"), (5000, "5000"), (1437, "1437"), (300, "1437")])
+def test_of_equal_cells_the_baseline_stays_so_that_others_are_compared_with_it(
+    cache: Path, baseline: int | None, stays: str
+) -> None:
+    levels = (300, 1437, 5000, None)
+    plan = in_file(cache, {"train_examples": levels}, baseline={"train_examples": baseline})
+    assert [str(cell) for cell in plan.cells] == ["train_examples=300", f"train_examples={stays}"]
+    said = {str(cell): reason for cell, reason in plan.skipped}
+    assert said == {
+        f"train_examples={level}": f"the same training as train_examples={stays}" for level in levels[1:] if str(level) != stays
+    }
+    design = Design.of(plan, {})
+    assert [design.baseline_of(cell) for cell in design.cells if dict(cell.levels)["train_examples"] != str(baseline)] == [
+        f"train_examples={baseline}"
+    ]
+
+
+def test_a_studys_data_in_words_names_every_number_of_training_images(cache: Path) -> None:
+    two = in_file(cache, {"train_examples": (None, 300), "flip": (False, True)}).data_summary
+    assert two.startswith("300 or 1,437 images to train, 360 images to score (")
+    assert in_file(cache, {"train_examples": (1437, 64, 300)}).data_summary.startswith("64, 300 or 1,437 images to train, ")
+    same = in_file(cache, {"depth": (8, 14)})
+    assert same.data_summary == same.dataset.summary
+
+
 def test_a_run_is_the_same_whether_its_amount_of_data_is_a_factor_or_set(cache: Path) -> None:
     factor = in_file(cache, {"train_examples": (300, 1437)})
     alone = in_file(cache, {"depth": (8,)}, settings={"train_examples": 300})

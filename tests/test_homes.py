@@ -114,11 +114,11 @@ def test_a_study_in_a_home_with_any_name_goes_on_after_the_home_was_moved(tmp_pa
         return done.stdout
 
     old = tmp_path / ODD
-    assert "1 runs to train" in run(old)
+    assert "1 run to train" in run(old)
     assert stat.S_IMODE(old.stat().st_mode) == 0o700
     assert {"checkpoints", "journals", "mlflow.db", "artifacts", "data"} <= {path.name for path in old.iterdir()}
     assert [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(old)] == []
     old.rename(new := tmp_path / "new")
     run(new, "--report")
-    assert "all 1 runs are in MLflow already" in run(new)
+    assert "its only run is in MLflow already" in run(new)
     assert not old.exists()

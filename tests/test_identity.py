@@ -12,7 +12,7 @@ import identities
 import pytest
 
 from resnet_core import RunSpec, fingerprint, identity, override
-from resnet_core.identity import NOT_IDENTITY, NOT_TRAINING
+from resnet_core.identity import IN_DATA_VERSION, NOT_IDENTITY, NOT_TRAINING
 from resnet_core.overrides import from_flat
 
 BASE = RunSpec()
@@ -40,8 +40,6 @@ CHANGED: dict[str, Any] = {
     "data.extra_tests": ("ten_crop",),
     "data.pad": 2,
     "data.flip": False,
-    "data.train_examples": 100,
-    "data.test_examples": 100,
     "optim.epochs": 11,
     "optim.iterations": 64_000,
     "optim.global_batch_size": 64,
@@ -86,7 +84,7 @@ def identify(spec: RunSpec = BASE, data_version: str = "1") -> str:
 
 
 def test_a_fingerprint_changes_with_every_field_but_those_that_cannot_change_a_result() -> None:
-    assert {*CHANGED, *NOT_IDENTITY} == set(BASE.flat()), "every field is decided on here"
+    assert {*CHANGED, *NOT_IDENTITY, *IN_DATA_VERSION} == set(BASE.flat()), "every field is decided on here"
     # Data sets that take every field: in memory and streamed.
     memory = override(BASE, {"data.name": "imagefolder", "data.root": "/somewhere"})
     streamed = override(memory, {"data.stream": True, "data.image_size": 32})
@@ -97,7 +95,9 @@ def test_a_fingerprint_changes_with_every_field_but_those_that_cannot_change_a_r
         needed |= {"probes": "gradients"} if name == "probe_epochs" else {}
         prints.add(identify(override(base, {name: value} | needed)))
     assert len({identify(memory), identify(streamed), *prints}) == 2 + len(CHANGED)
-    for name, value in (("data.root", "/elsewhere"), ("data.decode_workers", 3)):
+    others = {"data.root": "/elsewhere", "data.decode_workers": 3, "data.train_examples": 100, "data.test_examples": 100}
+    assert others.keys() == {*NOT_IDENTITY, *IN_DATA_VERSION}
+    for name, value in others.items():
         assert identify(override(memory, {name: value})) == identify(memory)
 
 

@@ -65,6 +65,7 @@ def test_where_cells_have_other_training_images_a_plan_says_how_many_each_has(tm
         STUDY, factors={"train_examples": (300, 5000), "probes": ([], ["responses"])}, baseline={}, settings={"depth": 8}
     )
     lines = shown(make_plan(study, Request(preset="digits"), cache=tmp_path), {}, NOTHING)
+    assert lines[1].startswith("Data: 300 or 1,437 images to train, 360 images to score (")
     assert lines[2].split()[:6] == ["train_examples", "probes", "images", "seeds", "done", "epochs"]
     assert [line.split()[:6] for line in lines[3:7]] == [
         ["300", "[]", "300", "3", "0", "10"],
@@ -132,6 +133,12 @@ def test_the_number_of_comparisons_is_considered(tmp_path: Path) -> None:
 def test_errors_of_diverged_runs_say_nothing_of_the_spread(plan: Plan) -> None:
     done = {run.fingerprint: entry(10 + run.seed, outcome="diverged") for run in plan.runs}
     assert "is not known before two seeds" in " ".join(shown(plan, done, NOTHING))
+
+
+def test_one_of_anything_is_in_the_singular(tmp_path: Path) -> None:
+    plan = make_plan(STUDY, Request(seeds=1, levels={"block": ("basic",), "depth": ("14",)}), cache=tmp_path)
+    lines = shown(plan, {}, NOTHING)
+    assert any(line.startswith("1 run, 1 to train, 0 done already: ") for line in lines)
 
 
 def test_two_seeds_are_told_to_be_too_few(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ablations.engine.provenance import origin
 from ablations.engine.study import Plan, Request, Study, make_plan
 from ablations.engine.tracking import connect
 from benchmarks.report import database
-from resnet_core import ConfigError
+from resnet_core import ConfigError, RunSpec
 
 EPOCHS = 4
 STUDY = Study(
@@ -118,6 +118,14 @@ def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -
     for name, preset, shared in (("nothing", "smoke", {}), ("reported", "digits", {}), ("reported", "smoke", {"optim.lr": 7})):
         with pytest.raises(ConfigError, match="--report: MLflow has no study"):
             ledger.design_of(client, name, preset, shared)
+
+
+def test_a_whole_study_has_no_shared_settings_but_those_asked_for(client: MlflowClient, plan: Plan) -> None:
+    assert ledger.design_of(client, "reported", "smoke", plan.shared(), whole=True)
+    # One setting is not asked for; another one is, but the study was recorded before there was such a field.
+    shared = {name: value for name, value in plan.shared().items() if name != "optim.lr"}
+    with pytest.raises(ConfigError, match="--report: MLflow has no study"):
+        ledger.design_of(client, "reported", "smoke", {**shared, "model.depth": RunSpec().flat()["model.depth"]}, whole=True)
 
 
 def test_a_report_is_narrowed_to_levels_and_seeds() -> None:

@@ -130,7 +130,7 @@ def test_a_study_whose_reader_is_gone_and_lacks_characters_trains_to_its_end(hom
         stderr=subprocess.STDOUT,
     ) as study:
         assert study.stdout
-        assert study.stdout.readline() == b"shortcuts on synthetic: 1 runs to train, 0 done already.\n"
+        assert study.stdout.readline() == b"shortcuts on synthetic: 1 run to train, 0 done already.\n"
         study.stdout.close()
         assert study.wait(300) == 0
     assert not list((home / "tune").iterdir()), "its own folder is removed, and that of a process that was killed"

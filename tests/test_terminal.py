@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 from made_up_findings import cell, findings
 from rich.console import Console
@@ -111,6 +112,24 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int,
     assert "test error %" in header
     assert "8.12 ± 0.43" in lines[1]
     assert " ".join(lines[3:]).strip().startswith(f"Not shown in {width} columns: {left} (see the report, or a wider terminal)")
+
+
+@pytest.mark.parametrize(
+    ("missing", "runs", "said"),
+    [
+        (1, 1, "1 of 1 run has no result. To train just that one: again"),
+        (1, 3, "1 of 3 runs has no result. To train just that one: again"),
+        (2, 3, "2 of 3 runs have no result. To train just those: again"),
+    ],
+)
+def test_a_study_with_missing_results_says_how_many_and_how_to_go_on(missing: int, runs: int, said: str) -> None:
+    cells = [cell("a=1"), cell("a=2", None, planned=missing, problems={"missing": missing})]
+    rows = pd.DataFrame({"cell": "a=1", "seed": range(runs), "outcome": "missing", "message": ""})
+    design = SimpleNamespace(factors={"a": ("1",)}, scored_on="test", title="t", question="q?")
+    text = io.StringIO()
+    evidence = cast(Any, SimpleNamespace(design=design, runs=rows))
+    terminal.show_results(Console(file=text, width=120), evidence, findings(*cells), "again")
+    assert text.getvalue().splitlines()[-1] == said
 
 
 def test_names_that_do_not_fit_are_folded_and_not_cut() -> None:

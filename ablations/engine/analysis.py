@@ -14,6 +14,7 @@ from ablations.engine.evidence import RESULTS, Design, Evidence
 from ablations.engine.findings import SEEDS_FOR_P, Anova, CellFinding, Comparison, Estimate, Findings
 from ablations.engine.inference import SAME, Array, anova, compared, estimates
 from ablations.engine.search_analysis import analyse_search
+from resnet_core.fields import counted
 
 COSTS = tuple(name for name in RESULTS if name != "train_error")
 """Columns of `Evidence.runs` and fields of `CellFinding`."""
@@ -133,7 +134,7 @@ def _note(difference: Estimate, outcomes: Sequence[str], of_baseline: Sequence[s
         why = ", ".join(f"{_seeds(seeds)} {outcome}" for outcome, seeds in lacking.items())
         notes.append(f"{difference.n} of {len(outcomes)} pairs: {why}")
     if 0 < difference.n < SEEDS_FOR_P:
-        notes.append(f"{_count(difference.n, 'seed')}: no p")
+        notes.append(f"{counted(difference.n, 'seed')}: no p")
     if difference.std == 0 and difference.mean is not None:
         notes.append("identical" if abs(difference.mean) <= SAME else f"all {difference.n} differences are equal")
     return "; ".join(notes)
@@ -151,9 +152,9 @@ def _anova(design: Design, errors: Array, cells: Sequence[CellFinding]) -> Anova
         return f"no completed run: {_named(empty, 'cell')}"
     rows, seeds = (indices.tolist() for indices in np.nonzero(np.isfinite(errors)))
     levels = {name: [design.factors[name].index(cells[row].levels[name]) for row in rows] for name in varied}
-    note = f"complete: {len(rows)} runs"
+    note = f"complete: {counted(len(rows), 'run')}"
     if len(rows) < errors.size:
-        note = f"unbalanced: {len(rows)} of {errors.size} runs; type II sums of squares of what completed"
+        note = f"unbalanced: {len(rows)} of {counted(errors.size, 'run')}; type II sums of squares of what completed"
     stds = [cell.error.std for cell in cells if cell.error.std is not None]
     if stds and max(stds) > UNEQUAL * min(stds):
         spread = f"{min(stds):.2f} to {max(stds):.2f}"
@@ -167,12 +168,12 @@ def _lacking(cells: Sequence[CellFinding]) -> list[str]:
     flags = []
     if owed := sum(cell.without_result for cell in cells):
         where = _named([cell.label for cell in cells if cell.without_result], "cell")
-        flags.append(f"incomplete: {owed} of {planned} runs without a result ({where})")
+        flags.append(f"incomplete: {owed} of {counted(planned, 'run')} without a result ({where})")
     if diverged := sum(cell.problems.get("diverged", 0) for cell in cells):
         where = _named([cell.label for cell in cells if cell.problems.get("diverged")], "cell")
-        flags.append(f"{diverged} of {planned} runs diverged ({where})")
+        flags.append(f"{diverged} of {counted(planned, 'run')} diverged ({where})")
     if (seeds := max(cell.planned for cell in cells)) < SEEDS_FOR_P:
-        flags.append(f"{_count(seeds, 'seed')}: no p-values")
+        flags.append(f"{counted(seeds, 'seed')}: no p-values")
     return flags
 
 
@@ -209,25 +210,21 @@ def _conditions(evidence: Evidence) -> list[str]:
             cells = runs.groupby(name, sort=False)["cell"].unique()
             where = [f"{value} ({_named(list(of_value), 'cell')})" for value, of_value in cells.items()]
         else:
-            where = [f"{value} ({_count(count, 'run')})" for value, count in runs[name].value_counts().items()]
+            where = [f"{value} ({counted(count, 'run')})" for value, count in runs[name].value_counts().items()]
         flags.append(f"{name.replace('_', ' ')} differs: {', '.join(where)}")
     dirty = evidence.runs[evidence.runs["git.dirty"] == "true"]
     if len(dirty):
         files = dict.fromkeys(name for names in dirty["git.changed"] if names for name in names.split(", "))
         changed = f" in {_named(list(files), 'file')}" if files else ""
-        flags.append(f"{_count(len(dirty), 'run')} trained from a commit with local changes{changed}")
+        flags.append(f"{counted(len(dirty), 'run')} trained from a commit with local changes{changed}")
     return flags
 
 
 def _named(names: Sequence[str], noun: str) -> str:
-    return ", ".join(names) if len(names) <= NAMED else _count(len(names), noun)
+    return ", ".join(names) if len(names) <= NAMED else counted(len(names), noun)
 
 
 def _seeds(seeds: Sequence[str]) -> str:
     if len(seeds) > NAMED:
-        return _count(len(seeds), "seed")
+        return counted(len(seeds), "seed")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"

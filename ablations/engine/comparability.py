@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from ablations.engine.factors import Level, shown
-from resnet_core import ConfigError, RunSpec
+from resnet_core import ConfigError, RunSpec, fingerprint
 from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset, load_dataset
 from resnet_core.data.indexing import file_digests
 from resnet_core.data.splits import Files, Split
-from resnet_core.identity import NOT_IDENTITY
 from resnet_core.overrides import field_name
 
 SAME_IMAGES = ("scale", "colour", "normalise", "extra_tests", "decode_workers", "pad", "flip")
@@ -41,7 +40,10 @@ def load_all(specs: Iterable[RunSpec], cache: Path, *, download: bool) -> dict[D
 
 
 def scored_alike(one: Dataset, other: Dataset) -> bool:
-    """Return whether runs on two data sets are scored on the same images, as networks get them."""
+    """Return whether runs on two data sets are scored on the same images, cut to the same size.
+
+    Normalisation may differ: each run normalises images by its own training images.
+    """
     if one.version == other.version and one.crop == other.crop:
         return True
     if (one.classes, one.crop) != (other.classes, other.crop) or not np.array_equal(one.test.labels, other.test.labels):
@@ -72,7 +74,10 @@ def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Data
 
 
 def scored_digest(dataset: Dataset) -> str:
-    """Return a hash of what runs are scored on: classes, labels, and images (streamed: their names)."""
+    """Return a hash of what runs are scored on: classes, labels, and images.
+
+    Of streamed images it holds the names only: a data set does not keep the hashes of their content.
+    """
     digest = hashlib.sha256(json.dumps([dataset.classes, dataset.crop]).encode())
     images = dataset.test.images if isinstance(dataset.test, Split) else dataset.test.names
     for array in (dataset.test.labels, images):
@@ -81,7 +86,9 @@ def scored_digest(dataset: Dataset) -> str:
     return digest.hexdigest()[:20]
 
 
-def training_key(spec: RunSpec, dataset: Dataset) -> tuple[object, ...]:
-    """Return what decides a training but for its seed. More `train_examples` than there are come to the same as all."""
-    ignored = {*NOT_IDENTITY, "data.train_examples"}
-    return (dataset.version, *(item for item in spec.flat().items() if item[0] not in ignored))
+def training_key(spec: RunSpec, dataset: Dataset) -> str:
+    """Return a key that is equal for cells whose runs differ in the seed only.
+
+    A `train_examples` above the size of the training set counts as all images.
+    """
+    return fingerprint(replace(spec, seed=0), data_version=dataset.version)

@@ -12,6 +12,7 @@ from ablations.engine.reference import PUBLISHED
 from ablations.engine.study import Plan, Run
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
+from resnet_core.fields import counted
 
 SPEED_FIELDS = ("global_batch_size", "image_size", "stream", "scale", "extra_tests")
 """Of the optimiser's and the data's fields, those that decide how long a step takes on the same images."""
@@ -142,7 +143,8 @@ def runs_at_once(workers: int, *, cpus_per_worker: float, gpus_per_worker: float
 
 
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Finished]) -> tuple[dict[str, float], Set[str]]:
-    """Seconds of the runs that finished ones of the same shape tell of, by seconds per step; and those runs' devices.
+    """Return the predicted seconds of each missing run, from the seconds per step of finished runs with the same network and
+    settings, and the devices of those runs.
 
     Tests after each epoch are part of it, so that runs on as many training images tell best.
     """
@@ -249,7 +251,7 @@ def _spread(design: Design, errors: Mapping[str, float]) -> tuple[float, str] | 
         differences += _std([own[seed] - other[seed] for seed in own.keys() & other.keys()])
         spreads += _std(list(own.values()))
     if differences:
-        return statistics.median(differences), f"the median of {len(differences)} comparisons so far"
+        return statistics.median(differences), f"the median of {counted(len(differences), 'comparison')} so far"
     if spreads:
         return statistics.median(spreads) * math.sqrt(2), "√2 × the spread between seeds so far"
     if design.dataset == "cifar10":

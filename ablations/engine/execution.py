@@ -27,7 +27,7 @@ from ablations.engine.storage import check_storage, make_storage
 from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker, answering, connect, is_new, make_file
 from ablations.engine.trial import Job
-from resnet_core.fields import ConfigError, reject
+from resnet_core.fields import ConfigError, counted, reject
 from resnet_core.identity import TRAINING_VERSION, code_version
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _carry_out(
             return study.conclude(waiting, interrupted=interrupted)
     except MlflowException as error:
         terminal.say(console, f"There is no table: {meaning(error)}.")
-    left = f"{waiting} records wait for MLflow. " if waiting else ""
+    left = f"{counted(waiting, 'record')} {'waits' if waiting == 1 else 'wait'} for MLflow. " if waiting else ""
     terminal.say(console, f"{left}Go on with: {provenance.again()}")
     return 1
 
@@ -101,7 +101,7 @@ def _carry_out(
 def _settle(console: Console, writer: Writer) -> None:
     waiting = writer.settle(CLOSE_SECONDS)
     count = len(writer.journal.inherited)
-    console.print(f"Delivered what an earlier submission left: {count} records{', not all' if waiting else ''}.")
+    console.print(f"Delivered what an earlier submission left: {counted(count, 'record')}{', not all' if waiting else ''}.")
 
 
 def _close(console: Console, writer: Writer, interrupted: bool) -> int:
@@ -109,7 +109,7 @@ def _close(console: Console, writer: Writer, interrupted: bool) -> int:
     if interrupted or writer.lost:
         return writer.close(INTERRUPTED_SECONDS, at_most=INTERRUPTED_SECONDS)
     if (waiting := writer.settle(SOON_SECONDS, at_most=SOON_SECONDS)) and not writer.refusals():
-        console.print(f"{waiting} records are on their way to MLflow.")
+        console.print(f"{counted(waiting, 'record')} {'is' if waiting == 1 else 'are'} on their way to MLflow.")
     return writer.close(CLOSE_SECONDS)
 
 
@@ -155,10 +155,11 @@ class Submission:
         name = f"{self.plan.study.name} on {self.plan.dataset.name}"
         self._mention_other_sources()
         if not self.todo and not self.awaited:
-            self.console.print(f"{name}: all {len(self.done)} runs are in MLflow already.")
+            there = "its only run is" if len(self.done) == 1 else f"all {len(self.done)} runs are"
+            self.console.print(f"{name}: {there} in MLflow already.")
             return True
-        terminal.say(self.console, f"Data: {self.plan.dataset.summary}")
-        self.console.print(f"{name}: {len(self.todo)} runs to train, {len(self.done)} done already.")
+        terminal.say(self.console, f"Data: {self.plan.data_summary}")
+        self.console.print(f"{name}: {counted(len(self.todo), 'run')} to train, {len(self.done)} done already.")
         try:
             self._train(self.todo)
             self._train_awaited()
@@ -173,8 +174,8 @@ class Submission:
         if others:
             terminal.say(
                 self.console,
-                f"{others} of {len(self.done)} runs done were trained by other sources of resnet_core. Their training version is "
-                f"the same, {TRAINING_VERSION}, so they count; --fresh trains them again.",
+                f"{others} of {counted(len(self.done), 'run')} done {'was' if others == 1 else 'were'} trained by other sources of "
+                f"resnet_core. The training version is the same, {TRAINING_VERSION}, and that counts; --fresh trains all again.",
             )
 
     def _log_design(self) -> None:
@@ -201,7 +202,7 @@ class Submission:
 
             def progress_made() -> tuple[int, str]:
                 ended = before + len(runs) - len(relay.left)
-                return ended, f"{ended} of {len(self.plan.runs)} runs"
+                return ended, f"{ended} of {counted(len(self.plan.runs), 'run')}"
 
             with self.refreshed(progress_made):
                 try:
@@ -222,7 +223,7 @@ class Submission:
         took = 0.0
         while self.awaited:
             for who in set(self.awaited.values()) - told:
-                terminal.say(self.console, f"waiting for {len(self.awaited)} runs that {who} trains")
+                terminal.say(self.console, f"waiting for {counted(len(self.awaited), 'run')} that {who} trains")
                 told.add(who)
             time.sleep(max(AWAIT_SECONDS, 10 * took))  # the other study writes to the same database
             began = time.monotonic()
@@ -281,7 +282,8 @@ class Submission:
         terminal.show_results(self.console, evidence, findings, provenance.again())
         if waiting:
             why = self.tracker.writer.refusals() or ["the next submission delivers them"]
-            self.console.print(f"{waiting} records have not reached MLflow yet; {'; '.join(why)}.", soft_wrap=True)
+            left = f"{counted(waiting, 'record')} {'has' if waiting == 1 else 'have'} not reached MLflow yet"
+            self.console.print(f"{left}; {'; '.join(why)}.", soft_wrap=True)
 
     def _end(self, status: str) -> None:
         try:

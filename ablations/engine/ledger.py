@@ -168,7 +168,7 @@ def design_of(
         params = run.data.params
         # A study of before a field existed has the field's default.
         same = all(params.get(name, defaults.get(name)) == value for name, value in wanted.items())
-        if DESIGN_TAG in run.data.tags and same and not (whole and len(params) > len(wanted)):
+        if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run.info.run_id, DESIGN, folder)
                 return str(run.info.run_id), Design.from_json(Path(path).read_text(encoding="utf-8"))

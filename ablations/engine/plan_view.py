@@ -15,7 +15,7 @@ from ablations.engine.ledger import Entry
 from ablations.engine.search import SearchPlan
 from ablations.engine.study import Cell, Plan, Run
 from ablations.engine.terminal import NamedRows, duration
-from resnet_core.fields import printable
+from resnet_core.fields import counted, printable
 
 
 def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: Sequence[Run] = ()) -> RenderableType:
@@ -29,7 +29,7 @@ def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: S
     missing = [run for run in plan.runs if run.fingerprint not in done]
     lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
     lines.append(
-        f"{len(plan.runs)} runs, {len(missing)} to train, {len(plan.runs) - len(missing)} done already: "
+        f"{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already: "
         f"{_multiply_adds(plan, missing):.2e} multiply-adds"
     )
     if isinstance(plan, SearchPlan):
@@ -40,14 +40,14 @@ def plan_view(plan: Plan, done: Mapping[str, Entry], outlook: Outlook, trials: S
     errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.of(plan, {}), errors))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
-    data = Text(printable(f"Data: {plan.dataset.summary}"))
+    data = Text(printable(f"Data: {plan.data_summary}"))
     return Group(title, data, _cells(plan, done, outlook), *map(Text, lines))
 
 
 def budget(plan: SearchPlan) -> str:
     """`4 searches of 12 trials for optim.lr, by tpe and asha`."""
     settings, searches = plan.settings, len(plan.trial_specs)
-    limits = [f"{settings.trials} trials"] if settings.trials else []
+    limits = [counted(settings.trials, "trial")] if settings.trials else []
     if settings.scheduler == "pbt":
         limits = [f"a population of {settings.trials}"]
     if settings.seconds:
@@ -108,7 +108,7 @@ def _time(missing: int, outlook: Outlook) -> str:
         parts.insert(0, f"{_rough(3600 * outlook.hours)} with {outlook.at_once} at a time")
     if outlook.gpu_hours:
         parts.append(f"{outlook.gpu_hours:.2g} GPU-hours")
-    some = "" if outlook.runs_estimated == missing else f" for {outlook.runs_estimated} of {missing} runs"
+    some = "" if outlook.runs_estimated == missing else f" for {outlook.runs_estimated} of {counted(missing, 'run')}"
     return f"About {', '.join(parts)}{some}; judged by {outlook.source}."
 
 
@@ -117,7 +117,7 @@ def _power_lines(found: Power | None) -> list[str]:
     if found is None:
         return ["How small a difference it can show is not known before two seeds of a cell are done."]
     if found.alone is None or found.corrected is None:
-        finds = f"{found.seeds} seeds are too few for a test"
+        finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
         finds = f"{found.seeds} seeds find a difference of {_points(found.alone)}"
         finds += f", or of {_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""

@@ -24,7 +24,7 @@ from ablations.engine.trial import Job
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset
 from resnet_core.fields import ConfigError, reject
-from resnet_core.identity import NOT_IDENTITY, TRAINING_VERSION, code_version
+from resnet_core.identity import IN_DATA_VERSION, NOT_IDENTITY, TRAINING_VERSION, code_version
 from resnet_core.overrides import from_flat
 
 RUN_ID = re.compile("[0-9a-f]{32}")
@@ -173,7 +173,8 @@ def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, 
 
 
 def _all_but_seed(run: MlflowRun) -> dict[str, str]:
-    return {name: text for name, text in run.data.params.items() if name not in ("seed", *NOT_IDENTITY)}
+    left_out = ("seed", *NOT_IDENTITY, *IN_DATA_VERSION)
+    return {name: text for name, text in run.data.params.items() if name not in left_out}
 
 
 def _dataset(recorded: Recorded, *, download: bool) -> Dataset:

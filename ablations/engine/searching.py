@@ -23,6 +23,7 @@ from ablations.engine.study import Plan, Run
 from ablations.engine.tracking import Tracker
 from ablations.engine.trial import Job
 from ablations.engine.trial_source import TrialSource
+from resnet_core.fields import counted
 from resnet_core.identity import TRAINING_VERSION
 
 
@@ -94,7 +95,8 @@ class SearchSubmission(Submission):
         terminal.say(self.console, f"Data of the search: {self.plan.trial_data.summary}")
         self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {budget(self.plan)}.")
         if self.searches.outside:
-            self.console.print(f"{self.searches.outside} earlier trials are not of the space searched now, and are passed over.")
+            outside, verb = counted(self.searches.outside, "earlier trial"), "is" if self.searches.outside == 1 else "are"
+            self.console.print(f"{outside} {verb} not of the space searched now, and {verb} passed over.")
         with SearchProgress(self.console, self.plan, self.searches) as progress:
             source = TrialSource(self.searches, self.tracker, progress, claim=self.journal.claim, job_of=self._job_of)
             with self.refreshed(progress.made):
@@ -129,7 +131,8 @@ class SearchProgress(terminal.Progress):
 
     def made(self) -> tuple[int, str]:
         """For `reporting.Refresher`."""
-        return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} trials"
+        noun = "trial" if (self.total or self.searches.ended) == 1 else "trials"
+        return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} {noun}"
 
     def _share(self) -> float:
         return (self.searches.share - self.began_at) / max(1 - self.began_at, 1e-9)

@@ -131,6 +131,12 @@ class Plan:
         """How many images a run is trained on."""
         return len(self.data_of(run).train.labels)
 
+    @property
+    def data_summary(self) -> str:
+        """The images of all cells in words, with each number of training images: `300 or 1,437 images to train, …`."""
+        data = sorted((self.data_of(run) for run in self.runs if run.seed == 0), key=lambda each: len(each.train.labels))
+        return data[-1].described([len(each.train.labels) for each in data]) if data else self.dataset.summary
+
     def shared(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
         return _shared(self.base, self.factors, self.searched)
@@ -203,7 +209,7 @@ def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
     """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
     data = load_all(drafted.specs.values(), cache, download=request.download)
     check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
-    specs, impossible = _on_data(drafted.specs, data)
+    specs, impossible = _on_data(drafted.specs, data, drafted.study.baseline)
     return Plan(
         study=drafted.study,
         preset=drafted.preset,
@@ -302,23 +308,28 @@ def _check_length(values: Mapping[str, Any]) -> None:
 
 
 def _on_data(
-    specs: Mapping[Cell, RunSpec], data: Mapping[DataConfig, Dataset]
+    specs: Mapping[Cell, RunSpec], data: Mapping[DataConfig, Dataset], baseline: Mapping[str, Level]
 ) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
-    """What each cell is on its data, and the cells that do not exist there or are the same as another one, with the reason."""
+    """What each cell is on its data, and the cells that do not exist there or are the same as another one, with the reason.
+
+    Of cells that are the same one with the baseline's levels stays, since others are compared with it; else the first.
+    """
     found: dict[Cell, RunSpec] = {}
-    first: dict[tuple[object, ...], Cell] = {}
-    skipped, refused = [], []
+    alike: dict[str, list[Cell]] = {}
+    refused = []
     for cell, unresolved in specs.items():
         dataset = data[images_of(unresolved.data)]
         try:
-            spec = resolve(unresolved, dataset)
+            found[cell] = resolve(unresolved, dataset)
         except ConfigError as error:
             refused.append((cell, str(error)))
             continue
-        key = training_key(spec, dataset)
-        if key in first:
-            skipped.append((cell, f"the same training as {first[key]}"))
-        else:
-            found[cell], first[key] = spec, cell
-    _check_levels_exist([*found, *(cell for cell, _ in skipped)], refused)
-    return found, [*refused, *skipped]
+        alike.setdefault(training_key(found[cell], dataset), []).append(cell)
+    _check_levels_exist(found, refused)
+    stays = {
+        cell: max(cells, key=lambda each: baseline.items() <= dict(each.levels).items())
+        for cells in alike.values()
+        for cell in cells
+    }
+    skipped = [(cell, f"the same training as {stays[cell]}") for cell in found if stays[cell] != cell]
+    return {cell: spec for cell, spec in found.items() if stays[cell] == cell}, [*refused, *skipped]

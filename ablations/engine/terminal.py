@@ -17,7 +17,7 @@ from ablations.engine.evidence import Design, Evidence
 from ablations.engine.findings import Estimate, Findings
 from ablations.engine.search_trials import configuration
 from ablations.engine.study import Plan, Run
-from resnet_core.fields import printable
+from resnet_core.fields import counted, printable
 
 LOG_WIDTH = 120
 COLUMN_GAP = 2
@@ -215,7 +215,8 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, again
         say(console, f"{cell} seed={seed}: {outcome}, {message}")
     without = sum(cell.without_result for cell in findings.cells)
     if without:
-        say(console, f"{without} of {len(evidence.runs)} runs have no result. To train just those: {again}")
+        have, those = ("has", "that one") if without == 1 else ("have", "those")
+        say(console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train just {those}: {again}")
 
 
 def search_lines(findings: Findings) -> list[str]:

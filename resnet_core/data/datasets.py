@@ -6,7 +6,7 @@ arrays are memory-mapped, so that many trials on one machine hold one copy and p
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from resnet_core.data import cifar, folders, indexing
 from resnet_core.data.decoding import CHANGES
 from resnet_core.data.sources import decode_files, make_synthetic, read_digits
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
-from resnet_core.fields import reject
+from resnet_core.fields import counted, reject
 
 __all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
 
@@ -66,8 +66,14 @@ class Dataset:
     @property
     def summary(self) -> str:
         """Images, classes, split, and what was changed and skipped, in words."""
+        return self.described([len(self.train.labels)])
+
+    def described(self, trained_on: Collection[int]) -> str:
+        """Return `summary` with these numbers of training images."""
         side, classes = self.image_size, len(self.classes)
-        text = f"{images(self.train)} to train, {images(self.test)} to score"
+        *others, most = sorted(set(trained_on))
+        counts = " or ".join([*([", ".join(f"{count:,}" for count in others)] if others else []), counted(most, "image")])
+        text = f"{counts} to train, {images(self.test)} to score"
         text += f" ({self.scored})" if self.scored else ""
         text += f", {classes:,} classes, {side}×{side} pixels, {'gray' if self.in_channels == 1 else 'RGB'}"
         text += f"; {self.changes}" if self.changes else ""
@@ -147,7 +153,7 @@ _kept: dict[tuple[Path | None, str, str], Dataset] = {}
 
 
 def load_dataset(config: DataConfig, cache: Path | None = None, *, download: bool = False, alive: Alive = unwatched) -> Dataset:
-    """Reads, checks and splits a data set; the same config gives the same object while its files stay as they are.
+    """Reads, checks and splits a data set; of the last two, the same config gives the same object while its files stay as they are.
 
     Files are listed each time: a folder is what it is now, whatever this process or the cache has seen before.
 
@@ -285,5 +291,4 @@ def _content_hash(classes: tuple[str, ...], *arrays: NDArray[Any]) -> str:
 
 def images(part: Split | Files) -> str:
     """Return `1 image`, `1,437 images`."""
-    count = len(part.labels)
-    return f"{count:,} {'image' if count == 1 else 'images'}"
+    return counted(len(part.labels), "image")
