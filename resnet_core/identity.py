@@ -24,7 +24,7 @@ everything as it was keep the version.
 NOT_IDENTITY = ("data.root", "data.decode_workers")
 """Fields that say where something is or who makes it, not what it is: they do not change a run's result."""
 
-NOT_TRAINING = ("command.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
+NOT_TRAINING = ("command.py", "streams.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
 """Files of this package that show or convert, and that no training runs."""
 
 
