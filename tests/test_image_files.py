@@ -211,7 +211,7 @@ def test_how_many_images_are_used_does_not_change_the_channels(tmp_path: Path, p
         path = tmp_path / part / name / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new(("L", "1", "LA", "I;16", "L")[i], (SIDE, SIDE), 1).save(path)
-    few = {"train_examples": 2, "test_examples": 2}
+    few: dict[str, Any] = {"train_examples": 2, "test_examples": 2}
     gray = load(tmp_path, **few)
     assert gray.in_channels == load(tmp_path).in_channels == 1
     (tmp_path / place / "dog" / "broken.png").write_text("no image, and not used")
