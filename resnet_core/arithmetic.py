@@ -26,22 +26,45 @@ def arithmetic(spec: RunSpec) -> Iterator[None]:
     """
     backends: Any = torch.backends  # its types do not know all of these switches
     on_gpu, on_cpu = backends.cudnn, backends.mkldnn
-    switches = (on_gpu.conv, backends.cuda.matmul, on_cpu.conv, on_cpu.matmul)
+    convolutions = (on_gpu.conv, on_gpu.rnn)  # together: the old switch for both raises an error once they differ
+    switches = (*convolutions, backends.cuda.matmul, on_cpu.conv, on_cpu.matmul)
     kept = [switch.fp32_precision for switch in switches]
     deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = on_gpu.benchmark
-    # cuBLAS repeats itself only with workspaces of a fixed size. PyTorch reads this once in a process, at its first product, which
-    # may be that of an earlier training.
+    # cuBLAS is deterministic only if `CUBLAS_WORKSPACE_CONFIG` fixes its workspace. PyTorch reads the variable once, before the
+    # process's first matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    old = _old_switches()
     try:
+        _set_old_switches(spec.precision == "tf32", "highest")
         for switch in switches:
-            switch.fp32_precision = "tf32" if spec.precision == "tf32" and switch is on_gpu.conv else "ieee"
+            switch.fp32_precision = "tf32" if spec.precision == "tf32" and switch in convolutions else "ieee"
         if spec.deterministic:
             torch.use_deterministic_algorithms(True)
             on_gpu.benchmark = False  # it takes the algorithm that is fastest at the moment
         yield
     finally:
+        _set_old_switches(*old)
         for switch, precision in zip(switches, kept, strict=True):
             switch.fp32_precision = precision
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         on_gpu.benchmark = benchmark
+
+
+def _old_switches() -> tuple[bool, str]:
+    """Return cuDNN's `allow_tf32` and the precision of matrix products as they were set, while all `fp32_precision` are "ieee".
+
+    PyTorch keeps both beside `fp32_precision`, and reading one that contradicts it raises an error: `torch.compile` reads them.
+    """
+    try:
+        allowed = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        allowed = True
+    return allowed, torch.get_float32_matmul_precision()
+
+
+def _set_old_switches(allow_tf32: bool, products: str) -> None:
+    torch.backends.cudnn.allow_tf32 = allow_tf32
+    torch.set_float32_matmul_precision(products)

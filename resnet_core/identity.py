@@ -28,7 +28,7 @@ IN_DATA_VERSION = ("data.train_examples", "data.test_examples")
 """Fields that choose images. In a fingerprint the version of the data, a hash of the chosen images, stands for them: so a number
 of images that is all of them, or more, is the same run as no number."""
 
-NOT_TRAINING = ("command.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
+NOT_TRAINING = ("command.py", "streams.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
 """Files of this package that show or convert, and that no training runs."""
 
 

@@ -77,7 +77,7 @@ def _opened(number: int, before: Any) -> io.TextIOWrapper:
 
 
 def _occupy(number: int) -> None:
-    """Open nothing under a number that is free, before a file, a database perhaps, has it and a library writes its words there."""
+    """Open /dev/null as this file descriptor if it is closed, so that no file opened later receives text meant for the terminal."""
     try:
         os.fstat(number)
     except OSError:

@@ -112,8 +112,9 @@ def test_transparent_pixels_are_white(tmp_path: Path, make: Callable[[], Image.I
     assert (found[:, 8:] == 255).all()
 
 
-def test_half_transparent_gray_is_mixed_with_white(tmp_path: Path) -> None:
+def test_half_transparent_gray_is_mixed_with_white_and_stays_gray(tmp_path: Path) -> None:
     Image.new("LA", (16, 16), (0, 102)).save(tmp_path / "a.png")
+    assert decode_square(str(tmp_path / "a.png"), None)[0].shape == (16, 16, 1)
     assert set(seen(tmp_path / "a.png").flat) == {153}
 
 
@@ -201,6 +202,28 @@ def test_signed_and_floating_point_pixels_are_refused(tmp_path: Path, mode: str)
             read(str(tmp_path / "a.tif"))
 
 
+# --- channels ---
+
+
+@pytest.mark.parametrize("place", ["train", "test"])
+def test_how_many_images_are_used_does_not_change_the_channels(tmp_path: Path, place: str) -> None:
+    for part, name, i in itertools.product(("train", "test"), ("cat", "dog"), range(5)):
+        path = tmp_path / part / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(("L", "1", "LA", "I;16", "L")[i], (SIDE, SIDE), 1).save(path)
+    few: dict[str, Any] = {"train_examples": 2, "test_examples": 2}
+    gray = load(tmp_path, **few)
+    assert gray.in_channels == load(tmp_path).in_channels == 1
+    (tmp_path / place / "dog" / "broken.png").write_text("no image, and not used")
+    colored = tmp_path / place / "cat" / "colored.png"
+    Image.new("RGB", (SIDE, SIDE)).save(colored)
+    assert load(tmp_path, **few).in_channels == 3
+    (tmp_path / place / "dog" / "broken.png").unlink()
+    assert load(tmp_path).in_channels == 3
+    colored.unlink()
+    assert load(tmp_path, **few).version == gray.version
+
+
 # --- the version ---
 
 
@@ -285,6 +308,14 @@ def test_prepare_says_what_is_changed_and_not_used(images: Path, tmp_path: Path,
         ("train2017", "val2017"),
         ("imagesTrain", "imagesTest"),
         ("trainset", "testset"),
+        ("Train", "TestSet"),
+        ("training_set", "test"),
+        ("trainset", "Test"),
+        ("XTrain", "XTest"),
+        ("TRAINset", "TEST"),
+        ("train images", "test-images"),
+        ("seg-train", "seg_test_data"),
+        ("train_cats", "test_cats"),
         ("val", "test"),
     ],
 )
@@ -305,12 +336,22 @@ def test_folders_named_like_splits_are_no_classes(images: Path, names: tuple[str
     assert len(str(caught.value).splitlines()) == 1
     assert caught.match(
         rf"^data\.root={images}.*: (?:{names[0]} and {names[1]}|{names[1]} and {names[0]}) look like splits, not classes; "
-        r"accepted: folders train and test \(or val\), each with class folders, or class folders alone$"
+        r"accepted: folders train and test \(or val\), each with class folders; if they are classes, rename one of them$"
     )
 
 
 @pytest.mark.parametrize(
-    "names", [("test_tube", "train"), ("test_tube", "train_station"), ("valid", "invalid"), ("contest", "restraint"), ("test", "x")]
+    "names",
+    [
+        ("test_tube", "train"),
+        ("test_tube", "train_station"),
+        ("valid", "invalid"),
+        ("contest", "restraint"),
+        ("test", "x"),
+        ("Dev Team", "Test Team"),
+        ("dev_kit", "test_kit"),
+        ("test_settle", "train"),
+    ],
 )
 def test_honest_class_names_are_classes(images: Path, names: tuple[str, str]) -> None:
     for before, after in zip(("cat", "dog"), names, strict=True):

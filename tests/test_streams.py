@@ -130,6 +130,7 @@ def test_a_study_whose_reader_is_gone_and_lacks_characters_trains_to_its_end(hom
         stderr=subprocess.STDOUT,
     ) as study:
         assert study.stdout
+        assert study.stdout.readline().startswith(b"Data: ")
         assert study.stdout.readline() == b"shortcuts on synthetic: 1 run to train, 0 done already.\n"
         study.stdout.close()
         assert study.wait(300) == 0

@@ -11,6 +11,7 @@ from runs import CLOCKED, learned, through_a_file, train, weights_differ
 from torch.nn import functional as F
 
 from resnet_core import ConfigError, Diverged, fit, load_dataset, measure_cost, override, preset, training
+from resnet_core.arithmetic import arithmetic
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
 from resnet_core.memory import PeakMemory
@@ -136,6 +137,7 @@ def test_a_checkpoint_is_that_of_its_epoch_or_an_error() -> None:
 BACKENDS: Any = torch.backends
 SWITCHES = {
     "conv": (BACKENDS.cudnn.conv, "fp32_precision"),
+    "rnn": (BACKENDS.cudnn.rnn, "fp32_precision"),
     "matmul": (BACKENDS.cuda.matmul, "fp32_precision"),
     "CPU conv": (BACKENDS.mkldnn.conv, "fp32_precision"),
     "CPU matmul": (BACKENDS.mkldnn.matmul, "fp32_precision"),
@@ -155,7 +157,7 @@ IEEE = {name: "ieee" for name in SWITCHES if name != "benchmark"} | {"benchmark"
     ("changes", "expected"),
     [
         ({}, IEEE),
-        ({"precision": "tf32"}, IEEE | {"conv": "tf32"}),
+        ({"precision": "tf32"}, IEEE | {"conv": "tf32", "rnn": "tf32"}),
         ({"precision": "bf16"}, IEEE),
         ({"deterministic": True}, IEEE | {"deterministic": True}),
     ],
@@ -184,6 +186,52 @@ def test_every_part_of_a_training_uses_the_arithmetic_of_the_spec_and_restores_w
     finally:
         BACKENDS.cuda.matmul.fp32_precision = BACKENDS.mkldnn.matmul.fp32_precision = "none"
     assert found == dict.fromkeys(("train_epoch", "update_bn", "evaluate", "evaluate_views"), expected)
+
+
+def old_switches() -> tuple[bool, bool, str]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_the_old_switches_can_be_read_in_a_training_and_are_restored(precision: str, products: str, convolutions: bool) -> None:
+    """`torch.compile` reads them, and PyTorch refuses where they contradict the new ones."""
+    spec = override(SMOKE, {"precision": precision})
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+    before = switches(), old_switches()
+    try:
+        for _ in range(2):
+            with arithmetic(spec):
+                assert old_switches() == (precision == "tf32", False, "highest")
+            assert (switches(), old_switches()) == before
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("highest")
+        BACKENDS.cuda.matmul.fp32_precision = BACKENDS.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("convolutions", ["ieee", "tf32"])
+def test_settings_that_contradict_each_other_are_restored_as_they_were(convolutions: str) -> None:
+    """By the new switches only, as recent code sets them."""
+    torch.set_float32_matmul_precision("high")
+    BACKENDS.cuda.matmul.fp32_precision = BACKENDS.mkldnn.matmul.fp32_precision = "ieee"
+    BACKENDS.cudnn.conv.fp32_precision = convolutions
+    before = switches()
+    try:
+        with arithmetic(SMOKE):
+            assert old_switches() == (False, False, "highest")
+        assert switches() == before
+        with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+            torch.backends.cuda.matmul.allow_tf32  # noqa: B018
+        BACKENDS.cudnn.conv.fp32_precision = "tf32"
+        BACKENDS.cuda.matmul.fp32_precision = "tf32"
+        assert old_switches() == (True, True, "high")
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("highest")
+        BACKENDS.cuda.matmul.fp32_precision = BACKENDS.mkldnn.matmul.fp32_precision = "none"
 
 
 def test_float32_trains_with_the_same_bits_whatever_other_code_allowed_and_so_does_deterministic() -> None:

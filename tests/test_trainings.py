@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trainings
+from PIL import Image
 from trainings import TRAININGS, moved, numbers_of, plain, spec_of
 
 from resnet_core import RunSpec
+from resnet_core.data import datasets, decoding
 from resnet_core.data.batches import Batches
 from resnet_core.identity import NOT_IDENTITY, TRAINING_VERSION
 
@@ -93,6 +96,19 @@ def test_a_change_of_the_training_moves_the_numbers_and_a_refactoring_does_not(
 ) -> None:
     change(monkeypatch)
     assert bool(differences("optim.momentum", images)) is moves
+
+
+@pytest.mark.parametrize("name", ["data.name=imagefolder", "data.stream"])
+@pytest.mark.parametrize("rule", ["orientation", "transparency", "depth"])
+def test_what_is_done_to_image_files_moves_the_numbers(name: str, rule: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_kept", {})  # the images as other tests have read them
+    if rule == "orientation":
+        monkeypatch.setattr(decoding, "_orientation", lambda _: None)
+    elif rule == "transparency":
+        monkeypatch.setattr(decoding, "BACKGROUND", "black")
+    else:
+        monkeypatch.setattr(decoding, "_upper_8_bits", lambda image, _: Image.fromarray(np.asarray(image).astype(np.uint8)))
+    assert differences(name, images)
 
 
 @pytest.fixture

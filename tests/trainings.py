@@ -1,7 +1,9 @@
 """Short trainings of tiny networks, one or more for every field of a run: the numbers that `TRAINING_VERSION` stands for.
 
 `python tests/trainings.py` records them in tests/trainings.json. It refuses where recorded numbers have moved and the version is
-the recorded one: such a change needs a new version, and a line in the log beside it (`resnet_core/identity.py`).
+the recorded one: such a change needs a new version, and a line in the log beside it (`resnet_core/identity.py`). A training that
+is not in the file is recorded with any version: where the images of `make_images` change, and not what is computed, delete its
+entry in the file first.
 """
 
 import json
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from runs import CLOCKED
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
@@ -117,7 +119,11 @@ def spec_of(changes: Mapping[str, Any], images: Path) -> RunSpec:
 
 
 def make_images(root: Path) -> Path:
-    """Write the folder of images that some of the trainings read: PNG, since decoding it is exact."""
+    """Write the folder of images that some of the trainings read.
+
+    They are PNG, since decoding it is exact, but for one: each class has a file that is not simply pixels, turned by EXIF, with
+    transparency, or of 16 bits.
+    """
     random = np.random.RandomState(0)
     for label in range(3):
         for number in range(30):
@@ -125,6 +131,12 @@ def make_images(root: Path) -> Path:
             path = root / f"class {label}" / f"{number:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
+    turned = Image.fromarray(np.repeat(random.randint(0, 256, (20, 16, 1)), 3, 2).astype(np.uint8))
+    exif = turned.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned.save(root / "class 0" / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    Image.fromarray(random.randint(0, 256, (16, 20, 4)).astype(np.uint8)).save(root / "class 1" / "transparent.png")
+    Image.fromarray(random.randint(0, 2**16, (16, 20)).astype(np.uint16)).save(root / "class 2" / "deep.png")
     return root
 
 

@@ -228,7 +228,8 @@ def _build(source: Source) -> Dataset:
         files = _chosen(config, listing.train, listing.test)
         if config.streamed:
             return _streamed(source, listing.classes, *files)
-        train, test, changed = decode_files(config, *files, alive=source.alive)
+        found = [part for part in (listing.train, listing.test) if part]
+        train, test, changed = decode_files(config, *files, found=found, alive=source.alive)
         return replace(_in_memory(config, listing.classes, train, test), changed=changed)
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
         "digits": read_digits,

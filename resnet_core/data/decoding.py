@@ -74,16 +74,15 @@ def decode_square(path: str, size: int | None) -> tuple[NDArray[np.uint8], list[
 
 
 def to_8_bits(file: Image.Image) -> Image.Image:
-    """Return an image as it is meant to be seen, of mode L where it is stored as gray, else of mode RGB."""
+    """Return an image as it is meant to be seen, of mode L where it is stored as gray (`is_gray`), else of mode RGB."""
     file.load()
     image = ImageOps.exif_transpose(file) if _orientation(file) in range(2, 9) else file
     if is_deep(file):
         return _upper_8_bits(image, file)
-    gray = file.mode in ("L", "1")
     if file.has_transparency_data:
         colors = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colors.size, BACKGROUND), colors)
-    return _in_mode("L" if gray else "RGB", image)
+    return _in_mode("L" if is_gray(file) else "RGB", image)
 
 
 def _in_mode(mode: str, image: Image.Image) -> Image.Image:
@@ -116,6 +115,11 @@ def changes(file: Image.Image, *, turned: bool = True) -> list[str]:
         "frames": file.format != "MPO" and getattr(file, "is_animated", False),  # MPO: a photo and its preview
     }
     return [change for change, made in found.items() if made]
+
+
+def is_gray(file: Image.Image) -> bool:
+    """Whether a file, loaded or not, holds gray, with or without transparency. A palette holds colors."""
+    return file.mode in ("1", "L", "LA") or is_deep(file)
 
 
 def is_deep(file: Image.Image) -> bool:

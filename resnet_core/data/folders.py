@@ -1,6 +1,7 @@
 """Folders of class folders: which image files there are, which class they belong to, and what else lies there."""
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -24,10 +25,16 @@ TEST_SHARE = 0.2
 """Held out of a folder that has no test images of its own."""
 DEEPEST = 32
 """Folders within folders, at most."""
+LETTER = r"[^\W\d_]"
 SPLIT_NAMES = re.compile(
-    r"(?<![a-z])(?:(train|training)|(val|valid|validation|dev)|(test|testing|eval|evaluation))(?=(?:set|data)?(?![a-z]))"
+    rf"(?<!{LETTER})(?:(train|training)|(val|valid|validation|dev)|(test|testing|eval|evaluation))"
+    rf"(?:[\W_]*(?:set|data|images))*(?!{LETTER})"
 )
 """Words for a split within a name in lower case, one group for each split."""
+TRAINING = 1
+"""The group of training images."""
+CAMEL_CASE = "(?<=[a-z])(?=[A-Z])", "(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+"""Where a word begins within a name, as in `imagesTrain` or `XTrain`; the latter rule alone would split `TRAINset` at its N."""
 MAX_KINDS = 5
 """Kinds of files passed over that a summary names, at most."""
 
@@ -61,7 +68,7 @@ class _Walk:
         """Return the names of the class folders in `root`, and their images."""
         classes = sorted(_visible_folders(root, self.skipped))
         if splits := _alike_but_for_the_split(classes):
-            accepted = "accepted: folders train and test (or val), each with class folders, or class folders alone"
+            accepted = "accepted: folders train and test (or val), each with class folders; if they are classes, rename one of them"
             raise reject("data.root", str(root), f"{' and '.join(splits)} look like splits, not classes; {accepted}")
         if len(classes) < 2:
             raise reject("data.root", str(root), f"accepted: at least two class folders, found {len(classes)}")
@@ -234,10 +241,17 @@ def _visible_folders(root: Path, skipped: Counter[str] | None = None) -> Iterato
 
 
 def _alike_but_for_the_split(names: Iterable[str]) -> list[str]:
-    """Return names that differ only in a word for a split: `Train` and `Test`, or `seg_train` and `seg_test`; not `test_tube`."""
-    alike: defaultdict[str, dict[int | None, str]] = defaultdict(dict)
-    for name in names:
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    """Return names that differ only in a word for a split: `Train` and `TestSet`, or `seg_train` and `seg_test`; not `test_tube`.
+
+    With other words in them they are splits only if one is for training: `Dev Team` and `Test Team` are classes.
+    """
+    alike: defaultdict[tuple[str, ...], dict[int | None, str]] = defaultdict(dict)
+    for name, beginning in itertools.product(names, CAMEL_CASE):
+        words = re.sub(beginning, "_", name).lower()
         for match in SPLIT_NAMES.finditer(words):
-            alike[f"{words[: match.start()]}*{words[match.end() :]}"].setdefault(match.lastindex, name)
-    return next((list(splits.values()) for splits in alike.values() if len(splits) > 1), [])
+            others = tuple(re.sub(r"[\W_]+", "", part) for part in (words[: match.start()], words[match.end() :]))
+            alike[others].setdefault(match.lastindex, name)
+    for others, splits in alike.items():
+        if len(splits) > 1 and (TRAINING in splits or not re.search(LETTER, "".join(others))):
+            return list(splits.values())
+    return []

@@ -1,6 +1,7 @@
 """Data sets to hold in memory that are not CIFAR: handwritten digits, generated classes, decoded folders."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from resnet_core.alive import Alive, unwatched
 from resnet_core.config import DataConfig
-from resnet_core.data.decoding import decode_square
+from resnet_core.data.decoding import decode_square, is_gray, opened
 from resnet_core.data.folders import TEST_SHARE
 from resnet_core.data.indexing import read_files
 from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
@@ -57,15 +58,42 @@ def _check_synthetic(size: int, examples: dict[str, int]) -> None:
         raise reject(name, value, f"more than {MEMORY_LIMIT_GIB} GiB of memory to generate: set it lower")
 
 
-def decode_files(config: DataConfig, train: Files, test: Files, *, alive: Alive = unwatched) -> tuple[Split, Split, Counter[str]]:
-    """Both parts of a folder in memory: all images of one size, and with colours if any of them has; and how many were changed."""
-    paths = [part.path(i) for part in (train, test) for i in range(len(part.labels))]
+def decode_files(
+    config: DataConfig, train: Files, test: Files, *, found: Sequence[Files] = (), alive: Alive = unwatched
+) -> tuple[Split, Split, Counter[str]]:
+    """Return both parts of a folder in memory, and how many images were changed.
+
+    Args:
+        config: which data set; its images are made one size.
+        train: images to train on.
+        test: images to score on.
+        found: all images there are. If any of them has colors, all get three channels: how many are used must not change a network.
+        alive: called for each file.
+    """
+    paths = list(_paths(train, test))
     _check_memory(paths, config.image_size)
     decoded = read_files(lambda path: decode_square(path, config.image_size), paths, root=config.root, alive=alive)
-    images = _stacked(paths, [image for image, _ in decoded])
+    arrays = [image for image, _ in decoded]
+    colors = any(image.shape[2] == 3 for image in arrays) or _have_colors(_paths(*found), set(paths), alive)
+    images = _stacked(paths, arrays, 3 if colors else 1)
     border = len(train.labels)
     counts = Counter(change for _, changed in decoded for change in changed)
     return Split(images[:border], train.labels), Split(images[border:], test.labels), counts
+
+
+def _paths(*parts: Files) -> Iterator[str]:
+    return (part.path(i) for part in parts for i in range(len(part.labels)))
+
+
+def _have_colors(paths: Iterable[str], known: set[str], alive: Alive) -> bool:
+    """Whether any image that is not `known` has colors, by its header. Files that are not used may be broken."""
+
+    def has_colors(path: str) -> bool:
+        with suppress(ConfigError), opened(path) as file:
+            return not is_gray(file)
+        return False
+
+    return any(read_files(has_colors, (path for path in paths if path not in known), alive=alive))
 
 
 def _check_memory(paths: list[str], size: int | None) -> None:
@@ -83,9 +111,8 @@ def _check_memory(paths: list[str], size: int | None) -> None:
         raise reject("data.image_size", size, accepted)
 
 
-def _stacked(paths: list[str], images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    if any(image.shape[2] == 3 for image in images):
-        images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
+def _stacked(paths: list[str], images: list[NDArray[np.uint8]], channels: int) -> NDArray[np.uint8]:
+    images = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
     for path, image in zip(paths, images, strict=True):
         if image.shape[:2] != images[0].shape[:2]:
             (h, w), (h0, w0) = image.shape[:2], images[0].shape[:2]
