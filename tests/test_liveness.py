@@ -15,7 +15,7 @@ import pytest
 import ray
 from test_faults import PROJECT, Heard, epochs_saved, job_of, run, until
 
-from ablations.engine import scheduler
+from ablations.engine import ddp_group, scheduler
 from ablations.engine.liveness import Peers, Silence
 
 TRAINABLE = "ray::ImplicitFunc"
@@ -72,6 +72,24 @@ def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: 
             steps["peer"] += 1
         peers.get_on()
     assert signs == [2, 6]
+
+
+def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now, records = 0.0, dict[str, dict[str, Any]]()
+    monkeypatch.setattr("ablations.engine.liveness.time.monotonic", lambda: now)
+    monkeypatch.setattr("ablations.engine.deaths.read", lambda name: records.get(name, {}))
+    monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["worker"])
+    monkeypatch.setattr(ddp_group, "controller_name", lambda: "controller")
+    silence = ddp_group._GroupSilence(job_of(tmp_path, "group", world_size=2))
+    verdicts = {}
+    for now in range(6, 240, 6):
+        if now == 102:
+            records |= {"controller": {"trains": True}, "worker": {"node": "here"}}
+        records.get("controller", {})["steps"] = now
+        verdicts[now] = silence.verdict()
+    hung = [second for second, verdict in verdicts.items() if verdict]
+    assert hung[0] == 102 + 60 + ddp_group.GRACE_SECONDS + 3, "the first look after that"
+    assert str(verdicts[hung[0]]).startswith("its workers made no step for ")
 
 
 # On a Ray of two CPUs

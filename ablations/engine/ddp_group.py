@@ -173,7 +173,8 @@ class _GroupSilence:
             records = {name: deaths.read(name) for name in (*self._workers, self._controller)}
         except RpcError:
             return None  # a head that is busy answers the next time
-        silent = self._silence.look({name: record.get("steps") for name, record in records.items()})
+        # A record that has just been made is a sign of life, before its process has made a step.
+        silent = self._silence.look({name: record.get("steps", 0) if record else None for name, record in records.items()})
         controller = records[self._controller]
         # While it starts a group, its loop goes round once a minute.
         if silent[self._controller] > (self._timeout if controller.get("trains") else self._start_timeout):
