@@ -45,13 +45,15 @@ def signal_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def same_ray() -> Iterator[None]:
-    """A command line under test decides which Ray its process uses: not for the tests after it."""
-    before = os.environ.get("RAY_ADDRESS")
+def same_services() -> Iterator[None]:
+    """A command line under test decides which Ray and MLflow its process uses: not for the tests after it."""
+    names = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")  # MLflow sets its own, too
+    before = {name: os.environ.get(name) for name in names}
     yield
-    os.environ.pop("RAY_ADDRESS", None)
-    if before is not None:
-        os.environ["RAY_ADDRESS"] = before
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="module")

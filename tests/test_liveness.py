@@ -146,7 +146,7 @@ def test_a_run_whose_process_is_stopped_goes_on_in_another(tmp_path: Path) -> No
         until(lambda: epochs_saved(tmp_path, "stopped") >= 3)
         psutil.Process(heard.pids["stopped"]).suspend()
 
-    heard = run(tmp_path, [job_of(tmp_path, "stopped", hang_timeout=6, max_failures=1, optim__epochs=300)], stop)
+    heard = run(tmp_path, [job_of(tmp_path, "stopped", hang_timeout=15, max_failures=1, optim__epochs=300)], stop)
     ((reason, outcome),) = heard.deaths["stopped"]
     assert re.fullmatch(r"its process stood still for \d+ s", reason)
     assert outcome is None
