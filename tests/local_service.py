@@ -40,7 +40,10 @@ class Service:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(cleared)}
         self.environment |= {"RESNET_ABLATIONS_HOME": str(home), **(settings or {})}
         self.home = home
-        self.ports = {name: str(free_port()) for name in ("mlflow", "dashboard", "ray")}
+        ports: set[int] = set()
+        while len(ports) < 3:  # chance gives the same one twice now and then
+            ports.add(free_port())
+        self.ports = dict(zip(("mlflow", "dashboard", "ray"), map(str, ports), strict=True))
 
     @property
     def mlflow(self) -> str:

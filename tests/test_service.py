@@ -20,6 +20,15 @@ EPOCHS = 600
 """So many take some twenty seconds: time to stop a study in."""
 
 
+def test_one_port_for_two_servers_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    done = service("up", ray=service.ports["mlflow"])
+    assert done.returncode == 2
+    assert f"--mlflow-port={service.ports['mlflow']} " in done.stderr
+    assert done.stderr.endswith(": accepted: different ports\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["mlflow", "dashboard", "ray"])
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path, name: str) -> None:
     service = Service(tmp_path)

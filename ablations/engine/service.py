@@ -86,8 +86,11 @@ def up(ports: Ports) -> None:
         _announce(state.ports, state.settings)
         return
     down()
-    for field, port in asdict(ports).items():
+    chosen = asdict(ports)
+    for field, port in chosen.items():
         _check_free(field, port)
+    if len(set(chosen.values())) < len(chosen):
+        raise ConfigError(f"{' '.join(f'--{field}-port={port}' for field, port in chosen.items())}: accepted: different ports")
     paths.protect_home()
     private_files.protect_token(create=mode == "token")
     if (database := paths.home() / "mlflow.db").exists():
