@@ -8,8 +8,8 @@ Expect: the ranking survives: with a learning rate of its own the plain network 
 
 from typing import Any
 
-from ablations.engine.cli import main
-from ablations.engine.study import Study
+from ablations.engine.cli.study import main
+from ablations.engine.study.plan import Study
 
 
 def space(trial: Any) -> None:

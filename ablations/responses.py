@@ -7,8 +7,8 @@ Expect: gradients of deep plain networks explode towards the input, those of res
 need more steps than digits have.
 """
 
-from ablations.engine.cli import main
-from ablations.engine.study import Study
+from ablations.engine.cli.study import main
+from ablations.engine.study.plan import Study
 
 STUDY = Study(
     name="responses",

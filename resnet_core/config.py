@@ -13,17 +13,17 @@ from typing import Any, Literal, Self
 
 from resnet_core.fields import Checked, ConfigError, reject
 
-MOST_LAYERS = 20_000
+MAX_LAYERS = 20_000
 """The deepest network accepted, far beyond the paper's 1,202 layers: building one takes seconds, and a typing error for ever."""
-MOST_STAGES = 8
+MAX_STAGES = 8
 """Filters double from stage to stage, and more stages than these would see one pixel."""
-MOST_FILTERS = 4096
-LONGEST_CROP = 8192
+MAX_FILTERS = 4096
+MAX_CROP = 8192
 """Side of streamed images' crops, in pixels."""
-LONGEST_SIDE = 65_536
+MAX_SIDE = 65_536
 """Shorter side that streamed images are scaled to before the crop, in pixels."""
-MOST_PADDING = 256
-MOST_DECODERS = 1024
+MAX_PADDING = 256
+MAX_DECODERS = 1024
 
 IMAGENET_STAGES: dict[tuple[str, int], tuple[int, ...]] = {
     ("basic", 18): (2, 2, 2, 2),
@@ -79,8 +79,8 @@ class ModelConfig(Checked):
         self._at_least(8, "width")
         self._at_least(1, "in_channels")
         self._at_least(2, "num_classes")
-        self._at_most(MOST_LAYERS, "depth")
-        self._at_most(MOST_FILTERS, "width", "in_channels")
+        self._at_most(MAX_LAYERS, "depth")
+        self._at_most(MAX_FILTERS, "width", "in_channels")
         self._at_most(1_000_000, "num_classes")
         if not 0 < self.bn_momentum <= 1:
             raise self._reject("bn_momentum", "accepted: above 0 and at most 1")
@@ -92,8 +92,8 @@ class ModelConfig(Checked):
             return
         if not self.stages or min(self.stages) < 1:
             raise self._reject("stages", "accepted: one or more stages of at least one block")
-        if len(self.stages) > MOST_STAGES:
-            raise self._reject("stages", f"accepted: at most {MOST_STAGES} stages")
+        if len(self.stages) > MAX_STAGES:
+            raise self._reject("stages", f"accepted: at most {MAX_STAGES} stages")
         makes = 2 + self.layers_per_block * sum(self.stages)
         if makes != self.depth:
             raise self._reject("depth", f"stages {self.stages} of {self.block} blocks make depth {makes}")
@@ -198,8 +198,8 @@ class DataConfig(Checked):
         self._at_least(1, "train_examples", "test_examples")
         self._at_least(4, "image_size")
         self._at_least(1, "decode_workers")
-        self._at_most(MOST_PADDING, "pad")
-        self._at_most(MOST_DECODERS, "decode_workers")
+        self._at_most(MAX_PADDING, "pad")
+        self._at_most(MAX_DECODERS, "decode_workers")
         if self.image_size is not None and self.name in ("digits", "cifar10", "cifar100"):
             raise self._reject("image_size", f"the images of {self.name} keep their size")
         if self.root is None and self.name not in ("digits", "synthetic"):
@@ -211,10 +211,10 @@ class DataConfig(Checked):
         self._check_streamed() if self.streamed else self._check_in_memory()
 
     def _check_streamed(self) -> None:
-        self._at_most(LONGEST_CROP, "image_size")
-        if self.scale is not None and (len(self.scale) != 2 or not self.crop <= self.scale[0] <= self.scale[1] <= LONGEST_SIDE):
+        self._at_most(MAX_CROP, "image_size")
+        if self.scale is not None and (len(self.scale) != 2 or not self.crop <= self.scale[0] <= self.scale[1] <= MAX_SIDE):
             accepted = f"accepted: smallest and largest side, rising, at least {self.crop} pixels: 256,480"
-            raise self._reject("scale", f"{accepted}; at most {LONGEST_SIDE:,}")
+            raise self._reject("scale", f"{accepted}; at most {MAX_SIDE:,}")
         if self.normalise == "pixel":
             raise self._reject("normalise", "streamed images have no mean image; accepted: channel")
 

@@ -69,7 +69,7 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database without runs: making one takes seconds, copying it none."""
-    from ablations.engine.tracking import connect
+    from ablations.engine.tracking.connection import connect
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     connect(f"sqlite:///{path}")
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real MLflow server on a new database."""
     from local_service import free_port
 
-    from ablations.engine.tracking import connect
+    from ablations.engine.tracking.connection import connect
     from resnet_core import ConfigError
 
     folder, port = tmp_path_factory.mktemp("server"), free_port()

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.engine.evidence import CONDITIONS, RESULTS, Design, DesignCell, Evidence
+from ablations.engine.analysis.evidence import CONDITIONS, RESULTS, Evidence
+from ablations.engine.study.design import Design, DesignCell
 from resnet_core import preset
 
 FACTORS = {"shortcut": ("none", "A", "B"), "depth": ("20", "56")}

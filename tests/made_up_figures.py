@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.findings import CellFinding, Comparison, Estimate, Findings
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
 
 COSTS = ("parameters", "flops", "images_per_second", "peak_memory_mb", "seconds", "gpu_hours")
 FEW = {"shortcut": ("none", "A"), "depth": ("8", "14")}

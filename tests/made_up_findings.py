@@ -4,9 +4,19 @@ from typing import Any
 
 import made_up
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.findings import Anova, AnovaTerm, Answer, CellFinding, Comparison, Effect, Estimate, Findings, Interaction
-from ablations.engine.report import Picture, render
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import (
+    Anova,
+    AnovaTerm,
+    Answer,
+    CellFinding,
+    Comparison,
+    Effect,
+    Estimate,
+    Findings,
+    Interaction,
+)
+from ablations.engine.report.html import Picture, render
 
 HOSTILE = "a|b\\ $x$ <script>alert('1')</script> \"q\" & 100 % #1 {_^~} [l](u) `c` *s* -- ü 中\n\x00\u202e"
 PRINTED = "a|b\\ $x$ <script>alert('1')</script> \"q\" & 100 % #1 {_^~} [l](u) `c` *s* -- ü 中\\n\\x00\\u202e"

@@ -9,7 +9,8 @@ import made_up
 import numpy as np
 import pandas as pd
 
-from ablations.engine.evidence import Evidence, SearchCell, SearchDesign
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.study.design import SearchCell, SearchDesign
 
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     "optim.lr": {"low": 0.001, "high": 1.0, "log": True},

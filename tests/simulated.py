@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.engine.optimiser import Decision, Optimiser, Told
+from ablations.engine.search.optimizer import Decision, Optimizer, Told
 from resnet_core import OptimConfig
 
 EPOCHS = 27
@@ -60,7 +60,7 @@ def true_error(values: Mapping[str, Any]) -> float:
 class Search:
     """An optimiser, and what it had trained."""
 
-    optimiser: Optimiser
+    optimiser: Optimizer
     epochs: int = EPOCHS
     curve: Curve = curve
     results: Callable[[Mapping[str, Any], float], tuple[float, ...]] = lambda values, error: (error,)

@@ -14,13 +14,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import execution, ledger, options, paths, results, searching
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.evidence import Design, Evidence
-from ablations.engine.ledger import Entry
-from ablations.engine.search import SearchPlan, plan_search
-from ablations.engine.study import Plan, Study, make_plan
-from ablations.engine.tracking import connect
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.cli import options
+from ablations.engine.environment import paths
+from ablations.engine.search.plan import SearchPlan, plan_search
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.submission import search_submission, study_submission
+from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.run_queries import RunRecord
+from ablations.engine.trial.checkpoints import CheckpointFolder
 
 STUDY = Study(
     name="small",
@@ -62,11 +67,11 @@ class Submitted:
         self.client: MlflowClient = connect(uri)
         self.storage = chosen.storage
         with redirect_stdout(io.StringIO()) as out:
-            self.code = (searching if study.space else execution).execute(self.plan, chosen)
+            self.code = (search_submission if study.space else study_submission).execute(self.plan, chosen)
         self.text = out.getvalue()
-        self.entries = ledger.find(self.client, self.plan)
+        self.entries = run_queries.find(self.client, self.plan)
 
-    def entry(self, index: int = 0) -> Entry:
+    def entry(self, index: int = 0) -> RunRecord:
         """That of one run, in the order of the plan."""
         return self.entries[self.plan.runs[index].fingerprint]
 
@@ -105,7 +110,7 @@ class Submitted:
     def found(self) -> Evidence:
         """What the study's run in MLflow says that was asked, and what came of it."""
         plan = self.plan
-        return results.gather(self.client, ledger.design_of(self.client, plan.study.name, plan.preset, plan.shared())[1])
+        return results.gather(self.client, run_queries.design_of(self.client, plan.study.name, plan.preset, plan.shared())[1])
 
 
 class Killer:

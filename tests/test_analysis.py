@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from made_up import design, evidence, without
 
-from ablations.engine.analysis import analyse
-from ablations.engine.contrasts import simple_effects
-from ablations.engine.evidence import Design, Evidence
-from ablations.engine.findings import Anova, Comparison, Effect, Findings
+from ablations.engine.analysis.contrasts import simple_effects
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Anova, Comparison, Effect, Findings
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.study.design import Design
 
 NOISE = {level: np.random.default_rng(i).normal(0, 0.3, 20) for i, level in enumerate(("none", "A", "B"))}
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import design
 
-from ablations.engine.answers import answer
-from ablations.engine.contrasts import SimpleEffect, effects, interactions, simple_effects
-from ablations.engine.evidence import Design
-from ablations.engine.findings import Answer, CellFinding, Effect, Estimate, Interaction
-from ablations.engine.inference import Array
+from ablations.engine.analysis.conclusions import conclude_factor
+from ablations.engine.analysis.contrasts import SimpleEffect, effects, interactions, simple_effects
+from ablations.engine.analysis.findings import Answer, CellFinding, Effect, Estimate, Interaction
+from ablations.engine.analysis.inference import Array
+from ablations.engine.study.design import Design
 
 ESTIMATE = Estimate(n=5, mean=0.28, std=0.6, low=-0.57, high=1.12, p=0.41, corrected=0.82)
 NUMBER = re.compile(r"[+−]?\d+\.\d+")
@@ -64,7 +64,7 @@ def answered(
     apart: Sequence[SimpleEffect] = (),
     cells: Sequence[CellFinding] = (),
 ) -> Answer:
-    return answer("shortcut", [*own, *others], depends, apart, cells or [cell()])
+    return conclude_factor("shortcut", [*own, *others], depends, apart, cells or [cell()])
 
 
 DEPTH = effect(ESTIMATE, "56", "20", "depth")
@@ -183,7 +183,7 @@ def test_what_is_left_out_is_named() -> None:
 
 
 def test_numbers_go_from_one_to_the_other() -> None:
-    found = answer("depth", [effect(certain(9.2, 1), "56", "20", "depth", 1)], [], [], [cell()])
+    found = conclude_factor("depth", [effect(certain(9.2, 1), "56", "20", "depth", 1)], [], [], [cell()])
     assert found.text == "depth matters: going from 20 to 56 raises error by 9.20 points [+8.20, +10.2]."
 
 
@@ -210,7 +210,7 @@ def of(made: Design, errors: Array) -> dict[str, Answer]:
     """Answers of the real path from errors on; every cell is complete."""
     levels, pairs = effects(made, errors), interactions(made, errors)
     cells = [cell(each.label, errors.shape[1]) for each in made.cells]
-    return {factor: answer(factor, levels, pairs, simple_effects(made, errors, factor), cells) for factor in made.factors}
+    return {factor: conclude_factor(factor, levels, pairs, simple_effects(made, errors, factor), cells) for factor in made.factors}
 
 
 def errors_of(values: Mapping[tuple[str, str], float], noise: float, seed: int) -> tuple[Design, Array]:

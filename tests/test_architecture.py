@@ -1,158 +1,44 @@
-"""Imports go down only, and each library stays where it belongs."""
+"""Packages import downwards, without cycles, and each library is imported only by the packages that wrap it."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-LAYERS = [
-    "resnet_core",
-    *(
-        f"ablations.engine.{name}"
-        for name in (
-            *(
-                "paths",
-                "private_files",
-                "relocation",
-                "interrupts",
-                "storage",
-                "checkpoints",
-                "factors",
-                "comparability",
-                "definition",
-                "study",
-                "search_request",
-                "options",
-                "mlflow_server",
-                "provenance",
-            ),
-            *("evidence", "space", "halving", "population", "samplers", "proposals", "optimiser", "search"),
-            *("findings", "inference", "contrasts", "answers", "tables"),
-            *("search_trials", "optuna_export", "importance", "ranking", "search_analysis", "analysis"),
-            *("reference", "estimate", "calibration"),
-            *("mlflow_errors", "ledger", "trials", "results", "journal", "heartbeat", "run_delivery", "delivery", "tracking"),
-            *(
-                f"figures.{name}"
-                for name in ("looks", "drawing", "curves", "charts", "forest", "front", "search", "search_fields", "captions")
-            ),
-            *("figures", "paper", "report"),
-            *(
-                "terminal",
-                "relay",
-                "models",
-                "overview",
-                "reporting",
-                "watchdog",
-                "capacity",
-                "deaths",
-                "liveness",
-                "worker_group",
-                "group_failures",
-                "trial",
-                "ddp_group",
-                "trainable",
-                "tune_loop",
-                "tune_callbacks",
-                "lifeline",
-                "shares",
-                "scratch_folders",
-                "ray_address",
-                "scheduler",
-            ),
-            "health",
-            *(
-                f"health.{name}"
-                for name in (
-                    *("check", "nodes", "node_facts", "exposure", "gpus", "local_data", "shared_storage", "preflight"),
-                    *("tracking_server", "all_reduce", "request", "checkup"),
-                )
-            ),
-            *(
-                "searches",
-                "trial_source",
-                "plan_view",
-                "preview",
-                "execution",
-                "searching",
-                "agreement",
-                "replay",
-                "service",
-                "doctor",
-                "last_resort",
-                "cli",
-                "__main__",
-            ),
-        )
-    ),
-]
-"""A module may import those before it."""
-
-HOME = {
-    "ray": {
-        f"ablations.engine.{name}"
-        for name in (
-            *(
-                "deaths",
-                "liveness",
-                "worker_group",
-                "group_failures",
-                "ddp_group",
-                "trainable",
-                "lifeline",
-                "tune_loop",
-                "tune_callbacks",
-                "capacity",
-                "shares",
-                "ray_address",
-                "scheduler",
-            ),
-            *(f"health.{name}" for name in ("nodes", "exposure", "all_reduce", "checkup")),
-        )
-    },
-    "mlflow": {
-        f"ablations.engine.{name}"
-        for name in (
-            *(
-                "mlflow_errors",
-                "tracking",
-                "delivery",
-                "run_delivery",
-                "heartbeat",
-                "ledger",
-                "trials",
-                "results",
-                "models",
-                "overview",
-            ),
-            *("reporting", "execution", "searching", "replay", "mlflow_server", "health.tracking_server"),
-        )
-    },
-    "matplotlib": {
-        "ablations.engine.figures",
-        *(
-            f"ablations.engine.figures.{name}"
-            for name in ("drawing", "curves", "charts", "forest", "front", "search", "search_fields")
-        ),
-    },
-    "optuna": {f"ablations.engine.{name}" for name in ("space", "samplers", "proposals", "importance", "optuna_export")},
-    "statsmodels": {"ablations.engine.inference"},
-    "jinja2": {"ablations.engine.report"},
+FLOORS = (
+    ("environment",),
+    ("study",),
+    ("search", "trial", "analysis"),
+    ("scheduling", "tracking"),
+    ("report", "cluster"),
+    ("submission",),
+    ("cli",),
+)
+"""Packages of `ablations.engine`. Each may import those on lower floors."""
+MAX_MODULES = 14
+WRAPPED_BY = {
+    "ray": {"trial", "scheduling", "cluster"},
+    "mlflow": {"tracking", "report", "cluster", "submission"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "optuna": {"search", "analysis", "report"},
+    "statsmodels": {"analysis"},
 }
-"""Which modules may import a library."""
-
-
+"""Packages that may import a library."""
 SHIPPED = ("blocks", "degradation", "depth", "hyperparameters", "responses", "shortcuts", "warmup")
 """The studies that come with this project and keep to its style. Those that people add beside them need not."""
 
 
-def modules() -> dict[str, Path]:
-    files = [*PROJECT.glob("resnet_core/**/*.py"), *PROJECT.glob("ablations/**/*.py")]
+def modules(root: str) -> dict[str, Path]:
+    files = (PROJECT / root).rglob("*.py")
     return {".".join(p.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it."""
+    """Return every module and name that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -162,39 +48,63 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def layer(module: str) -> int | None:
-    names = [name for name in LAYERS if module == name or module.startswith(f"{name}.")]
-    return LAYERS.index(max(names, key=len)) if names else None
+def package(module: str) -> str | None:
+    """Return the package of the engine that holds a module; None outside the engine."""
+    return module.split(".")[2] if module.startswith("ablations.engine.") else None
 
 
-@pytest.mark.parametrize("module", sorted(m for m in modules() if m.startswith("ablations.engine.")))
-def test_the_engine_imports_downwards_only(module: str) -> None:
-    own = layer(module)
-    assert own is not None, "name its place in LAYERS"
-    above = {name for name in imports(modules()[module]) if (other := layer(name)) is not None and other > own}
-    assert not above
+def engine() -> Iterator[tuple[str, str, set[str]]]:
+    """Yield each module of the engine's packages with its package and what it imports."""
+    for module, path in modules("ablations/engine").items():
+        name = package(module)
+        if name and name != "__main__":
+            yield module, name, imports(path)
 
 
-@pytest.mark.parametrize("module", sorted(m for m in modules() if m.startswith("resnet_core")))
-def test_the_core_knows_nothing_of_the_engine_or_its_libraries(module: str) -> None:
-    roots = {name.partition(".")[0] for name in imports(modules()[module])}
+def test_packages_import_downwards_only() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    upwards = [
+        f"{module} imports {imported}"
+        for module, own, found in engine()
+        for imported in sorted(found)
+        if (other := package(imported)) and other != own and floor[other] >= floor[own]
+    ]
+    assert not upwards
+
+
+@pytest.mark.parametrize("root", ["ablations", "resnet_core"])
+def test_no_import_is_a_cycle(root: str) -> None:
+    found = modules(root)
+    plain = {module for module, path in found.items() if path.name != "__init__.py"}  # a package's door imports what is in it
+    graph = {module: (imports(found[module]) & plain) - {module} for module in plain}
+    assert set(TopologicalSorter(graph).static_order()) == plain, "CycleError names the cycle"
+
+
+def test_no_package_is_crowded_and_none_holds_one_module() -> None:
+    folders = {path.parent for path in modules("ablations/engine").values()} - {PROJECT / "ablations/engine"}
+    sizes = {folder.name: len([*folder.glob("*.py")]) - 1 for folder in folders}
+    assert all(1 < size <= MAX_MODULES for size in sizes.values()), sizes
+
+
+def test_the_core_knows_nothing_of_the_engine_or_its_libraries() -> None:
+    roots = {name.partition(".")[0] for path in modules("resnet_core").values() for name in imports(path)}
     assert not roots & {"ray", "mlflow", "optuna", "ablations", "pandas", "rich"}
 
 
-@pytest.mark.parametrize("library", sorted(HOME))
-def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
-    users = {module for module, path in modules().items() if any(n.partition(".")[0] == library for n in imports(path))}
-    assert users <= HOME[library]
+@pytest.mark.parametrize("library", sorted(WRAPPED_BY))
+def test_a_library_is_imported_only_where_it_is_wrapped(library: str) -> None:
+    users = {own for _, own, found in engine() if any(name.partition(".")[0] == library for name in found)}
+    assert users <= WRAPPED_BY[library]
 
 
 def test_a_study_imports_the_study_and_the_command_line_only() -> None:
     roots = {
         "typing",
         "typing.Any",
-        "ablations.engine.cli",
-        "ablations.engine.study",
-        "ablations.engine.cli.main",
-        "ablations.engine.study.Study",
+        "ablations.engine.cli.study",
+        "ablations.engine.study.plan",
+        "ablations.engine.cli.study.main",
+        "ablations.engine.study.plan.Study",
     }
     for name in SHIPPED:
-        assert imports(modules()[f"ablations.{name}"]) <= roots, name
+        assert imports(PROJECT / "ablations" / f"{name}.py") <= roots, name

@@ -20,8 +20,8 @@ from test_cluster import prepared, worker_types
 from test_faults import Heard, end_with_all, epochs_saved, job_of, until
 from test_nodes import TRIAL, where
 
-from ablations.engine import scheduler
-from ablations.engine.capacity import Needs
+from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling.capacity import Needs
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.cluster]
@@ -73,7 +73,7 @@ class Growing:
             self.head = subprocess.Popen([*ray_start, *options], env=environment, stdout=log, stderr=log)
         until(lambda: "Ray runtime started" in (folder / "log").read_text(), 60)
         ray.init(address, log_to_driver=False, logging_level="ERROR")
-        scheduler.connect()
+        connection.connect()
 
     def gpus(self) -> float:
         return float(ray.cluster_resources().get("GPU", 0))
@@ -112,7 +112,7 @@ class Rented:
         jobs = [job_of(folder, name, optim__epochs=5000) for name in ("moved", "stays")]
         disturbing = threading.Thread(target=self._disturb, args=[growing, folder], daemon=True)
         disturbing.start()
-        scheduler.execute(jobs, Needs(gpus_per_worker=1), max_concurrent=None, listener=self.heard, scratch=folder / "tune")
+        tune_runner.train_runs(jobs, Needs(gpus_per_worker=1), max_concurrent=None, listener=self.heard, scratch=folder / "tune")
         disturbing.join(1)
         until(lambda: not growing.gpus(), 10 * IDLE_SECONDS)
 
@@ -163,7 +163,7 @@ def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
     jobs = [replace(job_of(tmp_path, f"group-{i}", world_size=2, optim__epochs=5000), cpus_per_worker=2) for i in range(2)]
     threading.Thread(target=stop, daemon=True).start()
     needs = Needs(workers=2, cpus_per_worker=2)  # a node each
-    scheduler.execute(jobs, needs, max_concurrent=None, listener=Heard(lambda _: None), scratch=tmp_path / "tune")
+    tune_runner.train_runs(jobs, needs, max_concurrent=None, listener=Heard(lambda _: None), scratch=tmp_path / "tune")
     workers = leaders[0].pop("RayTrainWorker", [])
     assert HEAD not in workers
     assert len(leaders[0][TRIAL]) == 2
@@ -195,4 +195,4 @@ def test_a_run_that_nodes_to_come_can_hold_is_not_refused_and_a_local_path_is(gr
     assert needs.potential() == 1
     assert Needs(gpus_per_worker=0.5).potential() == 16
     with pytest.raises(ConfigError, match="--storage=/checkpoints: a local path on several nodes"):
-        scheduler.check_reachable("--storage", "/checkpoints")
+        connection.check_reachable("--storage", "/checkpoints")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
-from ablations.engine.capacity import Growth, Needs, NodeType, _growth
+from ablations.engine.scheduling.capacity import Growth, Needs, NodeType, _growth
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 GROWTH = Growth([NodeType({"CPU": 4, "GPU": 1}, 2), NodeType({"CPU": 32, "GPU": 0}, 6), NodeType({"CPU": 192, "GPU": 8}, 0)], 5)

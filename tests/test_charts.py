@@ -13,12 +13,12 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.figures.charts import MOST_LINES, depth_figure, interaction_figure
-from ablations.engine.figures.forest import MOST_ROWS, forest_figure
-from ablations.engine.figures.front import Point, front, pareto_figure
-from ablations.engine.figures.looks import INK, PAPER
-from ablations.engine.findings import Estimate, Interaction
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Estimate, Interaction
+from ablations.engine.report.figures.forest import MAX_ROWS, forest_figure
+from ablations.engine.report.figures.levels import MAX_LINES, depth_figure, interaction_figure
+from ablations.engine.report.figures.pareto import Point, pareto_figure, pareto_points
+from ablations.engine.report.figures.styles import INK, PAPER
 
 THREE = {"shortcut": ("none", "A"), "depth": ("20", "56"), "model.width": ("16", "32", "64")}
 
@@ -153,7 +153,7 @@ def test_of_many_differences_the_largest_are_shown() -> None:
     figure = forest_figure(found(given))
     assert figure
     shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert shown == [f"model.width={level}" for level in levels[-MOST_ROWS:]]
+    assert shown == [f"model.width={level}" for level in levels[-MAX_ROWS:]]
 
 
 def test_nothing_to_compare_is_no_forest() -> None:
@@ -229,13 +229,13 @@ def test_of_many_lines_those_with_the_lowest_errors_are_told_apart() -> None:
     given = evidence(design({"depth": ("20", "56"), "model.width": levels}), lambda cell, seed: 50 - float(cell["model.width"]))
     figure = depth_figure(given, found(given))
     assert figure
-    assert names(figure) == [f"model.width={level}" for level in levels[-MOST_LINES:]]
-    assert len([each for each in figure.axes[0].lines if each.get_color() == "#57606a"]) == 2 * (20 - MOST_LINES)
+    assert names(figure) == [f"model.width={level}" for level in levels[-MAX_LINES:]]
+    assert len([each for each in figure.axes[0].lines if each.get_color() == "#57606a"]) == 2 * (20 - MAX_LINES)
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
     given = [Point(str(i), cost, error) for i, (cost, error) in enumerate([(1, 9), (2, 9), (2, 5), (3, 6), (4, 5), (5, 1), (1, 9)])]
-    assert [point.cell for point in front(given)] == ["0", "6", "2", "5"]
+    assert [point.cell for point in pareto_points(given)] == ["0", "6", "2", "5"]
     drawn = np.random.default_rng(0).integers(1, 6, (200, 8, 2))
     for pairs in drawn.tolist():
         cloud = [Point(str(i), cost, error) for i, (cost, error) in enumerate(pairs)]
@@ -244,7 +244,7 @@ def test_the_front_is_what_no_other_point_beats() -> None:
             for one, other in itertools.product(cloud, cloud)
             if other.cost <= one.cost and other.error <= one.error and other[1:] != one[1:]
         }
-        assert {point.cell for point in front(cloud)} == {point.cell for point in cloud} - beaten
+        assert {point.cell for point in pareto_points(cloud)} == {point.cell for point in cloud} - beaten
 
 
 def spread_out() -> Evidence:

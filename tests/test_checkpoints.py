@@ -21,9 +21,10 @@ import torch
 from pyarrow import fs
 from test_faults import job_of
 
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.storage import make_storage
-from ablations.engine.trial import Job, train_epochs
+from ablations.engine.environment.storage import make_storage
+from ablations.engine.trial.checkpoints import CheckpointFolder
+from ablations.engine.trial.job import Job
+from ablations.engine.trial.worker import train_epochs
 from resnet_core import RunSpec, build_model, fit, override, preset
 from resnet_core.overrides import from_flat
 from resnet_core.training import init_state
@@ -450,7 +451,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 WRITERS = """
 import os, signal, sys, torch
-from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.trial.checkpoints import CheckpointFolder
 
 while sys.stdin.readline() == "start\\n":
     child = os.fork()

@@ -29,8 +29,9 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 from ray.scripts.scripts import start as ray_start
 
-from ablations.engine import __main__ as engine
-from ablations.engine import mlflow_server, paths
+from ablations.engine.cli import commands as engine
+from ablations.engine.cluster import mlflow_server
+from ablations.engine.environment import paths
 
 PROJECT = Path(__file__).parents[1]
 TEXT = (PROJECT / "cluster.yaml").read_text()

@@ -16,9 +16,12 @@ import torch
 from PIL import Image
 from test_architecture import SHIPPED
 
-from ablations.engine import cli, storage
-from ablations.engine.cli import main
-from ablations.engine.study import Request, Study, make_plan
+from ablations.engine.cli import study
+from ablations.engine.cli.study import INTERRUPTED, main
+from ablations.engine.environment import storage
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Study
+from ablations.engine.study.request import Request
 from resnet_core import PRESETS, ConfigError
 
 PROJECT = Path(__file__).parents[1]
@@ -147,7 +150,7 @@ def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: 
                 with silent.accept()[0]:  # it is asked
                     began = time.monotonic()
                     study.terminate()
-                    assert study.stderr.readline() == f"{cli.INTERRUPTED}\n"
+                    assert study.stderr.readline() == f"{INTERRUPTED}\n"
                     assert time.monotonic() - began < 5
                     assert study.wait(60) == 1
             finally:
@@ -202,7 +205,7 @@ def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceba
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(cli, "make_plan", fail)
+    monkeypatch.setattr(study, "make_plan", fail)
     assert run_main(monkeypatch) == 1
     (path,) = (tmp_path / "logs").iterdir()
     assert_one_line(capsys, f"OSError: nobody thought of this (this was not foreseen; its traceback: {path})")
@@ -216,7 +219,7 @@ def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceba
 
 def test_a_traceback_that_no_file_takes_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", "/proc/nowhere")
-    monkeypatch.setattr(cli, "make_plan", fail)
+    monkeypatch.setattr(study, "make_plan", fail)
     assert run_main(monkeypatch) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: OSError: nobody thought of this (its traceback could be written to no file: ")

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.figures import caption
-from ablations.engine.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
-from ablations.engine.figures.looks import DASHES, MOST_CELLS, MUTED, scheme_of
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.report.figures import caption
+from ablations.engine.report.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
+from ablations.engine.report.figures.styles import DASHES, MAX_CELLS, MUTED, style_map_of
 
 Draw = Callable[[Evidence], Figure | None]
 
@@ -83,19 +83,19 @@ def test_sorting_is_within_each_seed() -> None:
 
 
 @pytest.mark.parametrize("draw", [curves_figure, budget_figure, responses_figure, gradients_figure])
-@pytest.mark.parametrize("count", [1, 2, MOST_CELLS])
+@pytest.mark.parametrize("count", [1, 2, MAX_CELLS])
 def test_a_legend_names_every_cell_and_no_two_look_alike(draw: Draw, count: int) -> None:
     levels = [f"{i / 100}" for i in range(1, count + 1)]
     given = probed(evidence(design({"optim.lr": levels}, seeds=2)))
     assert legend(drawn(draw, given)) == [f"optim.lr={level}" for level in levels]
-    told = scheme_of(given).looks.values()
+    told = style_map_of(given).looks.values()
     assert (
         len({(look.colour, look.marker) for look in told}) == len({(look.marker, look.dash, look.colour) for look in told}) == count
     )
 
 
 def test_of_two_factors_one_is_told_by_dashes_the_other_by_colour_and_marker() -> None:
-    plain8, plain14, residual8, residual14 = scheme_of(few()).looks.values()
+    plain8, plain14, residual8, residual14 = style_map_of(few()).looks.values()
     assert plain8.dash == plain14.dash != residual8.dash == residual14.dash
     assert (plain8.colour, plain8.marker) == (residual8.colour, residual8.marker)
     assert plain8.colour != plain14.colour
@@ -104,8 +104,8 @@ def test_of_two_factors_one_is_told_by_dashes_the_other_by_colour_and_marker() -
 
 def test_cells_are_in_rising_order_of_levels_and_look_the_same_whatever_is_done() -> None:
     given = evidence(design({"depth": ("20", "110", "8")}))
-    assert list(scheme_of(given).looks) == ["depth=8", "depth=20", "depth=110"]
-    assert scheme_of(without(given, "depth=8/0")).looks == scheme_of(given).looks
+    assert list(style_map_of(given).looks) == ["depth=8", "depth=20", "depth=110"]
+    assert style_map_of(without(given, "depth=8/0")).looks == style_map_of(given).looks
 
 
 def test_responses_that_differ_by_orders_of_magnitude_get_a_logarithmic_axis() -> None:
@@ -190,6 +190,6 @@ def test_budgets_that_span_decades_get_logarithmic_axes() -> None:
 
 
 def test_dashes_and_fillings_go_together() -> None:
-    looks = scheme_of(evidence(design({"shortcut": ("none", "A", "B", "C"), "depth": tuple("123456")}))).looks.values()
+    looks = style_map_of(evidence(design({"shortcut": ("none", "A", "B", "C"), "depth": tuple("123456")}))).looks.values()
     assert len({look.dash for look in looks}) == len({look.filling for look in looks}) == len(DASHES)
     assert len({(look.dash, look.filling) for look in looks}) == len(DASHES)

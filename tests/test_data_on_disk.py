@@ -14,7 +14,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from ablations.engine import trial
+from ablations.engine.trial import worker
+from ablations.engine.trial.job import Job
 from resnet_core import ConfigError, DataConfig, Dataset, RunSpec, load_dataset, preset
 from resnet_core.alive import acquire
 
@@ -116,7 +117,7 @@ def test_a_sign_of_life_for_each_file_that_is_listed_and_read(images: Path, stre
 WATCHED = """
 import sys
 from pathlib import Path
-from ablations.engine.watchdog import Watchdog
+from ablations.engine.trial.watchdog import Watchdog
 from resnet_core import load_dataset, preset
 print("ready", flush=True)
 with Watchdog(1.0, lambda: None) as watchdog:
@@ -156,7 +157,7 @@ def test_a_trials_data_are_loaded_with_signs_of_life(images: Path, tmp_path: Pat
     version = load_dataset(spec.data).version
     folder = str(tmp_path)
     signs: list[None] = []
-    job = trial.Job(
+    job = Job(
         fingerprint="f",
         spec=spec.flat(),
         data_version=version,
@@ -166,5 +167,5 @@ def test_a_trials_data_are_loaded_with_signs_of_life(images: Path, tmp_path: Pat
         cpus_per_worker=1,
         gpus_per_worker=0,
     )
-    assert trial._load(job, spec, lambda: signs.append(None)).version == version
+    assert worker._load(job, spec, lambda: signs.append(None)).version == version
     assert len(signs) >= 10

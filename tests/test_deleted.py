@@ -14,13 +14,20 @@ from zlib import crc32
 import pytest
 from mlflow import MlflowClient
 
-from ablations.engine import delivery, execution, heartbeat, ledger, models, options, preview, reporting, results
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.delivery import Writer
-from ablations.engine.journal import Journal
-from ablations.engine.mlflow_errors import Deleted, meaning
-from ablations.engine.study import Plan, Request, Study, draft, make_plan
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.cli import options
+from ablations.engine.study import request
+from ablations.engine.study.expansion import draft, make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
+from ablations.engine.submission import model_logging, reporting, study_submission
+from ablations.engine.submission.planning import preview
+from ablations.engine.tracking import lease, results, run_queries, writer
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.journal import Journal
+from ablations.engine.tracking.mlflow_errors import Deleted, meaning
+from ablations.engine.tracking.tracker import Tracker
+from ablations.engine.tracking.writer import Writer
+from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import ConfigError, build_model
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -31,8 +38,8 @@ EPOCHS = 80
 @pytest.fixture(autouse=True)
 def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
-    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(heartbeat, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "FRESH_SECONDS", 0.0)
     return home
 
 
@@ -55,7 +62,7 @@ class Submission(Tracker):
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
         writer = Writer(client, self.journal)
         writer.settle(10)
-        super().__init__(client, writer, plan, ledger.find(client, plan))
+        super().__init__(client, writer, plan, run_queries.find(client, plan))
 
     def train(self, first: int, last: int) -> None:
         for epoch in range(first, last + 1):
@@ -92,7 +99,7 @@ def said_between(text: str, before: str, after: str) -> str:
     return text.partition(before)[2].partition(after)[0]
 
 
-def parsed(plan: Plan, client: MlflowClient, *more: str) -> options.Options:
+def parsed(plan: Plan, client: MlflowClient, *more: str) -> request.Options:
     return options.parse(plan.study, ["--tracking-uri", client.tracking_uri, *more])
 
 
@@ -103,7 +110,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
     (experiment,) = client.search_experiments(filter_string=f"name = '{trained.study.name}'")
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(ConfigError, match=f"^the experiment {trained.study.name} was deleted in MLflow; restore it: ") as refused:
-        execution.execute(trained, parsed(trained, client))
+        study_submission.run_study(trained, parsed(trained, client))
     said = str(refused.value)
     assert "\n" not in said
     assert not list(home.glob("journals/*.hold"))
@@ -114,10 +121,10 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
     restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("begins anew: ")[2]
     assert shlex.quote(client.tracking_uri) in restore
     shell(restore if way == "restore" else remove)
-    found = ledger.find(client, trained)
+    found = run_queries.find(client, trained)
     assert [entry.done for entry in found.values()] == ([True] if way == "restore" else [])
     if way == "restore":
-        assert execution.execute(trained, parsed(trained, client)) == 0
+        assert study_submission.run_study(trained, parsed(trained, client)) == 0
     else:
         assert client.get_experiment_by_name(trained.study.name) is None
 
@@ -131,7 +138,7 @@ def the_experiment(client: MlflowClient, submission: Submission) -> Callable[[],
 
 
 def the_run(client: MlflowClient, submission: Submission) -> Callable[[], object]:
-    (entry,) = ledger.find(client, submission.plan).values()
+    (entry,) = run_queries.find(client, submission.plan).values()
     client.delete_run(entry.run_id)
     return lambda: client.restore_run(entry.run_id)
 
@@ -173,7 +180,7 @@ def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it
         time.sleep(0.05)
     assert begun.end() == 0
     assert caplog.records[-1].message == "MLflow takes records again"
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
 
@@ -185,12 +192,12 @@ def test_a_deleted_run_that_nobody_restores_is_logged_anew_by_the_next_submissio
     begun.train(3, 4)
     assert begun.end() == 2
     again = Submission(client, plan)
-    assert not ledger.find(client, plan)
+    assert not run_queries.find(client, plan)
     again.started(plan.runs[0])
     again.train(1, EPOCHS)  # what its checkpoint knows is reported again
     again.ended(plan.runs[0], "completed")
     assert again.end() == 0
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
 
 
@@ -205,7 +212,7 @@ def test_a_study_that_is_done_ends_as_done_though_its_own_run_is_deleted_at_the_
         return gather(client, *arguments, **named)
 
     monkeypatch.setattr(results, "gather", deleting)
-    assert execution.execute(trained, parsed(trained, client)) == 0
+    assert study_submission.run_study(trained, parsed(trained, client)) == 0
     said = capsys.readouterr().out
     assert f"The study's own run cannot be ended in MLflow: the run of the study {trained.study.name} was deleted" in said
     assert "shortcut" in said, "the table"
@@ -217,7 +224,7 @@ def test_a_model_that_cannot_be_logged_is_a_line_after_the_table_and_exit_code_1
 ) -> None:
     asked = parsed(trained, client, "--log-models", "--storage", str(home / "checkpoints"))
     (home / "checkpoints").mkdir()
-    assert execution.execute(trained, asked) == 1
+    assert study_submission.run_study(trained, asked) == 1
     said = capsys.readouterr().out
     assert "There is no table" not in said
     run = trained.runs[0]
@@ -239,17 +246,17 @@ def test_an_error_of_mlflow_amid_the_models_says_what_it_is_about(
     storage.mkdir()
     checkpoint = {"model": build_model(run.spec.model).state_dict()}
     CheckpointFolder(str(storage), run.fingerprint).save(checkpoint, EPOCHS)
-    log = models._log
+    log = model_logging._log
 
-    def deleting(client: MlflowClient, run: Any, entry: ledger.Entry, *more: Any) -> None:
+    def deleting(client: MlflowClient, run: Any, entry: run_queries.RunRecord, *more: Any) -> None:
         if gone:
             (home / "mlflow.db").write_bytes(b"no database" * 1000)
         else:
             client.delete_run(entry.run_id)
         log(client, run, entry, *more)
 
-    monkeypatch.setattr(models, "_log", deleting)
-    assert execution.execute(trained, parsed(trained, client, "--log-models", "--storage", str(storage))) == 1
+    monkeypatch.setattr(model_logging, "_log", deleting)
+    assert study_submission.run_study(trained, parsed(trained, client, "--log-models", "--storage", str(storage))) == 1
     said = capsys.readouterr().out
     assert "There is no table" not in said
     what = (

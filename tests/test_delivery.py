@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from ablations.engine import ledger
-from ablations.engine.delivery import Writer
-from ablations.engine.journal import Journal
-from ablations.engine.study import Plan, Request, Study, make_plan
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
+from ablations.engine.tracking import run_queries
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.journal import Journal
+from ablations.engine.tracking.tracker import Tracker
+from ablations.engine.tracking.writer import Writer
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +70,7 @@ def submit(home: Path, client: MlflowClient) -> None:
     with Journal(client.tracking_uri, plan.study.name, plan.base_id) as journal:
         writer = Writer(client, journal)
         assert writer.settle(60) == 0
-        known = ledger.find(client, plan)
+        known = run_queries.find(client, plan)
         tracker = Tracker(client, writer, plan, known)
         for run in plan.runs:
             if run.fingerprint not in known or not known[run.fingerprint].done:
@@ -120,7 +123,7 @@ def check(home: Path) -> None:
         for name in metrics(1):
             history = client.get_metric_history(run.info.run_id, name)
             assert [(metric.step, metric.value) for metric in history] == [(n, metrics(n)[name]) for n in range(1, EPOCHS + 1)]
-        assert Path(client.download_artifacts(run.info.run_id, ledger.PROBES)).read_text().count("\n") == 2
+        assert Path(client.download_artifacts(run.info.run_id, run_queries.PROBES)).read_text().count("\n") == 2
     assert {path.name for path in (home / "journals").iterdir()} == {"mutex"}
 
 

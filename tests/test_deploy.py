@@ -18,8 +18,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
-from ablations.engine import __main__ as engine
-from ablations.engine import mlflow_server
+from ablations.engine.cli import commands as engine
+from ablations.engine.cluster import mlflow_server
 
 PROJECT = Path(__file__).parents[1]
 DEPLOY = PROJECT / "deploy"

@@ -20,12 +20,24 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from submitted import STUDY, planned
 
-from ablations.engine import __main__ as command
-from ablations.engine import execution, options, scheduler
-from ablations.engine.health import all_reduce, checkup, exposure, gpus, local_data, node_facts, nodes, preflight, tracking_server
-from ablations.engine.health import shared_storage as storage
-from ablations.engine.health.check import Check, listed
-from ablations.engine.health.request import Request
+from ablations.engine.cli import commands as command
+from ablations.engine.cli import options
+from ablations.engine.cluster.doctor import (
+    all_reduce,
+    doctor,
+    gpus,
+    local_data,
+    network_exposure,
+    node_facts,
+    nodes,
+    preflight,
+    tracking_server,
+)
+from ablations.engine.cluster.doctor import shared_storage as storage
+from ablations.engine.cluster.doctor.check import Check, listed
+from ablations.engine.cluster.doctor.request import Request
+from ablations.engine.scheduling import connection
+from ablations.engine.submission import study_submission
 from resnet_core import ConfigError, override, preset
 
 
@@ -65,7 +77,7 @@ def test_another_version_is_wrong_where_it_is(package: str, remedy: str) -> None
 
 
 def test_a_disk_without_room_is_wrong() -> None:
-    full = facts(disks=[node_facts.Disk("Ray's files", "/tmp/ray", 100, node_facts.LEAST_FREE_GB - 0.1)])
+    full = facts(disks=[node_facts.Disk("Ray's files", "/tmp/ray", 100, node_facts.MIN_FREE_GB - 0.1)])
     assert_wrong(
         node_facts.judge_disks({"a": facts(), "b": full}), "1.9 GB", "on b for Ray's files (/tmp/ray)", remedy="--temp-dir"
     )
@@ -203,26 +215,32 @@ def test_an_all_reduce_is_right_if_its_sum_is_and_it_is_fast_enough() -> None:
 # What the world can reach
 
 
-def exposed(*sockets: tuple[str, str], token: bool = True, address: str = "10.0.0.1", password: bool = False) -> exposure.Exposure:
-    bound = [exposure.Socket(program=name, address=host, port=1, password=password or None) for name, host in sockets]
-    return exposure.Exposure(sockets=bound, addresses=["127.0.0.1", "::1", "fe80::1", address], token=token)
+def exposed(
+    *sockets: tuple[str, str], token: bool = True, address: str = "10.0.0.1", password: bool = False
+) -> network_exposure.Exposure:
+    bound = [network_exposure.Socket(program=name, address=host, port=1, password=password or None) for name, host in sockets]
+    return network_exposure.Exposure(sockets=bound, addresses=["127.0.0.1", "::1", "fe80::1", address], token=token)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
 def test_on_private_addresses_ray_wants_a_token_and_mlflow_a_password(host: str) -> None:
     safe = exposed(("ray", host), ("mlflow", host), password=True)
-    assert exposure.judge_ports({"a": safe}).state == "ok"
-    assert exposure.judge_token({"a": safe}, True).state == "ok"
+    assert network_exposure.judge_ports({"a": safe}).state == "ok"
+    assert network_exposure.judge_token({"a": safe}, True).state == "ok"
     bare = exposed(("ray", host), ("mlflow", host), token=False)
-    assert_wrong(exposure.judge_ports({"a": safe, "b": bare}), "MLflow is open without a password on b:1", remedy="engine mlflow")
-    assert_wrong(exposure.judge_token({"a": safe, "b": bare}, True), "Ray on b asks for no token", remedy="RAY_AUTH_MODE=token")
-    assert_wrong(exposure.judge_token({"a": safe}, False), "the job server asks for no token", remedy="RAY_AUTH_MODE")
+    assert_wrong(
+        network_exposure.judge_ports({"a": safe, "b": bare}), "MLflow is open without a password on b:1", remedy="engine mlflow"
+    )
+    assert_wrong(
+        network_exposure.judge_token({"a": safe, "b": bare}, True), "Ray on b asks for no token", remedy="RAY_AUTH_MODE=token"
+    )
+    assert_wrong(network_exposure.judge_token({"a": safe}, False), "the job server asks for no token", remedy="RAY_AUTH_MODE")
 
 
 def test_on_loopback_nothing_has_to_ask() -> None:
     loopback = exposed(("ray", "127.0.0.1"), ("mlflow", "::1"), ("ray", "::ffff:127.0.0.1"), token=False, address="8.8.8.8")
-    assert exposure.judge_ports({"a": loopback}).state == "ok"
-    assert exposure.judge_token({"a": loopback}, False).state == "not checked"
+    assert network_exposure.judge_ports({"a": loopback}).state == "ok"
+    assert network_exposure.judge_token({"a": loopback}, False).state == "not checked"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +256,7 @@ def test_on_loopback_nothing_has_to_ask() -> None:
     ],
 )
 def test_what_the_world_can_route_to_is_wrong_even_with_a_token(host: str, address: str, state: str) -> None:
-    check = exposure.judge_ports({"a": exposed(("ray", host), address=address)})
+    check = network_exposure.judge_ports({"a": exposed(("ray", host), address=address)})
     assert check.state == state
     if state == "wrong":
         assert_wrong(check, f"a listens on {address}", remedy="SSH tunnel")
@@ -262,7 +280,7 @@ def test_a_server_asks_for_a_password_if_it_refuses_who_gives_none(
             server.close()
         else:
             threading.Thread(target=answer, daemon=True).start()
-        assert exposure.asks_for_password(url) is asks
+        assert network_exposure.asks_for_password(url) is asks
 
 
 # MLflow
@@ -346,7 +364,7 @@ class Several:
         for _ in range(2):
             self.cluster.add_node(num_cpus=1, env_vars=environment)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
-        scheduler.connect()
+        connection.connect()
 
     def environment(self, home: Path, store: Line) -> dict[str, str]:
         """Of a node with this home folder, which reaches this object store."""
@@ -375,7 +393,7 @@ class Several:
             gpus_per_worker=0,
             wait=20,
         )
-        code = checkup.check_up(replace(request, **changes))
+        code = doctor.check_up(replace(request, **changes))
         text = capsys.readouterr().out
         assert not list((self.folder / "store").iterdir()), "something is left in the storage"
         lines = re.findall(r"^(ok|wrong|not checked) +(\S+(?: \w+)?)  +(.*(?:\n +→ .*)?)", text, re.MULTILINE)
@@ -483,7 +501,7 @@ def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -
         preflight.examine(S3)
     asked = options.parse(STUDY, ["--preset", "smoke", "--storage", several.storage, "--tracking-uri", "http://127.0.0.1:9"])
     with pytest.raises(ConfigError, match=r"^versions: numpy .* 9\.9 on .*constraints\.txt.*doctor shows all\)$"):
-        execution.needs_of(planned(), asked)  # what every submission begins with
+        study_submission.needs_of(planned(), asked)  # what every submission begins with
     with pytest.raises(ConfigError, match=r"^storage: .* cannot write file:///nowhere \(.*No such file"):
         preflight.examine("file:///nowhere")
 
@@ -498,7 +516,7 @@ def test_a_node_that_does_not_answer_is_a_line_in_bounded_time(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkup, "FACT_SECONDS", 10.0)
+    monkeypatch.setattr(doctor, "FACT_SECONDS", 10.0)
     monkeypatch.setattr(preflight, "SECONDS", 10.0)
     monkeypatch.setattr(storage, "CLEANING_SECONDS", 1.0)
     name = next(node.name for node in nodes.alive() if node.id == odd.node_id)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from made_up import design
 
-from ablations.engine.calibration import calibrate
-from ablations.engine.estimate import CostModel, Finished, Mode, look_ahead, mode, power, runs_at_once
-from ablations.engine.study import Plan, Request, Study, make_plan
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
+from ablations.engine.submission.planning.calibration import calibrate
+from ablations.engine.submission.planning.cost_and_power import CostModel, Mode, look_ahead, mode, power, runs_at_once
+from ablations.engine.tracking.run_queries import Finished
 from resnet_core import RunSpec, measure_cost, override
 
 STUDY = Study(name="depths", question="How deep?", factors={"depth": (8, 14)}, baseline={"depth": 8}, preset="smoke", seeds=2)
@@ -158,7 +161,7 @@ def test_a_machine_holds_as_many_runs_as_its_scarcest_resource(
 
 
 def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.engine.calibration.BUDGET_SECONDS", 0.1)
+    monkeypatch.setattr("ablations.engine.submission.planning.calibration.BUDGET_SECONDS", 0.1)
     varied = [replace(run, spec=override(run.spec, {"precision": "bf16"}), fingerprint=f"{run}") for run in plan.runs]
     outlook = look_ahead(plan, [*plan.runs, *varied], [], partial(calibrate, image_size=8, cpus_per_worker=1, gpus_per_worker=0))
     assert outlook.runs_estimated == 8
@@ -168,7 +171,7 @@ def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: p
 
 
 def test_a_step_longer_than_the_budget_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ablations.engine import calibration
+    from ablations.engine.submission.planning import calibration
 
     steps: list[int] = []
     monkeypatch.setattr(calibration, "BUDGET_SECONDS", 0.0)
@@ -177,7 +180,7 @@ def test_a_step_longer_than_the_budget_is_the_only_one(monkeypatch: pytest.Monke
 
 
 def test_costs_are_found_from_two_measurements_and_never_negative() -> None:
-    from ablations.engine.calibration import _fitted
+    from ablations.engine.submission.planning.calibration import _fitted
 
     model = _fitted([(10, 1e9, 10 * 2e-3 + 1.0), (50, 2e9, 50 * 2e-3 + 2.0)])
     assert (model.per_layer, model.per_multiply_add) == pytest.approx((2e-3, 1e-9))

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablations.engine import options
-from ablations.engine.comparability import SAME_IMAGES, images_of, selects_images
-from ablations.engine.evidence import Design
-from ablations.engine.execution import job_of
-from ablations.engine.factors import split_levels
-from ablations.engine.search import plan_search
-from ablations.engine.search_request import SearchRequest
-from ablations.engine.study import MAX_SETTING_CHARACTERS, Plan, Request, Study, make_plan
+from ablations.engine.cli import options
+from ablations.engine.search.plan import plan_search
+from ablations.engine.study.comparability import SAME_IMAGES, images_of, selects_images
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
+from ablations.engine.study.factors import split_levels
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request, SearchRequest
+from ablations.engine.submission.study_submission import job_of
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
@@ -141,7 +142,7 @@ def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_o
 
 
 def test_a_network_is_logged_with_the_normalisation_of_its_own_training_images(cache: Path) -> None:
-    from ablations.engine.models import pixels_to_scores  # imports torch
+    from ablations.engine.submission.model_logging import pixels_to_scores  # imports torch
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
     for run in plan.runs:

@@ -23,11 +23,14 @@ from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 from ray.util.state import list_actors, list_placement_groups
 
-from ablations.engine import deaths, options, paths, scheduler
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.deaths import Death
-from ablations.engine.study import make_plan
-from ablations.engine.trial import Job
+from ablations.engine.cli import options
+from ablations.engine.environment import paths
+from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.trial import process_failures
+from ablations.engine.trial.checkpoints import CheckpointFolder
+from ablations.engine.trial.job import Job
+from ablations.engine.trial.process_failures import ProcessFailure
 from ablations.shortcuts import STUDY
 from resnet_core import ConfigError, RunSpec, fit, load_dataset, override, preset
 from resnet_core.data.datasets import resolve
@@ -60,7 +63,7 @@ class Nodes:
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
-        scheduler.connect()
+        connection.connect()
 
     def lose(self, index: int) -> None:
         """A node with all its processes is gone at once."""
@@ -81,7 +84,7 @@ class Nodes:
 
     def words(self) -> list[bytes]:
         """Keys of what processes that train have left with Ray for the case of their death."""
-        return list(_internal_kv_list(deaths.PREFIX))
+        return list(_internal_kv_list(process_failures.PREFIX))
 
     def add(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1))
@@ -180,8 +183,8 @@ def run(
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
-    needs = scheduler.Needs(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
-    scheduler.execute(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
+    needs = tune_runner.Needs(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
+    tune_runner.train_runs(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
     for thread in threads:
         thread.join(1)
         assert not thread.is_alive(), f"it was over before it was disturbed: {vars(heard)}"
@@ -275,15 +278,15 @@ def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: He
 def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    explain = deaths.explain
+    explain = process_failures.explain
 
-    def lost(*asked: Any) -> Death:
+    def lost(*asked: Any) -> ProcessFailure:
         """What takes its node down each time, without the seconds that this takes."""
         explain(*asked)
-        return Death("its node was lost", "node")
+        return ProcessFailure("its node was lost", "node")
 
-    monkeypatch.setattr(deaths, "explain", lost)
-    monkeypatch.setattr(deaths, "LOSSES_BORNE", 1)
+    monkeypatch.setattr(process_failures, "explain", lost)
+    monkeypatch.setattr(process_failures, "LOSSES_BORNE", 1)
     unreadable_checkpoint(tmp_path, "taking")
     heard = run(tmp_path, [job_of(tmp_path, "taking", max_failures=0, hang_timeout=2.5)])
     last = "its node was lost, and 1 before it without a new epoch"
@@ -319,9 +322,9 @@ def test_the_kernels_killing_for_memory_is_told_from_other_killing(nodes: Nodes,
 
 def test_kills_for_memory_are_counted_from_what_the_kernel_says(tmp_path: Path) -> None:
     counters = tmp_path / "vmstat"
-    assert deaths.count_oom_kills(counters) == 0
+    assert process_failures.count_oom_kills(counters) == 0
     counters.write_text("nr_free_pages 17\noom_kill 3\nnuma_hit 5\n")
-    assert deaths.count_oom_kills(counters) == 3
+    assert process_failures.count_oom_kills(counters) == 3
 
 
 def test_what_rays_memory_monitor_kills_is_out_of_memory_and_the_others_go_on(tmp_path: Path) -> None:
@@ -351,8 +354,8 @@ def test_memory_that_is_refused_is_out_of_memory_and_the_message_names_batch_and
     code = f"""
 import resource, sys, torch
 from pathlib import Path
-from ablations.engine.trainable import report_outcome
-from ablations.engine.trial import train_epochs
+from ablations.engine.trial.trainable import report_outcome
+from ablations.engine.trial.worker import train_epochs
 from tests.test_faults import job_of
 job = job_of(Path({str(tmp_path)!r}), "large", data__image_size=64, data__train_examples=512, optim__global_batch_size=512)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -502,7 +505,7 @@ def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking
 def test_a_process_without_a_step_ends_itself_and_shows_where_it_was(hanging: str) -> None:
     code = f"""
 import ctypes, time
-from ablations.engine.watchdog import Watchdog
+from ablations.engine.trial.watchdog import Watchdog
 def stuck():
     {hanging}
 with Watchdog(2.0, lambda: print("last words", flush=True)) as watchdog:
@@ -523,7 +526,7 @@ with Watchdog(2.0, lambda: print("last words", flush=True)) as watchdog:
 def test_a_watchdog_that_is_left_watches_no_more() -> None:
     code = """
 import time
-from ablations.engine.watchdog import Watchdog
+from ablations.engine.trial.watchdog import Watchdog
 for _ in range(2):
     with Watchdog(2.0, lambda: None):
         time.sleep(0.05)

@@ -19,12 +19,18 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from proxy import Mode, Proxy
 
-from ablations.engine import execution, heartbeat, ledger, options, reporting, results
-from ablations.engine.delivery import Writer
-from ablations.engine.heartbeat import BEAT, HOLDER, Heartbeat, HoldLost
-from ablations.engine.journal import Journal
-from ablations.engine.study import Plan, Request, Study, make_plan
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.cli import options
+from ablations.engine.report import bundle
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
+from ablations.engine.submission import study_submission
+from ablations.engine.tracking import lease, results, run_queries
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.journal import Journal
+from ablations.engine.tracking.lease import BEAT, HOLDER, LeaseLost, StudyLease
+from ablations.engine.tracking.tracker import Tracker
+from ablations.engine.tracking.writer import Writer
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -47,8 +53,8 @@ def run_id(client: MlflowClient) -> str:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(heartbeat, "SETTLE_SECONDS", 0.05)
-    monkeypatch.setattr(heartbeat, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "FRESH_SECONDS", 0.0)
     return tmp_path
 
 
@@ -67,7 +73,7 @@ class Driver(Tracker):
         writer = Writer(client, self.journal)
         try:
             writer.settle(10)
-            super().__init__(client, writer, plan, ledger.find(client, plan), on_loss=self.succeeded.set)
+            super().__init__(client, writer, plan, run_queries.find(client, plan), on_loss=self.succeeded.set)
         except BaseException:
             writer.close(0)
             self.journal.__exit__(None, None, None)
@@ -103,7 +109,7 @@ class Driver(Tracker):
 
 
 def steps(client: MlflowClient, plan: Plan) -> list[int]:
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     return [metric.step for metric in client.get_metric_history(entry.run_id, "test/error")]
 
 
@@ -118,7 +124,7 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     driver.epochs(3, 4)
     assert driver.succeeded.wait(30)
     assert driver.lost.startswith("process 7 on elsewhere holds it now; ")
-    with pytest.raises(HoldLost):
+    with pytest.raises(LeaseLost):
         driver.close("FAILED")
     before = client.get_run(driver.parent_id)
     driver.ended_with("stopped")
@@ -128,7 +134,7 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     assert aside.read_text().count('"kind": "epoch"') == 2
     assert "stopped" not in aside.read_text(), "what comes after the loss is dropped"
     assert steps(client, plan) == [1, 2]
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert entry.status == "RUNNING", "it is the other's to end"
     assert client.get_run(driver.parent_id).data.tags == before.data.tags
 
@@ -155,7 +161,7 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
         holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER])
         client.set_tag(first.parent_id, HOLDER, json.dumps(holder | {"machine": "elsewhere"}))
         monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
-        monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 1.0)
+        monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
         second = Driver(client, plan)
         second.started(plan.runs[0])
         second.epochs(1, 2, 3, 4)
@@ -167,7 +173,7 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
     second.ended_with("completed")
     assert second.end() == 0
     assert steps(client, plan) == [1, 2, 3, 4]
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert (entry.outcome, entry.tags["attempts"]) == ("completed", "2")
 
 
@@ -206,7 +212,7 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
     client.set_tag(first.parent_id, HOLDER, json.dumps(holder | {"machine": "elsewhere"}))
     with monkeypatch.context() as patched:
         patched.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
-        patched.setattr(heartbeat, "DEAD_SECONDS", 1.0)
+        patched.setattr(lease, "DEAD_SECONDS", 1.0)
         second = Driver(client, plan)
         second.started(plan.runs[0])
         second.epochs(1, 2)
@@ -224,7 +230,7 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
     assert "has taken over its study" in caplog.text
     assert "restore" not in caplog.text
     assert steps(client, plan) == [1, 2]
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert entry.outcome == "oom"
 
 
@@ -241,35 +247,35 @@ def trained(client: MlflowClient, plan: Plan) -> Plan:
 
 
 def parent_of(client: MlflowClient, plan: Plan) -> MlflowRun:
-    return next(ledger.search(client, f"tags.study = '{plan.study.name}' and tags.base = '{plan.base_id}'"))
+    return next(run_queries.search_runs(client, f"tags.study = '{plan.study.name}' and tags.base = '{plan.base_id}'"))
 
 
 def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_lost(
     client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, held = reporting.publish, list[bool]()
+    publish, held = bundle.publish, list[bool]()
 
     def taken_over(client: MlflowClient, run_id: str, *arguments: Any, **named: Any) -> None:
-        held.append(heartbeat.is_held(heartbeat.holder_of(client, run_id)))
+        held.append(lease.is_held(lease.holder_of(client, run_id)))
         client.set_tag(run_id, HOLDER, ANOTHER)
         publish(client, run_id, *arguments, **named)
 
-    monkeypatch.setattr(reporting, "publish", taken_over)
+    monkeypatch.setattr(bundle, "publish", taken_over)
     asked = options.parse(trained.study, ["--tracking-uri", client.tracking_uri])
-    assert execution.execute(trained, asked) == 1
+    assert study_submission.run_study(trained, asked) == 1
     assert held == [True]
     parent = parent_of(client, trained)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {ledger.DESIGN}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {run_queries.DESIGN}
     assert (parent.info.status, parent.data.tags[HOLDER]) == ("RUNNING", ANOTHER)
     assert f"{trained.study.name}: process 7 on elsewhere holds it now; " in capsys.readouterr().out
 
     client.set_tag(parent.info.run_id, HOLDER, json.dumps({**json.loads(ANOTHER), "ended": True}))
-    monkeypatch.setattr(reporting, "publish", publish)
-    assert execution.execute(trained, asked) == 0
+    monkeypatch.setattr(bundle, "publish", publish)
+    assert study_submission.run_study(trained, asked) == 0
     parent = parent_of(client, trained)
     assert "report" in {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert parent.info.status == "FINISHED"
-    assert not heartbeat.is_held(heartbeat.holder_of(client, parent.info.run_id))
+    assert not lease.is_held(lease.holder_of(client, parent.info.run_id))
 
 
 def test_a_study_without_a_table_does_not_seem_to_run(
@@ -279,7 +285,7 @@ def test_a_study_without_a_table_does_not_seem_to_run(
         raise MlflowException("a signal, as a library may report it")
 
     monkeypatch.setattr(results, "gather", interrupted)
-    assert execution.execute(trained, options.parse(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
+    assert study_submission.run_study(trained, options.parse(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
     assert "There is no table: " in capsys.readouterr().out
     assert parent_of(client, trained).info.status == "KILLED"
 
@@ -299,11 +305,11 @@ def test_after_a_gap_a_holder_beats_and_looks_again_at_what_mlflow_has(
     driver.started(plan.runs[0])
     driver.epochs(1)
     assert driver.writer.settle(30) == 0
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     for name, value in METRICS.items():  # another study, elsewhere, trains the run as well
         client.log_metric(entry.run_id, name, value, step=2)
     before = client.get_run(driver.parent_id).data.tags[BEAT]
-    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
     time.sleep(0.6)
     driver.epochs(2, 3)
     assert driver.end() == 0
@@ -314,7 +320,7 @@ def test_after_a_gap_a_holder_beats_and_looks_again_at_what_mlflow_has(
 
 @pytest.mark.parametrize("clock", ["time", "clock_gettime"])
 def test_a_gap_is_seen_by_either_clock(monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
-    then, real = heartbeat._Clocks(), getattr(time, clock)
+    then, real = lease._Clocks(), getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda *which: real(*which) + 90)
     assert 90 <= then.seconds() < 100
 
@@ -329,7 +335,7 @@ def once(true: Callable[[], bool]) -> None:
 def test_of_two_that_find_a_study_free_at_the_same_moment_one_gives_way_also_through_a_tunnel(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 1.0)
 
     def later() -> None:
         once(lambda: HOLDER in client.get_run(run_id).data.tags)
@@ -338,7 +344,7 @@ def test_of_two_that_find_a_study_free_at_the_same_moment_one_gives_way_also_thr
     thread = threading.Thread(target=later)
     thread.start()
     with pytest.raises(ConfigError, match="is running already: process 7 on elsewhere holds it"):
-        Heartbeat(client, run_id, "small")
+        StudyLease(client, run_id, "small")
     thread.join()
 
 
@@ -364,7 +370,7 @@ def test_of_two_that_begin_a_new_study_at_the_same_moment_one_gives_way(server: 
 def test_of_two_that_wait_for_a_dead_holder_the_second_sees_the_first(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 3.0)
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 3.0)
     client.set_tag(run_id, HOLDER, ANOTHER)
 
     def first() -> None:
@@ -374,11 +380,13 @@ def test_of_two_that_wait_for_a_dead_holder_the_second_sees_the_first(
     thread = threading.Thread(target=first)
     thread.start()
     with pytest.raises(ConfigError, match="is running already: process 8 on elsewhere holds it"):
-        Heartbeat(client, run_id, "small")
+        StudyLease(client, run_id, "small")
     thread.join()
 
 
-LEASE = "from ablations.engine import heartbeat; heartbeat.DEAD_SECONDS, heartbeat.BEAT_SECONDS = 6.0, 1.5"
+LEASE = (
+    "from ablations.engine.tracking.tracker import lease as heartbeat; heartbeat.DEAD_SECONDS, heartbeat.BEAT_SECONDS = 6.0, 1.5"
+)
 EPOCHS = 2000
 
 
@@ -438,7 +446,9 @@ def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine
         pytest.skip("no right to another host name")
 
     def run() -> Any:
-        found = list(ledger.search(client, f"tags.study = 'shortcuts' and params.`optim.epochs` = '{EPOCHS}' and tags.seed = '0'"))
+        found = list(
+            run_queries.search_runs(client, f"tags.study = 'shortcuts' and params.`optim.epochs` = '{EPOCHS}' and tags.seed = '0'")
+        )
         return found[0] if found else None
 
     def newest() -> float:
@@ -472,7 +482,7 @@ def test_a_driver_that_stood_still_while_another_took_over_stops_in_one_line(
     assert second.process.poll() is None, second.output.read_text()
     second.process.send_signal(signal.SIGINT)
     assert second.process.wait(60) == 1
-    (run,) = ledger.search(client, f"tags.study = 'shortcuts' and params.`optim.epochs` = '{EPOCHS}' and tags.seed = '0'")
+    (run,) = run_queries.search_runs(client, f"tags.study = 'shortcuts' and params.`optim.epochs` = '{EPOCHS}' and tags.seed = '0'")
     for name in run.data.metrics:
         history = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
         assert history == list(range(1, len(history) + 1)), name

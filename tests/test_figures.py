@@ -17,12 +17,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.figures import all_figures, caption
-from ablations.engine.figures.curves import curves_figure
-from ablations.engine.figures.drawing import plain, prefixed, save, styled
-from ablations.engine.figures.looks import COLOURS, GRID, INK, MOST_CELLS, MUTED, PAPER
-from ablations.engine.findings import Estimate, Interaction
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Estimate, Interaction
+from ablations.engine.report.figures import all_figures, caption
+from ablations.engine.report.figures.axes import plain, prefixed, save, styled
+from ablations.engine.report.figures.curves import curves_figure
+from ablations.engine.report.figures.styles import COLOURS, GRID, INK, MAX_CELLS, MUTED, PAPER
 
 NAMES = ["curves", "depth", "differences", "interaction", "cost", "budget", "responses", "gradients"]
 
@@ -149,14 +149,14 @@ def test_of_many_cells_the_baselines_and_the_best_are_told_apart_and_the_others_
     findings = found(given)
     figure = drawn(curves_figure, given)
     told = [each.get_label() for each in figure.axes[0].lines]
-    assert len(told) == MOST_CELLS == len(legend(figure))
+    assert len(told) == MAX_CELLS == len(legend(figure))
     labels = [cell.label for cell in given.design.cells]  # their errors rise in this order
     baselines = [label for label in labels if "optim.lr=0.09 " in label]
-    assert set(told) == {*baselines, *labels[: MOST_CELLS - len(baselines)]}
+    assert set(told) == {*baselines, *labels[: MAX_CELLS - len(baselines)]}
     (grey,) = (each for each in figure.axes[0].collections if isinstance(each, LineCollection))
-    assert len(grey.get_segments()) == 100 - MOST_CELLS
+    assert len(grey.get_segments()) == 100 - MAX_CELLS
     for name in ("curves", "budget", "cost"):
-        assert f"{MOST_CELLS} of 100 cells" in caption(name, given, findings).text
+        assert f"{MAX_CELLS} of 100 cells" in caption(name, given, findings).text
     assert "50 smaller ones" in caption("differences", given, findings).text
 
 

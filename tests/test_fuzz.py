@@ -21,11 +21,17 @@ import ray
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ablations.engine import __main__ as service_command
-from ablations.engine import cli, execution, options, preview, searching, service, tracking
-from ablations.engine.options import Options
-from ablations.engine.storage import check_storage, make_storage
-from ablations.engine.study import Plan, Request, Study, draft
+from ablations.engine.cli import commands as service_command
+from ablations.engine.cli import options
+from ablations.engine.cli.study import main
+from ablations.engine.cluster import local_service
+from ablations.engine.environment.storage import check_storage, make_storage
+from ablations.engine.study.expansion import draft
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Options, Request
+from ablations.engine.submission import search_submission, study_submission
+from ablations.engine.submission.planning import preview
+from ablations.engine.tracking import connection
 from ablations.hyperparameters import STUDY as HYPERPARAMETERS
 from ablations.responses import STUDY as RESPONSES
 from ablations.shortcuts import STUDY as SHORTCUTS
@@ -153,10 +159,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory, local_state: Path) -> Iter
     before, handler = set(local_state.iterdir()), signal.getsignal(signal.SIGTERM)
     empty = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "execute", recorded)
-        patch.setattr(searching, "execute", recorded)
+        patch.setattr(study_submission, "run_study", recorded)
+        patch.setattr(search_submission, "run_search", recorded)
         patch.setattr(preview, "preview", recorded)
-        patch.setattr(service, "up", lambda _: None)
+        patch.setattr(local_service, "up", lambda _: None)
         patch.setattr(sources, "MEMORY_LIMIT_GIB", 0.05)  # so that what is drawn and accepted takes no time
         patch.setenv("HOME", str(empty))
         patch.chdir(empty)
@@ -197,7 +203,7 @@ def planned_by(watched: list[Plan], study: Study, arguments: list[str]) -> Plan 
     watched.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["study.py", *arguments])
-        code, out, err = outcome(lambda: cli.main(study))
+        code, out, err = outcome(lambda: main(study))
     if is_refused(code, out, err):
         assert not watched
         return None
@@ -323,7 +329,7 @@ def somewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_and_a_database_are_reached_or_one_line_says_why_not(somewhere: Path, scheme: str, place: str) -> None:
     address = scheme.format(here=somewhere) + place
     with contextlib.chdir(somewhere):
-        is_reached_or_one_line(lambda: tracking.is_new(chosen("--tracking-uri", address).tracking_uri))
+        is_reached_or_one_line(lambda: connection.is_new(chosen("--tracking-uri", address).tracking_uri))
         if is_reached_or_one_line(lambda: check_storage(chosen("--storage", address).storage)):
             is_reached_or_one_line(lambda: make_storage(chosen("--storage", address).storage))
 
@@ -331,7 +337,7 @@ def test_a_folder_and_a_database_are_reached_or_one_line_says_why_not(somewhere:
 @fuzzed
 @given(scheme=st.sampled_from(NOWHERE), place=odd)
 def test_a_server_that_is_nowhere_is_one_line(scheme: str, place: str) -> None:
-    assert not is_reached_or_one_line(lambda: tracking.connect(chosen("--tracking-uri", scheme + place).tracking_uri))
+    assert not is_reached_or_one_line(lambda: connection.connect(chosen("--tracking-uri", scheme + place).tracking_uri))
 
 
 WORDS = "prepare show up down env --preset smoke --set --seed 1 --depth 20 --block basic --stages 2,2 --mlflow-port --ray-port 1 "

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ablations.engine.halving import bracket, goes_on, rungs
+from ablations.engine.search.successive_halving import bracket, rungs, should_continue
 
 
 @pytest.mark.parametrize(
@@ -16,37 +16,37 @@ def test_rungs_are_a_27th_a_9th_and_a_third_of_a_training_but_not_its_first_epoc
 
 def test_the_best_third_goes_on() -> None:
     errors = {number: {3: float(number)} for number in range(9)}
-    assert [goes_on(number, 3, errors, epochs=27) for number in range(9)] == [True] * 3 + [False] * 6
+    assert [should_continue(number, 3, errors, epochs=27) for number in range(9)] == [True] * 3 + [False] * 6
 
 
 def test_the_best_so_far_goes_on_however_few_there_are() -> None:
     errors = {0: {3: 50.0}}
-    assert goes_on(0, 3, errors, epochs=27)
+    assert should_continue(0, 3, errors, epochs=27)
     errors[1] = {3: 40.0}
-    assert goes_on(1, 3, errors, epochs=27)
+    assert should_continue(1, 3, errors, epochs=27)
     errors[2] = {3: 60.0}
-    assert not goes_on(2, 3, errors, epochs=27)
+    assert not should_continue(2, 3, errors, epochs=27)
 
 
 def test_ties_go_on() -> None:
     errors = {number: {3: 50.0} for number in range(9)}
-    assert all(goes_on(number, 3, errors, epochs=27) for number in errors)
+    assert all(should_continue(number, 3, errors, epochs=27) for number in errors)
 
 
 def test_only_trials_that_reached_the_rung_count() -> None:
     errors = {0: {3: 50.0}, **{number: {1: 1.0, 2: 1.0} for number in range(1, 9)}}
-    assert goes_on(0, 3, errors, epochs=27)
+    assert should_continue(0, 3, errors, epochs=27)
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
 def test_an_error_that_is_not_finite_never_goes_on(epoch: int) -> None:
-    assert not goes_on(0, epoch, {0: {epoch: math.nan}}, epochs=27)
-    assert not goes_on(0, epoch, {0: {epoch: math.inf}}, epochs=27)
+    assert not should_continue(0, epoch, {0: {epoch: math.nan}}, epochs=27)
+    assert not should_continue(0, epoch, {0: {epoch: math.inf}}, epochs=27)
 
 
 def test_between_rungs_all_go_on() -> None:
     errors = {number: {2: float(number)} for number in range(9)}
-    assert all(goes_on(number, 2, errors, epochs=27) for number in errors)
+    assert all(should_continue(number, 2, errors, epochs=27) for number in errors)
 
 
 def test_a_bracket_is_compared_with_itself_and_from_its_own_rung_on() -> None:
@@ -55,8 +55,8 @@ def test_a_bracket_is_compared_with_itself_and_from_its_own_rung_on() -> None:
     for number in numbers:
         rivals = [other for other in numbers if bracket(other, 81) == bracket(number, 81)]
         best = rivals.index(number) < max(1, len(rivals) // 3)
-        assert goes_on(number, 3, errors, epochs=81, hyperband=True) == (best or bracket(number, 81) > 0)
-        assert goes_on(number, 27, errors, epochs=81, hyperband=True) == (best or bracket(number, 81) > 2)
+        assert should_continue(number, 3, errors, epochs=81, hyperband=True) == (best or bracket(number, 81) > 0)
+        assert should_continue(number, 27, errors, epochs=81, hyperband=True) == (best or bracket(number, 81) > 2)
 
 
 @pytest.mark.parametrize("trials", [40, 1000])

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from ablations.engine import heartbeat
-from ablations.engine.heartbeat import BEAT, HOLDER, Heartbeat
-from ablations.engine.tracking import connect
+from ablations.engine.environment import provenance
+from ablations.engine.tracking import lease
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.lease import BEAT, HOLDER, StudyLease
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -167,7 +168,7 @@ def client(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClien
 
 
 def holder_of(client: MlflowClient, run_id: str) -> str:
-    holder = heartbeat.holder_of(client, run_id)
+    holder = lease.holder_of(client, run_id)
     return "nobody" if not holder or holder.get("ended") else str(holder["name"])
 
 
@@ -175,8 +176,8 @@ def holder_of(client: MlflowClient, run_id: str) -> str:
 def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, differs: str
 ) -> None:
-    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 10.0)
-    machine = heartbeat.machine().split()
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 10.0)
+    machine = provenance.machine().split()
     if differs == "all":
         machine = ["elsewhere"]
     else:  # containers of one name, on two machines or on this one
@@ -185,16 +186,16 @@ def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
         Elsewhere(client, " ".join(machine)) as elsewhere,
         pytest.raises(ConfigError, match="is running already: process 7 on elsewhere holds it"),
     ):
-        Heartbeat(client, elsewhere.run_id, "small")
+        StudyLease(client, elsewhere.run_id, "small")
     assert holder_of(client, elsewhere.run_id) == "process 7 on elsewhere"
 
 
 def test_a_holder_on_another_machine_that_stands_still_is_succeeded(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
     with Elsewhere(client) as elsewhere:
         time.sleep(0.5)
     began = time.monotonic()
-    beat = Heartbeat(client, elsewhere.run_id, "small")
+    beat = StudyLease(client, elsewhere.run_id, "small")
     assert 1.0 <= time.monotonic() - began < 10
     assert f"process {os.getpid()} on" in holder_of(client, elsewhere.run_id)
     beat.stop()
@@ -204,10 +205,10 @@ def test_a_holder_on_another_machine_that_stands_still_is_succeeded(client: Mlfl
 def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert heartbeat.BEAT_SECONDS < heartbeat.DEAD_SECONDS / 2
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
+    assert lease.BEAT_SECONDS < lease.DEAD_SECONDS / 2
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
     run_id = client.create_run("0").info.run_id
-    beat = Heartbeat(client, run_id, "small")
+    beat = StudyLease(client, run_id, "small")
     deadline, seen = time.monotonic() + 20, set[str]()
     while len(seen) < 3:
         assert time.monotonic() < deadline
@@ -219,9 +220,9 @@ def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead
 def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
     run_id = client.create_run("0").info.run_id
-    beat = Heartbeat(client, run_id, "small")
+    beat = StudyLease(client, run_id, "small")
     with beat._lock:  # as `check` has it until MLflow answers
         deadline, seen = time.monotonic() + 10, set[str]()
         while len(seen) < 4:
@@ -235,13 +236,13 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
     run_id = client.create_run("0").info.run_id
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         born = psutil.Process(process.pid).create_time()
-        holder = {"name": "process 7", "machine": heartbeat.machine(), "pid": process.pid, "born": born}
+        holder = {"name": "process 7", "machine": provenance.machine(), "pid": process.pid, "born": born}
         client.set_tag(run_id, HOLDER, json.dumps(holder))
         with pytest.raises(ConfigError, match="is running already: process 7 holds it"):
-            Heartbeat(client, run_id, "small")
+            StudyLease(client, run_id, "small")
         process.kill()
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:  # whoever started it may never ask how it ended
             time.sleep(0.01)
         began = time.monotonic()
-        Heartbeat(client, run_id, "small").stop()
+        StudyLease(client, run_id, "small").stop()
         assert time.monotonic() - began < 1

@@ -13,9 +13,9 @@ import pytest
 from local_service import PROJECT
 from mlflow import MlflowClient
 
-from ablations.engine import paths
-from ablations.engine.reporting import address
-from ablations.engine.tracking import connect, is_new
+from ablations.engine.environment import paths
+from ablations.engine.submission.reporting import address
+from ablations.engine.tracking.connection import connect, is_new
 from resnet_core import ConfigError
 
 NAMES = ["plain", "sp ace/häus", "q?m", "%20", "a#b", "100%", "%3F"]

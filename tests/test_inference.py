@@ -12,8 +12,8 @@ from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from ablations.engine.findings import Anova
-from ablations.engine.inference import Array, anova, compared, estimates, hedges, holm, smallest_detectable
+from ablations.engine.analysis.findings import Anova
+from ablations.engine.analysis.inference import Array, anova, compared, estimates, hedges, holm, smallest_detectable
 
 SLEEP = np.array(
     [[0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]],
@@ -210,5 +210,7 @@ def test_intervals_hold_the_true_effect_in_nineteen_of_twenty_studies() -> None:
 
 
 def test_statistics_start_without_the_libraries_of_training_and_of_formulas() -> None:
-    program = "import sys, ablations.engine.answers; print({'torch', 'ray', 'mlflow', 'statsmodels'} & set(sys.modules))"
+    program = (
+        "import sys, ablations.engine.analysis.conclusions; print({'torch', 'ray', 'mlflow', 'statsmodels'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "set()"

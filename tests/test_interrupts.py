@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ablations.engine import cli, interrupts
+from ablations.engine.cli import study
+from ablations.engine.environment import signals
 from ablations.shortcuts import STUDY
 from resnet_core import ConfigError
 
@@ -25,8 +26,8 @@ sys.meta_path.insert(0, Watch())
 {program}
 """
 STUDY_FILE = """
-from ablations.engine.cli import main
-from ablations.engine.study import Study
+from ablations.engine.cli.study import main
+from ablations.engine.study.plan import Study
 main(Study(name="x", question="?", factors={"depth": (8,)}, baseline={"depth": 8}, preset="no-such"))
 """
 SERVICE = """
@@ -35,7 +36,7 @@ runpy.run_module("ablations.engine", run_name="__main__", alter_sys=True)
 """
 IGNORED = """
 import signal, time
-from ablations.engine import last_resort
+from ablations.engine.environment import crash_report as last_resort
 
 class Object:
     def __del__(self):
@@ -46,11 +47,11 @@ def work():
     time.sleep(60)
     return 0
 
-last_resort.interrupts.leave(last_resort.run(work, "was interrupted"))
+last_resort.signals.leave(last_resort.run(work, "was interrupted"))
 """
 ENDLESS = """
 import atexit, signal, time
-from ablations.engine import interrupts
+from ablations.engine.environment import signals as interrupts
 
 def end():
     signal.raise_signal(signal.SIGTERM)
@@ -64,7 +65,7 @@ interrupts.leave(7)
 JOINING = """
 import signal, sys, time
 import ray._private.node
-from ablations.engine import last_resort
+from ablations.engine.environment import crash_report as last_resort
 
 when = getattr(ray._private.node.Node, sys.argv[1], None)
 
@@ -73,7 +74,7 @@ def interrupted(self):
     signal.raise_signal(signal.SIGTERM)
 
 def work():
-    from ablations.engine import scheduler
+    from ablations.engine.scheduling import tune_runner as scheduler
 
     if when:
         setattr(ray._private.node.Node, sys.argv[1], interrupted)
@@ -83,18 +84,18 @@ def work():
 
 code = last_resort.run(work, "was interrupted")
 time.sleep(4)  # longer than the C++ core, if it has heard of the signal, leaves a process to live
-last_resort.interrupts.leave(code)
+last_resort.signals.leave(code)
 """
 
 
-@pytest.mark.parametrize("number", interrupts.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: signal.Signals) -> None:
-    heard = interrupts.Interrupts()
+    heard = signals.Interrupts()
     done = False
 
     def work() -> None:
         nonlocal done
-        with interrupts.held():
+        with signals.deferred_signals():
             signal.raise_signal(number)
             done = True
 
@@ -116,11 +117,11 @@ def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_t
             raise ImportError("initialization failed") from error
         return 0
 
-    monkeypatch.setattr(cli, "_act", act)
+    monkeypatch.setattr(study, "_act", act)
     monkeypatch.setattr(sys, "argv", ["shortcuts.py"])
     with pytest.raises(SystemExit) as ended:
-        cli.main(STUDY)
-    assert (ended.value.code, capsys.readouterr().err) == (1, f"{cli.INTERRUPTED}\n")
+        study.main(STUDY)
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED}\n")
 
 
 def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
@@ -131,12 +132,16 @@ def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("number", interrupts.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 @pytest.mark.parametrize(
     ("program", "imported", "words"),
     [
-        (STUDY_FILE, "ablations.engine.last_resort", cli.INTERRUPTED),  # the first import after the signals are handled
-        (STUDY_FILE, "numpy", cli.INTERRUPTED),
+        (
+            STUDY_FILE,
+            "ablations.engine.environment.crash_report",
+            study.INTERRUPTED,
+        ),  # the first import after the signals are handled
+        (STUDY_FILE, "numpy", study.INTERRUPTED),
         (SERVICE, "psutil", "interrupted"),
     ],
 )
@@ -177,22 +182,23 @@ def test_a_second_signal_ends_a_program_whose_end_takes_long(tmp_path: Path) -> 
 
 
 def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ablations.engine import private_files, scheduler
+    from ablations.engine.environment import private_files
+    from ablations.engine.scheduling import connection
 
     (taken := tmp_path / "taken").write_text("a file where Ray wants a folder")
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(private_files, "ray_folder", lambda: (taken, 0))
     with pytest.raises(ConfigError, match=r"^Ray does not start on this machine \(.+\). What may be short: .*RAY_ADDRESS"):
-        scheduler.connect()
+        connection.connect()
 
 
-@pytest.mark.parametrize("number", interrupts.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_at_the_very_end_changes_nothing(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import atexit, signal, sys
 atexit.register(signal.raise_signal, {int(number)})  # before it come the callbacks of what was imported later
 from ablations.shortcuts import STUDY
-from ablations.engine.cli import main
+from ablations.engine.cli.study import main
 sys.argv = ["shortcuts.py", "--preset", "no-such"]
 main(STUDY)
 """

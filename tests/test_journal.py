@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ablations.engine import paths
-from ablations.engine.journal import Journal, Record
+from ablations.engine.environment import paths
+from ablations.engine.tracking.journal import Journal, Record
 from resnet_core import ConfigError
 
 URI = "http://user:secret@tracking"

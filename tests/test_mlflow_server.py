@@ -21,9 +21,10 @@ from local_service import free_port
 from mlflow.exceptions import MlflowException
 from object_store import object_store
 
-from ablations.engine import __main__ as engine
-from ablations.engine import mlflow_server, paths
-from ablations.engine.tracking import connect
+from ablations.engine.cli import commands as engine
+from ablations.engine.cluster import mlflow_server
+from ablations.engine.environment import paths
+from ablations.engine.tracking.connection import connect
 from resnet_core import ConfigError
 
 POSTGRESQL = next((folder for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/usr/bin"))
@@ -180,7 +181,9 @@ def test_a_second_start_keeps_the_password_and_a_deleted_one_is_replaced(at_home
     assert first[mlflow_server.PASSWORD] == before
     assert mlflow_server._environment() == first
     (at_home.state / "password").unlink()
-    subprocess.run([sys.executable, "-c", "from ablations.engine import mlflow_server; mlflow_server._environment()"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "from ablations.engine.cluster import mlflow_server; mlflow_server._environment()"], check=True
+    )
     assert at_home.password() != before
     assert at_home.status(path, at_home.password()) == 200
     assert at_home.password() in (at_home.home / ".mlflow" / "credentials").read_text()

@@ -26,12 +26,15 @@ from submitted import STUDY, Killer, Submitted, planned
 from test_datasets import save_images
 from test_faults import Heard, assert_free, job_of, until
 
-from ablations.engine import execution, ledger, options, scheduler, tune_loop
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.health.shared_storage import MEGABYTE
-from ablations.engine.replay import ReplayRequest, replay
-from ablations.engine.scheduler import Needs
-from ablations.engine.tracking import connect
+from ablations.engine.cli import options
+from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
+from ablations.engine.scheduling import connection, tune_controller, tune_runner
+from ablations.engine.scheduling.tune_runner import Needs
+from ablations.engine.submission import study_submission
+from ablations.engine.submission.replay import ReplayRequest, replay
+from ablations.engine.tracking import run_queries
+from ablations.engine.tracking.connection import connect
+from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import ConfigError, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -66,7 +69,7 @@ class Nodes:
         self.add("stocked", 2)
         self.add("bare", 2)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
-        scheduler.connect()
+        connection.connect()
 
     def environment(self, name: str) -> dict[str, str]:
         home = self.folder / name
@@ -138,8 +141,8 @@ def half(nodes: Nodes) -> Heard:
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [job_of(nodes.folder, f"half-{index}", **data) for index in range(2)]
     with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
-        patch.setattr(tune_loop.Controller, "_maybe_cache_trial_actor", lambda *_: False)
-        scheduler.execute(jobs, Needs(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+        patch.setattr(tune_controller.Controller, "_maybe_cache_trial_actor", lambda *_: False)
+        tune_runner.train_runs(jobs, Needs(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
     nodes.prepare("bare")
     return heard
 
@@ -165,9 +168,9 @@ class OnNodes(Submitted):
         chosen = options.parse(STUDY, ["--tracking-uri", tracking_uri, "--storage", storage, *arguments])
         self.plan, self.client, self.storage = planned(*arguments), connect(tracking_uri), storage
         with redirect_stdout(io.StringIO()) as out:
-            self.code = execution.execute(self.plan, chosen)
+            self.code = study_submission.run_study(self.plan, chosen)
         self.text = out.getvalue()
-        self.entries = ledger.find(self.client, self.plan)
+        self.entries = run_queries.find(self.client, self.plan)
 
 
 class BadDays:
@@ -261,7 +264,7 @@ def test_two_workers_are_packed_onto_a_node_or_spread_over_two(nodes: Nodes, gro
 
     heard = Looking(lambda _: None)
     job = replace(job_of(nodes.folder, placement, world_size=2), placement=placement)
-    scheduler.execute([job], Needs(workers=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+    tune_runner.train_runs([job], Needs(workers=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
     assert [outcome for outcome, _ in heard.ended.values()] == ["completed"]
     assert list(Counter(seen).values()) == on
 
@@ -273,7 +276,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
     asked = {"--storage": f"file://{tmp_path}", "--tracking-uri": group.uri, option: value}
     arguments = [*(part for pair in asked.items() for part in pair), "--workers", "2"]
     with pytest.raises(ConfigError, match=rf"^{option}=.*: a local path on several nodes; set s3://…"):
-        execution.needs_of(planned("--workers", "2"), options.parse(STUDY, arguments))
+        study_submission.needs_of(planned("--workers", "2"), options.parse(STUDY, arguments))
 
 
 def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import Search, curve, space
 
-from ablations.engine.optimiser import Decision, Optimiser, Settings, Suggestion, Told
-from ablations.engine.space import Space
+from ablations.engine.search.optimizer import Decision, Optimizer, Settings, Suggestion, Told
+from ablations.engine.search.space import Space
 from resnet_core import ConfigError
 
 SETTINGS = Settings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3)
@@ -28,7 +28,7 @@ KINDS = [
 ]
 
 
-def begun(optimiser: Optimiser) -> Suggestion:
+def begun(optimiser: Optimizer) -> Suggestion:
     suggestion = optimiser.ask()
     assert suggestion
     return suggestion
@@ -55,9 +55,9 @@ def remembered(told: Told) -> Told:
 
 def killed(settings: Settings, *, after: int, workers: int = 1, again: bool = True) -> Search:
     """A search that is killed after so many epochs, and goes on with a new optimiser, which is killed as soon."""
-    search = Search(Optimiser(branching, settings), curve=of_branching)
+    search = Search(Optimizer(branching, settings), curve=of_branching)
     while search.told == {} or any(told.outcome == "stopped" for told in search.told.values()) or not search.optimiser.finished:
-        search = Search(Optimiser(branching, settings), curve=of_branching, told=search.told, asked=search.asked)
+        search = Search(Optimizer(branching, settings), curve=of_branching, told=search.told, asked=search.asked)
         assert search.optimiser.retell([remembered(told) for told in reversed(search.told.values())]) == 0
         search.run(workers=workers, most_epochs=after)
     return search
@@ -66,14 +66,14 @@ def killed(settings: Settings, *, after: int, workers: int = 1, again: bool = Tr
 @pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
 def test_a_search_that_is_killed_goes_on_as_if_it_were_not(sampler: str, scheduler: str) -> None:
     settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler, trials=24 if sampler == "nsga2" else 12)
-    undisturbed = Search(Optimiser(branching, settings), curve=of_branching)
+    undisturbed = Search(Optimizer(branching, settings), curve=of_branching)
     undisturbed.run()
     assert str(killed(settings, after=11).told) == str(undisturbed.told)
 
 
 def test_a_population_does_not_depend_on_who_is_faster() -> None:
     settings = replace(SETTINGS, sampler="random", scheduler="pbt")
-    alone = Search(Optimiser(branching, settings), curve=of_branching)
+    alone = Search(Optimizer(branching, settings), curve=of_branching)
     alone.run()
     together = killed(settings, after=40, workers=5)
     assert sorted(map(str, together.told.values())) == sorted(map(str, alone.told.values()))
@@ -115,7 +115,7 @@ def test_a_population_comes_to_its_end_in_any_space(
         return [zlib.crc32(f"{epoch} {values}".encode()) % 9001 / 100 for epoch in range(5)]
 
     settings = Settings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
-    search = Search(Optimiser(narrow, settings), epochs=5, curve=errors_of)
+    search = Search(Optimizer(narrow, settings), epochs=5, curve=errors_of)
     search.run(workers=3)
     told = [each.values for each in search.told.values()]
     assert len({str(values) for values in told}) == len(told), "no configuration is trained twice"
@@ -127,11 +127,11 @@ def test_a_population_comes_to_its_end_in_any_space(
 
 
 def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_without() -> None:
-    search = Search(Optimiser(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
+    search = Search(Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
     search.run(workers=3)
     branches = [told for told in search.told.values() if told.number >= 12]
     assert len(branches) >= 15
-    again = Optimiser(space, replace(SETTINGS, sampler="random", scheduler="pbt"))
+    again = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt"))
     again.retell(
         [*(told for told in search.told.values() if told.number < 14), replace(search.told[14], outcome="stopped", errors={})]
     )
@@ -145,9 +145,9 @@ def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_withou
 
 @pytest.mark.parametrize("outcome", ["stopped", "failed", "oom"])
 def test_trials_without_a_result_are_asked_for_first_and_keep_their_number_and_values(outcome: str) -> None:
-    search = Search(Optimiser(space, SETTINGS))
+    search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=4 * 27)
-    again = Optimiser(space, SETTINGS)
+    again = Optimizer(space, SETTINGS)
     again.retell([search.told[0], replace(search.told[1], outcome=outcome), search.told[3]])
     suggestion = begun(again)
     assert (suggestion.number, suggestion.values) == (1, search.told[1].values)
@@ -155,7 +155,7 @@ def test_trials_without_a_result_are_asked_for_first_and_keep_their_number_and_v
 
 
 def test_the_same_epoch_again_has_the_same_answer_and_counts_once() -> None:
-    optimiser = Optimiser(space, replace(SETTINGS, sampler="random", scheduler="asha"))
+    optimiser = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="asha"))
     for _ in range(4):
         begun(optimiser)
     assert optimiser.report(0, 3, 50.0) is Decision.GO
@@ -168,7 +168,7 @@ def test_the_same_epoch_again_has_the_same_answer_and_counts_once() -> None:
 
 
 def test_the_budget_counts_trials_that_failed_but_none_that_was_refused() -> None:
-    optimiser = Optimiser(space, replace(SETTINGS, trials=3))
+    optimiser = Optimizer(space, replace(SETTINGS, trials=3))
     optimiser.end(begun(optimiser).number, "oom")
     refused = begun(optimiser)
     optimiser.refuse(refused.number)
@@ -186,7 +186,7 @@ def test_the_budget_counts_trials_that_failed_but_none_that_was_refused() -> Non
 
 def test_a_time_budget_ends_with_the_seconds_that_were_told() -> None:
     settings = replace(SETTINGS, trials=None, seconds=100)
-    optimiser = Optimiser(space, settings)
+    optimiser = Optimizer(space, settings)
     optimiser.end(begun(optimiser).number, "completed", (1.0,), 60)
     last = begun(optimiser).number
     optimiser.end(last, "diverged", (), 40)
@@ -206,24 +206,24 @@ def of_discrete(values: Mapping[str, Any]) -> list[float]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
 def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler: str) -> None:
-    search = Search(Optimiser(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)
+    search = Search(Optimizer(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)
     search.run(workers=4)
     assert len(search.told) == len({str(told.values) for told in search.told.values()}) >= 25  # of 30
 
 
 def test_proposals_that_were_copies_leave_no_trace() -> None:
     settings = replace(SETTINGS, trials=24)
-    undisturbed = Search(Optimiser(discrete, settings), curve=of_discrete)
+    undisturbed = Search(Optimizer(discrete, settings), curve=of_discrete)
     undisturbed.run()
     told = list(undisturbed.told.values())
-    again = Search(Optimiser(discrete, settings), curve=of_discrete, told={each.number: each for each in told[:16]})
+    again = Search(Optimizer(discrete, settings), curve=of_discrete, told={each.number: each for each in told[:16]})
     again.optimiser.retell(told[:16])
     again.run()
     assert list(again.told.values()) == told
 
 
 def test_tpe_learns_from_trials_that_were_ended_early() -> None:
-    optimiser = Optimiser(space, replace(SETTINGS, trials=40))
+    optimiser = Optimizer(space, replace(SETTINGS, trials=40))
     rates = []
     while suggestion := optimiser.ask():
         rates.append(suggestion.values["optim.lr"])
@@ -233,7 +233,7 @@ def test_tpe_learns_from_trials_that_were_ended_early() -> None:
 
 
 def test_what_was_refused_is_not_proposed_again() -> None:
-    optimiser = Optimiser(lambda trial: trial.suggest_int("depth", 20, 23), SETTINGS)
+    optimiser = Optimizer(lambda trial: trial.suggest_int("depth", 20, 23), SETTINGS)
     taken, refused = set(), 0
     while suggestion := optimiser.ask():
         if suggestion.values["model.depth"] == 20:
@@ -247,11 +247,11 @@ def test_what_was_refused_is_not_proposed_again() -> None:
 
 
 def test_trials_outside_the_space_are_passed_over_and_keep_their_numbers() -> None:
-    search = Search(Optimiser(space, SETTINGS))
+    search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=3 * 27)
     outside = replace(search.told[2], values={**search.told[2].values, "optim.lr": 2.0})
     policy = replace(search.told[1], values={**search.told[1].values, "optim.changes": ["3:lr=0.1"]})
-    again = Optimiser(space, SETTINGS)
+    again = Optimizer(space, SETTINGS)
     assert again.retell([search.told[0], policy, outside]) == 2
     assert again.spent[0] == 1
     assert begun(again).number == 3
@@ -260,10 +260,10 @@ def test_trials_outside_the_space_are_passed_over_and_keep_their_numbers() -> No
 @pytest.mark.parametrize("trials", [8, 24])
 def test_a_population_is_not_told_another_search(trials: int) -> None:
     settings = replace(SETTINGS, sampler="random", scheduler="pbt")
-    search = Search(Optimiser(space, settings))
+    search = Search(Optimizer(space, settings))
     search.run()
     with pytest.raises(ConfigError, match="--scheduler=pbt: this search has trials"):
-        Optimiser(space, replace(settings, trials=trials)).retell(list(search.told.values()))
+        Optimizer(space, replace(settings, trials=trials)).retell(list(search.told.values()))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", pytest.param("gp", marks=pytest.mark.slow)])
@@ -276,7 +276,7 @@ def test_samplers_leave_a_region_that_diverges(sampler: str) -> None:
         return [math.nan] if values["optim.lr"] > 0.03 else [10 + values["optim.weight_decay"]] * 27
 
     trials = 24 if sampler == "gp" else 48
-    search = Search(Optimiser(half, replace(SETTINGS, sampler=sampler, trials=trials)), curve=diverging)
+    search = Search(Optimizer(half, replace(SETTINGS, sampler=sampler, trials=trials)), curve=diverging)
     search.run(workers=2)
     late = [search.told[number].outcome for number in range(trials // 2, trials)]
     assert late.count("diverged") < len(late) / 3  # at random, half of them do
@@ -314,4 +314,4 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], c
 )
 def test_a_population_needs_something_that_can_change(unchanging: Space) -> None:
     with pytest.raises(ConfigError, match=r"--scheduler=pbt: needs a range"):
-        Optimiser(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))
+        Optimizer(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))

@@ -10,8 +10,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.optuna_export import export
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.report.optuna_journal import export
 
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED, "failed": TrialState.FAIL}
 

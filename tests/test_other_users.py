@@ -15,8 +15,8 @@ import psutil
 import pytest
 from local_service import PROJECT, Service, listening
 
-from ablations.engine import paths, private_files
-from ablations.engine.service import adopt
+from ablations.engine.cluster.local_service import adopt
+from ablations.engine.environment import paths, private_files
 from resnet_core import ConfigError
 
 OTHER = 31_002
@@ -122,7 +122,10 @@ def base(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rays_folder_goes_once_nothing_uses_it(base: Path) -> None:
-    code = "from ablations.engine.private_files import ray_folder; folder, _ = ray_folder(); print(folder, flush=True); input()"
+    code = (
+        "from ablations.engine.environment.private_files import ray_folder; "
+        "folder, _ = ray_folder(); print(folder, flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         other = Path(process.stdout.readline().strip()).parent

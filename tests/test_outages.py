@@ -20,12 +20,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from proxy import Mode, Proxy
 
-from ablations.engine import delivery, execution, heartbeat, ledger, options, paths, results, run_delivery
-from ablations.engine.delivery import JOB_KILLED, Writer
-from ablations.engine.evidence import Design
-from ablations.engine.journal import Journal, Record
-from ablations.engine.study import Plan, Request, Run, Study, make_plan
-from ablations.engine.tracking import Tracker, connect
+from ablations.engine.cli import options
+from ablations.engine.environment import paths
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Run, Study
+from ablations.engine.study.request import Request
+from ablations.engine.submission import study_submission
+from ablations.engine.tracking import lease, results, run_delivery, run_queries, writer
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.journal import Journal, Record
+from ablations.engine.tracking.tracker import Tracker
+from ablations.engine.tracking.writer import JOB_KILLED, Writer
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -58,8 +64,8 @@ def client(server: int) -> MlflowClient:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(heartbeat, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
     return tmp_path
 
 
@@ -85,7 +91,7 @@ class Submission(Tracker):
         self.journal = Journal(uri, plan.study.name, plan.base_id)
         writer = Writer(client, self.journal)
         writer.settle(settle_seconds)
-        super().__init__(client, writer, plan, ledger.find(client, plan))
+        super().__init__(client, writer, plan, run_queries.find(client, plan))
         self.waits: list[float] = []
 
     def _put(self, kind: str, run: Run, **values: Any) -> None:
@@ -136,7 +142,7 @@ def check(client: MlflowClient, plan: Plan, runs: tuple[Run, ...] | list[Run], a
         for name in metrics(EPOCHS):
             history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
             assert history == [(n, metrics(n)[name]) for n in range(1, EPOCHS + 1) if name in metrics(n)]
-        assert client.download_artifacts(run.info.run_id, ledger.PROBES)
+        assert client.download_artifacts(run.info.run_id, run_queries.PROBES)
 
 
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.UNAVAILABLE])
@@ -238,17 +244,17 @@ def test_a_run_that_is_refused_does_not_hold_up_the_others(proxy: Proxy, client:
     submission, (refused, *others) = Submission(proxy.uri, plan), plan.runs[:4]
     submission.begin(refused)
     submission.writer.settle(30)
-    run_id = ledger.find(client, plan)[refused.fingerprint].run_id
+    run_id = run_queries.find(client, plan)[refused.fingerprint].run_id
     proxy.only(Mode.UNAVAILABLE, lambda _, content: run_id.encode() in content)
     submission.complete(refused)
     for run in others:
         submission.begin(run)
         submission.complete(run)
     deadline = time.monotonic() + 40
-    while sum(entry.done for entry in ledger.find(client, plan).values()) < len(others):
+    while sum(entry.done for entry in run_queries.find(client, plan).values()) < len(others):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not ledger.find(client, plan)[refused.fingerprint].done
+    assert not run_queries.find(client, plan)[refused.fingerprint].done
     proxy.always(Mode.PASS)
     assert submission.end(30) == 0
     check(client, plan, [refused, *others])
@@ -309,7 +315,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
     before = proxy.count
     results.gather(connect(proxy.uri), asked)
     assert proxy.count - before <= 6  # what there is, one page of runs, three metrics
-    monkeypatch.setattr(ledger, "MOST_VALUES", 5)  # an answer that may have been cut off is asked for in halves
+    monkeypatch.setattr(run_queries, "MAX_VALUES", 5)  # an answer that may have been cut off is asked for in halves
     assert results.gather(client, asked).curves.equals(evidence.curves)
 
 
@@ -361,10 +367,10 @@ class Submitted:
         study = Study(name=name, question="Does it run?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=1, preset="smoke")
         chosen = options.parse(study, ["--tracking-uri", uri, *arguments])
         self.plan = make_plan(study, chosen.request, cache=paths.data_cache())
-        self.code = execution.execute(self.plan, chosen)
+        self.code = study_submission.run_study(self.plan, chosen)
 
     def histories(self, client: MlflowClient) -> list[list[Metric]]:
-        entries = ledger.find(client, self.plan).values()
+        entries = run_queries.find(client, self.plan).values()
         assert {entry.outcome for entry in entries} == {"completed"}
         return [client.get_metric_history(entry.run_id, "test/error") for entry in entries]
 
@@ -373,7 +379,7 @@ class Submitted:
 def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without_training(
     proxy: Proxy, client: MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(execution, "CLOSE_SECONDS", 1)
+    monkeypatch.setattr(study_submission, "CLOSE_SECONDS", 1)
     proxy.from_the_first(b"epoch_seconds", Mode.REFUSE)
     first = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
@@ -385,7 +391,7 @@ def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without
     assert list(home.glob("journals/*.jsonl"))
 
     proxy.always(Mode.PASS)
-    monkeypatch.setattr(execution, "CLOSE_SECONDS", 30)
+    monkeypatch.setattr(study_submission, "CLOSE_SECONDS", 30)
     second = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
     assert second.code == 0

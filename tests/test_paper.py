@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from made_up import design, evidence, without
 
-from ablations.engine.evidence import Design, Evidence
-from ablations.engine.findings import CellFinding, Estimate, Findings
-from ablations.engine.inference import estimates
-from ablations.engine.paper import PaperRow, against_paper
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import CellFinding, Estimate, Findings
+from ablations.engine.analysis.inference import estimates
+from ablations.engine.report.paper_comparison import PaperRow, against_paper
+from ablations.engine.study.design import Design
 from resnet_core import override, preset
 
 DEPTHS = {"depth": ("20", "110")}

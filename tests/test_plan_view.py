@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ablations.engine.estimate import Outlook
-from ablations.engine.ledger import Entry
-from ablations.engine.plan_view import plan_view
-from ablations.engine.study import Plan, Request, Study, make_plan
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
+from ablations.engine.submission.planning.cost_and_power import Outlook
+from ablations.engine.submission.planning.view import plan_view
+from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core import ModelConfig, measure_cost
 
 STUDY = Study(
@@ -28,16 +30,16 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(STUDY, Request(), cache=tmp_path)
 
 
-def shown(plan: Plan, done: dict[str, Entry], outlook: Outlook, width: int = 120) -> list[str]:
+def shown(plan: Plan, done: dict[str, RunRecord], outlook: Outlook, width: int = 120) -> list[str]:
     """Lines of a log."""
     text = io.StringIO()
     Console(file=text, width=width).print(plan_view(plan, done, outlook))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
-def entry(error: float, seconds: float = 7.0, outcome: str = "completed") -> Entry:
+def entry(error: float, seconds: float = 7.0, outcome: str = "completed") -> RunRecord:
     metrics = {"test/error": error} | ({"train_seconds": seconds} if outcome == "completed" else {})
-    return Entry("id", "1", "FINISHED", {"outcome": outcome}, {}, metrics)
+    return RunRecord("id", "1", "FINISHED", {"outcome": outcome}, {}, metrics)
 
 
 def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan: Plan) -> None:

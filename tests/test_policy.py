@@ -15,8 +15,9 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.trial import Job, train_epochs
+from ablations.engine.trial.checkpoints import CheckpointFolder
+from ablations.engine.trial.job import Job
+from ablations.engine.trial.worker import train_epochs
 from resnet_core import ConfigError, OptimConfig, RunSpec, fit, load_dataset, override, preset
 from resnet_core.config import change
 from resnet_core.data.batches import Batches

@@ -6,14 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablations.engine.population import CHANGES, FACTORS, PERTURBABLE, Member, Standing, perturbed, replaced, standing, waiting
+from ablations.engine.search.population_based import (
+    CHANGES,
+    FACTORS,
+    PERTURBABLE,
+    GenerationState,
+    Member,
+    evicted_members,
+    perturbed,
+    ready_members,
+    replay_generations,
+)
 from resnet_core.overrides import convert
 
 RANGES = {"optim.lr": (0.001, 1.0)}
 
 
-def at(told: dict[int, Member], size: int = 8, epochs: int = 10) -> Standing:
-    return standing(told, RANGES, size=size, epochs=epochs, seed=0)
+def at(told: dict[int, Member], size: int = 8, epochs: int = 10) -> GenerationState:
+    return replay_generations(told, RANGES, size=size, epochs=epochs, seed=0)
 
 
 def members(errors: list[float], epoch: int = 2) -> dict[int, Member]:
@@ -25,7 +35,7 @@ def test_members_wait_until_all_have_come_as_far() -> None:
     told[3].errors.clear()
     assert at(told).epoch == 2
     assert not at(told).branches
-    assert waiting(at(told), told, ()) == [3]
+    assert ready_members(at(told), told, ()) == [3]
     told[3].errors[2] = 3.0
     assert at(told).epoch == 4
 
@@ -34,7 +44,7 @@ def test_the_worst_quarter_is_replaced_by_branches_of_the_best() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
     now = at(told)
     assert sorted(now.members) == [0, 1, 2, 4, 6, 7, 8, 9]
-    assert replaced(now, told, ()) == [3, 5]
+    assert evicted_members(now, told, ()) == [3, 5]
     for branch in now.branches.values():
         assert branch.parent in (1, 4)
         assert branch.epoch == 2
@@ -45,7 +55,7 @@ def test_the_worst_quarter_is_replaced_by_branches_of_the_best() -> None:
 
 def test_branches_are_asked_for_before_their_parents() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
-    order = waiting(at(told), told, ())
+    order = ready_members(at(told), told, ())
     assert order[:2] == [8, 9]
     assert order[-2:] == [4, 1]
 
@@ -68,7 +78,7 @@ def test_when_all_have_ended_nothing_is_left() -> None:
 def test_who_failed_is_awaited_until_a_branch_has_begun() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
     told[1].errors.clear()  # an earlier submission left it without a result
-    assert waiting(at(told), told, ()) == [1]
+    assert ready_members(at(told), told, ()) == [1]
     told[8] = Member(values={"optim.lr": 0.05, CHANGES: ("2:lr=0.04",)})
     assert at(told).epoch == 4
     assert 1 not in at(told).members
@@ -87,7 +97,7 @@ def test_where_the_range_is_too_narrow_to_perturb_in_branches_draw_from_it() -> 
     told = members([float(number) for number in range(16)])
     for member in told.values():
         member.values = {"optim.lr": 0.09}
-    branches = standing(told, {"optim.lr": (0.088, 0.09)}, size=16, epochs=10, seed=0).branches.values()
+    branches = replay_generations(told, {"optim.lr": (0.088, 0.09)}, size=16, epochs=10, seed=0).branches.values()
     rates = [float(branch.values[CHANGES][0].removeprefix("2:lr=")) for branch in branches]
     assert len(set(rates)) == len(rates) == 4
     assert all(0.088 <= rate < 0.09 for rate in rates)
@@ -99,8 +109,8 @@ def test_a_range_without_a_new_configuration_leaves_places_empty_and_their_numbe
     for number, member in told.items():
         member.values = {"optim.lr": ranges["optim.lr"][number % 2]}
 
-    def now() -> Standing:
-        return standing(told, ranges, size=16, epochs=10, seed=0)
+    def now() -> GenerationState:
+        return replay_generations(told, ranges, size=16, epochs=10, seed=0)
 
     first = now()
     assert 0 < len(first.branches) < 4, "a parent has one other value, so there are at most as many branches as parents"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ablations.engine import paths
+from ablations.engine.environment import paths
 from resnet_core import ConfigError, DataConfig, Dataset, RunSpec, override, preset
 from resnet_core.data import cifar as cifar_files
 from resnet_core.data import datasets, picture

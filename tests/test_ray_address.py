@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from local_service import PROJECT, free_port
 
-from ablations.engine import ray_address
+from ablations.engine.scheduling import ray_address
 from resnet_core import ConfigError
 
 MAX_SECONDS = 10.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ablations.engine.reference import PUBLISHED, Published, published
+from ablations.engine.study.published_results import PUBLISHED, Published, published
 from resnet_core import ModelConfig, measure_cost
 
 BOTTLENECKS = ModelConfig(family="imagenet", depth=50, block="bottleneck", shortcut="B")

@@ -17,11 +17,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from rich.console import Console
 
-from ablations.engine import options, paths
-from ablations.engine.agreement import Training, compare, environment, seed_noise
-from ablations.engine.replay import Recorded, ReplayRequest, _Listener, find, metrics_of, replay, seeds_of, spec_of
-from ablations.engine.study import Study, make_plan
-from ablations.engine.tracking import connect
+from ablations.engine.analysis.reproducibility import Training, compare, environment, seed_noise
+from ablations.engine.cli import options
+from ablations.engine.environment import paths
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Study
+from ablations.engine.submission.replay import Recorded, ReplayRequest, _Listener, find, metrics_of, replay, seeds_of, spec_of
+from ablations.engine.tracking.connection import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
 from resnet_core.data.datasets import load_dataset, resolve
 from resnet_core.identity import TRAINING_VERSION, code_version
@@ -261,13 +263,13 @@ class Finished:
     """A small study that is done, with what its runs left behind."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
-        from ablations.engine.execution import execute
+        from ablations.engine.submission.study_submission import run_study
 
         uri, self.storage = f"sqlite:///{home}/mlflow.db", home / "checkpoints"
         study = Study(name="small", question="Again?", factors={"shortcut": ("A",)}, baseline={}, preset="smoke")
         chosen = options.parse(study, ["--tracking-uri", uri, "--storage", str(self.storage), *arguments])
         self.plan = make_plan(study, chosen.request, cache=paths.data_cache())
-        assert execute(self.plan, chosen) == 0
+        assert run_study(self.plan, chosen) == 0
         self.client = connect(uri)
         self.request = ReplayRequest(run=self.plan.runs[-1].fingerprint, tracking_uri=uri, storage=str(self.storage))
 
@@ -311,7 +313,7 @@ def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signa
     spec = resolve(spec, load_dataset(spec.data))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     run_id = record(connect(uri), spec, data=load_dataset(spec.data).version, training_version="0")
-    command = "import sys; from ablations.engine.replay import *; "
+    command = "import sys; from ablations.engine.submission.replay import *; "
     command += f"sys.exit(replay(ReplayRequest(run={run_id!r}, tracking_uri={uri!r})))"
     home = {"RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with subprocess.Popen(

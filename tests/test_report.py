@@ -13,12 +13,13 @@ import pytest
 from made_up_findings import HOSTILE, PRINTED, SVG, estimate, found_in, many
 from made_up_findings import page as made
 
-from ablations.engine import tables
-from ablations.engine.findings import Answer
-from ablations.engine.paper import PaperRow
-from ablations.engine.report import Picture, inline
+from ablations.engine.analysis import number_format
+from ablations.engine.analysis.findings import Answer
+from ablations.engine.report import tables
+from ablations.engine.report.html import Picture, inline
+from ablations.engine.report.paper_comparison import PaperRow
 
-STYLES = Path(__file__).parents[1] / "ablations/engine/templates/report.css"
+STYLES = Path(__file__).parents[1] / "ablations/engine/report/templates/report.css"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
@@ -79,8 +80,8 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
     for line, one in zip(lines, found.cells, strict=True):
         values = dict(zip(names[4:], line[4:], strict=True))  # both intervals have the same name
         assert [text for text, _ in line[:2]] == list(one.levels.values())
-        assert line[2] == (tables.mean_std(one.error), repr(one.error.mean))
-        assert line[3] == (tables.interval(one.error), repr(one.error.low))
+        assert line[2] == (number_format.mean_std(one.error), repr(one.error.mean))
+        assert line[3] == (number_format.interval(one.error), repr(one.error.low))
         assert number(values["train error"][1]) == one.train_error.mean
         costs = ("parameters", "multiply-adds", "images/s", "memory, MB", "seconds", "GPU-hours")
         found_costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
@@ -89,10 +90,10 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
             difference = comparison.difference
             text, value = values["difference"]
             assert number(value) == difference.mean
-            assert text.removeprefix("● certain: ") == tables.signed(difference.mean)
+            assert text.removeprefix("● certain: ") == number_format.signed(difference.mean)
             assert text.startswith("●") == difference.certain
-            assert values["95 % interval"] == (tables.signed_interval(difference), repr(difference.low))
-            assert values["p"] == (tables.probability(difference.corrected), repr(difference.corrected))
+            assert values["95 % interval"] == (number_format.signed_interval(difference), repr(difference.low))
+            assert values["p"] == (number_format.probability(difference.corrected), repr(difference.corrected))
         else:
             assert values["difference"][0] == "baseline"
 

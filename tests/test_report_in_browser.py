@@ -15,8 +15,8 @@ import pytest
 from made_up_findings import cell, findings, many
 from made_up_findings import page as made
 
-from ablations.engine.evidence import Evidence
-from ablations.engine.findings import Findings
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Findings
 
 CHROMIUM = shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium")

@@ -17,13 +17,20 @@ from made_up import evidence as made_up_evidence
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from ablations.engine import ledger, overview, provenance, reporting, results, terminal, tracking
-from ablations.engine.analysis import analyse
-from ablations.engine.cli import main
-from ablations.engine.evidence import Design, Evidence
-from ablations.engine.provenance import origin
-from ablations.engine.study import Plan, Request, Study, make_plan
-from ablations.engine.tracking import connect
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.cli.study import main
+from ablations.engine.environment import provenance
+from ablations.engine.environment.console import make_console
+from ablations.engine.environment.provenance import origin
+from ablations.engine.report import bundle, mlflow_page
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
+from ablations.engine.submission import reporting
+from ablations.engine.tracking import results, run_queries, tracker
+from ablations.engine.tracking.connection import connect
 from benchmarks.report import database
 from resnet_core import ConfigError, RunSpec
 
@@ -61,15 +68,15 @@ def gathered(client: MlflowClient, asked: Design) -> Evidence:
 
 
 def study_run(client: MlflowClient) -> str:
-    return ledger.design_of(client, "reported", "smoke", {})[0]
+    return run_queries.design_of(client, "reported", "smoke", {})[0]
 
 
 def report_of(client: MlflowClient, folder: Path) -> str:
-    return Path(client.download_artifacts(study_run(client), overview.REPORT, str(folder))).read_text(encoding="utf-8")
+    return Path(client.download_artifacts(study_run(client), mlflow_page.REPORT, str(folder))).read_text(encoding="utf-8")
 
 
 def test_a_design_comes_back_as_it_was(client: MlflowClient, asked: Design) -> None:
-    assert ledger.design_of(client, "reported", "smoke", {})[1] == asked
+    assert run_queries.design_of(client, "reported", "smoke", {})[1] == asked
 
 
 def test_every_epoch_of_every_run_comes_back(client: MlflowClient, gathered: Evidence, asked: Design) -> None:
@@ -85,14 +92,14 @@ def test_every_epoch_of_every_run_comes_back(client: MlflowClient, gathered: Evi
 
 def test_reading_asks_for_many_runs_at_a_time(client: MlflowClient, asked: Design, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    read = ledger._history_from_database
+    read = run_queries._history_from_database
 
     def count(store: object, run_ids: list[str], metrics: list[str]) -> object:
         batches.append(len(run_ids))
         return read(store, run_ids, metrics)
 
-    monkeypatch.setattr(ledger, "_history_from_database", count)
-    monkeypatch.setattr(ledger, "BATCH_RUNS", 5)
+    monkeypatch.setattr(run_queries, "_history_from_database", count)
+    monkeypatch.setattr(run_queries, "BATCH_RUNS", 5)
     assert len(results.gather(client, asked).curves) == 12 * EPOCHS
     assert batches == [5, 5, 2]
 
@@ -111,21 +118,21 @@ def test_a_design_of_before_there_were_training_versions_is_read(asked: Design) 
     values = json.loads(asked.to_json())
     del values["training_version"]
     assert Design.from_json(json.dumps(values)) == dataclasses.replace(asked, training_version="")
-    assert ledger.trained_by("", "c" * 20) == f"tags.code_version = '{'c' * 20}'"
+    assert run_queries.trained_by("", "c" * 20) == f"tags.code_version = '{'c' * 20}'"
 
 
 def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -> None:
     for name, preset, shared in (("nothing", "smoke", {}), ("reported", "digits", {}), ("reported", "smoke", {"optim.lr": 7})):
         with pytest.raises(ConfigError, match="--report: MLflow has no study"):
-            ledger.design_of(client, name, preset, shared)
+            run_queries.design_of(client, name, preset, shared)
 
 
 def test_a_whole_study_has_no_shared_settings_but_those_asked_for(client: MlflowClient, plan: Plan) -> None:
-    assert ledger.design_of(client, "reported", "smoke", plan.shared(), whole=True)
+    assert run_queries.design_of(client, "reported", "smoke", plan.shared(), whole=True)
     # One setting is not asked for; another one is, but the study was recorded before there was such a field.
     shared = {name: value for name, value in plan.shared().items() if name != "optim.lr"}
     with pytest.raises(ConfigError, match="--report: MLflow has no study"):
-        ledger.design_of(client, "reported", "smoke", {**shared, "model.depth": RunSpec().flat()["model.depth"]}, whole=True)
+        run_queries.design_of(client, "reported", "smoke", {**shared, "model.depth": RunSpec().flat()["model.depth"]}, whole=True)
 
 
 def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
@@ -141,7 +148,7 @@ def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
 def test_report_tables_and_figures_become_artifacts(
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path
 ) -> None:
-    reporting.publish(client, study_run(client), gathered, analyse(gathered))
+    bundle.publish(client, study_run(client), gathered, analyse(gathered))
     files = {file.path for folder in ("", "report", "figures") for file in client.list_artifacts(study_run(client), folder)}
     assert {"report/report.html", "table.csv", "table.md", "table.tex", "design.json"} < files
     assert {f"figures/{name}.{suffix}" for name in ("curves", "differences", "depth") for suffix in ("png", "svg")} < files
@@ -150,7 +157,7 @@ def test_report_tables_and_figures_become_artifacts(
 
 def test_mlflows_pages_have_the_answer_the_report_and_a_view_of_cells(client: MlflowClient, gathered: Evidence) -> None:
     findings, run_id = analyse(gathered), study_run(client)
-    overview.describe(client, run_id, gathered, findings)
+    mlflow_page.describe(client, run_id, gathered, findings)
     run = client.get_run(run_id)
     cell = findings.cells[0]
     assert run.data.metrics[f"test_error_mean/{cell.label.replace('=', ' ')}"] == cell.error.mean
@@ -175,7 +182,7 @@ def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]
 def test_a_report_is_made_again_without_data_or_code(
     as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.engine.comparability.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
+    monkeypatch.setattr("ablations.engine.study.comparability.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 0
@@ -215,13 +222,13 @@ def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
     client.set_tag(run_id, "report", "5 of 12 runs")
     with monkeypatch.context() as broken:
         broken.setattr(client, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
-        reporting.store(terminal.make_console(), client, run_id, gathered, findings)
+        reporting.store(make_console(), client, run_id, gathered, findings)
     printed = capsys.readouterr().out
     assert "The report could not be made or stored: OSError: the disk is full" in printed
     assert "Report:" not in printed
     assert client.get_run(run_id).data.tags["report"] == "5 of 12 runs"
-    reporting.store(terminal.make_console(), client, run_id, gathered, findings)
-    assert client.get_run(run_id).data.tags["report"] == tracking.WHOLE
+    reporting.store(make_console(), client, run_id, gathered, findings)
+    assert client.get_run(run_id).data.tags["report"] == tracker.WHOLE
 
 
 def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
@@ -261,7 +268,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: str
 ) -> None:
     reached, go_on, run_id = threading.Event(), threading.Event(), study_run(client)
-    module, name = (reporting, "write") if making == "figures" else (overview, "describe")
+    module, name = (bundle, "write") if making == "figures" else (mlflow_page, "describe")
     slow: Callable[..., None] = getattr(module, name)
 
     def standing(*arguments: Any, **named: Any) -> None:
@@ -278,16 +285,16 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
         assert reached.wait(60)
         raise KeyboardInterrupt
     assert refresher.busy, "who stops a study does not wait"
-    reporting.publish(client, run_id, gathered, analyse(gathered))  # by the next submission
+    bundle.publish(client, run_id, gathered, analyse(gathered))  # by the next submission
     go_on.set()
     refresher._thread.join(60)
     assert not refresher._thread.is_alive()
-    assert client.get_run(run_id).data.tags["report"] == tracking.WHOLE
+    assert client.get_run(run_id).data.tags["report"] == tracker.WHOLE
     assert "5 of 12 runs" not in report_of(client, tmp_path)
 
 
 def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:
-    reporting.publish(client, study_run(client), gathered, analyse(gathered), running="5 of 12 runs")
+    bundle.publish(client, study_run(client), gathered, analyse(gathered), running="5 of 12 runs")
     assert "5 of 12 runs" in report_of(client, tmp_path)
 
 
@@ -301,7 +308,7 @@ def test_an_origin_names_command_commit_and_versions_and_no_password(monkeypatch
 
 def test_local_changes_are_kept_without_what_looks_like_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"diff": "+password = 'hunter2'\n+API_KEY: abc\n+url = http://me:p@ss@host/x\n+depth = 20"}
-    top = str(Path(provenance.__file__).resolve().parents[2])
+    top = str(Path(provenance.__file__).resolve().parents[3])
     monkeypatch.setattr(provenance, "_git", lambda *words: answers.get(words[0], top))
     assert provenance._local_changes().splitlines() == ["+password = …", "+API_KEY: …", "+url = http://host/x", "+depth = 20"]
     top = "/another/project"
@@ -311,7 +318,7 @@ def test_local_changes_are_kept_without_what_looks_like_a_secret(monkeypatch: py
 def test_metrics_of_cells_have_names_that_mlflow_takes_however_long_their_levels_are(client: MlflowClient) -> None:
     long = [f"[{','.join(f'{i / 100:g}' for i in range(first, 90))}]" for first in (1, 2)]
     evidence = made_up_evidence(design({"milestones": long, "depth": ("8", "14")}))
-    metrics = overview.cell_metrics(analyse(evidence))
+    metrics = mlflow_page.cell_metrics(analyse(evidence))
     assert sum(name.startswith("test_error_mean/") for name in metrics) == 4
     run_id = client.create_run("0").info.run_id
     client.log_batch(run_id, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])

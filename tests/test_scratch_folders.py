@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.engine import scratch_folders
+from ablations.engine.environment import scratch_folders
 
 
 def test_only_folders_whose_process_is_known_to_be_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

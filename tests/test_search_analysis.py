@@ -8,12 +8,12 @@ import pytest
 from made_up import without
 from made_up_search import FIELDS, OFFSETS, TUNED, search_evidence
 
-from ablations.engine.analysis import analyse
-from ablations.engine.evidence import Evidence
-from ablations.engine.findings import Ranking, SearchFindings
-from ablations.engine.importance import importances
-from ablations.engine.inference import holm
-from ablations.engine.search_trials import search_of
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Ranking, SearchFindings
+from ablations.engine.analysis.importance import importances
+from ablations.engine.analysis.inference import holm
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.trial_table import search_of
 
 TWO = {name: FIELDS[name] for name in ("optim.lr", "model.width")}
 

@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from ablations.engine.analysis import analyse
-from ablations.engine.evidence import Evidence
-from ablations.engine.figures import all_figures, caption, save
-from ablations.engine.figures.looks import PAPER
-from ablations.engine.figures.search import MANY_MARKS, history_figure, search_pareto_figure
-from ablations.engine.figures.search_fields import (
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.trial_table import search_of
+from ablations.engine.report.figures import all_figures, caption, save
+from ablations.engine.report.figures.search_fields import (
     importances_figure,
     main_field,
     medians,
@@ -24,7 +23,8 @@ from ablations.engine.figures.search_fields import (
     sensitivity_figure,
     slices_figure,
 )
-from ablations.engine.search_trials import search_of
+from ablations.engine.report.figures.search_history import MANY_MARKS, history_figure, search_pareto_figure
+from ablations.engine.report.figures.styles import PAPER
 
 LR = {"optim.lr": FIELDS["optim.lr"]}
 MANY = {

@@ -13,8 +13,9 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_list
 from test_faults import Heard, job_of, taken, until
 
-from ablations.engine import scheduler, trainable
-from ablations.engine.trial import Job
+from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.trial import trainable
+from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -26,7 +27,7 @@ ENDLESS = 5000
 @pytest.fixture(scope="module", autouse=True)
 def two_cpus() -> Iterator[None]:
     ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    scheduler.connect()
+    connection.connect()
     yield
     ray.shutdown()
 
@@ -64,11 +65,11 @@ class Noted(Heard):
         self.every_pid.add(report["pid"])
 
 
-def search(folder: Path, source: scheduler.Source, *, workers: int = 1) -> Noted:
+def search(folder: Path, source: tune_runner.Source, *, workers: int = 1) -> Noted:
     heard = Noted()
-    scheduler.search(
+    tune_runner.train_trials(
         source,
-        scheduler.Needs(workers=workers),
+        tune_runner.Needs(workers=workers),
         max_concurrent=1 if workers == 1 else None,
         listener=heard,
         scratch=folder / "tune",
@@ -94,7 +95,7 @@ def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_giv
             time.sleep(3)
             raise
 
-    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(tune_runner, "train", train)
     paused = job_of(tmp_path, "paused", optim__epochs=3)
     source = Listed(paused, job_of(tmp_path, "pruned", optim__epochs=ENDLESS), paused, stopped={"paused", "pruned"})
     heard = search(tmp_path, source)
@@ -134,9 +135,9 @@ def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
         assert config.search_alg.max_concurrent == place.places
         rooms.append(place.places)
 
-    monkeypatch.setattr(scheduler, "autoscales", lambda: grows)
-    monkeypatch.setattr(scheduler, "_fit", first_step)
-    scheduler.search(Listed(), scheduler.Needs(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
+    monkeypatch.setattr(tune_runner, "autoscales", lambda: grows)
+    monkeypatch.setattr(tune_runner, "_fit", first_step)
+    tune_runner.train_trials(Listed(), tune_runner.Needs(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
     assert rooms == [room]
 
 

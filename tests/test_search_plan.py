@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from submitted import SEARCH, searched
 
-from ablations.engine import options
-from ablations.engine.search import FIRST_SEED, FRONT, Chosen, Scored, choose
-from ablations.engine.space import check
-from ablations.engine.study import MOST_RUNS
+from ablations.engine.cli import options
+from ablations.engine.search.plan import FIRST_SEED, FRONT, Chosen, Scored, choose
+from ablations.engine.search.space import check
+from ablations.engine.study.expansion import MAX_RUNS
 from resnet_core import ConfigError
 
 
@@ -34,7 +34,7 @@ def test_trials_see_no_test_set_and_share_no_seed_with_what_is_reported() -> Non
     plan = searched("--per-cell", "--set", "extra_tests=ten_crop", "--probe", "responses")
     for spec in plan.trial_specs.values():
         assert spec.data.scored_on == "validation"
-        assert spec.seed == FIRST_SEED >= MOST_RUNS
+        assert spec.seed == FIRST_SEED >= MAX_RUNS
         assert not spec.data.extra_tests
         assert not spec.probes
     assert len(plan.trial_data.test.labels) + len(plan.trial_data.train.labels) == len(plan.dataset.train.labels)

@@ -10,13 +10,14 @@ from made_up_findings import HOSTILE, PRINTED, page
 from made_up_search import FIELDS, search_evidence
 from rich.console import Console
 
-from ablations.engine.analysis import analyse
-from ablations.engine.evidence import Evidence
-from ablations.engine.findings import Findings, SearchFindings
-from ablations.engine.overview import description
-from ablations.engine.reporting import write
-from ablations.engine.tables import in_markdown, signed
-from ablations.engine.terminal import show_results
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Findings, SearchFindings
+from ablations.engine.analysis.number_format import signed
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.report.bundle import write
+from ablations.engine.report.mlflow_page import description
+from ablations.engine.report.tables import in_markdown
+from ablations.engine.report.terminal import show_results
 
 TWO = {name: FIELDS[name] for name in ("optim.lr", "model.width")}
 

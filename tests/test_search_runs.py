@@ -16,11 +16,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from submitted import SEARCH, Submitted
 
-from ablations.engine import trials
-from ablations.engine.ledger import trained_by
-from ablations.engine.search import FIRST_SEED, SearchPlan
-from ablations.engine.study import Study
-from ablations.engine.trials import PastTrial
+from ablations.engine.search.plan import FIRST_SEED, SearchPlan
+from ablations.engine.study.plan import Study
+from ablations.engine.tracking import search_trials
+from ablations.engine.tracking.run_queries import trained_by
+from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.identity import TRAINING_VERSION
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -35,7 +35,7 @@ class Searched(Submitted):
 
     def __init__(self, home: Path, *arguments: str, study: Study = SEARCH) -> None:
         super().__init__(home, *arguments, study=study)
-        self.past: list[PastTrial] = trials.read(self.client, self.plan.asked(), trained_by(str(TRAINING_VERSION), ""))
+        self.past: list[PastTrial] = search_trials.read(self.client, self.plan.asked(), trained_by(str(TRAINING_VERSION), ""))
 
     def numbers(self) -> dict[str, list[int]]:
         """Of trials, by cell."""
@@ -128,7 +128,7 @@ def test_more_trials_go_on_where_the_search_ended_or_was_killed(first: Searched,
     home = tmp_path / "more"
     shutil.copytree(first.home, home)
     records = ["--tracking-uri", f"sqlite:///{home}/mlflow.db", "--storage", f"{home}/checkpoints"]
-    submit = "from ablations.engine.cli import main; from submitted import SEARCH; main(SEARCH)"
+    submit = "from ablations.engine.cli.study import main; from submitted import SEARCH; main(SEARCH)"
     environment = {**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
     command = [sys.executable, "-c", submit, *PER_CELL, "--trials", "7", *records]
     study = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

@@ -6,21 +6,21 @@ from collections.abc import Callable
 import pytest
 from submitted import searched
 
-from ablations.engine.ledger import Entry
-from ablations.engine.optimiser import Decision
-from ablations.engine.search import SearchPlan
-from ablations.engine.searches import MOST_REFUSED, Searches
-from ablations.engine.study import Run, Trial
-from ablations.engine.trials import PastTrial
+from ablations.engine.search.optimizer import Decision
+from ablations.engine.search.plan import SearchPlan
+from ablations.engine.study.plan import Run, Trial
+from ablations.engine.submission.search_state import MAX_REFUSED, Searches
+from ablations.engine.tracking.run_queries import RunRecord
+from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.fields import reject
 
 PER_CELL = ("--per-cell", "--search", "lr", "--sampler", "random", "--scheduler", "none")
 
 
-def entry(outcome: str, error: float) -> Entry:
+def entry(outcome: str, error: float) -> RunRecord:
     metrics = {"validation/error": error, "validation/loss": error / 10, "train_seconds": 3.0, "flops": 100.0}
     status = "FINISHED" if outcome in ("completed", "diverged") else "KILLED"
-    return Entry("run", "experiment", status, {"outcome": outcome}, {}, metrics)
+    return RunRecord("run", "experiment", status, {"outcome": outcome}, {}, metrics)
 
 
 def past(cell: str, number: int, lr: float, error: float = 50.0, outcome: str = "completed") -> PastTrial:
@@ -134,7 +134,7 @@ def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytes
     assert searches.next(lambda _: True) is None
     assert searches.finished
     (error,) = searches.errors.values()
-    assert f"{MOST_REFUSED} configurations in a row" in str(error)
+    assert f"{MAX_REFUSED} configurations in a row" in str(error)
     assert "not on a Sunday" in str(error)
 
 

@@ -19,9 +19,10 @@ from local_service import PROJECT, Service, answer, listening
 from mlflow import MlflowClient
 from ray._private.runtime_env.packaging import get_uri_for_directory
 
-from ablations.engine import cli, options
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.provenance import PRIVATE_KEY, without_secrets
+from ablations.engine.cli import options, study
+from ablations.engine.environment import validation
+from ablations.engine.environment.provenance import PRIVATE_KEY, without_secrets
+from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.shortcuts import STUDY
 from resnet_core import ConfigError
 from resnet_core.identity import code_version
@@ -64,7 +65,7 @@ def test_an_address_with_a_password_is_refused_without_repeating_it(option: str,
 
 @pytest.mark.parametrize("address", HARMLESS)
 def test_an_address_without_a_password_is_accepted(address: str) -> None:
-    options.check_address("--storage", address)
+    validation.check_address("--storage", address)
 
 
 def test_a_wrong_request_is_complained_about_without_what_looks_like_a_secret(
@@ -73,7 +74,7 @@ def test_a_wrong_request_is_complained_about_without_what_looks_like_a_secret(
     for arguments in (["--set", f"api_key={PLANTED}"], [f"--password={PLANTED}"], ["--levels", f"aws_secret_access_key={PLANTED}"]):
         monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main(STUDY)
+            study.main(STUDY)
         out, error = capsys.readouterr()
         assert ended.value.code == 2
         assert error.startswith("error: ")

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_faults import until
 
-from ablations.engine.service import CLUSTER, adopt, reason_in
+from ablations.engine.cluster.local_service import CLUSTER, adopt, reason_in
 
 EPOCHS = 600
 """So many take some twenty seconds: time to stop a study in."""

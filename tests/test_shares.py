@@ -20,10 +20,19 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _i
 from ray.util.state import list_placement_groups
 from test_faults import Heard, job_of, taken, until
 
-from ablations.engine import scheduler, shares
-from ablations.engine.scheduler import Needs
-from ablations.engine.shares import KEY, Claim, Shares, divide, kept_out, part_now, part_of, yields
-from ablations.engine.tune_callbacks import Proposals
+from ablations.engine.scheduling import connection, fair_share, tune_runner
+from ablations.engine.scheduling.fair_share import (
+    KEY,
+    ResourceClaim,
+    Shares,
+    current_quota,
+    divide,
+    must_release_last_slot,
+    quota_of,
+    should_yield,
+)
+from ablations.engine.scheduling.tune_adapters import TuneSearcherAdapter
+from ablations.engine.scheduling.tune_runner import Needs
 
 PROJECT = Path(__file__).parents[1]
 ONE_CPU = Needs()
@@ -56,23 +65,23 @@ def test_what_a_cluster_holds_is_divided_equally_and_nothing_is_left_while_someb
 
 def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
     # Eight GPUs: runs of one, and groups of four.
-    claims = {"a": Claim(capacity=8, wants=50, runs=8), "b": Claim(capacity=2, wants=50, runs=0)}
-    assert [part_of(name, claims, claim.capacity) for name, claim in claims.items()] == [4, 1]
+    claims = {"a": ResourceClaim(capacity=8, wants=50, runs=8), "b": ResourceClaim(capacity=2, wants=50, runs=0)}
+    assert [quota_of(name, claims, claim.capacity) for name, claim in claims.items()] == [4, 1]
     # One group more is all that the other wants: it leaves the rest.
-    claims["b"] = Claim(capacity=8, wants=1, runs=1)
-    assert part_of("a", claims, 8) == 7
+    claims["b"] = ResourceClaim(capacity=8, wants=1, runs=1)
+    assert quota_of("a", claims, 8) == 7
 
 
 def test_runs_that_fit_on_no_node_that_is_there_take_nothing_from_those_that_do() -> None:
-    claims = {"cpus": Claim(capacity=32, wants=50, runs=32), "gpus": Claim(capacity=0, wants=8, runs=0)}
-    assert part_now("cpus", claims) == 32
-    assert not yields("cpus", claims)
-    assert part_of("gpus", claims, 8) == 4  # of the nodes that may come, they have theirs
+    claims = {"cpus": ResourceClaim(capacity=32, wants=50, runs=32), "gpus": ResourceClaim(capacity=0, wants=8, runs=0)}
+    assert current_quota("cpus", claims) == 32
+    assert not should_yield("cpus", claims)
+    assert quota_of("gpus", claims, 8) == 4  # of the nodes that may come, they have theirs
 
 
 def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Path) -> None:
     jobs = iter([job_of(tmp_path, "last")])
-    proposals = Proposals(Mock(next=lambda: next(jobs, None), finished=False))
+    proposals = TuneSearcherAdapter(Mock(next=lambda: next(jobs, None), finished=False))
     assert proposals.left == math.inf
     assert proposals.suggest("a")
     assert proposals.suggest("b") is None
@@ -90,7 +99,10 @@ def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Pa
     ],
 )
 def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: int, other: int, expected: bool) -> None:
-    assert yields("a", {"a": Claim(capacity=2, wants=9, runs=own), "b": Claim(capacity=2, wants=9, runs=other)}) is expected
+    assert (
+        should_yield("a", {"a": ResourceClaim(capacity=2, wants=9, runs=own), "b": ResourceClaim(capacity=2, wants=9, runs=other)})
+        is expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,13 +120,13 @@ def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: in
     ],
 )
 def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: dict[str, tuple[int, ...]], expected: bool) -> None:
-    assert kept_out("a", {name: Claim(*numbers) for name, numbers in claims.items()}) is expected
+    assert must_release_last_slot("a", {name: ResourceClaim(*numbers) for name, numbers in claims.items()}) is expected
 
 
 def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    turn = scheduler._Turn()
+    turn = tune_runner._TimeSlice()
     assert (turn.settled(0), turn.is_over(60)) == (0, False)  # it has not begun, and asks for a place
     assert [turn.settled(runs) for runs in (2, 0, 1)] == [2, 1, 1]
     now += 59
@@ -123,7 +135,7 @@ def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_en
     assert turn.is_over(60)
     assert [turn.settled(0), turn.settled(0)] == [1, 0]
     assert turn.is_over(60)  # it has left, and does not ask for a while
-    now += scheduler.LEAVING_SECONDS
+    now += tune_runner.LEAVING_SECONDS
     assert not turn.is_over(60)
     turn.settled(1)
     now += 59
@@ -136,7 +148,7 @@ def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_en
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    scheduler.connect()
+    connection.connect()
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
@@ -166,7 +178,7 @@ def execute(folder: Path, name: str, runs: int, needs: Needs = ONE_CPU, *, epoch
     """Runs of about a second."""
     heard = heard or Timed()
     jobs = [job_of(folder, f"{name}-{index}", optim__epochs=epochs, world_size=needs.workers) for index in range(runs)]
-    scheduler.execute(jobs, needs, max_concurrent=None, listener=heard, scratch=folder / "tune")
+    tune_runner.train_runs(jobs, needs, max_concurrent=None, listener=heard, scratch=folder / "tune")
     return heard
 
 
@@ -174,7 +186,7 @@ SECOND = """
 import json, sys
 from pathlib import Path
 import ray
-from ablations.engine import scheduler
+from ablations.engine.scheduling import tune_runner as scheduler
 from test_shares import execute, until
 address, folder, needs = sys.argv[1], Path(sys.argv[2]), scheduler.Needs(**json.loads(sys.argv[3]))
 ray.init(address, log_to_driver=False, logging_level="ERROR")
@@ -259,7 +271,7 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_its_end(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs, others: Needs
 ) -> None:
-    monkeypatch.setattr(scheduler, "TURN_SECONDS", 1.0)
+    monkeypatch.setattr(tune_runner, "TURN_SECONDS", 1.0)
     both = Both(address, tmp_path, needs, others)
     assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
     came, left = min(both.second.began.values()), max(both.second.over.values())
@@ -272,8 +284,8 @@ def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "GONE_SECONDS", 0.2)
-    claim = Claim(capacity=2, wants=9, runs=2)
+    monkeypatch.setattr(fair_share, "GONE_SECONDS", 0.2)
+    claim = ResourceClaim(capacity=2, wants=9, runs=2)
     _internal_kv_put(f"{KEY}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}), overwrite=True)
     with Shares() as own:
         assert own.announce(claim) == {"01000000-7": claim, own.name: claim}
@@ -288,15 +300,17 @@ def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypat
 def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "autoscales", lambda: True)  # so that all runs are asked for at once
-    monkeypatch.setattr(scheduler, "CAPACITY_SECONDS", 0.2)  # so that all of it happens while they are
+    monkeypatch.setattr(tune_runner, "autoscales", lambda: True)  # so that all runs are asked for at once
+    monkeypatch.setattr(connection, "CAPACITY_SECONDS", 0.2)  # so that all of it happens while they are
 
     def waiting() -> int:
         return sum(group.state == "PENDING" for group in list_placement_groups(address, limit=10_000))
 
     def other() -> None:
         until(lambda: waiting() == 3)
-        _internal_kv_put(f"{KEY}0", json.dumps({"claim": asdict(Claim(capacity=2, wants=9, runs=0)), "beat": 1}), overwrite=True)
+        _internal_kv_put(
+            f"{KEY}0", json.dumps({"claim": asdict(ResourceClaim(capacity=2, wants=9, runs=0)), "beat": 1}), overwrite=True
+        )
         until(lambda: not waiting())
         _internal_kv_del(f"{KEY}0")
         until(waiting)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ablations.engine.space import Space, check, compose, drawn, field_values, params_of, parse_fields
+from ablations.engine.search.space import Space, check, compose, drawn, field_values, params_of, parse_fields
 from resnet_core import ConfigError, RunSpec
 
 

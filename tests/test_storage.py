@@ -13,7 +13,7 @@ from pyarrow import fs
 from submitted import Submitted
 from test_checkpoints import epoch_of, small_disk, state
 
-from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.trial.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.slow
 

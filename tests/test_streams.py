@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.engine import scratch_folders
+from ablations.engine.environment import scratch_folders
 
 PROJECT = Path(__file__).parents[1]
 STUDY = ("ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--levels", "shortcut=A", "depth=8")

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from ablations.engine.study import Plan, Request, Study, make_plan
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.request import Request
 from resnet_core import ConfigError, measure_cost
 
 

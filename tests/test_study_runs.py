@@ -11,9 +11,10 @@ from PIL import Image
 from runs import weights_differ
 from submitted import STUDY, Killer, Submitted, planned
 
-from ablations.engine import scheduler, trainable
-from ablations.engine.study import Study
-from ablations.engine.tracking import connect
+from ablations.engine.scheduling import tune_runner
+from ablations.engine.study.plan import Study
+from ablations.engine.tracking.connection import connect
+from ablations.engine.trial import trainable
 from resnet_core import ConfigError, fit, load_dataset
 from resnet_core.model import ResNet
 
@@ -141,7 +142,7 @@ def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory
             trainable.train(config)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "train", train)
+        patch.setattr(tune_runner, "train", train)
         failed = Submitted(home, *arguments)
     blocked.unlink()
     blocked.mkdir()
@@ -211,8 +212,8 @@ def test_more_than_the_cluster_can_ever_give_is_refused(home: Path, arguments: l
 
 
 def test_capacity_counts_whole_workers_on_each_node() -> None:
-    assert scheduler.Needs(workers=2).capacity() == 1
-    assert scheduler.Needs(cpus_per_worker=0.5).capacity() == 4
-    assert scheduler.Needs(cpus_per_worker=1.5).capacity() == 1
-    assert scheduler.Needs(gpus_per_worker=0.5).capacity() == 0
-    assert not scheduler.autoscales()
+    assert tune_runner.Needs(workers=2).capacity() == 1
+    assert tune_runner.Needs(cpus_per_worker=0.5).capacity() == 4
+    assert tune_runner.Needs(cpus_per_worker=1.5).capacity() == 1
+    assert tune_runner.Needs(gpus_per_worker=0.5).capacity() == 0
+    assert not tune_runner.autoscales()

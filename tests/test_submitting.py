@@ -13,7 +13,7 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from ablations.engine import provenance
+from ablations.engine.environment import provenance
 
 PROJECT = Path(__file__).parents[1]
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -70,7 +70,7 @@ sys.argv = ["ablations/shortcuts.py", "--plan", "--no-calibrate", "--preset", "s
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    import ablations.engine.cli, ablations.engine.report, resnet_core
+    import ablations.engine.cli.study, ablations.engine.report.html, resnet_core
     print({sys.modules[name].__file__ for name in sys.modules if name.startswith(("ablations", "resnet_core"))})
 """
     environment = {"PYTHONPATH": str(tmp_path / "job"), "RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "PATH": ""}
@@ -86,10 +86,10 @@ finally:
 
 def test_a_commit_is_known_of_a_checkout_and_of_an_archive_and_else_nothing_is_claimed(tmp_path: Path) -> None:
     repository = tmp_path / "project"
-    engine = repository / "ablations" / "engine"
+    engine = repository / "ablations" / "engine" / "environment"
     engine.mkdir(parents=True)
     shutil.copy(PROJECT / ".gitattributes", repository)
-    shutil.copy(PROJECT / "ablations" / "engine" / "provenance.py", engine)
+    shutil.copy(PROJECT / "ablations" / "engine" / "environment" / "provenance.py", engine)
     identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
 
     def git(*words: str) -> str:
@@ -101,7 +101,7 @@ def test_a_commit_is_known_of_a_checkout_and_of_an_archive_and_else_nothing_is_c
     commit = git("rev-parse", "HEAD")
 
     def state(folder: Path) -> tuple[str, str]:
-        found = runpy.run_path(str(folder / "ablations" / "engine" / "provenance.py"))["git_state"]()
+        found = runpy.run_path(str(folder / "ablations" / "engine" / "environment" / "provenance.py"))["git_state"]()
         return found["git.commit"], found["git.dirty"]
 
     assert state(repository) == (commit, "false")
@@ -115,16 +115,18 @@ def test_a_commit_is_known_of_a_checkout_and_of_an_archive_and_else_nothing_is_c
 
 def test_local_changes_are_those_of_the_code_that_trains_and_are_named(tmp_path: Path) -> None:
     repository = tmp_path / "project"
-    for name in ("ablations/engine/trial.py", "resnet_core/optim.py", "tests/test_x.py", "ablations/shortcuts.py"):
+    for name in ("ablations/engine/trial/worker.py", "resnet_core/optim.py", "tests/test_x.py", "ablations/shortcuts.py"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         (repository / name).write_text("x = 1\n")
-    shutil.copy(PROJECT / "ablations" / "engine" / "provenance.py", repository / "ablations" / "engine")
+    source = Path("ablations", "engine", "environment", "provenance.py")
+    (repository / source).parent.mkdir()
+    shutil.copy(PROJECT / source, repository / source)
     identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     for words in (["init"], ["add", "."], ["commit", "-m", "x"]):
         subprocess.run(["git", *identity, *words], cwd=repository, check=True, capture_output=True)
 
     def found() -> tuple[str, str, str]:
-        module = runpy.run_path(str(repository / "ablations" / "engine" / "provenance.py"))
+        module = runpy.run_path(str(repository / source))
         state = module["git_state"]()
         return state["git.dirty"], state.get("git.changed", ""), module["_local_changes"]()
 

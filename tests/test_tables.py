@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from made_up_findings import HOSTILE, PRINTED, cell, findings
 
-from ablations.engine import tables
-from ablations.engine.findings import Estimate, Findings
+from ablations.engine.analysis import number_format
+from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.report import tables
 
 
 def hostile() -> Findings:
@@ -137,11 +138,11 @@ def test_latex_compiles_with_any_text(tmp_path: Path) -> None:
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert tables.scaled(3_858_000_000) == "3.86 G"
-    assert tables.scaled(852) == "852"
-    assert tables.probability(0.0496) == "0.050"
-    assert tables.number(-1234.5) == "−1,234.50"
-    assert tables.number(float("nan")) == tables.number(None) == tables.NONE
-    assert tables.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
-    assert tables.interval(Estimate(n=1, mean=5.0)) == tables.NONE
-    assert tables.with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"
+    assert number_format.scaled(3_858_000_000) == "3.86 G"
+    assert number_format.scaled(852) == "852"
+    assert number_format.probability(0.0496) == "0.050"
+    assert number_format.number(-1234.5) == "−1,234.50"
+    assert number_format.number(float("nan")) == number_format.number(None) == number_format.NONE
+    assert number_format.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
+    assert number_format.interval(Estimate(n=1, mean=5.0)) == number_format.NONE
+    assert number_format.with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"

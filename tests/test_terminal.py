@@ -12,9 +12,11 @@ import pytest
 from made_up_findings import cell, findings
 from rich.console import Console
 
-from ablations.engine import terminal
-from ablations.engine.study import Plan, Request, make_plan
-from ablations.engine.terminal import Progress
+from ablations.engine.report import terminal
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import Request
+from ablations.engine.submission.progress import Progress
 from ablations.shortcuts import STUDY
 
 
@@ -56,7 +58,7 @@ def test_a_run_whose_process_died_does_not_count_as_running_until_it_has_another
 
 
 def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("ablations.engine.submission.progress.HEARTBEAT_SECONDS", 0.05)
     shown = io.StringIO()
 
     def said() -> str:
@@ -77,7 +79,7 @@ def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, mon
 
 
 def test_a_line_is_left_out_where_another_has_just_been_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "HEARTBEAT_SECONDS", 5.0)
+    monkeypatch.setattr("ablations.engine.submission.progress.HEARTBEAT_SECONDS", 5.0)
     shown = io.StringIO()
     with Progress(Console(file=shown, width=120), plan, plan.runs) as progress:
         for run in plan.runs:

@@ -14,13 +14,18 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine import delivery, execution, ledger, options, results
-from ablations.engine.analysis import analyse
-from ablations.engine.delivery import Writer
-from ablations.engine.evidence import Design
-from ablations.engine.journal import Journal
-from ablations.engine.study import Plan, Request, Study, Trial, make_plan
-from ablations.engine.tracking import Tracker, connect, is_new, make_file, origin_tags
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.cli import options
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan, Study, Trial
+from ablations.engine.study.request import Request
+from ablations.engine.submission import study_submission
+from ablations.engine.tracking import results, run_queries, writer
+from ablations.engine.tracking.connection import connect, is_new, make_file
+from ablations.engine.tracking.journal import Journal
+from ablations.engine.tracking.tracker import Tracker, origin_tags
+from ablations.engine.tracking.writer import Writer
 from resnet_core import ConfigError
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -49,7 +54,7 @@ class Submission(Tracker):
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
         writer = Writer(client, self.journal)
         writer.settle(10)
-        super().__init__(client, writer, plan, ledger.find(client, plan), again=again)
+        super().__init__(client, writer, plan, run_queries.find(client, plan), again=again)
         self.closed = False
 
     def flush(self, seconds: float = 10) -> int:
@@ -153,7 +158,7 @@ def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
         again.epoch(run, 2, LAST, CPU, ROWS)
         again.flush()
     (child,) = children(client, tracker)
-    text = Path(client.download_artifacts(child.info.run_id, ledger.PROBES)).read_text()
+    text = Path(client.download_artifacts(child.info.run_id, run_queries.PROBES)).read_text()
     assert text == "probe,epoch,layer,name,quantity,value\nresponses,2,1,conv1,std,0.5\n"
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
 
@@ -166,8 +171,8 @@ def test_of_a_fresh_attempt_that_was_cut_off_a_plain_one_goes_on_with_what_it_ha
     fresh = Submission(client, plan, again=True)
     fresh.started(begun)
     fresh.flush()
-    plain, known = Submission(client, plan), ledger.find(client, plan)
-    assert ledger.done(known).keys() == {run.fingerprint for run in untouched}
+    plain, known = Submission(client, plan), run_queries.find(client, plan)
+    assert run_queries.done(known).keys() == {run.fingerprint for run in untouched}
     assert plain.generation(begun) == 2
     plain.flush()
     anew = Submission(client, plan, again=True)
@@ -192,20 +197,20 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
         return tracker.flush(2)
 
     assert submit() == 2  # the table, and the end behind it
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert (entry.status, entry.outcome) == ("KILLED", "stopped")
     blocked.unlink()
     assert submit() == 0
-    (entry,) = ledger.find(client, plan).values()
+    (entry,) = run_queries.find(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert results.gather(client, Design.of(plan, {})).probes.empty, "this plan asks for no probes"
-    assert Path(client.download_artifacts(entry.run_id, ledger.PROBES)).exists()
+    assert Path(client.download_artifacts(entry.run_id, run_queries.PROBES)).exists()
 
 
 def test_the_writer_survives_whatever_a_store_raises(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.01)
     store, raised = client.log_batch, [KeyError("a library's own"), RuntimeError()]
 
     def log_batch(*arguments: Any, **named: Any) -> Any:
@@ -228,7 +233,7 @@ def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowCli
     tracker.started(run)
     tracker.epoch(run, 1, METRICS, CPU)
     tracker.flush()  # and here the driver is killed: RUNNING for ever
-    assert [entry.done for entry in ledger.find(client, plan).values()] == [False]
+    assert [entry.done for entry in run_queries.find(client, plan).values()] == [False]
     again = Submission(client, plan)
     train(again, plan, runs=1)
     (child,) = children(client, again)
@@ -247,18 +252,18 @@ def test_the_status_tells_whether_there_is_a_result(
     tracker.flush()
     (child,) = children(client, tracker)
     assert (child.info.status, child.data.tags["outcome"], child.data.tags["message"]) == (status, outcome, "because")
-    assert ledger.find(client, plan)[plan.runs[0].fingerprint].done == (status == "FINISHED")
+    assert run_queries.find(client, plan)[plan.runs[0].fingerprint].done == (status == "FINISHED")
     traceback = [file.path for file in client.list_artifacts(child.info.run_id)]
     assert traceback == (["traceback.txt"] if status == "FAILED" else [])
 
 
 def test_a_fresh_attempt_is_another_run_and_the_newest_counts(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     train(tracker, plan, runs=1)
-    first = ledger.find(client, plan)[plan.runs[0].fingerprint]
+    first = run_queries.find(client, plan)[plan.runs[0].fingerprint]
     again = Submission(client, plan, again=True)
     assert again.generation(plan.runs[0]) == 2
     train(again, plan, runs=1)
-    newest = ledger.find(client, plan)[plan.runs[0].fingerprint]
+    newest = run_queries.find(client, plan)[plan.runs[0].fingerprint]
     assert newest.run_id != first.run_id
     assert len(children(client, again)) == 2
 
@@ -267,7 +272,7 @@ def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: P
     train(tracker, plan)
     other = Study(name="another", question="?", factors={"shortcut": ("A", "B")}, baseline={}, seeds=2, preset="smoke")
     lr = plan.base.optim.lr
-    found = ledger.find(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
+    found = run_queries.find(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
     assert len(found) == 2
     assert {entry.tags["cell"] for entry in found.values()} == {"shortcut=A"}
 
@@ -307,23 +312,23 @@ def test_the_ledger_reads_every_page(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tracker, plan)
-    monkeypatch.setattr(ledger, "PAGE", 1)
-    assert len(ledger.find(client, plan)) == len(plan.runs)
+    monkeypatch.setattr(run_queries, "PAGE", 1)
+    assert len(run_queries.find(client, plan)) == len(plan.runs)
 
 
 def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tracker, plan)
-    old = ledger.find(client, plan)
+    old = run_queries.find(client, plan)
     data = {"data_version": plan.dataset.version}
     for number in range(30):
         client.create_run(tracker.experiment_id, tags={**data, "fingerprint": f"another {number}"})
-    entry_of = Mock(side_effect=ledger.entry_of)
-    monkeypatch.setattr(ledger, "entry_of", entry_of)
-    monkeypatch.setattr(ledger, "FEWEST", 5)
-    monkeypatch.setattr(ledger, "SHARE", 1)
-    assert ledger.find(client, plan) == old
+    entry_of = Mock(side_effect=run_queries.entry_of)
+    monkeypatch.setattr(run_queries, "entry_of", entry_of)
+    monkeypatch.setattr(run_queries, "FEWEST", 5)
+    monkeypatch.setattr(run_queries, "SHARE", 1)
+    assert run_queries.find(client, plan) == old
     assert entry_of.call_count == 5 + len(plan.runs) < 30
 
 
@@ -387,7 +392,7 @@ def test_a_run_that_another_study_trained_before_its_records_came_is_one_run(
     cut_off(monkeypatch, client, tracker, plan)
     train(second, other, runs=1)
     Submission(client, plan).flush()  # inherits what waited
-    (run,) = ledger.search(client, f"tags.fingerprint = '{plan.runs[0].fingerprint}'")
+    (run,) = run_queries.search_runs(client, f"tags.fingerprint = '{plan.runs[0].fingerprint}'")
     assert run.data.tags["study"] == other.study.name
     assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "completed")
 
@@ -401,7 +406,7 @@ def test_records_that_wait_are_not_delivered_while_a_living_study_trains_their_r
     second.journal.claim([plan.runs[0].fingerprint])
     third = Submission(client, plan)
     assert not third.journal.inherited
-    assert not ledger.find(client, plan)
+    assert not run_queries.find(client, plan)
     third.flush()
     second.flush()
 
@@ -447,11 +452,11 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
         let_go(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
-    failing = {"kind": (execution.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
+    failing = {"kind": (study_submission.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):
-        execution.execute(plan, options.parse(plan.study, uri))
+        study_submission.run_study(plan, options.parse(plan.study, uri))
     assert not left
 
 
@@ -474,6 +479,6 @@ def test_the_next_submission_mends_what_a_killed_one_left_running(client: Mlflow
     again.started(plan.runs[1])
     again.flush()  # and the job is killed
     Submission(client, plan).flush()
-    found = ledger.find(client, plan)
+    found = run_queries.find(client, plan)
     assert [found[run.fingerprint].status for run in plan.runs[:2]] == ["FINISHED", "KILLED"]
     assert found[plan.runs[1].fingerprint].tags["message"] == "its job was killed"

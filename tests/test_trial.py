@@ -16,10 +16,11 @@ from ray.train import WorkerGroupError
 from test_faults import PROJECT, job_of
 from torch.distributed import DistBackendError
 
-from ablations.engine import ddp_group, deaths, group_failures, trainable, trial, tune_loop
-from ablations.engine.checkpoints import CheckpointFolder
-from ablations.engine.deaths import UNEXPLAINED, Death
-from ablations.engine.trial import Job
+from ablations.engine.scheduling import tune_controller
+from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
+from ablations.engine.trial.checkpoints import CheckpointFolder
+from ablations.engine.trial.job import Job
+from ablations.engine.trial.process_failures import UNEXPLAINED, ProcessFailure
 from resnet_core import ConfigError, Diverged
 
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4321")
@@ -37,11 +38,11 @@ def test_memory_that_lacked_is_told_also_where_another_error_covers_it(monkeypat
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(trial, "_train_epochs", capture)
+    monkeypatch.setattr(worker, "_train_epochs", capture)
     with pytest.raises(
-        trial.OutOfMemory, match=r"^a batch of 32 images on .+: CUDA out of memory\. Tried to allocate 2\.00 MiB\.$"
+        worker.OutOfMemory, match=r"^a batch of 32 images on .+: CUDA out of memory\. Tried to allocate 2\.00 MiB\.$"
     ):
-        trial.train_epochs(job_of(tmp_path, "run"), "cpu", print)
+        worker.train_epochs(job_of(tmp_path, "run"), "cpu", print)
 
 
 class Ended(BaseException):
@@ -55,17 +56,17 @@ def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.
     def end(**reason: object) -> None:
         raise Ended(reason)
 
-    monkeypatch.setattr(trial, "train_epochs", fail)
+    monkeypatch.setattr(worker, "train_epochs", fail)
     watch: Any = SimpleNamespace(alive=lambda: None, end_process=end)
     with pytest.raises(Ended) as ended:
-        trial.train_or_end(job_of(tmp_path, "run"), "cpu", print, watch)
+        worker.train_or_end(job_of(tmp_path, "run"), "cpu", print, watch)
     (reason,) = ended.value.args
     assert reason == {"gpu_error": "CUDA error: unspecified launch failure"}
 
-    monkeypatch.setattr(deaths, "_internal_kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
-    monkeypatch.setattr(deaths, "_internal_kv_del", lambda _: None)
+    monkeypatch.setattr(process_failures, "_internal_kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
+    monkeypatch.setattr(process_failures, "_internal_kv_del", lambda _: None)
     monkeypatch.setattr("ray.nodes", list)
-    death = deaths.explain(["actor"])
+    death = process_failures.explain(["actor"])
     assert (death.reason, death.cause) == ("its GPU failed: CUDA error: unspecified launch failure", "process")
 
 
@@ -93,22 +94,22 @@ def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
         newest.write_bytes(content)
         return seen[-1] == 2
 
-    monkeypatch.setattr(trial, "_agreed", agreed)
+    monkeypatch.setattr(worker, "_agreed", agreed)
     newest.write_bytes(content[:-10])
     began = time.monotonic()
-    trial._restored(job, "cpu")
+    worker._restored(job, "cpu")
     assert seen == [1, 2]
-    assert time.monotonic() - began >= trial.AGREEMENT_SECONDS
+    assert time.monotonic() - began >= worker.AGREEMENT_SECONDS
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
     job, reports = job_of(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
-    trial.train_epochs(job, "cpu", lambda _: None)
+    worker.train_epochs(job, "cpu", lambda _: None)
     files = sorted(Path(job.storage, "run").iterdir())[::-1][:damaged]
     for file in files:
         file.write_bytes(b"half of")
-    trial.train_epochs(job, "cpu", reports.append)
+    worker.train_epochs(job, "cpu", reports.append)
     note = "; ".join(f"{file} is damaged and is passed over" for file in files)
     assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
 
@@ -117,15 +118,15 @@ def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
     (file,) = saved(job_of(tmp_path, "parent"), 1)
     file.write_bytes(b"half of")
     reports: list[dict[str, Any]] = []
-    trial.train_epochs(replace(job_of(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
+    worker.train_epochs(replace(job_of(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
     assert reports[0]["note"] == f"{file} is damaged and is passed over"
 
 
 def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from ablations.engine import trial
-from ablations.engine.watchdog import Watchdog
+from ablations.engine.trial import worker as trial
+from ablations.engine.trial.watchdog import Watchdog
 from tests.test_faults import job_of
 trial._agreed = lambda *_: False
 job = job_of(Path({str(tmp_path)!r}), "run")
@@ -178,7 +179,7 @@ class Group:
         monkeypatch: pytest.MonkeyPatch,
         job: Job,
         *errors: Exception,
-        death: Death = Death(UNEXPLAINED, "process"),  # noqa: B008 - a constant
+        death: ProcessFailure = ProcessFailure(UNEXPLAINED, "process"),  # noqa: B008 - a constant
         epochs: bool = False,
     ) -> None:
         """
@@ -196,7 +197,7 @@ class Group:
 
         monkeypatch.setattr(ddp_group, "_train_once", train_once)
         monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["one", "two"])
-        monkeypatch.setattr(deaths, "explain", lambda *_: death)
+        monkeypatch.setattr(process_failures, "explain", lambda *_: death)
         self.reports: list[dict[str, Any]] = []
         report = self.reports.append
         trainable.report_outcome(report, lambda: ddp_group.train_group(job, report, lambda: None))
@@ -228,12 +229,12 @@ def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raise
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
 ) -> None:
     job = job_of(tmp_path, "group", world_size=2, max_failures=1)
-    group = Group(monkeypatch, job, failed(DIED), failed(*last), death=Death(explained, "process"))
+    group = Group(monkeypatch, job, failed(DIED), failed(*last), death=ProcessFailure(explained, "process"))
     assert group.reports[0] == {"restart": explained}
     assert group.end == ("failed", reason)
 
 
-LOST = Death("its node 10.0.0.7 was lost", "node")
+LOST = ProcessFailure("its node 10.0.0.7 was lost", "node")
 
 
 def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(
@@ -253,9 +254,9 @@ def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.M
 
 def test_a_death_that_tune_tells_twice_is_one() -> None:
     """The process dies as it is handed from one trial to the next: the first word puts the trial back among those that wait."""
-    controller = tune_loop.Controller.__new__(tune_loop.Controller)
+    controller = tune_controller.Controller.__new__(tune_controller.Controller)
     trial = Mock(status="PENDING", PENDING="PENDING")
     controller._resetting_trials = {trial}
-    controller._process_trial_failure(trial, Death("its process was killed", "process"))
+    controller._process_trial_failure(trial, ProcessFailure("its process was killed", "process"))
     assert not controller._resetting_trials  # or it would never get another process
     trial.handle_error.assert_not_called()

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ablations.engine.definition import STUDY_NAME
-from ablations.engine.study import Request, Study, make_plan
+from ablations.engine.study.definition import STUDY_NAME
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Study
+from ablations.engine.study.request import Request
 from resnet_core import ConfigError, RunSpec, override
 from resnet_core.data.__main__ import main
 from resnet_core.data.datasets import load_dataset

@@ -42,7 +42,7 @@ class Bench:
         small.run(small.engine(), home)
         small.run(small.engine("--workers", "2"), home)
         shutil.copytree(home / "data", self.scratch / "ready" / "data")
-        create = "import sys; from ablations.engine.tracking import connect; connect(sys.argv[1])"
+        create = "import sys; from ablations.engine.tracking.connection import connect; connect(sys.argv[1])"
         self.run([sys.executable, "-c", create, f"sqlite:///{self.scratch / 'ready' / 'mlflow.db'}"], home)
         small.bare()
         small.plain()

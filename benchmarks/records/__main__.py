@@ -58,9 +58,10 @@ def measure(uri: str) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
     from mlflow.entities import Metric
 
-    from ablations.engine import ledger, reporting, results
-    from ablations.engine.analysis import analyse
-    from ablations.engine.tracking import connect
+    from ablations.engine.analysis.study_analysis import analyse
+    from ablations.engine.report import bundle
+    from ablations.engine.tracking import results, run_queries
+    from ablations.engine.tracking.connection import connect
 
     client = connect(uri)
     took: dict[str, float] = {}
@@ -71,12 +72,12 @@ def measure(uri: str) -> dict[str, float]:
         took[name] = time.perf_counter() - began
         began = time.perf_counter()
 
-    _, design = ledger.design_of(client, "large", "digits", {})
+    _, design = run_queries.design_of(client, "large", "digits", {})
     mark("what was asked")
     versions = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
     for name, wanted in (("all", versions), ("of 100", dict(list(versions.items())[:100]))):
         began = time.perf_counter()
-        found = ledger.find_all(client, wanted)
+        found = run_queries.find_all(client, wanted)
         mark(f"look-up {name}")
         assert len(found) == len(wanted)
     run = client.create_run("0").info.run_id
@@ -90,7 +91,7 @@ def measure(uri: str) -> dict[str, float]:
     findings = analyse(evidence)
     mark("report: statistics")
     with tempfile.TemporaryDirectory() as folder:
-        reporting.write(evidence, findings, Path(folder))
+        bundle.write(evidence, findings, Path(folder))
     mark("report: figures and pages")
     took["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return took
@@ -102,7 +103,7 @@ def main() -> None:
         print(json.dumps(measure(sys.argv[2])))
         return
     given = record.options(__file__, __doc__, rounds=3, extra=add_options)
-    from ablations.engine.tracking import connect
+    from ablations.engine.tracking.connection import connect
     from benchmarks.report import database
     from benchmarks.report.__main__ import large_study
 

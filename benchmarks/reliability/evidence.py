@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
-from ablations.engine.checkpoints import CheckpointFolder
+from ablations.engine.trial.checkpoints import CheckpointFolder
 
 CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds", "gpu_hours"}
 """Metrics that differ from one training to the next."""

@@ -10,8 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ablations.engine.evidence import Design
-from ablations.engine.study import Request, Study, make_plan
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Study
+from ablations.engine.study.request import Request
 from benchmarks import record
 from benchmarks.report import database
 
@@ -33,19 +35,20 @@ def large_study(cells: int, seeds: int, cache: Path) -> Design:
 
 def measure(uri: str) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
-    from ablations.engine import ledger, reporting, results
-    from ablations.engine.analysis import analyse
-    from ablations.engine.tracking import connect
+    from ablations.engine.analysis.study_analysis import analyse
+    from ablations.engine.report import bundle
+    from ablations.engine.tracking import results, run_queries
+    from ablations.engine.tracking.connection import connect
 
     client = connect(uri)
     marks = [time.perf_counter()]
-    _, design = ledger.design_of(client, "large", "digits", {})
+    _, design = run_queries.design_of(client, "large", "digits", {})
     evidence = results.gather(client, design)
     marks.append(time.perf_counter())
     findings = analyse(evidence)
     marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
-        reporting.write(evidence, findings, Path(folder))
+        bundle.write(evidence, findings, Path(folder))
         marks.append(time.perf_counter())
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.html"))
     read, analysed, written = (b - a for a, b in itertools.pairwise(marks))
@@ -66,7 +69,7 @@ def main() -> None:
         print(json.dumps(measure(sys.argv[2])))
         return
     given = record.options(__file__, __doc__, rounds=3, extra=add_options)
-    from ablations.engine.tracking import connect
+    from ablations.engine.tracking.connection import connect
 
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"sqlite:///{scratch}/mlflow.db"

@@ -13,8 +13,8 @@ from mlflow.entities import Param
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 from sqlalchemy import Connection, create_engine, insert
 
-from ablations.engine import ledger
-from ablations.engine.evidence import Design, DesignCell
+from ablations.engine.study.design import Design, DesignCell
+from ablations.engine.tracking import run_queries
 
 STEP = ("train/loss", "train/error", "test/loss", "test/error", "lr", "images_per_second", "epoch_seconds", "peak_memory_mb")
 ROWS = 50_000
@@ -23,8 +23,8 @@ ROWS = 50_000
 def fill(client: MlflowClient, design: Design, shared: Mapping[str, Any], epochs: int, *, artifacts: Path) -> str:
     """Adds the study, all runs completed, and its run with the fields that they share; returns its id."""
     experiment_id = client.create_experiment(design.study, artifacts.as_uri())
-    parent = client.create_run(experiment_id, tags={"study": design.study, "preset": design.preset, ledger.DESIGN_TAG: "1"})
-    client.log_text(parent.info.run_id, design.to_json(), ledger.DESIGN)
+    parent = client.create_run(experiment_id, tags={"study": design.study, "preset": design.preset, run_queries.DESIGN_TAG: "1"})
+    client.log_text(parent.info.run_id, design.to_json(), run_queries.DESIGN)
     client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in shared.items()])
     engine = create_engine(client.tracking_uri)
     with engine.begin() as connection:

@@ -13,10 +13,11 @@ from unittest import mock
 
 import torch
 
-from ablations.engine import checkpoints
-from ablations.engine.journal import Journal, Record
-from ablations.engine.trial import Job, Report, train_epochs
-from ablations.engine.watchdog import Watchdog
+from ablations.engine.tracking.journal import Journal, Record
+from ablations.engine.trial import checkpoints
+from ablations.engine.trial.job import Job, Report
+from ablations.engine.trial.watchdog import Watchdog
+from ablations.engine.trial.worker import train_epochs
 from benchmarks import record
 from resnet_core import load_dataset, override, preset
 from resnet_core.data.datasets import resolve

@@ -13,7 +13,7 @@ import psutil
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
-from ablations.engine import ledger
+from ablations.engine.tracking import run_queries
 from benchmarks import record
 from benchmarks.records.__main__ import served
 from benchmarks.trials.study import EPOCHS, SECONDS
@@ -80,7 +80,7 @@ class Watched:
         self.wall = time.time() - began
         if driver.returncode:
             raise SystemExit((home / "log.txt").read_text()[-3000:])
-        runs = ledger.search(MlflowClient(tracking_uri), "attributes.run_name LIKE 'shortcut=%'")
+        runs = run_queries.search_runs(MlflowClient(tracking_uri), "attributes.run_name LIKE 'shortcut=%'")
         self.begins = sorted(run.info.start_time / 1000 for run in runs)
         assert len(self.begins) == trials
         self.running = self.begins[-1] - self.begins[0]

@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from ablations.engine import scheduler
-from ablations.engine.cli import main
-from ablations.engine.study import Study
+from ablations.engine.cli.study import main
+from ablations.engine.scheduling import tune_runner
+from ablations.engine.study.plan import Study
 
 SECONDS = 1.0
 EPOCHS = 2
@@ -34,5 +34,5 @@ def sleep(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    scheduler.train = sleep  # type: ignore[attr-defined] # it is another module's, taken from there
+    tune_runner.train = sleep  # type: ignore[attr-defined] # it is another module's, taken from there
     main(STUDY)

@@ -1,0 +1,1 @@
+"""From runs to findings: statistics, without Ray, MLflow or torch."""

@@ -1,0 +1,151 @@
+"""Where a submission came from, and how to submit it again: command, commit, versions, machine."""
+
+import difflib
+import json
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from resnet_core.fields import printable
+
+PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "numpy", "scipy", "statsmodels")
+SECRET = re.compile(
+    r"((?:pass(?:word|wd|phrase)|token|secret|(?:api|access|account|private)_?key|credential|authorization)\w*[\"']?\s*[:=]\s*).*",
+    re.IGNORECASE,
+)
+PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL)
+ARCHIVED = "$Format:%H$"
+"""The commit, in an archive that git made: there, `export-subst` in .gitattributes fills it in."""
+MAX_DIFF = 100_000
+"""Characters of local changes that are kept."""
+MAX_NAMED = 1000
+"""Characters of the list of changed files, at most."""
+CODE = ("..", "../../../resnet_core")
+"""Folders of the code that trains, seen from this one. Studies, tests and documents are not part of it."""
+UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
+
+
+def origin() -> dict[str, str]:
+    """Where this process comes from, by name."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "command": _command(sys.argv),
+        **git_state(),
+        "git.diff": _local_changes(),
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "submitted": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def git_state() -> dict[str, str]:
+    """Return the commit of this project's files, and whether and where the code that trains differs from it.
+
+    `unknown` where nothing tells. Of files that a submission sent along, also the name that Ray gave them: a hash of their names
+    and contents.
+    """
+    upload = _upload()
+    of_upload = {"upload": upload} if upload else {}
+    if _git("ls-files", "--error-unmatch", __file__) is None:  # no git, or a folder in another project
+        return {"git.commit": "unknown" if ARCHIVED.startswith("$") else ARCHIVED, "git.dirty": "unknown", **of_upload}
+    commit, changed = _git("rev-parse", "HEAD"), _changed_code()
+    if commit is None or changed is None:
+        return {"git.commit": commit or "unknown", "git.dirty": "unknown", **of_upload}
+    where = {"git.changed": printable(", ".join(changed))[:MAX_NAMED]} if changed else {}
+    return {"git.commit": commit, "git.dirty": str(bool(changed)).lower(), **where, **of_upload}
+
+
+def _changed_code() -> list[str] | None:
+    """Return the files of the code that trains that differ from the commit, from the top of the repository; None: not known."""
+    changed = _python_files(CODE, "diff", "--name-only", "HEAD")
+    new = _python_files(CODE, *UNTRACKED)
+    return None if changed is None or new is None else changed + [f"{name} (untracked)" for name in new]
+
+
+def _python_files(folders: Sequence[str], *command: str) -> list[str] | None:
+    found = _git(*command, "-z", "--", *(f"{folder}/*.py" for folder in folders))
+    return None if found is None else [name for name in found.split("\0") if name]
+
+
+def _local_changes() -> str:
+    """Return how files differ from the commit, without what looks like a secret; nothing in another project's repository.
+
+    Untracked files are among them if they are Python of this project, studies included.
+    """
+    top = Path(__file__).resolve().parents[3]
+    if _git("rev-parse", "--show-toplevel") != str(top):
+        return ""
+    changes = _git("diff", "HEAD") or ""
+    for name in _python_files((*CODE, "../.."), *UNTRACKED) or ():
+        with suppress(OSError):
+            lines = (top / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            changes += "\n" + "\n".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}", lineterm=""))
+    changes = PRIVATE_KEY.sub("…", changes[:MAX_DIFF])
+    return "\n".join(map(without_secrets, changes.splitlines()))
+
+
+def without_secrets(text: str) -> str:
+    """One printable line, without the passwords of addresses and the rest of it after what is named like a secret."""
+    return SECRET.sub(r"\1…", printable(text))
+
+
+def again() -> str:
+    """What submits this study again: what is done is not trained again, whatever this submission was told."""
+    words = [word for word in sys.argv if word not in ("--fresh", "--report")]
+    if not submission_id():
+        return _command(words)
+    return f"ray job submit {'--working-dir . ' if _upload() else ''}-- {_command(words)}"
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(["python", *map(without_secrets, words)])
+
+
+def _upload() -> str:
+    """What a submission sent along as its working folder: Ray's name for it, or an address."""
+    return printable(_job_config().get("runtime_env", {}).get("working_dir", "").removeprefix("gcs://"))
+
+
+def submission_id() -> str | None:
+    """The name that `ray job submit` gave this program, if that started it."""
+    name: str | None = _job_config().get("metadata", {}).get("job_submission_id")
+    return name
+
+
+def _job_config() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return config
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def machine() -> str:
+    """Where a process is found by its number: a name alone may be that of two machines, or of two containers of one."""
+    known = [socket.gethostname()]
+    with suppress(OSError):  # Linux tells; elsewhere the name has to do
+        known += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(known)

@@ -1,0 +1,1 @@
+"""Findings as page, tables, figures and terminal output."""

@@ -1,0 +1,40 @@
+"""All figures of a study, from its evidence and what was found in it."""
+
+from matplotlib.figure import Figure
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.report.figures.axes import save
+from ablations.engine.report.figures.captions import Caption, caption
+from ablations.engine.report.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
+from ablations.engine.report.figures.forest import forest_figure
+from ablations.engine.report.figures.levels import depth_figure, interaction_figure
+from ablations.engine.report.figures.pareto import pareto_figure
+from ablations.engine.report.figures.search_fields import importances_figure, parallel_figure, sensitivity_figure, slices_figure
+from ablations.engine.report.figures.search_history import history_figure, search_pareto_figure
+
+__all__ = ["Caption", "all_figures", "caption", "save"]
+
+
+def all_figures(evidence: Evidence, findings: Findings) -> dict[str, Figure]:
+    """Every figure for which there is something to draw, by name, in the order in which a report has them."""
+    drawn = {
+        "curves": curves_figure(evidence),
+        "depth": depth_figure(evidence, findings),
+        "differences": forest_figure(findings),
+        "interaction": interaction_figure(evidence, findings),
+        "cost": pareto_figure(evidence, findings),
+        "budget": budget_figure(evidence),
+        "responses": responses_figure(evidence),
+        "gradients": gradients_figure(evidence),
+    }
+    if findings.search:
+        drawn |= {
+            "search-history": history_figure(evidence),
+            "search-sensitivity": sensitivity_figure(evidence, findings),
+            "search-slices": slices_figure(evidence),
+            "search-importances": importances_figure(evidence, findings),
+            "search-parallel": parallel_figure(evidence),
+            "search-pareto": search_pareto_figure(evidence),
+        }
+    return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -1,0 +1,194 @@
+"""Error by the levels of factors: along a scale such as depth, and where the effect of one factor depends on another."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.inference import estimates
+from ablations.engine.report.figures.axes import (
+    CHARACTER_INCHES,
+    WIDTH,
+    drawn_like,
+    legend,
+    level_axis,
+    panel_legend,
+    shortened,
+    styled,
+)
+from ablations.engine.report.figures.styles import DASHES, FILLINGS, MUTED, LineStyle, numbers, rising, short_name, style_at, varied
+from ablations.engine.study.design import Design
+
+MAX_LINES = 7
+"""Told apart in a panel; the others are thin grey lines."""
+MAX_PAIRS = 3
+"""Interactions next to each other."""
+MAX_TICKS = 12
+"""Names of levels on an axis."""
+MAX_CHARACTERS = 18
+"""Of a level's name on an axis."""
+SIDE_STEP_POINTS = 2.5
+"""Between the intervals of lines at the same level."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Means and their intervals along an axis; a place without a mean is left out."""
+
+    name: str
+    places: Sequence[float]
+    estimates: Sequence[Estimate]
+
+    @property
+    def lowest(self) -> float:
+        return min((each.mean for each in self.estimates if each.mean is not None), default=math.inf)
+
+
+def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
+    """Error by depth, or by another factor of numbers: a line for each combination of the other factors, dashed in training.
+
+    Bars are 95 % intervals of the mean. None if no factor has two levels that are numbers, or nothing is done.
+    """
+    design = evidence.design
+    factor = numeric_factor(design)
+    cells = [cell for cell in findings.cells if cell.error.n]
+    if factor is None or not cells:
+        return None
+    scored, train = [], []
+    cells.sort(key=lambda cell: float(cell.levels[factor]))
+    for name in dict.fromkeys(short_name(design, cell.levels, factor) for cell in findings.cells):
+        of_line = [cell for cell in cells if short_name(design, cell.levels, factor) == name]
+        places = [float(cell.levels[factor]) for cell in of_line]
+        scored.append(Line(name, places, [cell.error for cell in of_line]))
+        train.append(Line(name, places, [cell.train_error for cell in of_line]))
+    with styled():
+        figure = Figure(figsize=(WIDTH, 2.8))
+        panel = figure.subplots()
+        panel.margins(x=0.05)
+        level_axis(panel, "x", sorted(map(float, design.factors[factor])))
+        looks = _looks(scored)
+        _draw(panel, train, {name: each._replace(dash=DASHES[1], filling=FILLINGS[1]) for name, each in looks.items()}, 0.9)
+        _draw(panel, scored, looks)
+        panel.set_xlabel(factor)
+        panel.set_ylabel(f"error % (dashed: train, solid: {findings.scored_on})")
+        panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
+        if len(scored) > 1:
+            legend(figure, looks)
+    return figure
+
+
+def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
+    """Mean error by the levels of one factor, a line for each level of another: parallel lines are no interaction.
+
+    Other factors are averaged over, in each seed, over the combinations in which every level of both exists. Bars are 95 %
+    intervals of the mean. The pairs that interact most, at most three; None with fewer than two factors.
+    """
+    design = evidence.design
+    drawn = {pair: lines for pair in pairs(design, findings) if (lines := _averaged(evidence, *pair))}
+    if not drawn:
+        return None
+    width = WIDTH / len(drawn) - 0.5
+    with styled():
+        figure = Figure(figsize=(WIDTH, 3.2))
+        panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for panel, ((along, by), lines) in zip(panels, drawn.items(), strict=True):
+            looks = _looks(lines)
+            _draw(panel, lines, looks)
+            _level_names(panel, rising(design.factors[along]), width)
+            panel.set_xlabel(shortened(along, MAX_CHARACTERS))
+            panel_legend(panel, by, looks, width)
+        panels[0].set_ylabel(f"{findings.scored_on} error %")
+        panels[0].set_ylim(0, min(100.0, panels[0].get_ylim()[1]))
+    return figure
+
+
+def numeric_factor(design: Design) -> str | None:
+    """The factor with levels on a scale: depth, else the first."""
+    found = [name for name in varied(design) if numbers(design.factors[name])]
+    return min(found, key=lambda name: name not in ("depth", "model.depth"), default=None)
+
+
+def pairs(design: Design, findings: Findings) -> list[tuple[str, str]]:
+    """The pairs of factors whose interaction is drawn, the largest first: the one along the axis, and the one with lines."""
+    sizes = {
+        frozenset(pair): max(
+            (abs(each.difference.mean or 0) for each in findings.interactions if set(each.factors) == set(pair)), default=0.0
+        )
+        for pair in itertools.combinations(varied(design), 2)
+    }
+    on_scale = numeric_factor(design)  # has a figure with itself along the axis
+    order = sorted(varied(design), key=lambda name: (name == on_scale, -len(design.factors[name])))
+    largest = sorted(itertools.combinations(order, 2), key=lambda pair: -sizes[frozenset(pair)])
+    return largest[:MAX_PAIRS]
+
+
+def _averaged(evidence: Evidence, along: str, by: str) -> list[Line]:
+    """Errors by two factors, over combinations of the others that have them all; empty where there is none."""
+    design = evidence.design
+    errors = evidence.runs.pivot_table(index="cell", columns="seed", values="error", dropna=False)
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    for cell in design.cells:
+        rest = short_name(design, cell.levels, along, by)
+        cells.setdefault(rest, {})[cell.levels[by], cell.levels[along]] = cell.label
+    every = set().union(*cells.values())
+    whole = [labels for labels in cells.values() if labels.keys() == every]
+    places = {level: float(i) for i, level in enumerate(rising(design.factors[along]))}
+    lines = []
+    for level in rising(design.factors[by]) if whole else []:
+        there = [other for other in places if (level, other) in every]
+        rows = [errors.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in there]
+        lines.append(Line(level, [places[other] for other in there], estimates(np.array(rows, float))))
+    return [line for line in lines if line.lowest < math.inf]
+
+
+def spread(estimate: Estimate) -> tuple[float, float]:
+    """The ends of a bar: the 95 % interval, or what is known of it."""
+    mean = estimate.mean or 0.0
+    return (mean if estimate.low is None else estimate.low), (mean if estimate.high is None else estimate.high)
+
+
+def _looks(lines: Sequence[Line]) -> dict[str, LineStyle]:
+    """Of the lines that are told apart: all, or of too many those with the lowest errors."""
+    best = sorted(lines, key=lambda line: line.lowest)[:MAX_LINES]
+    told = [line for line in lines if line in best]
+    return {line.name: style_at(i) for i, line in enumerate(told)}
+
+
+def _draw(panel: Axes, lines: Sequence[Line], looks: Mapping[str, LineStyle], width: float = 1.2) -> None:
+    for line in lines:
+        kept = [(place, each) for place, each in zip(line.places, line.estimates, strict=True) if each.mean is not None]
+        places, means = [place for place, _ in kept], np.array([each.mean for _, each in kept], float)
+        if line.name not in looks:
+            panel.plot(places, means, color=MUTED, linewidth=0.4, alpha=0.3)
+            continue
+        crowded = len(line.places) > MAX_TICKS
+        aside = 0.0 if crowded else (list(looks).index(line.name) - (len(looks) - 1) / 2) * SIDE_STEP_POINTS / 72
+        moved = panel.transData + ScaledTranslation(aside, 0, panel.figure.dpi_scale_trans)
+        ends = [spread(each) for _, each in kept]
+        lengths = abs(np.array(ends, float).reshape(-1, 2).T - means)
+        drawn = drawn_like(looks[line.name]) | {"label": line.name, "linewidth": width, "elinewidth": 0.8, "capsize": 1.5}
+        panel.errorbar(places, means, lengths, transform=moved, **drawn)
+        # What is drawn beside its place does not count for the axes by itself.
+        panel.update_datalim([(place, end) for place, pair in zip(places, ends, strict=True) for end in pair])
+    panel.autoscale_view()
+
+
+def _level_names(panel: Axes, levels: Sequence[str], inches: float) -> None:
+    """The levels on the axis: of many some, and aslant where they would touch each other."""
+    every = -(-len(levels) // MAX_TICKS)
+    places = list(range(0, len(levels), every))
+    names = [shortened(levels[place], MAX_CHARACTERS) for place in places]
+    panel.set_xticks(places, names)
+    panel.set_xlim(-0.3, len(levels) - 0.7)
+    if max(map(len, names)) + 1 > inches / CHARACTER_INCHES / len(names):
+        panel.tick_params(axis="x", labelrotation=35)
+        for text in panel.get_xticklabels():
+            text.set_horizontalalignment("right")
+            text.set_rotation_mode("anchor")

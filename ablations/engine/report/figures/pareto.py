@@ -1,0 +1,166 @@
+"""Error against cost: which networks are worth what they take."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.report.figures.axes import WIDTH, drawn_like, legend, log_axis, prefixed, spans_decades, styled, time_unit
+from ablations.engine.report.figures.styles import MUTED, LineStyle, style_map_of
+
+DISTANCES = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
+"""Points of type between a mark and its name: the first place where it overlaps nothing is taken."""
+SIDES = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0.3, 1), (-0.3, 1), (0.3, -1), (-0.3, -1))
+LINE_FROM = 12.0
+"""Points of type from which on a line joins a name to its mark."""
+LINE_PARTS = 12
+"""In which a line is looked at for what it crosses."""
+LINE: Any = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+MARK_PIXELS = 4.0
+"""Half of a mark, at the resolution of layout."""
+
+
+class Point(NamedTuple):
+    """A cell's mean error, and what it costs."""
+
+    cell: str
+    cost: float
+    error: float
+
+
+def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
+    """Mean error against multiply-adds of a forward pass, and against training time of a run.
+
+    A line joins the cells that no other one beats in both, and they are named; bars are 95 % intervals of the mean. None with
+    fewer than two cells whose costs are known.
+    """
+    errors = {cell.label: cell.error for cell in findings.cells}
+    flops, seconds = by_multiply_adds(findings), by_seconds(findings)
+    if min(len(flops), len(seconds)) < 2:
+        return None
+    scheme = style_map_of(evidence)
+    marks = {cell: look._replace(dash="none") for cell, look in scheme.looks.items()}
+    scale, multiply_adds = prefixed(max(point.cost for point in flops))
+    unit_seconds, unit = time_unit(max(point.cost for point in seconds))
+    axes = {
+        f"multiply-adds of a forward pass{multiply_adds}": [point._replace(cost=point.cost / scale) for point in flops],
+        f"training time of a run, {unit}": [point._replace(cost=point.cost / unit_seconds) for point in seconds],
+    }
+    with styled():
+        figure = Figure(figsize=(WIDTH, 2.9))
+        panels = figure.subplots(1, 2, sharey=True)
+        for panel, (label, points) in zip(panels, axes.items(), strict=True):
+            _draw(panel, points, errors, marks)
+            panel.set_xlabel(label)
+            panel.margins(x=0.1)
+            if spans_decades(point.cost for point in points):
+                log_axis(panel, "x")
+        panels[0].set_ylabel(f"{findings.scored_on} error %")
+        _error_scale(panels[0], [point.error for point in flops])
+        drawn = {point.cell for point in flops + seconds}
+        legend(figure, {scheme.name(cell): look for cell, look in marks.items() if cell in drawn})
+        figure.draw_without_rendering()  # names are placed among what is drawn: where that is shows only now
+        for panel, points in zip(panels, axes.values(), strict=True):
+            _name(panel, points, {point.cell: scheme.name(point.cell, separator="\n") for point in pareto_points(points)})
+    return figure
+
+
+def pareto_points(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in cost or error without being worse in the other, by rising cost."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, point.error)):
+        if not kept or point.error < kept[-1].error or point[1:] == kept[-1][1:]:
+            kept.append(point)
+    return kept
+
+
+def by_multiply_adds(findings: Findings) -> list[Point]:
+    return [Point(cell.label, cell.flops, cell.error.mean) for cell in findings.cells if cell.flops and cell.error.mean is not None]
+
+
+def by_seconds(findings: Findings) -> list[Point]:
+    return [
+        Point(cell.label, cell.seconds, cell.error.mean) for cell in findings.cells if cell.seconds and cell.error.mean is not None
+    ]
+
+
+def _draw(panel: Axes, points: Sequence[Point], errors: Mapping[str, Estimate], looks: Mapping[str, LineStyle]) -> None:
+    edge = pareto_points(points)
+    panel.plot([point.cost for point in edge], [point.error for point in edge], drawstyle="steps-post", color=MUTED, linewidth=0.9)
+    others = [point for point in points if point.cell not in looks]
+    panel.plot([point.cost for point in others], [point.error for point in others], ".", color=MUTED, alpha=0.4, markersize=2.5)
+    for point in points:
+        if look := looks.get(point.cell):
+            estimate = errors[point.cell]
+            if estimate.low is not None and estimate.high is not None:
+                panel.plot([point.cost, point.cost], [estimate.low, estimate.high], color=look.colour, linewidth=0.8, alpha=0.7)
+            panel.plot([point.cost], [point.error], **drawn_like(look), markersize=5)
+
+
+def _error_scale(panel: Axes, errors: Sequence[float]) -> None:
+    if spans_decades(errors):
+        log_axis(panel, "y")
+        panel.set_ylim(min(errors) / 2, min(100.0, 2 * max(errors)))
+    else:
+        panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
+
+
+def _name(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
+    """Names points where there is room; the legend has them all."""
+    marks = dict(zip([point.cell for point in points], panel.transData.transform([point[1:] for point in points]), strict=True))
+    taken = [_around(mark, MARK_PIXELS) for mark in marks.values()]
+    for (x, y), (next_x, next_y) in itertools.pairwise(marks[point.cell] for point in pareto_points(points)):
+        taken += [Bbox.from_extents(x, y - 1, next_x, y + 1), Bbox.from_extents(next_x - 1, next_y, next_x + 1, y)]
+    texts: list[Bbox] = []
+    for point in (point for point in points if point.cell in names):
+        made = _annotate(panel, point, names[point.cell], (0, 0))
+        size = made.get_window_extent().size
+        made.remove()
+        mark = marks[point.cell]
+        for distance, side in itertools.product(DISTANCES, SIDES):
+            start = mark + distance * np.array(side) * panel.figure.dpi / 72
+            box = _beside(start, size, side)
+            line = [_around(place, 1) for place in np.linspace(mark, start, LINE_PARTS)] if distance >= LINE_FROM else []
+            inside = all(panel.bbox.contains(*corner) for corner in box.corners())
+            if inside and not box.count_overlaps(taken) and not any(part.count_overlaps(texts) for part in line):
+                offset = distance * side[0], distance * side[1]
+                _annotate(panel, point, names[point.cell], offset)
+                if line:
+                    _annotate(panel, point, "", offset, arrowprops=LINE)
+                taken += [box, *line]
+                texts.append(box)
+                break
+
+
+def _beside(corner: Sequence[float], size: Sequence[float], side: tuple[float, float]) -> Bbox:
+    """Where a text of a size is, in pixels, that lies to a side of a place."""
+    (x, y), (width, height), (right, up) = corner, size, side
+    return Bbox.from_bounds(x if right > 0 else x - width, y if up > 0 else y - height if up < 0 else y - height / 2, width, height)
+
+
+def _around(place: Sequence[float], pixels: float) -> Bbox:
+    x, y = place
+    return Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels)
+
+
+def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float], **properties: Any) -> Annotation:
+    right, up = offset
+    made = panel.annotate(
+        name,
+        (point.cost, point.error),
+        offset,
+        textcoords="offset points",
+        horizontalalignment="left" if right > 0 else "right",
+        verticalalignment="bottom" if up > 0 else "top" if up < 0 else "center",
+        fontsize=7,
+        **properties,
+    )
+    made.set_in_layout(False)  # it has its place among what is drawn already
+    return made

@@ -1,0 +1,46 @@
+"""A search as Optuna's own studies, in a file that `optuna-dashboard FILE` opens.
+
+It is a copy to look at. What a search goes on from is in MLflow.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from optuna import logging
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.study import StudyDirection
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.optuna_trials import frozen_trials
+from ablations.engine.analysis.trial_table import search_of
+
+logging.set_verbosity(logging.WARNING)  # else it tells of every study that is made
+
+FILE = "optuna.journal"
+
+
+def export(evidence: Evidence, path: Path) -> None:
+    """Writes the trials that have ended, a study for each cell of the search: `<study> <label>`."""
+    search = search_of(evidence)
+    logs = _Lines()
+    storage = JournalStorage(logs)
+    for cell in search.cells:
+        directions = [StudyDirection.MINIMIZE] * (2 if search.against else 1)
+        study = storage.create_new_study(directions, f"{evidence.design.study} {cell.label}".strip())
+        for trial in frozen_trials(evidence, cell):
+            storage.create_new_trial(study, trial)
+    JournalFileBackend(str(path)).append_logs(logs.written)
+
+
+class _Lines(BaseJournalBackend):
+    """A journal in memory: written line by line, a file is locked and synced a thousand times."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        return self.written[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.written += logs

@@ -1,0 +1,209 @@
+"""A study's table: a row per cell as CSV for machines, Markdown and LaTeX for people, and how numbers are written.
+
+Names of factors, levels and messages of runs are other people's text: they are escaped and change no structure.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
+from ablations.engine.analysis.number_format import mean_std, number, probability, scaled, with_interval
+from resnet_core.fields import printable
+
+NAMED = 4
+"""Cells of a note that are named; others are counted."""
+COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "multiply-adds", "s / run")
+"""Of the table for people, after the factors."""
+IN_PAPERS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")
+"""Those that a paper's page has room for."""
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#|~$&!])")
+FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the start of a formula."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "–": r"\textendash{}",
+    "−": "$-$",
+    "…": r"\ldots{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "η": r"$\eta$",
+    "²": r"\textsuperscript{2}",
+    "“": "``",
+    "”": "''",
+    "’": "'",
+}
+
+
+def of_planned(cell: CellFinding) -> str:
+    """`3`, or `2 of 3` where runs did not complete."""
+    return str(cell.planned) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
+
+
+def compared(findings: Findings) -> Mapping[str, Comparison]:
+    """The comparison of every cell that has one, by label."""
+    return {comparison.cell: comparison for comparison in findings.comparisons}
+
+
+def note(cell: CellFinding, comparison: Comparison | None) -> str:
+    """What a row must be read with: which runs did not complete and why, mixed conditions, why there is no p."""
+    problems = ", ".join(f"{count} {outcome}" for outcome, count in cell.problems.items())
+    parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), *cell.flags, comparison.note if comparison else ""]
+    return "; ".join(filter(None, parts))
+
+
+def rows(findings: Findings) -> list[dict[str, Any]]:
+    """A row per cell in the design's order, numbers in full precision, None where there is none.
+
+    Errors in percent, differences in points, costs of one run; `multiply_adds` of one image's forward pass.
+    """
+    by_cell = compared(findings)
+    scored = findings.scored_on
+    table = []
+    for cell in findings.cells:
+        comparison = by_cell.get(cell.label)
+        difference = comparison.difference if comparison else Estimate(n=0)
+        row: dict[str, Any] = {"cell": cell.label, **cell.levels}
+        row |= {f"{scored}_error_{name}": getattr(cell.error, name) for name in ("mean", "std", "low", "high")}
+        row |= {"n": cell.error.n, "planned": cell.planned}
+        row |= {"train_error_mean": cell.train_error.mean, "train_error_std": cell.train_error.std}
+        row |= {"baseline": comparison.baseline if comparison else ""}
+        row |= {f"difference_{name}": getattr(difference, name) for name in ("mean", "low", "high")}
+        row |= {"pairs": difference.n, "p": difference.p, "corrected_p": difference.corrected, "effect": difference.effect}
+        row |= {"parameters": cell.parameters, "multiply_adds": cell.flops, "images_per_second": cell.images_per_second}
+        row |= {"peak_memory_mb": cell.peak_memory_mb, "seconds": cell.seconds, "gpu_hours": cell.gpu_hours}
+        row |= {"on_front": cell.on_front, "note": note(cell, comparison)}
+        table.append(row)
+    return table
+
+
+def csv(findings: Findings) -> str:
+    """`rows` with a header, every digit kept. Text that a spreadsheet would run as a formula begins with an apostrophe."""
+    table = [{name: _inert(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)]
+    return pd.DataFrame(table).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(findings: Findings) -> str:
+    """The table as GitHub and MLflow show it, and below it what incomplete or mixed cells are to be read with."""
+    heads, lines = _for_people(findings, COLUMNS)
+    factors = len(heads) - len(COLUMNS)
+    rules = ["---"] * factors + ["---:"] * len(COLUMNS)
+    table = [[*map(in_markdown, heads)], rules, *([*map(in_markdown, line[:factors]), *line[factors:]] for line in lines)]
+    notes = [f"- **{in_markdown(label)}**: {in_markdown(text)}" for label, text in _notes(findings)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in table)
+    return "\n\n".join(filter(None, (text, in_markdown(_legend(findings)), "\n".join(notes)))) + "\n"
+
+
+def latex(findings: Findings) -> str:
+    r"""A float for a paper, in `booktabs`' style; characters that pdfLaTeX may not know are named: `U+4E2D`."""
+    heads, lines = _for_people(findings, IN_PAPERS)
+    columns = "l" * (len(heads) - len(IN_PAPERS)) + "r" * len(IN_PAPERS)
+    label = "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in _factors(findings))
+    notes = [rf"\par\smallskip\textbf{{{_in_latex(cell)}}}: {_in_latex(text)}." for cell, text in _notes(findings)]
+    written = [
+        r"% \usepackage[T1]{fontenc}, \usepackage{textcomp}, \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{_in_latex(_legend(findings))}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(_in_latex, heads)) + r" \\",
+        r"\midrule",
+        *("{}" + " & ".join(map(_in_latex, line)) + r" \\" for line in lines),  # {}: a row may not begin with [ or *
+        r"\bottomrule",
+        r"\end{tabular}",
+        *([r"\par\footnotesize\raggedright", *notes] if notes else []),
+        r"\end{table}",
+    ]
+    return "\n".join(written) + "\n"
+
+
+def _for_people(findings: Findings, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Heads, and a line per cell: levels, then these columns."""
+    by_cell = compared(findings)
+    baselines = {comparison.baseline for comparison in findings.comparisons}
+    lines = []
+    for cell in findings.cells:
+        comparison = by_cell.get(cell.label)
+        difference = comparison.difference if comparison else Estimate(n=0)
+        shown = {
+            "error %": mean_std(cell.error),
+            "n": of_planned(cell),
+            "difference": "baseline" if cell.label in baselines else with_interval(difference),
+            "p": probability(difference.corrected),
+            "train error %": mean_std(cell.train_error),
+            "parameters": number(cell.parameters, 0),
+            "multiply-adds": scaled(cell.flops),
+            "s / run": number(cell.seconds, 1),
+        }
+        lines.append([*map(printable, cell.levels.values()), *(shown[column] for column in columns)])
+    return [*map(printable, _factors(findings)), f"{findings.scored_on} {columns[0]}", *columns[1:]], lines
+
+
+def _factors(findings: Findings) -> Iterable[str]:
+    return findings.cells[0].levels
+
+
+def _legend(findings: Findings) -> str:
+    return (
+        f"{findings.scored_on.capitalize()} error in the final epoch, mean ± standard deviation over n seeds. Differences to the "
+        "baseline are paired by seed, in percentage points, with 95 % t intervals; p is corrected for their number (Holm)."
+    )
+
+
+def _notes(findings: Findings) -> list[tuple[str, str]]:
+    """Each note once, with the cells that it is about."""
+    by_cell = compared(findings)
+    about: dict[str, list[str]] = {}
+    for cell in findings.cells:
+        if text := note(cell, by_cell.get(cell.label)):
+            about.setdefault(printable(text), []).append(printable(cell.label))
+    return [(", ".join(labels[:NAMED]) + _and_more(len(labels) - NAMED), text) for text, labels in about.items()]
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
+
+
+def _inert(text: str) -> str:
+    text = printable(text)
+    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def in_markdown(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return MARKDOWN.sub(r"\\\1", text)
+
+
+def _in_latex(text: str) -> str:
+    text = "".join(LATEX.get(c) or (c if c.isascii() or c in "àâäçéèêëîïôöùûüñßÀÄÇÉÈÖÜÑ°" else f"U+{ord(c):04X}") for c in text)
+    return text.replace("--", "-{-}")  # two would become a dash

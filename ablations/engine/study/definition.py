@@ -1,0 +1,125 @@
+"""What a study's file says: a question, and the design of the experiment that answers it, checked when it is made."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Self
+
+from ablations.engine.study.factors import SET_OTHERWISE, Level, by_field, checked_factors, shown
+from resnet_core import PRESETS, ConfigError
+from resnet_core.fields import reject
+from resnet_core.overrides import convert, field_name
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Safe as an MLflow experiment, in an address and as a file's name on every system."""
+CHANGES = ("factors", "baseline", "settings")
+"""Of a study, what may be other on some presets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question about networks, and the design of the experiment that answers it."""
+
+    name: str
+    """Name of the MLflow experiment."""
+    question: str
+    """One sentence, shown wherever results are."""
+    factors: Mapping[str, Sequence[Level]]
+    """What is varied: a `RunSpec` field (`depth`, `optim.lr`) and its levels."""
+    baseline: Mapping[str, Level] = field(default_factory=dict)
+    """Levels that others are compared with. Factors not named are compared at equal level."""
+    seeds: int = 3
+    """Replicates of every cell: seeds 0, 1, …"""
+    preset: str = "digits"
+    """What it runs on unless `--preset` says otherwise."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`RunSpec` fields in which all runs differ from the preset: `{"probes": ("responses",)}`."""
+    space: Callable[[Any], object] | None = None
+    """Makes the study a search: called with an `optuna.Trial`, suggests `RunSpec` fields by their names, as in
+    `trial.suggest_float("optim.lr", 1e-3, 1, log=True)`. Factors are then what `--per-cell` searches inside of."""
+    on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Other or more factors, baseline levels and settings on some presets: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
+
+    def __new__(cls, *args: object, **given: object) -> Self:
+        """Refuse fields that do not exist, and missing ones, as every other mistake in a study is refused."""
+        every = {f.name: f for f in fields(cls)}
+        for name in (*map(repr, args), *(name for name in given if name not in every)):
+            raise ConfigError(f"Study: {name}: no such field; accepted, by name: {', '.join(every)}")
+        for name, f in every.items():
+            if name not in given and f.default is MISSING and f.default_factory is MISSING:
+                raise ConfigError(f"Study: {name} is missing; accepted: {name}=…")
+        return super().__new__(cls)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        """For `copy` and `pickle`, which call `__new__` too."""
+        return (), vars(self)
+
+    def __post_init__(self) -> None:
+        """Check every field and convert levels and settings to the types of their fields; raises ConfigError."""
+        if not (isinstance(self.name, str) and STUDY_NAME.fullmatch(self.name)):
+            raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
+        if not (isinstance(self.question, str) and self.question.strip()):
+            raise reject("question", self.question, "accepted: a sentence")
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+            raise reject("seeds", self.seeds, "accepted: a number of replicates, 1 or more")
+        if self.space is not None and not callable(self.space):
+            raise reject("space", self.space, "accepted: a function of a trial")
+        if not isinstance(self.on, Mapping):
+            raise reject("on", self.on, f"accepted: changes by preset: {', '.join(PRESETS)}")
+        for preset in (self.preset, *self.on):
+            check_preset("preset", preset)
+        factors = checked_factors("factors", self.factors)
+        if not factors and self.space is None:
+            raise reject("factors", self.factors, "accepted: one factor or more, such as {'depth': (20, 56)}")
+        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "baseline", _checked_baseline(self.baseline, factors))
+        object.__setattr__(self, "settings", _checked_settings(self.settings))
+        for preset, changes in self.on.items():
+            if not isinstance(changes, Mapping):
+                raise reject(f"on {preset}", changes, f"accepted: changes of {', '.join(CHANGES)}")
+            if unknown := set(changes) - {*CHANGES}:
+                raise reject(f"on {preset}", min(map(str, unknown)), f"accepted: {', '.join(CHANGES)}")
+            try:
+                self.adapted(preset)
+            except ConfigError as error:
+                raise ConfigError(f"on {preset}: {error}") from error
+
+    def adapted(self, preset: str) -> "Study":
+        """The study as it is on a preset."""
+        merged: dict[str, Any] = {}
+        for part, changes in self.on.get(preset, {}).items():
+            own = by_field(part, getattr(self, part))
+            changed = by_field(part, changes)
+            names = {dotted: own[dotted][0] if dotted in own else name for dotted, (name, _) in changed.items()}
+            merged[part] = {**getattr(self, part), **{names[dotted]: value for dotted, (_, value) in changed.items()}}
+        return replace(self, on={}, **merged)
+
+
+def check_preset(option: str, preset: object) -> None:
+    """Raise ConfigError for an unknown preset."""
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise reject(option, preset, f"accepted: {', '.join(PRESETS)}")
+
+
+def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]]) -> dict[str, Level]:
+    """The baseline under the names of the factors; raises ConfigError if it is of other factors or not among their levels."""
+    names = {field_name(name): name for name in factors}
+    found: dict[str, Level] = {}
+    for dotted, (name, level) in by_field("baseline", baseline).items():
+        if dotted not in names:
+            raise reject("baseline", name, f"is no factor; accepted: {', '.join(factors)}")
+        found[names[dotted]] = converted = convert(dotted, level)
+        levels = factors[names[dotted]]
+        if converted not in levels:
+            raise reject(f"baseline {name}", shown(converted), f"accepted: a level of it: {', '.join(map(shown, levels))}")
+    return found
+
+
+def _checked_settings(settings: object) -> dict[str, Any]:
+    """The settings as values of their fields; raises ConfigError for what a setting cannot be."""
+    found: dict[str, Any] = {}
+    for dotted, (name, value) in by_field("settings", settings).items():
+        if dotted in SET_OTHERWISE:
+            raise reject("settings", name, f"accepted: {SET_OTHERWISE[dotted]}")
+        found[name] = convert(dotted, value)
+    return found

@@ -1,0 +1,182 @@
+"""From a study and a request to its cells and runs."""
+
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ablations.engine.study.comparability import check_comparable, images_of, load_all, training_key
+from ablations.engine.study.definition import Study as Study  # where studies and others look for it
+from ablations.engine.study.definition import check_preset
+from ablations.engine.study.factors import SET_OTHERWISE, Level, checked_factors, shown
+from ablations.engine.study.plan import Cell, Draft, Plan, Run
+from ablations.engine.study.request import Request
+from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
+from resnet_core.config import DataConfig
+from resnet_core.data.datasets import Dataset, resolve
+from resnet_core.fields import reject
+from resnet_core.overrides import convert, field_name
+
+MAX_RUNS = 10_000
+"""Runs of a study, at most: beyond, a typing error is more likely than the time to train them."""
+LENGTHS = frozenset({"optim.epochs", "optim.iterations"})
+"""Units of a training's length."""
+MAX_SETTING_CHARACTERS = 6000
+"""Length of a field's value as text, at most: MLflow cuts a longer parameter without a word."""
+
+
+def draft(study: Study, request: Request) -> Draft:
+    """Expands a study into cells; raises ConfigError with one line if any part of the request is wrong."""
+    preset = request.preset or study.preset
+    check_preset("--preset", preset)
+    study = study.adapted(preset)
+    seeds = study.seeds if request.seeds is None else request.seeds
+    if seeds < 1:
+        raise reject("--seeds", seeds, "accepted: 1 or more")
+    factors = _factors(study, request)
+    asked = {field_name(name): value for name, value in request.overrides.items()}
+    if math.prod(map(len, factors.values())) * seeds > MAX_RUNS:
+        levels = " × ".join(str(len(levels)) for levels in factors.values())
+        raise reject("--seeds", seeds, f"with {levels} levels, accepted: at most {MAX_RUNS:,} runs")
+    for name, option in SET_OTHERWISE.items():
+        if name in asked:
+            raise reject("--set", name, f"accepted: {option}")
+    taken = sorted(asked.keys() & {field_name(n) for n in factors})
+    if taken:
+        raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
+    settings = _settings(study, request, asked, {field_name(name) for name in factors})
+    specs, skipped = _cells(PRESETS[preset], settings, factors)
+    return Draft(study=study, preset=preset, factors=factors, seeds=seeds, specs=specs, skipped=tuple(skipped))
+
+
+def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
+    """Expands a study into runs; raises ConfigError with one line if any part of the request is wrong."""
+    # Bad runs surface before the data are read; only the data's own fields wait for them.
+    return with_data(draft(study, request), request, cache=cache)
+
+
+def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
+    """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
+    data = load_all(drafted.specs.values(), cache, download=request.download)
+    check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
+    specs, impossible = _on_data(drafted.specs, data, drafted.study.baseline)
+    return Plan(
+        study=drafted.study,
+        preset=drafted.preset,
+        base=drafted.base,
+        factors=drafted.factors,
+        cells=tuple(specs),
+        skipped=(*drafted.skipped, *impossible),
+        runs=expanded(specs, drafted.seeds, data),
+        data=data,
+        searched=drafted.searched,
+    )
+
+
+def expanded(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataConfig, Dataset]) -> tuple[Run, ...]:
+    """The runs of these cells, in the order in which to start them."""
+    runs: list[Run] = []
+    versions = {cell: data[images_of(spec.data)].version for cell, spec in specs.items()}
+    for seed in range(seeds):
+        seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
+        replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=versions[cell])) for cell, spec in seeded]
+        # Longest first within a seed: complete replicates early, and no long run alone at the end.
+        runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
+    return tuple(runs)
+
+
+def _settings(study: Study, request: Request, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
+    """The fields in which all runs differ from the preset, as the study and the request want them."""
+    settings = {field_name(name): value for name, value in study.settings.items()}
+    if LENGTHS & (asked.keys() | varied):  # in the unit that is asked for
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    settings |= {**asked, "world_size": request.workers}
+    if request.probes:
+        named = (part for text in request.probes for part in convert("probes", text))
+        settings["probes"] = tuple(dict.fromkeys((*convert("probes", settings.get("probes", ())), *named)))
+    return settings
+
+
+def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
+    """The study's factors with the request's levels, in the study's order and under its names."""
+    own = {field_name(name): name for name in study.factors}
+    # Through RunSpec's own conversion, so that "20" is 20 and an unknown level says what is accepted.
+    asked = {own.get(field_name(name), name): levels for name, levels in checked_factors("--levels", request.levels).items()}
+    factors = {name: tuple(levels) for name, levels in study.factors.items()} | asked
+    for name, level in study.baseline.items():
+        if level not in factors[name]:
+            raise reject("--levels", f"{name}={','.join(map(shown, factors[name]))}", f"must hold the baseline {shown(level)}")
+    return factors
+
+
+def _cells(
+    preset: RunSpec, settings: Mapping[str, Any], factors: Mapping[str, tuple[Level, ...]]
+) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
+    """All combinations that exist, and the others with the reason. A level that exists nowhere is an error."""
+    specs, skipped = {}, []
+    for levels in itertools.product(*factors.values()):
+        cell = Cell(tuple(zip(factors, levels, strict=True)))
+        try:
+            # At once: a preset's or a setting's value may fit only together with a level, or be replaced by it.
+            values = {**settings, **{field_name(name): level for name, level in cell.levels}}
+            _check_length(values)
+            specs[cell] = override(preset, values)
+            check_storable(specs[cell])
+        except ConfigError as error:
+            specs.pop(cell, None)
+            skipped.append((cell, str(error)))
+    _check_levels_exist(specs, skipped)
+    return specs, skipped
+
+
+def _check_levels_exist(specs: Collection[Cell], refused: Sequence[tuple[Cell, str]]) -> None:
+    """Raises ConfigError with the reason where a level, or everything, exists nowhere."""
+    exist = {choice for cell in specs for choice in cell.levels}
+    for cell, reason in refused:
+        if not specs or not exist.issuperset(cell.levels):
+            raise ConfigError(reason)
+
+
+def check_storable(spec: RunSpec) -> None:
+    """Raises ConfigError for a value that MLflow would not store whole: no run could be found or trained again from it."""
+    for name, value in spec.flat().items():
+        if isinstance(value, (str, tuple)) and len(text := str(value)) > MAX_SETTING_CHARACTERS:
+            accepted = f"{len(text):,} characters; accepted: at most {MAX_SETTING_CHARACTERS:,}, which is what MLflow stores"
+            raise reject(name, f"{text[:40]}…", accepted)
+
+
+def _check_length(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where both units of a training's length are named: one would be ignored without a word."""
+    iterations = convert("optim.iterations", values.get("optim.iterations"))
+    if iterations is not None and "optim.epochs" in values:
+        raise reject("optim.iterations", iterations, "is the length of the training, and so is optim.epochs; accepted: one of them")
+
+
+def _on_data(
+    specs: Mapping[Cell, RunSpec], data: Mapping[DataConfig, Dataset], baseline: Mapping[str, Level]
+) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
+    """What each cell is on its data, and the cells that do not exist there or are the same as another one, with the reason.
+
+    Of cells that are the same one with the baseline's levels stays, since others are compared with it; else the first.
+    """
+    found: dict[Cell, RunSpec] = {}
+    alike: dict[str, list[Cell]] = {}
+    refused = []
+    for cell, unresolved in specs.items():
+        dataset = data[images_of(unresolved.data)]
+        try:
+            found[cell] = resolve(unresolved, dataset)
+        except ConfigError as error:
+            refused.append((cell, str(error)))
+            continue
+        alike.setdefault(training_key(found[cell], dataset), []).append(cell)
+    _check_levels_exist(found, refused)
+    stays = {
+        cell: max(cells, key=lambda each: baseline.items() <= dict(each.levels).items())
+        for cells in alike.values()
+        for cell in cells
+    }
+    skipped = [(cell, f"the same training as {stays[cell]}") for cell in found if stays[cell] != cell]
+    return {cell: spec for cell, spec in found.items() if stays[cell] == cell}, [*refused, *skipped]

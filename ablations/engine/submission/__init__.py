@@ -1,0 +1,1 @@
+"""One study from submission to report."""

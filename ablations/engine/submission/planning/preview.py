@@ -1,0 +1,88 @@
+"""What a study would do, cost and find, before anything starts."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+
+from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.provenance import submission_id
+from ablations.engine.search.plan import SearchPlan
+from ablations.engine.study.plan import Plan, Run
+from ablations.engine.study.request import Options
+from ablations.engine.submission.planning.cost_and_power import look_ahead, runs_at_once
+from ablations.engine.submission.planning.view import plan_view
+from ablations.engine.submission.search_state import Searches
+from ablations.engine.tracking import run_queries, search_trials
+from ablations.engine.tracking.connection import connect, is_new, mlflow_errors_as_config_errors
+from ablations.engine.tracking.mlflow_errors import Deleted, check_study
+from ablations.engine.tracking.run_queries import Finished, RunRecord
+from ablations.engine.tracking.search_trials import PastTrial
+from resnet_core.identity import TRAINING_VERSION
+
+
+def preview(plan: Plan, options: Options) -> int:
+    """Prints a plan; returns the exit code."""
+    done, finished, past, warning = _known(plan, options)
+    to_come: list[Run] = []
+    if isinstance(plan, SearchPlan):
+        searches = Searches(plan, past, lambda run: None)
+        if searches.finished:
+            plan = plan.confirming(searches.choices())
+            done, *_ = _known(plan, options)
+        else:
+            to_come, plan = plan.trials_left(searches.ended_in), plan.foreseen()
+    missing = [*to_come, *(run for run in plan.runs if run.fingerprint not in done)]
+    measure = None
+    if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
+        from ablations.engine.submission.planning.calibration import calibrate
+
+        measure = partial(
+            calibrate,
+            image_size=plan.dataset.image_size,
+            cpus_per_worker=options.cpus_per_worker,
+            gpus_per_worker=options.gpus_per_worker,
+        )
+    at_once = _runs_at_once(plan, options)
+    outlook = look_ahead(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
+    console = make_console()
+    console.print(plan_view(plan, done, outlook, to_come))
+    if warning:
+        say(console, warning)
+    return 0
+
+
+def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Finished], Sequence[PastTrial], str]:
+    """The plan's runs that are done, others that tell how long runs take, the trials of a search, and what bars a submission."""
+    if is_new(options.tracking_uri):
+        return {}, [], (), ""  # nor is a database made to say so
+    client, warning = connect(options.tracking_uri), ""
+    with mlflow_errors_as_config_errors(options.tracking_uri):
+        try:
+            check_study(client, plan.study.name)
+        except Deleted as error:
+            warning = f"Mind: as it is, this study will be refused: {error}"
+        done = {} if options.fresh else run_queries.done(run_queries.find(client, plan))
+        by = run_queries.trained_by(str(TRAINING_VERSION), "")
+        past = search_trials.read(client, plan.asked(), by) if isinstance(plan, SearchPlan) else []
+        return done, list(run_queries.finished(client, plan.data.values())), past, warning
+
+
+def _on_a_cluster() -> bool:
+    """Whether this is the head of a cluster, or a job on it: others train there."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local" or submission_id() is not None
+
+
+def _runs_at_once(plan: Plan, options: Options) -> int | None:
+    """Return how many runs the cluster, or this machine, holds at a time; None where only a cluster could tell."""
+    workers, cpus, gpus = plan.base.world_size, options.cpus_per_worker, options.gpus_per_worker
+    if _on_a_cluster():
+        from ablations.engine.scheduling import connection, tune_runner
+
+        connection.connect()
+        needs = tune_runner.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+        held = needs.potential() or needs.capacity()
+    elif gpus:
+        return None
+    else:
+        held = runs_at_once(workers, cpus_per_worker=cpus, gpus_per_worker=gpus, cpus=os.cpu_count() or 1, gpus=0)
+    return min(held, options.max_concurrent or held) or None

@@ -1,0 +1,125 @@
+"""What a person sees of a study before it trains: its cells, their cost, how long they take and what they can show."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ablations.engine.environment.console import duration
+from ablations.engine.report.terminal import NamedRows
+from ablations.engine.search.plan import SearchPlan, budget
+from ablations.engine.study.design import Design
+from ablations.engine.study.factors import shown
+from ablations.engine.study.plan import Cell, Plan, Run
+from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
+from ablations.engine.tracking.run_queries import RunRecord
+from resnet_core.fields import counted, printable
+
+
+def plan_view(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook, trials: Sequence[Run] = ()) -> RenderableType:
+    """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
+
+    Memory is that of the activations which a training step keeps; time is that of one run, measured where the cell is done.
+
+    Args:
+        trials: those of a search that come first.
+    """
+    missing = [run for run in plan.runs if run.fingerprint not in done]
+    lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
+    lines.append(
+        f"{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already: "
+        f"{_multiply_adds(plan, missing):.2e} multiply-adds"
+    )
+    if isinstance(plan, SearchPlan):
+        lines[:0] = _search_lines(plan, trials)
+    if missing or trials:
+        lines.append(_time(len(missing) + len(trials), outlook))
+    scored = f"{plan.base.data.scored_on}/error"
+    errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
+    lines += _power_lines(power(Design.of(plan, {}), errors))
+    title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
+    data = Text(printable(f"Data: {plan.data_summary}"))
+    return Group(title, data, _cells(plan, done, outlook), *map(Text, lines))
+
+
+def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
+    if plan.chosen:
+        return [f"The search is over: {budget(plan)}"]
+    left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
+    data = printable(f"Data of the search: {plan.trial_data.summary}")
+    return [f"First {budget(plan)}{left}", data, "Then the study above, where what will be tuned is counted as the default"]
+
+
+def _cells(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook) -> NamedRows:
+    from resnet_core import measure_cost  # imports torch
+
+    of_cell: dict[Cell, list[Run]] = {}
+    for run in plan.runs:
+        of_cell.setdefault(run.cell, []).append(run)
+    images = {cell: plan.training_images(runs[0]) for cell, runs in of_cell.items()}
+    differ = len(set(images.values())) > 1
+    columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
+    columns = ["images", *columns] if differ else columns
+    optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
+    table = NamedRows(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
+    for cell in plan.cells:
+        runs = of_cell[cell]
+        spec = runs[0].spec
+        cost = measure_cost(spec.model, plan.dataset.image_size)
+        entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
+        epochs = spec.optim.total_epochs(images[cell])
+        row = [*(shown(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
+        row += [str(len(runs)), str(len(entries)), str(epochs)]
+        row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
+        seconds = [outlook.seconds[run.fingerprint] for run in runs if run.fingerprint in outlook.seconds]
+        seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
+        table.add_row([*row, _rough(statistics.fmean(seconds)) if seconds else "–"])
+    return table
+
+
+def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
+    """Of training alone: tests in between are not counted."""
+    size = plan.dataset.image_size
+    of_spec = Counter(replace(run.spec, seed=0) for run in missing)
+    steps = {spec: spec.optim.total_steps(len(plan.data_for(spec).train.labels)) for spec in of_spec}
+    return sum(n * multiply_adds(spec, size, steps[spec] * spec.optim.global_batch_size) for spec, n in of_spec.items())
+
+
+def _time(missing: int, outlook: Outlook) -> str:
+    """How long the missing runs take, or how to find out."""
+    if not outlook.runs_estimated:
+        return "How long they take is not known: no such run has finished; --calibrate measures a few steps here."
+    parts = [f"{_rough(outlook.total_seconds)} one after another"]
+    if outlook.hours is not None and outlook.at_once != 1:
+        parts.insert(0, f"{_rough(3600 * outlook.hours)} with {outlook.at_once} at a time")
+    if outlook.gpu_hours:
+        parts.append(f"{outlook.gpu_hours:.2g} GPU-hours")
+    some = "" if outlook.runs_estimated == missing else f" for {outlook.runs_estimated} of {counted(missing, 'run')}"
+    return f"About {', '.join(parts)}{some}; judged by {outlook.source}."
+
+
+def _power_lines(found: Power | None) -> list[str]:
+    """What differences the study can show."""
+    if found is None:
+        return ["How small a difference it can show is not known before two seeds of a cell are done."]
+    if found.alone is None or found.corrected is None:
+        finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
+    else:
+        finds = f"{found.seeds} seeds find a difference of {_points(found.alone)}"
+        finds += f", or of {_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+    need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
+    return [
+        f"{finds}; {_points(TARGET_POINTS)} take {need} seeds.",
+        f"That is with 80 % power at 5 %, if differences vary by {_points(found.spread)} between seeds: {found.source}.",
+    ]
+
+
+def _points(value: float) -> str:
+    return f"{value:.2g} points" if value < 10 else f"{value:.0f} points"
+
+
+def _rough(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)

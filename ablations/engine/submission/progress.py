@@ -1,0 +1,138 @@
+"""Live progress of a study in the terminal."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ablations.engine.analysis import number_format
+from ablations.engine.environment.console import duration, say
+from ablations.engine.report.terminal import NamedRows
+from ablations.engine.study.plan import Plan, Run
+
+HEARTBEAT_SECONDS = 60.0
+
+
+class Progress:
+    """Live table of what is running, above a line of totals. Not in a terminal: a line for each finished run, or after a minute
+    without any a line of totals."""
+
+    def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
+        self.console, self.plan, self.todo = console, plan, todo
+        self.scored_on = plan.base.data.scored_on
+        self.total: int | None = len(todo)
+        self.reused = len(plan.runs) - len(todo)
+        self.epochs = {run.fingerprint: 0 for run in todo}
+        self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
+        self.outcomes: dict[str, str] = {}
+        self.began: float | None = None
+        self.heard = time.monotonic()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._live = (
+            Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        else:
+            self._beating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+        else:
+            self._over.set()
+            self._beating.join()
+
+    def started(self, run: Run) -> None:
+        with self._lock:
+            self.running[run.fingerprint] = (run, {})
+            self.began = self.began or time.monotonic()  # processes are up: what it took to get there does not repeat
+
+    def epoch(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
+        with self._lock:
+            self.running[run.fingerprint] = (run, metrics)
+            self.epochs[run.fingerprint] = epoch
+
+    def ended(self, run: Run, outcome: str, message: str = "") -> None:
+        with self._lock:
+            _, metrics = self.running.pop(run.fingerprint, (run, {}))
+            self.outcomes[run.fingerprint] = outcome
+        error = metrics.get(f"{self.scored_on}/error")
+        result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
+        say(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
+        self.heard = time.monotonic()
+
+    def interrupted(self, run: Run, message: str) -> None:
+        """Its process died; it waits for another."""
+        self.paused(run)
+        self.note(run, message)
+
+    def paused(self, run: Run) -> None:
+        """It waits for others."""
+        with self._lock:
+            self.running.pop(run.fingerprint, None)
+
+    def note(self, run: Run, message: str) -> None:
+        say(self.console, f"{run}: {message}")
+
+    def counted(self, ended: int, of: str = " of ") -> str:
+        """`12 of 24`, or how many where it is not known of how many."""
+        return f"{ended:>{len(str(self.total))}}{of}{self.total}" if self.total else str(ended)
+
+    def _beat(self) -> None:
+        # Also where nothing is heard, for nodes may take long to come, or never do.
+        while not self._over.wait(max(0.0, self.heard + HEARTBEAT_SECONDS - time.monotonic())):
+            if time.monotonic() >= self.heard + HEARTBEAT_SECONDS:
+                with self._lock:
+                    self.console.print(self._totals())
+                self.heard = time.monotonic()
+
+    def _share(self) -> float:
+        """Share of the work that is done, weighing epochs by depth."""
+        done = total = 0.0
+        for run in self.todo:
+            epochs = self._total_epochs(run)
+            ended = run.fingerprint in self.outcomes
+            total += run.spec.model.depth * epochs
+            done += run.spec.model.depth * (epochs if ended else self.epochs[run.fingerprint])
+        return done / total
+
+    def _total_epochs(self, run: Run) -> int:
+        return run.spec.optim.total_epochs(self.plan.training_images(run))
+
+    def _eta(self) -> str:
+        share = self._share()
+        elapsed = time.monotonic() - (self.began or time.monotonic())
+        if share == 1:
+            return f"took {duration(elapsed)}"
+        return f"{duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
+
+    def _totals(self) -> Text:
+        failed = sum(outcome not in ("completed", "diverged", "pruned") for outcome in self.outcomes.values())
+        running = f"{len(self.running)} running"
+        if not self.running and len(self.outcomes) != self.total:
+            running += " (processes start, or wait for room: ray status)"
+        parts = [f"{self.counted(len(self.outcomes) - failed).lstrip()} done", running, f"{failed} failed"]
+        if self.reused:
+            parts.append(f"{self.reused} reused")
+        return Text(" · ".join([*parts, self._eta()]))
+
+    def _render(self) -> RenderableType:
+        errors = ("train/error", f"{self.scored_on}/error")
+        columns = ("epoch", *(name.replace("/", " ") for name in errors))
+        table = NamedRows(("running",), columns, optional=columns[1:])
+        with self._lock:
+            for run, metrics in self.running.values():
+                epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
+                table.add_row([str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.NONE for name in errors)])
+            return Group(table, self._totals())

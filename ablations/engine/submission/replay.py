@@ -1,0 +1,270 @@
+"""Trains a finished run again from its record in MLflow, and says whether the result is the same."""
+
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from pyarrow import fs
+from rich.console import Console
+
+from ablations.engine.analysis.reproducibility import Training, compare, environment
+from ablations.engine.environment import paths
+from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.provenance import git_state
+from ablations.engine.environment.storage import check_storage, make_storage, open_storage
+from ablations.engine.tracking import run_queries
+from ablations.engine.tracking.connection import connect, is_new
+from ablations.engine.tracking.mlflow_errors import meaning
+from ablations.engine.trial.job import Job
+from resnet_core import RunSpec, fingerprint, override
+from resnet_core.data.datasets import Dataset, load_dataset
+from resnet_core.fields import ConfigError, reject
+from resnet_core.identity import IN_DATA_VERSION, NOT_IDENTITY, TRAINING_VERSION, code_version
+from resnet_core.overrides import from_flat
+
+RUN_ID = re.compile("[0-9a-f]{32}")
+FINGERPRINT = re.compile("[0-9a-f]{6,20}")
+"""A fingerprint, or enough of its beginning."""
+PROGRESS_SECONDS = 5.0
+"""Epochs are mentioned no more often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayRequest:
+    """Which run to train again, and with what."""
+
+    run: str
+    """Its id in MLflow, its fingerprint, or the first 6 characters or more of that."""
+    tracking_uri: str
+    data_root: str | None = None
+    """Where the data are now. None: where the run read them."""
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    download: bool = False
+    """Whether data that are missing may be downloaded."""
+    storage: str = field(default_factory=paths.default_storage)
+    """Where the checkpoints are meanwhile, in a folder that is removed at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What MLflow knows of a finished run."""
+
+    run_id: str
+    tags: Mapping[str, str]
+    spec: RunSpec
+    training: Training
+    seeds: tuple[float, ...]
+    """Final errors of the completed runs that differ in the seed only, this one among them."""
+
+
+def replay(request: ReplayRequest) -> int:
+    """Trains a run again, writes nothing to MLflow and says what came out.
+
+    Returns:
+        The exit code: 0 if the result is exactly equal or within seed noise, 1 if it differs or nothing can be said.
+
+    Raises:
+        ConfigError: there is no such run, it has not finished, or it cannot be trained here.
+    """
+    console = make_console()
+    try:
+        recorded = _recorded(request)
+        dataset = _dataset(recorded, download=request.download)
+        tags = recorded.tags
+        say(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
+        if tags.get("training_version") != str(TRAINING_VERSION):
+            by = f"version {tags['training_version']}" if "training_version" in tags else "an earlier version"
+            say(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
+        listener = _Listener(console, recorded, dataset)
+        _train(recorded, request, listener)
+    except KeyboardInterrupt:
+        say(console, "interrupted: nothing is left of this replay")
+        return 1
+    same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
+    versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
+    here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
+    for line in (*lines, environment({**tags, "git.commit": _commit(tags)}, here)):
+        say(console, line)
+    return 0 if same else 1
+
+
+def find(client: MlflowClient, named: str) -> MlflowRun:
+    """The finished run with this id or fingerprint, of repeated ones the newest; raises ConfigError if there is not exactly one."""
+    if not (RUN_ID.fullmatch(named) or FINGERPRINT.fullmatch(named)):
+        raise reject("run", named, "accepted: an id of 32 characters, a fingerprint of 20, or the first 6 or more of that")
+    where = f"attributes.run_id = '{named}'" if RUN_ID.fullmatch(named) else f"tags.fingerprint LIKE '{named}%'"
+    found = list(run_queries.search_runs(client, where))
+    fingerprints = sorted({run.data.tags.get("fingerprint", "") for run in found})
+    if not found:
+        raise reject("run", named, "MLflow knows no such run")
+    if fingerprints == [""]:
+        raise reject("run", named, "is a study; accepted: one of its runs")
+    if len(fingerprints) > 1:
+        raise reject("run", named, f"ambiguous; accepted: {', '.join(fingerprints)}")
+    run = max(found, key=_generation)
+    if run.info.status != "FINISHED":
+        raise reject("run", named, f"has no result to compare with, it is {run.info.status.lower()}")
+    return run
+
+
+def _generation(run: MlflowRun) -> int:
+    return int(run.data.tags.get("generation", "1"))
+
+
+def _recorded(request: ReplayRequest) -> Recorded:
+    uri = request.tracking_uri
+    if is_new(uri):
+        raise reject("--tracking-uri", uri, "there is no such database")
+    try:
+        client = connect(uri)
+        run = find(client, request.run)
+        spec = spec_of(run)
+        if request.data_root is not None:
+            spec = override(spec, {"data.root": request.data_root})
+        epochs: dict[int, dict[str, float]] = {}
+        for name in metrics_of(spec):
+            for metric in client.get_metric_history(run.info.run_id, name):
+                epochs.setdefault(metric.step, {})[name] = metric.value
+        seeds = seeds_of(client, run, f"{spec.data.scored_on}/error")
+    except MlflowException as error:
+        raise reject("--tracking-uri", uri, meaning(error)) from error
+    tags = run.data.tags
+    return Recorded(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
+
+
+def spec_of(run: MlflowRun) -> RunSpec:
+    """What a run was told to train; raises ConfigError if that is nothing to this code, or not what its fingerprint stands for."""
+    tags, defaults, texts = run.data.tags, RunSpec().flat(), dict(run.data.params)
+    for name in texts:
+        if isinstance(defaults.get(name), tuple):  # as Python writes it: ('responses',)
+            texts[name] = texts[name].replace("'", "")
+    try:
+        spec = from_flat(texts)
+    except ConfigError as error:
+        raise reject("run", run.info.run_id, f"its specification means nothing to this code ({error})") from error
+    unaltered = fingerprint(spec, data_version=tags["data_version"]) == tags["fingerprint"]
+    if tags.get("training_version") == str(TRAINING_VERSION) and not unaltered:
+        raise reject("run", run.info.run_id, "its parameters in MLflow are not those of its fingerprint")
+    return spec
+
+
+def metrics_of(spec: RunSpec) -> tuple[str, ...]:
+    """What is compared of each epoch."""
+    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.scored_on) for quantity in ("loss", "error"))
+
+
+def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
+    """Final errors of the completed runs that differ from this one in the seed only, and its own; of repeated ones the newest."""
+    tags = run.data.tags
+    where = run_queries.trained_by(tags.get("training_version", ""), tags["code_version"])
+    where += f" and tags.data_version = '{tags['data_version']}'"
+    where += " and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
+    wanted = _all_but_seed(run)
+    found = [other for other in run_queries.search_runs(client, where) if _all_but_seed(other) == wanted]
+    newest = {other.data.tags["fingerprint"]: other for other in sorted(found, key=_generation)}
+    newest[tags["fingerprint"]] = run
+    return tuple(other.data.metrics[scored] for other in newest.values() if other.data.tags["outcome"] == "completed")
+
+
+def _all_but_seed(run: MlflowRun) -> dict[str, str]:
+    left_out = ("seed", *NOT_IDENTITY, *IN_DATA_VERSION)
+    return {name: text for name, text in run.data.params.items() if name not in left_out}
+
+
+def _dataset(recorded: Recorded, *, download: bool) -> Dataset:
+    data, wanted = recorded.spec.data, recorded.tags["data_version"]
+    dataset = load_dataset(data, paths.data_cache(), download=download)
+    if dataset.version != wanted:
+        accepted = f"accepted: data of the recorded version {wanted}; here is {dataset.version}"
+        raise reject("data.root", data.root or data.name, accepted)
+    return dataset
+
+
+class _Listener:
+    """A `scheduler.Listener` that keeps what it hears."""
+
+    def __init__(self, console: Console, recorded: Recorded, dataset: Dataset) -> None:
+        spec = recorded.spec
+        self.console, self.names, self.scored_on = console, metrics_of(spec), spec.data.scored_on
+        self.total_epochs = spec.optim.total_epochs(len(dataset.train.labels))
+        self.epochs: dict[int, dict[str, float]] = {}
+        self.training = Training("", self.epochs)
+        self.conditions: Mapping[str, str] = {}
+        self.said = -PROGRESS_SECONDS
+
+    def started(self, fingerprint: str) -> None: ...
+
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+        if "outcome" in report:
+            self.training = Training(report["outcome"], self.epochs, report.get("message", ""))
+        elif "restart" in report:
+            self.died(fingerprint, report["restart"], outcome=None)
+        else:
+            if "note" in report:
+                say(self.console, report["note"])
+            self.conditions = report["conditions"]
+            self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
+            if time.monotonic() > self.said + PROGRESS_SECONDS:
+                errors = ", ".join(f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.scored_on))
+                say(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
+                self.said = time.monotonic()
+
+    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+        if outcome:
+            self.training = Training(outcome, self.epochs, reason)
+        else:
+            say(self.console, f"{reason}; it goes on from its last checkpoint")
+
+
+def _train(recorded: Recorded, request: ReplayRequest, listener: _Listener) -> None:
+    """Trains as a study does; raises KeyboardInterrupt where it was stopped before its end."""
+    from ablations.engine.scheduling import connection, tune_runner  # Ray: only for a request that is right
+
+    needs = tune_runner.Needs(
+        workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
+    )
+    needs.check_machine()
+    check_storage(request.storage)
+    connection.connect()
+    needs.check()
+    connection.check_reachable("--storage", request.storage)
+    make_storage(request.storage)
+    with _temporary_folder(request.storage) as folder:
+        job = Job(
+            fingerprint=recorded.tags["fingerprint"],
+            spec=recorded.spec.flat(),
+            data_version=recorded.tags["data_version"],
+            folder=folder,
+            storage=request.storage,
+            cache=str(paths.data_cache()),
+            download=request.download,
+            cpus_per_worker=request.cpus_per_worker,
+            gpus_per_worker=request.gpus_per_worker,
+        )
+        tune_runner.train_runs([job], needs, max_concurrent=None, listener=listener, scratch=paths.home() / "tune")
+    if not listener.training.outcome:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _temporary_folder(storage: str) -> Iterator[str]:
+    """Name of a folder of its own in the storage, which is removed at the end."""
+    name = f"replay-{uuid.uuid4().hex}"
+    try:
+        yield name
+    finally:
+        files, root, _ = open_storage(storage)
+        if files.get_file_info(f"{root}/{name}").type is not fs.FileType.NotFound:
+            files.delete_dir(f"{root}/{name}")
+
+
+def _commit(tags: Mapping[str, str]) -> str:
+    return tags["git.commit"][:12] + {"true": " with changes"}.get(tags["git.dirty"], "")

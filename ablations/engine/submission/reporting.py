@@ -1,0 +1,178 @@
+"""A study's report in MLflow: made from what MLflow knows alone, while the study runs and at its end."""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import unquote
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.provenance import again
+from ablations.engine.report import terminal
+from ablations.engine.report.bundle import publish
+from ablations.engine.report.mlflow_page import REPORT
+from ablations.engine.study.design import Design
+from ablations.engine.study.factors import shown
+from ablations.engine.study.plan import Draft
+from ablations.engine.study.request import Options
+from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking.connection import connect, is_new, mlflow_errors_as_config_errors
+from ablations.engine.tracking.lease import LeaseLost
+from ablations.engine.tracking.mlflow_errors import meaning
+from resnet_core.fields import printable, reject
+from resnet_core.overrides import field_name
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 60.0
+"""A report is made anew while its study runs, at most so often."""
+SHARE = 0.02
+"""Of the driver's time that this may take in the long run: what takes longer is done less often."""
+END_SECONDS = 60.0
+"""How long the end of a study waits for a report that is being made."""
+
+
+STOP_SECONDS = 1.0
+"""The same for a study that is asked to stop."""
+
+
+class Refresher:
+    """Makes the report anew from time to time, in a thread of its own, between `with` and its end.
+
+    Args:
+        progress: how many runs have ended, and how far that is: `12 of 24 runs`. Where the number has not changed, nothing is made.
+        permit: is called before each step that writes to MLflow; its error ends this report.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        design: Design,
+        progress: Callable[[], tuple[int, str]],
+        permit: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.client, self.run_id, self.design, self.progress, self.permit = client, run_id, design, progress, permit
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a report is still being stored, which would overwrite a later one."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> "Refresher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(END_SECONDS if kind is None else STOP_SECONDS)  # who stops a study does not wait
+
+    def _may_write(self) -> None:
+        """Raise an error once a later report may be made, by this process or by another one."""
+        if self._stopped.is_set():
+            raise InterruptedError("the study has ended")
+        self.permit()
+
+    def _run(self) -> None:
+        shown, pause = 0, REFRESH_SECONDS
+        while not self._stopped.wait(pause):
+            ended, so_far = self.progress()
+            if ended == shown:
+                continue
+            began = time.monotonic()
+            try:
+                evidence = results.gather(self.client, self.design)
+                findings = analyse(evidence)
+                publish(self.client, self.run_id, evidence, findings, running=so_far, permit=self._may_write)
+                shown = ended
+            except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
+                logger.debug("no report this time", exc_info=True)
+            pause = pause_after(time.monotonic() - began)
+
+
+def pause_after(seconds: float) -> float:
+    """Seconds until the next report, if this one took so long."""
+    return max(REFRESH_SECONDS, seconds / SHARE)
+
+
+def rebuild(drafted: Draft, options: Options) -> int:
+    """Makes the report of a study again, from MLflow alone, whole or of a part; returns the exit code."""
+    if is_new(options.tracking_uri):
+        raise reject("--tracking-uri", options.tracking_uri, "there is no such database")
+    client, console = connect(options.tracking_uri), make_console()
+    asked = {field_name(name) for name in options.request.levels}
+    levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
+    with mlflow_errors_as_config_errors(options.tracking_uri):
+        run_id, whole = run_queries.design_of(
+            client, drafted.study.name, drafted.preset, drafted.shared(), whole=bool(drafted.searched)
+        )
+        evidence = results.gather(client, whole.narrowed(levels, options.request.seeds))
+    findings, part = analyse(evidence), ""
+    if evidence.design != whole:
+        chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
+        seeds = max(len(cell.fingerprints) for cell in evidence.design.cells)
+        part = " ".join([*(f"{name}={texts}" for name, texts in chosen.items()), f"seeds={seeds}"])
+        flag = f"a part of what was submitted: {part}; p is corrected for the comparisons of this part"
+        findings = replace(findings, flags=(flag, *findings.flags))
+        part = re.sub(r"[^\w.,=+-]+", "_", part)
+    terminal.show_results(console, evidence, findings, again())
+    store(console, client, run_id, evidence, findings, part=part)
+    return 0 if findings.complete else 1
+
+
+def store(
+    console: Console,
+    client: MlflowClient,
+    run_id: str,
+    evidence: Evidence,
+    findings: Findings,
+    *,
+    part: str = "",
+    permit: Callable[[], object] = lambda: None,
+) -> None:
+    """Publishes a report and says where it is. Results do not depend on it: what goes wrong here is told, and that is all.
+
+    Raises:
+        HoldLost: `permit` did; another process has taken the study over.
+    """
+    try:
+        publish(client, run_id, evidence, findings, part=part, permit=permit)
+    except LeaseLost:
+        raise
+    except Exception as error:  # a store's own library may raise anything
+        said = meaning(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
+        say(console, f"The report could not be made or stored: {said}")
+    else:
+        tell(console, client, run_id, part=part)
+
+
+def tell(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
+    """Say where a report is."""
+    try:
+        say(console, f"Report: {address(client, run_id, part=part)}")
+    except MlflowException as error:
+        say(console, f"Where the report is cannot be told: {meaning(error)}")
+
+
+def address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
+    """Where a person opens the report."""
+    page = f"parts/{part}/{REPORT}" if part else REPORT
+    run = client.get_run(run_id).info
+    if client.tracking_uri.startswith("http"):
+        where = printable(client.tracking_uri.rstrip("/"))
+        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{page}"
+    where = f"{run.artifact_uri}/{page}"
+    path = unquote(where.removeprefix("file://"))
+    # A path with a space is no link in a terminal, and an escaped one is no path: then the whole address is both.
+    return where if path != where.removeprefix("file://") else path

@@ -1,0 +1,75 @@
+"""What MLflow knows of a study, as evidence."""
+
+import logging
+import math
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+
+from ablations.engine.analysis.evidence import CONDITIONS, CURVES, RESULTS, Evidence
+from ablations.engine.study.design import Design
+from ablations.engine.tracking import run_queries, search_trials
+from ablations.engine.tracking.run_queries import RunRecord
+
+logger = logging.getLogger(__name__)
+
+
+def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
+    """What MLflow knows of a design's runs and trials; without curves of runs and probes if no details are asked for."""
+    wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
+    entries = run_queries.find_all(client, wanted)
+    of_run = [
+        (cell.label, seed, fingerprint, entries.get(fingerprint))
+        for cell in design.cells
+        for seed, fingerprint in enumerate(cell.fingerprints)
+    ]
+    runs = pd.DataFrame(_row(design, *run) for run in of_run)
+    completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
+    by = run_queries.trained_by(design.training_version, design.code_version)
+    searched = search_trials.tables(search_trials.read(client, design.search, by), design.search) if design.search else (None, None)
+    return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design), *searched)
+
+
+def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: RunRecord | None) -> dict[str, Any]:
+    """A row of `Evidence.runs`."""
+    row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
+    row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITIONS, "")}
+    row |= dict.fromkeys(("error", *RESULTS), math.nan)
+    if entry:
+        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULTS.items()}}
+        row |= {name: entry.tags.get(name, "") for name in CONDITIONS} | {"precision": entry.params.get("precision", "")}
+        running = entry.status == "RUNNING"  # whatever an earlier attempt came to
+        row |= {"run_id": entry.run_id, "outcome": "running" if running else entry.outcome or entry.status.lower()}
+        row |= {"message": "" if running else entry.tags.get("message", ""), "attempts": int(entry.tags.get("attempts", 0))}
+        if entry.completed:
+            row |= {names.get(metric, metric): value for metric, value in entry.metrics.items()}
+    return row
+
+
+def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scored_on: str) -> pd.DataFrame:
+    """`Evidence.curves` of runs by id."""
+    names = {"train/error": "train_error", f"{scored_on}/error": "error", "epoch_seconds": "epoch_seconds"}
+    long = run_queries.histories(client, list(completed), list(names))
+    curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
+    cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
+    wide = cells.merge(curves, on="run_id").drop(columns="run_id").sort_values(["cell", "seed", "epoch"], ignore_index=True)
+    return wide.reindex(columns=["cell", "seed", "epoch", *CURVES])
+
+
+def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], design: Design) -> pd.DataFrame:
+    """`Evidence.probes`."""
+    probed = {cell.label for cell in design.cells if cell.spec["probes"]}
+    frames = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run_id, (cell, seed) in completed.items():
+            if cell in probed:
+                try:
+                    path = client.download_artifacts(run_id, run_queries.PROBES, folder)
+                except Exception as error:  # whatever a store's own library raises: the study's other results do not depend on it
+                    logger.warning("what was probed in %s seed=%s cannot be read: %s", cell, seed, str(error).partition("\n")[0])
+                    continue
+                frames.append(pd.read_csv(path).assign(cell=cell, seed=seed))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])
