@@ -12,7 +12,7 @@ from runs import weights_differ
 from submitted import STUDY, Killer, Submitted, planned
 
 from ablations.engine.scheduling import tune_runner
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable
 from resnet_core import ConfigError, fit, load_dataset

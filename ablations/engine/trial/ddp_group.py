@@ -9,7 +9,7 @@ from dataclasses import asdict
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from ablations.engine.environment.storage import check_there
+from ablations.engine.environment.storage import check_still_exists
 from ablations.engine.trial.group_failures import explain, is_too_small, raised_by_workers, reason_of
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.worker import train_watched
@@ -63,7 +63,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     failures, losses = 0, NodeLossBudget()
     while True:
-        check_there(job.storage)
+        check_still_exists(job.storage)
         alive()
         try:
             _train_once(job, report, alive)
