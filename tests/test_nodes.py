@@ -170,7 +170,7 @@ class OnNodes(Submitted):
         with redirect_stdout(io.StringIO()) as out:
             self.code = study_submission.run_study(self.plan, chosen)
         self.text = out.getvalue()
-        self.entries = run_queries.find(self.client, self.plan)
+        self.entries = run_queries.find_plan_runs(self.client, self.plan)
 
 
 class BadDays:
@@ -276,7 +276,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
     asked = {"--storage": f"file://{tmp_path}", "--tracking-uri": group.uri, option: value}
     arguments = [*(part for pair in asked.items() for part in pair), "--workers", "2"]
     with pytest.raises(ConfigError, match=rf"^{option}=.*: a local path on several nodes; set s3://…"):
-        study_submission.needs_of(planned("--workers", "2"), options.parse(STUDY, arguments))
+        study_submission.prepare_cluster(planned("--workers", "2"), options.parse(STUDY, arguments))
 
 
 def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(

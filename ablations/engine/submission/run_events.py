@@ -58,7 +58,7 @@ class RunEvents:
             self.reasons[fingerprint] = reason
             self.progress.interrupted(run, f"{reason}; it goes on from its last checkpoint")
 
-    def stop_rest(self, lost: str = "") -> bool:
+    def stop_active(self, lost: str = "") -> bool:
         """Ends what was interrupted; returns whether all runs had come to their end.
 
         Args:

@@ -7,7 +7,7 @@ from ablations.engine.search.optimizer import Decision
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
-from ablations.engine.submission.search_state import Searches
+from ablations.engine.submission.search_state import SearchState
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
@@ -23,7 +23,7 @@ class TrialSource(RunEvents):
 
     def __init__(
         self,
-        searches: Searches,
+        searches: SearchState,
         tracker: Tracker,
         progress: Progress,
         *,
