@@ -27,6 +27,7 @@ from ablations.engine.submission.replay import (
     ReplayRequest,
     _Listener,
     compared_metrics,
+    find_run,
     read_spec,
     replay,
     replicate_errors,
