@@ -189,7 +189,7 @@ def _dataset(recorded: RecordedRun, *, download: bool) -> Dataset:
 
 
 class _Listener:
-    """A `scheduler.Listener` that keeps what it hears."""
+    """A `tune_adapters.RunListener` that keeps what it hears."""
 
     def __init__(self, console: Console, recorded: RecordedRun, dataset: Dataset) -> None:
         spec = recorded.spec
@@ -206,7 +206,7 @@ class _Listener:
         if "outcome" in report:
             self.training = Training(report["outcome"], self.epochs, report.get("message", ""))
         elif "restart" in report:
-            self.died(fingerprint, report["restart"], outcome=None)
+            self.crashed(fingerprint, report["restart"], outcome=None)
         else:
             if "note" in report:
                 say(self.console, report["note"])
@@ -217,7 +217,7 @@ class _Listener:
                 say(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
                 self.said = time.monotonic()
 
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         if outcome:
             self.training = Training(outcome, self.epochs, reason)
         else:
@@ -228,7 +228,7 @@ def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -
     """Trains as a study does; raises KeyboardInterrupt where it was stopped before its end."""
     from ablations.engine.scheduling import connection, tune_runner  # Ray: only for a request that is right
 
-    needs = tune_runner.Needs(
+    needs = tune_runner.RunResources(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
     )
     needs.check_machine()

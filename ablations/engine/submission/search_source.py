@@ -14,7 +14,7 @@ from resnet_core import ConfigError
 
 
 class TrialSource(RunEvents):
-    """A `scheduler.Source` and `scheduler.Listener`.
+    """A `tune_adapters.RunSource` and `tune_adapters.RunListener`.
 
     Args:
         claim: holds runs for this process, and no others; returns those that another process holds.

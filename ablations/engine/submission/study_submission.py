@@ -38,7 +38,7 @@ from resnet_core.fields import ConfigError, counted, reject
 from resnet_core.identity import TRAINING_VERSION, code_version
 
 if TYPE_CHECKING:
-    from ablations.engine.scheduling.tune_runner import Needs
+    from ablations.engine.scheduling.tune_runner import RunResources
 
 CLOSE_TIMEOUT_SECONDS = 60.0
 """How long the end of a study waits for a tracking server that takes nothing; then its records wait for the next submission."""
@@ -349,7 +349,7 @@ def _connect(options: Options) -> MlflowClient:
         return connecting.result()
 
 
-def prepare_cluster(plan: Plan, options: Options) -> "Needs":
+def prepare_cluster(plan: Plan, options: Options) -> "RunResources":
     """Return what a run takes from the cluster; raise ConfigError where that, or an address, does not suit the cluster."""
     from ablations.engine.scheduling import connection  # Ray: only where something runs
 
@@ -363,11 +363,13 @@ def prepare_cluster(plan: Plan, options: Options) -> "Needs":
     return taken
 
 
-def check_before_start(plan: Plan, options: Options) -> "Needs":
+def check_before_start(plan: Plan, options: Options) -> "RunResources":
     """Return what a run takes; raise ConfigError where the storage or this machine cannot give it, before anything is made."""
-    from ablations.engine.scheduling.capacity import Needs
+    from ablations.engine.scheduling.capacity import RunResources
 
-    taken = Needs(workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker)
+    taken = RunResources(
+        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
+    )
     taken.check_machine()
     check_storage(options.storage)
     return taken

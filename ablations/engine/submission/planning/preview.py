@@ -79,8 +79,8 @@ def _runs_at_once(plan: Plan, options: Options) -> int | None:
         from ablations.engine.scheduling import connection, tune_runner
 
         connection.connect()
-        needs = tune_runner.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-        held = needs.potential() or needs.capacity()
+        needs = tune_runner.RunResources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+        held = needs.max_capacity() or needs.current_capacity()
     elif gpus:
         return None
     else:
