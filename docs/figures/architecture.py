@@ -28,12 +28,10 @@ PURPOSE = {
     "resnet_core": ("configurations, networks, data, training", "PyTorch"),
 }
 """What each box says: its purpose, and the library that it wraps."""
-WIDTH, BOX_WIDTH, BOX_HEIGHT, ROW_HEIGHT = 860, 252, 58, 88
-STYLE = (
-    "text{font-family:Helvetica,Arial,sans-serif;text-anchor:middle;fill:#1f2933}"
-    ".name{font-size:15px;font-weight:bold}.purpose{font-size:12px}.library{font-size:11px;fill:#9a4a00}"
-    "rect.box{fill:#eef3f8;stroke:#7c93a8}rect.core{fill:#fdf1e3;stroke:#c2883f}path{fill:none;stroke:#8a9aa9;stroke-width:1.3}"
-)
+WIDTH, MARGIN, BOX_WIDTH, BOX_HEIGHT, ROW_HEIGHT = 960, 60, 252, 58, 88
+TEXT = {"name": 'font-size="15" font-weight="bold"', "purpose": 'font-size="12"', "library": 'font-size="11" fill="#9a4a00"'}
+BOX, CORE = 'fill="#eef3f8" stroke="#7c93a8"', 'fill="#fdf1e3" stroke="#c2883f"'
+LINE = 'fill="none" stroke="#8a9aa9" stroke-width="1.3"'
 
 Graph = dict[str, set[str]]
 
@@ -86,7 +84,7 @@ def draw() -> str:
     """Return the picture as SVG."""
     floors = rows()
     boxes = {
-        name: (WIDTH * (2 * column + 1) / (2 * len(names)), 20 + ROW_HEIGHT * row)
+        name: (MARGIN + (WIDTH - 2 * MARGIN) * (2 * column + 1) / (2 * len(names)), 20.0 + ROW_HEIGHT * row)
         for row, names in enumerate(floors)
         for column, name in enumerate(names)
     }
@@ -94,31 +92,38 @@ def draw() -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img">',
         "<title>Packages and their imports</title>",
-        f"<style>{STYLE}</style>",
-        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0 8 4 0 8z" style="fill:#8a9aa9;stroke:none"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
     ]
     lines += [_arrow(boxes[name], boxes[to]) for name, targets in sorted(reduced(imports()).items()) for to in sorted(targets)]
+    lines.append('<g font-family="Helvetica, Arial, sans-serif" text-anchor="middle" fill="#1f2933">')
     lines += [_box(name, *place) for name, place in boxes.items()]
-    return "\n".join([*lines, "</svg>", ""])
+    return "\n".join([*lines, "</g>", "</svg>", ""])
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
-    shift = (end[0] - start[0]) / 8  # arrows to different boxes leave and enter at different places
-    (x, y), (to_x, to_y) = (start[0] + shift, start[1] + BOX_HEIGHT), (end[0] - shift, end[1])
-    bend = (to_y - y) * 0.5
-    path = f"M{x:.0f} {y:.0f}C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}"
-    return f'<path d="{path}" marker-end="url(#head)"/>'
+    """Return an arrow: between neighboring floors straight down, past other floors around their boxes."""
+    (x, y), (to_x, to_y) = start, end
+    if to_y - y == ROW_HEIGHT:
+        shift = (to_x - x) / 8  # arrows to different boxes leave and enter at different places
+        x, y, to_x = x + shift, y + BOX_HEIGHT, to_x - shift
+        bend = (to_y - y) / 2
+        curve, tip = f"C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}", (-4, -8, 8, 0)
+    else:
+        side = -1 if x + to_x < WIDTH else 1
+        edge = x + BOX_WIDTH / 2 + 55 if x == to_x else WIDTH * (side > 0)
+        x, y, to_x, to_y = x + side * BOX_WIDTH / 2, y + BOX_HEIGHT / 2, to_x + side * BOX_WIDTH / 2, to_y + BOX_HEIGHT / 2
+        curve, tip = f"C{edge:.0f} {y:.0f} {edge:.0f} {to_y:.0f} {to_x:.0f} {to_y:.0f}", (side * 8, -4, 0, 8)
+    left, up, across, down = tip
+    head = f"M{to_x:.0f} {to_y:.0f}l{left} {up}l{across} {down}z"
+    return f'<path d="M{x:.0f} {y:.0f}{curve}" {LINE}/><path d="{head}" fill="#8a9aa9"/>'
 
 
 def _box(name: str, x: float, y: float) -> str:
     purpose, library = PURPOSE[name]
-    kind = "core" if name == "resnet_core" else "box"
-    rows_of_text = [("name", name, 18 if library else 25), ("purpose", purpose, 34 if library else 42), ("library", library, 50)]
-    text = "".join(f'<text class="{style}" x="{x:.0f}" y="{y + dy:.0f}">{escape(t)}</text>' for style, t, dy in rows_of_text if t)
+    texts = [("name", name, 18 if library else 25), ("purpose", purpose, 34 if library else 42), ("library", library, 50)]
+    labels = "".join(f'<text {TEXT[kind]} x="{x:.0f}" y="{y + dy:.0f}">{escape(text)}</text>' for kind, text, dy in texts if text)
     corner = f'x="{x - BOX_WIDTH / 2:.0f}" y="{y:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"'
-    return f'<rect class="{kind}" {corner}/>{text}'
+    return f"<rect {CORE if name == 'resnet_core' else BOX} {corner}/>{labels}"
 
 
 if __name__ == "__main__":
