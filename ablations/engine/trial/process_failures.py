@@ -20,7 +20,7 @@ from ablations.engine.environment.network import accepts_connections
 
 OOM_QUERY_TIMEOUT_SECONDS = 10.0
 
-PREFIX = "ablations/process/"
+RECORD_PREFIX = "ablations/process/"
 """What the names begin with under which processes leave word."""
 
 UNEXPLAINED = "its process was killed"
@@ -175,4 +175,4 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 def _key(name: str) -> str:
-    return PREFIX + name
+    return RECORD_PREFIX + name
