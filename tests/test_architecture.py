@@ -101,9 +101,9 @@ def test_a_study_imports_the_study_and_the_command_line_only() -> None:
         "typing",
         "typing.Any",
         "ablations.engine.cli.study",
-        "ablations.engine.study.plan",
+        "ablations.engine.study.definition",
         "ablations.engine.cli.study.main",
-        "ablations.engine.study.plan.Study",
+        "ablations.engine.study.definition.Study",
     }
     for name in SHIPPED_STUDIES:
         assert imports(PROJECT / "ablations" / f"{name}.py") <= roots, name

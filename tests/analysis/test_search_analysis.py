@@ -209,7 +209,7 @@ def test_a_search_that_chose_the_default_ranks_with_it_and_gains_nothing() -> No
 
 def test_there_is_no_ranking_without_variants_or_with_a_front_or_before_the_choice() -> None:
     assert found(search_evidence({}, TWO, trials=5)).ranking is None
-    front = found(search_evidence(fields=TWO, trials=5, against="flops"))
+    front = found(search_evidence(fields=TWO, trials=5, objective="flops"))
     assert front.ranking is None
     assert {gain.level for gain in front.gains} <= {"front-1", "front-2"}
     searching = found(search_evidence(fields=TWO, trials=5, over=False))

@@ -18,9 +18,9 @@ from PIL import Image
 from ablations.engine.cli import study
 from ablations.engine.cli.study import INTERRUPTED, main
 from ablations.engine.environment import storage
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.request import StudyRequest
 from resnet_core import PRESETS, ConfigError
 from tests.helpers.project import PROJECT, SHIPPED_STUDIES
 
@@ -157,7 +157,7 @@ def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: 
 
 
 def test_a_store_that_does_not_answer_is_one_line_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "ANSWER_TIMEOUT_SECONDS", 4)
+    monkeypatch.setattr(storage, "CHECK_TIMEOUT_SECONDS", 4)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"^--storage=s3://bucket/x: cannot be used \(no answer within 4 s\)$"):
@@ -257,8 +257,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
 def test_a_study_can_be_planned_on_its_presets(
     name: str, preset: str, stand_ins: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    request = Request(preset=preset, overrides=stand_ins.get(preset, {}))
-    study = study_of(name).adapted(preset)
+    request = StudyRequest(preset=preset, overrides=stand_ins.get(preset, {}))
+    study = study_of(name).for_preset(preset)
     if preset == "imagenet" and name not in ("shortcuts", "degradation", "depth", "blocks", "hyperparameters"):
         with pytest.raises(ConfigError, match="imagenet"):
             make_plan(study, request, cache=tmp_path)

@@ -26,9 +26,10 @@ from ablations.engine.cli import options
 from ablations.engine.cli.study import main
 from ablations.engine.cluster import local_service
 from ablations.engine.environment.storage import check_storage, make_storage
-from ablations.engine.study.expansion import draft
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Options, Request
+from ablations.engine.study.definition import Study
+from ablations.engine.study.expansion import make_draft
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import Options, StudyRequest
 from ablations.engine.submission import search_submission, study_submission
 from ablations.engine.submission.planning import preview
 from ablations.engine.tracking import connection
@@ -259,7 +260,7 @@ def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: st
 
 def based(changes: dict[str, Any]) -> RunSpec:
     """The first cell of a study with these fields."""
-    return draft(replace(SHORTCUTS, **changes), Request(preset="smoke")).base
+    return make_draft(replace(SHORTCUTS, **changes), StudyRequest(preset="smoke")).base
 
 
 def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:

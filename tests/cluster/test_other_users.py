@@ -91,7 +91,7 @@ def test_a_token_is_private_from_its_first_moment_and_stays_the_same(person: Pat
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert len(first := token.read_text()) == 64
     private_files.protect_token(create=True)
-    assert token.read_text() == first == private_files.token()
+    assert token.read_text() == first == private_files.ray_token()
 
 
 def test_a_token_that_others_could_read_is_closed_with_a_word_and_one_of_another_user_is_refused(
@@ -124,21 +124,21 @@ def base(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_rays_folder_goes_once_nothing_uses_it(base: Path) -> None:
     code = (
-        "from ablations.engine.environment.private_files import ray_folder; "
-        "folder, _ = ray_folder(); print(folder, flush=True); input()"
+        "from ablations.engine.environment.private_files import make_ray_folder; "
+        "folder, _ = make_ray_folder(); print(folder, flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         other = Path(process.stdout.readline().strip()).parent
-        ours, lock = private_files.ray_folder()
+        ours, lock = private_files.make_ray_folder()
         assert stat.S_IMODE(ours.parent.stat().st_mode) == 0o700
         assert {other, ours.parent} == set(base.iterdir())
         process.kill()
         process.wait()
-    private_files.sweep()
+    private_files.remove_unused_ray_folders()
     assert {ours.parent} == set(base.iterdir())
     os.close(lock)
-    private_files.sweep()
+    private_files.remove_unused_ray_folders()
     assert not list(base.iterdir())
 
 
@@ -150,7 +150,7 @@ def test_the_folder_of_another_user_is_neither_used_nor_removed(base: Path) -> N
     (theirs / "lock").touch()
     os.chown(theirs, OTHER, OTHER)
     (base / f"{private_files.PREFIX}abcdefgh").symlink_to(theirs)
-    folder, lock = private_files.ray_folder()
+    folder, lock = private_files.make_ray_folder()
     os.close(lock)
     assert folder.parent != theirs
     assert (theirs / "lock").exists()
@@ -159,17 +159,17 @@ def test_the_folder_of_another_user_is_neither_used_nor_removed(base: Path) -> N
 def test_a_folder_for_temporary_files_that_does_not_suit_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", long := str(place / ("x" * 40)))
     with pytest.raises(ConfigError, match=rf"RAY_TMPDIR={long}: accepted: a folder from the root of at most \d+ bytes"):
-        private_files.ray_folder()
+        private_files.make_ray_folder()
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv("TMPDIR", long)
-    folder, lock = private_files.ray_folder()
+    folder, lock = private_files.make_ray_folder()
     assert folder.parent.parent == Path("/tmp")
     os.close(lock)
-    private_files.sweep()
+    private_files.remove_unused_ray_folders()
     place.chmod(0o777)  # without the sticky bit
     monkeypatch.setenv("RAY_TMPDIR", str(place))
     with pytest.raises(ConfigError, match="whose entries other users cannot rename"):
-        private_files.ray_folder()
+        private_files.make_ray_folder()
 
 
 # A cluster that somebody noted on this machine

@@ -20,7 +20,7 @@ from ray._private.runtime_env.packaging import get_uri_for_directory
 
 from ablations.engine.cli import options, study
 from ablations.engine.environment import validation
-from ablations.engine.environment.provenance import PRIVATE_KEY, without_secrets
+from ablations.engine.environment.provenance import PRIVATE_KEY, redact_secrets
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.shortcuts import STUDY
 from resnet_core import ConfigError
@@ -94,8 +94,8 @@ def test_a_wrong_request_is_complained_about_without_what_looks_like_a_secret(
     ],
 )
 def test_what_is_named_like_a_secret_is_left_out_of_what_is_kept(line: str) -> None:
-    assert PLANTED not in without_secrets(line)
-    assert without_secrets("optim.lr=0.05 width=16") == "optim.lr=0.05 width=16"
+    assert PLANTED not in redact_secrets(line)
+    assert redact_secrets("optim.lr=0.05 width=16") == "optim.lr=0.05 width=16"
     assert PLANTED not in PRIVATE_KEY.sub("…", KEY)
 
 

@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Watch())
 """
 STUDY_FILE = """
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 main(Study(name="x", question="?", factors={"depth": (8,)}, baseline={"depth": 8}, preset="no-such"))
 """
 SERVICE = """
@@ -47,7 +47,7 @@ def work():
     time.sleep(60)
     return 0
 
-last_resort.signals.leave(last_resort.run(work, "was interrupted"))
+last_resort.signals.exit_ignoring_first_signal(last_resort.run_program(work, "was interrupted"))
 """
 ENDLESS = """
 import atexit, signal, time
@@ -60,7 +60,7 @@ def end():
     time.sleep(60)
 
 atexit.register(end)
-interrupts.leave(7)
+interrupts.exit_ignoring_first_signal(7)
 """
 JOINING = """
 import signal, sys, time
@@ -82,15 +82,15 @@ def work():
     signal.raise_signal(signal.SIGTERM)
     return 0
 
-code = last_resort.run(work, "was interrupted")
+code = last_resort.run_program(work, "was interrupted")
 time.sleep(4)  # longer than the C++ core, if it has heard of the signal, leaves a process to live
-last_resort.signals.leave(code)
+last_resort.signals.exit_ignoring_first_signal(code)
 """
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: signal.Signals) -> None:
-    heard = signals.Interrupts()
+    heard = signals.InterruptHandler()
     done = False
 
     def work() -> None:
@@ -102,7 +102,7 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: sign
     with pytest.raises(KeyboardInterrupt):
         work()
     assert done
-    assert heard.heard
+    assert heard.received
     with pytest.raises(KeyboardInterrupt):  # as before
         signal.raise_signal(number)
 
@@ -187,7 +187,7 @@ def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_pat
 
     (taken := tmp_path / "taken").write_text("a file where Ray wants a folder")
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setattr(private_files, "ray_folder", lambda: (taken, 0))
+    monkeypatch.setattr(private_files, "make_ray_folder", lambda: (taken, 0))
     with pytest.raises(ConfigError, match=r"^Ray does not start on this machine \(.+\). What may be short: .*RAY_ADDRESS"):
         connection.connect()
 

@@ -156,8 +156,8 @@ def test_what_was_sent_along_is_named_and_sent_along_again(monkeypatch: pytest.M
     assert "upload" not in provenance.git_state()
     config = {"metadata": {"job_submission_id": "raysubmit_1"}}
     monkeypatch.setenv(JOB, json.dumps(config))
-    assert provenance.again() == "ray job submit -- python x.py --seeds 2"
+    assert provenance.resubmit_command() == "ray job submit -- python x.py --seeds 2"
     config["runtime_env"] = {"working_dir": "gcs://_ray_pkg_101b1d40ab5473df.zip"}
     monkeypatch.setenv(JOB, json.dumps(config))
-    assert provenance.again() == "ray job submit --working-dir . -- python x.py --seeds 2"
+    assert provenance.resubmit_command() == "ray job submit --working-dir . -- python x.py --seeds 2"
     assert provenance.git_state()["upload"] == "_ray_pkg_101b1d40ab5473df.zip"

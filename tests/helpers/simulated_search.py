@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.engine.search.optimizer import Decision, Optimizer, Told
+from ablations.engine.search.optimizer import Decision, Optimizer, TrialHistory
 from resnet_core import OptimConfig
 
 EPOCHS = 27
@@ -64,7 +64,7 @@ class Search:
     epochs: int = EPOCHS
     curve: Curve = curve
     results: Callable[[Mapping[str, Any], float], tuple[float, ...]] = lambda values, error: (error,)
-    told: dict[int, Told] = field(default_factory=dict)
+    told: dict[int, TrialHistory] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)
     """Numbers, as often as they were asked for."""
     cost: int = 0
@@ -96,8 +96,8 @@ class Search:
             if suggestion.branch:
                 parent, epoch = suggestion.branch
                 errors = {k: error for k, error in self.told[parent].errors.items() if k <= epoch}
-                assert all(self.optimiser.report(number, k, error) is Decision.GO for k, error in errors.items())
-            self.told[number] = Told(number=number, values=suggestion.values, outcome="stopped", errors=errors)
+                assert all(self.optimiser.report_epoch(number, k, error) is Decision.CONTINUE for k, error in errors.items())
+            self.told[number] = TrialHistory(number=number, values=suggestion.values, outcome="stopped", errors=errors)
         return number
 
     def _trained(self, number: int) -> bool:
@@ -109,20 +109,20 @@ class Search:
         if not math.isfinite(error):
             self._end(number, "diverged")
             return False
-        decision = self.optimiser.report(number, epoch, error)
-        for dropped in self.optimiser.dropped():
+        decision = self.optimiser.report_epoch(number, epoch, error)
+        for dropped in self.optimiser.evicted():
             self._end(dropped, "pruned")
-        if decision is Decision.GO and epoch == self.epochs:
+        if decision is Decision.CONTINUE and epoch == self.epochs:
             self._end(number, "completed", self.results(told.values, error))
         elif decision is Decision.PRUNE:
             self._end(number, "pruned")
-        return decision is Decision.GO and epoch < self.epochs
+        return decision is Decision.CONTINUE and epoch < self.epochs
 
     def _end(self, number: int, outcome: str, results: tuple[float, ...] = ()) -> None:
         told = self.told[number]
         seconds = float(len(told.errors))
         self.told[number] = replace(told, outcome=outcome, results=results, seconds=seconds)
-        self.optimiser.end(number, outcome, results, seconds)
+        self.optimiser.end_trial(number, outcome, results, seconds)
 
     @property
     def best(self) -> Mapping[str, Any]:

@@ -18,9 +18,10 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.cli import options
 from ablations.engine.environment import paths
 from ablations.engine.search.plan import SearchPlan, plan_search
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
+from ablations.engine.study.plan import Plan
 from ablations.engine.submission import search_submission, study_submission
 from ablations.engine.tracking import results, run_queries
 from ablations.engine.tracking.connection import connect
@@ -105,12 +106,14 @@ class Submitted:
         return found
 
     def evidence(self) -> Evidence:
-        return results.gather(self.client, Design.of(self.plan, {}))
+        return results.gather(self.client, Design.from_plan(self.plan, {}))
 
     def found(self) -> Evidence:
         """What the study's run in MLflow says that was asked, and what came of it."""
         plan = self.plan
-        return results.gather(self.client, run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared())[1])
+        return results.gather(
+            self.client, run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared_fields())[1]
+        )
 
 
 class Killer:

@@ -28,7 +28,7 @@ def found(evidence: Evidence) -> Findings:
         parts: dict[str, Any] = {"problems": {}, "reasons": (), **estimates, **costs}
         made = CellFinding(label=cell.label, levels=cell.levels, planned=planned, **parts)
         cells.append(made)
-        if baseline := evidence.design.baseline_of(cell):
+        if baseline := evidence.design.baseline_label(cell):
             difference = estimate(mine.set_index("seed")["error"] - runs[baseline].set_index("seed")["error"])
             comparisons.append(Comparison(cell=cell.label, baseline=baseline, difference=difference, planned=planned))
     return Findings(

@@ -68,7 +68,7 @@ def search_evidence(
     *,
     over: bool = True,
     prunes: bool = True,
-    against: str | None = None,
+    objective: str | None = None,
     truth: synthetic_study.Truth = truth,
 ) -> Evidence:
     """A search whose trials diverge from a learning rate on, one of which failed; a third of the others train to their end.
@@ -77,9 +77,9 @@ def search_evidence(
         factors: of the search; a search cell for each combination of levels.
         over: whether it has chosen; if not, its last trial of each cell runs.
         prunes: whether trials end early.
-        against: `flops` or `seconds`, with two configurations of the front chosen.
+        objective: `flops` or `seconds`, with two configurations of the front chosen.
     """
-    levels = ("default", *(() if not over else ("front-1", "front-2") if against else ("tuned",)))
+    levels = ("default", *(() if not over else ("front-1", "front-2") if objective else ("tuned",)))
     baseline = {"shortcut": "A"} if "shortcut" in factors else {} if factors else {"configuration": "default"}
     made = synthetic_study.design(
         {**factors, "configuration": levels}, baseline, seeds, name="tuning", question="Does tuning change it?"
@@ -111,7 +111,7 @@ def search_evidence(
             ]
         rows += ended
         completed = sorted((row for row in ended if row["outcome"] == "completed"), key=lambda row: row["error"])
-        cheaper = [row for row in completed if against and row[against] < completed[0][against]]
+        cheaper = [row for row in completed if objective and row[objective] < completed[0][objective]]
         chosen[cell.label] = dict(zip(levels[1:], (row["number"] for row in (*cheaper[:1], *completed)), strict=False))
     search = SearchDesign(
         cells=tuple(cells),
@@ -120,7 +120,7 @@ def search_evidence(
         scheduler="asha" if prunes else "none",
         trials=trials,
         seconds=None,
-        against=against,
+        objective=objective,
         epochs=EPOCHS,
         seed=1000,
         train_images=1294,

@@ -59,7 +59,7 @@ def test_what_was_searched_is_what_optuna_searches(tmp_path: Path) -> None:
 
 
 def test_a_second_objective_is_a_second_value(tmp_path: Path) -> None:
-    evidence = search_evidence({}, against="flops")
+    evidence = search_evidence({}, objective="flops")
     assert evidence.trials is not None
     (study,) = written(evidence, tmp_path).values()
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]

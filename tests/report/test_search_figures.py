@@ -208,7 +208,7 @@ def test_parallel_lines_are_completed_trials_the_best_of_each_cell_on_top() -> N
 
 
 def test_a_front_is_what_no_trial_of_the_cell_beats_in_both() -> None:
-    given = search_evidence({}, against="flops", prunes=False)
+    given = search_evidence({}, objective="flops", prunes=False)
     assert given.trials is not None
     (panel,) = drawn(search_pareto_figure(given)).axes
     completed = given.trials[given.trials["outcome"] == "completed"]
@@ -252,7 +252,7 @@ def test_figures_of_a_search_follow_the_studys_own_and_each_has_its_words() -> N
 CASES: dict[str, Any] = {
     "six cells": {"factors": {"variant": tuple("ABCDEF")}, "truth": lambda levels, seed: 8 + seed + ord(levels["variant"]) % 3},
     "eight fields": {"factors": {}, "fields": MANY, "prunes": False},
-    "a front": {"against": "seconds"},
+    "a front": {"objective": "seconds"},
     "long names": {
         "factors": {"a" * 40: ("<script>$\\frac", "x" * 60)},
         "truth": lambda levels, seed: 8 + seed,

@@ -14,7 +14,7 @@ from rich.console import Console
 from ablations.engine.report import terminal
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
-from ablations.engine.study.request import Request
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission.progress import Progress
 from ablations.shortcuts import STUDY
 from tests.helpers.synthetic_findings import cell, findings
@@ -42,7 +42,7 @@ METRICS = {"train/error": 1.0, "test/error": 2.0}
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return make_plan(STUDY, Request(preset="smoke"), cache=tmp_path)
+    return make_plan(STUDY, StudyRequest(preset="smoke"), cache=tmp_path)
 
 
 def test_a_run_whose_process_died_does_not_count_as_running_until_it_has_another(plan: Plan) -> None:

@@ -120,7 +120,7 @@ def test_a_command_whose_reader_is_gone_ends_as_it_would_have(tmp_path: Path, na
 def test_a_study_whose_reader_is_gone_and_lacks_characters_trains_to_its_end(home: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as killed:
         pass
-    left = home / "tune" / scratch_folders.name_of("train").replace(f"-{os.getpid()}", f"-{killed.pid}")
+    left = home / "tune" / scratch_folders.owned_folder_name("train").replace(f"-{os.getpid()}", f"-{killed.pid}")
     left.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, *STUDY],

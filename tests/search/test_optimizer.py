@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablations.engine.search.optimizer import Decision, Optimizer, Settings, Suggestion, Told
+from ablations.engine.search.optimizer import Decision, Optimizer, SearchSettings, Suggestion, TrialHistory
 from ablations.engine.search.space import Space
 from resnet_core import ConfigError
 from tests.helpers.simulated_search import Search, curve, space
 
-SETTINGS = Settings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3)
+SETTINGS = SearchSettings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3)
 KINDS = [
     ("tpe", "none"),
     ("tpe", "asha"),
@@ -48,17 +48,17 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("optim.schedule", "optim.milestones")}
 
 
-def remembered(told: Told) -> Told:
+def remembered(told: TrialHistory) -> TrialHistory:
     """As MLflow gives it back."""
     return replace(told, values=json.loads(json.dumps(told.values)), errors=dict(told.errors))
 
 
-def killed(settings: Settings, *, after: int, workers: int = 1, again: bool = True) -> Search:
+def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: bool = True) -> Search:
     """A search that is killed after so many epochs, and goes on with a new optimiser, which is killed as soon."""
     search = Search(Optimizer(branching, settings), curve=of_branching)
     while search.told == {} or any(told.outcome == "stopped" for told in search.told.values()) or not search.optimiser.finished:
         search = Search(Optimizer(branching, settings), curve=of_branching, told=search.told, asked=search.asked)
-        assert search.optimiser.retell([remembered(told) for told in reversed(search.told.values())]) == 0
+        assert search.optimiser.load_history([remembered(told) for told in reversed(search.told.values())]) == 0
         search.run(workers=workers, most_epochs=after)
     return search
 
@@ -114,7 +114,7 @@ def test_a_population_comes_to_its_end_in_any_space(
     def errors_of(values: Mapping[str, Any]) -> Sequence[float]:
         return [zlib.crc32(f"{epoch} {values}".encode()) % 9001 / 100 for epoch in range(5)]
 
-    settings = Settings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
+    settings = SearchSettings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
     search = Search(Optimizer(narrow, settings), epochs=5, curve=errors_of)
     search.run(workers=3)
     told = [each.values for each in search.told.values()]
@@ -132,7 +132,7 @@ def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_withou
     branches = [told for told in search.told.values() if told.number >= 12]
     assert len(branches) >= 15
     again = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt"))
-    again.retell(
+    again.load_history(
         [*(told for told in search.told.values() if told.number < 14), replace(search.told[14], outcome="stopped", errors={})]
     )
     suggestion = begun(again)
@@ -140,7 +140,7 @@ def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_withou
     assert suggestion.branch
     parent, epoch = suggestion.branch
     assert suggestion.values == {**search.told[parent].values, "optim.changes": search.told[14].values["optim.changes"]}
-    assert all(again.report(14, k, 0.0) is Decision.GO for k in range(1, epoch + 1))  # trained again from the beginning
+    assert all(again.report_epoch(14, k, 0.0) is Decision.CONTINUE for k in range(1, epoch + 1))  # trained again from the beginning
 
 
 @pytest.mark.parametrize("outcome", ["stopped", "failed", "oom"])
@@ -148,7 +148,7 @@ def test_trials_without_a_result_are_asked_for_first_and_keep_their_number_and_v
     search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=4 * 27)
     again = Optimizer(space, SETTINGS)
-    again.retell([search.told[0], replace(search.told[1], outcome=outcome), search.told[3]])
+    again.load_history([search.told[0], replace(search.told[1], outcome=outcome), search.told[3]])
     suggestion = begun(again)
     assert (suggestion.number, suggestion.values) == (1, search.told[1].values)
     assert [begun(again).number for _ in range(2)] == [2, 4], "what nobody heard of is drawn again"
@@ -158,39 +158,39 @@ def test_the_same_epoch_again_has_the_same_answer_and_counts_once() -> None:
     optimiser = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="asha"))
     for _ in range(4):
         begun(optimiser)
-    assert optimiser.report(0, 3, 50.0) is Decision.GO
-    assert optimiser.report(1, 3, 60.0) is Decision.PRUNE
+    assert optimiser.report_epoch(0, 3, 50.0) is Decision.CONTINUE
+    assert optimiser.report_epoch(1, 3, 60.0) is Decision.PRUNE
     for _ in range(9):
-        assert optimiser.report(1, 3, 10.0) is Decision.PRUNE
-    assert optimiser.report(2, 3, 40.0) is Decision.GO
-    assert optimiser.report(0, 3, 50.0) is Decision.GO
-    assert optimiser.report(3, 3, 45.0) is Decision.PRUNE  # of four, the best goes on
+        assert optimiser.report_epoch(1, 3, 10.0) is Decision.PRUNE
+    assert optimiser.report_epoch(2, 3, 40.0) is Decision.CONTINUE
+    assert optimiser.report_epoch(0, 3, 50.0) is Decision.CONTINUE
+    assert optimiser.report_epoch(3, 3, 45.0) is Decision.PRUNE  # of four, the best goes on
 
 
 def test_the_budget_counts_trials_that_failed_but_none_that_was_refused() -> None:
     optimiser = Optimizer(space, replace(SETTINGS, trials=3))
-    optimiser.end(begun(optimiser).number, "oom")
+    optimiser.end_trial(begun(optimiser).number, "oom")
     refused = begun(optimiser)
-    optimiser.refuse(refused.number)
+    optimiser.reject_suggestion(refused.number)
     other = begun(optimiser)
     assert (other.number, other.values == refused.values) == (1, False)
     assert begun(optimiser).number == 2
     assert optimiser.ask() is None
-    assert optimiser.spent[0] == 3
+    assert optimiser.budget_spent[0] == 3
     finished = []
     for number in (1, 2):
         finished.append(optimiser.finished)
-        optimiser.end(number, "completed", (1.0,))
+        optimiser.end_trial(number, "completed", (1.0,))
     assert [*finished, optimiser.finished] == [False, False, True]
 
 
 def test_a_time_budget_ends_with_the_seconds_that_were_told() -> None:
     settings = replace(SETTINGS, trials=None, seconds=100)
     optimiser = Optimizer(space, settings)
-    optimiser.end(begun(optimiser).number, "completed", (1.0,), 60)
+    optimiser.end_trial(begun(optimiser).number, "completed", (1.0,), 60)
     last = begun(optimiser).number
-    optimiser.end(last, "diverged", (), 40)
-    assert optimiser.spent == (2, 100.0)
+    optimiser.end_trial(last, "diverged", (), 40)
+    assert optimiser.budget_spent == (2, 100.0)
     assert optimiser.ask() is None
     assert optimiser.finished
 
@@ -217,7 +217,7 @@ def test_proposals_that_were_copies_leave_no_trace() -> None:
     undisturbed.run()
     told = list(undisturbed.told.values())
     again = Search(Optimizer(discrete, settings), curve=of_discrete, told={each.number: each for each in told[:16]})
-    again.optimiser.retell(told[:16])
+    again.optimiser.load_history(told[:16])
     again.run()
     assert list(again.told.values()) == told
 
@@ -227,8 +227,8 @@ def test_tpe_learns_from_trials_that_were_ended_early() -> None:
     rates = []
     while suggestion := optimiser.ask():
         rates.append(suggestion.values["optim.lr"])
-        optimiser.report(suggestion.number, 1, 50 + math.log10(rates[-1]))
-        optimiser.end(suggestion.number, "pruned")
+        optimiser.report_epoch(suggestion.number, 1, 50 + math.log10(rates[-1]))
+        optimiser.end_trial(suggestion.number, "pruned")
     assert sum(rate < 0.01 for rate in rates[20:]) > 15  # at random, a third of the 20
 
 
@@ -238,9 +238,9 @@ def test_what_was_refused_is_not_proposed_again() -> None:
     while suggestion := optimiser.ask():
         if suggestion.values["model.depth"] == 20:
             taken.add(suggestion.number)
-            optimiser.end(suggestion.number, "completed", (1.0,))
+            optimiser.end_trial(suggestion.number, "completed", (1.0,))
         else:
-            optimiser.refuse(suggestion.number)
+            optimiser.reject_suggestion(suggestion.number)
             refused += 1
     assert (taken, refused) == ({0}, 3)
     assert optimiser.finished
@@ -252,8 +252,8 @@ def test_trials_outside_the_space_are_passed_over_and_keep_their_numbers() -> No
     outside = replace(search.told[2], values={**search.told[2].values, "optim.lr": 2.0})
     policy = replace(search.told[1], values={**search.told[1].values, "optim.changes": ["3:lr=0.1"]})
     again = Optimizer(space, SETTINGS)
-    assert again.retell([search.told[0], policy, outside]) == 2
-    assert again.spent[0] == 1
+    assert again.load_history([search.told[0], policy, outside]) == 2
+    assert again.budget_spent[0] == 1
     assert begun(again).number == 3
 
 
@@ -263,7 +263,7 @@ def test_a_population_is_not_told_another_search(trials: int) -> None:
     search = Search(Optimizer(space, settings))
     search.run()
     with pytest.raises(ConfigError, match="--scheduler=pbt: this search has trials"):
-        Optimizer(space, replace(settings, trials=trials)).retell(list(search.told.values()))
+        Optimizer(space, replace(settings, trials=trials)).load_history(list(search.told.values()))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", pytest.param("gp", marks=pytest.mark.slow)])

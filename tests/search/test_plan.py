@@ -6,15 +6,21 @@ from typing import Any
 import pytest
 
 from ablations.engine.cli import options
-from ablations.engine.search.plan import FIRST_SEED, FRONT, Chosen, Scored, choose
-from ablations.engine.search.space import check
+from ablations.engine.search.plan import (
+    FIRST_TRIAL_SEED,
+    MAX_FRONT_CONFIGURATIONS,
+    ChosenConfiguration,
+    ScoredTrial,
+    choose_configurations,
+)
+from ablations.engine.search.space import check_space
 from ablations.engine.study.expansion import MAX_RUNS
 from resnet_core import ConfigError
 from tests.helpers.submission import SEARCH, searched
 
 
-def scored(error: float, loss: float = 1.0, cost: float | None = None) -> Scored:
-    return Scored(values={"optim.lr": error}, error=error, loss=loss, cost=cost)
+def scored(error: float, loss: float = 1.0, cost: float | None = None) -> ScoredTrial:
+    return ScoredTrial(values={"optim.lr": error}, error=error, loss=loss, cost=cost)
 
 
 def test_every_cell_has_a_search_and_a_control() -> None:
@@ -34,7 +40,7 @@ def test_trials_see_no_test_set_and_share_no_seed_with_what_is_reported() -> Non
     plan = searched("--per-cell", "--set", "extra_tests=ten_crop", "--probe", "responses")
     for spec in plan.trial_specs.values():
         assert spec.data.scored_on == "validation"
-        assert spec.seed == FIRST_SEED >= MAX_RUNS
+        assert spec.seed == FIRST_TRIAL_SEED >= MAX_RUNS
         assert not spec.data.extra_tests
         assert not spec.probes
     assert len(plan.trial_data.test.labels) + len(plan.trial_data.train.labels) == len(plan.dataset.train.labels)
@@ -53,8 +59,8 @@ def test_more_trials_another_sampler_or_more_seeds_are_the_same_study() -> None:
 def test_what_is_chosen_is_trained_on_all_images_with_fresh_seeds_beside_the_default() -> None:
     plan = searched("--per-cell")
     none, a = plan.specs
-    choices = {none: (Chosen(level="tuned", number=3, values={"optim.lr": 0.5}),), a: ()}
-    confirmed = plan.confirming(choices)
+    choices = {none: (ChosenConfiguration(level="tuned", number=3, values={"optim.lr": 0.5}),), a: ()}
+    confirmed = plan.confirmation_plan(choices)
     assert {str(cell) for cell in confirmed.cells} == {
         *("shortcut=none configuration=default", "shortcut=none configuration=tuned", "shortcut=A configuration=default"),
     }
@@ -62,29 +68,29 @@ def test_what_is_chosen_is_trained_on_all_images_with_fresh_seeds_beside_the_def
     assert [spec.seed for spec in tuned] == [0, 1]
     assert {(spec.optim.lr, spec.data.scored_on) for spec in tuned} == {(0.5, "test")}
     assert confirmed.base_id == plan.base_id
-    assert confirmed.asked().chosen == {"shortcut=none": {"tuned": 3}, "shortcut=A": {}}
+    assert confirmed.to_design().chosen == {"shortcut=none": {"tuned": 3}, "shortcut=A": {}}
 
 
 def test_a_choice_that_is_the_default_is_not_trained_twice() -> None:
     plan = searched()
     (cell,) = plan.specs
     values = {"optim.lr": plan.base.optim.lr, "optim.momentum": plan.base.optim.momentum}
-    confirmed = plan.confirming({cell: (Chosen(level="tuned", number=0, values=values),)})
+    confirmed = plan.confirmation_plan({cell: (ChosenConfiguration(level="tuned", number=0, values=values),)})
     assert len(confirmed.runs) == len(plan.runs)
     assert [reason for _, reason in confirmed.skipped] == ["the search chose the default configuration"]
 
 
 def test_the_lowest_error_is_chosen_and_among_equals_the_lowest_loss() -> None:
-    (chosen,) = choose({0: scored(2.0, 0.1), 1: scored(1.0, 0.3), 2: scored(1.0, 0.2), 3: scored(1.0, 0.2)})
+    (chosen,) = choose_configurations({0: scored(2.0, 0.1), 1: scored(1.0, 0.3), 2: scored(1.0, 0.2), 3: scored(1.0, 0.2)})
     assert (chosen.level, chosen.number) == ("tuned", 2)
-    assert choose({}) == ()
+    assert choose_configurations({}) == ()
 
 
 def test_of_a_front_some_are_chosen_from_the_cheapest_to_the_most_accurate() -> None:
     front = {number: scored(10.0 - number, cost=float(number)) for number in range(8)}
     beaten = {20: scored(9.5, cost=3.0), 21: scored(3.5, cost=9.0)}
-    chosen = choose({**front, **beaten})
-    assert [each.level for each in chosen] == [f"front-{i}" for i in range(1, FRONT + 1)]
+    chosen = choose_configurations({**front, **beaten})
+    assert [each.level for each in chosen] == [f"front-{i}" for i in range(1, MAX_FRONT_CONFIGURATIONS + 1)]
     numbers = [each.number for each in chosen]
     assert (numbers[0], numbers[-1]) == (0, 7)
     assert numbers == sorted(numbers)
@@ -138,7 +144,7 @@ def branching(trial: Any) -> None:
 
 def test_branches_of_a_space_follow_what_each_cell_has() -> None:
     plan = searched("--per-cell", "--search", "lr", "schedule", study=replace(SEARCH, space=branching))
-    fields = {str(cell): set(check(space, plan.trial_specs[cell])) for cell, space in plan.spaces.items()}
+    fields = {str(cell): set(check_space(space, plan.trial_specs[cell])) for cell, space in plan.spaces.items()}
     assert fields == {"shortcut=none": {"optim.schedule", "optim.lr"}, "shortcut=A": {"optim.schedule"}}
     momentum = searched("--search", "momentum", study=replace(SEARCH, space=branching))
     assert list(momentum.fields) == ["optim.momentum"], "the preset's milestones are the choice 0.5,0.75"

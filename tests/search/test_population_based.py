@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from ablations.engine.search.population_based import (
     CHANGES,
-    FACTORS,
     PERTURBABLE,
+    PERTURBATION_FACTORS,
     GenerationState,
     Member,
     evicted_members,
-    perturbed,
+    perturb,
     ready_members,
     replay_generations,
 )
@@ -150,25 +150,25 @@ def test_a_later_branch_goes_on_from_what_holds_after_all_changes() -> None:
     ],
 )
 def test_values_are_perturbed_within_their_range(name: str, value: float, factor: float, expected: float) -> None:
-    assert perturbed(name, value, 0.0, 1.0, factor) == pytest.approx(expected)
+    assert perturb(name, value, 0.0, 1.0, factor) == pytest.approx(expected)
 
 
 @given(
     name=st.sampled_from(PERTURBABLE),
     ends=st.lists(st.floats(0, 1, exclude_max=True) | st.floats(0.99, 1), min_size=2, max_size=2, unique=True),
     share=st.floats(0, 1),
-    factor=st.sampled_from(FACTORS),
+    factor=st.sampled_from(PERTURBATION_FACTORS),
 )
 def test_values_never_leave_their_range(name: str, ends: list[float], share: float, factor: float) -> None:
     low, high = sorted(ends)
     value = min(max(low + share * (high - low), low), high)
-    assert low <= perturbed(name, value, low, high, factor) <= high
+    assert low <= perturb(name, value, low, high, factor) <= high
 
 
 def test_a_range_next_to_one_is_used_to_its_end() -> None:
-    assert perturbed("optim.momentum", 0.99985, 0.9995, 0.9999, 0.8) == pytest.approx(0.99988)
-    assert perturbed("optim.momentum", 0.9999, 0.9995, 0.9999, 0.8) == 0.9999
+    assert perturb("optim.momentum", 0.99985, 0.9995, 0.9999, 0.8) == pytest.approx(0.99988)
+    assert perturb("optim.momentum", 0.9999, 0.9995, 0.9999, 0.8) == 0.9999
 
 
 def test_momentum_stays_below_one() -> None:
-    assert perturbed("optim.momentum", 0.9999, 0.0, 1.0, 0.8) < 1
+    assert perturb("optim.momentum", 0.9999, 0.0, 1.0, 0.8) < 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations.engine.search.optimizer import Optimizer, Settings
+from ablations.engine.search.optimizer import Optimizer, SearchSettings
 from tests.helpers.simulated_search import EPOCHS, Search, curve, space, true_error
 
 REPETITIONS = 20
@@ -25,7 +25,7 @@ NO_LIMIT = 10_000
 def found(sampler: str, scheduler: str, seed: int, epochs: int, trainings: int) -> float:
     """True error in percent of what a search found."""
     trials = trainings if scheduler in ("none", "pbt") else NO_LIMIT
-    settings = Settings(sampler=sampler, scheduler=scheduler, trials=trials, seconds=None, epochs=epochs, seed=seed)
+    settings = SearchSettings(sampler=sampler, scheduler=scheduler, trials=trials, seconds=None, epochs=epochs, seed=seed)
     search = Search(Optimizer(space, settings), epochs=epochs, curve=partial(curve, epochs=epochs))
     search.run(workers=4, most_epochs=trainings * epochs)
     return true_error(search.best)
@@ -62,7 +62,7 @@ def two_objectives(trial: Any) -> None:
 
 def front(sampler: str, seed: int) -> float:
     """Area that the front of 200 trials dominates, of error from 0 to 100 % and log2 of the width from 3 to 6, in percent."""
-    settings = Settings(sampler=sampler, scheduler="none", trials=200, seconds=None, epochs=EPOCHS, seed=seed, objectives=2)
+    settings = SearchSettings(sampler=sampler, scheduler="none", trials=200, seconds=None, epochs=EPOCHS, seed=seed, objectives=2)
     search = Search(Optimizer(two_objectives, settings), curve=of_width, results=against_width)
     search.run(workers=4)
     points = sorted((of_width(told.values, noise=0)[-1], told.results[1]) for told in search.told.values() if told.results)

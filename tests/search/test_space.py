@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ablations.engine.search.space import Space, check, compose, drawn, field_values, params_of, parse_fields
+from ablations.engine.search.space import (
+    Space,
+    check_space,
+    field_values,
+    params_for_values,
+    parse_space,
+    restrict_space,
+    sample_space,
+)
 from resnet_core import ConfigError, RunSpec
 
 
@@ -18,12 +26,12 @@ def branching(trial: Any) -> None:
 
 
 def found(space: Space) -> set[str]:
-    return {name for trial in drawn(space) for name in field_values(trial.params)}
+    return {name for trial in sample_space(space) for name in field_values(trial.params)}
 
 
 def test_fields_are_named_with_a_range_with_choices_or_as_the_study_has_them() -> None:
     texts = ["lr", "weight_decay=1e-6..0.01:log", "epochs=5..10", "model.width=8,none,24", "schedule=step,cosine"]
-    assert parse_fields(texts) == {
+    assert parse_space(texts) == {
         "optim.lr": None,
         "optim.weight_decay": FloatDistribution(1e-6, 0.01, log=True),
         "optim.epochs": IntDistribution(5, 10),
@@ -54,25 +62,27 @@ def test_fields_are_named_with_a_range_with_choices_or_as_the_study_has_them() -
 )
 def test_a_wrong_field_is_one_line(texts: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
-        parse_fields(texts)
+        parse_space(texts)
     assert "\n" not in str(caught.value)
 
 
 def test_without_fields_the_whole_space_is_searched() -> None:
-    space = compose(branching, {}, RunSpec(), ())
+    space = restrict_space(branching, {}, RunSpec(), ())
     assert found(space) == {"optim.lr", "optim.warmup_steps", "optim.schedule", "optim.milestones"}
 
 
 def test_fields_that_are_not_searched_keep_their_default_and_decide_branches() -> None:
-    assert found(compose(branching, parse_fields(["milestones"]), RunSpec(), ())) == {"optim.milestones"}
+    assert found(restrict_space(branching, parse_space(["milestones"]), RunSpec(), ())) == {"optim.milestones"}
     cosine = RunSpec().optim.__class__(schedule="cosine")
     with pytest.raises(ConfigError, match="suggests nothing"):  # no milestones with cosine
-        check(compose(branching, parse_fields(["milestones"]), RunSpec(optim=cosine), ()), RunSpec())
+        check_space(restrict_space(branching, parse_space(["milestones"]), RunSpec(optim=cosine), ()), RunSpec())
 
 
 def test_a_range_of_its_own_replaces_that_of_the_study_or_adds_a_field() -> None:
-    space = compose(branching, parse_fields(["lr=0.1..0.2", "schedule=step,constant", "depth=8,14", "milestones"]), RunSpec(), ())
-    assert check(space, RunSpec()) == {
+    space = restrict_space(
+        branching, parse_space(["lr=0.1..0.2", "schedule=step,constant", "depth=8,14", "milestones"]), RunSpec(), ()
+    )
+    assert check_space(space, RunSpec()) == {
         "optim.lr": {"low": 0.1, "high": 0.2, "log": False},
         "optim.schedule": {"choices": ["step", "constant"]},
         "optim.milestones": {"choices": [[0.5, 0.75], [0.3]]},
@@ -81,20 +91,20 @@ def test_a_range_of_its_own_replaces_that_of_the_study_or_adds_a_field() -> None
 
 
 def test_without_a_space_fields_need_a_range() -> None:
-    assert found(compose(None, parse_fields(["lr=0.1..0.2"]), RunSpec(), ())) == {"optim.lr"}
+    assert found(restrict_space(None, parse_space(["lr=0.1..0.2"]), RunSpec(), ())) == {"optim.lr"}
     with pytest.raises(ConfigError, match=r"optim\.lr=LOW\.\.HIGH"):
-        compose(None, parse_fields(["lr"]), RunSpec(), ())
+        restrict_space(None, parse_space(["lr"]), RunSpec(), ())
 
 
 def test_a_fixed_field_keeps_its_value_and_may_not_be_asked_for() -> None:
-    assert "optim.lr" not in found(compose(branching, {}, RunSpec(), {"optim.lr"}))
+    assert "optim.lr" not in found(restrict_space(branching, {}, RunSpec(), {"optim.lr"}))
     with pytest.raises(ConfigError, match=r"--search=optim\.lr: may not be searched"):
-        compose(branching, parse_fields(["lr=0.1..0.2"]), RunSpec(), {"optim.lr"})
+        restrict_space(branching, parse_space(["lr=0.1..0.2"]), RunSpec(), {"optim.lr"})
 
 
 def test_a_field_that_the_study_does_not_search_needs_a_range() -> None:
     with pytest.raises(ConfigError, match=r"--search=optim\.momentum: accepted: optim\.lr, .*optim\.momentum=LOW\.\.HIGH"):
-        compose(branching, parse_fields(["momentum"]), RunSpec(), ())
+        restrict_space(branching, parse_space(["momentum"]), RunSpec(), ())
 
 
 def test_ranges_that_differ_between_branches_are_joined() -> None:
@@ -102,7 +112,7 @@ def test_ranges_that_differ_between_branches_are_joined() -> None:
         high = 0.1 if trial.suggest_categorical("nesterov", (True, False)) else 1.0
         trial.suggest_float("lr", high / 100, high, log=True)
 
-    assert check(space, RunSpec()) == {
+    assert check_space(space, RunSpec()) == {
         "optim.nesterov": {"choices": [True, False]},
         "optim.lr": {"low": 0.001, "high": 1.0, "log": True},
     }
@@ -121,24 +131,24 @@ def test_ranges_that_differ_between_branches_are_joined() -> None:
 )
 def test_a_space_that_cannot_be_searched_is_refused_in_one_line(space: Space, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
-        check(space, RunSpec())
+        check_space(space, RunSpec())
     assert "\n" not in str(caught.value)
 
 
 def test_a_space_with_some_configurations_that_exist_is_accepted() -> None:
-    assert check(lambda trial: trial.suggest_int("depth", 18, 25), RunSpec()) == {
+    assert check_space(lambda trial: trial.suggest_int("depth", 18, 25), RunSpec()) == {
         "model.depth": {"low": 18, "high": 25, "log": False}
     }
 
 
 def test_the_parameters_of_a_trial_are_found_again_from_its_values() -> None:
-    for trial in drawn(branching):
+    for trial in sample_space(branching):
         values = field_values(trial.params)
         remembered = {
             **json.loads(json.dumps(values)),
             **({"optim.milestones": values["optim.milestones"]} if "milestones" in trial.params else {}),
         }
-        assert params_of(branching, remembered) == trial.params
+        assert params_for_values(branching, remembered) == trial.params
 
 
 @pytest.mark.parametrize(
@@ -153,4 +163,4 @@ def test_the_parameters_of_a_trial_are_found_again_from_its_values() -> None:
     ],
 )
 def test_values_outside_the_space_have_no_parameters(values: dict[str, Any]) -> None:
-    assert params_of(branching, values) is None
+    assert params_for_values(branching, values) is None

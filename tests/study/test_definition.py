@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
 
@@ -104,7 +104,7 @@ def test_a_studys_file_exits_with_2_and_one_line_for_a_mistake_and_as_python_doe
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from ablations.engine.cli.study import main\nfrom ablations.engine.study.plan import Study\n"
+        "from ablations.engine.cli.study import main\nfrom ablations.engine.study.definition import Study\n"
         f"STUDY = Study({text}name='x', question='?', factors={{'depth': (8, 14)}})\n"
         "main(STUDY)\n"
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from resnet_core import ConfigError, measure_cost
 
 
@@ -25,7 +26,7 @@ def small_study(**changes: Any) -> Study:
 
 
 def plan_of(cache: Path, study: Study | None = None, **request: Any) -> Plan:
-    return make_plan(study or small_study(), Request(**request), cache=cache)
+    return make_plan(study or small_study(), StudyRequest(**request), cache=cache)
 
 
 def test_levels_that_differ_are_shown_differently(tmp_path: Path) -> None:

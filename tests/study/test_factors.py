@@ -12,12 +12,13 @@ from PIL import Image
 
 from ablations.engine.cli import options
 from ablations.engine.search.plan import plan_search
-from ablations.engine.study.comparability import SAME_IMAGES, images_of, selects_images
+from ablations.engine.study.comparability import TRANSFORM_FIELDS, image_selection, selects_images
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
 from ablations.engine.study.factors import split_levels
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request, SearchRequest
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import SearchRequest, StudyRequest
 from ablations.engine.submission.study_submission import job_of
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
@@ -34,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
     """A study whose file names these factors."""
-    return make_plan(Study(**BASE | {"factors": factors} | study), Request(), cache=cache)
+    return make_plan(Study(**BASE | {"factors": factors} | study), StudyRequest(), cache=cache)
 
 
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
@@ -69,7 +70,7 @@ def test_a_factor_is_the_same_in_a_studys_file_and_on_the_command_line(
     assert [run.fingerprint for run in plans[0].runs] == [run.fingerprint for run in plans[1].runs]
     assert plans[0].factors == plans[1].factors
     assert plans[0].base_id == plans[1].base_id
-    assert Design.from_json(Design.of(plans[0], {}).to_json()) == Design.of(plans[0], {})
+    assert Design.from_json(Design.from_plan(plans[0], {}).to_json()) == Design.from_plan(plans[0], {})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_field_is_one_factor_whatever_it_is_called(cache: Path, names: tuple[s
     plan = on_command_line(cache, f"{names[1]}=14,20", factors={names[0]: (8, 14)})
     assert plan.factors == {names[0]: (14, 20)}
     adapted = Study(**BASE | {"factors": {names[0]: (8, 14)}, "on": {"digits": {"factors": {names[1]: (14,)}}}})
-    assert adapted.adapted("digits").factors == {names[0]: (14,)}
+    assert adapted.for_preset("digits").factors == {names[0]: (14,)}
 
 
 # --- training data ---
@@ -130,12 +131,12 @@ def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_o
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
-        assert job_of(run, plan.data_of(run).version, 1, chosen).data_version == trained.version
+        assert job_of(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
         assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
     assert all(np.array_equal(test.images, tests[0].images) and np.array_equal(test.labels, tests[0].labels) for test in tests)
-    assert len({plan.data_of(run).version for run in plan.runs}) == 2
+    assert len({plan.dataset_for_run(run).version for run in plan.runs}) == 2
     assert Counter(plan.training_images(run) for run in plan.runs) == {300: 4, 1437: 4}
     seeds = {cell: sorted(run.seed for run in plan.runs if run.cell == cell) for cell in plan.cells}
     assert list(seeds.values()) == [[0, 1]] * 4
@@ -148,7 +149,7 @@ def test_a_network_is_logged_with_the_normalisation_of_its_own_training_images(c
     for run in plan.runs:
         model = pixels_to_scores(plan, run, build_model(run.spec.model).state_dict())
         assert model.mean.item() == pytest.approx(load_dataset(run.spec.data, cache).mean[0])
-    assert len({plan.data_of(run).mean for run in plan.runs}) == 2
+    assert len({plan.dataset_for_run(run).mean for run in plan.runs}) == 2
 
 
 def test_more_images_than_there_are_are_all_of_them(cache: Path) -> None:
@@ -181,8 +182,8 @@ def test_of_equal_cells_the_baseline_stays_so_that_others_are_compared_with_it(
     assert said == {
         f"train_examples={level}": f"the same training as train_examples={stays}" for level in levels[1:] if str(level) != stays
     }
-    design = Design.of(plan, {})
-    assert [design.baseline_of(cell) for cell in design.cells if dict(cell.levels)["train_examples"] != str(baseline)] == [
+    design = Design.from_plan(plan, {})
+    assert [design.baseline_label(cell) for cell in design.cells if dict(cell.levels)["train_examples"] != str(baseline)] == [
         f"train_examples={baseline}"
     ]
 
@@ -210,16 +211,16 @@ def test_the_studys_page_does_not_depend_on_which_amounts_are_asked_for(cache: P
 
 def test_a_design_says_of_each_cell_what_it_is_trained_on(cache: Path) -> None:
     plan = in_file(cache, {"depth": (8, 14), "train_examples": (300, 5000)})
-    design = Design.of(plan, {})
+    design = Design.from_plan(plan, {})
     assert [cell.train_images for cell in design.cells] == [300, 1437, 300, 1437]
     assert design.training_images == {"train_examples=300": 300, "train_examples=5000": 1437}
     assert [design.images_per_epoch(cell) for cell in design.cells] == [256, 1408, 256, 1408]
-    assert {cell.data_version for cell in design.cells} == {plan.data_of(run).version for run in plan.runs}
-    assert not Design.of(in_file(cache, {"depth": (8, 14)}), {}).training_images
+    assert {cell.data_version for cell in design.cells} == {plan.dataset_for_run(run).version for run in plan.runs}
+    assert not Design.from_plan(in_file(cache, {"depth": (8, 14)}), {}).training_images
 
 
 def test_a_design_of_an_earlier_version_is_read(cache: Path) -> None:
-    design = Design.of(in_file(cache, {"depth": (8, 14)}), {})
+    design = Design.from_plan(in_file(cache, {"depth": (8, 14)}), {})
     stored = json.loads(design.to_json())
     for cell in stored["cells"]:
         of_all = {name: cell.pop(name) for name in ("data_version", "train_images")}
@@ -259,8 +260,8 @@ def test_fields_that_say_what_becomes_of_images_do_not_select_them(tmp_path: Pat
     changed |= {"extra_tests": ("ten_crop",)}
     for name, value in changed.items():
         assert cache_key(replace(base, **{name: value}), "state") == cache_key(base, "state")
-        assert images_of(replace(base, **{name: value})) == images_of(base)
-    assert {*changed, "normalise"} == set(SAME_IMAGES), "normalise is of images in memory"
+        assert image_selection(replace(base, **{name: value})) == image_selection(base)
+    assert {*changed, "normalise"} == set(TRANSFORM_FIELDS), "normalise is of images in memory"
     digits = DataConfig(pad=0)
     assert cache_key(replace(digits, normalise="pixel"), "state") == cache_key(digits, "state")
     assert {f.name for f in fields(DataConfig) if selects_images(f"data.{f.name}")} == {
@@ -273,9 +274,9 @@ def test_a_search_is_on_the_same_images_in_all_cells(cache: Path) -> None:
         trial.suggest_float("lr", 0.01, 0.1)
 
     study = Study(**BASE | {"factors": {"train_examples": (300, 1437)}, "space": space})
-    request = SearchRequest(per_cell=["train_examples"], fields=(), trials=2)
+    request = SearchRequest(per_cell=["train_examples"], space=(), trials=2)
     with pytest.raises(ConfigError, match=r"^--per-cell=data\.train_examples: a search is on the same images"):
-        plan_search(study, Request(), request, cache=cache)
+        plan_search(study, StudyRequest(), request, cache=cache)
 
 
 # --- lists as levels, and settings that are too long ---
@@ -303,7 +304,7 @@ def test_a_list_without_brackets_is_never_taken_for_two_levels(cache: Path, text
 def test_a_level_that_is_a_list_is_shown_as_it_is_given(cache: Path) -> None:
     plan = in_file(cache, {"milestones": ([0.5, 0.75], [0.3])}, baseline={"milestones": [0.3]})
     assert [str(cell) for cell in plan.cells] == ["milestones=[0.5,0.75]", "milestones=[0.3]"]
-    assert Design.of(plan, {}).baseline == {"milestones": "[0.3]"}
+    assert Design.from_plan(plan, {}).baseline == {"milestones": "[0.3]"}
 
 
 def test_a_setting_that_mlflow_would_cut_is_refused(cache: Path) -> None:
@@ -313,7 +314,7 @@ def test_a_setting_that_mlflow_would_cut_is_refused(cache: Path) -> None:
     epochs = [",".join(map(str, range(1, count + 1))) for count in (1000, 1600)]
     asked = {"probes": "gradients", "epochs": "2000"}
     study = Study(**BASE | {"factors": {"shortcut": ("A",)}})
-    plan = make_plan(study, Request(overrides=asked | {"probe_epochs": epochs[0]}), cache=cache)
+    plan = make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[0]}), cache=cache)
     assert len(plan.runs[0].spec.probe_epochs) == 1000
     with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000, which"):
-        make_plan(study, Request(overrides=asked | {"probe_epochs": epochs[1]}), cache=cache)
+        make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[1]}), cache=cache)

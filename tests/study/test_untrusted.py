@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ablations.engine.study.definition import STUDY_NAME
+from ablations.engine.study.definition import STUDY_NAME, Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.request import StudyRequest
 from resnet_core import ConfigError, RunSpec, override
 from resnet_core.data.__main__ import main
 from resnet_core.data.datasets import load_dataset
@@ -254,9 +253,9 @@ def test_no_text_is_handed_to_a_shell_or_an_interpreter(tmp_path: Path) -> None:
 
 def test_probes_asked_for_come_on_top_of_a_studys_own(tmp_path: Path) -> None:
     study = Study(name="s", question="?", factors={"depth": (8,)}, baseline={}, preset="smoke", settings={"probes": ("responses",)})
-    assert make_plan(study, Request(probes=("gradients",)), cache=tmp_path).base.probes == ("responses", "gradients")
-    assert make_plan(study, Request(probes=("responses",)), cache=tmp_path).base.probes == ("responses",)
-    assert make_plan(study, Request(overrides={"probes": "gradients"}), cache=tmp_path).base.probes == ("gradients",)
+    assert make_plan(study, StudyRequest(probes=("gradients",)), cache=tmp_path).base.probes == ("responses", "gradients")
+    assert make_plan(study, StudyRequest(probes=("responses",)), cache=tmp_path).base.probes == ("responses",)
+    assert make_plan(study, StudyRequest(overrides={"probes": "gradients"}), cache=tmp_path).base.probes == ("gradients",)
 
 
 @pytest.mark.parametrize(
@@ -273,15 +272,15 @@ def test_a_trainings_length_is_asked_for_in_one_unit(
 ) -> None:
     study = Study(name="s", question="?", factors={"depth": (8,)}, baseline={}, preset="smoke")
     with pytest.raises(ConfigError, match=r"^optim\.iterations=\d: is the length of the training, and so is optim\.epochs"):
-        make_plan(study, Request(levels=levels, overrides=overrides), cache=tmp_path)
+        make_plan(study, StudyRequest(levels=levels, overrides=overrides), cache=tmp_path)
 
 
 def test_a_length_that_is_asked_for_replaces_a_studys_own_whatever_its_unit(tmp_path: Path) -> None:
     by_epochs = Study(name="s", question="?", factors={"depth": (8,)}, baseline={}, preset="smoke", settings={"epochs": 3})
-    optim = make_plan(by_epochs, Request(overrides={"iterations": "5"}), cache=tmp_path).base.optim
+    optim = make_plan(by_epochs, StudyRequest(overrides={"iterations": "5"}), cache=tmp_path).base.optim
     assert optim.total_steps(128) == 5
     by_steps = Study(name="s", question="?", factors={"depth": (8,)}, baseline={}, preset="smoke", settings={"iterations": 5})
-    optim = make_plan(by_steps, Request(overrides={"epochs": "3"}), cache=tmp_path).base.optim
+    optim = make_plan(by_steps, StudyRequest(overrides={"epochs": "3"}), cache=tmp_path).base.optim
     assert optim.total_steps(128) == 12
-    plan = make_plan(by_epochs, Request(levels={"iterations": ("5", "6")}), cache=tmp_path)
+    plan = make_plan(by_epochs, StudyRequest(levels={"iterations": ("5", "6")}), cache=tmp_path)
     assert {run.spec.optim.total_steps(128) for run in plan.runs} == {5, 6}

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission.planning.calibration import calibrate
 from ablations.engine.submission.planning.cost_and_power import (
     ComputeMode,
@@ -31,7 +32,7 @@ STEPS = 8
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return make_plan(STUDY, Request(), cache=tmp_path)
+    return make_plan(STUDY, StudyRequest(), cache=tmp_path)
 
 
 def past(
@@ -97,7 +98,7 @@ def test_time_grows_with_the_steps_of_the_training(plan: Plan, length: Mapping[s
 
 def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_path: Path) -> None:
     study = Study(name="amounts", question="?", factors={"train_examples": (300, 1437)}, settings={"depth": 8}, seeds=1)
-    plan = make_plan(study, Request(), cache=tmp_path)
+    plan = make_plan(study, StudyRequest(), cache=tmp_path)
     few, many = (next(run for run in plan.runs if run.spec.data.train_examples == count) for count in (300, 1437))
     steps = {run: run.spec.optim.total_steps(plan.training_images(run)) for run in (few, many)}
     assert steps == {few: 40, many: 220}
@@ -150,7 +151,7 @@ def test_what_cannot_be_measured_stays_open(plan: Plan) -> None:
 
 @pytest.mark.parametrize(("at_once", "hours"), [(1, 13), (2, 7), (4, 5), (50, 5), (None, None)])
 def test_runs_start_in_order_as_soon_as_there_is_room(tmp_path: Path, at_once: int | None, hours: float | None) -> None:
-    plan = make_plan(STUDY, Request(overrides={"epochs": 1}, levels={"depth": ("8", "14", "20", "26")}), cache=tmp_path)
+    plan = make_plan(STUDY, StudyRequest(overrides={"epochs": 1}, levels={"depth": ("8", "14", "20", "26")}), cache=tmp_path)
     runs = plan.runs[:4]
     finished = [past(run.spec, 3600 * hour) for run, hour in zip(runs, (5, 3, 3, 2), strict=True)]
     assert estimate_cost(plan, runs, finished, at_once=at_once).hours == hours

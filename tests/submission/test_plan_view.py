@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission.planning.cost_and_power import CostEstimate
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.tracking.run_queries import RunRecord
@@ -27,7 +28,7 @@ NOTHING = CostEstimate(seconds={}, source="", at_once=None, hours=None, gpu_hour
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return make_plan(STUDY, Request(), cache=tmp_path)
+    return make_plan(STUDY, StudyRequest(), cache=tmp_path)
 
 
 def shown(plan: Plan, done: dict[str, RunRecord], estimate: CostEstimate, width: int = 120) -> list[str]:
@@ -66,7 +67,7 @@ def test_where_cells_have_other_training_images_a_plan_says_how_many_each_has(tm
     study = replace(
         STUDY, factors={"train_examples": (300, 5000), "probes": ([], ["responses"])}, baseline={}, settings={"depth": 8}
     )
-    lines = shown(make_plan(study, Request(preset="digits"), cache=tmp_path), {}, NOTHING)
+    lines = shown(make_plan(study, StudyRequest(preset="digits"), cache=tmp_path), {}, NOTHING)
     assert lines[1].startswith("Data: 300 or 1,437 images to train, 360 images to score (")
     assert lines[2].split()[:6] == ["train_examples", "probes", "images", "seeds", "done", "epochs"]
     assert [line.split()[:6] for line in lines[3:7]] == [
@@ -124,7 +125,7 @@ def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) ->
 
 
 def test_the_number_of_comparisons_is_considered(tmp_path: Path) -> None:
-    plan = make_plan(STUDY, Request(seeds=5, levels={"block": ("basic",), "depth": ("8", "14", "20")}), cache=tmp_path)
+    plan = make_plan(STUDY, StudyRequest(seeds=5, levels={"block": ("basic",), "depth": ("8", "14", "20")}), cache=tmp_path)
     plan = replace(plan, study=replace(STUDY, baseline={"depth": 14}))
     done = {run.fingerprint: entry(10 + run.seed) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     assert "5 seeds find a difference of 3.8 points, or of 4.6 points as one of 2 comparisons" in " ".join(
@@ -138,13 +139,13 @@ def test_errors_of_diverged_runs_say_nothing_of_the_spread(plan: Plan) -> None:
 
 
 def test_one_of_anything_is_in_the_singular(tmp_path: Path) -> None:
-    plan = make_plan(STUDY, Request(seeds=1, levels={"block": ("basic",), "depth": ("14",)}), cache=tmp_path)
+    plan = make_plan(STUDY, StudyRequest(seeds=1, levels={"block": ("basic",), "depth": ("14",)}), cache=tmp_path)
     lines = shown(plan, {}, NOTHING)
     assert any(line.startswith("1 run, 1 to train, 0 done already: ") for line in lines)
 
 
 def test_two_seeds_are_told_to_be_too_few(tmp_path: Path) -> None:
-    plan = make_plan(STUDY, Request(seeds=2), cache=tmp_path)
+    plan = make_plan(STUDY, StudyRequest(seeds=2), cache=tmp_path)
     done = {run.fingerprint: entry(10 + run.seed / 5) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     text = " ".join(shown(plan, done, NOTHING))
     assert "2 seeds are too few for a test; 0.5 points take 4 seeds" in text

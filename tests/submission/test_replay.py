@@ -20,8 +20,8 @@ from rich.console import Console
 from ablations.engine.analysis.reproducibility import Training, compare, environment, seed_noise
 from ablations.engine.cli import options
 from ablations.engine.environment import paths
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Study
 from ablations.engine.submission.replay import (
     RecordedRun,
     ReplayRequest,

@@ -20,12 +20,13 @@ from ablations.engine.analysis.study_analysis import analyse
 from ablations.engine.cli.study import main
 from ablations.engine.environment import provenance
 from ablations.engine.environment.console import make_console
-from ablations.engine.environment.provenance import origin
+from ablations.engine.environment.provenance import submission_origin
 from ablations.engine.report import bundle, mlflow_page
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import reporting
 from ablations.engine.tracking import results, run_queries, tracker
 from ablations.engine.tracking.connection import connect
@@ -46,19 +47,19 @@ STUDY = Study(
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    return make_plan(STUDY, Request(), cache=tmp_path_factory.mktemp("cache"))
+    return make_plan(STUDY, StudyRequest(), cache=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def asked(plan: Plan) -> Design:
-    return Design.of(plan, {"command": "python reported.py"})
+    return Design.from_plan(plan, {"command": "python reported.py"})
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, plan: Plan, asked: Design) -> MlflowClient:
     home = tmp_path_factory.mktemp("mlflow")
     client = connect(f"sqlite:///{home}/mlflow.db")
-    database.fill(client, asked, plan.shared(), EPOCHS, artifacts=home / "artifacts")
+    database.fill(client, asked, plan.shared_fields(), EPOCHS, artifacts=home / "artifacts")
     return client
 
 
@@ -128,21 +129,21 @@ def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -
 
 
 def test_a_whole_study_has_no_shared_settings_but_those_asked_for(client: MlflowClient, plan: Plan) -> None:
-    assert run_queries.find_design(client, "reported", "smoke", plan.shared(), whole=True)
+    assert run_queries.find_design(client, "reported", "smoke", plan.shared_fields(), whole=True)
     # One setting is not asked for; another one is, but the study was recorded before there was such a field.
-    shared = {name: value for name, value in plan.shared().items() if name != "optim.lr"}
+    shared = {name: value for name, value in plan.shared_fields().items() if name != "optim.lr"}
     with pytest.raises(ConfigError, match="--report: MLflow has no study"):
         run_queries.find_design(client, "reported", "smoke", {**shared, "model.depth": RunSpec().flat()["model.depth"]}, whole=True)
 
 
 def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
     whole = design()
-    narrow = whole.narrowed({"shortcut": ("A", "B")}, 2)
+    narrow = whole.restricted_to({"shortcut": ("A", "B")}, 2)
     assert {cell.levels["shortcut"] for cell in narrow.cells} == {"A", "B"}
     assert narrow.factors == {"shortcut": ("A", "B"), "depth": ("20", "56")}
     assert {len(cell.fingerprints) for cell in narrow.cells} == {2}
     with pytest.raises(ConfigError, match=r"--levels: nothing of that is in MLflow; accepted: depth=20,56"):
-        whole.narrowed({"depth": ("110",)}, None)
+        whole.restricted_to({"depth": ("110",)}, None)
 
 
 def test_report_tables_and_figures_become_artifacts(
@@ -300,7 +301,7 @@ def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evide
 
 def test_an_origin_names_command_commit_and_versions_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x.py", "--tracking-uri", "http://me:secret@host"])
-    found = origin()
+    found = submission_origin()
     assert found["command"] == "python x.py --tracking-uri http://host"
     assert re.fullmatch("[0-9a-f]{40}|unknown", found["git.commit"])
     assert {"python", "ray", "mlflow", "torch", "platform", "submitted"} < found.keys()

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine.search.plan import FIRST_SEED, SearchPlan
-from ablations.engine.study.plan import Study
+from ablations.engine.search.plan import FIRST_TRIAL_SEED, SearchPlan
+from ablations.engine.study.definition import Study
 from ablations.engine.tracking import search_trials
 from ablations.engine.tracking.run_queries import training_version_filter
 from ablations.engine.tracking.search_trials import PastTrial
@@ -35,7 +35,7 @@ class Searched(Submitted):
     def __init__(self, home: Path, *arguments: str, study: Study = SEARCH) -> None:
         super().__init__(home, *arguments, study=study)
         self.past: list[PastTrial] = search_trials.read_trials(
-            self.client, self.plan.asked(), training_version_filter(str(TRAINING_VERSION), "")
+            self.client, self.plan.to_design(), training_version_filter(str(TRAINING_VERSION), "")
         )
 
     def numbers(self) -> dict[str, list[int]]:
@@ -88,7 +88,7 @@ def test_variants_are_tried_at_the_same_first_configurations(first: Searched) ->
 def test_no_trial_reads_the_test_set_and_no_result_is_of_a_trials_seed(first: Searched) -> None:
     for each in first.past:
         assert not [name for name in each.record.metrics if name.startswith("test/")]
-        assert each.record.params["seed"] == str(FIRST_SEED)
+        assert each.record.params["seed"] == str(FIRST_TRIAL_SEED)
         assert "validation/error" in each.record.metrics
     assert {entry.params["seed"] for entry in first.entries.values()} == {"0"}
 

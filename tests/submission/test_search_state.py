@@ -7,7 +7,7 @@ import pytest
 
 from ablations.engine.search.optimizer import Decision
 from ablations.engine.search.plan import SearchPlan
-from ablations.engine.study.plan import Run, Trial
+from ablations.engine.study.plan import Run, SearchTrial
 from ablations.engine.submission.search_state import MAX_REFUSED, SearchState
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
@@ -25,7 +25,7 @@ def entry(outcome: str, error: float) -> RunRecord:
 
 def past(cell: str, number: int, lr: float, error: float = 50.0, outcome: str = "completed") -> PastTrial:
     epochs = {1: {"error": 80.0, "loss": 2.0, "seconds": 1.0}, 2: {"error": error, "loss": 1.0, "seconds": 2.0}}
-    trial = Trial(number=number, tag="trial.x", values={"optim.lr": lr})
+    trial = SearchTrial(number=number, tag="trial.x", values={"optim.lr": lr})
     return PastTrial(cell=cell, trial=trial, record=entry(outcome, error), epochs=epochs)
 
 
@@ -38,7 +38,7 @@ def trained(searches: SearchState, error: Callable[[Run], float], *, most: int =
     runs: list[Run] = []
     while len(runs) < most and (run := searches.next(lambda _: True)):
         metrics = {"validation/error": error(run), "validation/loss": 1.0, "epoch_seconds": 1.0, "flops": 100.0}
-        assert searches.report(run, 1, metrics) is Decision.GO
+        assert searches.report(run, 1, metrics) is Decision.CONTINUE
         searches.end(run, "completed")
         runs.append(run)
     return runs
@@ -126,10 +126,10 @@ def test_a_run_that_another_study_is_at_is_left_to_it(plan: SearchPlan) -> None:
 def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = searched("--search", "lr", "--trials", "3")
 
-    def refuse(self: SearchPlan, cell: object, trial: Trial) -> Run:
+    def refuse(self: SearchPlan, cell: object, trial: SearchTrial) -> Run:
         raise reject("optim.lr", trial.values["optim.lr"], "not on a Sunday")
 
-    monkeypatch.setattr(SearchPlan, "trial", refuse)
+    monkeypatch.setattr(SearchPlan, "trial_run", refuse)
     searches = SearchState(plan, (), nothing)
     assert searches.next(lambda _: True) is None
     assert searches.finished
@@ -158,10 +158,10 @@ def test_trials_of_another_length_are_compared_at_the_same_share_of_it() -> None
         batch, error = run.spec.optim.global_batch_size, 50.0 + len(decided[16]) + len(decided[32])  # each worse than those before
         for epoch in range(1, whole[batch] + 1):
             metrics = {"validation/error": error, "validation/loss": 1.0, "epoch_seconds": 1.0}
-            if (decision := searches.report(run, epoch, metrics)) is not Decision.GO:
+            if (decision := searches.report(run, epoch, metrics)) is not Decision.CONTINUE:
                 break
         decided[batch].append((epoch, decision))
-        searches.end(run, "completed" if decision is Decision.GO else "pruned")
+        searches.end(run, "completed" if decision is Decision.CONTINUE else "pruned")
     ended = {batch: {epoch for epoch, decision in found if decision is Decision.PRUNE} for batch, found in decided.items()}
     assert ended == {16: {2}, 32: {3}}, "the rung is after 3 of 10 epochs"
 

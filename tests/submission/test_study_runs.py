@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ablations.engine.scheduling import tune_runner
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable
 from resnet_core import ConfigError, fit, load_dataset

@@ -16,9 +16,10 @@ from mlflow import MlflowClient
 
 from ablations.engine.cli import options
 from ablations.engine.study import request
-from ablations.engine.study.expansion import draft, make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.definition import Study
+from ablations.engine.study.expansion import make_draft, make_plan
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import model_logging, reporting, study_submission
 from ablations.engine.submission.planning import preview
 from ablations.engine.tracking import lease, results, run_queries, writer
@@ -52,7 +53,7 @@ def client(home: Path) -> MlflowClient:
 def plan(home: Path, request: pytest.FixtureRequest) -> Plan:
     name = f"deleted-{crc32(request.node.name.encode())}"
     study = Study(name=name, question="?", factors={"shortcut": ("A",)}, baseline={}, seeds=1, preset="smoke")
-    return make_plan(study, Request(), cache=home)
+    return make_plan(study, StudyRequest(), cache=home)
 
 
 class Submission(Tracker):
@@ -115,7 +116,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
     assert "\n" not in said
     assert not list(home.glob("journals/*.hold"))
     with pytest.raises(ConfigError, match="was deleted in MLflow; restore it: "):
-        reporting.rebuild_report(draft(trained.study, Request()), parsed(trained, client, "--report"))
+        reporting.rebuild_report(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
     restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("begins anew: ")[2]

@@ -20,9 +20,10 @@ from mlflow.exceptions import MlflowException
 
 from ablations.engine.cli import options
 from ablations.engine.report import bundle
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import study_submission
 from ablations.engine.tracking import lease, results, run_queries
 from ablations.engine.tracking.connection import connect
@@ -61,7 +62,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
     study = Study(name=request.node.name[:60], question="?", factors={"shortcut": ("A",)}, baseline={}, seeds=1, preset="smoke")
-    return make_plan(study, Request(overrides={"lr": 1 + len(request.node.name) / 1000}), cache=tmp_path)
+    return make_plan(study, StudyRequest(overrides={"lr": 1 + len(request.node.name) / 1000}), cache=tmp_path)
 
 
 class Driver(Tracker):
@@ -189,7 +190,7 @@ def test_records_of_a_holder_that_was_succeeded_are_not_delivered_while_the_othe
     assert first.succeeded.wait(30)
     first.die()
     other = Study(**{**vars(plan.study), "name": f"{plan.study.name[:50]}-b", "factors": {"shortcut": ("B",)}})
-    heir = Driver(client, make_plan(other, Request(), cache=home))
+    heir = Driver(client, make_plan(other, StudyRequest(), cache=home))
     assert heir.end() == 0
     assert steps(client, plan) == [1, 2]
     assert "process 7 on elsewhere has taken over its study" in caplog.text

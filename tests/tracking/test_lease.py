@@ -177,7 +177,7 @@ def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, differs: str
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 10.0)
-    machine = provenance.machine().split()
+    machine = provenance.machine_id().split()
     if differs == "all":
         machine = ["elsewhere"]
     else:  # containers of one name, on two machines or on this one
@@ -236,7 +236,7 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
     run_id = client.create_run("0").info.run_id
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         born = psutil.Process(process.pid).create_time()
-        holder = {"name": "process 7", "machine": provenance.machine(), "pid": process.pid, "born": born}
+        holder = {"name": "process 7", "machine": provenance.machine_id(), "pid": process.pid, "born": born}
         client.set_tag(run_id, HOLDER_TAG, json.dumps(holder))
         with pytest.raises(ConfigError, match="is running already: process 7 holds it"):
             StudyLease(client, run_id, "small")

@@ -20,10 +20,11 @@ from mlflow.entities import Metric
 
 from ablations.engine.cli import options
 from ablations.engine.environment import paths
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Run, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan, Run
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import study_submission
 from ablations.engine.tracking import lease, results, run_delivery, run_queries, writer
 from ablations.engine.tracking.connection import connect
@@ -74,7 +75,7 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
     # A name for each test: an experiment of its own. A learning rate too: fingerprints of its own.
     number = crc32(request.node.name.encode())
     study = Study(name=f"outage-{number}", question="?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=10, preset="smoke")
-    return make_plan(study, Request(overrides={"lr": 1 + number / 2**32}), cache=tmp_path)
+    return make_plan(study, StudyRequest(overrides={"lr": 1 + number / 2**32}), cache=tmp_path)
 
 
 class Submission(Tracker):
@@ -308,7 +309,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
         submission.begin(run)
         submission.complete(run)
     assert submission.end(60) == 0
-    asked = Design.of(plan, {})
+    asked = Design.from_plan(plan, {})
     evidence = results.gather(client, asked)
     assert len(evidence.curves) == 6 * EPOCHS
     assert dict(zip(evidence.curves["epoch"], evidence.curves["error"], strict=True)) == {n: 60.0 / n for n in range(1, EPOCHS + 1)}

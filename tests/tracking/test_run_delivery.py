@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal
@@ -60,7 +61,7 @@ class Mortal(MlflowClient):
 
 
 def plan_of(home: Path) -> Plan:
-    return make_plan(STUDY, Request(), cache=home / "data")
+    return make_plan(STUDY, StudyRequest(), cache=home / "data")
 
 
 def submit(home: Path, client: MlflowClient) -> None:
@@ -112,7 +113,7 @@ def check(home: Path) -> None:
     parents = client.search_runs([experiment.experiment_id], "tags.base != ''")
     assert [parent.info.status for parent in parents] == ["FINISHED"]
     plan = plan_of(home)
-    assert parents[0].data.params == {name: str(value) for name, value in plan.shared().items()}
+    assert parents[0].data.params == {name: str(value) for name, value in plan.shared_fields().items()}
     runs = client.search_runs([experiment.experiment_id], "tags.fingerprint != ''")
     assert sorted(run.data.tags["fingerprint"] for run in runs) == sorted(run.fingerprint for run in plan.runs)
     for run in runs:

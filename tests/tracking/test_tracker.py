@@ -16,10 +16,11 @@ from mlflow.entities import Run as MlflowRun
 
 from ablations.engine.analysis.study_analysis import analyse
 from ablations.engine.cli import options
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Plan, Study, Trial
-from ablations.engine.study.request import Request
+from ablations.engine.study.plan import Plan, SearchTrial
+from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import study_submission
 from ablations.engine.tracking import results, run_queries, writer
 from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
@@ -44,7 +45,7 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
     # A name for each test: an experiment of its own. A learning rate too: fingerprints of its own.
     name = f"test-{crc32(request.node.name.encode())}"
     study = Study(name=name, question="?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=2, preset="smoke")
-    return make_plan(study, Request(overrides={"lr": 1 + crc32(name.encode()) / 2**32}), cache=tmp_path)
+    return make_plan(study, StudyRequest(overrides={"lr": 1 + crc32(name.encode()) / 2**32}), cache=tmp_path)
 
 
 class Submission(Tracker):
@@ -203,7 +204,7 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     assert submit() == 0
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
-    assert results.gather(client, Design.of(plan, {})).probes.empty, "this plan asks for no probes"
+    assert results.gather(client, Design.from_plan(plan, {})).probes.empty, "this plan asks for no probes"
     assert Path(client.download_artifacts(entry.run_id, run_queries.PROBES_ARTIFACT)).exists()
 
 
@@ -272,7 +273,7 @@ def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: P
     train(tracker, plan)
     other = Study(name="another", question="?", factors={"shortcut": ("A", "B")}, baseline={}, seeds=2, preset="smoke")
     lr = plan.base.optim.lr
-    found = run_queries.find_plan_runs(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
+    found = run_queries.find_plan_runs(client, make_plan(other, StudyRequest(overrides={"lr": lr}), cache=tmp_path))
     assert len(found) == 2
     assert {entry.tags["cell"] for entry in found.values()} == {"shortcut=A"}
 
@@ -282,7 +283,7 @@ def test_a_trial_that_another_search_ended_meanwhile_is_of_both(
     client: MlflowClient, plan: Plan, tracker: Submission, ended: str
 ) -> None:
     run = plan.runs[0]
-    both = [replace(run, trial=Trial(number=number, tag=f"trial.{number}", values={"optim.lr": 0.5})) for number in (3, 7)]
+    both = [replace(run, trial=SearchTrial(number=number, tag=f"trial.{number}", values={"optim.lr": 0.5})) for number in (3, 7)]
     for trial in both:
         tracker.started(trial)
         tracker.epoch(trial, 1, LAST, CPU)
@@ -301,7 +302,7 @@ def test_runs_without_a_result_are_counted_and_the_others_averaged(client: Mlflo
     tracker.started(second)
     tracker.ended(second, "diverged", "the loss is not finite")
     tracker.flush()
-    none, a = analyse(results.gather(client, Design.of(plan, {}))).cells
+    none, a = analyse(results.gather(client, Design.from_plan(plan, {}))).cells
     assert (none.error.n, none.planned, none.error.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
     assert none.reasons == ("the loss is not finite",)
     assert (a.error.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
@@ -369,7 +370,7 @@ def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.Mon
 def another(plan: Plan, tmp_path: Path) -> Plan:
     """Another study that has the first one's runs."""
     study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
-    return make_plan(study, Request(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
+    return make_plan(study, StudyRequest(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, client: MlflowClient, tracker: Submission, plan: Plan) -> None:
