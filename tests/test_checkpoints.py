@@ -134,7 +134,7 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
 
 @contextmanager
 def small_files(path: Path, size: str) -> Iterator[None]:
-    """Needs no rights: files of this process end at a size."""
+    """RunResources no rights: files of this process end at a size."""
     path.mkdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size.removesuffix("m")) * 2**20, before[1]))
