@@ -136,8 +136,8 @@ def _fit(
     """Lets Tune run to the end, or to the first signal."""
     # One name for each program: Tune keeps trainables of all programs on a cluster in one table, and several clusters may
     # share the scratch folder.
-    name = scratch_folders.name_of(f"train-{ray.get_runtime_context().get_job_id()}")
-    scratch_folders.remove_ownerless(scratch)
+    name = scratch_folders.owned_folder_name(f"train-{ray.get_runtime_context().get_job_id()}")
+    scratch_folders.remove_abandoned_folders(scratch)
     tune.register_trainable(name, tune.with_resources(train, _placement(needs)))
     tuner = tune.Tuner(
         name,

@@ -65,7 +65,7 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         if path := _file_of(uri):
-            relocation.follow(path)
+            relocation.update_artifact_addresses(path)
     except ConfigError:
         raise
     except Exception as error:  # whatever a database's own library raises, or that there is none

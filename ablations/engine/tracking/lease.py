@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, RunTag
 from mlflow.exceptions import MlflowException
 
-from ablations.engine.environment.provenance import machine
+from ablations.engine.environment.provenance import machine_id
 from ablations.engine.tracking.journal import describe_process, study_is_locked_error
 from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, deleted_run, is_missing
 
@@ -70,7 +70,7 @@ class StudyLease:
         """How often this process stood still or was cut off from MLflow for so long that what it knew of runs may be outdated."""
         self._beats = 0
         self._lock = threading.Lock()
-        name = {"name": describe_process(), "machine": machine(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+        name = {"name": describe_process(), "machine": machine_id(), "pid": os.getpid(), "born": psutil.Process().create_time()}
         self._name = name | {"token": self.token, "before": before}
         tags = {HOLDER_TAG: json.dumps(self._name), HEARTBEAT_TAG: self._next_beat()}
         self._seen = _Clocks()
@@ -225,7 +225,7 @@ def _check_free(client: MlflowClient, run_id: str, study: str) -> tuple[str, str
     token = str(holder.get("token", ""))
     if not is_held(holder):
         return token, ""
-    if holder.get("machine") == machine():
+    if holder.get("machine") == machine_id():
         if holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"]):
             raise study_is_locked_error(study, holder["name"])
         return token, ""

@@ -90,7 +90,7 @@ class CompletedRun:
 
 def find_plan_runs(client: MlflowClient, plan: Plan) -> dict[str, RunRecord]:
     """The entry of each of the plan's runs that MLflow knows, whichever study trained it; of repeated ones the newest."""
-    return find_by_fingerprint(client, {run.fingerprint: plan.data_of(run).version for run in plan.runs})
+    return find_by_fingerprint(client, {run.fingerprint: plan.dataset_for_run(run).version for run in plan.runs})
 
 
 def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:

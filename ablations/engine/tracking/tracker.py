@@ -89,7 +89,7 @@ class Tracker:
         """A trial of the run has started: the first, or another one because of `reason`."""
         self._attempts[run.fingerprint] = self._attempts.get(run.fingerprint, 0) + 1
         self._started.add(run.fingerprint)
-        data = self.plan.data_of(run)
+        data = self.plan.dataset_for_run(run)
         source = run.spec.data.root or data.name
         self._put(
             "start",
@@ -171,7 +171,7 @@ class Tracker:
         run = found[0] if found else self._create_parent()
         run_id = str(run.info.run_id)
         if not run.data.params:  # also of one whose maker died before it had logged them: reports look for these
-            self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
+            self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in plan.shared_fields().items()])
         self._beat = StudyLease(self.client, run_id, plan.study.name, on_lease_lost)
         if not found:
             self._check_only(run_id, where)
@@ -234,7 +234,7 @@ class Tracker:
             "world_size": str(run.spec.world_size),
             "training_version": str(TRAINING_VERSION),
             "code_version": code_version(),
-            "data_version": self.plan.data_of(run).version,
+            "data_version": self.plan.dataset_for_run(run).version,
             **({run.trial.tag: search_trials.trial_tag_value(run)} if run.trial else {}),
             **self._tags,
         }
