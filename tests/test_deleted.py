@@ -272,7 +272,7 @@ def test_an_error_of_mlflow_amid_the_models_says_what_it_is_about(
     [
         ("PERMISSION_DENIED", "MLflow refuses this user (no)"),
         ("UNAUTHENTICATED", "MLflow refuses this user (no)"),
-        ("RESOURCE_EXHAUSTED", "MLflow takes no more requests for now (no)"),
+        ("RESOURCE_EXHAUSTED", "MLflow's rate limit is reached (no)"),
         ("INVALID_PARAMETER_VALUE", "MLflow refuses the request (no)"),
         ("TEMPORARILY_UNAVAILABLE", "MLflow does not answer (no)"),
         ("INTERNAL_ERROR", "MLflow does not answer (no)"),

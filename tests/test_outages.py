@@ -27,7 +27,7 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Run, Study
 from ablations.engine.study.request import Request
 from ablations.engine.submission import study_submission
-from ablations.engine.tracking import lease, results, run_delivery, run_queries, writer
+from ablations.engine.tracking import lease, mlflow_internals, results, run_delivery, run_queries, writer
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal, Record
 from ablations.engine.tracking.tracker import Tracker
@@ -315,7 +315,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
     before = proxy.count
     results.gather(connect(proxy.uri), asked)
     assert proxy.count - before <= 6  # what there is, one page of runs, three metrics
-    monkeypatch.setattr(run_queries, "MAX_VALUES_PER_RESPONSE", 5)  # an answer that may have been cut off is asked for in halves
+    monkeypatch.setattr(mlflow_internals, "MAX_VALUES_PER_RESPONSE", 5)  # truncated: asked again in halves
     assert results.gather(client, asked).curves.equals(evidence.curves)
 
 

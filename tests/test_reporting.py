@@ -29,7 +29,7 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Study
 from ablations.engine.study.request import Request
 from ablations.engine.submission import reporting
-from ablations.engine.tracking import results, run_queries, tracker
+from ablations.engine.tracking import mlflow_internals, results, run_queries, tracker
 from ablations.engine.tracking.connection import connect
 from benchmarks.report import database
 from resnet_core import ConfigError, RunSpec
@@ -92,14 +92,14 @@ def test_every_epoch_of_every_run_comes_back(client: MlflowClient, gathered: Evi
 
 def test_reading_asks_for_many_runs_at_a_time(client: MlflowClient, asked: Design, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    read = run_queries._history_from_database
+    read = mlflow_internals._read_from_database
 
-    def count(store: object, run_ids: list[str], metrics: list[str]) -> object:
+    def count(uri: str, run_ids: list[str], metrics: list[str]) -> object:
         batches.append(len(run_ids))
-        return read(store, run_ids, metrics)
+        return read(uri, run_ids, metrics)
 
-    monkeypatch.setattr(run_queries, "_history_from_database", count)
-    monkeypatch.setattr(run_queries, "MAX_RUNS_PER_REQUEST", 5)
+    monkeypatch.setattr(mlflow_internals, "_read_from_database", count)
+    monkeypatch.setattr(mlflow_internals, "MAX_RUNS_PER_REQUEST", 5)
     assert len(results.gather(client, asked).curves) == 12 * EPOCHS
     assert batches == [5, 5, 2]
 

@@ -439,7 +439,7 @@ def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
     client.restore_experiment(tracker.experiment_id)
 
 
-@pytest.mark.parametrize("culprit", ["kind", "settle"])
+@pytest.mark.parametrize("culprit", ["kind", "flush"])
 def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_go(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, culprit: str
 ) -> None:
@@ -452,7 +452,7 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
         release(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
-    failing = {"kind": (study_submission.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
+    failing = {"kind": (study_submission.Submission, "__init__"), "flush": (Writer, "flush")}[culprit]
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):

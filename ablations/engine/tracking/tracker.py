@@ -23,7 +23,7 @@ from ablations.engine.environment import paths
 from ablations.engine.environment.provenance import git_state
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
-from ablations.engine.tracking import search_trials
+from ablations.engine.tracking import mlflow_internals, search_trials
 from ablations.engine.tracking.journal import Record, study_is_locked_error
 from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder
 from ablations.engine.tracking.mlflow_errors import check_experiment
@@ -264,7 +264,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     served = client.tracking_uri.startswith("http")
     folder = None if served else (paths.home() / "artifacts" / name).as_uri()
     try:
-        return str(client.create_experiment(name, folder, {"mlflow.experimentKind": "custom_model_development"}))
+        return str(client.create_experiment(name, folder, dict(mlflow_internals.EXPERIMENT_KIND)))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
