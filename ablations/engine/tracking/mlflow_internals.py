@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def _read_over_http(uri: str, run_ids: Sequence[str], metrics: Sequence[str]) ->
         if len(found) >= MAX_VALUES_PER_RESPONSE and len(run_ids) > 1:  # truncated
             half = len(run_ids) // 2
             return [*_read_over_http(uri, run_ids[:half], metrics), *_read_over_http(uri, run_ids[half:], metrics)]
-        rows += found
+        rows += [row for row in found if not math.isnan(row[3])]
     return rows
 
 
