@@ -29,8 +29,9 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Study
 from ablations.engine.study.request import Request
 from ablations.engine.submission import reporting
-from ablations.engine.tracking import mlflow_internals, results, run_queries, tracker
+from ablations.engine.tracking import mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.study_run import WHOLE
 from benchmarks.report import database
 from resnet_core import ConfigError, RunSpec
 
@@ -228,7 +229,7 @@ def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
     assert "Report:" not in printed
     assert client.get_run(run_id).data.tags["report"] == "5 of 12 runs"
     reporting.publish_report(make_console(), client, run_id, gathered, findings)
-    assert client.get_run(run_id).data.tags["report"] == tracker.WHOLE
+    assert client.get_run(run_id).data.tags["report"] == WHOLE
 
 
 def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
@@ -289,7 +290,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
     go_on.set()
     refresher._thread.join(60)
     assert not refresher._thread.is_alive()
-    assert client.get_run(run_id).data.tags["report"] == tracker.WHOLE
+    assert client.get_run(run_id).data.tags["report"] == WHOLE
     assert "5 of 12 runs" not in report_of(client, tmp_path)
 
 

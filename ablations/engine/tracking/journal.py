@@ -85,7 +85,7 @@ class Journal:
             self._records = self._file.open("ab", buffering=0)
             others = self._claims_of_others()
             self.recovered: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
-            """Undelivered records of dead processes, oldest first. A living process that trains such a run again reports all of it."""
+            """Undelivered records of dead processes, oldest first. A living process that trains a run again reports all of it."""
             self._recorded = {record.fingerprint for record in self.recovered}
             self._write_runs(self._recorded)
 

@@ -57,8 +57,8 @@ class Part:
         where = f"{self.module}.{self.name}"
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # those of MLflow's own imports are not ours to mend
-                found = importlib.import_module(self.module)
+                warnings.simplefilter("ignore")  # MLflow's own imports may be deprecated
+                found: Any = importlib.import_module(self.module)
             for name in self.name.split("."):
                 found = getattr(found, name)
         except (ImportError, AttributeError) as error:
@@ -118,7 +118,8 @@ def _read_from_database(uri: str, run_ids: Sequence[str], metrics: Sequence[str]
         there = {each["name"] for each in found.get_columns(HISTORY_TABLE)} if found.has_table(HISTORY_TABLE) else set()
         if missing := [name for name in HISTORY_COLUMNS if name not in there]:
             raise MissingPart(f"the database has no column {HISTORY_TABLE}.{missing[0]}")
-        run_id, metric, step, value, is_nan = (column(name) for name in HISTORY_COLUMNS)
+        columns: list[Any] = [column(name) for name in HISTORY_COLUMNS]
+        run_id, metric, step, value, is_nan = columns
         query = select(run_id, metric, step, value).select_from(table(HISTORY_TABLE))
         query = query.where(run_id.in_(run_ids), metric.in_(metrics), is_nan.is_(sqlalchemy.false()))
         with engine.connect() as connection:
