@@ -15,13 +15,13 @@ from rich.console import Console
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.study_analysis import analyse
-from ablations.engine.environment.console import make_console, say
-from ablations.engine.environment.provenance import again
+from ablations.engine.environment.console import make_console, print_line
+from ablations.engine.environment.provenance import resubmit_command
 from ablations.engine.report import terminal
 from ablations.engine.report.bundle import publish
 from ablations.engine.report.mlflow_page import REPORT
 from ablations.engine.study.design import Design
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft
 from ablations.engine.study.request import Options
 from ablations.engine.tracking import mlflow_internals, results, run_queries
@@ -112,12 +112,12 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
         raise reject("--tracking-uri", options.tracking_uri, "there is no such database")
     client, console = connect(options.tracking_uri), make_console()
     asked = {field_name(name) for name in options.request.levels}
-    levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
+    levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
         run_id, whole = run_queries.find_design(
-            client, drafted.study.name, drafted.preset, drafted.shared(), whole=bool(drafted.searched)
+            client, drafted.study.name, drafted.preset, drafted.shared_fields(), whole=bool(drafted.searched)
         )
-        evidence = results.gather(client, whole.narrowed(levels, options.request.seeds))
+        evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds))
     findings, part = analyse(evidence), ""
     if evidence.design != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
@@ -126,7 +126,7 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
         flag = f"a part of what was submitted: {part}; p is corrected for the comparisons of this part"
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
-    terminal.show_results(console, evidence, findings, again())
+    terminal.show_results(console, evidence, findings, resubmit_command())
     publish_report(console, client, run_id, evidence, findings, part=part)
     return 0 if findings.complete else 1
 
@@ -152,7 +152,7 @@ def publish_report(
         raise
     except Exception as error:  # a store's own library may raise anything
         said = describe_error(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
-        say(console, f"The report could not be made or stored: {said}")
+        print_line(console, f"The report could not be made or stored: {said}")
     else:
         print_report_address(console, client, run_id, part=part)
 
@@ -160,9 +160,9 @@ def publish_report(
 def print_report_address(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
     """Say where a report is."""
     try:
-        say(console, f"Report: {report_address(client, run_id, part=part)}")
+        print_line(console, f"Report: {report_address(client, run_id, part=part)}")
     except MlflowException as error:
-        say(console, f"Where the report is cannot be told: {describe_error(error)}")
+        print_line(console, f"Where the report is cannot be told: {describe_error(error)}")
 
 
 def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:

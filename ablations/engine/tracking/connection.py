@@ -70,7 +70,7 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         if path := _sqlite_file(uri):
-            relocation.follow(path)
+            relocation.update_artifact_addresses(path)
     except ConfigError:
         raise
     except Exception as error:  # a database's driver may raise anything, and may be missing

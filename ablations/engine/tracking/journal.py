@@ -72,7 +72,7 @@ class Journal:
     def __init__(self, tracking_uri: str, study: str, base_id: str) -> None:
         self.study, self.folder = study, paths.home() / "journals"
         address = tracking_uri.rstrip("/").replace("//localhost", "//127.0.0.1")
-        address = address.removeprefix(f"{paths.database_uri(paths.home())}/")  # the home may move
+        address = address.removeprefix(f"{paths.sqlite_uri(paths.home())}/")  # the home may move
         self._tracking = hashlib.sha256(address.encode()).hexdigest()[:8]  # the address itself may hold a password
         name = f"{study}-{base_id}-{self._tracking}"
         self._hold, self._runs, self._file = (self.folder / f"{name}{suffix}" for suffix in (".hold", ".runs", ".jsonl"))

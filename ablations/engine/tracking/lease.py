@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, RunTag
 from mlflow.exceptions import MlflowException
 
-from ablations.engine.environment.provenance import machine
+from ablations.engine.environment.provenance import machine_id
 from ablations.engine.tracking.journal import describe_process, study_is_locked_error
 from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, deleted_run, is_missing
 
@@ -76,7 +76,7 @@ class StudyLease:
         """Number of suspensions of this process, or outages of MLflow, long enough to make its knowledge of runs stale."""
         self._heartbeats = 0
         self._lock = threading.Lock()
-        name = {"name": describe_process(), "machine": machine(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+        name = {"name": describe_process(), "machine": machine_id(), "pid": os.getpid(), "born": psutil.Process().create_time()}
         self._holder = name | {"token": self.token, "before": before.token}
         tags = {HOLDER_TAG: json.dumps(self._holder), HEARTBEAT_TAG: self._next_heartbeat()}
         self._checked = _Stopwatch()
@@ -249,7 +249,7 @@ def _wait_until_free(client: MlflowClient, run_id: str, study: str) -> _Previous
     token = str(holder.get("token", ""))
     if not is_held(holder):
         return _PreviousHolder(token, has_ended=True)
-    if holder.get("machine") == machine():
+    if holder.get("machine") == machine_id():
         if holder["pid"] != os.getpid() and _is_alive(holder["pid"], holder["born"]):
             raise study_is_locked_error(study, holder["name"])
         return _PreviousHolder(token, has_ended=True)

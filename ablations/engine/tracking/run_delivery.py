@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.utils import mlflow_tags
 
-from ablations.engine.environment.provenance import machine
+from ablations.engine.environment.provenance import machine_id
 from ablations.engine.tracking.journal import Record
 from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder, is_held
 from ablations.engine.tracking.mlflow_errors import find_deleted
@@ -114,7 +114,7 @@ class RunDelivery:
                 raise StaleDelivery
         elif record.token:
             holder = get_holder(self.client, record.study_run)
-            ours = is_held(holder) and (holder.get("machine"), holder.get("pid")) == (machine(), os.getpid())
+            ours = is_held(holder) and (holder.get("machine"), holder.get("pid")) == (machine_id(), os.getpid())
             # Records of the direct predecessor may be delivered: no other process has held the study in between.
             accepted = {holder.get("token"), (holder.get("before") or record.token) if ours else ""}
             if holder and record.token not in accepted:

@@ -82,7 +82,7 @@ class CompletedRun:
 
 def find_plan_runs(client: MlflowClient, plan: Plan) -> dict[str, RunRecord]:
     """Return, by fingerprint, those of the plan's runs that MLflow has, from any study. Of repeated runs, the newest counts."""
-    return find_by_fingerprint(client, {run.fingerprint: plan.data_of(run).version for run in plan.runs})
+    return find_by_fingerprint(client, {run.fingerprint: plan.dataset_for_run(run).version for run in plan.runs})
 
 
 def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
@@ -158,7 +158,7 @@ def find_design(
         client: MLflow client.
         study: name of the study.
         preset: name of its preset.
-        shared: settings to match: `Plan.shared()` or a part of it. Of several matches, the newest counts.
+        shared: settings to match: `Plan.shared_fields()` or a part of it. Of several matches, the newest counts.
         whole: reject runs that have further shared settings.
 
     Raises:

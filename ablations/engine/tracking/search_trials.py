@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ablations.engine.study.design import SearchDesign
-from ablations.engine.study.plan import Run, Trial
+from ablations.engine.study.plan import Run, SearchTrial
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.run_queries import RunRecord
 
@@ -27,7 +27,7 @@ class PastTrial:
 
     cell: str
     """Label of the cell that is searched."""
-    trial: Trial
+    trial: SearchTrial
     record: RunRecord
     epochs: Mapping[int, Mapping[str, float]]
     """`error`, `loss` and `seconds` by epoch, from 1."""
@@ -109,7 +109,7 @@ def _epochs(client: MlflowClient, records: Sequence[RunRecord]) -> dict[str, dic
 
 def _past(tag: str, record: RunRecord, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
     branch = tuple(said["branch"]) if said["branch"] else None
-    trial = Trial(number=said["number"], tag=tag, values=said["values"], branch=branch)
+    trial = SearchTrial(number=said["number"], tag=tag, values=said["values"], branch=branch)
     whole = {epoch: values for epoch, values in sorted(epochs.items()) if len(values) == len(METRICS)}
     return PastTrial(cell=said["cell"], trial=trial, record=record, epochs=whole)
 

@@ -57,7 +57,7 @@ class StudyRun:
         run = found[0] if found else self._create()
         self.run_id = str(run.info.run_id)
         if not run.data.params:  # also if its creator was killed before it had logged them: reports search for them
-            client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
+            client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in plan.shared_fields().items()])
         self.lease = StudyLease(client, self.run_id, plan.study.name, on_lease_lost)
         if not found:
             self._check_only(where)

@@ -75,7 +75,7 @@ class Tracker:
         """
         self._attempts[run.fingerprint] = self._attempts.get(run.fingerprint, 0) + 1
         self._started.add(run.fingerprint)
-        data = self.plan.data_of(run)
+        data = self.plan.dataset_for_run(run)
         source = run.spec.data.root or data.name
         self._put(
             "start",
@@ -146,7 +146,7 @@ class Tracker:
             "world_size": str(run.spec.world_size),
             "training_version": str(TRAINING_VERSION),
             "code_version": code_version(),
-            "data_version": self.plan.data_of(run).version,
+            "data_version": self.plan.dataset_for_run(run).version,
             **({run.trial.tag: search_trials.trial_tag_value(run)} if run.trial else {}),
             **self._origin,
         }
