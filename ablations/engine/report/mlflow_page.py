@@ -1,7 +1,6 @@
 """What MLflow's own pages say of a study: metrics and description of its run, and a view of its experiment that compares cells."""
 
 import hashlib
-import json
 import re
 import time
 
@@ -14,6 +13,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
+from ablations.engine.tracking import mlflow_internals
 
 MAX_METRICS_PER_REQUEST = 1000
 REPORT = "report/report.html"
@@ -33,14 +33,16 @@ def describe(client: MlflowClient, run_id: str, evidence: Evidence, findings: Fi
     metrics = [Metric(name, value, now, 0) for name, value in cell_metrics(findings).items()]
     for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
-    state = view(evidence, run_id)
-    here = len(client.search_runs([experiment_id], str(state["searchFilter"]), max_results=MAX_SHOWN))
+    shown = view_filter(evidence, run_id)
+    view = view_tag(evidence, run_id)
+    here = len(client.search_runs([experiment_id], shown, max_results=MAX_SHOWN)) if view else 0
     text = description(design, findings, experiment_id, run_id, charted=here)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(state))
+    for name, value in (view or {}).items():
+        client.set_experiment_tag(experiment_id, name, value)
 
 
 def cell_metrics(findings: Findings) -> dict[str, float]:
@@ -70,13 +72,13 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     Args:
         charted: how many runs that view has. Those that another study trained are in its experiment.
     """
-    report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
+    report = mlflow_internals.artifact_page(experiment_id, run_id, REPORT)
     lines = [f"**{tables.in_markdown(design.question)}**", ""]
     if findings.search and findings.search.ranking:
         lines.append(f"- {tables.in_markdown(findings.search.ranking.text)}")
     lines += [f"- {tables.in_markdown(answer.text)}" for answer in findings.answers]
     lines += [f"- ⚠ {tables.in_markdown(flag)}" for flag in findings.flags]
-    charts = f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"
+    charts = mlflow_internals.shared_view_page(experiment_id, run_id)
     completed = sum(cell.error.n for cell in findings.cells)
     some = f" ({charted} of {completed} runs; the others are in the experiments of the studies that trained them)"
     lines += ["", f"[Report]({report})" + (f" · [charts of cells]({charts})" + some * (charted < completed) if charted else "")]
@@ -86,37 +88,26 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     return "\n".join(lines)
 
 
-def view(evidence: Evidence, run_id: str) -> dict[str, object]:
-    """State of MLflow's runs page: the study's runs by cell, columns that matter, charts of the mean over each cell's seeds.
-
-    It is the page's own format, of MLflow 3.17, stored as when somebody there shares a view.
-    """
-    scored_on, runs = evidence.design.scored_on, evidence.runs
+def view_filter(evidence: Evidence, run_id: str) -> str:
+    """Return the MLflow filter of the study's completed runs, for the view that compares cells."""
+    runs = evidence.runs
     ids = runs["run_id"][runs["outcome"] == "completed"]
-    children = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
-    named = ", ".join(f"'{each}'" for each in ids)
-    scored = f"{scored_on}/error"
-    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{scored_on}/loss")]
-    charts += [_chart("bar", scored), _chart("bar", "train_seconds"), _chart("bar", "parameters")]
+    if 0 < len(ids) <= MAX_SHOWN:
+        return "attributes.run_id IN ({})".format(", ".join(f"'{each}'" for each in ids))
+    return f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
+
+
+def view_tag(evidence: Evidence, run_id: str) -> dict[str, str] | None:
+    """Return the experiment tag of a view that averages each cell's runs over its seeds; None if this MLflow has no such views."""
+    scored = f"{evidence.design.scored_on}/error"
     columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
     columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
-    return {
-        "searchFilter": f"attributes.run_id IN ({named})" if 0 < len(ids) <= MAX_SHOWN else children,
-        "orderByKey": "tags.`cell`",
-        "orderByAsc": True,
-        "selectedColumns": columns,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "cell"}]},
-        "runsHiddenMode": "SHOW_ALL",
-        "useGroupedValuesInCharts": True,
-        "compareRunCharts": charts,
-        "compareRunSections": [{"uuid": "study", "name": "Cells", "display": True, "isReordered": True}],
-    }
-
-
-def _chart(kind: str, metric: str) -> dict[str, object]:
-    chart: dict[str, object] = {"uuid": f"{kind}-{metric}", "type": kind.upper(), "metricKey": metric}
-    chart |= {"metricSectionId": "study", "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
-    if kind == "line":
-        chart |= {"selectedMetricKeys": [metric], "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear"}
-        chart |= {"lineSmoothness": 0, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "range": {}}
-    return chart
+    return mlflow_internals.shared_view_tag(
+        run_id,
+        search_filter=view_filter(evidence, run_id),
+        columns=columns,
+        group_by_tag="cell",
+        title="Cells",
+        lines=[scored, "train/error", f"{evidence.design.scored_on}/loss"],
+        bars=[scored, "train_seconds", "parameters"],
+    )

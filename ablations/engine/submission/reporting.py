@@ -24,7 +24,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft
 from ablations.engine.study.request import Options
-from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking import mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
@@ -171,7 +171,7 @@ def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))
-        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{page}"
+        return f"{where}/{mlflow_internals.artifact_page(run.experiment_id, run_id, page)}"
     where = f"{run.artifact_uri}/{page}"
     path = unquote(where.removeprefix("file://"))
     # A path with a space is no link in a terminal, and an escaped one is no path: then the whole address is both.
