@@ -43,7 +43,7 @@ class RecordingListener:
         else:
             self.epochs[fingerprint].append(report["epoch"])
 
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         self.deaths.setdefault(fingerprint, []).append((reason, outcome))
         if outcome:
             self.ended[fingerprint] = outcome, reason
@@ -90,7 +90,7 @@ def run_jobs(
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
-    needs = tune_runner.Needs(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
+    needs = tune_runner.RunResources(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
     tune_runner.train_runs(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
     for thread in threads:
         thread.join(1)
