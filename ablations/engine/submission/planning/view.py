@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ablations.engine.environment.console import duration
-from ablations.engine.report.terminal import NamedRows
+from ablations.engine.report.terminal import FittedTable
 from ablations.engine.search.plan import SearchPlan, budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import shown
@@ -53,7 +53,7 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     return [f"First {budget(plan)}{left}", data, "Then the study above, where what will be tuned is counted as the default"]
 
 
-def _cells(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook) -> NamedRows:
+def _cells(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook) -> FittedTable:
     from resnet_core import measure_cost  # imports torch
 
     of_cell: dict[Cell, list[Run]] = {}
@@ -64,7 +64,7 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook) -> Named
     columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
     columns = ["images", *columns] if differ else columns
     optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
-    table = NamedRows(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
+    table = FittedTable(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     for cell in plan.cells:
         runs = of_cell[cell]
         spec = runs[0].spec
@@ -105,11 +105,11 @@ def _power_lines(found: Power | None) -> list[str]:
     """What differences the study can show."""
     if found is None:
         return ["How small a difference it can show is not known before two seeds of a cell are done."]
-    if found.alone is None or found.corrected is None:
+    if found.alone is None or found.p_adjusted is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
         finds = f"{found.seeds} seeds find a difference of {_points(found.alone)}"
-        finds += f", or of {_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+        finds += f", or of {_points(found.p_adjusted)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
         f"{finds}; {_points(TARGET_POINTS)} take {need} seeds.",
