@@ -101,7 +101,7 @@ def _cell_findings(evidence: Evidence, table: _RunTable) -> tuple[CellFinding, .
 
 def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
     row_of = {cell.label: row for row, cell in enumerate(design.cells)}
-    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_of(cell)) is not None]
+    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_label(cell)) is not None]
     differences = table.errors[[row_of[cell.label] for cell, _ in pairs]] - table.errors[[row_of[other] for _, other in pairs]]
     return tuple(
         Comparison(

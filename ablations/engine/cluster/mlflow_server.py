@@ -62,7 +62,7 @@ def _command(host: str, port: int, allowed_hosts: Sequence[str]) -> list[str]:
             " ".join(allowed_hosts),
             "any page in a browser could then ask in its user's name; list the names in use",
         )
-    artifacts = paths.shared("artifacts")
+    artifacts = paths.shared_folder("artifacts")
     validation.check_address(STORAGE, artifacts)
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
@@ -86,7 +86,7 @@ def _environment() -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = _database()
     # The users are beside the runs where the database is a server's, which may be kept on another machine.
-    users = paths.database_uri(folder / "users.db") if database.startswith("sqlite") else database
+    users = paths.sqlite_uri(folder / "users.db") if database.startswith("sqlite") else database
     settings = {
         "database_uri": users,
         "admin_username": ADMIN,
@@ -109,7 +109,7 @@ def _environment() -> dict[str, str]:
 
 def _database() -> str:
     """Address of the database, which has no password in it. Raises ConfigError if it has, or if a server does not answer."""
-    uri = os.environ.get(DATABASE) or paths.database_uri(paths.home() / "mlflow.db")
+    uri = os.environ.get(DATABASE) or paths.sqlite_uri(paths.home() / "mlflow.db")
     if uri.startswith("sqlite:////"):
         return uri
     if not uri.startswith("postgresql://"):

@@ -20,7 +20,7 @@ from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.analysis.trial_table import format_configuration, format_range
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from resnet_core.fields import printable
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _searched_defaults(design: Design) -> dict[str, list[str]]:
 def _setting_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_setting_text, value)) or "none"
-    return "none" if value is None else shown(value)
+    return "none" if value is None else format_level(value)
 
 
 def _condition_counts(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:

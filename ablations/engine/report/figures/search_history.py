@@ -77,23 +77,23 @@ def history_figure(evidence: Evidence) -> Figure | None:
 def search_pareto_figure(evidence: Evidence) -> Figure | None:
     """Validation error against the second objective: completed trials, each cell's front and what was chosen. None without both."""
     search = search_design(evidence)
-    if not search.against:
+    if not search.objective:
         return None
     by_cell = {cell.label: cell_trials(evidence, cell) for cell in search.cells}
     by_cell = {label: trials[trials["outcome"] == "completed"] for label, trials in by_cell.items()}
     every = pd.concat(by_cell.values())
     if len(every) < 2:
         return None
-    most = float(every[search.against].max())
-    scale, unit = unit_prefix(most) if search.against == "flops" else time_unit(most)
-    what = f"multiply-adds of a forward pass{unit}" if search.against == "flops" else f"training time of a trial, {unit}"
+    most = float(every[search.objective].max())
+    scale, unit = unit_prefix(most) if search.objective == "flops" else time_unit(most)
+    what = f"multiply-adds of a forward pass{unit}" if search.objective == "flops" else f"training time of a trial, {unit}"
     styles = cell_styles(search)
     with figure_style():
         figure = Figure(figsize=(WIDTH_INCHES, 3.4))
         panel = figure.subplots()
         panel.margins(0.08)
         for label, trials in by_cell.items():
-            costs = trials[search.against] / scale
+            costs = trials[search.objective] / scale
             draw_trials(panel, costs, trials, styles[label], marks=len(every))
             points = list(zip(costs.tolist(), trials["error"].tolist(), strict=True))
             front = np.array([points[i] for i in pareto_front(points)]).reshape(-1, 2)
@@ -101,7 +101,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
             draw_chosen(panel, costs, trials, styles[label], search.chosen.get(label, {}), named=True)
         panel.set_xlabel(what)
         panel.set_ylabel(ERROR_LABEL)
-        if spans_decades(every[search.against]):
+        if spans_decades(every[search.objective]):
             log_axis(panel, "x")
         set_error_axis(panel, every["error"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
