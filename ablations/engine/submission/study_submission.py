@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.cluster.doctor import preflight
 from ablations.engine.environment import paths, provenance, signals
 from ablations.engine.environment.console import make_console, print_line
@@ -289,7 +289,7 @@ class Submission:
 
     def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
         evidence = results.gather(self.client, self.design, details=details)
-        return evidence, analyse(evidence)
+        return evidence, analyze_study(evidence)
 
     def _show(self, evidence: Evidence, findings: Findings, waiting: int) -> None:
         terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())
