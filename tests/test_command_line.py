@@ -17,7 +17,7 @@ from PIL import Image
 from test_architecture import SHIPPED
 
 from ablations.engine.cli import study
-from ablations.engine.cli.study import INTERRUPTED, main
+from ablations.engine.cli.study import INTERRUPTED_MESSAGE, main
 from ablations.engine.environment import storage
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Study
@@ -53,7 +53,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--pres", "smoke"], "--pres"),  # no guessing: an abbreviation may mean something else tomorrow
         (["--seeds", "three"], "three"),
         (["--report", "--plan"], "--report, --plan: accepted: one of them"),
-        (["--report", "--fresh"], "--report, --fresh: accepted: one of them"),
+        (["--report", "--rerun"], "--report, --rerun: accepted: one of them"),
         (["--calibrate"], "--calibrate: accepted with --plan only"),
         (["--seeds", "0"], "--seeds=0"),
         (["--workers", "0"], "--workers=0"),
@@ -150,7 +150,7 @@ def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: 
                 with silent.accept()[0]:  # it is asked
                     began = time.monotonic()
                     study.terminate()
-                    assert study.stderr.readline() == f"{INTERRUPTED}\n"
+                    assert study.stderr.readline() == f"{INTERRUPTED_MESSAGE}\n"
                     assert time.monotonic() - began < 5
                     assert study.wait(60) == 1
             finally:

@@ -117,11 +117,11 @@ def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_t
             raise ImportError("initialization failed") from error
         return 0
 
-    monkeypatch.setattr(study, "_act", act)
+    monkeypatch.setattr(study, "_plan_or_run", act)
     monkeypatch.setattr(sys, "argv", ["shortcuts.py"])
     with pytest.raises(SystemExit) as ended:
         study.main(STUDY)
-    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED}\n")
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED_MESSAGE}\n")
 
 
 def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
@@ -139,9 +139,9 @@ def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
         (
             STUDY_FILE,
             "ablations.engine.environment.crash_report",
-            study.INTERRUPTED,
+            study.INTERRUPTED_MESSAGE,
         ),  # the first import after the signals are handled
-        (STUDY_FILE, "numpy", study.INTERRUPTED),
+        (STUDY_FILE, "numpy", study.INTERRUPTED_MESSAGE),
         (SERVICE, "psutil", "interrupted"),
     ],
 )

@@ -154,7 +154,7 @@ class Optimizer:
             else:
                 outside += 1
         if outside and self._size:
-            accepted = "accepted: --trials and --search as before, or another --search-seed"
+            accepted = "accepted: --trials and --space as before, or another --search-seed"
             raise reject("--scheduler", "pbt", f"this search has trials that are not of such a population; {accepted}")
         return outside
 

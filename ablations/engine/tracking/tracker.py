@@ -44,7 +44,7 @@ class Tracker:
         writer: takes the records of runs there.
         plan: the study, which this process holds.
         known: what the ledger found of the plan's runs; unfinished ones are continued, not repeated.
-        again: start every run as a new generation, next to what is there (`--fresh`).
+        again: start every run as a new generation, next to what is there (`--rerun`).
         on_loss: is called once, from any thread, when another process has taken the study over.
 
     Raises:
@@ -82,7 +82,7 @@ class Tracker:
                 self._attempts[fingerprint] = int(entry.tags.get("attempts", 0))
 
     def generation(self, run: Run) -> int:
-        """1, or more after `--fresh`."""
+        """1, or more after `--rerun`."""
         return self._generations.get(run.fingerprint, 1)
 
     def started(self, run: Run, reason: str = "") -> None:
