@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from tests.helpers.project import PROJECT, SHIPPED_STUDIES
+
 FLOORS = (
     ("environment",),
     ("study",),
@@ -28,8 +29,6 @@ WRAPPED_BY = {
     "statsmodels": {"analysis"},
 }
 """Packages that may import a library."""
-SHIPPED = ("blocks", "degradation", "depth", "hyperparameters", "responses", "shortcuts", "warmup")
-"""The studies that come with this project and keep to its style. Those that people add beside them need not."""
 
 
 def modules(root: str) -> dict[str, Path]:
@@ -99,5 +98,5 @@ def test_a_library_is_imported_only_where_it_is_wrapped(library: str) -> None:
 
 def test_a_study_imports_the_public_names_only() -> None:
     roots = {"typing", "typing.Any", "ablations", "ablations.Study", "ablations.main"}
-    for name in SHIPPED:
+    for name in SHIPPED_STUDIES:
         assert imports(PROJECT / "ablations" / f"{name}.py") <= roots, name

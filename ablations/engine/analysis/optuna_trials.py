@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.trial_table import ENDED, fields_of, search_of, trials_of, whole
 from ablations.engine.study.design import SearchCell
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
 """What Optuna calls an outcome: one that diverged is worse than all that were compared with it, others that ended have failed."""
@@ -22,7 +22,7 @@ def frozen_trials(evidence: Evidence, cell: SearchCell) -> list[FrozenTrial]:
     trials = trials_of(evidence, cell)
     curves = _curves(evidence, cell)
     return [
-        _frozen(row, distributions, curves.get(row["number"], {}), search.against)
+        _frozen(row, distributions, curves.get(row["number"], {}), search.objective)
         for row in trials[trials["outcome"].isin(ENDED)].to_dict("records")
     ]
 
@@ -45,7 +45,7 @@ def _frozen(
 
 def _value(value: Any) -> Any:
     """Storage of Optuna holds no lists: they are texts, as on the command line."""
-    return ",".join(map(shown, value)) if isinstance(value, list) else value
+    return ",".join(map(format_level, value)) if isinstance(value, list) else value
 
 
 def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:

@@ -46,7 +46,7 @@ def ranking(design: Design, errors: Array) -> Ranking | None:
     """
     search = design.search
     assert search
-    if not search.chosen or search.against:
+    if not search.chosen or search.objective:
         return None
     fixed = {name: level for name, level in design.baseline.items() if name != CONFIGURATION}
     by_levels = {tuple(sorted(cell.levels.items())): cell for cell in search.cells}

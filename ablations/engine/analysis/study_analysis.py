@@ -108,7 +108,7 @@ def _front(flops: Array, errors: Sequence[Estimate]) -> list[bool]:
 
 def _comparisons(design: Design, table: _Table) -> tuple[Comparison, ...]:
     row_of = {cell.label: row for row, cell in enumerate(design.cells)}
-    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_of(cell)) is not None]
+    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_label(cell)) is not None]
     differences = table.errors[[row_of[cell.label] for cell, _ in pairs]] - table.errors[[row_of[other] for _, other in pairs]]
     return tuple(
         Comparison(

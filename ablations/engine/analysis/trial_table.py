@@ -9,7 +9,7 @@ import pandas as pd
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import ChosenTrial
 from ablations.engine.study.design import SearchCell, SearchDesign
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 
 ENDED = ("completed", "pruned", "diverged", "oom", "failed")
 """Outcomes of trials that were trained as far as they are to be, or broke."""
@@ -75,7 +75,7 @@ def brief(value: Any) -> str:
     """A value for people: a list as on the command line, three digits of a number that has more."""
     if isinstance(value, list):
         return ",".join(map(brief, value))
-    return f"{value:.3g}" if isinstance(value, float) else shown(value)
+    return f"{value:.3g}" if isinstance(value, float) else format_level(value)
 
 
 def configuration(chosen: ChosenTrial) -> str:

@@ -32,7 +32,7 @@ Each study file is a program of its own: python my_study.py --help lists its opt
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    return crash_report.run(lambda: _run(arguments), INTERRUPTED_MESSAGE)
+    return crash_report.run_program(lambda: _run(arguments), INTERRUPTED_MESSAGE)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -113,7 +113,7 @@ def _version() -> str:
 def _replay(given: argparse.Namespace) -> int:
     local_service.select_ray_cluster()
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
-    validation.check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    validation.check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
     from ablations.engine.submission.replay import ReplayRequest, replay  # imports MLflow and SciPy, which takes seconds
@@ -127,7 +127,7 @@ def _replay(given: argparse.Namespace) -> int:
             cpus_per_worker=given.cpus_per_worker,
             gpus_per_worker=given.gpus_per_worker,
             download=given.data_download,
-            storage=paths.storage("--storage", given.storage),
+            storage=paths.storage_address("--storage", given.storage),
         )
     )
 

@@ -8,10 +8,19 @@ import textwrap
 from collections.abc import Sequence
 
 from ablations.engine.environment import paths
-from ablations.engine.environment.validation import _positive, check_address, check_shares
-from ablations.engine.study.factors import shown, split_levels
-from ablations.engine.study.plan import Study
-from ablations.engine.study.request import OBJECTIVES, SAMPLERS, SCHEDULERS, TRIALS, VALIDATION, Options, Request, SearchRequest
+from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
+from ablations.engine.study.definition import Study
+from ablations.engine.study.factors import format_level, split_levels
+from ablations.engine.study.request import (
+    DEFAULT_TRIALS,
+    DEFAULT_VALIDATION_SHARE,
+    OBJECTIVES,
+    SAMPLERS,
+    SCHEDULERS,
+    Options,
+    SearchRequest,
+    StudyRequest,
+)
 from resnet_core import PRESETS
 from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
@@ -40,14 +49,14 @@ SEARCH_EXAMPLE = """
 def parse_options(study: Study, arguments: Sequence[str]) -> Options:
     """Return the parsed command line of a study. Raise ConfigError for wrong options."""
     given = make_parser(study).parse_args([_current_name(word) for word in arguments])
-    _positive("--workers", given.workers)
-    _positive("--max-concurrent", given.max_concurrent)
+    check_positive("--workers", given.workers)
+    check_positive("--max-concurrent", given.max_concurrent)
     if given.placement not in PLACEMENTS:
         raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
     if not 0 < given.hang_timeout <= MAX_HANG_TIMEOUT_SECONDS:
         accepted = f"accepted: seconds above 0, at most {MAX_HANG_TIMEOUT_SECONDS} (a week)"
         raise reject("--hang-timeout", given.hang_timeout, accepted)
-    check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
     for one, others in (("report", ("plan", "rerun", "log_models")), ("plan", ("log_models",))):
         if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):
             raise ConfigError(f"--{one}, --{other.replace('_', '-')}: accepted: one of them")
@@ -57,7 +66,7 @@ def parse_options(study: Study, arguments: Sequence[str]) -> Options:
     tracking_uri = paths.default_tracking_uri() if given.tracking_uri is None else given.tracking_uri
     check_address("--tracking-uri", tracking_uri)
     levels = {name: split_levels(name, text) for name, text in assignments("--levels", given.levels).items()}
-    request = Request(
+    request = StudyRequest(
         preset=given.preset,
         seeds=given.seeds,
         levels=levels,
@@ -74,12 +83,12 @@ def parse_options(study: Study, arguments: Sequence[str]) -> Options:
         max_concurrent=given.max_concurrent,
         placement=given.placement,
         hang_timeout=given.hang_timeout,
-        storage=paths.storage("--storage", given.storage),
+        storage=paths.storage_address("--storage", given.storage),
         tracking_uri=tracking_uri,
         plan=given.plan,
         calibrate=given.calibrate,
         report=given.report,
-        fresh=given.rerun,
+        rerun=given.rerun,
         log_models=given.log_models,
     )
 
@@ -106,9 +115,9 @@ def add_tracking_options(group: "argparse.ArgumentParser | argparse._ArgumentGro
 
 def make_parser(study: Study) -> argparse.ArgumentParser:
     """Return the parser of a study's command line."""
-    factors = "\n".join(f"  {name}: {', '.join(map(shown, levels))}" for name, levels in study.factors.items())
+    factors = "\n".join(f"  {name}: {', '.join(map(format_level, levels))}" for name, levels in study.factors.items())
     first = next(iter(study.factors), None)
-    example = f"{first}={','.join(map(shown, study.factors[first][:2]))}" if first else "depth=20,56"
+    example = f"{first}={','.join(map(format_level, study.factors[first][:2]))}" if first else "depth=20,56"
     parser = Parser(
         usage="%(prog)s [options]",
         description=f"{fill(study.question)}\n\nfactors and levels:\n{factors}",
@@ -208,7 +217,7 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
         help="run a search of equal budget for each level of these factors; without names, of all factors (default: one search)",
     )
     group.add_argument(
-        "--trials", type=int, metavar="N", help=f"trials of each search; with pbt, the population size (default: {TRIALS})"
+        "--trials", type=int, metavar="N", help=f"trials of each search; with pbt, the population size (default: {DEFAULT_TRIALS})"
     )
     group.add_argument(
         "--time-budget", metavar="TIME", help="training time of each search: 90s, 30m, 8h (default: bounded by --trials only)"
@@ -227,7 +236,7 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--validation",
         type=float,
-        default=VALIDATION,
+        default=DEFAULT_VALIDATION_SHARE,
         metavar="SHARE",
         help="share of each class's training images held out to score trials; the test set is not read (default: %(default)s)",
     )
@@ -244,19 +253,19 @@ def _current_name(word: str) -> str:
 
 
 def _search_request(given: argparse.Namespace) -> SearchRequest:
-    _positive("--trials", given.trials)
+    check_positive("--trials", given.trials)
     if given.rerun:
         raise ConfigError("--rerun: a search continues from its finished trials; accepted: another --search-seed")
     return SearchRequest(
         per_cell=given.per_cell,
-        fields=tuple(given.space),
+        space=tuple(given.space),
         trials=given.trials,
         seconds=None if given.time_budget is None else _seconds("--time-budget", given.time_budget),
         sampler=given.sampler,
         scheduler=given.scheduler,
-        against=given.objective,
+        objective=given.objective,
         seed=given.search_seed,
-        validation=given.validation,
+        validation_share=given.validation,
     )
 
 

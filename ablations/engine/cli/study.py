@@ -15,10 +15,11 @@ if signals.is_imported_by_program():  # before the other imports, which take mos
 from ablations.engine.cli import options
 from ablations.engine.cluster import local_service
 from ablations.engine.environment import crash_report, paths
-from ablations.engine.environment.provenance import without_secrets
+from ablations.engine.environment.provenance import redact_secrets
 from ablations.engine.study import request
-from ablations.engine.study.expansion import draft, make_plan
-from ablations.engine.study.plan import Draft, Plan, Study
+from ablations.engine.study.definition import Study
+from ablations.engine.study.expansion import make_draft, make_plan
+from ablations.engine.study.plan import Draft, Plan
 from resnet_core.fields import ConfigError, reject
 from resnet_core.streams import accept_everything
 
@@ -31,7 +32,7 @@ def _print_config_error(kind: type[BaseException], error: BaseException, traceba
         _previous_excepthook(kind, error, traceback)
         return
     accept_everything()
-    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+    print(f"error: {redact_secrets(str(error))}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -52,17 +53,17 @@ def main(study: Study) -> NoReturn:
         # Ray and MLflow take seconds to import. Import them only if the options are right.
         if chosen.report:
             drafted = _make_draft(study, chosen)
-            from ablations.engine.submission.reporting import rebuild
+            from ablations.engine.submission.reporting import rebuild_report
 
-            return rebuild(drafted, chosen)
+            return rebuild_report(drafted, chosen)
         return _plan_or_run(study, chosen)
 
-    signals.leave(crash_report.run(work, INTERRUPTED_MESSAGE))
+    signals.exit_ignoring_first_signal(crash_report.run_program(work, INTERRUPTED_MESSAGE))
 
 
 def _make_draft(study: Study, chosen: request.Options) -> Draft:
     if not chosen.search:
-        return draft(study, chosen.request)
+        return make_draft(study, chosen.request)
     from ablations.engine.search.plan import draft_search
 
     return draft_search(study, chosen.request, chosen.search)[0]

@@ -103,7 +103,7 @@ def up(ports: Ports) -> None:
     paths.protect_home()
     private_files.protect_token(create=mode == "token")
     if (database := paths.home() / "mlflow.db").exists():
-        relocation.follow(database)
+        relocation.update_artifact_addresses(database)
     (paths.home() / "logs").mkdir(exist_ok=True)
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
@@ -127,7 +127,7 @@ def up(ports: Ports) -> None:
         RAY_ADDRESS_VARIABLE: f"{LOOPBACK}:{ports.ray}",
         "PATH": search_path,
     }
-    folder, lock = private_files.ray_folder()
+    folder, lock = private_files.make_ray_folder()
     commands = {"mlflow": _mlflow_command(ports, password=mode == "token"), "ray": _ray_command(ports, folder)}
     processes: list[ServiceProcess] = []
     try:
@@ -165,10 +165,10 @@ def select_ray_cluster() -> None:
         for name, value in state.environment().items():
             os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:
-        note = private_files.cluster_here()
+        note = private_files.local_cluster_address()
         if note and _listens(note):
             os.environ["RAY_ADDRESS"] = note
-            if private_files.token():  # Ray does the same for a cluster that it finds by itself
+            if private_files.ray_token():  # Ray does the same for a cluster that it finds by itself
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
             os.environ["RAY_ADDRESS"] = "local"
@@ -201,15 +201,15 @@ def down() -> bool:
         if not family:
             break
     _state_file().unlink(missing_ok=True)
-    private_files.sweep()
+    private_files.remove_unused_ray_folders()
     return bool(alive)
 
 
 def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
     if password:
         return [*PYTHON_MODULE, "ablations", "mlflow", "--host", LOOPBACK, "--port", str(ports.mlflow)]
-    store = paths.database_uri(paths.home() / "mlflow.db")
-    artifacts = paths.shared("artifacts")
+    store = paths.sqlite_uri(paths.home() / "mlflow.db")
+    artifacts = paths.shared_folder("artifacts")
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
     options = ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]

@@ -76,7 +76,7 @@ def _command(host: str, port: int, allowed_hosts: Sequence[str]) -> list[str]:
             " ".join(allowed_hosts),
             "with * any web page could send requests in its visitor's name; accepted: the names that clients use",
         )
-    artifacts = paths.shared("artifacts")
+    artifacts = paths.shared_folder("artifacts")
     validation.check_address(STORAGE_VARIABLE, artifacts)
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
@@ -102,7 +102,7 @@ def _environment() -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = _database()
     # With PostgreSQL, store the users beside the runs: the database may be on another machine.
-    users = paths.database_uri(folder / "users.db") if database.startswith("sqlite") else database
+    users = paths.sqlite_uri(folder / "users.db") if database.startswith("sqlite") else database
     settings = {
         "database_uri": users,
         "admin_username": ADMIN_USER,
@@ -125,7 +125,7 @@ def _environment() -> dict[str, str]:
 
 def _database() -> str:
     """Return the database's address. Raise ConfigError if it contains a password, or if the database server does not answer."""
-    uri = os.environ.get(DATABASE_VARIABLE) or paths.database_uri(paths.home() / "mlflow.db")
+    uri = os.environ.get(DATABASE_VARIABLE) or paths.sqlite_uri(paths.home() / "mlflow.db")
     if uri.startswith("sqlite:////"):
         return uri
     if not uri.startswith("postgresql://"):

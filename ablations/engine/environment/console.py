@@ -7,20 +7,20 @@ from rich.text import Text
 
 from resnet_core.fields import printable
 
-LOG_WIDTH = 120
+LOG_WIDTH_CHARACTERS = 120
 
 
 def make_console() -> Console:
     """A console of the terminal's width, or of a fixed one where output goes to a file or a job's log."""
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH_CHARACTERS)
 
 
-def say(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
     """One line, which may hold anything: names of files, errors of libraries."""
     console.print(Text(printable(text)), soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = round(seconds)
     if seconds < 60:

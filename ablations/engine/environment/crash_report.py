@@ -11,35 +11,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ablations.engine.environment import paths, signals
-from ablations.engine.environment.provenance import without_secrets
+from ablations.engine.environment.provenance import redact_secrets
 from resnet_core.fields import ConfigError
 from resnet_core.streams import accept_everything
 
 
-def run(work: Callable[[], int], interrupted: str) -> int:
+def run_program(work: Callable[[], int], interrupted: str) -> int:
     """Run a program's work and return the exit code: that of the work, 1 after a signal or an error, 2 for a wrong request.
 
     Args:
         interrupted: the last line of a program that was asked to stop.
     """
     accept_everything()
-    interrupts = signals.Interrupts()
+    interrupts = signals.InterruptHandler()
     try:
         return _tried(work, interrupts)
     except KeyboardInterrupt:
         signals.exit_on_signals(interrupted)  # another one finds nothing left to do
         print(interrupted, file=sys.stderr)
-        return signals.INTERRUPTED_CODE
+        return signals.INTERRUPTED_EXIT_CODE
 
 
-def _tried(work: Callable[[], int], interrupts: signals.Interrupts) -> int:
+def _tried(work: Callable[[], int], interrupts: signals.InterruptHandler) -> int:
     try:
         return work()
     except Exception as error:
-        if interrupts.heard:  # a library that is interrupted may make an error of its own of it
+        if interrupts.received:  # a library that is interrupted may make an error of its own of it
             raise KeyboardInterrupt from error
         if isinstance(error, ConfigError):
-            print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+            print(f"error: {redact_secrets(str(error))}", file=sys.stderr)
             return 2
         print(f"error: {write(error)}", file=sys.stderr)  # what nobody thought of is no wall of text either
         return 1
@@ -47,8 +47,8 @@ def _tried(work: Callable[[], int], interrupts: signals.Interrupts) -> int:
 
 def write(error: Exception) -> str:
     """Writes the traceback to a file in `<home>/logs`; returns what to say, in one line."""
-    said = without_secrets(f"{type(error).__name__}: {error}".partition("\n")[0][:500])
-    lines = [without_secrets(line) for part in traceback.format_exception(error) for line in part.splitlines()]
+    said = redact_secrets(f"{type(error).__name__}: {error}".partition("\n")[0][:500])
+    lines = [redact_secrets(line) for part in traceback.format_exception(error) for line in part.splitlines()]
     try:
         where = _write("\n".join(lines) + "\n")
     except (OSError, ConfigError) as reason:  # better in the way than lost

@@ -14,7 +14,7 @@ MARK = "/artifacts/"
 COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 
 
-def follow(database: Path) -> None:
+def update_artifact_addresses(database: Path) -> None:
     """Make the addresses in MLflow's database name the home folder that it is in now, if that was moved; say so.
 
     Without this, MLflow would make the old folder anew and write there.

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import psutil
 
-from ablations.engine.environment.provenance import machine
+from ablations.engine.environment.provenance import machine_id
 
 OWNER = re.compile(r"-on-([0-9a-f]{12})-(\d+)$")
 
 
-def name_of(beginning: str) -> str:
+def owned_folder_name(beginning: str) -> str:
     """Return a folder name that says where, and under which number, this process runs."""
     return f"{beginning}-on-{_machine()}-{os.getpid()}"
 
 
-def remove_ownerless(parent: Path) -> None:
+def remove_abandoned_folders(parent: Path) -> None:
     """Remove the folders whose process ran on this machine and is gone. Other machines may share `parent`; theirs stay."""
-    if " " not in machine():  # a name alone, which may be that of two
+    if " " not in machine_id():  # a name alone, which may be that of two
         return
     for folder in parent.glob("*-on-*"):
         owner = OWNER.search(folder.name)
@@ -29,4 +29,4 @@ def remove_ownerless(parent: Path) -> None:
 
 
 def _machine() -> str:
-    return hashlib.sha256(machine().encode()).hexdigest()[:12]
+    return hashlib.sha256(machine_id().encode()).hexdigest()[:12]

@@ -10,9 +10,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED_CODE = 1
+INTERRUPTED_EXIT_CODE = 1
 """Exit code of a program that was asked to stop: its work is not done."""
-RETRY_SECONDS = 0.05
+SIGNAL_RETRY_SECONDS = 0.05
 
 _report_unraisable = sys.unraisablehook
 
@@ -32,23 +32,23 @@ def exit_on_signals(words: str) -> None:
     def end(*_: object) -> None:
         with suppress(OSError):
             os.write(2, f"{words}\n".encode())  # a print here could be one inside of another
-        os._exit(INTERRUPTED_CODE)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
     for number in SIGNALS:
         signal.signal(number, end)
 
 
-class Interrupts:
+class InterruptHandler:
     """Signals that ask this program to stop, each a KeyboardInterrupt, wherever it is."""
 
     def __init__(self) -> None:
-        self.heard = False
+        self.received = False
         sys.unraisablehook = _retry
         for number in SIGNALS:
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, *_: object) -> None:
-        self.heard = True
+        self.received = True
         raise KeyboardInterrupt
 
 
@@ -59,12 +59,12 @@ def _retry(ignored: Any) -> None:
         return
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(RETRY_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
+    timer = threading.Timer(SIGNAL_RETRY_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
     timer.daemon = True
     timer.start()
 
 
-def leave(code: int) -> NoReturn:
+def exit_ignoring_first_signal(code: int) -> NoReturn:
     """Exit the program with this code. All is said, and Ray ends its processes: a first signal is ignored, a second ends it."""
 
     def end(*_: object) -> None:
@@ -79,7 +79,7 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def interrupt() -> None:
+def interrupt_main_thread() -> None:
     """Stop this program as Ctrl-C does, from any of its threads."""
     main = threading.main_thread().ident
     assert main is not None

@@ -20,7 +20,7 @@ from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.analysis.trial_table import configuration, extent
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from resnet_core.fields import printable
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _defaults(design: Design) -> dict[str, list[str]]:
 def _setting(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_setting, value)) or "none"
-    return "none" if value is None else shown(value)
+    return "none" if value is None else format_level(value)
 
 
 def _conditions(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:

@@ -26,7 +26,7 @@ def export(evidence: Evidence, path: Path) -> None:
     logs = _Lines()
     storage = JournalStorage(logs)
     for cell in search.cells:
-        directions = [StudyDirection.MINIMIZE] * (2 if search.against else 1)
+        directions = [StudyDirection.MINIMIZE] * (2 if search.objective else 1)
         study = storage.create_new_study(directions, f"{evidence.design.study} {cell.label}".strip())
         for trial in frozen_trials(evidence, cell):
             storage.create_new_trial(study, trial)

@@ -7,7 +7,7 @@ from typing import Any
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.study.design import Design, DesignCell
-from ablations.engine.study.published_results import PAPER, TORCHVISION, Published, published
+from ablations.engine.study.published_results import PAPER, TORCHVISION, PublishedResult, published_results
 from resnet_core import PRESETS, ConfigError, OptimConfig, RunSpec
 from resnet_core.overrides import from_flat
 
@@ -70,7 +70,7 @@ def against_paper(evidence: Evidence, findings: Findings) -> tuple[PaperRow, ...
     for cell in evidence.design.cells:
         spec = _spec(cell)
         if spec is not None and found[cell.label].n:
-            entries = published(spec.model, evidence.design.dataset)
+            entries = published_results(spec.model, evidence.design.dataset)
             rows += [_row(evidence, cell, spec, found[cell.label], entry) for entry in entries if entry.error is not None]
     return tuple(rows)
 
@@ -82,7 +82,7 @@ def _spec(cell: DesignCell) -> RunSpec | None:
         return None
 
 
-def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: Published) -> PaperRow:
+def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: PublishedResult) -> PaperRow:
     assert entry.error is not None, "against_paper leaves out the others"
     viewed = _viewed(evidence, cell, entry.protocol)
     differs = [*_tested(evidence.design), *_trained(spec, entry, cell.train_images)]
@@ -90,7 +90,7 @@ def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate
         differs.insert(0, f"one view, not {entry.protocol}")
     ours = viewed or one_view
     assert ours.mean is not None, "it has completed runs"
-    known = not entry.above or ours.mean < entry.error
+    known = not entry.is_lower_bound or ours.mean < entry.error
     return PaperRow(
         cell=cell.label,
         metric="one view" if viewed is None else entry.protocol,
@@ -98,14 +98,14 @@ def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate
         published=entry.error,
         published_std=entry.std,
         runs=entry.runs,
-        above=entry.above,
+        above=entry.is_lower_bound,
         source=f"{entry.source}, best of five" if _is_best(entry) else entry.source,
         difference=ours.mean - entry.error if known else None,
         differs=tuple(differs),
     )
 
 
-def _is_best(entry: Published) -> bool:
+def _is_best(entry: PublishedResult) -> bool:
     """Table 6 gives the best of five runs of 110 layers, and their mean."""
     return entry.dataset == "cifar10" and entry.depth == 110 and entry.source == f"{PAPER}, table 6" and entry.runs == 1
 
@@ -127,7 +127,7 @@ def _tested(design: Design) -> Iterator[str]:
         yield "scored on images held out of the training set, not on the test set"
 
 
-def _trained(spec: RunSpec, entry: Published, train_images: int) -> Iterator[str]:
+def _trained(spec: RunSpec, entry: PublishedResult, train_images: int) -> Iterator[str]:
     """How a training differs from the published one, judged by the preset that follows it."""
     recipe = PRESETS[entry.dataset]
     yield from _length(spec.optim, recipe.optim, train_images)

@@ -11,7 +11,7 @@ from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.analysis.trial_table import configuration
-from ablations.engine.environment.console import say
+from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
 from resnet_core.fields import counted, printable
@@ -63,14 +63,14 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, again
     console.print()
     console.print(result_view(evidence.design, findings))
     for line in search_lines(findings):
-        say(console, line)
+        print_line(console, line)
     bad = evidence.runs[evidence.runs["outcome"].isin(["diverged", "oom", "failed"])]
     for cell, seed, outcome, message in zip(bad["cell"], bad["seed"], bad["outcome"], bad["message"], strict=True):
-        say(console, f"{cell} seed={seed}: {outcome}, {message}")
+        print_line(console, f"{cell} seed={seed}: {outcome}, {message}")
     without = sum(cell.without_result for cell in findings.cells)
     if without:
         have, those = ("has", "that one") if without == 1 else ("have", "those")
-        say(console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train just {those}: {again}")
+        print_line(console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train just {those}: {again}")
 
 
 def search_lines(findings: Findings) -> list[str]:

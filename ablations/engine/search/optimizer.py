@@ -12,8 +12,8 @@ from typing import Any
 
 from ablations.engine.search.population_based import (
     CHANGES,
+    MIN_POPULATION,
     PERTURBABLE,
-    SMALLEST,
     Branch,
     GenerationState,
     Member,
@@ -21,7 +21,7 @@ from ablations.engine.search.population_based import (
     ready_members,
     replay_generations,
 )
-from ablations.engine.search.space import Space, ranges
+from ablations.engine.search.space import Space, numeric_ranges
 from ablations.engine.search.successive_halving import should_continue
 from ablations.engine.search.suggestions import Suggester
 from ablations.engine.study.request import SAMPLERS, SCHEDULERS
@@ -31,7 +31,7 @@ from resnet_core.overrides import convert
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SearchSettings:
     """Who searches, and for how long. Raises ConfigError, naming the command line's options, for what does not go together."""
 
     sampler: str
@@ -68,14 +68,14 @@ class Settings:
             raise reject("--sampler", self.sampler, "accepted with --scheduler pbt: random, from where a population starts")
         if self.seconds is not None:
             raise reject("--time-budget", self.seconds, "not accepted with --scheduler pbt, which trains all its members")
-        if self.trials is None or self.trials < SMALLEST:
-            raise reject("--trials", self.trials, f"accepted with --scheduler pbt: {SMALLEST} or more, its population")
+        if self.trials is None or self.trials < MIN_POPULATION:
+            raise reject("--trials", self.trials, f"accepted with --scheduler pbt: {MIN_POPULATION} or more, its population")
 
 
 class Decision(Enum):
     """What becomes of a trial that has reported an epoch."""
 
-    GO = auto()
+    CONTINUE = auto()
     PRUNE = auto()
     """It ends, as `pruned`."""
     PAUSE = auto()
@@ -94,7 +94,7 @@ class Suggestion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class TrialHistory:
     """A trial of an earlier submission."""
 
     number: int
@@ -111,7 +111,7 @@ class Told:
 class Optimizer:
     """The search inside one cell."""
 
-    def __init__(self, space: Space, settings: Settings) -> None:
+    def __init__(self, space: Space, settings: SearchSettings) -> None:
         self._settings = settings
         self._proposals = Suggester(
             space, settings.sampler, trials=settings.trials, seed=settings.seed, objectives=settings.objectives
@@ -132,7 +132,7 @@ class Optimizer:
         """The trial asked for last, if its configuration was drawn."""
         self._exhausted = False
 
-    def retell(self, history: Sequence[Told]) -> int:
+    def load_history(self, history: Sequence[TrialHistory]) -> int:
         """Learns what earlier submissions found, before the first `ask`; returns how many trials lie outside the space.
 
         Those are passed over, but keep their numbers. Trials that have no result yet are the first to be asked for again.
@@ -146,9 +146,9 @@ class Optimizer:
         self._free = sorted({*range(self._next)} - {told.number for told in history})
         for told in sorted(history, key=lambda told: told.number):
             if self._enter(told):
-                self._answers[told.number] = max(told.errors, default=1) - 1, Decision.GO
+                self._answers[told.number] = max(told.errors, default=1) - 1, Decision.CONTINUE
                 if told.outcome in ("completed", "pruned", "diverged"):
-                    self.end(told.number, told.outcome, told.results, told.seconds)
+                    self.end_trial(told.number, told.outcome, told.results, told.seconds)
                 else:
                     self._again.append(told.number)
             else:
@@ -174,28 +174,28 @@ class Optimizer:
         return not self._running and not left
 
     @property
-    def numbers(self) -> Collection[int]:
+    def known_trials(self) -> Collection[int]:
         """Of the trials that it knows: begun, or told and of its space."""
         return self._members.keys()
 
     @property
-    def spent(self) -> tuple[int, float]:
+    def budget_spent(self) -> tuple[int, float]:
         """Trials begun, and the seconds of training that were told."""
         return len(self._members), sum(self._seconds.values())
 
-    def report(self, number: int, epoch: int, error: float) -> Decision:
+    def report_epoch(self, number: int, epoch: int, error: float) -> Decision:
         """Learns a trial's error in percent after an epoch. The same epoch again, as after a restart, changes nothing."""
         now = self._standing() if self._size else None
         self._members[number].errors.setdefault(epoch, error)
         if now:
             return self._decided_together(number, epoch, now)
-        last, answer = self._answers.get(number, (0, Decision.GO))
+        last, answer = self._answers.get(number, (0, Decision.CONTINUE))
         if epoch > last:
             answer = self._decided(number, epoch)
             self._answers[number] = epoch, answer
         return answer
 
-    def end(self, number: int, outcome: str, results: Sequence[float] = (), seconds: float = 0.0) -> None:
+    def end_trial(self, number: int, outcome: str, results: Sequence[float] = (), seconds: float = 0.0) -> None:
         """Learns that a trial is over, for this submission at least.
 
         Args:
@@ -210,35 +210,35 @@ class Optimizer:
         if not self._is_branch(number):
             self._proposals.tell(number, outcome, results, member.errors)
 
-    def refuse(self, number: int) -> None:
+    def reject_suggestion(self, number: int) -> None:
         """Learns that the trial just asked for cannot be begun. If its configuration was drawn, it is given another, at no cost."""
         if number != self._fresh:
-            self.end(number, "failed")
+            self.end_trial(number, "failed")
             return
         self._running.discard(number)
         del self._members[number]
-        self._proposals.refuse(number)
+        self._proposals.reject(number)
         self._free.insert(0, number)
 
-    def dropped(self) -> Sequence[int]:
+    def evicted(self) -> Sequence[int]:
         """Members of a population that waited and have lost their place to a branch: they are to end, as `pruned`."""
         return evicted_members(self._standing(), self._members, self._running) if self._size else ()
 
     @property
     def _used_up(self) -> bool:
-        trials, seconds = self.spent
+        trials, seconds = self.budget_spent
         most, longest = self._settings.trials, self._settings.seconds
         return self._exhausted or (most is not None and trials >= most) or (longest is not None and seconds >= longest)
 
     def _is_branch(self, number: int) -> bool:
         return 0 < self._size <= number
 
-    def _enter(self, told: Told) -> bool:
+    def _enter(self, told: TrialHistory) -> bool:
         """Learns of a trial of an earlier submission; returns False if it lies outside the space."""
         values = {name: convert(name, value) for name, value in told.values.items()}
         if (CHANGES in values) != self._is_branch(told.number):
             return False
-        if not self._is_branch(told.number) and not self._proposals.enter(told.number, values):
+        if not self._is_branch(told.number) and not self._proposals.add_known(told.number, values):
             return False
         self._members[told.number] = Member(values=values, errors=dict(told.errors))
         self._seconds[told.number] = told.seconds
@@ -246,7 +246,7 @@ class Optimizer:
 
     def _drawn(self, number: int) -> Suggestion | None:
         """A new trial."""
-        values = self._proposals.draw(number)
+        values = self._proposals.suggest(number)
         if values is None:
             self._exhausted = True
             return None
@@ -263,11 +263,11 @@ class Optimizer:
 
     def _decided(self, number: int, epoch: int) -> Decision:
         if self._settings.scheduler == "none":
-            return Decision.GO
+            return Decision.CONTINUE
         errors = {other: member.errors for other, member in self._members.items()}
         hyperband = self._settings.scheduler == "hyperband"
         on = should_continue(number, epoch, errors, epochs=self._settings.epochs, hyperband=hyperband)
-        return Decision.GO if on else Decision.PRUNE
+        return Decision.CONTINUE if on else Decision.PRUNE
 
     def _standing(self) -> GenerationState:
         settings = self._settings
@@ -290,13 +290,13 @@ class Optimizer:
         if number not in now.members or not math.isfinite(self._members[number].errors[epoch]):
             return Decision.PRUNE
         if now.epoch is None or epoch < now.epoch:
-            return Decision.GO
+            return Decision.CONTINUE
         self._running.discard(number)
         return Decision.PAUSE
 
 
 def _perturbable(space: Space) -> dict[str, tuple[float, float]]:
-    found = {name: ends for name, ends in ranges(space).items() if name in PERTURBABLE}
+    found = {name: ends for name, ends in numeric_ranges(space).items() if name in PERTURBABLE}
     if not found:
         raise reject(
             "--scheduler", "pbt", f"needs a range to search of one of {', '.join(PERTURBABLE)}, which can change in a training"

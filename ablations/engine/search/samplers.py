@@ -17,11 +17,11 @@ from optuna.search_space import intersection_search_space
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-NUMBER = "number"
+TRIAL_NUMBER = "number"
 """User attribute of a trial of Optuna's: its number in the search."""
 
 
-def sampler(name: str, seeds: Sequence[int], *, trials: int | None, objectives: int) -> BaseSampler:
+def make_sampler(name: str, seeds: Sequence[int], *, trials: int | None, objectives: int) -> BaseSampler:
     """The sampler of one proposal.
 
     Args:
@@ -41,16 +41,16 @@ def sampler(name: str, seeds: Sequence[int], *, trials: int | None, objectives: 
     if name == "gp":
         return GPSampler(n_startup_trials=begin, seed=seed, warn_independent_sampling=False)
     if name == "nsga2":
-        return Generations(population_size=50 if trials is None else min(50, max(8, trials // 5)), seed=seed)
-    return Evolution(seed) if name == "cmaes" else RandomSampler(seed=seed)
+        return StatelessNSGAIISampler(population_size=50 if trials is None else min(50, max(8, trials // 5)), seed=seed)
+    return StatelessCmaEsSampler(seed) if name == "cmaes" else RandomSampler(seed=seed)
 
 
-class Generations(NSGAIISampler):
+class StatelessNSGAIISampler(NSGAIISampler):
     """NSGA-II (Deb et al. 2002) whose generations are those of the trials' numbers, not what earlier samplers remembered."""
 
     def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
         assert self.population_size
-        return int(trial.user_attrs[NUMBER]) // self.population_size
+        return int(trial.user_attrs[TRIAL_NUMBER]) // self.population_size
 
     def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -61,7 +61,7 @@ class Generations(NSGAIISampler):
         return parents if len(parents) > 1 else []  # a crossover needs two
 
 
-class Evolution(BaseSampler):
+class StatelessCmaEsSampler(BaseSampler):
     """CMA-ES (Hansen 2016, arXiv:1604.00772) over the numbers of a space; choices are drawn at random.
 
     Finished trials in the order of their numbers are its generations, whichever distribution they were drawn from.

@@ -8,10 +8,10 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
-from ablations.engine.search.samplers import NUMBER, sampler
-from ablations.engine.search.space import Space, field_values, params_of
+from ablations.engine.search.samplers import TRIAL_NUMBER, make_sampler
+from ablations.engine.search.space import Space, field_values, params_for_values
 
-MAX_COPIES = 50
+MAX_REPEATED_SUGGESTIONS = 50
 """Proposals in a row that were made before: the space has nothing new."""
 WORST_ERROR = 100.0
 """In percent."""
@@ -37,9 +37,9 @@ class Suggester:
         self._aside: list[Trial] = []
         """Proposals that the trial of this number was not to have: to Optuna they run, while it draws another one."""
 
-    def enter(self, number: int, values: Mapping[str, Any]) -> bool:
+    def add_known(self, number: int, values: Mapping[str, Any]) -> bool:
         """Learns the configuration of a trial; returns False if the space does not hold it. Numbers rise."""
-        params = params_of(self._space, values)
+        params = params_for_values(self._space, values)
         if params is None:
             return False
         self._study.enqueue_trial(params)
@@ -47,15 +47,15 @@ class Suggester:
         self._known.add(_key(values))
         return True
 
-    def draw(self, number: int) -> dict[str, Any] | None:
+    def suggest(self, number: int) -> dict[str, Any] | None:
         """A configuration for a new trial; None if the space has no more. For the same number as before: another one."""
         if number != self._number:
             for trial in self._aside:  # others do not know of them: they may not matter to the next trial
                 self._study.tell(trial, state=TrialState.FAIL)
             self._number, self._draws, self._aside = number, 0, []
-        for _ in range(MAX_COPIES):
+        for _ in range(MAX_REPEATED_SUGGESTIONS):
             seeds = (self._seed, number, self._draws)
-            self._study.sampler = sampler(self._sampler, seeds, trials=self._budget, objectives=self._objectives)
+            self._study.sampler = make_sampler(self._sampler, seeds, trials=self._budget, objectives=self._objectives)
             self._draws += 1
             trial = self._suggested(number)
             values = field_values(trial.params)
@@ -66,7 +66,7 @@ class Suggester:
             self._aside.append(trial)
         return None
 
-    def refuse(self, number: int) -> None:
+    def reject(self, number: int) -> None:
         """Takes back what was just drawn: it is not to be proposed again."""
         self._aside.append(self._open.pop(number))
 
@@ -92,7 +92,7 @@ class Suggester:
 
     def _suggested(self, number: int) -> Trial:
         trial = self._study.ask()
-        trial.set_user_attr(NUMBER, number)
+        trial.set_user_attr(TRIAL_NUMBER, number)
         self._space(trial)
         return trial
 

@@ -10,11 +10,11 @@ from rich.live import Live
 from rich.text import Text
 
 from ablations.engine.analysis import number_format
-from ablations.engine.environment.console import duration, say
+from ablations.engine.environment.console import format_duration, print_line
 from ablations.engine.report.terminal import NamedRows
 from ablations.engine.study.plan import Plan, Run
 
-HEARTBEAT_SECONDS = 60.0
+TOTALS_INTERVAL_SECONDS = 60.0
 
 
 class Progress:
@@ -69,7 +69,7 @@ class Progress:
             self.outcomes[run.fingerprint] = outcome
         error = metrics.get(f"{self.scored_on}/error")
         result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
-        say(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
+        print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
         self.heard = time.monotonic()
 
     def interrupted(self, run: Run, message: str) -> None:
@@ -83,7 +83,7 @@ class Progress:
             self.running.pop(run.fingerprint, None)
 
     def note(self, run: Run, message: str) -> None:
-        say(self.console, f"{run}: {message}")
+        print_line(self.console, f"{run}: {message}")
 
     def counted(self, ended: int, of: str = " of ") -> str:
         """`12 of 24`, or how many where it is not known of how many."""
@@ -91,8 +91,8 @@ class Progress:
 
     def _beat(self) -> None:
         # Also where nothing is heard, for nodes may take long to come, or never do.
-        while not self._over.wait(max(0.0, self.heard + HEARTBEAT_SECONDS - time.monotonic())):
-            if time.monotonic() >= self.heard + HEARTBEAT_SECONDS:
+        while not self._over.wait(max(0.0, self.heard + TOTALS_INTERVAL_SECONDS - time.monotonic())):
+            if time.monotonic() >= self.heard + TOTALS_INTERVAL_SECONDS:
                 with self._lock:
                     self.console.print(self._totals())
                 self.heard = time.monotonic()
@@ -114,8 +114,8 @@ class Progress:
         share = self._share()
         elapsed = time.monotonic() - (self.began or time.monotonic())
         if share == 1:
-            return f"took {duration(elapsed)}"
-        return f"{duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
+            return f"took {format_duration(elapsed)}"
+        return f"{format_duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
 
     def _totals(self) -> Text:
         failed = sum(outcome not in ("completed", "diverged", "pruned") for outcome in self.outcomes.values())

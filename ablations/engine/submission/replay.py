@@ -16,12 +16,12 @@ from rich.console import Console
 
 from ablations.engine.analysis.reproducibility import Training, compare, environment
 from ablations.engine.environment import paths
-from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import git_state
 from ablations.engine.environment.storage import check_storage, make_storage, open_storage
 from ablations.engine.tracking import run_queries
-from ablations.engine.tracking.connection import connect, is_new
-from ablations.engine.tracking.mlflow_errors import meaning
+from ablations.engine.tracking.connection import connect, is_new_database
+from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.trial.job import Job
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset
@@ -32,7 +32,7 @@ from resnet_core.overrides import from_flat
 RUN_ID = re.compile("[0-9a-f]{32}")
 FINGERPRINT = re.compile("[0-9a-f]{6,20}")
 """A fingerprint, or enough of its beginning."""
-PROGRESS_SECONDS = 5.0
+PROGRESS_INTERVAL_SECONDS = 5.0
 """Epochs are mentioned no more often."""
 
 
@@ -54,7 +54,7 @@ class ReplayRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class RecordedRun:
     """What MLflow knows of a finished run."""
 
     run_id: str
@@ -76,27 +76,27 @@ def replay(request: ReplayRequest) -> int:
     """
     console = make_console()
     try:
-        recorded = _recorded(request)
+        recorded = _read_recorded_run(request)
         dataset = _dataset(recorded, download=request.download)
         tags = recorded.tags
-        say(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
+        print_line(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
         if tags.get("training_version") != str(TRAINING_VERSION):
             by = f"version {tags['training_version']}" if "training_version" in tags else "an earlier version"
-            say(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
+            print_line(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
         listener = _Listener(console, recorded, dataset)
         _train(recorded, request, listener)
     except KeyboardInterrupt:
-        say(console, "interrupted: nothing is left of this replay")
+        print_line(console, "interrupted: nothing is left of this replay")
         return 1
     same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
     for line in (*lines, environment({**tags, "git.commit": _commit(tags)}, here)):
-        say(console, line)
+        print_line(console, line)
     return 0 if same else 1
 
 
-def find(client: MlflowClient, named: str) -> MlflowRun:
+def find_run(client: MlflowClient, named: str) -> MlflowRun:
     """The finished run with this id or fingerprint, of repeated ones the newest; raises ConfigError if there is not exactly one."""
     if not (RUN_ID.fullmatch(named) or FINGERPRINT.fullmatch(named)):
         raise reject("run", named, "accepted: an id of 32 characters, a fingerprint of 20, or the first 6 or more of that")
@@ -119,28 +119,28 @@ def _generation(run: MlflowRun) -> int:
     return int(run.data.tags.get("generation", "1"))
 
 
-def _recorded(request: ReplayRequest) -> Recorded:
+def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
     uri = request.tracking_uri
-    if is_new(uri):
+    if is_new_database(uri):
         raise reject("--tracking-uri", uri, "there is no such database")
     try:
         client = connect(uri)
-        run = find(client, request.run)
-        spec = spec_of(run)
+        run = find_run(client, request.run)
+        spec = read_spec(run)
         if request.data_root is not None:
             spec = override(spec, {"data.root": request.data_root})
         epochs: dict[int, dict[str, float]] = {}
-        for name in metrics_of(spec):
+        for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        seeds = seeds_of(client, run, f"{spec.data.scored_on}/error")
+        seeds = replicate_errors(client, run, f"{spec.data.scored_on}/error")
     except MlflowException as error:
-        raise reject("--tracking-uri", uri, meaning(error)) from error
+        raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
-    return Recorded(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
+    return RecordedRun(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
 
 
-def spec_of(run: MlflowRun) -> RunSpec:
+def read_spec(run: MlflowRun) -> RunSpec:
     """What a run was told to train; raises ConfigError if that is nothing to this code, or not what its fingerprint stands for."""
     tags, defaults, texts = run.data.tags, RunSpec().flat(), dict(run.data.params)
     for name in texts:
@@ -156,15 +156,15 @@ def spec_of(run: MlflowRun) -> RunSpec:
     return spec
 
 
-def metrics_of(spec: RunSpec) -> tuple[str, ...]:
+def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What is compared of each epoch."""
     return tuple(f"{images}/{quantity}" for images in ("train", spec.data.scored_on) for quantity in ("loss", "error"))
 
 
-def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
+def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
     """Final errors of the completed runs that differ from this one in the seed only, and its own; of repeated ones the newest."""
     tags = run.data.tags
-    where = run_queries.trained_by(tags.get("training_version", ""), tags["code_version"])
+    where = run_queries.training_version_filter(tags.get("training_version", ""), tags["code_version"])
     where += f" and tags.data_version = '{tags['data_version']}'"
     where += " and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
     wanted = _all_but_seed(run)
@@ -179,7 +179,7 @@ def _all_but_seed(run: MlflowRun) -> dict[str, str]:
     return {name: text for name, text in run.data.params.items() if name not in left_out}
 
 
-def _dataset(recorded: Recorded, *, download: bool) -> Dataset:
+def _dataset(recorded: RecordedRun, *, download: bool) -> Dataset:
     data, wanted = recorded.spec.data, recorded.tags["data_version"]
     dataset = load_dataset(data, paths.data_cache(), download=download)
     if dataset.version != wanted:
@@ -189,16 +189,16 @@ def _dataset(recorded: Recorded, *, download: bool) -> Dataset:
 
 
 class _Listener:
-    """A `scheduler.Listener` that keeps what it hears."""
+    """A `tune_adapters.RunListener` that keeps what it hears."""
 
-    def __init__(self, console: Console, recorded: Recorded, dataset: Dataset) -> None:
+    def __init__(self, console: Console, recorded: RecordedRun, dataset: Dataset) -> None:
         spec = recorded.spec
-        self.console, self.names, self.scored_on = console, metrics_of(spec), spec.data.scored_on
+        self.console, self.names, self.scored_on = console, compared_metrics(spec), spec.data.scored_on
         self.total_epochs = spec.optim.total_epochs(len(dataset.train.labels))
         self.epochs: dict[int, dict[str, float]] = {}
         self.training = Training("", self.epochs)
         self.conditions: Mapping[str, str] = {}
-        self.said = -PROGRESS_SECONDS
+        self.said = -PROGRESS_INTERVAL_SECONDS
 
     def started(self, fingerprint: str) -> None: ...
 
@@ -206,29 +206,29 @@ class _Listener:
         if "outcome" in report:
             self.training = Training(report["outcome"], self.epochs, report.get("message", ""))
         elif "restart" in report:
-            self.died(fingerprint, report["restart"], outcome=None)
+            self.crashed(fingerprint, report["restart"], outcome=None)
         else:
             if "note" in report:
-                say(self.console, report["note"])
+                print_line(self.console, report["note"])
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
-            if time.monotonic() > self.said + PROGRESS_SECONDS:
+            if time.monotonic() > self.said + PROGRESS_INTERVAL_SECONDS:
                 errors = ", ".join(f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.scored_on))
-                say(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
+                print_line(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
                 self.said = time.monotonic()
 
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         if outcome:
             self.training = Training(outcome, self.epochs, reason)
         else:
-            say(self.console, f"{reason}; it goes on from its last checkpoint")
+            print_line(self.console, f"{reason}; it goes on from its last checkpoint")
 
 
-def _train(recorded: Recorded, request: ReplayRequest, listener: _Listener) -> None:
+def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:
     """Trains as a study does; raises KeyboardInterrupt where it was stopped before its end."""
     from ablations.engine.scheduling import connection, tune_runner  # Ray: only for a request that is right
 
-    needs = tune_runner.Needs(
+    needs = tune_runner.RunResources(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
     )
     needs.check_machine()

@@ -10,17 +10,24 @@ from rich.console import Console
 
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.environment import paths, signals
-from ablations.engine.environment.console import say
-from ablations.engine.search.plan import SearchPlan, budget
+from ablations.engine.environment.console import print_line
+from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission import progress
 from ablations.engine.submission.search_source import TrialSource
-from ablations.engine.submission.search_state import Searches
-from ablations.engine.submission.study_submission import AWAIT_SECONDS, Submission, checkpoint_folder, job_of, needs_of, submit
+from ablations.engine.submission.search_state import SearchState
+from ablations.engine.submission.study_submission import (
+    POLL_INTERVAL_SECONDS,
+    Submission,
+    checkpoint_folder,
+    job_of,
+    prepare_cluster,
+    submit,
+)
 from ablations.engine.tracking import run_queries, search_trials
-from ablations.engine.tracking.mlflow_errors import meaning
+from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
@@ -41,33 +48,33 @@ class SearchSubmission(Submission):
 
     def __init__(self, console: Console, client: MlflowClient, plan: SearchPlan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
-        by = run_queries.trained_by(str(TRAINING_VERSION), "")
-        past = search_trials.read(client, plan.asked(), by)
-        self.searches = Searches(plan, past, search_trials.SharedTrialLookup(client, plan.asked(), by))
+        by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
+        past = search_trials.read_trials(client, plan.to_design(), by)
+        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by))
         self.searched = not self.searches.finished
-        self.needs = needs_of(plan, options) if self.searched else None  # refuses before anything is written
-        known = {each.entry.tags["fingerprint"]: each.entry for each in past}
-        self.tracker = Tracker(client, writer, plan, known, on_loss=signals.interrupt)
+        self.needs = prepare_cluster(plan, options) if self.searched else None  # refuses before anything is written
+        known = {each.record.tags["fingerprint"]: each.record for each in past}
+        self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt_main_thread)
         self.up_to_date = False
-        self.refresher = None
+        self.report_updater = None
         self._log_design()
 
     @property
     def design(self) -> Design:
-        return replace(super().design, search=self.plan.asked())
+        return replace(super().design, search=self.plan.to_design())
 
     def train(self) -> bool:
-        """Searches, then trains what was chosen, and the default; returns False if it was asked to stop."""
+        """SearchState, then trains what was chosen, and the default; returns False if it was asked to stop."""
         if self.searched and not self._search():
             return False
         for cell, error in self.searches.errors.items():
-            say(self.console, f"{cell or self.plan.study.name}: the search ended early. {error}")
+            print_line(self.console, f"{cell or self.plan.study.name}: the search ended early. {error}")
         choices = self.searches.choices()
         for cell in (cell for cell, chosen in choices.items() if not chosen):
-            say(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
-        self.plan = self.plan.confirming(choices)
+            print_line(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
+        self.plan = self.plan.confirmation_plan(choices)
         try:
-            self.tracker.know(self._once_it_answers(self._look_up))
+            self.tracker.add_known_runs(self._once_it_answers(self._look_up))
         except KeyboardInterrupt:
             return False
         self.up_to_date &= not self.searched
@@ -81,10 +88,10 @@ class SearchSubmission(Submission):
             try:
                 return look_up()
             except MlflowException as error:
-                if (why := meaning(error)) != told:
-                    say(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
+                if (why := describe_error(error)) != told:
+                    print_line(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
                 told = why
-                time.sleep(AWAIT_SECONDS)
+                time.sleep(POLL_INTERVAL_SECONDS)
 
     def is_complete(self, findings: Findings) -> bool:
         return super().is_complete(findings) and not self.searches.errors
@@ -94,14 +101,14 @@ class SearchSubmission(Submission):
         assert self.needs is not None
         from ablations.engine.scheduling import tune_runner
 
-        say(self.console, f"Data of the search: {self.plan.trial_data.summary}")
-        self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {budget(self.plan)}.")
+        print_line(self.console, f"Data of the search: {self.plan.trial_data.summary}")
+        self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {describe_budget(self.plan)}.")
         if self.searches.outside:
             outside, verb = counted(self.searches.outside, "earlier trial"), "is" if self.searches.outside == 1 else "are"
             self.console.print(f"{outside} {verb} not of the space searched now, and {verb} passed over.")
         with SearchProgress(self.console, self.plan, self.searches) as progress:
             source = TrialSource(self.searches, self.tracker, progress, claim=self.journal.claim, job_of=self._job_of)
-            with self.refreshed(progress.made):
+            with self.report_updated(progress.made):
                 try:
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"
                     timeout = self.options.hang_timeout
@@ -109,11 +116,11 @@ class SearchSubmission(Submission):
                         source, self.needs, max_concurrent=limit, listener=source, scratch=scratch, hang_timeout=timeout
                     )
                 finally:
-                    source.stop_rest(self.tracker.lost)
+                    source.stop_active(self.tracker.lost_to)
         return self.searches.finished
 
     def _job_of(self, run: Run, parent: Run | None) -> Job:
-        job = job_of(run, self.plan.data_of(run).version, self.tracker.generation(run), self.options)
+        job = job_of(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
         if parent is None:
             return job
         assert run.trial is not None
@@ -125,14 +132,14 @@ class SearchSubmission(Submission):
 class SearchProgress(progress.Progress):
     """Progress of trials, of which only the budget is known beforehand."""
 
-    def __init__(self, console: Console, plan: SearchPlan, searches: Searches) -> None:
+    def __init__(self, console: Console, plan: SearchPlan, searches: SearchState) -> None:
         super().__init__(console, plan, ())
         self.scored_on = "validation"
-        self.searches, self.total, self.began_at = searches, plan.most_trials, searches.share
+        self.searches, self.total, self.began_at = searches, plan.max_trials, searches.share
         self.reused = 0
 
     def made(self) -> tuple[int, str]:
-        """For `reporting.Refresher`."""
+        """For `reporting.ReportUpdater`."""
         noun = "trial" if (self.total or self.searches.ended) == 1 else "trials"
         return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} {noun}"
 

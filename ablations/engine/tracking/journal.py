@@ -68,7 +68,7 @@ class Journal:
     def __init__(self, tracking_uri: str, study: str, base_id: str) -> None:
         self.study, self.folder = study, paths.home() / "journals"
         address = tracking_uri.rstrip("/").replace("//localhost", "//127.0.0.1")
-        address = address.removeprefix(f"{paths.database_uri(paths.home())}/")  # the records of a home that is moved stay known
+        address = address.removeprefix(f"{paths.sqlite_uri(paths.home())}/")  # the records of a home that is moved stay known
         self._tracking = hashlib.sha256(address.encode()).hexdigest()[:8]  # the address itself may hold a password
         name = f"{study}-{base_id}-{self._tracking}"
         self._hold, self._runs, self._file = (self.folder / f"{name}{suffix}" for suffix in (".hold", ".runs", ".jsonl"))
@@ -80,9 +80,9 @@ class Journal:
             self._adopt()
             self._records = self._file.open("ab", buffering=0)
             others = self._others_hold()
-            self.inherited: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
+            self.recovered: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
             """What dead processes left to be delivered, oldest first. A living one that trains a run anew reports all of it."""
-            self._kept = {record.fingerprint for record in self.inherited}
+            self._kept = {record.fingerprint for record in self.recovered}
             self._write_runs(self._kept)
 
     def __enter__(self) -> "Journal":
@@ -106,7 +106,7 @@ class Journal:
             self._write_runs(wanted - others.keys() | self._kept)
         return {fingerprint: others[fingerprint] for fingerprint in wanted & others.keys()}
 
-    def held_elsewhere(self) -> Mapping[str, str]:
+    def claimed_elsewhere(self) -> Mapping[str, str]:
         """Fingerprints of runs that other living processes hold, and which process that is."""
         with self._mutex():
             return self._others_hold()
@@ -132,7 +132,7 @@ class Journal:
             with suppress(OSError, ValueError):  # ValueError: closed, by the end of a study that no longer waits
                 os.fsync(self._records.fileno())
 
-    def put_aside(self, records: Iterable[Record]) -> Path:
+    def quarantine(self, records: Iterable[Record]) -> Path:
         """Keeps records that MLflow will never take where nothing tries to deliver them; returns where."""
         path = self._file.with_suffix(".refused")
         with suppress(OSError), path.open("ab") as file:

@@ -25,7 +25,7 @@ from ablations.engine.cluster.doctor.check import Check, failed, join_names, not
 from ablations.engine.cluster.doctor.nodes import NoAnswer, Node
 from ablations.engine.cluster.doctor.request import DoctorRequest
 from ablations.engine.environment import paths, storage
-from ablations.engine.environment.console import duration, make_console, say
+from ablations.engine.environment.console import format_duration, make_console, print_line
 from ablations.engine.scheduling import connection
 from resnet_core.fields import ConfigError, printable
 
@@ -142,7 +142,7 @@ def _check_storage(address: str, answering: list[Node], seconds_left: Callable[[
     except ConfigError as error:
         remedy = "set RESNET_ABLATIONS_STORAGE or --storage to a place that all nodes share: s3://bucket/folder, file:///mnt/share"
         return failed("storage", str(error), remedy)
-    place, first = storage.shown(address), answering[0]
+    place, first = storage.without_credentials(address), answering[0]
     made, no_answers = nodes.run_on_nodes({first: partial(_make_storage, address)}, seconds_left())
     if no_answers or made[first]:
         remedy = "check the spelling of the address, and that the head has its keys"
@@ -199,7 +199,7 @@ def _reserve_workers(request: DoctorRequest, workers: int, console: Console) -> 
         bundle["GPU"] = request.gpus_per_worker
     reserved = placement_group([bundle] * workers, strategy="SPREAD")
     if not reserved.wait(2):
-        say(console, f"waiting for {_describe_workers(request)}, at most {duration(request.worker_timeout_seconds)}")
+        print_line(console, f"waiting for {_describe_workers(request)}, at most {format_duration(request.worker_timeout_seconds)}")
     if reserved.wait(request.worker_timeout_seconds):
         return reserved
     remove_placement_group(reserved)
@@ -211,7 +211,7 @@ def _evaluate_workers(request: DoctorRequest, *, arrived: bool) -> Check:
     if arrived:
         return passed("workers", f"the cluster has room for {workers}")
     remedy = "ray status shows which resources are missing, the autoscaler's log why no node comes; --wait SECONDS waits longer"
-    return failed("workers", f"no room for {workers} after {duration(request.worker_timeout_seconds)}", remedy)
+    return failed("workers", f"no room for {workers} after {format_duration(request.worker_timeout_seconds)}", remedy)
 
 
 def _describe_workers(request: DoctorRequest) -> str:
@@ -223,9 +223,9 @@ def _describe_workers(request: DoctorRequest) -> str:
 def _print_check(console: Console, check: Check) -> None:
     """Print a check, and its remedy below it. Without a terminal, each is one unwrapped line."""
     if not console.is_terminal:
-        say(console, f"{check.status:<13}{check.name:<17}{check.detail}")
+        print_line(console, f"{check.status:<13}{check.name:<17}{check.detail}")
         if check.remedy:
-            say(console, f"{'':<30}→ {check.remedy}")
+            print_line(console, f"{'':<30}→ {check.remedy}")
         return
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_column(width=max(map(len, STATUS_COLORS)), style=STATUS_COLORS[check.status])

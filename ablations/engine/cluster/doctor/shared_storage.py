@@ -16,7 +16,7 @@ from pyarrow import ArrowException, fs
 
 from ablations.engine.cluster.doctor.check import Check, failed, join_names, passed
 from ablations.engine.cluster.doctor.nodes import Node, run_on_nodes
-from ablations.engine.environment.storage import make_folder, open_storage, share, shown
+from ablations.engine.environment.storage import apply_group_permissions, make_folder, open_storage, without_credentials
 
 MEGABYTE = 1_000_000
 CLEANUP_TIMEOUT_SECONDS = 5.0
@@ -59,7 +59,7 @@ def write_test_file(storage: str, folder: str, name: str) -> WriteResult:
             make_folder(Path(root, folder))
             partial_file = Path(f"{path}.partial")
             partial_file.write_bytes(content)
-            share(partial_file)
+            apply_group_permissions(partial_file)
             partial_file.replace(path)
         else:
             with files.open_output_stream(path) as stream:
@@ -122,7 +122,7 @@ def evaluate(storage: str, ids: Mapping[str, str], measured: StorageMeasurements
         ids: name of the file that each node wrote, by node name.
         measured: results of writing and reading.
     """
-    place = shown(storage)
+    place = without_credentials(storage)
     write_errors = {node: result.error for node, result in measured.written.items() if result.error}
     if write_errors:
         remedy = (
@@ -155,4 +155,4 @@ def _content(name: str) -> bytes:
 
 def _reason(error: Exception, storage: str) -> str:
     """Return the first line of an error. The address in it is replaced, because it may contain keys."""
-    return str(error).partition("\n")[0].replace(storage, shown(storage))
+    return str(error).partition("\n")[0].replace(storage, without_credentials(storage))

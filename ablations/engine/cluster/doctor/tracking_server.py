@@ -51,13 +51,13 @@ def measure(uri: str) -> TrackingMeasurement:
     """Create a run in MLflow and delete it. It shows up only in a list of deleted runs."""
     from mlflow.exceptions import MlflowException
 
-    from ablations.engine.tracking.connection import connect, is_new
-    from ablations.engine.tracking.mlflow_errors import check_experiment, first_line, meaning
+    from ablations.engine.tracking.connection import connect, is_new_database
+    from ablations.engine.tracking.mlflow_errors import check_experiment, describe_error, first_line
 
     password = requires_password(uri) if uri.startswith("http") else None
     began = time.monotonic()
     try:
-        if is_new(uri):
+        if is_new_database(uri):
             return TrackingMeasurement(new=True)
         client = connect(uri)
         check_experiment(client, client.get_experiment(DEFAULT_EXPERIMENT_ID))
@@ -65,7 +65,7 @@ def measure(uri: str) -> TrackingMeasurement:
     except ConfigError as error:
         return TrackingMeasurement(error=first_line(error), password=password)
     except MlflowException as error:
-        return TrackingMeasurement(error=f"no run can be written to {uri}: {meaning(error)}", password=password)
+        return TrackingMeasurement(error=f"no run can be written to {uri}: {describe_error(error)}", password=password)
     return TrackingMeasurement(seconds=time.monotonic() - began, password=password)
 
 

@@ -176,7 +176,7 @@ def _search_parallel(evidence: Evidence, findings: Findings) -> tuple[str, str, 
 
 def _search_pareto(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     search = search_of(evidence)
-    what = "multiply-adds" if search.against == "flops" else "training time"
+    what = "multiply-adds" if search.objective == "flops" else "training time"
     text = (
         f"Validation error against {what} of each completed trial. Lines join those that no other of their cell beats in both; "
         f"stars are what is trained anew and tested, by number of the front. {SCORES}"

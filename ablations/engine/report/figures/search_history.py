@@ -76,23 +76,23 @@ def history_figure(evidence: Evidence) -> Figure | None:
 def search_pareto_figure(evidence: Evidence) -> Figure | None:
     """Validation error against the second objective: completed trials, each cell's front and what was chosen. None without both."""
     search = search_of(evidence)
-    if not search.against:
+    if not search.objective:
         return None
     by_cell = {cell.label: trials_of(evidence, cell) for cell in search.cells}
     by_cell = {label: trials[trials["outcome"] == "completed"] for label, trials in by_cell.items()}
     every = pd.concat(by_cell.values())
     if len(every) < 2:
         return None
-    most = float(every[search.against].max())
-    scale, unit = prefixed(most) if search.against == "flops" else time_unit(most)
-    what = f"multiply-adds of a forward pass{unit}" if search.against == "flops" else f"training time of a trial, {unit}"
+    most = float(every[search.objective].max())
+    scale, unit = prefixed(most) if search.objective == "flops" else time_unit(most)
+    what = f"multiply-adds of a forward pass{unit}" if search.objective == "flops" else f"training time of a trial, {unit}"
     looks = looks_of(search)
     with styled():
         figure = Figure(figsize=(WIDTH, 3.4))
         panel = figure.subplots()
         panel.margins(0.08)
         for label, trials in by_cell.items():
-            costs = trials[search.against] / scale
+            costs = trials[search.objective] / scale
             draw_trials(panel, costs, trials, looks[label], marks=len(every))
             edge = trials.assign(cost=costs).sort_values(["cost", "error"])
             edge = edge[edge["error"] < edge["error"].cummin().shift(fill_value=math.inf)]
@@ -100,7 +100,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
             draw_chosen(panel, costs, trials, looks[label], search.chosen.get(label, {}), named=True)
         panel.set_xlabel(what)
         panel.set_ylabel(ERROR)
-        if spans_decades(every[search.against]):
+        if spans_decades(every[search.objective]):
             log_axis(panel, "x")
         error_axis(panel, every["error"], search)
         names = {name: looks[label]._replace(dash="-") for label, name in names_of(evidence.design).items() if name}
