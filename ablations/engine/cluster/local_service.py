@@ -20,12 +20,12 @@ from pathlib import Path
 import psutil
 
 from ablations.engine.environment import paths, private_files, relocation
+from ablations.engine.environment.network import accepts_connections
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_SECONDS = 180.0
-CONNECT_SECONDS = 2.0
 STOP_TIMEOUT_SECONDS = 15.0
 RAY_ADDRESS_VARIABLE = "RESNET_ABLATIONS_RAY"
 """Environment variable that holds the address of the service's Ray, in every process of the service and in submitted jobs."""
@@ -166,7 +166,7 @@ def select_ray_cluster() -> None:
             os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:
         note = private_files.local_cluster_address()
-        if note and _listens(note):
+        if note and accepts_connections(note):
             os.environ["RAY_ADDRESS"] = note
             if private_files.ray_token():  # Ray does the same for a cluster that it finds by itself
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -175,15 +175,6 @@ def select_ray_cluster() -> None:
     if os.environ["RAY_ADDRESS"] == "local":
         # Keep this Ray on loopback as well. Ray reads the variable when it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def down() -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablations.engine.environment import paths, validation
+from ablations.engine.tracking import mlflow_internals
 from resnet_core.fields import reject
 
 HELP = "run an MLflow server that asks for a password, for a cluster"
@@ -165,12 +166,12 @@ def _admin_password(file: Path, users: str, configuration: Path) -> str:
     # MLflow itself sets an administrator's password only when it creates the user.
     password = password or secrets.token_urlsafe(32)
     if _has_users_table(users):
-        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # the next import reads it
-        from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
-
-        store = SqlAlchemyStore()
-        store.init_db(users)
-        store.update_user(ADMIN_USER, password=password)
+        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # MLflow reads it when it is imported
+        if not mlflow_internals.set_user_password(users, ADMIN_USER, password):
+            if before is None:
+                reason = f"the password of {ADMIN_USER} cannot be changed; restore {file}, which was deleted"
+                raise reject(PASSWORD_VARIABLE, "…", reason)
+            return before
     _write_private_file(file, password)
     return password
 

@@ -4,7 +4,6 @@ The functions must be importable from this package. Each runs in a Ray task on i
 that it also runs on a busy node.
 """
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-CONNECT_SECONDS = 2.0
+from ablations.engine.environment.network import accepts_connections
 
 Answer = TypeVar("Answer")
 
@@ -27,7 +26,7 @@ class Node:
     id: str
     name: str
     """The node's address. If several nodes share an address, the first digits of the node ID follow it."""
-    address: tuple[str, int]
+    address: str
     """Host and port on which the node's raylet listens."""
     head: bool
     cpus: float
@@ -54,7 +53,7 @@ def alive_nodes() -> list[Node]:
             Node(
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
-                address=(address, node["NodeManagerPort"]),
+                address=f"{address}:{node['NodeManagerPort']}",
                 head="node:__internal_head__" in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
@@ -91,7 +90,10 @@ class NodeTasks(Generic[Answer]):
         for ref in late:
             ray.cancel(ref, force=True)
             node = self._node_by_result[ref]
-            no_answers[node] = NoAnswer(f"does not answer within {timeout_seconds:.0f} s", lost=not accepts(node.address))
+            # Ray itself needs some 15 s to notice that a machine is gone.
+            no_answers[node] = NoAnswer(
+                f"does not answer within {timeout_seconds:.0f} s", lost=not accepts_connections(node.address)
+            )
         return answers, no_answers
 
 
@@ -135,12 +137,3 @@ def _explain_no_answer(error: RayError) -> NoAnswer:
     # If a node cannot import the function, Ray returns a traceback. Its last line has the reason.
     reason = lines[-1] if isinstance(error, RayTaskError) and lines else "".join(lines[:1])
     return NoAnswer("is gone" if lost else f"cannot run this project's code ({reason or type(cause).__name__})", lost)
-
-
-def accepts(address: tuple[str, int]) -> bool:
-    """Return whether a process accepts connections at an address. Ray itself needs some 15 s to notice that a machine is gone."""
-    try:
-        with socket.create_connection(address, timeout=CONNECT_SECONDS):
-            return True
-    except OSError:
-        return False
