@@ -21,13 +21,12 @@ SERVERS = {"mlflow": "MLflow server", "dashboard": "Ray dashboard and job server
 COMMAND_MODULES = {"doctor": doctor, "mlflow": mlflow_server}
 """Modules of commands. Each has `HELP`, `add_arguments(parser)` and `run(given)`."""
 EXAMPLES = """examples:
-  ablations up                                  start Ray and MLflow on this machine
-  ray job submit --working-dir . -- python my_study.py --plan
-  ablations doctor                              check the machine or the cluster
-  ablations replay 3f2a91                       repeat a run and compare the results
+  ablations up
+  ray job submit --working-dir . -- python my_study.py --preset smoke
+  ablations replay 3f2a91
   ablations down
 
-Each study file is a program of its own: python my_study.py --help lists its options."""
+A study file is a program of its own: python my_study.py --help"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         up.add_argument(
             f"--{name}-port", type=int, default=default, metavar="PORT", help=f"port of the {server} (default: {default})"
         )
-    commands.add_parser("down", help="end what `ablations up` started", description="End what `ablations up` started.")
+    commands.add_parser("down", help="end the processes that `ablations up` started", description="End the processes that `ablations up` started.")
     commands.add_parser(
         "env",
         help="print shell commands that point Ray's and MLflow's clients at the service",

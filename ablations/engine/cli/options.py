@@ -38,8 +38,8 @@ ENVIRONMENT_HELP = """environment variables:
   RESNET_ABLATIONS_HOME       folder of local state
   RESNET_ABLATIONS_STORAGE    folder or address that all nodes of a cluster share"""
 EXAMPLES = """examples:
-  python {program} --plan                 show cost and statistical power
-  python {program} --preset smoke         try it out in a minute
+  python {program} --plan
+  python {program} --preset smoke
   python {program} --levels {factor} --seeds 5
   ray job submit --working-dir . -- python {program} --gpus-per-worker 1"""
 SEARCH_EXAMPLE = """
@@ -109,7 +109,8 @@ def add_tracking_options(group: "argparse.ArgumentParser | argparse._ArgumentGro
         "--storage",
         default=paths.default_storage(),
         metavar="URI",
-        help="folder or address of checkpoints: a path, s3://…, gs://… (default: %(default)s)",
+        help="folder or address of checkpoints: a path, s3://…, gs://… (default: the folder checkpoints in RESNET_ABLATIONS_STORAGE or "
+        "RESNET_ABLATIONS_HOME)",
     )
 
 
@@ -214,7 +215,7 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
         "--per-cell",
         nargs="*",
         metavar="FACTOR",
-        help="run a search of equal budget for each level of these factors; without names, of all factors (default: one search)",
+        help="run a search of equal budget for each level of these factors, or of all factors if none is named (default: one search)",
     )
     group.add_argument(
         "--trials", type=int, metavar="N", help=f"trials of each search; with pbt, the population size (default: {DEFAULT_TRIALS})"
@@ -222,11 +223,11 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--time-budget", metavar="TIME", help="training time of each search: 90s, 30m, 8h (default: bounded by --trials only)"
     )
-    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; with pbt random)")
+    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; random with pbt)")
     group.add_argument(
         "--scheduler",
         metavar="NAME",
-        help=f"method that stops poor trials early: {', '.join(SCHEDULERS)} (default: asha; with --objective none)",
+        help=f"method that stops poor trials early: {', '.join(SCHEDULERS)} (default: asha; none with --objective)",
     )
     group.add_argument(
         "--objective",
