@@ -8,6 +8,8 @@ import typing
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from resnet_core.renamed_fields import current_value
+
 SURROGATES = re.compile("[\ud800-\udfff]")
 """Bytes of a command line that are no text, or broken JSON: no file holds them, and JSON may change them."""
 MESSAGE_LENGTH = 4000
@@ -70,7 +72,8 @@ class Checked:
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:
         """`value` as the type of field `name`; raises ConfigError if it is not acceptable by itself."""
-        return _convert(f"{cls._section}{name}", value, cls._hints[name])
+        dotted = f"{cls._section}{name}"
+        return _convert(dotted, current_value(dotted, value), cls._hints[name])
 
     def _check(self) -> None:
         """Rules between fields; raises ConfigError."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_core.config import RunSpec
+from resnet_core.renamed_fields import identity_name, identity_value
 
 TRAINING_VERSION = 1
 """Version of what a training computes. It is part of every fingerprint, so that a new version trains every run again.
@@ -28,8 +29,17 @@ IN_DATA_VERSION = ("data.train_examples", "data.test_examples")
 """Fields that choose images. In a fingerprint the version of the data, a hash of the chosen images, stands for them: so a number
 of images that is all of them, or more, is the same run as no number."""
 
-NOT_TRAINING = ("command.py", "streams.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
-"""Files of this package that show or convert, and that no training runs."""
+NOT_TRAINING = (
+    "command.py",
+    "config/__main__.py",
+    "data/__main__.py",
+    "data/picture.py",
+    "model/__main__.py",
+    "model/summary.py",
+    "model/torchvision.py",
+    "streams.py",
+)
+"""Modules of this package that no training imports: commands, displays and conversions."""
 
 
 def fingerprint(spec: RunSpec, *, data_version: str) -> str:
@@ -52,7 +62,8 @@ def deviations(values: Mapping[str, Any]) -> dict[str, Any]:
     Identities hold only these, so that a field added later leaves all runs that do not use it as they are.
     """
     defaults = _defaults()
-    return {name: value for name, value in values.items() if name not in NOT_IDENTITY and value != defaults[name]}
+    different = {name: value for name, value in values.items() if name not in NOT_IDENTITY and value != defaults[name]}
+    return {identity_name(name): identity_value(name, value) for name, value in different.items()}
 
 
 @functools.cache
@@ -66,11 +77,13 @@ def code_version() -> str:
 
     Comments, docstrings and layout do not count, and every Python version gives the same hash.
     """
-    sources = sorted(path for path in Path(__file__).parent.glob("**/*.py") if path.name not in NOT_TRAINING)
-    return _digest("\n".join(f"{p.name}\n{normalised_source(p.read_text(encoding='utf-8'))}" for p in sources))
+    root = Path(__file__).parent
+    sources = {path.relative_to(root).as_posix(): path for path in root.glob("**/*.py")}
+    trained = [name for name in sorted(sources) if name not in NOT_TRAINING]
+    return _digest("\n".join(f"{name}\n{normalized_source(sources[name].read_text(encoding='utf-8'))}" for name in trained))
 
 
-def normalised_source(source: str) -> str:
+def normalized_source(source: str) -> str:
     """Return the syntax tree of Python source as text, without comments, docstrings and layout."""
     return json.dumps(_tree(ast.parse(source)))
 

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 
 from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
 from resnet_core.fields import Checked, ConfigError, reject
+from resnet_core.renamed_fields import current_name
 
 
 def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
@@ -86,6 +87,7 @@ def field_name(name: str) -> str:
     """The dotted name of a field given in full or by its last part; raises ConfigError for unknown ones."""
     if not isinstance(name, str):  # a key of other people's data
         raise reject("field", name, "accepted: a name")
+    name = current_name(name)
     if name in _all_fields():
         return name
     found = _field_names().get(name, ())

@@ -23,7 +23,9 @@ PRESETS: dict[str, RunSpec] = {
     ),
     "imagenet": RunSpec(
         model=ModelConfig(family="imagenet", depth=34),
-        data=DataConfig(name="imagenet", root="~/data/imagenet", scale=(256, 480), colour=True, extra_tests=("ten_crop",)),
+        data=DataConfig(
+            name="imagenet", root="~/data/imagenet", scale=(256, 480), color_augmentation=True, extra_tests=("ten_crop",)
+        ),
         optim=OptimConfig(epochs=90, global_batch_size=256, milestones=(1 / 3, 2 / 3)),
     ),
 }

@@ -27,7 +27,7 @@ from ablations.engine.trial.job import Job
 from ablations.engine.trial.worker import train_epochs
 from resnet_core import RunSpec, build_model, fit, override, preset
 from resnet_core.overrides import from_flat
-from resnet_core.training import init_state
+from resnet_core.training.loop import init_state
 
 
 def state(epoch: int, numbers: int = 3) -> dict[str, object]:

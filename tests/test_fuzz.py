@@ -40,8 +40,8 @@ from resnet_core.config import CHANGEABLE, change
 from resnet_core.data import __main__ as data_command
 from resnet_core.data import sources
 from resnet_core.fields import MESSAGE_LENGTH
+from resnet_core.model.summary import main as model_command
 from resnet_core.overrides import _SECTIONS, _all_fields, from_flat
-from resnet_core.summary import main as model_command
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 """Of each fuzzed command or function; random ones where it is given, else always the same."""

@@ -406,9 +406,9 @@ def test_show_writes_a_picture_and_says_where(tmp_path: Path, capsys: pytest.Cap
         assert found.height > 8 * 96
 
 
-@pytest.mark.parametrize("normalise", ["channel", "pixel"])
-def test_shown_images_have_their_own_colours_and_places(normalise: str) -> None:
-    spec = override(preset("smoke"), {"data.pad": 0, "data.flip": False, "data.normalise": normalise})
+@pytest.mark.parametrize("normalize", ["channel", "pixel"])
+def test_shown_images_have_their_own_colours_and_places(normalize: str) -> None:
+    spec = override(preset("smoke"), {"data.pad": 0, "data.flip": False, "data.normalize": normalize})
     data = load(spec.data)
     assert isinstance(data.train, Split)
     part = Split(data.train.images[:5], data.train.labels[:5])
@@ -432,7 +432,7 @@ def test_shown_images_are_augmented_as_in_training() -> None:
 
 
 def test_shown_borders_are_the_mean_of_all_training_images() -> None:
-    spec = override(preset("smoke"), {"data.pad": 8, "data.normalise": "pixel"})
+    spec = override(preset("smoke"), {"data.pad": 8, "data.normalize": "pixel"})
     data = load(spec.data)
     assert isinstance(data.train, Split)
     corners = data.subtracted("pixel").round()[:, ::7, ::7]

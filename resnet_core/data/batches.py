@@ -26,7 +26,7 @@ to a kernel cost nothing."""
 class Batches:
     """A data set on a device, handed out in batches to one worker of `world_size`.
 
-    Batches are pairs of images (N, C, H, W), float32, normalised, and labels (N,), int64.
+    Batches are pairs of images (N, C, H, W), float32, normalized, and labels (N,), int64.
     """
 
     wait_seconds = 0.0
@@ -39,7 +39,7 @@ class Batches:
 
         self.train_images, self.train_labels = to_device(dataset.train)
         self.test_images, self.test_labels = to_device(dataset.test)
-        self.mean = torch.as_tensor(dataset.subtracted(spec.data.normalise), device=device)
+        self.mean = torch.as_tensor(dataset.subtracted(spec.data.normalize), device=device)
         self.std = torch.tensor(dataset.std, device=device).view(-1, 1, 1)
         self.spec, self.device, self.rank = spec, device, rank
         self.memory_format = torch.channels_last if spec.channels_last else torch.contiguous_format
@@ -67,7 +67,7 @@ class Batches:
         for start in range(0, len(order), at_once):
             mine = slice(start, start + at_once)
             index = order[mine]
-            images = self._normalised(self.train_images[index])
+            images = self._normalized(self.train_images[index])
             if pad or self.spec.data.flip:
                 images = crop_and_flip(F.pad(images, (pad,) * 4), offsets[:, mine], flips[mine], size)
             images = images.contiguous(memory_format=self.memory_format)
@@ -84,7 +84,7 @@ class Batches:
         images, labels = (t[self.rank :: self.spec.world_size] for t in (self.test_images, self.test_labels))
         for start in range(0, len(labels), EVALUATION_BATCH):  # none at all where there are more workers than images
             mine = slice(start, start + EVALUATION_BATCH)
-            yield self._normalised(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
+            yield self._normalized(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
 
     def views(self, kind: str) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
         """The batches of `test`, each as several views of the same images, one after the other, with their labels.
@@ -98,7 +98,7 @@ class Batches:
             crops = ten_crops(F.pad(images, (self.spec.data.pad,) * 4), images.shape[-1])
             yield (crop.contiguous(memory_format=self.memory_format) for crop in crops), labels
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor) -> Tensor:
         return (images - self.mean).div_(self.std)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from resnet_core.config import DataConfig
 from resnet_core.data.splits import Files, Split
 from resnet_core.fields import reject
-from resnet_core.identity import normalised_source
+from resnet_core.identity import normalized_source
 
 READERS = ("cifar", "datasets", "decoding", "folders", "indexing", "sources", "splits")
 """The modules that decide what is cached."""
@@ -30,7 +30,7 @@ def cache_key(config: DataConfig, state: str) -> str:
 
 @functools.cache
 def _code() -> list[str]:
-    return [normalised_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
+    return [normalized_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
 
 
 @contextmanager

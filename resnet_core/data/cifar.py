@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_core.alive import Alive, acquire, unwatched
 from resnet_core.config import DataConfig
 from resnet_core.data.folders import files_below, readable, state_of
 from resnet_core.data.splits import Split
 from resnet_core.fields import reject
+from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """Where torchvision keeps them below `data.root`."""
@@ -56,12 +56,12 @@ def state(config: DataConfig) -> str:
     return found.hexdigest()
 
 
-def download(config: DataConfig, *, alive: Alive = unwatched) -> None:
+def download(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> None:
     """Downloads what is not there yet. Of several processes, also on a shared folder, one does and the others wait for it.
 
     Args:
         config: which data set.
-        alive: called while this process waits for another one, and while files arrive.
+        heartbeat: called while this process waits for another one, and while files arrive.
 
     Raises:
         ConfigError: not a data set that can be downloaded, or the download failed; nothing is left behind.
@@ -74,18 +74,18 @@ def download(config: DataConfig, *, alive: Alive = unwatched) -> None:
     root, name = cifar_root(config), FOLDERS[config.name]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with acquire(root / f".{name}.lock", alive):
+        with acquire_lock(root / f".{name}.lock", heartbeat):
             if not _is_complete(config, state(config)):
-                _download(config, root, name, alive)
+                _download(config, root, name, heartbeat)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise reject("data.root", str(root), f"download of {config.name} failed ({reason})") from error
 
 
-def _download(config: DataConfig, root: Path, name: str, alive: Alive) -> None:
+def _download(config: DataConfig, root: Path, name: str, heartbeat: Heartbeat) -> None:
     # Elsewhere first, then renamed: whatever breaks off, the folder is complete or absent, and the archive does not stay.
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-", ignore_cleanup_errors=True) as partial:
-        with _growth_watched(Path(partial), alive):
+        with _growth_watched(Path(partial), heartbeat):
             _torchvision(config, Path(partial), train=True, download=True)
         if (root / name).exists():  # incomplete or corrupt
             (root / name).rename(Path(partial) / "before")
@@ -93,7 +93,7 @@ def _download(config: DataConfig, root: Path, name: str, alive: Alive) -> None:
 
 
 @contextmanager
-def _growth_watched(folder: Path, alive: Alive) -> Iterator[None]:
+def _growth_watched(folder: Path, heartbeat: Heartbeat) -> Iterator[None]:
     """Give a sign of life whenever the files below a folder have grown: torchvision downloads and unpacks without one."""
     over = threading.Event()
 
@@ -103,7 +103,7 @@ def _growth_watched(folder: Path, alive: Alive) -> Iterator[None]:
             with suppress(OSError):  # a file that was renamed meanwhile
                 size = sum(path.stat().st_size for path in folder.rglob("*"))
                 if size > seen:
-                    alive()
+                    heartbeat()
                 seen = size
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_core.alive import Alive, acquire, unwatched
 from resnet_core.config import DataConfig, RunSpec
 from resnet_core.data import cache as cached
 from resnet_core.data import cifar, folders, indexing
@@ -22,6 +21,7 @@ from resnet_core.data.decoding import CHANGES
 from resnet_core.data.sources import decode_files, make_synthetic, read_digits
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
 from resnet_core.fields import counted, reject
+from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
 
 __all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
 
@@ -85,14 +85,14 @@ class Dataset:
         return ", ".join(f"{self.changed[name]:,} {words}" for name, words in CHANGES.items() if name in self.changed)
 
     def examples(self, count: int) -> NDArray[np.uint8]:
-        """The first scored images (count, C, H, W), as they are in testing but not normalised."""
+        """The first scored images (count, C, H, W), as they are in testing but not normalized."""
         if isinstance(self.test, Files):
-            return indexing.centre_crops(self.test, count, self._crop)
+            return indexing.center_crops(self.test, count, self._crop)
         return self.test.images[:count]
 
-    def subtracted(self, normalise: str) -> NDArray[np.float32]:
-        """What normalisation subtracts: of `channel` each channel's mean (C, 1, 1), of `pixel` the mean image (C, H, W)."""
-        if normalise == "channel":
+    def subtracted(self, normalize: str) -> NDArray[np.float32]:
+        """What normalization subtracts: of `channel` each channel's mean (C, 1, 1), of `pixel` the mean image (C, H, W)."""
+        if normalize == "channel":
             return np.array(self.mean, np.float32).reshape(-1, 1, 1)
         assert isinstance(self.train, Split), "DataConfig refuses mean images of streamed data"
         total: NDArray[np.int64] = self.train.images.sum(0, dtype=np.int64)  # exact, and no float copy of the images
@@ -115,7 +115,7 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
         )
     spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
     if spec.model.match_flops or spec.model.match_parameters:
-        from resnet_core.cost import matched  # imports torch, which most plans need not wait for
+        from resnet_core.model.cost import matched  # imports torch, which most plans need not wait for
 
         model = matched(model, dataset.image_size).resolved()
     return replace(spec, model=model)
@@ -130,7 +130,7 @@ class Source:
     """Of data sets that are folders of class folders."""
     state: str
     """Hash of the files' names, sizes and times of change; empty for data without files."""
-    alive: Alive
+    heartbeat: Heartbeat
 
     @property
     def scored(self) -> str:
@@ -152,7 +152,9 @@ MAX_KEPT = 2
 _kept: dict[tuple[Path | None, str, str], Dataset] = {}
 
 
-def load_dataset(config: DataConfig, cache: Path | None = None, *, download: bool = False, alive: Alive = unwatched) -> Dataset:
+def load_dataset(
+    config: DataConfig, cache: Path | None = None, *, download: bool = False, heartbeat: Heartbeat = no_heartbeat
+) -> Dataset:
     """Reads, checks and splits a data set; of the last two, the same config gives the same object while its files stay as they are.
 
     Files are listed each time: a folder is what it is now, whatever this process or the cache has seen before.
@@ -161,15 +163,15 @@ def load_dataset(config: DataConfig, cache: Path | None = None, *, download: boo
         config: which data set. Augmentation fields do not matter here.
         cache: folder for decoded copies and file indices, shared by processes. None: read in this process only.
         download: whether CIFAR data that are missing are downloaded into `data.root`.
-        alive: called for each file that is listed, hashed or decoded, and while another process holds the cache.
+        heartbeat: called for each file that is listed, hashed or decoded, and while another process holds the cache.
 
     Raises:
         ConfigError: the data are missing, corrupt or not usable, naming the files and what is accepted.
     """
     _check_root(config)
     if download:
-        cifar.download(config, alive=alive)
-    source = _find(config, alive)
+        cifar.download(config, heartbeat=heartbeat)
+    source = _find(config, heartbeat)
     key = cached.cache_key(config, source.state)
     known = (cache, key, source.skipped)
     dataset = _kept.pop(known, None)
@@ -188,23 +190,23 @@ def _check_root(config: DataConfig) -> None:
         raise reject("data.root", config.root, "accepted: the name of a folder")
 
 
-def _find(config: DataConfig, alive: Alive) -> Source:
+def _find(config: DataConfig, heartbeat: Heartbeat) -> Source:
     """What there is now, without looking into a file."""
     if config.name in cifar.FOLDERS:
-        return Source(config, None, cifar.state(config), alive)
+        return Source(config, None, cifar.state(config), heartbeat)
     if config.name not in ("imagefolder", "imagenet"):
-        return Source(config, None, "", alive)
+        return Source(config, None, "", heartbeat)
     reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
     with folders.readable(config):
-        listing = reader(config, alive=alive)
-    return Source(config, listing, listing.state, alive)
+        listing = reader(config, heartbeat=heartbeat)
+    return Source(config, listing, listing.state, heartbeat)
 
 
 def _cached(source: Source, cache: Path, key: str) -> Dataset:
     folder = cache / key
     with cached.writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        lock = acquire(cache / f"{key}.lock", source.alive)
+        lock = acquire_lock(cache / f"{key}.lock", source.heartbeat)
     with lock:  # one process reads, the others wait for it
         try:
             return _read(folder)
@@ -229,7 +231,7 @@ def _build(source: Source) -> Dataset:
         if config.streamed:
             return _streamed(source, listing.classes, *files)
         found = [part for part in (listing.train, listing.test) if part]
-        train, test, changed = decode_files(config, *files, found=found, alive=source.alive)
+        train, test, changed = decode_files(config, *files, found=found, heartbeat=source.heartbeat)
         return replace(_in_memory(config, listing.classes, train, test), changed=changed)
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
         "digits": read_digits,
@@ -250,7 +252,9 @@ def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, P
             raise reject("data.validation", config.validation, accepted)
     train, test = subset(train, config.train_examples), subset(test, config.test_examples)
     if len(train.labels) == 0 or len(test.labels) == 0:
-        raise reject("data.root", config.root or config.name, f"accepted: at least one training and one {config.scored_on} image")
+        raise reject(
+            "data.root", config.root or config.name, f"accepted: at least one training and one {config.evaluation_split} image"
+        )
     return train, test
 
 
@@ -260,12 +264,12 @@ def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test:
 
 
 def _streamed(source: Source, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:
-    config, alive = source.config, source.alive
-    digests, changed = indexing.file_digests((train, test), root=config.root, alive=alive)
+    config, heartbeat = source.config, source.heartbeat
+    digests, changed = indexing.file_digests((train, test), root=config.root, heartbeat=heartbeat)
     version = _content_hash(classes, digests[0], train.labels, digests[1], test.labels)
     known = (indexing.IMAGENET_MEAN, indexing.IMAGENET_STD)
     side = min(config.crop, STATISTICS_SIDE)
-    sample = None if config.name == "imagenet" else indexing.sampled_images(train, side, alive=alive)
+    sample = None if config.name == "imagenet" else indexing.sampled_images(train, side, heartbeat=heartbeat)
     mean, std = known if sample is None else _channel_statistics(sample)
     return Dataset(config.name, classes, train, test, version, mean, std, config.crop, changed=changed)
 

@@ -57,7 +57,7 @@ class Decoders:
     def close(self) -> None:
         """Ends the processes."""
         self._passes += 1
-        # Nothing else holds on to DataLoader's iterator: its finaliser runs here, also where a pass was left half-way.
+        # Nothing else holds on to DataLoader's iterator: its finalizer runs here, also where a pass was left half-way.
         self._chunks = self._loader = None
 
     def _parts(self, batches: Iterable[Sequence[View]]) -> Iterator[list[Tensor]]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_core.alive import Alive, unwatched
 from resnet_core.config import DataConfig
 from resnet_core.data.indexing import unusable
 from resnet_core.data.splits import Files, hold_out
 from resnet_core.fields import ConfigError, reject
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 IMAGENET_CLASSES = 1000
@@ -58,8 +58,8 @@ class Listing:
 class _Walk:
     """A way through class folders, and what was seen on it."""
 
-    def __init__(self, root: Path, alive: Alive) -> None:
-        self.root, self.alive = root, alive
+    def __init__(self, root: Path, heartbeat: Heartbeat) -> None:
+        self.root, self.heartbeat = root, heartbeat
         self.skipped: Counter[str] = Counter()
         self._state = hashlib.sha256(os.fsencode(root))
         self._refused: list[ConfigError] = []
@@ -102,7 +102,7 @@ class _Walk:
 
     def _images(self, folder: Path) -> Iterator[bytes]:
         for entry in files_below(folder, skipped=self.skipped):
-            self.alive()
+            self.heartbeat()
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix not in IMAGE_SUFFIXES:
                 self.skipped[suffix or "without extension"] += 1
@@ -137,7 +137,7 @@ def existing_folder(config: DataConfig) -> Path:
     return root
 
 
-def image_folder(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
+def image_folder(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> Listing:
     """`root/train/<class>/*` with `root/test` or `root/val`, or `root/<class>/*` of which a fifth is held out for testing.
 
     A folder `train` is a class if it holds no folders and there is no `test` or `val` next to it. If it holds some, they are the
@@ -149,8 +149,8 @@ def image_folder(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
         if not (tests or config.validation):
             accepted = "has a folder train; accepted: a folder test or val next to it, or data.validation above 0"
             raise reject("data.root", str(root), accepted)
-        return _train_and_test(root, tests, config, alive)
-    walk = _Walk(root, alive)
+        return _train_and_test(root, tests, config, heartbeat)
+    walk = _Walk(root, heartbeat)
     whole = walk.listing(*walk.classes(root), None, "")
     if config.validation:
         return whole
@@ -158,14 +158,14 @@ def image_folder(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
     return replace(whole, train=train, test=test, scored="a fifth of each class, held out")
 
 
-def imagenet(config: DataConfig, *, alive: Alive = unwatched) -> Listing:
+def imagenet(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> Listing:
     """`root/train` and `root/val` (or `root/test`) with the same 1,000 class folders."""
     root = existing_folder(config)
     # `val` before `test`: the images of ImageNet's test set have no published labels.
     tests = [name for name in ("val", "test") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not (tests or config.validation):
         raise reject("data.root", str(root), f"accepted: folders train and val in it, each with {IMAGENET_CLASSES} class folders")
-    found = _train_and_test(root, tests, config, alive)
+    found = _train_and_test(root, tests, config, heartbeat)
     if len(found.classes) != IMAGENET_CLASSES:
         accepted = f"imagenet has {IMAGENET_CLASSES} class folders, found {len(found.classes)}; others: data.name=imagefolder"
         raise reject("data.root", str(root / "train"), accepted)
@@ -213,9 +213,9 @@ def readable(config: DataConfig) -> Iterator[None]:
         raise reject("data.root", error.filename or config.root, f"cannot be read ({error.strerror or error})") from error
 
 
-def _train_and_test(root: Path, tests: list[str], config: DataConfig, alive: Alive) -> Listing:
+def _train_and_test(root: Path, tests: list[str], config: DataConfig, heartbeat: Heartbeat) -> Listing:
     used = {"train"} if config.validation else {"train", tests[0]}
-    walk = _Walk(root, alive)
+    walk = _Walk(root, heartbeat)
     unused = [name for name in sorted(_visible_folders(root, walk.skipped)) if name not in used]
     classes, train = walk.classes(root / "train")
     if config.validation:

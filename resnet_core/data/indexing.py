@@ -1,4 +1,4 @@
-"""What is found out once about images that stay on disk: whether they are whole, what they are, and their colours."""
+"""What is found out once about images that stay on disk: whether they are whole, what they are, and their colors."""
 
 import hashlib
 import os
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from resnet_core.alive import Alive, unwatched
 from resnet_core.data.decoding import View, changes, check_mode, decode_view, undecodable
 from resnet_core.data.splits import Files, subset
 from resnet_core.fields import ConfigError, reject
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 def read_files(
-    read: Callable[[str], Result], paths: Iterable[str], *, root: str | None = None, alive: Alive = unwatched
+    read: Callable[[str], Result], paths: Iterable[str], *, root: str | None = None, heartbeat: Heartbeat = no_heartbeat
 ) -> list[Result]:
     """Return what `read` makes of each file, in order, by threads: decoders, reading and hashing release the interpreter's lock.
 
@@ -47,7 +47,7 @@ def read_files(
         read: raises ConfigError for a file that cannot be used.
         paths: the files.
         root: folder to name where several files cannot be used.
-        alive: called after each file.
+        heartbeat: called after each file.
 
     Raises:
         ConfigError: some cannot be used. All files are read first, and the first ten of those are named.
@@ -62,7 +62,7 @@ def read_files(
                     refused.append(result)
                 else:
                     results.append(result)
-                alive()
+                heartbeat()
     if refused:
         raise unusable(root, refused)
     return results
@@ -78,7 +78,7 @@ def unusable(root: str | None, refused: Sequence[ConfigError]) -> ConfigError:
 
 
 def file_digests(
-    parts: Sequence[Files], *, root: str | None = None, alive: Alive = unwatched
+    parts: Sequence[Files], *, root: str | None = None, heartbeat: Heartbeat = no_heartbeat
 ) -> tuple[list[NDArray[np.uint8]], Counter[str]]:
     """Return hashes (N, 32) of each part's bytes, each file read once, and to how many files which change is made.
 
@@ -88,22 +88,22 @@ def file_digests(
         ConfigError: files cannot be read, are no images or are truncated.
     """
     paths = (part.path(i) for part in parts for i in range(len(part.labels)))
-    found = read_files(_digest, paths, root=root, alive=alive)
+    found = read_files(_digest, paths, root=root, heartbeat=heartbeat)
     counts = Counter(change for _, changed in found for change in changed)
     digests = np.frombuffer(b"".join(digest for digest, _ in found), np.uint8).reshape(-1, 32)
     return np.split(digests, np.cumsum([len(part.labels) for part in parts[:-1]])), counts
 
 
-def sampled_images(files: Files, size: int, *, alive: Alive = unwatched) -> NDArray[np.uint8]:
+def sampled_images(files: Files, size: int, *, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
     """The middle squares (N, 3, size, size) of a fixed sample of all classes."""
     sample = subset(files, STATISTICS_SAMPLE)
-    return centre_crops(sample, len(sample.labels), size, alive=alive)
+    return center_crops(sample, len(sample.labels), size, heartbeat=heartbeat)
 
 
-def centre_crops(files: Files, count: int, size: int, *, alive: Alive = unwatched) -> NDArray[np.uint8]:
+def center_crops(files: Files, count: int, size: int, *, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
     """The middle squares (count, 3, size, size) of the first images, as in testing."""
     paths = (files.path(i) for i in range(min(count, len(files.labels))))
-    images = read_files(lambda path: decode_view(View(path, shorter_side(size), size)), paths, root=files.root, alive=alive)
+    images = read_files(lambda path: decode_view(View(path, shorter_side(size), size)), paths, root=files.root, heartbeat=heartbeat)
     return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
 
 

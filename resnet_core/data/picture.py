@@ -25,7 +25,7 @@ def draw_batch(dataset: Dataset, spec: RunSpec, *, images: int = 8, epochs: int 
 
     Args:
         dataset: where the images are taken from.
-        spec: augmentation, normalisation and seed.
+        spec: augmentation, normalization and seed.
         images: rows.
         epochs: columns next to the originals.
     """
@@ -39,13 +39,13 @@ def draw_batch(dataset: Dataset, spec: RunSpec, *, images: int = 8, epochs: int 
 
 
 def augmented(dataset: Dataset, part: Split | Files, spec: RunSpec, epochs: int) -> NDArray[np.uint8]:
-    """The images of `part` as each epoch trains on them (epochs, N, C, H, W), without the normalisation."""
+    """The images of `part` as each epoch trains on them (epochs, N, C, H, W), without the normalization."""
     count = len(part.labels)
     numbered = part._replace(labels=np.arange(count))  # batches come in random order: the label says which image it is
     few = replace(dataset, train=numbered)
     optim = replace(spec.optim, global_batch_size=count)
     batches = make_batches(few, replace(spec, optim=optim, world_size=1), device=torch.device("cpu"))
-    batches.mean = torch.as_tensor(dataset.subtracted(spec.data.normalise))  # of all training images, not of these
+    batches.mean = torch.as_tensor(dataset.subtracted(spec.data.normalize))  # of all training images, not of these
     found = np.empty((epochs, count, dataset.in_channels, dataset.image_size, dataset.image_size), np.uint8)
     for epoch in range(epochs):
         for images, places in batches.train_epoch(epoch):

@@ -7,13 +7,13 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_core.alive import Alive, unwatched
 from resnet_core.config import DataConfig
 from resnet_core.data.decoding import decode_square, is_gray, opened
 from resnet_core.data.folders import TEST_SHARE
 from resnet_core.data.indexing import read_files
 from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
 from resnet_core.fields import ConfigError, reject
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
 
 MEMORY_LIMIT_GIB = 16
 SYNTHETIC_CLASSES = 10
@@ -59,7 +59,7 @@ def _check_synthetic(size: int, examples: dict[str, int]) -> None:
 
 
 def decode_files(
-    config: DataConfig, train: Files, test: Files, *, found: Sequence[Files] = (), alive: Alive = unwatched
+    config: DataConfig, train: Files, test: Files, *, found: Sequence[Files] = (), heartbeat: Heartbeat = no_heartbeat
 ) -> tuple[Split, Split, Counter[str]]:
     """Return both parts of a folder in memory, and how many images were changed.
 
@@ -68,13 +68,13 @@ def decode_files(
         train: images to train on.
         test: images to score on.
         found: all images there are. If any of them has colors, all get three channels: how many are used must not change a network.
-        alive: called for each file.
+        heartbeat: called for each file.
     """
     paths = list(_paths(train, test))
     _check_memory(paths, config.image_size)
-    decoded = read_files(lambda path: decode_square(path, config.image_size), paths, root=config.root, alive=alive)
+    decoded = read_files(lambda path: decode_square(path, config.image_size), paths, root=config.root, heartbeat=heartbeat)
     arrays = [image for image, _ in decoded]
-    colors = any(image.shape[2] == 3 for image in arrays) or _have_colors(_paths(*found), set(paths), alive)
+    colors = any(image.shape[2] == 3 for image in arrays) or _have_colors(_paths(*found), set(paths), heartbeat)
     images = _stacked(paths, arrays, 3 if colors else 1)
     border = len(train.labels)
     counts = Counter(change for _, changed in decoded for change in changed)
@@ -85,7 +85,7 @@ def _paths(*parts: Files) -> Iterator[str]:
     return (part.path(i) for part in parts for i in range(len(part.labels)))
 
 
-def _have_colors(paths: Iterable[str], known: set[str], alive: Alive) -> bool:
+def _have_colors(paths: Iterable[str], known: set[str], heartbeat: Heartbeat) -> bool:
     """Whether any image that is not `known` has colors, by its header. Files that are not used may be broken."""
 
     def has_colors(path: str) -> bool:
@@ -93,7 +93,7 @@ def _have_colors(paths: Iterable[str], known: set[str], alive: Alive) -> bool:
             return not is_gray(file)
         return False
 
-    return any(read_files(has_colors, (path for path in paths if path not in known), alive=alive))
+    return any(read_files(has_colors, (path for path in paths if path not in known), heartbeat=heartbeat))
 
 
 def _check_memory(paths: list[str], size: int | None) -> None:

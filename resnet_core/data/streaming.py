@@ -27,8 +27,8 @@ from resnet_core.fields import reject
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-"""Principal components of ImageNet's colours from 0 to 1, one in each column, and their strengths (fb.resnet.torch)."""
-COLOUR_STD = 0.1
+"""Principal components of ImageNet's colors from 0 to 1, one in each column, and their strengths (fb.resnet.torch)."""
+COLOR_STD = 0.1
 """Standard deviation of the shift along each component (Krizhevsky et al. 2012, section 4.1)."""
 WHOLE_IMAGES = 16
 """Whole images of one shape that are scored together, at most."""
@@ -37,7 +37,7 @@ WHOLE_IMAGES = 16
 class StreamedBatches:
     """A data set on disk, handed out in batches to one worker of `world_size`.
 
-    Batches are pairs of images (N, 3, crop, crop), float32, normalised, and labels (N,), int64, on the device. Its processes
+    Batches are pairs of images (N, 3, crop, crop), float32, normalized, and labels (N,), int64, on the device. Its processes
     end with `close`, or with the object. Only the newest of the iterators it gave can be used.
     """
 
@@ -70,7 +70,7 @@ class StreamedBatches:
         sides = torch.randint(low, high + 1, (count,), generator=generator).tolist()
         rows, columns = torch.rand(2, count, dtype=torch.float64, generator=generator).numpy()
         flips = (torch.rand(count, generator=generator) < 0.5 * data.flip).tolist()
-        alphas = COLOUR_STD * torch.randn(count, 3, generator=generator)
+        alphas = COLOR_STD * torch.randn(count, 3, generator=generator)
         shares = [slice(start, start + self._share) for start in range(self.rank * self._share, count, batch)]
 
         def view(i: int) -> View:
@@ -82,8 +82,8 @@ class StreamedBatches:
             pixels = next(decoded)
             self.wait_seconds += time.perf_counter() - asked
             images = pixels.float()
-            if data.colour:
-                images += self._colour_shift(alphas[mine])
+            if data.color_augmentation:
+                images += self._color_shift(alphas[mine])
             yield self._finished(images), self._labels(self._train, order[mine])
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,7 +94,7 @@ class StreamedBatches:
         """This worker's share of the scored images, each batch as several views, one after the other, with their labels.
 
         Args:
-            kind: `ten_crop`, of the middle square that testing cuts its centre from; or `multi_scale`, whole images in five
+            kind: `ten_crop`, of the middle square that testing cuts its center from; or `multi_scale`, whole images in five
                 sizes and mirrored, together with others of the same shape.
         """
         if kind == "multi_scale":
@@ -149,7 +149,7 @@ class StreamedBatches:
     def _labels(self, files: Files, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(files.labels[index]).to(self.device)
 
-    def _colour_shift(self, alphas: Tensor) -> Tensor:
+    def _color_shift(self, alphas: Tensor) -> Tensor:
         """What is added to the pixels (N, 3, 1, 1) for shifts (N, 3) along the principal components, in units of 0 to 255."""
         strengths = 255 * alphas * torch.tensor(EIGENVALUES)
         return (strengths @ torch.tensor(EIGENVECTORS).T).to(self.device)[:, :, None, None]

@@ -9,19 +9,19 @@ MULTI_SCALE_SIDES = (224, 256, 384, 480, 640)
 
 
 def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:
-    """Corners and centre of larger squares, and their mirror images (Krizhevsky et al. 2012, section 4.1).
+    """Corners and center of larger squares, and their mirror images (Krizhevsky et al. 2012, section 4.1).
 
     Args:
         images: squares (N, C, S, S).
         size: side of the crops, at most S.
 
     Returns:
-        Ten times images (N, C, size, size): upper left, upper right, lower left, lower right, centre, each followed by its
+        Ten times images (N, C, size, size): upper left, upper right, lower left, lower right, center, each followed by its
         mirror image.
     """
     last = images.shape[-1] - size
-    centre = (last + 1) // 2
-    for row, column in ((0, 0), (0, last), (last, 0), (last, last), (centre, centre)):
+    center = (last + 1) // 2
+    for row, column in ((0, 0), (0, last), (last, 0), (last, last), (center, center)):
         crop = images[:, :, row : row + size, column : column + size]
         yield crop
         yield crop.flip(3)

@@ -44,7 +44,7 @@ def analyse(evidence: Evidence) -> Findings:
     of_levels, of_pairs = effects(design, table.errors), interactions(design, table.errors)
     variance = _anova(design, table.errors, cells)
     return Findings(
-        scored_on=design.scored_on,
+        evaluation_split=design.evaluation_split,
         cells=cells,
         comparisons=_comparisons(design, table),
         effects=of_levels,

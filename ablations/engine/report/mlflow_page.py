@@ -38,7 +38,7 @@ def describe(client: MlflowClient, run_id: str, evidence: Evidence, findings: Fi
     text = description(design, findings, experiment_id, run_id, charted=here)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
-    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.evaluation_split}/error")
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(state))
 
@@ -48,7 +48,7 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
     metrics: dict[str, float | None] = {}
     for cell in findings.cells:
         values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
-        metrics |= {f"{findings.scored_on}_error_{name}/{_metric(cell.label)}": value for name, value in values.items()}
+        metrics |= {f"{findings.evaluation_split}_error_{name}/{_metric(cell.label)}": value for name, value in values.items()}
     for comparison in findings.comparisons:
         difference = comparison.difference
         values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.corrected}
@@ -80,7 +80,7 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     completed = sum(cell.error.n for cell in findings.cells)
     some = f" ({charted} of {completed} runs; the others are in the experiments of the studies that trained them)"
     lines += ["", f"[Report]({report})" + (f" · [charts of cells]({charts})" + some * (charted < completed) if charted else "")]
-    lines += ["", f"| cell | {findings.scored_on} error % | n |", "| --- | ---: | ---: |"]
+    lines += ["", f"| cell | {findings.evaluation_split} error % | n |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:TABLE_ROWS]:
         lines.append(f"| {tables.in_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.of_planned(cell)} |")
     return "\n".join(lines)
@@ -91,12 +91,12 @@ def view(evidence: Evidence, run_id: str) -> dict[str, object]:
 
     It is the page's own format, of MLflow 3.17, stored as when somebody there shares a view.
     """
-    scored_on, runs = evidence.design.scored_on, evidence.runs
+    evaluation_split, runs = evidence.design.evaluation_split, evidence.runs
     ids = runs["run_id"][runs["outcome"] == "completed"]
     children = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
     named = ", ".join(f"'{each}'" for each in ids)
-    scored = f"{scored_on}/error"
-    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{scored_on}/loss")]
+    scored = f"{evaluation_split}/error"
+    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{evaluation_split}/loss")]
     charts += [_chart("bar", scored), _chart("bar", "train_seconds"), _chart("bar", "parameters")]
     columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
     columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]

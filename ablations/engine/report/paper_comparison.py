@@ -22,7 +22,7 @@ LOOKED_AT_OTHERWISE = {
 """Fields of data and optimiser that are not compared one by one."""
 MODEL_RECIPE = ("model.bn_momentum", "model.zero_init_residual")
 """Fields of the network that are how it is trained, not what it is."""
-AS_THE_PAPER = {"optim.velocity": "updates", "optim.bn_statistics": "averaged", "data.normalise": "pixel"}
+AS_THE_PAPER = {"optim.momentum_form": "caffe", "optim.bn_recalibration": True, "data.normalize": "pixel"}
 """The paper's own values where presets have PyTorch's: neither is a difference."""
 WARMED_UP_FROM = 110
 """Layers from which on the paper warms up, for about 400 of 64,000 steps (section 4.2). Here, none passes too."""
@@ -114,7 +114,7 @@ def _viewed(evidence: Evidence, cell: DesignCell, protocol: str) -> Estimate | N
     """The cell's error by a protocol of several views; None where it was not measured."""
     from ablations.engine.analysis.inference import estimates
 
-    column = f"{evidence.design.scored_on}/{VIEWS.get(protocol)}_error"
+    column = f"{evidence.design.evaluation_split}/{VIEWS.get(protocol)}_error"
     if column not in evidence.runs:
         return None
     runs = evidence.runs[(evidence.runs["cell"] == cell.label) & (evidence.runs["outcome"] == "completed")]
@@ -123,7 +123,7 @@ def _viewed(evidence: Evidence, cell: DesignCell, protocol: str) -> Estimate | N
 
 
 def _tested(design: Design) -> Iterator[str]:
-    if design.scored_on != "test":
+    if design.evaluation_split != "test":
         yield "scored on images held out of the training set, not on the test set"
 
 

@@ -60,7 +60,7 @@ def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
 def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
     """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
     data = load_all(drafted.specs.values(), cache, download=request.download)
-    check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
+    check_comparable(drafted.factors, list(data.values()), drafted.base.data.evaluation_split)
     specs, impossible = _on_data(drafted.specs, data, drafted.study.baseline)
     return Plan(
         study=drafted.study,

@@ -28,6 +28,7 @@ from resnet_core.data.datasets import Dataset, load_dataset
 from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import IN_DATA_VERSION, NOT_IDENTITY, TRAINING_VERSION, code_version
 from resnet_core.overrides import from_flat
+from resnet_core.renamed_fields import current_fields
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 FINGERPRINT = re.compile("[0-9a-f]{6,20}")
@@ -88,7 +89,7 @@ def replay(request: ReplayRequest) -> int:
     except KeyboardInterrupt:
         say(console, "interrupted: nothing is left of this replay")
         return 1
-    same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
+    same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.evaluation_split}/error")
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
     for line in (*lines, environment({**tags, "git.commit": _commit(tags)}, here)):
@@ -133,7 +134,7 @@ def _recorded(request: ReplayRequest) -> Recorded:
         for name in metrics_of(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        seeds = seeds_of(client, run, f"{spec.data.scored_on}/error")
+        seeds = seeds_of(client, run, f"{spec.data.evaluation_split}/error")
     except MlflowException as error:
         raise reject("--tracking-uri", uri, meaning(error)) from error
     tags = run.data.tags
@@ -142,7 +143,7 @@ def _recorded(request: ReplayRequest) -> Recorded:
 
 def spec_of(run: MlflowRun) -> RunSpec:
     """What a run was told to train; raises ConfigError if that is nothing to this code, or not what its fingerprint stands for."""
-    tags, defaults, texts = run.data.tags, RunSpec().flat(), dict(run.data.params)
+    tags, defaults, texts = run.data.tags, RunSpec().flat(), current_fields(run.data.params)
     for name in texts:
         if isinstance(defaults.get(name), tuple):  # as Python writes it: ('responses',)
             texts[name] = texts[name].replace("'", "")
@@ -158,7 +159,7 @@ def spec_of(run: MlflowRun) -> RunSpec:
 
 def metrics_of(spec: RunSpec) -> tuple[str, ...]:
     """What is compared of each epoch."""
-    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.scored_on) for quantity in ("loss", "error"))
+    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.evaluation_split) for quantity in ("loss", "error"))
 
 
 def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
@@ -193,7 +194,7 @@ class _Listener:
 
     def __init__(self, console: Console, recorded: Recorded, dataset: Dataset) -> None:
         spec = recorded.spec
-        self.console, self.names, self.scored_on = console, metrics_of(spec), spec.data.scored_on
+        self.console, self.names, self.evaluation_split = console, metrics_of(spec), spec.data.evaluation_split
         self.total_epochs = spec.optim.total_epochs(len(dataset.train.labels))
         self.epochs: dict[int, dict[str, float]] = {}
         self.training = Training("", self.epochs)
@@ -213,7 +214,9 @@ class _Listener:
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
             if time.monotonic() > self.said + PROGRESS_SECONDS:
-                errors = ", ".join(f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.scored_on))
+                errors = ", ".join(
+                    f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.evaluation_split)
+                )
                 say(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
                 self.said = time.monotonic()
 

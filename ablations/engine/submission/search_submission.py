@@ -127,7 +127,7 @@ class SearchProgress(progress.Progress):
 
     def __init__(self, console: Console, plan: SearchPlan, searches: Searches) -> None:
         super().__init__(console, plan, ())
-        self.scored_on = "validation"
+        self.evaluation_split = "validation"
         self.searches, self.total, self.began_at = searches, plan.most_trials, searches.share
         self.reused = 0
 

@@ -30,7 +30,9 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
     completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
     by = run_queries.trained_by(design.training_version, design.code_version)
     searched = search_trials.tables(search_trials.read(client, design.search, by), design.search) if design.search else (None, None)
-    return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design), *searched)
+    return Evidence(
+        design, runs, _curves(client, completed, design.evaluation_split), _probes(client, completed, design), *searched
+    )
 
 
 def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: RunRecord | None) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: RunRecor
     row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITIONS, "")}
     row |= dict.fromkeys(("error", *RESULTS), math.nan)
     if entry:
-        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULTS.items()}}
+        names = {f"{design.evaluation_split}/error": "error", **{metric: name for name, metric in RESULTS.items()}}
         row |= {name: entry.tags.get(name, "") for name in CONDITIONS} | {"precision": entry.params.get("precision", "")}
         running = entry.status == "RUNNING"  # whatever an earlier attempt came to
         row |= {"run_id": entry.run_id, "outcome": "running" if running else entry.outcome or entry.status.lower()}
@@ -49,9 +51,9 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: RunRecor
     return row
 
 
-def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scored_on: str) -> pd.DataFrame:
+def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], evaluation_split: str) -> pd.DataFrame:
     """`Evidence.curves` of runs by id."""
-    names = {"train/error": "train_error", f"{scored_on}/error": "error", "epoch_seconds": "epoch_seconds"}
+    names = {"train/error": "train_error", f"{evaluation_split}/error": "error", "epoch_seconds": "epoch_seconds"}
     long = run_queries.histories(client, list(completed), list(names))
     curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
     cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])

@@ -24,6 +24,7 @@ from ablations.engine.tracking.mlflow_errors import check_experiment
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
+from resnet_core.renamed_fields import current_fields
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def finished(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[Finished
             metrics, tags = run.data.metrics, run.data.tags
             if "train_seconds" in metrics:
                 yield Finished(
-                    spec=run.data.params,
+                    spec=_current_params(run),
                     train_images=images,
                     seconds=metrics["train_seconds"],
                     device=tags.get("device", ""),
@@ -177,7 +178,7 @@ def design_of(
     wanted = {name: str(value) for name, value in shared.items()}
     defaults = {name: str(value) for name, value in RunSpec().flat().items()}
     for run in runs:
-        params = run.data.params
+        params = _current_params(run)
         # A study of before a field existed has the field's default.
         same = all(params.get(name, defaults.get(name)) == value for name, value in wanted.items())
         if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
@@ -250,4 +251,10 @@ def _uncollected() -> Iterator[None]:
 
 
 def entry_of(run: MlflowRun) -> RunRecord:
-    return RunRecord(run.info.run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.params, run.data.metrics)
+    info, tags, metrics = run.info, run.data.tags, run.data.metrics
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, _current_params(run), metrics)
+
+
+def _current_params(run: MlflowRun) -> dict[str, str]:
+    """Return the parameters of a run under the current names and values of their fields."""
+    return {name: str(value) for name, value in current_fields(run.data.params).items()}

@@ -36,7 +36,7 @@ def caption(name: str, evidence: Evidence, findings: Findings) -> Caption:
 
 def _curves(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     scheme = style_map_of(evidence)
-    on = findings.scored_on
+    on = findings.evaluation_split
     text = (
         f"{on} error after each epoch." if scheme.crowded else f"Error after each epoch: dashed in training, solid on {on} images."
     )
@@ -57,9 +57,9 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         f"{cells[-1].error.mean:.2f} % at {cells[-1].levels[factor]}"
         for name, cells in lines.items()
     ]
-    text = f"Error in the final epoch: dashed in training, solid on {findings.scored_on} images. {_bars(evidence, findings)}"
+    text = f"Error in the final epoch: dashed in training, solid on {findings.evaluation_split} images. {_bars(evidence, findings)}"
     more = f" {MAX_LINES} of {len(lines)} lines, those with the lowest errors, are told apart." if len(lines) > MAX_LINES else ""
-    return f"Error by {factor}", text + more, f"Mean {findings.scored_on} error, {_listed(said)}."
+    return f"Error by {factor}", text + more, f"Mean {findings.evaluation_split} error, {_listed(said)}."
 
 
 def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
@@ -68,8 +68,8 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     by_size = sorted(findings.comparisons, key=lambda each: -abs(each.difference.mean or 0))
     certain = sum(each.difference.certain for each in findings.comparisons)
     text = (
-        f"Difference in {findings.scored_on} error to {against(findings)}, seed by seed, with 95 % intervals; left is better. "
-        "Filled marks differ from zero with all comparisons considered, hollow ones may not."
+        f"Difference in {findings.evaluation_split} error to {against(findings)}, seed by seed, with 95 % intervals; left is "
+        "better. Filled marks differ from zero with all comparisons considered, hollow ones may not."
     )
     more = f" The {len(shown)} largest differences; {left_out} smaller ones are in the table." if left_out else ""
     said = [f"{each.cell} {signed(each.difference)}" for each in by_size]
@@ -108,8 +108,8 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
 def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     bands = len(style_map_of(evidence).looks) <= MAX_BANDS
     text = (
-        f"{findings.scored_on} error against epochs, multiply-adds (three forward passes for every image of every epoch) and time. "
-        f"{_over(evidence, findings, bands=bands)}{_grey(evidence)}"
+        f"{findings.evaluation_split} error against epochs, multiply-adds (three forward passes for every image of every epoch) "
+        f"and time. {_over(evidence, findings, bands=bands)}{_grey(evidence)}"
     )
     seconds = [cell.seconds for cell in findings.cells if cell.seconds is not None]
     took = f" A run took from {min(seconds):.3g} to {max(seconds):.3g} seconds." if seconds else ""
@@ -256,7 +256,7 @@ def _grey(evidence: Evidence) -> str:
 def _errors(findings: Findings, evidence: Evidence) -> str:
     cells = sorted((cell for cell in findings.cells if cell.error.n), key=lambda cell: cell.error.mean or 0)
     said = [f"{short_name(evidence.design, cell.levels) or cell.label} {cell.error.mean:.2f} %" for cell in cells]
-    return f"In the final epoch, mean {findings.scored_on} error: {_listed(said)}."
+    return f"In the final epoch, mean {findings.evaluation_split} error: {_listed(said)}."
 
 
 def _medians(evidence: Evidence, probe: str, quantity: str) -> str:

@@ -39,7 +39,7 @@ def curves_figure(evidence: Evidence) -> Figure | None:
     """
     if not len(evidence.curves):
         return None
-    scheme, on = style_map_of(evidence), evidence.design.scored_on
+    scheme, on = style_map_of(evidence), evidence.design.evaluation_split
     train, scored = (over_seeds(evidence.curves, "epoch", value) for value in ("train_error", "error"))
     groups = scheme.panels()
     columns = 2 if len(groups) == 4 else len(groups)
@@ -91,7 +91,7 @@ def budget_figure(evidence: Evidence) -> Figure | None:
             panel.set_xlabel(label)
             if spans_decades(max(line.index) for line in lines.values()):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{evidence.design.scored_on} error %")
+        panels[0].set_ylabel(f"{evidence.design.evaluation_split} error %")
         panels[0].set_ylim(bottom=0)
         legend(figure, {scheme.name(cell): look for cell, look in scheme.looks.items() if cell in scored})
     return figure

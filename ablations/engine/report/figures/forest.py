@@ -40,7 +40,7 @@ def forest_figure(findings: Findings) -> Figure | None:
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)
         scale = _scale(panel, [row.difference for row in rows])
-        panel.set_xlabel(wrapped(f"{findings.scored_on} error: difference to {against(findings)}, points{scale}", WIDTH / 2))
+        panel.set_xlabel(wrapped(f"{findings.evaluation_split} error: difference to {against(findings)}, points{scale}", WIDTH / 2))
     return figure
 
 

@@ -77,7 +77,7 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         _draw(panel, train, {name: each._replace(dash=DASHES[1], filling=FILLINGS[1]) for name, each in looks.items()}, 0.9)
         _draw(panel, scored, looks)
         panel.set_xlabel(factor)
-        panel.set_ylabel(f"error % (dashed: train, solid: {findings.scored_on})")
+        panel.set_ylabel(f"error % (dashed: train, solid: {findings.evaluation_split})")
         panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
         if len(scored) > 1:
             legend(figure, looks)
@@ -104,7 +104,7 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
             _level_names(panel, rising(design.factors[along]), width)
             panel.set_xlabel(shortened(along, MAX_CHARACTERS))
             panel_legend(panel, by, looks, width)
-        panels[0].set_ylabel(f"{findings.scored_on} error %")
+        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
         panels[0].set_ylim(0, min(100.0, panels[0].get_ylim()[1]))
     return figure
 

@@ -1,6 +1,6 @@
 """Training: small named functions, assembled once in `fit`, read top to bottom.
 
-`fit` knows nothing of who calls it. With `torch.distributed` initialised it is one worker of a data-parallel group.
+`fit` knows nothing of who calls it. With `torch.distributed` initialized it is one worker of a data-parallel group.
 """
 
 import inspect
@@ -15,21 +15,21 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
-from resnet_core.arithmetic import arithmetic, autocast
 from resnet_core.config import RunSpec
-from resnet_core.cost import measure_cost
 from resnet_core.data import make_batches
 from resnet_core.data.batches import Batches, derived_seed
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.data.streaming import StreamedBatches
-from resnet_core.evaluation import Alive, Totals, evaluate, evaluate_views, is_distributed, unwatched
 from resnet_core.fields import reject
-from resnet_core.memory import PeakMemory
-from resnet_core.model import ResNet, build_model
-from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
-from resnet_core.probes import Gradients, Responses
-from resnet_core.state import Metrics, TrainState
-from resnet_core.steps import Step, make_step
+from resnet_core.model.cost import measure_cost
+from resnet_core.model.network import ResNet, build_model
+from resnet_core.training.arithmetic import arithmetic, autocast
+from resnet_core.training.evaluation import Heartbeat, Totals, evaluate, evaluate_views, is_distributed, no_heartbeat
+from resnet_core.training.memory import PeakMemory
+from resnet_core.training.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
+from resnet_core.training.probes import Gradients, Responses
+from resnet_core.training.state import Metrics, TrainState
+from resnet_core.training.steps import Step, make_step
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 WARMUP_STEPS = 20
@@ -77,7 +77,7 @@ def fit(
     dataset: Dataset | None = None,
     device: str | torch.device = "cpu",
     restore: dict[str, Any] | None = None,
-    alive: Alive = unwatched,
+    heartbeat: Heartbeat = no_heartbeat,
     replay: bool = True,
 ) -> Iterator[EpochResult]:
     """Train one network and yield after every epoch.
@@ -90,7 +90,7 @@ def fit(
         dataset: the images; loaded from `spec.data` if None.
         device: where to train, such as `cpu`, `cuda` or `cuda:1`.
         restore: an `EpochResult.checkpoint()` to continue from, of the same spec or of one that differs in later `optim.changes`.
-        alive: called after every training step and every batch that is only evaluated.
+        heartbeat: called after every training step and every batch that is only evaluated.
         replay: whether steps on a GPU may be replayed as CUDA graphs: the same training, faster, harder to look into.
 
     Raises:
@@ -99,7 +99,7 @@ def fit(
     """
     device = torch.device(device)
     rank = _rank(spec)
-    dataset = dataset or load_dataset(spec.data, alive=alive)
+    dataset = dataset or load_dataset(spec.data, heartbeat=heartbeat)
     spec = resolve(spec, dataset)
     batches = make_batches(dataset, spec, device=device, rank=rank)
     images = len(dataset.train.labels)
@@ -118,17 +118,17 @@ def fit(
         steps = min(batches.steps_per_epoch, total_steps - state.step)
         with arithmetic(spec):
             train = train_epoch(
-                step, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, alive=alive
+                step, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, heartbeat=heartbeat
             )
             trained, waited = time.perf_counter(), batches.wait_seconds
             last = state.step >= total_steps
-            settle_batchnorm(state, batches, last=last, alive=alive)
-            test = _test(network, state, batches, probe="responses" in probes, alive=alive)
+            finalize_batchnorm(state, batches, last=last, heartbeat=heartbeat)
+            test = _test(network, state, batches, probe="responses" in probes, heartbeat=heartbeat)
         finished = time.perf_counter()
-        scored_on = spec.data.scored_on
+        evaluation_split = spec.data.evaluation_split
         metrics = {
             **{f"train/{name}": value for name, value in train.items()},
-            **{f"{scored_on}/{name}": value for name, value in test.items()},
+            **{f"{evaluation_split}/{name}": value for name, value in test.items()},
             "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": steps * spec.optim.global_batch_size / (trained - started),
             "epoch_seconds": finished - started,
@@ -137,41 +137,41 @@ def fit(
         if spec.data.streamed:
             metrics["data_wait_seconds"] = waited
         state.history.append(metrics)
-        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics[f"{scored_on}/loss"])):
+        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics[f"{evaluation_split}/loss"])):
             raise Diverged(f"the loss is not finite in epoch {state.epoch} (learning rate {metrics['lr']:g})")
         if last:
             with arithmetic(spec):
-                metrics |= _final_metrics(state, dataset, batches, alive)
+                metrics |= _final_metrics(state, dataset, batches, heartbeat)
         yield EpochResult(state.epoch, metrics, last, state, state.step)
 
 
 def _test(
-    network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool, alive: Alive
+    network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool, heartbeat: Heartbeat
 ) -> dict[str, float]:
     """Loss and error over the scored images. With `probe`, the state's probes get the responses of the layers."""
     if not probe:
-        return evaluate(network, batches, alive=alive)
+        return evaluate(network, batches, heartbeat=heartbeat)
     with Responses(state.net) as responses:
-        test = evaluate(network, batches, eager=True, alive=alive)
+        test = evaluate(network, batches, eager=True, heartbeat=heartbeat)
     state.probes += responses.read(state.epoch + 1)
     return test
 
 
-def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches, alive: Alive) -> Metrics:
+def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches, heartbeat: Heartbeat) -> Metrics:
     """What is known of a run at its end only."""
     spec = batches.spec
     cost = measure_cost(spec.model, dataset.image_size)
     metrics: Metrics = {"parameters": cost.parameters, "flops": cost.flops}
     for kind in spec.data.extra_tests:
-        views = evaluate_views(state.net, batches, kind, alive=alive)
-        metrics |= {f"{spec.data.scored_on}/{kind}_{name}": value for name, value in views.items()}
+        views = evaluate_views(state.net, batches, kind, heartbeat=heartbeat)
+        metrics |= {f"{spec.data.evaluation_split}/{kind}_{name}": value for name, value in views.items()}
     if state.warmup_steps is not None:
         metrics["warmup_steps"] = state.warmup_steps
     return metrics | {"train_seconds": sum(past["epoch_seconds"] for past in state.history)}
 
 
 def init_state(spec: RunSpec, device: torch.device) -> TrainState:
-    """A fresh network from the spec's seed, with its optimiser."""
+    """A fresh network from the spec's seed, with its optimizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(spec.seed, "weights"))
         # On the CPU: the same weights whatever the device.
@@ -189,14 +189,14 @@ def train_epoch(
     steps: int,
     total_steps: int,
     probe: bool = False,
-    alive: Alive = unwatched,
+    heartbeat: Heartbeat = no_heartbeat,
 ) -> dict[str, float]:
     """Trains for `steps` steps. Returns loss and error (percent) over all images and workers, as they were trained on.
 
-    With `probe`, the state's probes get the norms of the gradients. `alive` is called after every step.
+    With `probe`, the state's probes get the norms of the gradients. `heartbeat` is called after every step.
     """
     spec = batches.spec
-    optim = spec.optim.in_force(state.epoch)
+    optim = spec.optim.at_epoch(state.epoch)
     set_momentum_and_decay(state.optimizer, optim)
     step.network.train()
     totals, recent = Totals(batches.device), Totals(batches.device)
@@ -210,7 +210,7 @@ def train_epoch(
         if warming_up:
             recent.add(loss, logits, labels)
             recent = _end_warmup(state, spec, recent, batches.steps_per_epoch)
-        alive()
+        heartbeat()
     if gradients:
         state.probes += gradients.read(state.epoch + 1)
     return totals.reduce()
@@ -227,22 +227,24 @@ def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_ep
     return Totals(recent.device)
 
 
-def settle_batchnorm(state: TrainState, batches: Batches | StreamedBatches, *, last: bool, alive: Alive = unwatched) -> None:
+def finalize_batchnorm(
+    state: TrainState, batches: Batches | StreamedBatches, *, last: bool, heartbeat: Heartbeat = no_heartbeat
+) -> None:
     """Gives BatchNorm the statistics to be tested with, the same on all workers."""
-    if last and batches.spec.optim.bn_statistics == "averaged":
+    if last and batches.spec.optim.bn_recalibration:
         with autocast(batches.spec, batches.device):
-            update_bn(_watched(batches.train_epoch(state.epoch), alive), state.net)
+            update_bn(_watched(batches.train_epoch(state.epoch), heartbeat), state.net)
     average_batchnorm(state.net)
 
 
-def _watched(steps: Iterator[Batch], alive: Alive) -> Iterator[Batch]:
+def _watched(steps: Iterator[Batch], heartbeat: Heartbeat) -> Iterator[Batch]:
     for batch in steps:
         yield batch
-        alive()
+        heartbeat()
 
 
 def average_batchnorm(net: nn.Module) -> None:
-    """Makes the running statistics of all workers equal: their mean. Each worker normalises by its own share of a batch."""
+    """Makes the running statistics of all workers equal: their mean. Each worker normalizes by its own share of a batch."""
     if not is_distributed():
         return
     buffers = [b for b in net.buffers() if b.is_floating_point()]

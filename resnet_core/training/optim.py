@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate as a pure function of the step."""
+"""The optimizer and the learning rate as a pure function of the step."""
 
 import math
 
@@ -46,7 +46,7 @@ def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:
 
 
 def set_momentum_and_decay(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Sets momentum and weight decay of the next steps: a restored optimiser has those of its past."""
+    """Sets momentum and weight decay of the next steps: a restored optimizer has those of its past."""
     for group in optimizer.param_groups:
         group["momentum"] = config.momentum
         group["weight_decay"] = config.weight_decay if _decays(group["params"][0], config) else 0.0
@@ -55,7 +55,7 @@ def set_momentum_and_decay(optimizer: torch.optim.Optimizer, config: OptimConfig
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, rate: float) -> None:
     """Sets the rate of the next step, and keeps that of past steps where the velocity accumulates updates."""
     for group in optimizer.param_groups:
-        if config.velocity == "updates" and config.momentum and group["lr"] != rate:
+        if config.momentum_form == "caffe" and config.momentum and group["lr"] != rate:
             # PyTorch multiplies the whole velocity by the new rate: undo that for what is in it already.
             velocity = [optimizer.state[parameter]["momentum_buffer"] for parameter in group["params"]]
             torch._foreach_mul_(velocity, group["lr"] / rate)

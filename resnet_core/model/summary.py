@@ -14,9 +14,9 @@ from torch import nn
 
 from resnet_core.command import Parser
 from resnet_core.config import ModelConfig
-from resnet_core.cost import NOTHING, Cost, matched, measure_parts
 from resnet_core.fields import ConfigError, reject
-from resnet_core.model import BasicBlock, Bottleneck, ZeroPad, build_model
+from resnet_core.model.cost import NOTHING, Cost, matched, measure_parts
+from resnet_core.model.network import BasicBlock, Bottleneck, ZeroPad, build_model
 
 HEADINGS = ("layer", "output", "stack", "shortcut", "parameters", "multiply-adds", "activations (KiB)")
 RIGHT_ALIGNED = HEADINGS[-3:]
@@ -40,7 +40,7 @@ def numbers(cost: Cost) -> list[tuple[str]]:
     return [(f"{cost.parameters:,}",), (f"{cost.flops:,}",), (f"{cost.activation_bytes / 2**10:,.1f}",)]
 
 
-def summarise(config: ModelConfig, image_size: int) -> str:
+def summarize(config: ModelConfig, image_size: int) -> str:
     """The table of a network on square images of `image_size` pixels, as text.
 
     Activations are what training in float32 keeps of one image for the backward pass.
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a table; returns the exit code: a request that cannot be met is one line on stderr and 2."""
     try:
         config, image_size = parse(arguments)
-        print(summarise(config, image_size))
+        print(summarize(config, image_size))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resnet_core.config import ModelConfig
 from resnet_core.fields import reject
-from resnet_core.model import ResNet, build_model
+from resnet_core.model.network import ResNet, build_model
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def matched(config: ModelConfig, image_size: int) -> ModelConfig:
     `match_parameters="C"` the same network with option C and the paper's width.
 
     Args:
-        config: the network; `width` is None where one of the two is set. The number of classes and of colour channels count,
+        config: the network; `width` is None where one of the two is set. The number of classes and of color channels count,
             so those of the data set should be filled in; the paper's are used otherwise.
         image_size: side of the images in pixels, which multiply-adds depend on.
 

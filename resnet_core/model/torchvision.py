@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resnet_core.config import IMAGENET_STAGES, ModelConfig
 from resnet_core.fields import ConfigError, reject
-from resnet_core.model import ResNet, build_model
+from resnet_core.model.network import ResNet, build_model
 
 if TYPE_CHECKING:
     import torchvision

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from resnet_core.model import ResNet
-from resnet_core.probes import Row
+from resnet_core.model.network import ResNet
+from resnet_core.training.probes import Row
 
 Metrics = dict[str, float]
 

@@ -5,17 +5,17 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_core.alive import Alive as Alive
-from resnet_core.alive import unwatched as unwatched
-from resnet_core.arithmetic import autocast
 from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
-from resnet_core.model import ResNet
+from resnet_core.heartbeat import Heartbeat as Heartbeat
+from resnet_core.heartbeat import no_heartbeat as no_heartbeat
+from resnet_core.model.network import ResNet
+from resnet_core.training.arithmetic import autocast
 
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False, alive: Alive = unwatched
+    network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False, heartbeat: Heartbeat = no_heartbeat
 ) -> dict[str, float]:
     """Loss and error (percent) over all scored images, each counted once whatever the number of workers.
 
@@ -25,7 +25,7 @@ def evaluate(
         network: may be wrapped for data-parallel training.
         batches: the images.
         eager: never runs compiled code, which does not call hooks.
-        alive: called after every batch.
+        heartbeat: called after every batch.
     """
     network.eval()
     # Workers may hold different numbers of batches here: call the network itself, never DDP's collectives.
@@ -36,19 +36,21 @@ def evaluate(
         with autocast(batches.spec, batches.device):
             logits = forward(images)
         totals.add(F.cross_entropy(logits.float(), labels), logits, labels)
-        alive()
+        heartbeat()
     return totals.reduce()
 
 
 @torch.inference_mode()
-def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str, *, alive: Alive = unwatched) -> dict[str, float]:
+def evaluate_views(
+    net: ResNet, batches: Batches | StreamedBatches, kind: str, *, heartbeat: Heartbeat = no_heartbeat
+) -> dict[str, float]:
     """Error (percent) over all scored images where the scores of each are the mean over several views of it.
 
     Args:
         net: the network.
         batches: where the views come from.
         kind: one of `DataConfig.extra_tests`.
-        alive: called after every view of a batch.
+        heartbeat: called after every view of a batch.
     """
     net.eval()
     totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
@@ -57,7 +59,7 @@ def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str, *
         for images in views:
             with autocast(batches.spec, batches.device):
                 scores.append(net(images).float().softmax(1))
-            alive()
+            heartbeat()
         mean = torch.stack(scores).mean(0)
         totals.add(F.nll_loss(mean.log(), labels), mean, labels)
     return {name: value for name, value in totals.reduce().items() if name != "loss"}

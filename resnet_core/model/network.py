@@ -20,7 +20,7 @@ from resnet_core.config import ModelConfig
 
 
 def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) -> "ResNet":
-    """A freshly initialised network. Initial weights follow from torch's global seed.
+    """A freshly initialized network. Initial weights follow from torch's global seed.
 
     Args:
         config: what to build; fields left open are filled in as the paper does.
@@ -108,7 +108,7 @@ class ResNet(nn.Module):
         config: a resolved ModelConfig.
 
     Shapes:
-        input (N, in_channels, H, W), float; output (N, num_classes), unnormalised.
+        input (N, in_channels, H, W), float; output (N, num_classes), unnormalized.
     """
 
     checkpoint_activations = False
@@ -134,10 +134,10 @@ class ResNet(nn.Module):
                 channels = planes * block.expansion
             self.add_module(name, nn.Sequential(*layers))
         self.fc = nn.Linear(channels, config.num_classes)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """He initialisation (arXiv:1502.01852, eq. 15, by outputs). Other weights keep PyTorch's: BatchNorm starts at 1 and 0."""
+    def _initialize(self) -> None:
+        """He initialization (arXiv:1502.01852, eq. 15, by outputs). Other weights keep PyTorch's: BatchNorm starts at 1 and 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -176,7 +176,7 @@ class ResNet(nn.Module):
 
 @contextmanager
 def _statistics_kept(segment: nn.Module) -> Iterator[None]:
-    """BatchNorms normalise by the batch as in training, but their running statistics stay as they are.
+    """BatchNorms normalize by the batch as in training, but their running statistics stay as they are.
 
     Statistics that move by nothing, not absent ones: a BatchNorm without statistics saves fewer tensors for the backward pass
     than the first computation did, which `checkpoint` refuses.
@@ -190,10 +190,3 @@ def _statistics_kept(segment: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches
-
-
-if __name__ == "__main__":
-    from resnet_core.command import run
-    from resnet_core.summary import main
-
-    run(main)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core.arithmetic import autocast
 from resnet_core.config import RunSpec
-from resnet_core.evaluation import is_distributed
-from resnet_core.probes import Gradients
+from resnet_core.training.arithmetic import autocast
+from resnet_core.training.evaluation import is_distributed
+from resnet_core.training.probes import Gradients
 
 Scores = tuple[Tensor, Tensor]
 """Mean loss (), and logits (N, classes) as they were trained on; the logits are valid until the next step."""
@@ -24,7 +24,7 @@ WARM_STEPS = 3
 
 
 class Step:
-    """Forward pass, backward pass and update by one batch. The optimiser has its learning rate, momentum and decay already."""
+    """Forward pass, backward pass and update by one batch. The optimizer has its learning rate, momentum and decay already."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec) -> None:
         self.network, self.optimizer, self.scaler, self.spec = network, optimizer, scaler, spec
@@ -109,7 +109,7 @@ class ReplayedStep(Step):
 
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:
-        """The optimiser finds its learning rate in a tensor, in warm steps too: a replayed one then rounds as they do."""
+        """The optimizer finds its learning rate in a tensor, in warm steps too: a replayed one then rounds as they do."""
         groups = self.optimizer.param_groups
         (rate,) = {group["lr"] for group in groups}
         self.rate.fill_(rate)

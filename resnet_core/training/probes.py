@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, TypedDict
 import torch
 from torch import Tensor, distributed, nn
 
-from resnet_core.model import ResNet
+from resnet_core.model.network import ResNet
 
 
 class Row(TypedDict):
@@ -144,7 +144,7 @@ class Gradients:
 
     @torch.no_grad()
     def add(self, scale: float | Tensor = 1.0) -> None:
-        """Takes in one step, after the backward pass and before the optimiser's step.
+        """Takes in one step, after the backward pass and before the optimizer's step.
 
         Args:
             scale: what the loss was multiplied by (fp16). As a tensor on the device it needs no wait: what
