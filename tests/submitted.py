@@ -69,7 +69,7 @@ class Submitted:
         with redirect_stdout(io.StringIO()) as out:
             self.code = (search_submission if study.space else study_submission).execute(self.plan, chosen)
         self.text = out.getvalue()
-        self.entries = run_queries.find(self.client, self.plan)
+        self.entries = run_queries.find_plan_runs(self.client, self.plan)
 
     def entry(self, index: int = 0) -> RunRecord:
         """That of one run, in the order of the plan."""
@@ -110,7 +110,7 @@ class Submitted:
     def found(self) -> Evidence:
         """What the study's run in MLflow says that was asked, and what came of it."""
         plan = self.plan
-        return results.gather(self.client, run_queries.design_of(self.client, plan.study.name, plan.preset, plan.shared())[1])
+        return results.gather(self.client, run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared())[1])
 
 
 class Killer:

@@ -21,7 +21,7 @@ from test_faults import Heard, end_with_all, epochs_saved, job_of, until
 from test_nodes import TRIAL, where
 
 from ablations.engine.scheduling import connection, tune_runner
-from ablations.engine.scheduling.capacity import Needs
+from ablations.engine.scheduling.capacity import RunResources
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.cluster]
@@ -112,7 +112,9 @@ class Rented:
         jobs = [job_of(folder, name, optim__epochs=5000) for name in ("moved", "stays")]
         disturbing = threading.Thread(target=self._disturb, args=[growing, folder], daemon=True)
         disturbing.start()
-        tune_runner.train_runs(jobs, Needs(gpus_per_worker=1), max_concurrent=None, listener=self.heard, scratch=folder / "tune")
+        tune_runner.train_runs(
+            jobs, RunResources(gpus_per_worker=1), max_concurrent=None, listener=self.heard, scratch=folder / "tune"
+        )
         disturbing.join(1)
         until(lambda: not growing.gpus(), 10 * IDLE_SECONDS)
 
@@ -162,7 +164,7 @@ def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
 
     jobs = [replace(job_of(tmp_path, f"group-{i}", world_size=2, optim__epochs=5000), cpus_per_worker=2) for i in range(2)]
     threading.Thread(target=stop, daemon=True).start()
-    needs = Needs(workers=2, cpus_per_worker=2)  # a node each
+    needs = RunResources(workers=2, cpus_per_worker=2)  # a node each
     tune_runner.train_runs(jobs, needs, max_concurrent=None, listener=Heard(lambda _: None), scratch=tmp_path / "tune")
     workers = leaders[0].pop("RayTrainWorker", [])
     assert HEAD not in workers
@@ -184,15 +186,15 @@ def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
 def test_a_run_that_no_node_will_ever_hold_is_refused_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:
     began = time.monotonic()
     with pytest.raises(ConfigError) as error:
-        Needs(**asked).check()
+        RunResources(**asked).check()
     assert str(error.value) == message
     assert time.monotonic() < began + 10  # no node comes so soon
 
 
 def test_a_run_that_nodes_to_come_can_hold_is_not_refused_and_a_local_path_is(growing: Growing) -> None:
-    needs = Needs(gpus_per_worker=1, workers=8)
+    needs = RunResources(gpus_per_worker=1, workers=8)
     needs.check()
-    assert needs.potential() == 1
-    assert Needs(gpus_per_worker=0.5).potential() == 16
+    assert needs.max_capacity() == 1
+    assert RunResources(gpus_per_worker=0.5).max_capacity() == 16
     with pytest.raises(ConfigError, match="--storage=/checkpoints: a local path on several nodes"):
         connection.check_reachable("--storage", "/checkpoints")

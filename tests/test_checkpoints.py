@@ -134,7 +134,7 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
 
 @contextmanager
 def small_files(path: Path, size: str) -> Iterator[None]:
-    """Needs no rights: files of this process end at a size."""
+    """RunResources no rights: files of this process end at a size."""
     path.mkdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size.removesuffix("m")) * 2**20, before[1]))
@@ -268,7 +268,7 @@ def test_writers_at_the_same_time_disturb_neither_each_other_nor_a_reader(tmp_pa
     assert epoch_of(first) == 60
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PLAIN_PYTORCH = (Path(__file__).parents[1] / "docs" / "plain-pytorch.md").read_text()
 
 
 def trained(storage: Path, spec: RunSpec) -> Path:
@@ -280,10 +280,10 @@ def trained(storage: Path, spec: RunSpec) -> Path:
     return max(storage.glob("run/*.pt"))
 
 
-def test_two_lines_of_the_readme_open_a_checkpoint_with_torch_alone(tmp_path: Path) -> None:
+def test_two_lines_of_the_documentation_open_a_checkpoint_with_torch_alone(tmp_path: Path) -> None:
     spec = override(preset("smoke"), {"epochs": 2})
     file, net = trained(tmp_path, spec), build_model(spec.model)
-    lines = re.search(r"^saved = torch\.load\(file, .*\nnet\.load_state_dict\(.*\n", README, re.MULTILINE)
+    lines = re.search(r"^saved = torch\.load\(file, .*\nnet\.load_state_dict\(.*\n", PLAIN_PYTORCH, re.MULTILINE)
     assert lines
     exec(lines[0], {"torch": torch, "file": str(file), "net": net})
     *_, last = fit(spec)

@@ -24,7 +24,7 @@ from ablations.engine.submission.planning import preview
 from ablations.engine.tracking import lease, results, run_queries, writer
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal
-from ablations.engine.tracking.mlflow_errors import Deleted, meaning
+from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, describe_error
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from ablations.engine.trial.checkpoints import CheckpointFolder
@@ -38,8 +38,8 @@ EPOCHS = 80
 @pytest.fixture(autouse=True)
 def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
-    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "RETRY_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "CHECK_INTERVAL_SECONDS", 0.0)
     return home
 
 
@@ -61,8 +61,8 @@ class Submission(Tracker):
     def __init__(self, client: MlflowClient, plan: Plan) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
         writer = Writer(client, self.journal)
-        writer.settle(10)
-        super().__init__(client, writer, plan, run_queries.find(client, plan))
+        writer.flush(10)
+        super().__init__(client, writer, plan, run_queries.find_plan_runs(client, plan))
 
     def train(self, first: int, last: int) -> None:
         for epoch in range(first, last + 1):
@@ -70,7 +70,7 @@ class Submission(Tracker):
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat.abandon()
+        self._beat.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -82,7 +82,7 @@ def trained(client: MlflowClient, plan: Plan) -> Plan:
     submission.started(plan.runs[0])
     submission.train(1, EPOCHS)
     submission.ended(plan.runs[0], "completed")
-    assert submission.writer.settle(30) == 0
+    assert submission.writer.flush(30) == 0
     submission.close("FINISHED")
     assert submission.end() == 0
     return plan
@@ -115,14 +115,14 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
     assert "\n" not in said
     assert not list(home.glob("journals/*.hold"))
     with pytest.raises(ConfigError, match="was deleted in MLflow; restore it: "):
-        reporting.rebuild(draft(trained.study, Request()), parsed(trained, client, "--report"))
+        reporting.rebuild_report(draft(trained.study, Request()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
     restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("begins anew: ")[2]
     assert shlex.quote(client.tracking_uri) in restore
     shell(restore if way == "restore" else remove)
-    found = run_queries.find(client, trained)
-    assert [entry.done for entry in found.values()] == ([True] if way == "restore" else [])
+    found = run_queries.find_plan_runs(client, trained)
+    assert [entry.has_result for entry in found.values()] == ([True] if way == "restore" else [])
     if way == "restore":
         assert study_submission.run_study(trained, parsed(trained, client)) == 0
     else:
@@ -138,7 +138,7 @@ def the_experiment(client: MlflowClient, submission: Submission) -> Callable[[],
 
 
 def the_run(client: MlflowClient, submission: Submission) -> Callable[[], object]:
-    (entry,) = run_queries.find(client, submission.plan).values()
+    (entry,) = run_queries.find_plan_runs(client, submission.plan).values()
     client.delete_run(entry.run_id)
     return lambda: client.restore_run(entry.run_id)
 
@@ -153,9 +153,9 @@ def begun(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
     submission = Submission(client, plan)
     submission.started(plan.runs[0])
     submission.train(1, 2)
-    assert submission.writer.settle(30) == 0
+    assert submission.writer.flush(30) == 0
     yield submission
-    submission._beat.abandon()
+    submission._beat.stop_renewing()
 
 
 @pytest.mark.parametrize("delete", [the_experiment, the_run, the_studys_run])
@@ -166,21 +166,21 @@ def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it
     for epoch in range(3, EPOCHS + 1):
         begun.train(epoch, epoch)
         if epoch in (3, 40):
-            begun.writer.settle(0.5, at_most=0.5)
+            begun.writer.flush(0.5, at_most=0.5)
     begun.ended(plan.runs[0], "completed")
-    assert begun.writer.settle(60) == EPOCHS - 1, "nobody waits for what is deleted"
+    assert begun.writer.flush(60) == EPOCHS - 1, "nobody waits for what is deleted"
     (warning,) = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert "deleted in MLflow; restore it: MLFLOW_TRACKING_URI=sqlite:///" in warning
     assert warning.endswith("Training goes on, and records wait.")
     assert begun.writer.refusals()[0] in warning
     restore()
     deadline = time.monotonic() + 60
-    while begun.writer.waiting():
+    while begun.writer.pending_fingerprints():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert begun.end() == 0
     assert caplog.records[-1].message == "MLflow takes records again"
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
 
@@ -192,12 +192,12 @@ def test_a_deleted_run_that_nobody_restores_is_logged_anew_by_the_next_submissio
     begun.train(3, 4)
     assert begun.end() == 2
     again = Submission(client, plan)
-    assert not run_queries.find(client, plan)
+    assert not run_queries.find_plan_runs(client, plan)
     again.started(plan.runs[0])
     again.train(1, EPOCHS)  # what its checkpoint knows is reported again
     again.ended(plan.runs[0], "completed")
     assert again.end() == 0
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
 
 
@@ -282,5 +282,5 @@ def test_an_error_of_mlflow_is_called_what_it_is(code: str, said: str) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import ErrorCode
 
-    assert meaning(MlflowException("no\nlonger", ErrorCode.Value(code))) == said
-    assert meaning(Deleted("the experiment x was deleted")) == "the experiment x was deleted"
+    assert describe_error(MlflowException("no\nlonger", ErrorCode.Value(code))) == said
+    assert describe_error(DeletedInMlflow("the experiment x was deleted")) == "the experiment x was deleted"

@@ -69,11 +69,11 @@ def submit(home: Path, client: MlflowClient) -> None:
     plan = plan_of(home)
     with Journal(client.tracking_uri, plan.study.name, plan.base_id) as journal:
         writer = Writer(client, journal)
-        assert writer.settle(60) == 0
-        known = run_queries.find(client, plan)
+        assert writer.flush(60) == 0
+        known = run_queries.find_plan_runs(client, plan)
         tracker = Tracker(client, writer, plan, known)
         for run in plan.runs:
-            if run.fingerprint not in known or not known[run.fingerprint].done:
+            if run.fingerprint not in known or not known[run.fingerprint].has_result:
                 tracker.started(run)
                 for epoch in range(1, EPOCHS + 1):
                     tracker.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, ROWS if epoch == EPOCHS else ())
@@ -123,7 +123,7 @@ def check(home: Path) -> None:
         for name in metrics(1):
             history = client.get_metric_history(run.info.run_id, name)
             assert [(metric.step, metric.value) for metric in history] == [(n, metrics(n)[name]) for n in range(1, EPOCHS + 1)]
-        assert Path(client.download_artifacts(run.info.run_id, run_queries.PROBES)).read_text().count("\n") == 2
+        assert Path(client.download_artifacts(run.info.run_id, run_queries.PROBES_ARTIFACT)).read_text().count("\n") == 2
     assert {path.name for path in (home / "journals").iterdir()} == {"mutex"}
 
 

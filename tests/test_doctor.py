@@ -501,7 +501,7 @@ def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -
         preflight.examine(S3)
     asked = options.parse(STUDY, ["--preset", "smoke", "--storage", several.storage, "--tracking-uri", "http://127.0.0.1:9"])
     with pytest.raises(ConfigError, match=r"^versions: numpy .* 9\.9 on .*constraints\.txt.*doctor shows all\)$"):
-        study_submission.needs_of(planned(), asked)  # what every submission begins with
+        study_submission.prepare_cluster(planned(), asked)  # what every submission begins with
     with pytest.raises(ConfigError, match=r"^storage: .* cannot write file:///nowhere \(.*No such file"):
         preflight.examine("file:///nowhere")
 

@@ -13,8 +13,15 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Study
 from ablations.engine.study.request import Request
 from ablations.engine.submission.planning.calibration import calibrate
-from ablations.engine.submission.planning.cost_and_power import CostModel, Mode, look_ahead, mode, power, runs_at_once
-from ablations.engine.tracking.run_queries import Finished
+from ablations.engine.submission.planning.cost_and_power import (
+    ComputeMode,
+    CostModel,
+    compute_mode,
+    estimate_cost,
+    power,
+    runs_at_once,
+)
+from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec, measure_cost, override
 
 STUDY = Study(name="depths", question="How deep?", factors={"depth": (8, 14)}, baseline={"depth": 8}, preset="smoke", seeds=2)
@@ -29,9 +36,9 @@ def plan(tmp_path: Path) -> Plan:
 
 def past(
     spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False, images: int = 128
-) -> Finished:
+) -> CompletedRun:
     text = {name: str(value) for name, value in override(spec, changes or {}).flat().items()}
-    return Finished(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
+    return CompletedRun(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
 
 
 def deepest(plan: Plan) -> RunSpec:
@@ -55,9 +62,9 @@ def deepest(plan: Plan) -> RunSpec:
     ],
 )
 def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Plan, changes: Mapping[str, Any]) -> None:
-    outlook = look_ahead(plan, plan.runs, [past(deepest(plan), 12, changes)])
-    assert outlook.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.model.depth == 14}
-    assert outlook.source == "finished runs on a computer"
+    estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12, changes)])
+    assert estimate.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.model.depth == 14}
+    assert estimate.source == "finished runs on a computer"
 
 
 @pytest.mark.parametrize(
@@ -76,16 +83,16 @@ def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Pla
     ids=str,
 )
 def test_a_finished_run_of_another_shape_tells_nothing(plan: Plan, changes: Mapping[str, Any]) -> None:
-    outlook = look_ahead(plan, plan.runs, [past(deepest(plan), 12, changes)])
-    assert (outlook.runs_estimated, outlook.source) == (0, "")
+    estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12, changes)])
+    assert (estimate.runs_estimated, estimate.source) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("length", "factor"), [({"epochs": 1}, 2), ({"epochs": 8}, 1 / 4), ({"iterations": 5}, STEPS / 5)], ids=str
 )
 def test_time_grows_with_the_steps_of_the_training(plan: Plan, length: Mapping[str, Any], factor: float) -> None:
-    outlook = look_ahead(plan, plan.runs[:1], [past(deepest(plan), 10, length)])
-    assert outlook.total_seconds == pytest.approx(10 * factor)
+    estimate = estimate_cost(plan, plan.runs[:1], [past(deepest(plan), 10, length)])
+    assert estimate.total_seconds == pytest.approx(10 * factor)
 
 
 def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_path: Path) -> None:
@@ -95,50 +102,50 @@ def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_pa
     steps = {run: run.spec.optim.total_steps(plan.training_images(run)) for run in (few, many)}
     assert steps == {few: 40, many: 220}
     finished = [past(few.spec, 80, images=300), past(many.spec, 220, images=1437)]
-    assert look_ahead(plan, plan.runs, finished).seconds == {few.fingerprint: 80, many.fingerprint: 220}
-    assert look_ahead(plan, plan.runs, finished[1:]).seconds == {few.fingerprint: 40, many.fingerprint: 220}
-    models = {mode(few.spec): CostModel(per_layer=1, per_multiply_add=0)}
-    assert look_ahead(plan, plan.runs, [], lambda _: models).seconds == {few.fingerprint: 8 * 40, many.fingerprint: 8 * 220}
+    assert estimate_cost(plan, plan.runs, finished).seconds == {few.fingerprint: 80, many.fingerprint: 220}
+    assert estimate_cost(plan, plan.runs, finished[1:]).seconds == {few.fingerprint: 40, many.fingerprint: 220}
+    models = {compute_mode(few.spec): CostModel(per_layer=1, per_multiply_add=0)}
+    assert estimate_cost(plan, plan.runs, [], lambda _: models).seconds == {few.fingerprint: 8 * 40, many.fingerprint: 8 * 220}
 
 
 def test_of_several_finished_runs_the_median_counts(plan: Plan) -> None:
     finished = [past(deepest(plan), seconds, {"seed": seed}) for seed, seconds in enumerate((10, 11, 90))]
-    assert look_ahead(plan, plan.runs[:1], finished).total_seconds == 11
+    assert estimate_cost(plan, plan.runs[:1], finished).total_seconds == 11
 
 
 def test_runs_on_gpus_do_not_tell_of_runs_on_cpus(plan: Plan) -> None:
     finished = [past(deepest(plan), 1, on_gpu=True), past(deepest(plan), 30)]
-    assert look_ahead(plan, plan.runs[:1], finished).total_seconds == 30
-    on_gpu = look_ahead(plan, plan.runs[:1], finished, gpus_per_worker=0.5)
+    assert estimate_cost(plan, plan.runs[:1], finished).total_seconds == 30
+    on_gpu = estimate_cost(plan, plan.runs[:1], finished, gpus_per_worker=0.5)
     assert (on_gpu.total_seconds, on_gpu.gpu_hours) == (1, 0.5 / 3600)
 
 
 def test_only_what_no_finished_run_tells_of_is_measured_and_each_network_once(plan: Plan) -> None:
     asked: list[RunSpec] = []
 
-    def measure(specs: Sequence[RunSpec]) -> Mapping[Mode, CostModel]:
+    def measure(specs: Sequence[RunSpec]) -> Mapping[ComputeMode, CostModel]:
         asked.extend(specs)
-        return {mode(specs[0]): CostModel(per_layer=1, per_multiply_add=0)}
+        return {compute_mode(specs[0]): CostModel(per_layer=1, per_multiply_add=0)}
 
-    outlook = look_ahead(plan, plan.runs, [past(deepest(plan), 12)], measure)
+    estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12)], measure)
     assert [spec.model.depth for spec in asked] == [8]
-    assert list(outlook.seconds.values()) == [12, 12, 8 * STEPS, 8 * STEPS]
-    assert outlook.source == "finished runs on a computer and a few steps measured here"
-    look_ahead(plan, plan.runs, [past(run.spec, 1) for run in plan.runs], measure)
+    assert list(estimate.seconds.values()) == [12, 12, 8 * STEPS, 8 * STEPS]
+    assert estimate.source == "finished runs on a computer and a few steps measured here"
+    estimate_cost(plan, plan.runs, [past(run.spec, 1) for run in plan.runs], measure)
     assert len(asked) == 1
 
 
 def test_a_modelled_run_has_its_steps_forwards_backwards_and_tests(plan: Plan) -> None:
     spec = deepest(plan)
-    models = {mode(spec): CostModel(per_layer=0, per_multiply_add=1)}
-    outlook = look_ahead(plan, plan.runs[:1], [], lambda _: models)
+    models = {compute_mode(spec): CostModel(per_layer=0, per_multiply_add=1)}
+    estimate = estimate_cost(plan, plan.runs[:1], [], lambda _: models)
     trained, tested = STEPS * 32, 2 * 50
-    assert outlook.total_seconds == measure_cost(spec.model, 8).flops * (3 * trained + tested)
+    assert estimate.total_seconds == measure_cost(spec.model, 8).flops * (3 * trained + tested)
 
 
 def test_what_cannot_be_measured_stays_open(plan: Plan) -> None:
-    outlook = look_ahead(plan, plan.runs, [], lambda _: {}, at_once=2)
-    assert (outlook.runs_estimated, outlook.source, outlook.hours) == (0, "", 0)
+    estimate = estimate_cost(plan, plan.runs, [], lambda _: {}, at_once=2)
+    assert (estimate.runs_estimated, estimate.source, estimate.hours) == (0, "", 0)
 
 
 @pytest.mark.parametrize(("at_once", "hours"), [(1, 13), (2, 7), (4, 5), (50, 5), (None, None)])
@@ -146,7 +153,7 @@ def test_runs_start_in_order_as_soon_as_there_is_room(tmp_path: Path, at_once: i
     plan = make_plan(STUDY, Request(overrides={"epochs": 1}, levels={"depth": ("8", "14", "20", "26")}), cache=tmp_path)
     runs = plan.runs[:4]
     finished = [past(run.spec, 3600 * hour) for run, hour in zip(runs, (5, 3, 3, 2), strict=True)]
-    assert look_ahead(plan, runs, finished, at_once=at_once).hours == hours
+    assert estimate_cost(plan, runs, finished, at_once=at_once).hours == hours
 
 
 @pytest.mark.parametrize(
@@ -163,10 +170,12 @@ def test_a_machine_holds_as_many_runs_as_its_scarcest_resource(
 def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablations.engine.submission.planning.calibration.BUDGET_SECONDS", 0.1)
     varied = [replace(run, spec=override(run.spec, {"precision": "bf16"}), fingerprint=f"{run}") for run in plan.runs]
-    outlook = look_ahead(plan, [*plan.runs, *varied], [], partial(calibrate, image_size=8, cpus_per_worker=1, gpus_per_worker=0))
-    assert outlook.runs_estimated == 8
-    assert all(0.001 < seconds < 60 for seconds in outlook.seconds.values())
-    shallow, deep = (outlook.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.model.depth)[::2])
+    estimate = estimate_cost(
+        plan, [*plan.runs, *varied], [], partial(calibrate, image_size=8, cpus_per_worker=1, gpus_per_worker=0)
+    )
+    assert estimate.runs_estimated == 8
+    assert all(0.001 < seconds < 60 for seconds in estimate.seconds.values())
+    shallow, deep = (estimate.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.model.depth)[::2])
     assert shallow < deep
 
 

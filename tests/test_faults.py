@@ -84,7 +84,7 @@ class Nodes:
 
     def words(self) -> list[bytes]:
         """Keys of what processes that train have left with Ray for the case of their death."""
-        return list(_internal_kv_list(process_failures.PREFIX))
+        return list(_internal_kv_list(process_failures.RECORD_PREFIX))
 
     def add(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1))
@@ -136,7 +136,7 @@ class Heard:
         else:
             self.epochs[fingerprint].append(report["epoch"])
 
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         self.deaths.setdefault(fingerprint, []).append((reason, outcome))
         if outcome:
             self.ended[fingerprint] = outcome, reason
@@ -183,7 +183,7 @@ def run(
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
-    needs = tune_runner.Needs(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
+    needs = tune_runner.RunResources(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
     tune_runner.train_runs(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
     for thread in threads:
         thread.join(1)
@@ -278,15 +278,15 @@ def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: He
 def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    explain = process_failures.explain
+    explain = process_failures.explain_failure
 
     def lost(*asked: Any) -> ProcessFailure:
         """What takes its node down each time, without the seconds that this takes."""
         explain(*asked)
         return ProcessFailure("its node was lost", "node")
 
-    monkeypatch.setattr(process_failures, "explain", lost)
-    monkeypatch.setattr(process_failures, "LOSSES_BORNE", 1)
+    monkeypatch.setattr(process_failures, "explain_failure", lost)
+    monkeypatch.setattr(process_failures, "MAX_NODE_LOSSES", 1)
     unreadable_checkpoint(tmp_path, "taking")
     heard = run(tmp_path, [job_of(tmp_path, "taking", max_failures=0, hang_timeout=2.5)])
     last = "its node was lost, and 1 before it without a new epoch"

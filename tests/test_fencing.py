@@ -28,7 +28,7 @@ from ablations.engine.submission import study_submission
 from ablations.engine.tracking import lease, results, run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal
-from ablations.engine.tracking.lease import BEAT, HOLDER, LeaseLost, StudyLease
+from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, LeaseLost, StudyLease
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from resnet_core import ConfigError
@@ -53,8 +53,8 @@ def run_id(client: MlflowClient) -> str:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
-    monkeypatch.setattr(lease, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "RACE_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "CHECK_INTERVAL_SECONDS", 0.0)
     return tmp_path
 
 
@@ -72,8 +72,8 @@ class Driver(Tracker):
         self.succeeded = threading.Event()
         writer = Writer(client, self.journal)
         try:
-            writer.settle(10)
-            super().__init__(client, writer, plan, run_queries.find(client, plan), on_loss=self.succeeded.set)
+            writer.flush(10)
+            super().__init__(client, writer, plan, run_queries.find_plan_runs(client, plan), on_lease_lost=self.succeeded.set)
         except BaseException:
             writer.close(0)
             self.journal.__exit__(None, None, None)
@@ -92,7 +92,7 @@ class Driver(Tracker):
         with self.writer._changed:
             self.writer._changed.notify_all()
         self.writer._thread.join(10)
-        self._beat.abandon()
+        self._beat.stop_renewing()
         self.journal.__exit__(None, None, None)
 
     def finish(self) -> None:
@@ -103,13 +103,13 @@ class Driver(Tracker):
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat.abandon()
+        self._beat.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
 
 def steps(client: MlflowClient, plan: Plan) -> list[int]:
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     return [metric.step for metric in client.get_metric_history(entry.run_id, "test/error")]
 
 
@@ -119,11 +119,11 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     driver = Driver(client, plan)
     driver.started(plan.runs[0])
     driver.epochs(1, 2)
-    assert driver.writer.settle(30) == 0
-    client.set_tag(driver.parent_id, HOLDER, ANOTHER)
+    assert driver.writer.flush(30) == 0
+    client.set_tag(driver.parent_id, HOLDER_TAG, ANOTHER)
     driver.epochs(3, 4)
     assert driver.succeeded.wait(30)
-    assert driver.lost.startswith("process 7 on elsewhere holds it now; ")
+    assert driver.lost_to.startswith("process 7 on elsewhere holds it now; ")
     with pytest.raises(LeaseLost):
         driver.close("FAILED")
     before = client.get_run(driver.parent_id)
@@ -134,7 +134,7 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     assert aside.read_text().count('"kind": "epoch"') == 2
     assert "stopped" not in aside.read_text(), "what comes after the loss is dropped"
     assert steps(client, plan) == [1, 2]
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert entry.status == "RUNNING", "it is the other's to end"
     assert client.get_run(driver.parent_id).data.tags == before.data.tags
 
@@ -155,17 +155,17 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
         first = Driver(connect(proxy.uri), plan)
         first.started(plan.runs[0])
         first.epochs(1, 2)
-        assert first.writer.settle(30) == 0
+        assert first.writer.flush(30) == 0
         first.epochs(3)
         assert sent.wait(30)
-        holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER])
-        client.set_tag(first.parent_id, HOLDER, json.dumps(holder | {"machine": "elsewhere"}))
+        holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER_TAG])
+        client.set_tag(first.parent_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
         monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
-        monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
+        monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
         second = Driver(client, plan)
         second.started(plan.runs[0])
         second.epochs(1, 2, 3, 4)
-        assert second.writer.settle(30) == 0
+        assert second.writer.flush(30) == 0
         taken_over.set()
         first.epochs(4, 5)
         assert first.succeeded.wait(10)
@@ -173,7 +173,7 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
     second.ended_with("completed")
     assert second.end() == 0
     assert steps(client, plan) == [1, 2, 3, 4]
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.outcome, entry.tags["attempts"]) == ("completed", "2")
 
 
@@ -183,8 +183,8 @@ def test_records_of_a_holder_that_was_succeeded_are_not_delivered_while_the_othe
     first = Driver(client, plan)
     first.started(plan.runs[0])
     first.epochs(1, 2)
-    assert first.writer.settle(30) == 0
-    client.set_tag(first.parent_id, HOLDER, ANOTHER)
+    assert first.writer.flush(30) == 0
+    client.set_tag(first.parent_id, HOLDER_TAG, ANOTHER)
     first.epochs(3, 4)
     assert first.succeeded.wait(30)
     first.die()
@@ -202,24 +202,24 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
     first = Driver(client, plan)
     first.started(plan.runs[0])
     first.epochs(1)
-    assert first.writer.settle(30) == 0
-    holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER])
+    assert first.writer.flush(30) == 0
+    holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER_TAG])
     with first.writer._changed:  # killed before its thread has sent these
         first.writer._closing = first.writer._abandoned = True
         first.epochs(2, 3, 4)
         first.ended_with("completed")
     first.die()
-    client.set_tag(first.parent_id, HOLDER, json.dumps(holder | {"machine": "elsewhere"}))
+    client.set_tag(first.parent_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
     with monkeypatch.context() as patched:
         patched.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
-        patched.setattr(lease, "DEAD_SECONDS", 1.0)
+        patched.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
         second = Driver(client, plan)
         second.started(plan.runs[0])
         second.epochs(1, 2)
         second.ended_with("oom")
         second.finish()
     if ours:
-        monkeypatch.setattr(Writer, "settle", lambda *_: 0)
+        monkeypatch.setattr(Writer, "flush", lambda *_: 0)
         monkeypatch.setattr(Writer, "_advance", held_back(Writer._advance, held := threading.Event()))
     third = Driver(client, plan)
     if ours:
@@ -230,7 +230,7 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
     assert "has taken over its study" in caplog.text
     assert "restore" not in caplog.text
     assert steps(client, plan) == [1, 2]
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert entry.outcome == "oom"
 
 
@@ -256,8 +256,8 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
     publish, held = bundle.publish, list[bool]()
 
     def taken_over(client: MlflowClient, run_id: str, *arguments: Any, **named: Any) -> None:
-        held.append(lease.is_held(lease.holder_of(client, run_id)))
-        client.set_tag(run_id, HOLDER, ANOTHER)
+        held.append(lease.is_held(lease.get_holder(client, run_id)))
+        client.set_tag(run_id, HOLDER_TAG, ANOTHER)
         publish(client, run_id, *arguments, **named)
 
     monkeypatch.setattr(bundle, "publish", taken_over)
@@ -265,17 +265,17 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
     assert study_submission.run_study(trained, asked) == 1
     assert held == [True]
     parent = parent_of(client, trained)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {run_queries.DESIGN}
-    assert (parent.info.status, parent.data.tags[HOLDER]) == ("RUNNING", ANOTHER)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {run_queries.DESIGN_ARTIFACT}
+    assert (parent.info.status, parent.data.tags[HOLDER_TAG]) == ("RUNNING", ANOTHER)
     assert f"{trained.study.name}: process 7 on elsewhere holds it now; " in capsys.readouterr().out
 
-    client.set_tag(parent.info.run_id, HOLDER, json.dumps({**json.loads(ANOTHER), "ended": True}))
+    client.set_tag(parent.info.run_id, HOLDER_TAG, json.dumps({**json.loads(ANOTHER), "ended": True}))
     monkeypatch.setattr(bundle, "publish", publish)
     assert study_submission.run_study(trained, asked) == 0
     parent = parent_of(client, trained)
     assert "report" in {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert parent.info.status == "FINISHED"
-    assert not lease.is_held(lease.holder_of(client, parent.info.run_id))
+    assert not lease.is_held(lease.get_holder(client, parent.info.run_id))
 
 
 def test_a_study_without_a_table_does_not_seem_to_run(
@@ -304,18 +304,18 @@ def test_after_a_gap_a_holder_beats_and_looks_again_at_what_mlflow_has(
     driver = Driver(client, plan)
     driver.started(plan.runs[0])
     driver.epochs(1)
-    assert driver.writer.settle(30) == 0
-    (entry,) = run_queries.find(client, plan).values()
+    assert driver.writer.flush(30) == 0
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     for name, value in METRICS.items():  # another study, elsewhere, trains the run as well
         client.log_metric(entry.run_id, name, value, step=2)
-    before = client.get_run(driver.parent_id).data.tags[BEAT]
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
+    before = client.get_run(driver.parent_id).data.tags[HEARTBEAT_TAG]
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
     time.sleep(0.6)
     driver.epochs(2, 3)
     assert driver.end() == 0
     assert steps(client, plan) == [1, 2, 3]
-    assert client.get_run(driver.parent_id).data.tags[BEAT] != before
-    assert not driver.lost
+    assert client.get_run(driver.parent_id).data.tags[HEARTBEAT_TAG] != before
+    assert not driver.lost_to
 
 
 @pytest.mark.parametrize("clock", ["time", "clock_gettime"])
@@ -335,11 +335,11 @@ def once(true: Callable[[], bool]) -> None:
 def test_of_two_that_find_a_study_free_at_the_same_moment_one_gives_way_also_through_a_tunnel(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "RACE_WAIT_SECONDS", 1.0)
 
     def later() -> None:
-        once(lambda: HOLDER in client.get_run(run_id).data.tags)
-        client.set_tag(run_id, HOLDER, ANOTHER)
+        once(lambda: HOLDER_TAG in client.get_run(run_id).data.tags)
+        client.set_tag(run_id, HOLDER_TAG, ANOTHER)
 
     thread = threading.Thread(target=later)
     thread.start()
@@ -352,10 +352,10 @@ def test_of_two_that_begin_a_new_study_at_the_same_moment_one_gives_way(server: 
     made: list[MlflowRun] = []
 
     def decide(_number: int, content: bytes) -> Mode:
-        if HOLDER.encode() in content and not made:  # by another machine, whose look for a study came as early as ours
+        if HOLDER_TAG.encode() in content and not made:  # by another machine, whose look for a study came as early as ours
             experiment = client.get_experiment_by_name(plan.study.name)
             assert experiment
-            tags = {"study": plan.study.name, "base": plan.base_id, HOLDER: ANOTHER}
+            tags = {"study": plan.study.name, "base": plan.base_id, HOLDER_TAG: ANOTHER}
             made.append(client.create_run(experiment.experiment_id, start_time=2 * 10**12, tags=tags))
         return Mode.PASS
 
@@ -370,12 +370,12 @@ def test_of_two_that_begin_a_new_study_at_the_same_moment_one_gives_way(server: 
 def test_of_two_that_wait_for_a_dead_holder_the_second_sees_the_first(
     client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 3.0)
-    client.set_tag(run_id, HOLDER, ANOTHER)
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 3.0)
+    client.set_tag(run_id, HOLDER_TAG, ANOTHER)
 
     def first() -> None:
         time.sleep(1)
-        client.set_tag(run_id, HOLDER, ANOTHER.replace("process 7", "process 8"))
+        client.set_tag(run_id, HOLDER_TAG, ANOTHER.replace("process 7", "process 8"))
 
     thread = threading.Thread(target=first)
     thread.start()
@@ -384,9 +384,7 @@ def test_of_two_that_wait_for_a_dead_holder_the_second_sees_the_first(
     thread.join()
 
 
-LEASE = (
-    "from ablations.engine.tracking.tracker import lease as heartbeat; heartbeat.DEAD_SECONDS, heartbeat.BEAT_SECONDS = 6.0, 1.5"
-)
+LEASE = "from ablations.engine.tracking import lease; lease.LEASE_TIMEOUT_SECONDS, lease.RENEW_INTERVAL_SECONDS = 6.0, 1.5"
 EPOCHS = 2000
 
 

@@ -329,7 +329,7 @@ def somewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_and_a_database_are_reached_or_one_line_says_why_not(somewhere: Path, scheme: str, place: str) -> None:
     address = scheme.format(here=somewhere) + place
     with contextlib.chdir(somewhere):
-        is_reached_or_one_line(lambda: connection.is_new(chosen("--tracking-uri", address).tracking_uri))
+        is_reached_or_one_line(lambda: connection.is_new_database(chosen("--tracking-uri", address).tracking_uri))
         if is_reached_or_one_line(lambda: check_storage(chosen("--storage", address).storage)):
             is_reached_or_one_line(lambda: make_storage(chosen("--storage", address).storage))
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from ablations.engine.environment import provenance
 from ablations.engine.tracking import lease
 from ablations.engine.tracking.connection import connect
-from ablations.engine.tracking.lease import BEAT, HOLDER, StudyLease
+from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, StudyLease
 from resnet_core import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -145,13 +145,13 @@ class Elsewhere:
         self.client, self.run_id = client, client.create_run("0").info.run_id
         self.beat, self.stopped = 0, threading.Event()
         name = {"name": "process 7 on elsewhere", "machine": machine, "pid": os.getpid(), "born": 0.0}
-        client.set_tag(self.run_id, HOLDER, json.dumps(name))
+        client.set_tag(self.run_id, HOLDER_TAG, json.dumps(name))
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self.stopped.wait(0.2):
             self.beat += 1
-            self.client.set_tag(self.run_id, BEAT, f"7-{self.beat}")
+            self.client.set_tag(self.run_id, HEARTBEAT_TAG, f"7-{self.beat}")
 
     def __enter__(self) -> "Elsewhere":
         self.thread.start()
@@ -167,8 +167,8 @@ def client(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClien
     return connect(f"sqlite:///{shutil.copy(empty, tmp_path_factory.mktemp('mlflow'))}")
 
 
-def holder_of(client: MlflowClient, run_id: str) -> str:
-    holder = lease.holder_of(client, run_id)
+def get_holder(client: MlflowClient, run_id: str) -> str:
+    holder = lease.get_holder(client, run_id)
     return "nobody" if not holder or holder.get("ended") else str(holder["name"])
 
 
@@ -176,7 +176,7 @@ def holder_of(client: MlflowClient, run_id: str) -> str:
 def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, differs: str
 ) -> None:
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 10.0)
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 10.0)
     machine = provenance.machine().split()
     if differs == "all":
         machine = ["elsewhere"]
@@ -187,32 +187,32 @@ def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
         pytest.raises(ConfigError, match="is running already: process 7 on elsewhere holds it"),
     ):
         StudyLease(client, elsewhere.run_id, "small")
-    assert holder_of(client, elsewhere.run_id) == "process 7 on elsewhere"
+    assert get_holder(client, elsewhere.run_id) == "process 7 on elsewhere"
 
 
 def test_a_holder_on_another_machine_that_stands_still_is_succeeded(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
     with Elsewhere(client) as elsewhere:
         time.sleep(0.5)
     began = time.monotonic()
     beat = StudyLease(client, elsewhere.run_id, "small")
     assert 1.0 <= time.monotonic() - began < 10
-    assert f"process {os.getpid()} on" in holder_of(client, elsewhere.run_id)
+    assert f"process {os.getpid()} on" in get_holder(client, elsewhere.run_id)
     beat.stop()
-    assert holder_of(client, elsewhere.run_id) == "nobody"
+    assert get_holder(client, elsewhere.run_id) == "nobody"
 
 
 def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lease.BEAT_SECONDS < lease.DEAD_SECONDS / 2
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    assert lease.RENEW_INTERVAL_SECONDS < lease.LEASE_TIMEOUT_SECONDS / 2
+    monkeypatch.setattr(lease, "RENEW_INTERVAL_SECONDS", 0.1)
     run_id = client.create_run("0").info.run_id
     beat = StudyLease(client, run_id, "small")
     deadline, seen = time.monotonic() + 20, set[str]()
     while len(seen) < 3:
         assert time.monotonic() < deadline
-        seen.add(client.get_run(run_id).data.tags.get(BEAT, ""))
+        seen.add(client.get_run(run_id).data.tags.get(HEARTBEAT_TAG, ""))
         time.sleep(0.02)
     beat.stop()
 
@@ -220,14 +220,14 @@ def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead
 def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "RENEW_INTERVAL_SECONDS", 0.1)
     run_id = client.create_run("0").info.run_id
     beat = StudyLease(client, run_id, "small")
     with beat._lock:  # as `check` has it until MLflow answers
         deadline, seen = time.monotonic() + 10, set[str]()
         while len(seen) < 4:
             assert time.monotonic() < deadline, seen
-            seen.add(client.get_run(run_id).data.tags.get(BEAT, ""))
+            seen.add(client.get_run(run_id).data.tags.get(HEARTBEAT_TAG, ""))
             time.sleep(0.02)
     beat.stop()
 
@@ -237,7 +237,7 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         born = psutil.Process(process.pid).create_time()
         holder = {"name": "process 7", "machine": provenance.machine(), "pid": process.pid, "born": born}
-        client.set_tag(run_id, HOLDER, json.dumps(holder))
+        client.set_tag(run_id, HOLDER_TAG, json.dumps(holder))
         with pytest.raises(ConfigError, match="is running already: process 7 holds it"):
             StudyLease(client, run_id, "small")
         process.kill()

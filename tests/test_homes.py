@@ -14,8 +14,8 @@ from local_service import PROJECT
 from mlflow import MlflowClient
 
 from ablations.engine.environment import paths
-from ablations.engine.submission.reporting import address
-from ablations.engine.tracking.connection import connect, is_new
+from ablations.engine.submission.reporting import report_address
+from ablations.engine.tracking.connection import connect, is_new_database
 from resnet_core import ConfigError
 
 NAMES = ["plain", "sp ace/häus", "q?m", "%20", "a#b", "100%", "%3F"]
@@ -54,9 +54,9 @@ def test_everything_of_a_home_is_in_it_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path, name: str
 ) -> None:
     uri = make_home(home := tmp_path / "of" / name, monkeypatch, empty)
-    assert not is_new(uri)
+    assert not is_new_database(uri)
     client = connect(uri)
-    shown = address(client, log(client))
+    shown = report_address(client, log(client))
     assert opened(shown).read_text() == "a report"
     assert " " not in shown
     assert {path.name for path in home.iterdir()} == {"mlflow.db", "artifacts"}
@@ -76,9 +76,9 @@ def test_records_of_a_home_that_was_moved_follow_it(
     for _ in range(2):
         client = connect(paths.default_tracking_uri())
     assert capsys.readouterr().err == f"{old} is now {new}: addresses of artifacts in mlflow.db follow.\n"
-    assert opened(address(client, run_id)).is_relative_to(new)
+    assert opened(report_address(client, run_id)).is_relative_to(new)
     assert Path(client.download_artifacts(run_id, "report/report.html")).read_text() == "a report"
-    assert opened(address(client, log(client))).is_relative_to(new)
+    assert opened(report_address(client, log(client))).is_relative_to(new)
     assert not old.exists()
 
 
@@ -95,7 +95,7 @@ def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
     assert not old.exists()
     old.symlink_to(new)  # one of the two remedies
     client = connect(f"sqlite:///{tmp_path}/copy.db")
-    assert opened(address(client, run_id)).read_text() == "a report"
+    assert opened(report_address(client, run_id)).read_text() == "a report"
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_records_of_a_home_that_was_moved_are_found(tmp_path: Path, monkeypatch:
     old.rename(new := tmp_path / "new")
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(new))
     with open_journal("another", uri=paths.default_tracking_uri()) as journal:
-        assert [found.time_ms for found in journal.inherited] == [1]
+        assert [found.time_ms for found in journal.recovered] == [1]
 
 
 class Holder:
@@ -85,10 +85,10 @@ def test_a_study_is_held_by_one_living_process_and_a_dead_one_is_succeeded(home:
     finally:
         holder.kill()
     with open_journal() as journal:
-        assert [r.time_ms for r in journal.inherited] == [1, 2]
+        assert [r.time_ms for r in journal.recovered] == [1, 2]
         journal.append(record(3))  # behind the half line that the dead one left
     with open_journal() as journal:
-        assert journal.inherited == (record(1), record(2), record(3))
+        assert journal.recovered == (record(1), record(2), record(3))
         journal.clear()
     assert files(home) == set()
 
@@ -96,11 +96,11 @@ def test_a_study_is_held_by_one_living_process_and_a_dead_one_is_succeeded(home:
 def test_the_next_submission_of_any_study_inherits_what_a_dead_one_left(home: Path) -> None:
     Holder("first").kill()
     with open_journal("elsewhere", uri="sqlite:///another") as journal:
-        assert not journal.inherited
+        assert not journal.recovered
     with open_journal("second") as journal:
-        assert journal.inherited == (record(1), record(2))
+        assert journal.recovered == (record(1), record(2))
         with open_journal("third") as other:
-            assert not other.inherited, "the second holds them now, and lives"
+            assert not other.recovered, "the second holds them now, and lives"
 
 
 def test_a_run_is_held_by_one_living_study() -> None:
@@ -133,7 +133,7 @@ def test_what_cannot_be_written_is_told_and_does_not_end_a_study(caplog: pytest.
         journal._records = path.open("ab", buffering=0)
         journal.append(record(2))
     with open_journal() as journal:
-        assert not journal.inherited, "without its first record, a run's later ones would tell half of it"
+        assert not journal.recovered, "without its first record, a run's later ones would tell half of it"
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_the_records_of_a_study_that_was_killed_while_it_wrote_what_it_holds_are
         if path.suffix != ".jsonl":
             path.write_text("")
     with open_journal("second") as journal:
-        assert journal.inherited == (record(1), record(2))
+        assert journal.recovered == (record(1), record(2))
         journal.clear()
     assert files(home) == set()
 

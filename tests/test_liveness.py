@@ -17,7 +17,7 @@ from test_faults import PROJECT, Heard, epochs_saved, job_of, run, until
 
 from ablations.engine.scheduling import connection, tune_runner
 from ablations.engine.trial import ddp_group
-from ablations.engine.trial.liveness import Peers, Silence
+from ablations.engine.trial.liveness import PeerMonitor, StallDetector
 
 TRAINABLE = "ray::ImplicitFunc"
 CONTROLLER = "ray::TrainController"
@@ -31,29 +31,29 @@ CLEANER = "ray::PlacementGroupCleaner"
 def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
-    silence = Silence()
-    assert not silence.is_due(2)
+    silence = StallDetector()
+    assert not silence.should_poll(2)
     now = 102
-    assert silence.is_due(2)
-    assert silence.look({"a": 1, "b": None}) == {"a": 0, "b": 0}
+    assert silence.should_poll(2)
+    assert silence.update({"a": 1, "b": None}) == {"a": 0, "b": 0}
     now = 105
-    assert silence.look({"a": 2, "b": None}) == {"a": 0, "b": 3}
+    assert silence.update({"a": 2, "b": None}) == {"a": 0, "b": 3}
     now = 999  # the observer was suspended: whether the others were is not known
-    assert silence.is_due(2)
-    assert silence.look({"a": 2, "b": None, "c": None}) == {"a": 4, "b": 7, "c": 0}
+    assert silence.should_poll(2)
+    assert silence.update({"a": 2, "b": None, "c": None}) == {"a": 4, "b": 7, "c": 0}
     now = 1001
-    assert silence.look({"c": 5}) == {"c": 0}
+    assert silence.update({"c": 5}) == {"c": 0}
 
 
 def test_a_process_that_waits_for_its_driver_neither_ends_itself_nor_beats() -> None:
     code = """
 import time
 from types import SimpleNamespace
-from ablations.engine.trial.liveness import Watch
+from ablations.engine.trial.liveness import ProcessMonitor
 from ablations.engine.trial.watchdog import Watchdog
 heartbeat = SimpleNamespace(paused=False, step=lambda: None)
 with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
-    with Watch(heartbeat, watchdog).waiting():
+    with ProcessMonitor(heartbeat, watchdog).waiting():
         print(heartbeat.paused)
         time.sleep(2.5)
     print(heartbeat.paused, flush=True)
@@ -66,22 +66,22 @@ with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
 def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now, steps, signs = 0.0, {"peer": 7}, list[float]()
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
-    monkeypatch.setattr("ablations.engine.trial.liveness.process_failures.read", lambda name: {"steps": steps[name]})
-    peers = Peers(["peer"], 20, lambda: signs.append(now))
+    monkeypatch.setattr("ablations.engine.trial.liveness.process_failures.read_record", lambda name: {"steps": steps[name]})
+    peers = PeerMonitor(["peer"], 20, lambda: signs.append(now))
     for now in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):  # it looks every 2 s
         if now == 5:
             steps["peer"] += 1
-        peers.get_on()
+        peers.check_progress()
     assert signs == [2, 6]
 
 
 def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now, records = 0.0, dict[str, dict[str, Any]]()
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
-    monkeypatch.setattr("ablations.engine.trial.process_failures.read", lambda name: records.get(name, {}))
+    monkeypatch.setattr("ablations.engine.trial.process_failures.read_record", lambda name: records.get(name, {}))
     monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["worker"])
     monkeypatch.setattr(ddp_group, "controller_name", lambda: "controller")
-    silence = ddp_group._GroupSilence(job_of(tmp_path, "group", world_size=2))
+    silence = ddp_group._GroupStallDetector(job_of(tmp_path, "group", world_size=2))
     verdicts = {}
     for now in range(6, 240, 6):
         if now == 102:
@@ -134,7 +134,9 @@ def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) 
 
     heard = Slow(lambda _: None)
     jobs = [job_of(tmp_path, "group", world_size=2, optim__epochs=6)]
-    tune_runner.train_runs(jobs, tune_runner.Needs(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune")
+    tune_runner.train_runs(
+        jobs, tune_runner.RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
+    )
     assert heard.ended == {"group": ("completed", "")}
     assert heard.epochs == {"group": [1, 2, 3, 4, 5, 6]}
 
@@ -248,7 +250,7 @@ def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -
 @pytest.mark.alone
 @pytest.mark.usefixtures("two_cpus")
 def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    needs = tune_runner.Needs(cpus_per_worker=16)  # as on a cluster whose larger node has gone
+    needs = tune_runner.RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
     heard = Heard(lambda _: None)
     tune_runner.train_runs(
         [job_of(tmp_path, "never", hang_timeout=3)], needs, max_concurrent=None, listener=heard, scratch=tmp_path / "tune"

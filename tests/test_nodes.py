@@ -29,7 +29,7 @@ from test_faults import Heard, assert_free, job_of, until
 from ablations.engine.cli import options
 from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
 from ablations.engine.scheduling import connection, tune_controller, tune_runner
-from ablations.engine.scheduling.tune_runner import Needs
+from ablations.engine.scheduling.tune_runner import RunResources
 from ablations.engine.submission import study_submission
 from ablations.engine.submission.replay import ReplayRequest, replay
 from ablations.engine.tracking import run_queries
@@ -142,7 +142,9 @@ def half(nodes: Nodes) -> Heard:
     jobs = [job_of(nodes.folder, f"half-{index}", **data) for index in range(2)]
     with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
         patch.setattr(tune_controller.Controller, "_maybe_cache_trial_actor", lambda *_: False)
-        tune_runner.train_runs(jobs, Needs(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+        tune_runner.train_runs(
+            jobs, RunResources(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune"
+        )
     nodes.prepare("bare")
     return heard
 
@@ -170,7 +172,7 @@ class OnNodes(Submitted):
         with redirect_stdout(io.StringIO()) as out:
             self.code = study_submission.run_study(self.plan, chosen)
         self.text = out.getvalue()
-        self.entries = run_queries.find(self.client, self.plan)
+        self.entries = run_queries.find_plan_runs(self.client, self.plan)
 
 
 class BadDays:
@@ -264,7 +266,7 @@ def test_two_workers_are_packed_onto_a_node_or_spread_over_two(nodes: Nodes, gro
 
     heard = Looking(lambda _: None)
     job = replace(job_of(nodes.folder, placement, world_size=2), placement=placement)
-    tune_runner.train_runs([job], Needs(workers=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+    tune_runner.train_runs([job], RunResources(workers=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
     assert [outcome for outcome, _ in heard.ended.values()] == ["completed"]
     assert list(Counter(seen).values()) == on
 
@@ -276,7 +278,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
     asked = {"--storage": f"file://{tmp_path}", "--tracking-uri": group.uri, option: value}
     arguments = [*(part for pair in asked.items() for part in pair), "--workers", "2"]
     with pytest.raises(ConfigError, match=rf"^{option}=.*: a local path on several nodes; set s3://…"):
-        study_submission.needs_of(planned("--workers", "2"), options.parse(STUDY, arguments))
+        study_submission.prepare_cluster(planned("--workers", "2"), options.parse(STUDY, arguments))
 
 
 def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(

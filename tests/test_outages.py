@@ -64,8 +64,8 @@ def client(server: int) -> MlflowClient:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "RETRY_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "RACE_WAIT_SECONDS", 0.05)
     return tmp_path
 
 
@@ -90,8 +90,8 @@ class Submission(Tracker):
         client = connect(uri)
         self.journal = Journal(uri, plan.study.name, plan.base_id)
         writer = Writer(client, self.journal)
-        writer.settle(settle_seconds)
-        super().__init__(client, writer, plan, run_queries.find(client, plan))
+        writer.flush(settle_seconds)
+        super().__init__(client, writer, plan, run_queries.find_plan_runs(client, plan))
         self.waits: list[float] = []
 
     def _put(self, kind: str, run: Run, **values: Any) -> None:
@@ -116,7 +116,7 @@ class Submission(Tracker):
     def end(self, seconds: float) -> int:
         """Returns how many records wait."""
         waiting = self.writer.close(seconds)
-        self._beat.abandon()
+        self._beat.stop_renewing()
         self.writer._thread.join()  # it ends with its process
         self.journal.__exit__(None, None, None)
         return waiting
@@ -142,7 +142,7 @@ def check(client: MlflowClient, plan: Plan, runs: tuple[Run, ...] | list[Run], a
         for name in metrics(EPOCHS):
             history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
             assert history == [(n, metrics(n)[name]) for n in range(1, EPOCHS + 1) if name in metrics(n)]
-        assert client.download_artifacts(run.info.run_id, run_queries.PROBES)
+        assert client.download_artifacts(run.info.run_id, run_queries.PROBES_ARTIFACT)
 
 
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.UNAVAILABLE])
@@ -182,14 +182,14 @@ def test_callers_never_wait_and_everything_arrives_once_after_an_outage(
 ) -> None:
     submission, runs = Submission(proxy.uri, plan), plan.runs[:3]
     submission.begin(runs[0])
-    submission.writer.settle(30)
+    submission.writer.flush(30)
     proxy.always(mode)
     for run in runs[1:]:
         submission.begin(run)
     for run in runs:
         submission.complete(run)
     submission.check_waits()
-    assert submission.writer.settle(1.5, at_most=1.5) > 0
+    assert submission.writer.flush(1.5, at_most=1.5) > 0
     proxy.always(Mode.PASS)
     assert submission.end(30) == 0
     check(client, plan, runs)
@@ -215,9 +215,9 @@ def test_a_server_is_waited_for_as_long_as_it_takes_records(
         for kind in ["epoch"] * 9 + ["end"]:
             writer.put(Record(kind=kind, fingerprint="f" * 20, generation=1, experiment_id="1", run="a run", time_ms=0))
         began = time.monotonic()
-        assert writer.settle(0.6, at_most=0.6) > 5
+        assert writer.flush(0.6, at_most=0.6) > 5
         assert 0.5 < time.monotonic() - began < 1.2
-        assert writer.settle(1.0) == 1  # longer than that in all; the last is never taken
+        assert writer.flush(1.0) == 1  # longer than that in all; the last is never taken
         assert 2.5 < time.monotonic() - began < 10
         assert writer.close(0.1) == 1
         writer._thread.join()
@@ -229,9 +229,9 @@ def test_whichever_answer_is_lost_everything_is_there_once(proxy: Proxy, client:
     for lost, run in enumerate(plan.runs, 1):
         proxy.only(mode, lambda number, _, lost=lost: number == lost)  # type: ignore[misc]
         submission.begin(run)
-        submission.writer.settle(30)
+        submission.writer.flush(30)
         submission.complete(run)
-        submission.writer.settle(30)
+        submission.writer.flush(30)
         if proxy.count < lost:
             break
         proxy.always(Mode.PASS)
@@ -243,18 +243,18 @@ def test_whichever_answer_is_lost_everything_is_there_once(proxy: Proxy, client:
 def test_a_run_that_is_refused_does_not_hold_up_the_others(proxy: Proxy, client: MlflowClient, plan: Plan) -> None:
     submission, (refused, *others) = Submission(proxy.uri, plan), plan.runs[:4]
     submission.begin(refused)
-    submission.writer.settle(30)
-    run_id = run_queries.find(client, plan)[refused.fingerprint].run_id
+    submission.writer.flush(30)
+    run_id = run_queries.find_plan_runs(client, plan)[refused.fingerprint].run_id
     proxy.only(Mode.UNAVAILABLE, lambda _, content: run_id.encode() in content)
     submission.complete(refused)
     for run in others:
         submission.begin(run)
         submission.complete(run)
     deadline = time.monotonic() + 40
-    while sum(entry.done for entry in run_queries.find(client, plan).values()) < len(others):
+    while sum(entry.has_result for entry in run_queries.find_plan_runs(client, plan).values()) < len(others):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not run_queries.find(client, plan)[refused.fingerprint].done
+    assert not run_queries.find_plan_runs(client, plan)[refused.fingerprint].has_result
     proxy.always(Mode.PASS)
     assert submission.end(30) == 0
     check(client, plan, [refused, *others])
@@ -265,7 +265,7 @@ def test_what_an_outage_kept_from_mlflow_is_delivered_by_the_next_submission(
 ) -> None:
     first, runs = Submission(proxy.uri, plan), plan.runs[:2]
     first.begin(runs[0])
-    first.writer.settle(30)
+    first.writer.flush(30)
     proxy.always(Mode.REFUSE)
     first.complete(runs[0])
     first.begin(runs[1])
@@ -280,7 +280,7 @@ def test_what_an_outage_kept_from_mlflow_is_delivered_by_the_next_submission(
 def test_a_run_whose_end_is_on_its_way_is_not_taken_for_one_that_was_killed(proxy: Proxy, client: MlflowClient, plan: Plan) -> None:
     first, run = Submission(proxy.uri, plan), plan.runs[0]
     first.begin(run)
-    first.writer.settle(30)
+    first.writer.flush(30)
     proxy.always(Mode.REFUSE)
     first.complete(run)
     assert first.end(0.2) > 0
@@ -315,7 +315,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
     before = proxy.count
     results.gather(connect(proxy.uri), asked)
     assert proxy.count - before <= 6  # what there is, one page of runs, three metrics
-    monkeypatch.setattr(run_queries, "MAX_VALUES", 5)  # an answer that may have been cut off is asked for in halves
+    monkeypatch.setattr(run_queries, "MAX_VALUES_PER_RESPONSE", 5)  # an answer that may have been cut off is asked for in halves
     assert results.gather(client, asked).curves.equals(evidence.curves)
 
 
@@ -331,7 +331,7 @@ def test_a_database_that_another_program_locks_delays_records_and_loses_none(
     engine = submission.client._tracking_client.store.engine
     sqlalchemy.event.listen(engine, "before_cursor_execute", impatient, retval=True)
     submission.begin(runs[0])
-    submission.writer.settle(30)
+    submission.writer.flush(30)
     lock = f"""
 import sqlite3, sys
 connection = sqlite3.connect({str(tmp_path / "mlflow.db")!r}, isolation_level=None)
@@ -346,7 +346,7 @@ sys.stdin.read()
         submission.begin(runs[1])
         submission.complete(runs[1])
         submission.check_waits()
-        assert submission.writer.settle(2) == len(submission.waits) - 2
+        assert submission.writer.flush(2) == len(submission.waits) - 2
         assert submission.writer._retry_at, "MLflow has given up at least once"
     assert submission.end(30) == 0
     assert capsys.readouterr() == ("", "")
@@ -370,7 +370,7 @@ class Submitted:
         self.code = study_submission.run_study(self.plan, chosen)
 
     def histories(self, client: MlflowClient) -> list[list[Metric]]:
-        entries = run_queries.find(client, self.plan).values()
+        entries = run_queries.find_plan_runs(client, self.plan).values()
         assert {entry.outcome for entry in entries} == {"completed"}
         return [client.get_metric_history(entry.run_id, "test/error") for entry in entries]
 
@@ -379,7 +379,7 @@ class Submitted:
 def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without_training(
     proxy: Proxy, client: MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study_submission, "CLOSE_SECONDS", 1)
+    monkeypatch.setattr(study_submission, "CLOSE_TIMEOUT_SECONDS", 1)
     proxy.from_the_first(b"epoch_seconds", Mode.REFUSE)
     first = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
@@ -391,7 +391,7 @@ def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without
     assert list(home.glob("journals/*.jsonl"))
 
     proxy.always(Mode.PASS)
-    monkeypatch.setattr(study_submission, "CLOSE_SECONDS", 30)
+    monkeypatch.setattr(study_submission, "CLOSE_TIMEOUT_SECONDS", 30)
     second = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
     assert second.code == 0

@@ -10,7 +10,7 @@ from rich.console import Console
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Study
 from ablations.engine.study.request import Request
-from ablations.engine.submission.planning.cost_and_power import Outlook
+from ablations.engine.submission.planning.cost_and_power import CostEstimate
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core import ModelConfig, measure_cost
@@ -22,7 +22,7 @@ STUDY = Study(
     baseline={"block": "basic"},
     preset="smoke",
 )
-NOTHING = Outlook(seconds={}, source="", at_once=None, hours=None, gpu_hours=0)
+NOTHING = CostEstimate(seconds={}, source="", at_once=None, hours=None, gpu_hours=0)
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(STUDY, Request(), cache=tmp_path)
 
 
-def shown(plan: Plan, done: dict[str, RunRecord], outlook: Outlook, width: int = 120) -> list[str]:
+def shown(plan: Plan, done: dict[str, RunRecord], estimate: CostEstimate, width: int = 120) -> list[str]:
     """Lines of a log."""
     text = io.StringIO()
-    Console(file=text, width=width).print(plan_view(plan, done, outlook))
+    Console(file=text, width=width).print(plan_view(plan, done, estimate))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -44,8 +44,8 @@ def entry(error: float, seconds: float = 7.0, outcome: str = "completed") -> Run
 
 def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan: Plan) -> None:
     seconds = {run.fingerprint: 100.0 * run.spec.model.depth + run.seed for run in plan.runs if run.spec.model.block == "basic"}
-    outlook = Outlook(seconds=seconds, source="steps", at_once=2, hours=2.0, gpu_hours=0.25)
-    title, data, header, *lines = shown(plan, {}, outlook)
+    estimate = CostEstimate(seconds=seconds, source="steps", at_once=2, hours=2.0, gpu_hours=0.25)
+    title, data, header, *lines = shown(plan, {}, estimate)
     assert title == "blocks on synthetic: Which blocks?"
     assert data == "Data: 128 images to train, 50 images to score (generated), 10 classes, 8×8 pixels, RGB"
     assert header.split("  ")[-1].strip() == "time / run"
@@ -109,8 +109,8 @@ def test_where_nothing_is_known_the_plan_says_how_to_find_out(plan: Plan) -> Non
 
 def test_runs_at_a_time_are_not_named_where_they_are_not_known_or_one(plan: Plan) -> None:
     for at_once, hours in ((None, None), (1, 0.25)):
-        outlook = Outlook(seconds={plan.runs[0].fingerprint: 900}, source="steps", at_once=at_once, hours=hours, gpu_hours=0)
-        assert any(line.startswith("About 15 min 0 s one after another for 1 of 9 runs") for line in shown(plan, {}, outlook))
+        estimate = CostEstimate(seconds={plan.runs[0].fingerprint: 900}, source="steps", at_once=at_once, hours=hours, gpu_hours=0)
+        assert any(line.startswith("About 15 min 0 s one after another for 1 of 9 runs") for line in shown(plan, {}, estimate))
 
 
 def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) -> None:

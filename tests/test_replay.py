@@ -22,7 +22,16 @@ from ablations.engine.cli import options
 from ablations.engine.environment import paths
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Study
-from ablations.engine.submission.replay import Recorded, ReplayRequest, _Listener, find, metrics_of, replay, seeds_of, spec_of
+from ablations.engine.submission.replay import (
+    RecordedRun,
+    ReplayRequest,
+    _Listener,
+    compared_metrics,
+    find_run,
+    read_spec,
+    replay,
+    replicate_errors,
+)
 from ablations.engine.tracking.connection import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
 from resnet_core.data.datasets import load_dataset, resolve
@@ -137,7 +146,7 @@ def record(
     run_id = str(client.create_run("0").info.run_id)
     named = {**identity, "outcome": "completed", "mlflow.runName": "made up", **tags}
     params = [Param(name, str(value)) for name, value in spec.flat().items()]
-    metrics = [Metric(name, error, 0, 1) for name in metrics_of(spec)]
+    metrics = [Metric(name, error, 0, 1) for name in compared_metrics(spec)]
     client.log_batch(run_id, metrics, params, [RunTag(name, value) for name, value in named.items()])
     client.set_terminated(run_id, status)
     return run_id
@@ -153,37 +162,37 @@ SPECS = {
 @pytest.mark.parametrize("values", SPECS.values(), ids=SPECS)
 def test_a_specification_comes_back_from_mlflow_as_it_was(client: MlflowClient, values: Mapping[str, Any]) -> None:
     spec = override(preset(values["preset"]), {name: value for name, value in values.items() if name != "preset"})
-    assert spec_of(client.get_run(record(client, spec))) == spec
+    assert read_spec(client.get_run(record(client, spec))) == spec
 
 
 def test_parameters_that_are_not_those_of_the_fingerprint_are_refused(client: MlflowClient) -> None:
     spec = override(preset("smoke"), {"lr": 0.07})
     altered = client.get_run(record(client, spec, fingerprint="0" * 20))
     with pytest.raises(ConfigError, match="are not those of its fingerprint"):
-        spec_of(altered)
+        read_spec(altered)
     # Of another version, the fingerprint cannot be checked: what it was told to train can be trained all the same.
-    assert spec_of(client.get_run(record(client, spec, fingerprint="0" * 20, training_version="0"))) == spec
+    assert read_spec(client.get_run(record(client, spec, fingerprint="0" * 20, training_version="0"))) == spec
     # A run of before there were versions, and before some fields.
     old = client.get_run(record(client, spec, fingerprint="0" * 20))
     del old.data.tags["training_version"]
     del old.data.params["deterministic"]
-    assert spec_of(old) == spec
+    assert read_spec(old) == spec
 
 
 def test_a_specification_that_this_code_does_not_know_is_refused_in_one_line(client: MlflowClient) -> None:
     run_id = record(client, preset("smoke"), training_version="0")
     client.log_param(run_id, "optim.forgotten", "1")
     with pytest.raises(ConfigError, match=r"means nothing to this code \(optim.forgotten: no such field"):
-        spec_of(client.get_run(run_id))
+        read_spec(client.get_run(run_id))
 
 
 def test_a_run_is_found_by_its_id_its_fingerprint_or_the_beginning_of_that(client: MlflowClient) -> None:
     run_id = record(client, preset("smoke"), fingerprint="abcdef0123456789abcd")
     for named in (run_id, "abcdef0123456789abcd", "abcdef"):
-        assert find(client, named).info.run_id == run_id
+        assert find_run(client, named).info.run_id == run_id
     newer = record(client, preset("smoke"), fingerprint="abcdef0123456789abcd", generation="2")
-    assert find(client, "abcdef").info.run_id == newer
-    assert find(client, run_id).info.run_id == run_id
+    assert find_run(client, "abcdef").info.run_id == newer
+    assert find_run(client, run_id).info.run_id == run_id
 
 
 def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(client: MlflowClient) -> None:
@@ -197,11 +206,11 @@ def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(clie
     record(client, override(spec, {"seed": 5}), error=93, training_version="0")
     record(client, override(spec, {"seed": 6}), error=94, data="f" * 20)
     record(client, override(spec, {"seed": 7, "depth": 14}), error=95)
-    assert sorted(seeds_of(client, first, "test/error")) == [1, 2, 3]
+    assert sorted(replicate_errors(client, first, "test/error")) == [1, 2, 3]
     # An earlier attempt, chosen by its id, counts in place of the newest.
     again = record(client, spec, error=4, generation="2")
-    assert sorted(seeds_of(client, first, "test/error")) == [1, 2, 3]
-    assert sorted(seeds_of(client, client.get_run(again), "test/error")) == [2, 3, 4]
+    assert sorted(replicate_errors(client, first, "test/error")) == [1, 2, 3]
+    assert sorted(replicate_errors(client, client.get_run(again), "test/error")) == [2, 3, 4]
 
 
 def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
@@ -222,7 +231,7 @@ def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
     }
     for named, accepted in refused.items():
         with pytest.raises(ConfigError) as error:
-            find(client, named)
+            find_run(client, named)
         assert str(error.value).startswith(f"run={named}: {accepted}")
 
 
@@ -243,7 +252,7 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     spec = preset("smoke")
     dataset = load_dataset(spec.data)
     console = Console(file=io.StringIO(), width=200)
-    recorded = Recorded(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), seeds=SEEDS)
+    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), seeds=SEEDS)
     listener = _Listener(console, recorded, dataset)
     metrics = dict.fromkeys(listener.names, 1.0)
     listener.reported("run", {"epoch": 1, "metrics": metrics, "conditions": {}, "note": "a file is damaged"})
@@ -296,7 +305,7 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
     assert study.left_behind() == before
 
     for run in study.plan.runs:
-        study.client.log_metric(find(study.client, run.fingerprint).info.run_id, "test/error", 1.0, step=2)
+        study.client.log_metric(find_run(study.client, run.fingerprint).info.run_id, "test/error", 1.0, step=2)
     assert replay(study.request) == 1
     text = capsys.readouterr().out
     assert "differs: test/error" in text

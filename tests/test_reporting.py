@@ -68,7 +68,7 @@ def gathered(client: MlflowClient, asked: Design) -> Evidence:
 
 
 def study_run(client: MlflowClient) -> str:
-    return run_queries.design_of(client, "reported", "smoke", {})[0]
+    return run_queries.find_design(client, "reported", "smoke", {})[0]
 
 
 def report_of(client: MlflowClient, folder: Path) -> str:
@@ -76,7 +76,7 @@ def report_of(client: MlflowClient, folder: Path) -> str:
 
 
 def test_a_design_comes_back_as_it_was(client: MlflowClient, asked: Design) -> None:
-    assert run_queries.design_of(client, "reported", "smoke", {})[1] == asked
+    assert run_queries.find_design(client, "reported", "smoke", {})[1] == asked
 
 
 def test_every_epoch_of_every_run_comes_back(client: MlflowClient, gathered: Evidence, asked: Design) -> None:
@@ -99,7 +99,7 @@ def test_reading_asks_for_many_runs_at_a_time(client: MlflowClient, asked: Desig
         return read(store, run_ids, metrics)
 
     monkeypatch.setattr(run_queries, "_history_from_database", count)
-    monkeypatch.setattr(run_queries, "BATCH_RUNS", 5)
+    monkeypatch.setattr(run_queries, "MAX_RUNS_PER_REQUEST", 5)
     assert len(results.gather(client, asked).curves) == 12 * EPOCHS
     assert batches == [5, 5, 2]
 
@@ -118,21 +118,21 @@ def test_a_design_of_before_there_were_training_versions_is_read(asked: Design) 
     values = json.loads(asked.to_json())
     del values["training_version"]
     assert Design.from_json(json.dumps(values)) == dataclasses.replace(asked, training_version="")
-    assert run_queries.trained_by("", "c" * 20) == f"tags.code_version = '{'c' * 20}'"
+    assert run_queries.training_version_filter("", "c" * 20) == f"tags.code_version = '{'c' * 20}'"
 
 
 def test_an_unknown_study_and_other_settings_are_refused(client: MlflowClient) -> None:
     for name, preset, shared in (("nothing", "smoke", {}), ("reported", "digits", {}), ("reported", "smoke", {"optim.lr": 7})):
         with pytest.raises(ConfigError, match="--report: MLflow has no study"):
-            run_queries.design_of(client, name, preset, shared)
+            run_queries.find_design(client, name, preset, shared)
 
 
 def test_a_whole_study_has_no_shared_settings_but_those_asked_for(client: MlflowClient, plan: Plan) -> None:
-    assert run_queries.design_of(client, "reported", "smoke", plan.shared(), whole=True)
+    assert run_queries.find_design(client, "reported", "smoke", plan.shared(), whole=True)
     # One setting is not asked for; another one is, but the study was recorded before there was such a field.
     shared = {name: value for name, value in plan.shared().items() if name != "optim.lr"}
     with pytest.raises(ConfigError, match="--report: MLflow has no study"):
-        run_queries.design_of(client, "reported", "smoke", {**shared, "model.depth": RunSpec().flat()["model.depth"]}, whole=True)
+        run_queries.find_design(client, "reported", "smoke", {**shared, "model.depth": RunSpec().flat()["model.depth"]}, whole=True)
 
 
 def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
@@ -222,18 +222,18 @@ def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
     client.set_tag(run_id, "report", "5 of 12 runs")
     with monkeypatch.context() as broken:
         broken.setattr(client, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
-        reporting.store(make_console(), client, run_id, gathered, findings)
+        reporting.publish_report(make_console(), client, run_id, gathered, findings)
     printed = capsys.readouterr().out
     assert "The report could not be made or stored: OSError: the disk is full" in printed
     assert "Report:" not in printed
     assert client.get_run(run_id).data.tags["report"] == "5 of 12 runs"
-    reporting.store(make_console(), client, run_id, gathered, findings)
+    reporting.publish_report(make_console(), client, run_id, gathered, findings)
     assert client.get_run(run_id).data.tags["report"] == tracker.WHOLE
 
 
 def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
-    assert reporting.pause_after(0.1) == 60
-    assert reporting.pause_after(20) == pytest.approx(1000)
+    assert reporting.seconds_until_next_report(0.1) == 60
+    assert reporting.seconds_until_next_report(20) == pytest.approx(1000)
 
 
 def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
@@ -247,10 +247,10 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
         if len(made) == 1:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(reporting, "REFRESH_SECONDS", 0.05)
-    monkeypatch.setattr(reporting, "SHARE", 1e6)
+    monkeypatch.setattr(reporting, "UPDATE_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "MAX_TIME_SHARE", 1e6)
     monkeypatch.setattr(reporting, "publish", publish)
-    with reporting.Refresher(client, study_run(client), asked, lambda: (ended, f"{ended} of 12 runs")) as refresher:
+    with reporting.ReportUpdater(client, study_run(client), asked, lambda: (ended, f"{ended} of 12 runs")) as refresher:
         time.sleep(0.5)
         assert not made, "no run had ended"
         ended = 5
@@ -278,9 +278,9 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
         slow(*arguments, **named)
 
     monkeypatch.setattr(module, name, standing)
-    monkeypatch.setattr(reporting, "REFRESH_SECONDS", 0.05)
-    monkeypatch.setattr(reporting, "STOP_SECONDS", 0.05)
-    refresher = reporting.Refresher(client, run_id, asked, lambda: (5, "5 of 12 runs"))
+    monkeypatch.setattr(reporting, "UPDATE_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "INTERRUPTED_TIMEOUT_SECONDS", 0.05)
+    refresher = reporting.ReportUpdater(client, run_id, asked, lambda: (5, "5 of 12 runs"))
     with pytest.raises(KeyboardInterrupt), refresher:  # noqa: PT012
         assert reached.wait(60)
         raise KeyboardInterrupt

@@ -65,11 +65,11 @@ class Noted(Heard):
         self.every_pid.add(report["pid"])
 
 
-def search(folder: Path, source: tune_runner.Source, *, workers: int = 1) -> Noted:
+def search(folder: Path, source: tune_runner.RunSource, *, workers: int = 1) -> Noted:
     heard = Noted()
     tune_runner.train_trials(
         source,
-        tune_runner.Needs(workers=workers),
+        tune_runner.RunResources(workers=workers),
         max_concurrent=1 if workers == 1 else None,
         listener=heard,
         scratch=folder / "tune",
@@ -135,9 +135,9 @@ def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
         assert config.search_alg.max_concurrent == place.places
         rooms.append(place.places)
 
-    monkeypatch.setattr(tune_runner, "autoscales", lambda: grows)
+    monkeypatch.setattr(tune_runner, "has_autoscaler", lambda: grows)
     monkeypatch.setattr(tune_runner, "_fit", first_step)
-    tune_runner.train_trials(Listed(), tune_runner.Needs(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
+    tune_runner.train_trials(Listed(), tune_runner.RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
     assert rooms == [room]
 
 

@@ -19,7 +19,7 @@ from submitted import SEARCH, Submitted
 from ablations.engine.search.plan import FIRST_SEED, SearchPlan
 from ablations.engine.study.plan import Study
 from ablations.engine.tracking import search_trials
-from ablations.engine.tracking.run_queries import trained_by
+from ablations.engine.tracking.run_queries import training_version_filter
 from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.identity import TRAINING_VERSION
 
@@ -35,7 +35,9 @@ class Searched(Submitted):
 
     def __init__(self, home: Path, *arguments: str, study: Study = SEARCH) -> None:
         super().__init__(home, *arguments, study=study)
-        self.past: list[PastTrial] = search_trials.read(self.client, self.plan.asked(), trained_by(str(TRAINING_VERSION), ""))
+        self.past: list[PastTrial] = search_trials.read_trials(
+            self.client, self.plan.asked(), training_version_filter(str(TRAINING_VERSION), "")
+        )
 
     def numbers(self) -> dict[str, list[int]]:
         """Of trials, by cell."""
@@ -71,12 +73,12 @@ def test_each_cell_has_its_trials_and_each_trial_its_run(first: Searched) -> Non
     assert first.code == 0
     assert first.numbers() == {"shortcut=A": [0, 1, 2, 3], "shortcut=none": [0, 1, 2, 3]}
     assert "completed" in {each.outcome for each in first.past} <= {"completed", "pruned"}  # which depends on who comes first
-    assert {each.entry.status for each in first.past if each.outcome == "pruned"} == {"KILLED"}
+    assert {each.record.status for each in first.past if each.outcome == "pruned"} == {"KILLED"}
     assert all((len(each.epochs) == 8) == (each.outcome == "completed") for each in first.past)
-    fingerprints = [each.entry.tags["fingerprint"] for each in first.past]
+    fingerprints = [each.record.tags["fingerprint"] for each in first.past]
     assert len(set(fingerprints)) == len(fingerprints)
     parent = first.parent().info.run_id
-    assert {each.entry.tags["mlflow.parentRunId"] for each in first.past} == {parent}
+    assert {each.record.tags["mlflow.parentRunId"] for each in first.past} == {parent}
 
 
 def test_variants_are_tried_at_the_same_first_configurations(first: Searched) -> None:
@@ -86,9 +88,9 @@ def test_variants_are_tried_at_the_same_first_configurations(first: Searched) ->
 
 def test_no_trial_reads_the_test_set_and_no_result_is_of_a_trials_seed(first: Searched) -> None:
     for each in first.past:
-        assert not [name for name in each.entry.metrics if name.startswith("test/")]
-        assert each.entry.params["seed"] == str(FIRST_SEED)
-        assert "validation/error" in each.entry.metrics
+        assert not [name for name in each.record.metrics if name.startswith("test/")]
+        assert each.record.params["seed"] == str(FIRST_SEED)
+        assert "validation/error" in each.record.metrics
     assert {entry.params["seed"] for entry in first.entries.values()} == {"0"}
 
 
@@ -96,9 +98,9 @@ def test_the_winner_is_trained_again_beside_the_default(first: Searched) -> None
     evidence = first.found()
     completed = {(each.cell, each.trial.number): each for each in first.past if each.outcome == "completed"}
     for cell, choice in first.chosen().items():
-        best = min(each.entry.metrics["validation/error"] for (of, _), each in completed.items() if of == cell)
+        best = min(each.record.metrics["validation/error"] for (of, _), each in completed.items() if of == cell)
         winner = completed[cell, choice["tuned"]]
-        assert winner.entry.metrics["validation/error"] == best
+        assert winner.record.metrics["validation/error"] == best
         (tuned,) = [each for each in evidence.design.cells if each.label == f"{cell} configuration=tuned"]
         assert tuned.spec["optim.lr"] == winner.trial.values["optim.lr"]
         assert tuned.spec["data.validation"] == 0
@@ -145,12 +147,12 @@ def test_more_trials_go_on_where_the_search_ended_or_was_killed(first: Searched,
     more = Searched(home, *PER_CELL, "--trials", "7")
     assert more.code == 0
     assert more.numbers() == {"shortcut=A": list(range(7)), "shortcut=none": list(range(7))}
-    after = {each.entry.run_id: each.entry.metrics for each in more.past}
+    after = {each.record.run_id: each.record.metrics for each in more.past}
     assert before.items() <= after.items(), "what had ended is as it was"
-    assert {each.entry.run_id for each in first.past} <= after.keys()
+    assert {each.record.run_id for each in first.past} <= after.keys()
     assert len({each.trial.values["optim.lr"] for each in more.past}) == 7, "in both cells the same"
     for each in more.past:
-        steps = [metric.step for metric in client.get_metric_history(each.entry.run_id, "validation/error")]
+        steps = [metric.step for metric in client.get_metric_history(each.record.run_id, "validation/error")]
         assert steps == list(range(1, len(steps) + 1)), "every epoch once"
 
 
@@ -169,7 +171,7 @@ def test_a_population_branches_without_training_twice(cluster: str, home: Path) 
         for past in range(1, epoch + 1):
             assert each.epochs[past] == parent.epochs[past], "copied, to the time that it took"
     assert {each.outcome for each in found.past} == {"completed", "pruned"}
-    assert all(each.entry.tags["attempts"] == "1" for each in found.past), "to wait for others is no interruption"
+    assert all(each.record.tags["attempts"] == "1" for each in found.past), "to wait for others is no interruption"
 
 
 def _trials(client: MlflowClient) -> list[MlflowRun]:

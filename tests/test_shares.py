@@ -23,19 +23,19 @@ from test_faults import Heard, job_of, taken, until
 from ablations.engine.scheduling import connection, fair_share, tune_runner
 from ablations.engine.scheduling.fair_share import (
     KEY,
+    ClaimRegistry,
     ResourceClaim,
-    Shares,
     current_quota,
-    divide,
+    divide_evenly,
     must_release_last_slot,
     quota_of,
     should_yield,
 )
 from ablations.engine.scheduling.tune_adapters import TuneSearcherAdapter
-from ablations.engine.scheduling.tune_runner import Needs
+from ablations.engine.scheduling.tune_runner import RunResources
 
 PROJECT = Path(__file__).parents[1]
-ONE_CPU = Needs()
+ONE_CPU = RunResources()
 MANY = 500
 """Runs of a study that is stopped before it has done all."""
 
@@ -60,7 +60,7 @@ MANY = 500
 def test_what_a_cluster_holds_is_divided_equally_and_nothing_is_left_while_somebody_wants_it(
     room: int, wants: list[int], parts: list[int]
 ) -> None:
-    assert divide(room, wants) == parts
+    assert divide_evenly(room, wants) == parts
 
 
 def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
@@ -126,20 +126,20 @@ def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: di
 def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    turn = tune_runner._TimeSlice()
-    assert (turn.settled(0), turn.is_over(60)) == (0, False)  # it has not begun, and asks for a place
-    assert [turn.settled(runs) for runs in (2, 0, 1)] == [2, 1, 1]
+    turn = tune_runner.TimeSlice()
+    assert (turn.smooth(0), turn.has_expired(60)) == (0, False)  # it has not begun, and asks for a place
+    assert [turn.smooth(runs) for runs in (2, 0, 1)] == [2, 1, 1]
     now += 59
-    assert not turn.is_over(60)
+    assert not turn.has_expired(60)
     now += 2
-    assert turn.is_over(60)
-    assert [turn.settled(0), turn.settled(0)] == [1, 0]
-    assert turn.is_over(60)  # it has left, and does not ask for a while
-    now += tune_runner.LEAVING_SECONDS
-    assert not turn.is_over(60)
-    turn.settled(1)
+    assert turn.has_expired(60)
+    assert [turn.smooth(0), turn.smooth(0)] == [1, 0]
+    assert turn.has_expired(60)  # it has left, and does not ask for a while
+    now += tune_runner.HANDOVER_SECONDS
+    assert not turn.has_expired(60)
+    turn.smooth(1)
     now += 59
-    assert not turn.is_over(60)  # a new turn
+    assert not turn.has_expired(60)  # a new turn
 
 
 # On Ray
@@ -174,7 +174,9 @@ class Timed(Heard):
         return sum(begin <= moment < self.over.get(name, math.inf) for name, begin in self.began.copy().items())
 
 
-def execute(folder: Path, name: str, runs: int, needs: Needs = ONE_CPU, *, epochs: int = 25, heard: Timed | None = None) -> Timed:
+def execute(
+    folder: Path, name: str, runs: int, needs: RunResources = ONE_CPU, *, epochs: int = 25, heard: Timed | None = None
+) -> Timed:
     """Runs of about a second."""
     heard = heard or Timed()
     jobs = [job_of(folder, f"{name}-{index}", optim__epochs=epochs, world_size=needs.workers) for index in range(runs)]
@@ -188,7 +190,7 @@ from pathlib import Path
 import ray
 from ablations.engine.scheduling import tune_runner as scheduler
 from test_shares import execute, until
-address, folder, needs = sys.argv[1], Path(sys.argv[2]), scheduler.Needs(**json.loads(sys.argv[3]))
+address, folder, needs = sys.argv[1], Path(sys.argv[2]), scheduler.RunResources(**json.loads(sys.argv[3]))
 ray.init(address, log_to_driver=False, logging_level="ERROR")
 scheduler.connect()
 until((folder / "go").exists)
@@ -207,8 +209,8 @@ class Both:
         others: what a run of the second takes.
     """
 
-    def __init__(self, address: str, folder: Path, needs: Needs = ONE_CPU, others: Needs = ONE_CPU) -> None:
-        self.folder, self.first, self.second, self.places = folder, Timed(), Timed(), needs.capacity()
+    def __init__(self, address: str, folder: Path, needs: RunResources = ONE_CPU, others: RunResources = ONE_CPU) -> None:
+        self.folder, self.first, self.second, self.places = folder, Timed(), Timed(), needs.current_capacity()
         command = [sys.executable, "-c", SECOND, address, str(folder), json.dumps(asdict(others))]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
         pipe = subprocess.PIPE
@@ -263,15 +265,17 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 @pytest.mark.parametrize(
     ("needs", "others"),
     [
-        (Needs(cpus_per_worker=2), Needs(cpus_per_worker=2)),
-        pytest.param(Needs(), Needs(workers=2), marks=pytest.mark.cluster),  # a group that takes the places of two runs
+        (RunResources(cpus_per_worker=2), RunResources(cpus_per_worker=2)),
+        pytest.param(
+            RunResources(), RunResources(workers=2), marks=pytest.mark.cluster
+        ),  # a group that takes the places of two runs
     ],
     ids=["alike", "group"],
 )
 def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_its_end(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs, others: Needs
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: RunResources, others: RunResources
 ) -> None:
-    monkeypatch.setattr(tune_runner, "TURN_SECONDS", 1.0)
+    monkeypatch.setattr(tune_runner, "MIN_TURN_SECONDS", 1.0)
     both = Both(address, tmp_path, needs, others)
     assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
     came, left = min(both.second.began.values()), max(both.second.over.values())
@@ -284,13 +288,13 @@ def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_share, "GONE_SECONDS", 0.2)
+    monkeypatch.setattr(fair_share, "CLAIM_TIMEOUT_SECONDS", 0.2)
     claim = ResourceClaim(capacity=2, wants=9, runs=2)
     _internal_kv_put(f"{KEY}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}), overwrite=True)
-    with Shares() as own:
-        assert own.announce(claim) == {"01000000-7": claim, own.name: claim}
+    with ClaimRegistry() as own:
+        assert own.publish(claim) == {"01000000-7": claim, own.name: claim}
         time.sleep(0.3)
-        assert own.announce(claim) == {own.name: claim}
+        assert own.publish(claim) == {own.name: claim}
         assert len(_internal_kv_list(KEY)) == 1
     assert not _internal_kv_list(KEY)
 
@@ -300,8 +304,8 @@ def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypat
 def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune_runner, "autoscales", lambda: True)  # so that all runs are asked for at once
-    monkeypatch.setattr(connection, "CAPACITY_SECONDS", 0.2)  # so that all of it happens while they are
+    monkeypatch.setattr(tune_runner, "has_autoscaler", lambda: True)  # so that all runs are asked for at once
+    monkeypatch.setattr(connection, "CAPACITY_INTERVAL_SECONDS", 0.2)  # so that all of it happens while they are
 
     def waiting() -> int:
         return sum(group.state == "PENDING" for group in list_placement_groups(address, limit=10_000))

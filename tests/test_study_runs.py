@@ -212,8 +212,8 @@ def test_more_than_the_cluster_can_ever_give_is_refused(home: Path, arguments: l
 
 
 def test_capacity_counts_whole_workers_on_each_node() -> None:
-    assert tune_runner.Needs(workers=2).capacity() == 1
-    assert tune_runner.Needs(cpus_per_worker=0.5).capacity() == 4
-    assert tune_runner.Needs(cpus_per_worker=1.5).capacity() == 1
-    assert tune_runner.Needs(gpus_per_worker=0.5).capacity() == 0
-    assert not tune_runner.autoscales()
+    assert tune_runner.RunResources(workers=2).current_capacity() == 1
+    assert tune_runner.RunResources(cpus_per_worker=0.5).current_capacity() == 4
+    assert tune_runner.RunResources(cpus_per_worker=1.5).current_capacity() == 1
+    assert tune_runner.RunResources(gpus_per_worker=0.5).current_capacity() == 0
+    assert not tune_runner.has_autoscaler()

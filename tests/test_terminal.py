@@ -58,7 +58,7 @@ def test_a_run_whose_process_died_does_not_count_as_running_until_it_has_another
 
 
 def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.engine.submission.progress.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("ablations.engine.submission.progress.TOTALS_INTERVAL_SECONDS", 0.05)
     shown = io.StringIO()
 
     def said() -> str:
@@ -79,7 +79,7 @@ def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, mon
 
 
 def test_a_line_is_left_out_where_another_has_just_been_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.engine.submission.progress.HEARTBEAT_SECONDS", 5.0)
+    monkeypatch.setattr("ablations.engine.submission.progress.TOTALS_INTERVAL_SECONDS", 5.0)
     shown = io.StringIO()
     with Progress(Console(file=shown, width=120), plan, plan.runs) as progress:
         for run in plan.runs:

@@ -22,7 +22,7 @@ from ablations.engine.study.plan import Plan, Study, Trial
 from ablations.engine.study.request import Request
 from ablations.engine.submission import study_submission
 from ablations.engine.tracking import results, run_queries, writer
-from ablations.engine.tracking.connection import connect, is_new, make_file
+from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
 from ablations.engine.tracking.journal import Journal
 from ablations.engine.tracking.tracker import Tracker, origin_tags
 from ablations.engine.tracking.writer import Writer
@@ -50,11 +50,11 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
 class Submission(Tracker):
     """A tracker with what it writes through."""
 
-    def __init__(self, client: MlflowClient, plan: Plan, *, again: bool = False) -> None:
+    def __init__(self, client: MlflowClient, plan: Plan, *, rerun: bool = False) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
         writer = Writer(client, self.journal)
-        writer.settle(10)
-        super().__init__(client, writer, plan, run_queries.find(client, plan), again=again)
+        writer.flush(10)
+        super().__init__(client, writer, plan, run_queries.find_plan_runs(client, plan), rerun=rerun)
         self.closed = False
 
     def flush(self, seconds: float = 10) -> int:
@@ -63,7 +63,7 @@ class Submission(Tracker):
             return 0
         self.closed = True
         waiting = self.writer.close(seconds)
-        self._beat.abandon()
+        self._beat.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -158,7 +158,7 @@ def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
         again.epoch(run, 2, LAST, CPU, ROWS)
         again.flush()
     (child,) = children(client, tracker)
-    text = Path(client.download_artifacts(child.info.run_id, run_queries.PROBES)).read_text()
+    text = Path(client.download_artifacts(child.info.run_id, run_queries.PROBES_ARTIFACT)).read_text()
     assert text == "probe,epoch,layer,name,quantity,value\nresponses,2,1,conv1,std,0.5\n"
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
 
@@ -168,14 +168,14 @@ def test_of_a_fresh_attempt_that_was_cut_off_a_plain_one_goes_on_with_what_it_ha
 ) -> None:
     train(tracker, plan)
     begun, *untouched = plan.runs
-    fresh = Submission(client, plan, again=True)
+    fresh = Submission(client, plan, rerun=True)
     fresh.started(begun)
     fresh.flush()
-    plain, known = Submission(client, plan), run_queries.find(client, plan)
-    assert run_queries.done(known).keys() == {run.fingerprint for run in untouched}
+    plain, known = Submission(client, plan), run_queries.find_plan_runs(client, plan)
+    assert run_queries.with_result(known).keys() == {run.fingerprint for run in untouched}
     assert plain.generation(begun) == 2
     plain.flush()
-    anew = Submission(client, plan, again=True)
+    anew = Submission(client, plan, rerun=True)
     assert [anew.generation(run) for run in (begun, untouched[0])] == [3, 2]
     anew.flush()
 
@@ -197,20 +197,20 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
         return tracker.flush(2)
 
     assert submit() == 2  # the table, and the end behind it
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.status, entry.outcome) == ("KILLED", "stopped")
     blocked.unlink()
     assert submit() == 0
-    (entry,) = run_queries.find(client, plan).values()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert results.gather(client, Design.of(plan, {})).probes.empty, "this plan asks for no probes"
-    assert Path(client.download_artifacts(entry.run_id, run_queries.PROBES)).exists()
+    assert Path(client.download_artifacts(entry.run_id, run_queries.PROBES_ARTIFACT)).exists()
 
 
 def test_the_writer_survives_whatever_a_store_raises(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(writer, "RETRY_INTERVAL_SECONDS", 0.01)
     store, raised = client.log_batch, [KeyError("a library's own"), RuntimeError()]
 
     def log_batch(*arguments: Any, **named: Any) -> Any:
@@ -233,7 +233,7 @@ def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowCli
     tracker.started(run)
     tracker.epoch(run, 1, METRICS, CPU)
     tracker.flush()  # and here the driver is killed: RUNNING for ever
-    assert [entry.done for entry in run_queries.find(client, plan).values()] == [False]
+    assert [entry.has_result for entry in run_queries.find_plan_runs(client, plan).values()] == [False]
     again = Submission(client, plan)
     train(again, plan, runs=1)
     (child,) = children(client, again)
@@ -252,18 +252,18 @@ def test_the_status_tells_whether_there_is_a_result(
     tracker.flush()
     (child,) = children(client, tracker)
     assert (child.info.status, child.data.tags["outcome"], child.data.tags["message"]) == (status, outcome, "because")
-    assert run_queries.find(client, plan)[plan.runs[0].fingerprint].done == (status == "FINISHED")
+    assert run_queries.find_plan_runs(client, plan)[plan.runs[0].fingerprint].has_result == (status == "FINISHED")
     traceback = [file.path for file in client.list_artifacts(child.info.run_id)]
     assert traceback == (["traceback.txt"] if status == "FAILED" else [])
 
 
 def test_a_fresh_attempt_is_another_run_and_the_newest_counts(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     train(tracker, plan, runs=1)
-    first = run_queries.find(client, plan)[plan.runs[0].fingerprint]
-    again = Submission(client, plan, again=True)
+    first = run_queries.find_plan_runs(client, plan)[plan.runs[0].fingerprint]
+    again = Submission(client, plan, rerun=True)
     assert again.generation(plan.runs[0]) == 2
     train(again, plan, runs=1)
-    newest = run_queries.find(client, plan)[plan.runs[0].fingerprint]
+    newest = run_queries.find_plan_runs(client, plan)[plan.runs[0].fingerprint]
     assert newest.run_id != first.run_id
     assert len(children(client, again)) == 2
 
@@ -272,7 +272,7 @@ def test_a_run_is_found_whichever_study_trained_it(client: MlflowClient, plan: P
     train(tracker, plan)
     other = Study(name="another", question="?", factors={"shortcut": ("A", "B")}, baseline={}, seeds=2, preset="smoke")
     lr = plan.base.optim.lr
-    found = run_queries.find(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
+    found = run_queries.find_plan_runs(client, make_plan(other, Request(overrides={"lr": lr}), cache=tmp_path))
     assert len(found) == 2
     assert {entry.tags["cell"] for entry in found.values()} == {"shortcut=A"}
 
@@ -287,7 +287,7 @@ def test_a_trial_that_another_search_ended_meanwhile_is_of_both(
         tracker.started(trial)
         tracker.epoch(trial, 1, LAST, CPU)
         tracker.ended(trial, ended)
-        assert tracker.writer.settle(10) == 0
+        assert tracker.writer.flush(10) == 0
     (found,) = (child.data for child in children(client, tracker))
     assert [json.loads(found.tags[f"trial.{number}"])["number"] for number in (3, 7)] == [3, 7]
     assert found.tags["outcome"] == ended
@@ -312,24 +312,24 @@ def test_the_ledger_reads_every_page(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tracker, plan)
-    monkeypatch.setattr(run_queries, "PAGE", 1)
-    assert len(run_queries.find(client, plan)) == len(plan.runs)
+    monkeypatch.setattr(run_queries, "PAGE_SIZE", 1)
+    assert len(run_queries.find_plan_runs(client, plan)) == len(plan.runs)
 
 
 def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tracker, plan)
-    old = run_queries.find(client, plan)
+    old = run_queries.find_plan_runs(client, plan)
     data = {"data_version": plan.dataset.version}
     for number in range(30):
         client.create_run(tracker.experiment_id, tags={**data, "fingerprint": f"another {number}"})
-    entry_of = Mock(side_effect=run_queries.entry_of)
-    monkeypatch.setattr(run_queries, "entry_of", entry_of)
-    monkeypatch.setattr(run_queries, "FEWEST", 5)
-    monkeypatch.setattr(run_queries, "SHARE", 1)
-    assert run_queries.find(client, plan) == old
-    assert entry_of.call_count == 5 + len(plan.runs) < 30
+    run_record = Mock(side_effect=run_queries.run_record)
+    monkeypatch.setattr(run_queries, "run_record", run_record)
+    monkeypatch.setattr(run_queries, "MIN_RUNS_READ", 5)
+    monkeypatch.setattr(run_queries, "RUNS_READ_PER_LOOKUP", 1)
+    assert run_queries.find_plan_runs(client, plan) == old
+    assert run_record.call_count == 5 + len(plan.runs) < 30
 
 
 def test_a_database_that_cannot_be_made_is_one_line() -> None:
@@ -345,18 +345,18 @@ def test_a_database_in_a_folder_that_may_not_be_entered_is_one_line(tmp_path: Pa
         os.seteuid(65534)  # nobody: root may enter everything
     try:
         with pytest.raises(ConfigError, match=r"--tracking-uri=\S+/shut/mlflow\.db: MLflow does not answer \(.*Permission denied"):
-            is_new(f"sqlite:///{folder}/mlflow.db")
+            is_new_database(f"sqlite:///{folder}/mlflow.db")
     finally:
         os.seteuid(user)
 
 
 def test_a_new_database_is_one_that_has_no_file_yet(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/sub/mlflow.db?timeout=1"
-    assert is_new(uri)
-    make_file(uri)
+    assert is_new_database(uri)
+    create_database_file(uri)
     assert (tmp_path / "sub" / "mlflow.db").stat().st_size == 0
-    assert not is_new(uri)
-    assert not is_new("sqlite:///:memory:")
+    assert not is_new_database(uri)
+    assert not is_new_database("sqlite:///:memory:")
 
 
 def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,8 +405,8 @@ def test_records_that_wait_are_not_delivered_while_a_living_study_trains_their_r
     cut_off(monkeypatch, client, tracker, plan)
     second.journal.claim([plan.runs[0].fingerprint])
     third = Submission(client, plan)
-    assert not third.journal.inherited
-    assert not run_queries.find(client, plan)
+    assert not third.journal.recovered
+    assert not run_queries.find_plan_runs(client, plan)
     third.flush()
     second.flush()
 
@@ -433,7 +433,7 @@ def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
     client.delete_experiment(tracker.experiment_id)
     other = another(plan, tmp_path)
     second = Submission(client, other)
-    assert len(second.journal.inherited) == 4
+    assert len(second.journal.recovered) == 4
     train(second, other, runs=1)
     assert "experiment" in (second.journal.folder / f"{second.journal._file.stem}.refused").read_text()
     client.restore_experiment(tracker.experiment_id)
@@ -445,11 +445,11 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
 ) -> None:
     cut_off(monkeypatch, client, tracker, plan)
     before, left = set(threading.enumerate()), list[str]()
-    let_go = Journal.__exit__
+    release = Journal.__exit__
 
     def noted(journal: Journal, *error: Any) -> None:
         left.extend(thread.name for thread in set(threading.enumerate()) - before)
-        let_go(journal, *error)
+        release(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
     failing = {"kind": (study_submission.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
@@ -463,7 +463,7 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
 def test_a_result_is_not_taken_back_by_whoever_comes_later(client: MlflowClient, plan: Plan, tracker: Submission) -> None:
     run = plan.runs[0]
     tracker.started(run)
-    assert tracker.writer.settle(10) == 0
+    assert tracker.writer.flush(10) == 0
     (child,) = children(client, tracker)
     client.set_terminated(child.info.run_id, "FINISHED")  # by a process that was taken for dead
     tracker.ended(run, "stopped")
@@ -479,6 +479,6 @@ def test_the_next_submission_mends_what_a_killed_one_left_running(client: Mlflow
     again.started(plan.runs[1])
     again.flush()  # and the job is killed
     Submission(client, plan).flush()
-    found = run_queries.find(client, plan)
+    found = run_queries.find_plan_runs(client, plan)
     assert [found[run.fingerprint].status for run in plan.runs[:2]] == ["FINISHED", "KILLED"]
     assert found[plan.runs[1].fingerprint].tags["message"] == "its job was killed"

@@ -59,14 +59,14 @@ def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.
     monkeypatch.setattr(worker, "train_epochs", fail)
     watch: Any = SimpleNamespace(alive=lambda: None, end_process=end)
     with pytest.raises(Ended) as ended:
-        worker.train_or_end(job_of(tmp_path, "run"), "cpu", print, watch)
+        worker.train_or_exit_on_gpu_error(job_of(tmp_path, "run"), "cpu", print, watch)
     (reason,) = ended.value.args
     assert reason == {"gpu_error": "CUDA error: unspecified launch failure"}
 
     monkeypatch.setattr(process_failures, "_internal_kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
     monkeypatch.setattr(process_failures, "_internal_kv_del", lambda _: None)
     monkeypatch.setattr("ray.nodes", list)
-    death = process_failures.explain(["actor"])
+    death = process_failures.explain_failure(["actor"])
     assert (death.reason, death.cause) == ("its GPU failed: CUDA error: unspecified launch failure", "process")
 
 
@@ -157,18 +157,18 @@ def failed(*failures: Exception) -> WorkerGroupError:
 )
 @pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
 def test_a_workers_own_error_ends_the_run_whatever_its_text_and_the_others_say(own: Exception, others: list[Exception]) -> None:
-    assert group_failures.raised_by_workers(failed(*others, own)) is own
+    assert group_failures.worker_exception(failed(*others, own)) is own
     assert "tracebacks of all" in own.__notes__[-1]
 
 
 @pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
 def test_workers_that_lost_a_peer_or_their_process_are_started_again(failures: list[Exception]) -> None:
-    assert group_failures.raised_by_workers(failed(*failures)) is None
+    assert group_failures.worker_exception(failed(*failures)) is None
 
 
 def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
     diverged = Diverged("the loss is not finite in epoch 1")
-    assert group_failures.raised_by_workers(failed(DIED, GLOO, diverged)) is diverged
+    assert group_failures.worker_exception(failed(DIED, GLOO, diverged)) is diverged
 
 
 class Group:
@@ -197,7 +197,7 @@ class Group:
 
         monkeypatch.setattr(ddp_group, "_train_once", train_once)
         monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["one", "two"])
-        monkeypatch.setattr(process_failures, "explain", lambda *_: death)
+        monkeypatch.setattr(process_failures, "explain_failure", lambda *_: death)
         self.reports: list[dict[str, Any]] = []
         report = self.reports.append
         trainable.report_outcome(report, lambda: ddp_group.train_group(job, report, lambda: None))

@@ -72,12 +72,12 @@ def measure(uri: str) -> dict[str, float]:
         took[name] = time.perf_counter() - began
         began = time.perf_counter()
 
-    _, design = run_queries.design_of(client, "large", "digits", {})
+    _, design = run_queries.find_design(client, "large", "digits", {})
     mark("what was asked")
     versions = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
     for name, wanted in (("all", versions), ("of 100", dict(list(versions.items())[:100]))):
         began = time.perf_counter()
-        found = run_queries.find_all(client, wanted)
+        found = run_queries.find_by_fingerprint(client, wanted)
         mark(f"look-up {name}")
         assert len(found) == len(wanted)
     run = client.create_run("0").info.run_id

@@ -42,7 +42,7 @@ def measure(uri: str) -> dict[str, float]:
 
     client = connect(uri)
     marks = [time.perf_counter()]
-    _, design = run_queries.design_of(client, "large", "digits", {})
+    _, design = run_queries.find_design(client, "large", "digits", {})
     evidence = results.gather(client, design)
     marks.append(time.perf_counter())
     findings = analyse(evidence)

@@ -24,7 +24,7 @@ def fill(client: MlflowClient, design: Design, shared: Mapping[str, Any], epochs
     """Adds the study, all runs completed, and its run with the fields that they share; returns its id."""
     experiment_id = client.create_experiment(design.study, artifacts.as_uri())
     parent = client.create_run(experiment_id, tags={"study": design.study, "preset": design.preset, run_queries.DESIGN_TAG: "1"})
-    client.log_text(parent.info.run_id, design.to_json(), run_queries.DESIGN)
+    client.log_text(parent.info.run_id, design.to_json(), run_queries.DESIGN_ARTIFACT)
     client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in shared.items()])
     engine = create_engine(client.tracking_uri)
     with engine.begin() as connection:

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Searches, watches, prints and writes."""
+    """SearchState, watches, prints and writes."""
     given = record.options(__file__, __doc__, rounds=1, extra=add_options)
     trials = given.extra.trials
     walls: list[float] = []

@@ -79,9 +79,9 @@ def main(study: Study) -> NoReturn:
         # Ray and MLflow take seconds to import: only for a request that is right.
         if chosen.report:
             drafted = _drafted(study, chosen)
-            from ablations.engine.submission.reporting import rebuild
+            from ablations.engine.submission.reporting import rebuild_report
 
-            return rebuild(drafted, chosen)
+            return rebuild_report(drafted, chosen)
         return _act(study, chosen)
 
     signals.leave(crash_report.run(work, INTERRUPTED))

@@ -15,7 +15,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
 
-BATCH_METRICS = 1000
+MAX_METRICS_PER_REQUEST = 1000
 REPORT = "report/report.html"
 MAX_SHOWN = 100
 """Runs of a view that are named one by one: their names go into a tag."""
@@ -31,8 +31,8 @@ def describe(client: MlflowClient, run_id: str, evidence: Evidence, findings: Fi
     experiment_id = client.get_run(run_id).info.experiment_id
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in cell_metrics(findings).items()]
-    for start in range(0, len(metrics), BATCH_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+    for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
     state = view(evidence, run_id)
     here = len(client.search_runs([experiment_id], str(state["searchFilter"]), max_results=MAX_SHOWN))
     text = description(design, findings, experiment_id, run_id, charted=here)

@@ -20,39 +20,39 @@ class NodeType:
 
     resources: Mapping[str, float]
     """Of each, as Ray counts them: `CPU`, `GPU`."""
-    most: int
+    max_nodes: int
     """How many there may be."""
 
 
 @dataclass(frozen=True)
-class Growth:
+class AutoscalerLimits:
     """What an autoscaler may bring."""
 
     types: Sequence[NodeType]
-    most: int
+    max_nodes: int
     """Nodes of all types together."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class RunResources:
     """What one run takes from the cluster."""
 
     workers: int = 1
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
 
-    def capacity(self) -> int:
+    def current_capacity(self) -> int:
         """How many such runs the cluster holds at a time, as it is now, if it does nothing else."""
         return sum(self._workers_on(node) for node in _alive()) // self.workers
 
-    def potential(self) -> int | None:
+    def max_capacity(self) -> int | None:
         """The same with all the nodes that the autoscaler may bring; None where it does not say which."""
-        growth = growth_of_cluster()
-        return None if growth is None else max(self.capacity(), self._runs_with(_head(), growth))
+        growth = autoscaler_limits()
+        return None if growth is None else max(self.current_capacity(), self._runs_with(_head(), growth))
 
     def check_machine(self) -> None:
         """Raise ConfigError if a Ray that starts on this machine cannot hold one run. Whoever joins a cluster asks that one."""
-        if not starts_here():
+        if not starts_local_ray():
             return
         import torch  # takes a second: only where a run is about to start
 
@@ -72,23 +72,23 @@ class Needs:
 
     def check(self) -> None:
         """Raises ConfigError if the cluster can never hold one run."""
-        if self.capacity():
+        if self.current_capacity():
             return
-        if not autoscales():
+        if not has_autoscaler():
             total = ray.cluster_resources()
             has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs on {len(_alive())} nodes"
             raise reject(
                 "--workers", self.workers, f"needs {self._worker()} for each worker; the cluster has {has} and does not grow"
             )
-        growth = growth_of_cluster()
-        if growth and (refusal := self.refusal(_head(), growth)):
+        growth = autoscaler_limits()
+        if growth and (refusal := self.unsatisfiable_error(_head(), growth)):
             raise refusal
 
-    def refusal(self, head: Mapping[str, float], growth: Growth) -> ConfigError | None:
+    def unsatisfiable_error(self, head: Mapping[str, float], growth: AutoscalerLimits) -> ConfigError | None:
         """Why a cluster of this head and the nodes that may come can never hold one run; None if it can."""
         if self._runs_with(head, growth):
             return None
-        possible = [head, *(kind.resources for kind in growth.types if kind.most)]
+        possible = [head, *(kind.resources for kind in growth.types if kind.max_nodes)]
         asked = {"gpus": ("GPU", self.gpus_per_worker), "cpus": ("CPU", self.cpus_per_worker)}
         for option, (resource, number) in asked.items():
             most = max(node.get(resource, 0) for node in possible)
@@ -102,12 +102,12 @@ class Needs:
     def _worker(self) -> str:
         return f"{self.cpus_per_worker:g} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
 
-    def _runs_with(self, head: Mapping[str, float], growth: Growth) -> int:
+    def _runs_with(self, head: Mapping[str, float], growth: AutoscalerLimits) -> int:
         """Runs on the head and all nodes that may come, if those that hold most do."""
-        left, workers = growth.most, self._workers_on(head)
+        left, workers = growth.max_nodes, self._workers_on(head)
         for kind in sorted(growth.types, key=lambda kind: self._workers_on(kind.resources), reverse=True):
-            workers += self._workers_on(kind.resources) * min(kind.most, left)
-            left -= min(kind.most, left)
+            workers += self._workers_on(kind.resources) * min(kind.max_nodes, left)
+            left -= min(kind.max_nodes, left)
         return workers // self.workers
 
     def _workers_on(self, resources: Mapping[str, float]) -> int:
@@ -140,23 +140,23 @@ def _head() -> dict[str, float]:
     return next((node for node in _alive() if "node:__internal_head__" in node), {})
 
 
-def own_node_is_lost() -> bool:
+def is_own_node_lost() -> bool:
     """Return whether the node of this process has left the cluster: then nothing more can be started from here."""
     own = ray.get_runtime_context().get_node_id()
     return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
 
 
-def starts_here() -> bool:
+def starts_local_ray() -> bool:
     """Return whether Ray would start on this machine: `local_service.adopt` has found no cluster to join."""
     return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") in ("", "local")
 
 
 def is_one_node() -> bool:
     """Whether this node is all there is and will be."""
-    return len(_alive()) == 1 and not autoscales()
+    return len(_alive()) == 1 and not has_autoscaler()
 
 
-def autoscales() -> bool:
+def has_autoscaler() -> bool:
     """Whether the cluster has an autoscaler, which may bring what is missing."""
     return _autoscales_by_version_2() or _autoscales_by_version_1()
 
@@ -182,19 +182,19 @@ def _autoscales_by_version_1() -> bool:
     return any(name not in ids for name in types)
 
 
-def growth_of_cluster() -> Growth | None:
+def autoscaler_limits() -> AutoscalerLimits | None:
     """What the autoscaler may bring; None where there is none, or where it does not say (on Kubernetes)."""
     path = _configuration(ray.get_runtime_context().gcs_address)
-    return _growth(yaml.safe_load(path.read_text(encoding="utf-8"))) if path else None
+    return _parse_cluster_file(yaml.safe_load(path.read_text(encoding="utf-8"))) if path else None
 
 
-def _growth(configuration: Mapping[str, Any]) -> Growth | None:
+def _parse_cluster_file(configuration: Mapping[str, Any]) -> AutoscalerLimits | None:
     """What a cluster file says, as `ray up` leaves it on the head."""
     head, most = configuration["head_node_type"], configuration["max_workers"]
     workers = [kind for name, kind in configuration["available_node_types"].items() if name != head]
     if not workers or not all(kind.get("resources") for kind in workers):
         return None  # what machines on premises have, say, is known when they are there
-    return Growth([NodeType(kind["resources"], kind.get("max_workers", most)) for kind in workers], most)
+    return AutoscalerLimits([NodeType(kind["resources"], kind.get("max_workers", most)) for kind in workers], most)
 
 
 def _configuration(address: str) -> Path | None:

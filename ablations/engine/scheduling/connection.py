@@ -18,7 +18,7 @@ from ablations.engine.scheduling.capacity import is_one_node
 from resnet_core.fields import ConfigError, reject
 
 SENTENCE_END = r"\n|(?<=\.) "
-CAPACITY_SECONDS = 2.0
+CAPACITY_INTERVAL_SECONDS = 2.0
 
 
 def connect() -> None:

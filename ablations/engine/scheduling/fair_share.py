@@ -15,7 +15,7 @@ from ray.exceptions import RpcError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 
 KEY = "ablations/share/"
-GONE_SECONDS = 20.0
+CLAIM_TIMEOUT_SECONDS = 20.0
 """After so long without a word, a study is taken for dead."""
 
 
@@ -31,7 +31,7 @@ class ResourceClaim:
     """That are under way."""
 
 
-def divide(room: int, wants: Sequence[int]) -> list[int]:
+def divide_evenly(room: int, wants: Sequence[int]) -> list[int]:
     """Equal parts, but to nobody more than they want, so that nothing is left while somebody wants more; the first get what
     cannot be divided, and everyone gets at least 1.
     """
@@ -49,7 +49,7 @@ def quota_of(name: str, claims: Mapping[str, ResourceClaim], room: int) -> int:
     """How many of its runs the study of this name may have at a time, where the cluster holds `room` of them."""
     names = sorted(claims)
     wants = [math.ceil(_in_runs_of(claims[name], claims[each], claims[each].wants)) for each in names]
-    return divide(room, wants)[names.index(name)]
+    return divide_evenly(room, wants)[names.index(name)]
 
 
 def current_quota(name: str, claims: Mapping[str, ResourceClaim]) -> int:
@@ -77,7 +77,7 @@ def _in_runs_of(own: ResourceClaim, other: ResourceClaim, runs: int) -> float:
     return runs * own.capacity / other.capacity if own.capacity and other.capacity else runs
 
 
-class Shares:
+class ClaimRegistry:
     """This program's word among those of others. Left with `with`, it is taken back."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Shares:
         self.heard: dict[str, tuple[bytes, float]] = {}
         """The last word of each study, and when this program first heard it: clocks of machines differ."""
 
-    def announce(self, claim: ResourceClaim) -> dict[str, ResourceClaim]:
+    def publish(self, claim: ResourceClaim) -> dict[str, ResourceClaim]:
         """Says what this study has and wants; returns what all say, this one among them, by name."""
         self.beat += 1
         _internal_kv_put(KEY + self.name, json.dumps({"claim": asdict(claim), "beat": self.beat}), overwrite=True)
@@ -98,14 +98,14 @@ class Shares:
             last, since = self.heard.get(name, (b"", 0.0))
             if word != last:
                 self.heard[name] = word, time.monotonic()
-            elif time.monotonic() > since + GONE_SECONDS:
+            elif time.monotonic() > since + CLAIM_TIMEOUT_SECONDS:
                 _internal_kv_del(key)
                 continue
             with suppress(ValueError, TypeError, KeyError):  # another version of this program may say something else
                 claims[name] = ResourceClaim(**json.loads(word)["claim"])
         return claims
 
-    def __enter__(self) -> "Shares":
+    def __enter__(self) -> "ClaimRegistry":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ from ray import tune
 from ray.exceptions import RpcError
 
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.scheduling.capacity import Needs, autoscales, own_node_is_lost
+from ablations.engine.scheduling.capacity import RunResources, has_autoscaler, is_own_node_lost
 from ablations.engine.scheduling.tune_adapters import NotPickled
 
 LOOK_SECONDS = 2.0
@@ -19,10 +19,10 @@ class ClusterLost(Exception):  # noqa: N818 - it is an event, and stops a study 
     """There is no cluster any more that could go on with a study."""
 
 
-class Lifeline(NotPickled, tune.Callback):
+class ClusterMonitor(NotPickled, tune.Callback):
     """Stops a study whose cluster has gone, or has had no node for its runs for longer than the hang timeout."""
 
-    def __init__(self, needs: Needs, timeout: float) -> None:
+    def __init__(self, needs: RunResources, timeout: float) -> None:
         self.needs, self.timeout = needs, timeout
         self.checked = self.held = time.monotonic()
         self.told = False
@@ -44,7 +44,7 @@ class Lifeline(NotPickled, tune.Callback):
             self.told = True
             time.sleep(1)
         try:
-            lost, holds = own_node_is_lost(), self.needs.capacity() > 0 or autoscales()
+            lost, holds = is_own_node_lost(), self.needs.current_capacity() > 0 or has_autoscaler()
         except RpcError:
             return  # a head that is busy answers the next time
         if lost:

@@ -8,7 +8,7 @@ from ray._private import services
 from ablations.engine.environment import private_files
 from resnet_core.fields import ConfigError, reject
 
-ANSWER_SECONDS = 5.0
+ANSWER_TIMEOUT_SECONDS = 5.0
 ACCEPTED = "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
 QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """An RPC that a Ray head answers at once, and that wants the token where there is one."""
@@ -45,7 +45,7 @@ def _ask(address: str, resolved: str, shown: str) -> None:
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(resolved, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
-            channel.unary_unary(QUESTION)(b"", timeout=ANSWER_SECONDS, metadata=metadata)
+            channel.unary_unary(QUESTION)(b"", timeout=ANSWER_TIMEOUT_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             raise refused(address, _reason(error.code(), shown, token)) from error
 
@@ -56,5 +56,5 @@ def _reason(code: grpc.StatusCode, shown: str, token: str | None) -> str:
             return "Ray refuses the token of this user, which is RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         return "this Ray asks for a token; export RAY_AUTH_MODE=token, with the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"no Ray answers there within {ANSWER_SECONDS:.0f} s{shown}"
+        return f"no Ray answers there within {ANSWER_TIMEOUT_SECONDS:.0f} s{shown}"
     return f"no Ray listens there{shown}; make up starts one, and so does ray start --head"

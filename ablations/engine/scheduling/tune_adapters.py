@@ -14,16 +14,16 @@ from ablations.engine.trial.job import Job
 from ablations.engine.trial.trainable import end_training
 
 
-class Listener(Protocol):
+class RunListener(Protocol):
     """Who wants to know how jobs fare. Called in the driver, by one thread; must return quickly."""
 
     def started(self, fingerprint: str) -> None: ...
     def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None: ...
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         """A run's process died. `outcome` is how that ends the run, None if it goes on from its checkpoint."""
 
 
-class Source(Protocol):
+class RunSource(Protocol):
     """Who decides what runs next, and what is not worth going on with. Called in the driver, by one thread; must answer quickly."""
 
     def next(self) -> Job | None:
@@ -48,9 +48,9 @@ class NotPickled:
 
 
 class TuneSearcherAdapter(NotPickled, Searcher):
-    """What a Source decides, in Tune's words."""
+    """What a RunSource decides, in Tune's words."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RunSource) -> None:
         super().__init__()
         self.source = source
         self.fingerprints: dict[str, str] = {}
@@ -87,9 +87,9 @@ class StopTrainingOnCompletion(NotPickled, tune.Callback):
 
 
 class TuneCallbackAdapter(NotPickled, tune.Callback):
-    """Tune's callbacks, in the words of a Listener."""
+    """Tune's callbacks, in the words of a RunListener."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: RunListener) -> None:
         self.listener = listener
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
@@ -99,11 +99,11 @@ class TuneCallbackAdapter(NotPickled, tune.Callback):
         self.listener.reported(trial.config["job"]["fingerprint"], result)
 
     def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
-        self.listener.died(trial.config["job"]["fingerprint"], _death(trial).reason, outcome=None)
+        self.listener.crashed(trial.config["job"]["fingerprint"], _death(trial).reason, outcome=None)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         death = _death(trial)
-        self.listener.died(trial.config["job"]["fingerprint"], death.reason, outcome=death.outcome)
+        self.listener.crashed(trial.config["job"]["fingerprint"], death.reason, outcome=death.outcome)
 
 
 def _death(trial: Any) -> process_failures.ProcessFailure:

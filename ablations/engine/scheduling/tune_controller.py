@@ -15,7 +15,7 @@ from ray.tune import tune
 from ray.tune.execution import class_cache, tune_controller
 
 from ablations.engine.trial import process_failures
-from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, Silence, interval
+from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, StallDetector, heartbeat_interval
 
 MAX_STARTING = 200
 """How many processes may start at the same time; Tune's own number for grids."""
@@ -41,7 +41,7 @@ class Controller(tune_controller.TuneController):
         super().__init__(*arguments, **named)
         self._losses: defaultdict[str, process_failures.NodeLossBudget] = defaultdict(process_failures.NodeLossBudget)
         """Of nodes, by trial."""
-        self._silence = Silence()
+        self._silence = StallDetector()
 
     def _end_hung_processes(self) -> None:
         """Kill the processes of trials that stand still. Tune would wait for them without end."""
@@ -51,16 +51,16 @@ class Controller(tune_controller.TuneController):
             if (handle := self._handle(actor)) is not None
         }
         timeouts = {name: trial.config["job"]["hang_timeout"] for name, (trial, _) in trials.items()}
-        if not self._silence.is_due(interval(min(timeouts.values(), default=math.inf))):
+        if not self._silence.should_poll(heartbeat_interval(min(timeouts.values(), default=math.inf))):
             return
         with suppress(RpcError):  # a head that is busy answers the next time
-            beats = {name: process_failures.read(name).get("beats") for name in trials}
-            silent = self._silence.look(beats)
+            beats = {name: process_failures.read_record(name).get("beats") for name in trials}
+            silent = self._silence.update(beats)
             for name, (_, handle) in trials.items():
                 starts = beats[name] is None
                 limit = max(timeouts[name], START_TIMEOUT_SECONDS) if starts else timeouts[name]
-                if silent[name] > limit + 2 * interval(limit):
-                    process_failures.accuse(name, silent[name])
+                if silent[name] > limit + 2 * heartbeat_interval(limit):
+                    process_failures.record_stall(name, silent[name])
                     ray.kill(handle)
 
     def _handle(self, actor: Any) -> Any:
@@ -79,7 +79,7 @@ class Controller(tune_controller.TuneController):
                 self._resetting_trials.discard(trial)
                 return
             # Tune does not count the loss of a node, however often it happens.
-            exception = self._losses[trial.trial_id].weigh(exception, trial.run_metadata.last_result.get("epoch", 0))
+            exception = self._losses[trial.trial_id].charge(exception, trial.run_metadata.last_result.get("epoch", 0))
         super()._process_trial_failure(trial, exception)
 
     def _maybe_update_trial_queue(self) -> None:
@@ -163,5 +163,7 @@ class Actors(RayActorManager):
 
 def _explained(error: Exception) -> Exception:
     actor = getattr(error, "actor_id", None)
-    explained: Exception = error if isinstance(error, RayTaskError) else process_failures.explain([actor] if actor else [], [error])
+    explained: Exception = (
+        error if isinstance(error, RayTaskError) else process_failures.explain_failure([actor] if actor else [], [error])
+    )
     return explained

@@ -18,35 +18,35 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine.environment import scratch_folders
 from ablations.engine.scheduling import tune_controller
-from ablations.engine.scheduling.capacity import Needs, autoscales
-from ablations.engine.scheduling.connection import CAPACITY_SECONDS, check_reachable, connect
+from ablations.engine.scheduling.capacity import RunResources, has_autoscaler
+from ablations.engine.scheduling.connection import CAPACITY_INTERVAL_SECONDS, check_reachable, connect
 from ablations.engine.scheduling.fair_share import (
+    ClaimRegistry,
     ResourceClaim,
-    Shares,
     current_quota,
     must_release_last_slot,
     quota_of,
     should_yield,
 )
-from ablations.engine.scheduling.lifeline import ClusterLost, Lifeline
+from ablations.engine.scheduling.lifeline import ClusterLost, ClusterMonitor
 from ablations.engine.scheduling.tune_adapters import (
-    Listener,
     NotPickled,
-    Source,
+    RunListener,
+    RunSource,
     StopTrainingOnCompletion,
     TuneCallbackAdapter,
     TuneSearcherAdapter,
 )
 from ablations.engine.trial.job import Job
 from ablations.engine.trial.trainable import train
-from ablations.engine.trial.worker_group import release_orphans
+from ablations.engine.trial.worker_group import remove_orphaned_placement_groups
 
-__all__ = ["Listener", "Needs", "Source", "autoscales", "check_reachable", "connect", "train_runs", "train_trials"]
-TURN_SECONDS = 60.0
+__all__ = ["RunListener", "RunResources", "RunSource", "check_reachable", "connect", "has_autoscaler", "train_runs", "train_trials"]
+MIN_TURN_SECONDS = 60.0
 """How long a study keeps its only place, at least, where another waits for it. A process takes seconds to start."""
-NODES_SECONDS = 600.0
+MIN_TURN_WHILE_SCALING_SECONDS = 600.0
 """The same where nodes may come for the other. They take minutes, or there are none to be had."""
-LEAVING_SECONDS = 15.0
+HANDOVER_SECONDS = 15.0
 """How long the other has to take it."""
 ENDLESS = 10**9
 MAX_WAITING = 200
@@ -55,7 +55,9 @@ MAX_WAITING_GROUPS = 8
 """The same of groups: each that waits is a process on the head, of about 0.3 GB."""
 
 
-def train_runs(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None, listener: Listener, scratch: Path) -> None:
+def train_runs(
+    jobs: Sequence[Job], needs: RunResources, *, max_concurrent: int | None, listener: RunListener, scratch: Path
+) -> None:
     """Runs all jobs to their end. Ctrl-C and SIGTERM stop them and return.
 
     Args:
@@ -69,9 +71,9 @@ def train_runs(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None,
     space = {"job": tune.grid_search([asdict(job) for job in jobs])}
     config = tune.TuneConfig(search_alg=grid, reuse_actors=True, trial_dirname_creator=_trial_folder)
     waiting = MAX_WAITING if needs.workers == 1 else MAX_WAITING_GROUPS
-    with Shares() as shares:
+    with ClaimRegistry() as shares:
         most = min(max_concurrent or len(jobs), len(jobs))
-        lifeline = Lifeline(needs, jobs[0].hang_timeout)
+        lifeline = ClusterMonitor(needs, jobs[0].hang_timeout)
         room = _ConcurrencyController(
             grid, needs, shares, most, waiting, lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials)
         )
@@ -81,11 +83,11 @@ def train_runs(jobs: Sequence[Job], needs: Needs, *, max_concurrent: int | None,
 
 
 def train_trials(
-    source: Source,
-    needs: Needs,
+    source: RunSource,
+    needs: RunResources,
     *,
     max_concurrent: int | None,
-    listener: Listener,
+    listener: RunListener,
     scratch: Path,
     hang_timeout: float = Job.hang_timeout,
 ) -> None:
@@ -103,11 +105,11 @@ def train_trials(
     proposals = TuneSearcherAdapter(source)
     limiter = ConcurrencyLimiter(proposals, max_concurrent=1)
     config = tune.TuneConfig(search_alg=limiter, num_samples=-1, reuse_actors=True, trial_dirname_creator=_trial_folder)
-    with Shares() as shares:
+    with ClaimRegistry() as shares:
         room = _ConcurrencyController(
             limiter, needs, shares, max_concurrent or ENDLESS, max_concurrent or 1, lambda _: proposals.left
         )
-        lifeline = Lifeline(needs, hang_timeout)
+        lifeline = ClusterMonitor(needs, hang_timeout)
         _fit(
             needs,
             config,
@@ -121,7 +123,7 @@ def train_trials(
 
 
 def _fit(
-    needs: Needs,
+    needs: RunResources,
     config: tune.TuneConfig,
     space: Mapping[str, Any],
     room: "_ConcurrencyController",
@@ -165,7 +167,7 @@ def _fit(
         shutil.rmtree(scratch / name, ignore_errors=True)
 
 
-def _placement(needs: Needs) -> tune.PlacementGroupFactory:
+def _placement(needs: RunResources) -> tune.PlacementGroupFactory:
     """One worker is the trial itself. With more, the trial only leads: it stays on the head, which is never scaled away,
     and takes no CPU from the workers that it waits for."""
     if needs.workers > 1:
@@ -192,24 +194,24 @@ class _ConcurrencyController(NotPickled, tune.Callback):
     def __init__(
         self,
         limited: BasicVariantGenerator | ConcurrencyLimiter,
-        needs: Needs,
-        shares: Shares,
+        needs: RunResources,
+        shares: ClaimRegistry,
         most: int,
         waiting: int,
         left: Callable[[Sequence[Any]], float],
     ) -> None:
         self.limited, self.needs, self.shares, self.most, self.waiting, self.left = limited, needs, shares, most, waiting, left
-        self.checked = -CAPACITY_SECONDS
+        self.checked = -CAPACITY_INTERVAL_SECONDS
         self.places = 1
         """How many runs there may be at a time."""
-        self.turn = _TimeSlice()
+        self.turn = TimeSlice()
 
     def on_step_begin(self, *, trials: Sequence[Any], **_: Any) -> None:
-        if time.monotonic() > self.checked + CAPACITY_SECONDS:
+        if time.monotonic() > self.checked + CAPACITY_INTERVAL_SECONDS:
             self.checked = time.monotonic()
             with suppress(RpcError):  # a head that is busy answers the next time
                 if self.needs.workers > 1:
-                    release_orphans()
+                    remove_orphaned_placement_groups()
                 self.places = self._runs_at_a_time(trials)
                 self.limited.max_concurrent = max(1, self.places)  # 0 is no bound to Tune
 
@@ -217,13 +219,15 @@ class _ConcurrencyController(NotPickled, tune.Callback):
         running = [trial for trial in trials if trial.status == trial.RUNNING]
         if self.needs.workers > 1:  # what leads a group runs before there is room for the group
             running = [trial for trial in running if "epoch" in trial.run_metadata.last_result]
-        runs = self.turn.settled(len(running))
-        own = ResourceClaim(capacity=self.needs.capacity(), wants=int(min(self.most, self.left(trials))), runs=runs)
-        name, claims = self.shares.name, self.shares.announce(own)
-        grows = autoscales()
-        potential = self.needs.potential() if grows else own.capacity
+        runs = self.turn.smooth(len(running))
+        own = ResourceClaim(capacity=self.needs.current_capacity(), wants=int(min(self.most, self.left(trials))), runs=runs)
+        name, claims = self.shares.name, self.shares.publish(own)
+        grows = has_autoscaler()
+        potential = self.needs.max_capacity() if grows else own.capacity
         full = potential is not None and potential <= own.capacity
-        if must_release_last_slot(name, claims) and self.turn.is_over(TURN_SECONDS if full else NODES_SECONDS):
+        if must_release_last_slot(name, claims) and self.turn.has_expired(
+            MIN_TURN_SECONDS if full else MIN_TURN_WHILE_SCALING_SECONDS
+        ):
             return 0
         part = current_quota(name, claims)
         if grows and not should_yield(name, claims):
@@ -232,7 +236,7 @@ class _ConcurrencyController(NotPickled, tune.Callback):
         return max(1, min(self.most, part))
 
 
-class _TimeSlice:
+class TimeSlice:
     """How long a study has had runs, or has had none. A moment between two runs is neither."""
 
     def __init__(self) -> None:
@@ -240,7 +244,7 @@ class _TimeSlice:
         self.left = -math.inf
         self.without = 0
 
-    def settled(self, runs: int) -> int:
+    def smooth(self, runs: int) -> int:
         """So many runs, as seen every now and then; 1 where there is none, but was one when last looked at."""
         self.without = 0 if runs else self.without + 1
         if runs and self.began is None:
@@ -249,7 +253,7 @@ class _TimeSlice:
             self.began, self.left = None, time.monotonic()
         return runs or int(self.began is not None)
 
-    def is_over(self, seconds: float) -> bool:
+    def has_expired(self, seconds: float) -> bool:
         """Whether it has had runs for longer than this, or has just left its place to another study."""
         now = time.monotonic()
-        return now < self.left + LEAVING_SECONDS if self.began is None else now > self.began + seconds
+        return now < self.left + HANDOVER_SECONDS if self.began is None else now > self.began + seconds

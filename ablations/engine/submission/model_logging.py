@@ -12,7 +12,7 @@ from mlflow.models import infer_signature
 from torch import Tensor, nn
 
 from ablations.engine.study.plan import Plan, Run
-from ablations.engine.tracking.mlflow_errors import REFUSED, meaning
+from ablations.engine.tracking.mlflow_errors import PERMANENT_ERRORS, describe_error
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import build_model
@@ -58,8 +58,8 @@ def log_models(
         try:
             _log_network(client, plan, run, entry, CheckpointFolder(storage, folders[run.fingerprint]))
         except Exception as error:  # of a store's own library, a disk, an exporter: the study has its results
-            away = isinstance(error, MlflowException) and error.error_code not in REFUSED
-            said = meaning(error) if isinstance(error, MlflowException) else f"{error}".partition("\n")[0]
+            away = isinstance(error, MlflowException) and error.error_code not in PERMANENT_ERRORS
+            said = describe_error(error) if isinstance(error, MlflowException) else f"{error}".partition("\n")[0]
             problems.append(
                 f"{run}: its model was not logged{', nor those after it' if away else ''}: {said or type(error).__name__}"
             )

@@ -14,7 +14,7 @@ from ablations.engine.environment.console import duration, say
 from ablations.engine.report.terminal import NamedRows
 from ablations.engine.study.plan import Plan, Run
 
-HEARTBEAT_SECONDS = 60.0
+TOTALS_INTERVAL_SECONDS = 60.0
 
 
 class Progress:
@@ -91,8 +91,8 @@ class Progress:
 
     def _beat(self) -> None:
         # Also where nothing is heard, for nodes may take long to come, or never do.
-        while not self._over.wait(max(0.0, self.heard + HEARTBEAT_SECONDS - time.monotonic())):
-            if time.monotonic() >= self.heard + HEARTBEAT_SECONDS:
+        while not self._over.wait(max(0.0, self.heard + TOTALS_INTERVAL_SECONDS - time.monotonic())):
+            if time.monotonic() >= self.heard + TOTALS_INTERVAL_SECONDS:
                 with self._lock:
                     self.console.print(self._totals())
                 self.heard = time.monotonic()

@@ -20,20 +20,19 @@ from ablations.engine.environment.console import make_console, say
 from ablations.engine.environment.provenance import git_state
 from ablations.engine.environment.storage import check_storage, make_storage, open_storage
 from ablations.engine.tracking import run_queries
-from ablations.engine.tracking.connection import connect, is_new
-from ablations.engine.tracking.mlflow_errors import meaning
+from ablations.engine.tracking.connection import connect, is_new_database
+from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.trial.job import Job
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset
 from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import IN_DATA_VERSION, NOT_IDENTITY, TRAINING_VERSION, code_version
 from resnet_core.overrides import from_flat
-from resnet_core.renamed_fields import current_fields
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 FINGERPRINT = re.compile("[0-9a-f]{6,20}")
 """A fingerprint, or enough of its beginning."""
-PROGRESS_SECONDS = 5.0
+PROGRESS_INTERVAL_SECONDS = 5.0
 """Epochs are mentioned no more often."""
 
 
@@ -55,7 +54,7 @@ class ReplayRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class RecordedRun:
     """What MLflow knows of a finished run."""
 
     run_id: str
@@ -77,7 +76,7 @@ def replay(request: ReplayRequest) -> int:
     """
     console = make_console()
     try:
-        recorded = _recorded(request)
+        recorded = _read_recorded_run(request)
         dataset = _dataset(recorded, download=request.download)
         tags = recorded.tags
         say(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
@@ -97,7 +96,7 @@ def replay(request: ReplayRequest) -> int:
     return 0 if same else 1
 
 
-def find(client: MlflowClient, named: str) -> MlflowRun:
+def find_run(client: MlflowClient, named: str) -> MlflowRun:
     """The finished run with this id or fingerprint, of repeated ones the newest; raises ConfigError if there is not exactly one."""
     if not (RUN_ID.fullmatch(named) or FINGERPRINT.fullmatch(named)):
         raise reject("run", named, "accepted: an id of 32 characters, a fingerprint of 20, or the first 6 or more of that")
@@ -120,30 +119,30 @@ def _generation(run: MlflowRun) -> int:
     return int(run.data.tags.get("generation", "1"))
 
 
-def _recorded(request: ReplayRequest) -> Recorded:
+def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
     uri = request.tracking_uri
-    if is_new(uri):
+    if is_new_database(uri):
         raise reject("--tracking-uri", uri, "there is no such database")
     try:
         client = connect(uri)
-        run = find(client, request.run)
-        spec = spec_of(run)
+        run = find_run(client, request.run)
+        spec = read_spec(run)
         if request.data_root is not None:
             spec = override(spec, {"data.root": request.data_root})
         epochs: dict[int, dict[str, float]] = {}
-        for name in metrics_of(spec):
+        for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        seeds = seeds_of(client, run, f"{spec.data.evaluation_split}/error")
+        seeds = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
     except MlflowException as error:
-        raise reject("--tracking-uri", uri, meaning(error)) from error
+        raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
-    return Recorded(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
+    return RecordedRun(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
 
 
-def spec_of(run: MlflowRun) -> RunSpec:
+def read_spec(run: MlflowRun) -> RunSpec:
     """What a run was told to train; raises ConfigError if that is nothing to this code, or not what its fingerprint stands for."""
-    tags, defaults, texts = run.data.tags, RunSpec().flat(), current_fields(run.data.params)
+    tags, defaults, texts = run.data.tags, RunSpec().flat(), run_queries.current_params(run)
     for name in texts:
         if isinstance(defaults.get(name), tuple):  # as Python writes it: ('responses',)
             texts[name] = texts[name].replace("'", "")
@@ -157,15 +156,15 @@ def spec_of(run: MlflowRun) -> RunSpec:
     return spec
 
 
-def metrics_of(spec: RunSpec) -> tuple[str, ...]:
+def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What is compared of each epoch."""
     return tuple(f"{images}/{quantity}" for images in ("train", spec.data.evaluation_split) for quantity in ("loss", "error"))
 
 
-def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
+def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
     """Final errors of the completed runs that differ from this one in the seed only, and its own; of repeated ones the newest."""
     tags = run.data.tags
-    where = run_queries.trained_by(tags.get("training_version", ""), tags["code_version"])
+    where = run_queries.training_version_filter(tags.get("training_version", ""), tags["code_version"])
     where += f" and tags.data_version = '{tags['data_version']}'"
     where += " and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
     wanted = _all_but_seed(run)
@@ -177,10 +176,10 @@ def seeds_of(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, 
 
 def _all_but_seed(run: MlflowRun) -> dict[str, str]:
     left_out = ("seed", *NOT_IDENTITY, *IN_DATA_VERSION)
-    return {name: text for name, text in run.data.params.items() if name not in left_out}
+    return {name: text for name, text in run_queries.current_params(run).items() if name not in left_out}
 
 
-def _dataset(recorded: Recorded, *, download: bool) -> Dataset:
+def _dataset(recorded: RecordedRun, *, download: bool) -> Dataset:
     data, wanted = recorded.spec.data, recorded.tags["data_version"]
     dataset = load_dataset(data, paths.data_cache(), download=download)
     if dataset.version != wanted:
@@ -190,16 +189,16 @@ def _dataset(recorded: Recorded, *, download: bool) -> Dataset:
 
 
 class _Listener:
-    """A `scheduler.Listener` that keeps what it hears."""
+    """A `tune_adapters.RunListener` that keeps what it hears."""
 
-    def __init__(self, console: Console, recorded: Recorded, dataset: Dataset) -> None:
+    def __init__(self, console: Console, recorded: RecordedRun, dataset: Dataset) -> None:
         spec = recorded.spec
-        self.console, self.names, self.evaluation_split = console, metrics_of(spec), spec.data.evaluation_split
+        self.console, self.names, self.evaluation_split = console, compared_metrics(spec), spec.data.evaluation_split
         self.total_epochs = spec.optim.total_epochs(len(dataset.train.labels))
         self.epochs: dict[int, dict[str, float]] = {}
         self.training = Training("", self.epochs)
         self.conditions: Mapping[str, str] = {}
-        self.said = -PROGRESS_SECONDS
+        self.said = -PROGRESS_INTERVAL_SECONDS
 
     def started(self, fingerprint: str) -> None: ...
 
@@ -207,31 +206,31 @@ class _Listener:
         if "outcome" in report:
             self.training = Training(report["outcome"], self.epochs, report.get("message", ""))
         elif "restart" in report:
-            self.died(fingerprint, report["restart"], outcome=None)
+            self.crashed(fingerprint, report["restart"], outcome=None)
         else:
             if "note" in report:
                 say(self.console, report["note"])
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
-            if time.monotonic() > self.said + PROGRESS_SECONDS:
+            if time.monotonic() > self.said + PROGRESS_INTERVAL_SECONDS:
                 errors = ", ".join(
                     f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.evaluation_split)
                 )
                 say(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
                 self.said = time.monotonic()
 
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         if outcome:
             self.training = Training(outcome, self.epochs, reason)
         else:
             say(self.console, f"{reason}; it goes on from its last checkpoint")
 
 
-def _train(recorded: Recorded, request: ReplayRequest, listener: _Listener) -> None:
+def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:
     """Trains as a study does; raises KeyboardInterrupt where it was stopped before its end."""
     from ablations.engine.scheduling import connection, tune_runner  # Ray: only for a request that is right
 
-    needs = tune_runner.Needs(
+    needs = tune_runner.RunResources(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
     )
     needs.check_machine()

@@ -25,27 +25,27 @@ from ablations.engine.study.factors import shown
 from ablations.engine.study.plan import Draft
 from ablations.engine.study.request import Options
 from ablations.engine.tracking import results, run_queries
-from ablations.engine.tracking.connection import connect, is_new, mlflow_errors_as_config_errors
+from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
-from ablations.engine.tracking.mlflow_errors import meaning
+from ablations.engine.tracking.mlflow_errors import describe_error
 from resnet_core.fields import printable, reject
 from resnet_core.overrides import field_name
 
 logger = logging.getLogger(__name__)
 
-REFRESH_SECONDS = 60.0
+UPDATE_INTERVAL_SECONDS = 60.0
 """A report is made anew while its study runs, at most so often."""
-SHARE = 0.02
+MAX_TIME_SHARE = 0.02
 """Of the driver's time that this may take in the long run: what takes longer is done less often."""
-END_SECONDS = 60.0
+FINAL_TIMEOUT_SECONDS = 60.0
 """How long the end of a study waits for a report that is being made."""
 
 
-STOP_SECONDS = 1.0
+INTERRUPTED_TIMEOUT_SECONDS = 1.0
 """The same for a study that is asked to stop."""
 
 
-class Refresher:
+class ReportUpdater:
     """Makes the report anew from time to time, in a thread of its own, between `with` and its end.
 
     Args:
@@ -70,13 +70,13 @@ class Refresher:
         """Whether a report is still being stored, which would overwrite a later one."""
         return self._thread.is_alive()
 
-    def __enter__(self) -> "Refresher":
+    def __enter__(self) -> "ReportUpdater":
         self._thread.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(END_SECONDS if kind is None else STOP_SECONDS)  # who stops a study does not wait
+        self._thread.join(FINAL_TIMEOUT_SECONDS if kind is None else INTERRUPTED_TIMEOUT_SECONDS)  # who stops a study does not wait
 
     def _may_write(self) -> None:
         """Raise an error once a later report may be made, by this process or by another one."""
@@ -85,7 +85,7 @@ class Refresher:
         self.permit()
 
     def _run(self) -> None:
-        shown, pause = 0, REFRESH_SECONDS
+        shown, pause = 0, UPDATE_INTERVAL_SECONDS
         while not self._stopped.wait(pause):
             ended, so_far = self.progress()
             if ended == shown:
@@ -98,23 +98,23 @@ class Refresher:
                 shown = ended
             except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
                 logger.debug("no report this time", exc_info=True)
-            pause = pause_after(time.monotonic() - began)
+            pause = seconds_until_next_report(time.monotonic() - began)
 
 
-def pause_after(seconds: float) -> float:
+def seconds_until_next_report(seconds: float) -> float:
     """Seconds until the next report, if this one took so long."""
-    return max(REFRESH_SECONDS, seconds / SHARE)
+    return max(UPDATE_INTERVAL_SECONDS, seconds / MAX_TIME_SHARE)
 
 
-def rebuild(drafted: Draft, options: Options) -> int:
+def rebuild_report(drafted: Draft, options: Options) -> int:
     """Makes the report of a study again, from MLflow alone, whole or of a part; returns the exit code."""
-    if is_new(options.tracking_uri):
+    if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "there is no such database")
     client, console = connect(options.tracking_uri), make_console()
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
-        run_id, whole = run_queries.design_of(
+        run_id, whole = run_queries.find_design(
             client, drafted.study.name, drafted.preset, drafted.shared(), whole=bool(drafted.searched)
         )
         evidence = results.gather(client, whole.narrowed(levels, options.request.seeds))
@@ -127,11 +127,11 @@ def rebuild(drafted: Draft, options: Options) -> int:
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
     terminal.show_results(console, evidence, findings, again())
-    store(console, client, run_id, evidence, findings, part=part)
+    publish_report(console, client, run_id, evidence, findings, part=part)
     return 0 if findings.complete else 1
 
 
-def store(
+def publish_report(
     console: Console,
     client: MlflowClient,
     run_id: str,
@@ -151,21 +151,21 @@ def store(
     except LeaseLost:
         raise
     except Exception as error:  # a store's own library may raise anything
-        said = meaning(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
+        said = describe_error(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
         say(console, f"The report could not be made or stored: {said}")
     else:
-        tell(console, client, run_id, part=part)
+        print_report_address(console, client, run_id, part=part)
 
 
-def tell(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
+def print_report_address(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
     """Say where a report is."""
     try:
-        say(console, f"Report: {address(client, run_id, part=part)}")
+        say(console, f"Report: {report_address(client, run_id, part=part)}")
     except MlflowException as error:
-        say(console, f"Where the report is cannot be told: {meaning(error)}")
+        say(console, f"Where the report is cannot be told: {describe_error(error)}")
 
 
-def address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
+def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
     """Where a person opens the report."""
     page = f"parts/{part}/{REPORT}" if part else REPORT
     run = client.get_run(run_id).info

@@ -12,7 +12,7 @@ MENTIONED_WAIT = 0.1
 
 
 class RunEvents:
-    """A `scheduler.Listener`."""
+    """A `tune_adapters.RunListener`."""
 
     def __init__(self, runs: Sequence[Run], tracker: Tracker, progress: progress.Progress) -> None:
         self.runs = {run.fingerprint: run for run in runs}
@@ -50,7 +50,7 @@ class RunEvents:
             self.waited.add(run.fingerprint)
             self.progress.note(run, f"waited for images {share:.0%} of an epoch: more --cpus-per-worker would decode faster")
 
-    def died(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
+    def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         run = self.runs[fingerprint]
         if outcome:
             self._end(run, outcome, reason)
@@ -58,7 +58,7 @@ class RunEvents:
             self.reasons[fingerprint] = reason
             self.progress.interrupted(run, f"{reason}; it goes on from its last checkpoint")
 
-    def stop_rest(self, lost: str = "") -> bool:
+    def stop_active(self, lost: str = "") -> bool:
         """Ends what was interrupted; returns whether all runs had come to their end.
 
         Args:

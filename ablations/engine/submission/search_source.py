@@ -7,14 +7,14 @@ from ablations.engine.search.optimizer import Decision
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
-from ablations.engine.submission.search_state import Searches
+from ablations.engine.submission.search_state import SearchState
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
 
 
 class TrialSource(RunEvents):
-    """A `scheduler.Source` and `scheduler.Listener`.
+    """A `tune_adapters.RunSource` and `tune_adapters.RunListener`.
 
     Args:
         claim: holds runs for this process, and no others; returns those that another process holds.
@@ -23,7 +23,7 @@ class TrialSource(RunEvents):
 
     def __init__(
         self,
-        searches: Searches,
+        searches: SearchState,
         tracker: Tracker,
         progress: Progress,
         *,

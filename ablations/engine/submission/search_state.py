@@ -7,14 +7,14 @@ from ablations.engine.search.optimizer import Decision, Optimizer, Suggestion, T
 from ablations.engine.search.plan import Chosen, Scored, SearchPlan, choose
 from ablations.engine.study.plan import Cell, Run, Trial
 from ablations.engine.study.request import OBJECTIVES
-from ablations.engine.tracking.search_trials import UNFINISHED, PastTrial
+from ablations.engine.tracking.search_trials import UNFINISHED_OUTCOMES, PastTrial
 from resnet_core import ConfigError
 
 MAX_REFUSED = 100
 """Configurations that do not exist, one after another, before a search gives up."""
 
 
-class Searches:
+class SearchState:
     """The searches of a study.
 
     Args:
@@ -167,17 +167,17 @@ class Searches:
 
     def _has_ended(self, past: PastTrial) -> bool:
         """Whether a past trial is over. Where none is to be ended early, one that was goes on."""
-        return past.outcome not in (*UNFINISHED, *(("pruned",) if self.plan.settings.scheduler == "none" else ()))
+        return past.outcome not in (*UNFINISHED_OUTCOMES, *(("pruned",) if self.plan.settings.scheduler == "none" else ()))
 
     def _told(self, cell: Cell, past: PastTrial) -> Told:
         """A past trial as an optimiser is told of it."""
-        run, completed = self.plan.trial(cell, past.trial), past.entry.completed
+        run, completed = self.plan.trial(cell, past.trial), past.record.completed
         return Told(
             number=past.trial.number,
             values=past.trial.values,
             outcome=past.outcome if self._has_ended(past) else "stopped",
             errors={reached: of["error"] for epoch, of in past.epochs.items() for reached in self._reached(run, epoch)},
-            results=_scored(past.trial, past.entry.metrics, self.plan.against).objectives if completed else (),
+            results=_scored(past.trial, past.record.metrics, self.plan.against).objectives if completed else (),
             seconds=past.seconds,
         )
 
@@ -191,8 +191,8 @@ class Searches:
         self._remember(cell, past)
 
     def _remember(self, cell: Cell, past: PastTrial) -> None:
-        if past.entry.completed:
-            self._scored[cell][past.trial.number] = _scored(past.trial, past.entry.metrics, self.plan.against)
+        if past.record.completed:
+            self._scored[cell][past.trial.number] = _scored(past.trial, past.record.metrics, self.plan.against)
 
 
 def _scored(trial: Trial, metrics: Mapping[str, float], against: str | None) -> Scored:

@@ -17,10 +17,17 @@ from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission import progress
 from ablations.engine.submission.search_source import TrialSource
-from ablations.engine.submission.search_state import Searches
-from ablations.engine.submission.study_submission import AWAIT_SECONDS, Submission, checkpoint_folder, job_of, needs_of, submit
+from ablations.engine.submission.search_state import SearchState
+from ablations.engine.submission.study_submission import (
+    POLL_INTERVAL_SECONDS,
+    Submission,
+    checkpoint_folder,
+    job_of,
+    prepare_cluster,
+    submit,
+)
 from ablations.engine.tracking import run_queries, search_trials
-from ablations.engine.tracking.mlflow_errors import meaning
+from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
@@ -41,15 +48,15 @@ class SearchSubmission(Submission):
 
     def __init__(self, console: Console, client: MlflowClient, plan: SearchPlan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
-        by = run_queries.trained_by(str(TRAINING_VERSION), "")
-        past = search_trials.read(client, plan.asked(), by)
-        self.searches = Searches(plan, past, search_trials.SharedTrialLookup(client, plan.asked(), by))
+        by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
+        past = search_trials.read_trials(client, plan.asked(), by)
+        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.asked(), by))
         self.searched = not self.searches.finished
-        self.needs = needs_of(plan, options) if self.searched else None  # refuses before anything is written
-        known = {each.entry.tags["fingerprint"]: each.entry for each in past}
-        self.tracker = Tracker(client, writer, plan, known, on_loss=signals.interrupt)
+        self.needs = prepare_cluster(plan, options) if self.searched else None  # refuses before anything is written
+        known = {each.record.tags["fingerprint"]: each.record for each in past}
+        self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt)
         self.up_to_date = False
-        self.refresher = None
+        self.report_updater = None
         self._log_design()
 
     @property
@@ -57,7 +64,7 @@ class SearchSubmission(Submission):
         return replace(super().design, search=self.plan.asked())
 
     def train(self) -> bool:
-        """Searches, then trains what was chosen, and the default; returns False if it was asked to stop."""
+        """SearchState, then trains what was chosen, and the default; returns False if it was asked to stop."""
         if self.searched and not self._search():
             return False
         for cell, error in self.searches.errors.items():
@@ -67,7 +74,7 @@ class SearchSubmission(Submission):
             say(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
         self.plan = self.plan.confirming(choices)
         try:
-            self.tracker.know(self._once_it_answers(self._look_up))
+            self.tracker.add_known_runs(self._once_it_answers(self._look_up))
         except KeyboardInterrupt:
             return False
         self.up_to_date &= not self.searched
@@ -81,10 +88,10 @@ class SearchSubmission(Submission):
             try:
                 return look_up()
             except MlflowException as error:
-                if (why := meaning(error)) != told:
+                if (why := describe_error(error)) != told:
                     say(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
                 told = why
-                time.sleep(AWAIT_SECONDS)
+                time.sleep(POLL_INTERVAL_SECONDS)
 
     def is_complete(self, findings: Findings) -> bool:
         return super().is_complete(findings) and not self.searches.errors
@@ -101,7 +108,7 @@ class SearchSubmission(Submission):
             self.console.print(f"{outside} {verb} not of the space searched now, and {verb} passed over.")
         with SearchProgress(self.console, self.plan, self.searches) as progress:
             source = TrialSource(self.searches, self.tracker, progress, claim=self.journal.claim, job_of=self._job_of)
-            with self.refreshed(progress.made):
+            with self.report_updated(progress.made):
                 try:
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"
                     timeout = self.options.hang_timeout
@@ -109,7 +116,7 @@ class SearchSubmission(Submission):
                         source, self.needs, max_concurrent=limit, listener=source, scratch=scratch, hang_timeout=timeout
                     )
                 finally:
-                    source.stop_rest(self.tracker.lost)
+                    source.stop_active(self.tracker.lost_to)
         return self.searches.finished
 
     def _job_of(self, run: Run, parent: Run | None) -> Job:
@@ -125,14 +132,14 @@ class SearchSubmission(Submission):
 class SearchProgress(progress.Progress):
     """Progress of trials, of which only the budget is known beforehand."""
 
-    def __init__(self, console: Console, plan: SearchPlan, searches: Searches) -> None:
+    def __init__(self, console: Console, plan: SearchPlan, searches: SearchState) -> None:
         super().__init__(console, plan, ())
         self.evaluation_split = "validation"
         self.searches, self.total, self.began_at = searches, plan.most_trials, searches.share
         self.reused = 0
 
     def made(self) -> tuple[int, str]:
-        """For `reporting.Refresher`."""
+        """For `reporting.ReportUpdater`."""
         noun = "trial" if (self.total or self.searches.ended) == 1 else "trials"
         return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} {noun}"
 

@@ -27,10 +27,10 @@ from ablations.engine.submission import reporting
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
 from ablations.engine.tracking import results, run_queries
-from ablations.engine.tracking.connection import connect, is_new, make_file, mlflow_errors_as_config_errors
+from ablations.engine.tracking.connection import connect, create_database_file, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.journal import Journal
 from ablations.engine.tracking.lease import LeaseLost
-from ablations.engine.tracking.mlflow_errors import check_study, meaning
+from ablations.engine.tracking.mlflow_errors import check_study, describe_error
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from ablations.engine.trial.job import Job
@@ -38,15 +38,15 @@ from resnet_core.fields import ConfigError, counted, reject
 from resnet_core.identity import TRAINING_VERSION, code_version
 
 if TYPE_CHECKING:
-    from ablations.engine.scheduling.tune_runner import Needs
+    from ablations.engine.scheduling.tune_runner import RunResources
 
-CLOSE_SECONDS = 60.0
+CLOSE_TIMEOUT_SECONDS = 60.0
 """How long the end of a study waits for a tracking server that takes nothing; then its records wait for the next submission."""
-SOON_SECONDS = 5.0
+MESSAGE_DELAY_SECONDS = 5.0
 """After so long, somebody who looks is told what is waited for."""
-INTERRUPTED_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or "3") * 2 / 3)
+INTERRUPTED_CLOSE_TIMEOUT_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or "3") * 2 / 3)
 """The same for a study that is asked to stop: so long after `ray job stop`, Ray kills it."""
-AWAIT_SECONDS = 5.0
+POLL_INTERVAL_SECONDS = 5.0
 """How often a study looks whether runs that another one trains are done."""
 
 
@@ -58,7 +58,7 @@ def run_study(plan: Plan, options: Options) -> int:
 def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
     """Holds a study, brings it to its end in the way of its kind, and prints its table; returns the exit code."""
     console = make_console()
-    if is_new(options.tracking_uri):  # all is missing: what cannot be trained leaves no file
+    if is_new_database(options.tracking_uri):  # all is missing: what cannot be trained leaves no file
         check_before_start(plan, options)
     client = _connect(options)
     with mlflow_errors_as_config_errors(
@@ -68,17 +68,17 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
         writer = Writer(client, journal)
         try:
-            return _carry_out(console, client, plan, options, writer, kind)
+            return _run_submission(console, client, plan, options, writer, kind)
         except (LeaseLost, KeyboardInterrupt):
-            if not writer.lost:
+            if not writer.lost_to:
                 raise
         finally:
-            writer.let_go()
-        say(console, f"{plan.study.name}: {writer.lost}.")
+            writer.release()
+        say(console, f"{plan.study.name}: {writer.lost_to}.")
         return 1
 
 
-def _carry_out(
+def _run_submission(
     console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer, kind: "type[Submission]"
 ) -> int:
     """Train and conclude a study for which this process has the journal; return the exit code.
@@ -88,38 +88,38 @@ def _carry_out(
     """
     interrupted = True
     try:
-        if writer.journal.inherited:
+        if writer.journal.recovered:
             _settle(console, writer)
         with mlflow_errors_as_config_errors(options.tracking_uri):
             study = kind(console, client, plan, options, writer)
         interrupted = not study.train()
     finally:  # in any case before the journal lets go: what it held, another process may deliver from then on
         waiting = _close(console, writer, interrupted)
-    if writer.lost:
-        raise LeaseLost(writer.lost)
+    if writer.lost_to:
+        raise LeaseLost(writer.lost_to)
     try:
         if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
             return study.conclude(waiting, interrupted=interrupted)
     except MlflowException as error:
-        say(console, f"There is no table: {meaning(error)}.")
+        say(console, f"There is no table: {describe_error(error)}.")
     left = f"{counted(waiting, 'record')} {'waits' if waiting == 1 else 'wait'} for MLflow. " if waiting else ""
     say(console, f"{left}Go on with: {provenance.again()}")
     return 1
 
 
 def _settle(console: Console, writer: Writer) -> None:
-    waiting = writer.settle(CLOSE_SECONDS)
-    count = len(writer.journal.inherited)
+    waiting = writer.flush(CLOSE_TIMEOUT_SECONDS)
+    count = len(writer.journal.recovered)
     console.print(f"Delivered what an earlier submission left: {counted(count, 'record')}{', not all' if waiting else ''}.")
 
 
 def _close(console: Console, writer: Writer, interrupted: bool) -> int:
     """How many records MLflow has not taken when all that can be done now is done."""
-    if interrupted or writer.lost:
-        return writer.close(INTERRUPTED_SECONDS, at_most=INTERRUPTED_SECONDS)
-    if (waiting := writer.settle(SOON_SECONDS, at_most=SOON_SECONDS)) and not writer.refusals():
+    if interrupted or writer.lost_to:
+        return writer.close(INTERRUPTED_CLOSE_TIMEOUT_SECONDS, at_most=INTERRUPTED_CLOSE_TIMEOUT_SECONDS)
+    if (waiting := writer.flush(MESSAGE_DELAY_SECONDS, at_most=MESSAGE_DELAY_SECONDS)) and not writer.refusals():
         console.print(f"{counted(waiting, 'record')} {'is' if waiting == 1 else 'are'} on their way to MLflow.")
-    return writer.close(CLOSE_SECONDS)
+    return writer.close(CLOSE_TIMEOUT_SECONDS)
 
 
 class Submission:
@@ -128,8 +128,8 @@ class Submission:
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         known = self._look_up()  # refuses before anything is written
-        self.tracker = Tracker(client, writer, plan, known, again=options.fresh, on_loss=signals.interrupt)
-        self.refresher: reporting.Refresher | None = None
+        self.tracker = Tracker(client, writer, plan, known, rerun=options.fresh, on_lease_lost=signals.interrupt)
+        self.report_updater: reporting.ReportUpdater | None = None
         self._log_design()
 
     def _look_up(self) -> dict[str, run_queries.RunRecord]:
@@ -139,15 +139,15 @@ class Submission:
         elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
         if elsewhere and options.fresh:
             raise reject("--fresh", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
-        known = run_queries.find(self.client, plan)
-        self.done = {} if options.fresh else run_queries.done(known)
+        known = run_queries.find_plan_runs(self.client, plan)
+        self.done = {} if options.fresh else run_queries.with_result(known)
         missing = [run for run in plan.runs if run.fingerprint not in self.done]
         self.todo = [run for run in missing if run.fingerprint not in elsewhere]
         self.up_to_date = not missing
         self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
         """Runs that another study trains, and which."""
         self.journal.claim(run.fingerprint for run in self.todo)
-        self.needs = needs_of(plan, options) if missing else None
+        self.needs = prepare_cluster(plan, options) if missing else None
         return known
 
     @property
@@ -194,7 +194,7 @@ class Submission:
         except LeaseLost:
             raise
         except Exception as error:  # whatever a store's own library raises: training does not depend on it
-            say(self.console, f"What this study asks for cannot be stored in MLflow yet: {meaning(error)}")
+            say(self.console, f"What this study asks for cannot be stored in MLflow yet: {describe_error(error)}")
 
     def _train(self, runs: Sequence[Run]) -> None:
         """Raises KeyboardInterrupt if the study is asked to stop."""
@@ -213,18 +213,20 @@ class Submission:
                 ended = before + len(runs) - len(relay.left)
                 return ended, f"{ended} of {counted(len(self.plan.runs), 'run')}"
 
-            with self.refreshed(progress_made):
+            with self.report_updated(progress_made):
                 try:
                     tune_runner.train_runs(jobs, self.needs, max_concurrent=limit, listener=relay, scratch=scratch)
                 finally:
-                    finished = relay.stop_rest(self.tracker.lost)
+                    finished = relay.stop_active(self.tracker.lost_to)
                 if not finished:
                     raise KeyboardInterrupt
 
-    def refreshed(self, progress: Callable[[], tuple[int, str]]) -> reporting.Refresher:
+    def report_updated(self, progress: Callable[[], tuple[int, str]]) -> reporting.ReportUpdater:
         """Return what makes the report anew while runs are trained."""
-        self.refresher = reporting.Refresher(self.client, self.tracker.parent_id, self.design, progress, self.tracker.check)
-        return self.refresher
+        self.report_updater = reporting.ReportUpdater(
+            self.client, self.tracker.parent_id, self.design, progress, self.tracker.check
+        )
+        return self.report_updater
 
     def _train_awaited(self) -> None:
         """Runs of another study are used when they are done, and trained here if it leaves them undone."""
@@ -234,22 +236,24 @@ class Submission:
             for who in set(self.awaited.values()) - told:
                 say(self.console, f"waiting for {counted(len(self.awaited), 'run')} that {who} trains")
                 told.add(who)
-            time.sleep(max(AWAIT_SECONDS, 10 * took))  # the other study writes to the same database
+            time.sleep(max(POLL_INTERVAL_SECONDS, 10 * took))  # the other study writes to the same database
             began = time.monotonic()
             try:
                 elsewhere = self.journal.claim(self.awaited)
-                known = run_queries.find(self.client, self.plan)
+                known = run_queries.find_plan_runs(self.client, self.plan)
             except (MlflowException, ConfigError) as error:  # a server or a disk that is back the next time
-                if (why := meaning(error) if isinstance(error, MlflowException) else str(error)) not in told:
+                if (why := describe_error(error) if isinstance(error, MlflowException) else str(error)) not in told:
                     say(self.console, f"still waiting: {why}")
                 told.add(why)
                 continue
             took = time.monotonic() - began
             missing = [
-                run for run in self.plan.runs if run.fingerprint in self.awaited and run.fingerprint not in run_queries.done(known)
+                run
+                for run in self.plan.runs
+                if run.fingerprint in self.awaited and run.fingerprint not in run_queries.with_result(known)
             ]
             self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
-            self.tracker.know(known)
+            self.tracker.add_known_runs(known)
             self._train([run for run in missing if run.fingerprint not in elsewhere])
 
     def is_complete(self, findings: Findings) -> bool:
@@ -298,32 +302,32 @@ class Submission:
         try:
             self.tracker.close(status)
         except MlflowException as error:  # its runs have their results all the same
-            say(self.console, f"The study's own run cannot be ended in MLflow: {meaning(error)}.")
+            say(self.console, f"The study's own run cannot be ended in MLflow: {describe_error(error)}.")
 
     def _publish(self, evidence: Evidence, findings: Findings) -> None:
         """Stores the report, unless that of just what is asked for is there; says where it is."""
         run_id = self.tracker.parent_id
-        if self.refresher and self.refresher.busy:
+        if self.report_updater and self.report_updater.busy:
             say(
                 self.console,
                 "The report is not made: an earlier one is still being stored. The same command with --report makes it.",
             )
-        elif self.up_to_date and self.tracker.has_report:
-            reporting.tell(self.console, self.client, run_id)
+        elif self.up_to_date and self.tracker.report_is_current:
+            reporting.print_report_address(self.console, self.client, run_id)
         else:
             self._log_design()
-            reporting.store(self.console, self.client, run_id, evidence, findings, permit=self.tracker.check)
+            reporting.publish_report(self.console, self.client, run_id, evidence, findings, permit=self.tracker.check)
 
     def _log_models(self) -> bool:
         """Log final networks that are not in MLflow yet; return whether all of them are there."""
         from ablations.engine.submission.model_logging import log_models  # its packages are wanted here only
 
         try:
-            entries = run_queries.find(self.client, self.plan)
+            entries = run_queries.find_plan_runs(self.client, self.plan)
             folders = {fingerprint: checkpoint_folder(fingerprint, entry.generation) for fingerprint, entry in entries.items()}
             problems = log_models(self.client, self.plan, entries, folders, self.options.storage)
         except MlflowException as error:
-            problems = [f"No model was logged: {meaning(error)}."]
+            problems = [f"No model was logged: {describe_error(error)}."]
         for problem in problems:
             say(self.console, problem)
         if problems:
@@ -333,9 +337,9 @@ class Submission:
 
 def _connect(options: Options) -> MlflowClient:
     """MLflow, and Ray at the same time where it is sure to be needed: making a database and starting Ray take seconds each."""
-    new = is_new(options.tracking_uri)
+    new = is_new_database(options.tracking_uri)
     if new:
-        make_file(options.tracking_uri)
+        create_database_file(options.tracking_uri)
     with ThreadPoolExecutor(max_workers=1) as pool:
         connecting = pool.submit(connect, options.tracking_uri)
         if new:
@@ -345,7 +349,7 @@ def _connect(options: Options) -> MlflowClient:
         return connecting.result()
 
 
-def needs_of(plan: Plan, options: Options) -> "Needs":
+def prepare_cluster(plan: Plan, options: Options) -> "RunResources":
     """Return what a run takes from the cluster; raise ConfigError where that, or an address, does not suit the cluster."""
     from ablations.engine.scheduling import connection  # Ray: only where something runs
 
@@ -359,11 +363,13 @@ def needs_of(plan: Plan, options: Options) -> "Needs":
     return taken
 
 
-def check_before_start(plan: Plan, options: Options) -> "Needs":
+def check_before_start(plan: Plan, options: Options) -> "RunResources":
     """Return what a run takes; raise ConfigError where the storage or this machine cannot give it, before anything is made."""
-    from ablations.engine.scheduling.capacity import Needs
+    from ablations.engine.scheduling.capacity import RunResources
 
-    taken = Needs(workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker)
+    taken = RunResources(
+        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
+    )
     taken.check_machine()
     check_storage(options.storage)
     return taken

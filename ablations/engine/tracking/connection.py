@@ -11,16 +11,16 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 from ablations.engine.environment import relocation
-from ablations.engine.tracking.mlflow_errors import DENIED, Deleted, meaning
+from ablations.engine.tracking.mlflow_errors import PERMISSION_ERRORS, DeletedInMlflow, describe_error
 from resnet_core.fields import ConfigError, reject
 
-CONNECT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 10
 """How long PostgreSQL may take to be reached."""
 ACCEPTED = "accepted: a server that runs, http://…, or a database, sqlite:////FOLDER/FILE or postgresql://…"
 CREDENTIALS = "accepted: a user who may, by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"
 
 
-def is_new(uri: str) -> bool:
+def is_new_database(uri: str) -> bool:
     """Whether this is a database that does not exist yet: no run can be known. Raises ConfigError where none can be."""
     path = _file_of(uri)
     if path is None:
@@ -34,7 +34,7 @@ def is_new(uri: str) -> bool:
     return False
 
 
-def make_file(uri: str) -> None:
+def create_database_file(uri: str) -> None:
     """Of a database that is new, the empty file: where that cannot be made, nothing else need start. Raises ConfigError."""
     path = _file_of(uri)
     assert path is not None
@@ -47,8 +47,8 @@ def make_file(uri: str) -> None:
 
 def connect(uri: str) -> MlflowClient:
     """A client of a tracking server that answers, or of a database; raises ConfigError otherwise."""
-    if is_new(uri):
-        make_file(uri)
+    if is_new_database(uri):
+        create_database_file(uri)
     # MLflow's own retries would repeat what may have arrived, such as the creation of a run; `delivery` looks first.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -56,7 +56,7 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports every table of a new database
     # As this one does. It also logs a traceback of each error that it raises, which whoever asked is told of anyway.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_SECONDS))
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_TIMEOUT_SECONDS))
     try:
         if not uri.startswith("http"):
             from mlflow.store.db import utils  # takes its time: only where MLflow needs it as well
@@ -82,8 +82,8 @@ def _file_of(uri: str) -> Path | None:
 
 
 def _refused(uri: str, error: Exception) -> ConfigError:
-    accepted = CREDENTIALS if getattr(error, "error_code", "") in DENIED else ACCEPTED
-    return reject("--tracking-uri", uri, f"{meaning(error)}; {accepted}")
+    accepted = CREDENTIALS if getattr(error, "error_code", "") in PERMISSION_ERRORS else ACCEPTED
+    return reject("--tracking-uri", uri, f"{describe_error(error)}; {accepted}")
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def mlflow_errors_as_config_errors(uri: str) -> Iterator[None]:
     """Before anything has started, a tracking server that does not answer is the request's error, and so is what was deleted."""
     try:
         yield
-    except Deleted as error:
+    except DeletedInMlflow as error:
         raise ConfigError(str(error)) from error
     except MlflowException as error:
         raise _refused(uri, error) from error

@@ -80,9 +80,9 @@ class Journal:
             self._adopt()
             self._records = self._file.open("ab", buffering=0)
             others = self._others_hold()
-            self.inherited: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
+            self.recovered: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
             """What dead processes left to be delivered, oldest first. A living one that trains a run anew reports all of it."""
-            self._kept = {record.fingerprint for record in self.inherited}
+            self._kept = {record.fingerprint for record in self.recovered}
             self._write_runs(self._kept)
 
     def __enter__(self) -> "Journal":
@@ -106,7 +106,7 @@ class Journal:
             self._write_runs(wanted - others.keys() | self._kept)
         return {fingerprint: others[fingerprint] for fingerprint in wanted & others.keys()}
 
-    def held_elsewhere(self) -> Mapping[str, str]:
+    def claimed_elsewhere(self) -> Mapping[str, str]:
         """Fingerprints of runs that other living processes hold, and which process that is."""
         with self._mutex():
             return self._others_hold()
@@ -132,7 +132,7 @@ class Journal:
             with suppress(OSError, ValueError):  # ValueError: closed, by the end of a study that no longer waits
                 os.fsync(self._records.fileno())
 
-    def put_aside(self, records: Iterable[Record]) -> Path:
+    def quarantine(self, records: Iterable[Record]) -> Path:
         """Keeps records that MLflow will never take where nothing tries to deliver them; returns where."""
         path = self._file.with_suffix(".refused")
         with suppress(OSError), path.open("ab") as file:

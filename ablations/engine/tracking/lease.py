@@ -2,7 +2,7 @@
 
 On one machine, and for the jobs of one cluster, the journal's lock decides. Here the holder writes its name, a token and a beat
 into the study's run. A holder on this machine is looked up among its processes; one elsewhere counts as dead when its beat has
-stood still for `DEAD_SECONDS`, and is succeeded.
+stood still for `LEASE_TIMEOUT_SECONDS`, and is succeeded.
 
 It may be alive all the same: stopped, or cut off from MLflow. So every holder looks whether the token is still its own before it
 writes. MLflow has no conditional write, and a request may be on its way while its sender stands still: therefore whoever succeeds
@@ -28,17 +28,17 @@ from mlflow.exceptions import MlflowException
 
 from ablations.engine.environment.provenance import machine
 from ablations.engine.tracking.journal import describe_process, study_is_locked_error
-from ablations.engine.tracking.mlflow_errors import Deleted, deleted_run, is_missing
+from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, deleted_run, is_missing
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 20.0
-DEAD_SECONDS = 60.0
-SETTLE_SECONDS = 1.0
-FRESH_SECONDS = 1.0
-"""For so long after it was read, a token is not read again. Nobody is succeeded before `DEAD_SECONDS` without a beat."""
-HOLDER, BEAT = "holder", "holder.beat"
-RUN_HOLDER = "holder.token"
+RENEW_INTERVAL_SECONDS = 20.0
+LEASE_TIMEOUT_SECONDS = 60.0
+RACE_WAIT_SECONDS = 1.0
+CHECK_INTERVAL_SECONDS = 1.0
+"""For so long after it was read, a token is not read again. Nobody is succeeded before `LEASE_TIMEOUT_SECONDS` without a beat."""
+HOLDER_TAG, HEARTBEAT_TAG = "holder", "holder.beat"
+RUN_HOLDER_TAG = "holder.token"
 """Tag of a run: the token of the driver that trains it."""
 
 
@@ -53,18 +53,18 @@ class StudyLease:
         client: the MLflow that all drivers of the study share.
         run_id: the study's run there.
         study: its name.
-        on_loss: is called once, from any thread, when another process has taken the study over.
+        on_lease_lost: is called once, from any thread, when another process has taken the study over.
 
     Raises:
         ConfigError: a living process on another machine holds it.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, study: str, on_loss: Callable[[], object] = lambda: None) -> None:
-        self.client, self.run_id, self.study, self.on_loss = client, run_id, study, on_loss
-        before, self.presumed_dead = _check_free(client, run_id, study)
+    def __init__(self, client: MlflowClient, run_id: str, study: str, on_lease_lost: Callable[[], object] = lambda: None) -> None:
+        self.client, self.run_id, self.study, self.on_lease_lost = client, run_id, study, on_lease_lost
+        before, self.expired_token = _check_free(client, run_id, study)
         """Token of a holder that was succeeded because its beat stood still; empty if its process is known to have ended."""
         self.token = uuid.uuid4().hex[:16]
-        self.lost = ""
+        self.lost_to = ""
         """Who holds the study instead, in one line; empty while this process does."""
         self.gaps = 0
         """How often this process stood still or was cut off from MLflow for so long that what it knew of runs may be outdated."""
@@ -72,12 +72,12 @@ class StudyLease:
         self._lock = threading.Lock()
         name = {"name": describe_process(), "machine": machine(), "pid": os.getpid(), "born": psutil.Process().create_time()}
         self._name = name | {"token": self.token, "before": before}
-        tags = {HOLDER: json.dumps(self._name), BEAT: self._next_beat()}
+        tags = {HOLDER_TAG: json.dumps(self._name), HEARTBEAT_TAG: self._next_beat()}
         self._seen = _Clocks()
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if client.tracking_uri.startswith("http"):  # also what looks local: a tunnel's other end is anywhere
-            time.sleep(SETTLE_SECONDS)  # another one may have found it free at the same moment: the last to write has it
-            holder = holder_of(client, run_id)
+            time.sleep(RACE_WAIT_SECONDS)  # another one may have found it free at the same moment: the last to write has it
+            holder = get_holder(client, run_id)
             if holder.get("token") != self.token:
                 raise study_is_locked_error(study, holder.get("name", "another process"))
         self._stopped = threading.Event()
@@ -90,7 +90,7 @@ class StudyLease:
 
         Raises:
             HoldLost: another process has taken it over, or this one has let it go.
-            Deleted: the study's run, or its experiment, was deleted.
+            DeletedInMlflow: the study's run, or its experiment, was deleted.
             MlflowException: MLflow does not answer.
         """
         with self._lock:
@@ -100,10 +100,10 @@ class StudyLease:
         """Let go, unless another process has taken over meanwhile: that stays the holder."""
         with self._lock:  # else a look that is under way would miss the token
             self._stopped.set()
-            if holder_of(self.client, self.run_id).get("token") == self.token:
-                self.client.set_tag(self.run_id, HOLDER, json.dumps(self._name | {"ended": True}))
+            if get_holder(self.client, self.run_id).get("token") == self.token:
+                self.client.set_tag(self.run_id, HOLDER_TAG, json.dumps(self._name | {"ended": True}))
 
-    def abandon(self) -> None:
+    def stop_renewing(self) -> None:
         """Beat no longer, without a word to MLflow, which may be down: this process is done with the study."""
         self._stopped.set()
 
@@ -111,21 +111,21 @@ class StudyLease:
         """As `check`, for whoever has the lock."""
         self._check_lost()
         seconds = self._seen.seconds()
-        if seconds < FRESH_SECONDS:
+        if seconds < CHECK_INTERVAL_SECONDS:
             return
         seen = _Clocks()
         self._look(seconds)
-        if seconds > DEAD_SECONDS / 2:
+        if seconds > LEASE_TIMEOUT_SECONDS / 2:
             self._beat()
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(RACE_WAIT_SECONDS)
             seen = _Clocks()
             self._look(seconds)
             self.gaps += 1
         self._seen = seen
 
     def _check_lost(self) -> None:
-        if self.lost:
-            raise LeaseLost(self.lost)
+        if self.lost_to:
+            raise LeaseLost(self.lost_to)
         if self._stopped.is_set():
             raise LeaseLost("this process has let the study go")
 
@@ -138,30 +138,30 @@ class StudyLease:
         self._stopped.set()
         what = "holds it now" if is_held(holder) else "took it over meanwhile, and has ended"
         who = f"{holder.get('name', 'another process')} {what}"
-        self.lost = f"{who}; this one had not been heard of for {seconds:.0f} s and stops, nothing more is written"
-        self.on_loss()
+        self.lost_to = f"{who}; this one had not been heard of for {seconds:.0f} s and stops, nothing more is written"
+        self.on_lease_lost()
         self._check_lost()
 
     def _beat(self) -> None:
-        self.client.set_tag(self.run_id, BEAT, self._next_beat())
+        self.client.set_tag(self.run_id, HEARTBEAT_TAG, self._next_beat())
 
     def _next_beat(self) -> str:
         self._beats += 1
         return f"{self.token}-{self._beats}"
 
     def _run(self) -> None:
-        while not self._stopped.wait(BEAT_SECONDS):
+        while not self._stopped.wait(RENEW_INTERVAL_SECONDS):
             with suppress(Exception):  # a server that is down is not asked by anybody else either
                 self._look_and_beat()
 
     def _look_and_beat(self) -> None:
-        if self._lock.acquire(timeout=BEAT_SECONDS / 4):
+        if self._lock.acquire(timeout=RENEW_INTERVAL_SECONDS / 4):
             try:
                 self._confirm()
             finally:
                 self._lock.release()
         # Else somebody's look waits for MLflow, for up to two minutes. Without a beat, this process would count as dead.
-        if not (self.lost or self._stopped.is_set()):
+        if not (self.lost_to or self._stopped.is_set()):
             self._beat()
 
 
@@ -180,7 +180,7 @@ _RUNNING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A clock that nobody sets; on Linux one that goes on while the machine is suspended."""
 
 
-def holder_of(client: MlflowClient, run_id: str) -> dict[str, Any]:
+def get_holder(client: MlflowClient, run_id: str) -> dict[str, Any]:
     """Return who holds a study's run, or held it last: name, machine, process and token; nothing if nobody did or it is gone.
 
     `before` is the token of the holder before that one; `ended` is there if it has let go.
@@ -194,7 +194,7 @@ def holder_of(client: MlflowClient, run_id: str) -> dict[str, Any]:
 
 
 def _holder(run: Any) -> dict[str, Any]:
-    holder: dict[str, Any] = json.loads(run.data.tags.get(HOLDER, "{}"))
+    holder: dict[str, Any] = json.loads(run.data.tags.get(HOLDER_TAG, "{}"))
     return holder
 
 
@@ -209,7 +209,9 @@ def _run(client: MlflowClient, run_id: str, what: str) -> Any:
         run = client.get_run(run_id)
     except MlflowException as error:
         if is_missing(error):
-            raise Deleted(f"{what} was deleted in MLflow for good; the same command, given again, begins a new one") from error
+            raise DeletedInMlflow(
+                f"{what} was deleted in MLflow for good; the same command, given again, begins a new one"
+            ) from error
         raise
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise deleted_run(client, what, run_id, run.info.experiment_id)
@@ -227,7 +229,7 @@ def _check_free(client: MlflowClient, run_id: str, study: str) -> tuple[str, str
         if holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"]):
             raise study_is_locked_error(study, holder["name"])
         return token, ""
-    name, token, has_ended = _living(client, run_id, run.data.tags.get(BEAT), holder)
+    name, token, has_ended = _living(client, run_id, run.data.tags.get(HEARTBEAT_TAG), holder)
     if name:
         raise study_is_locked_error(study, name)
     return token, "" if has_ended else token
@@ -243,14 +245,14 @@ def _lives(pid: int, born: float) -> bool:
 
 def _living(client: MlflowClient, run_id: str, last: str | None, holder: dict[str, Any]) -> tuple[str, str, bool]:
     """Return the name of the living process that holds the run, empty if none does, the last holder's token, and if that let go."""
-    logger.warning("looking for up to %.0f s whether %s is alive", DEAD_SECONDS, holder["name"])
-    deadline = time.monotonic() + DEAD_SECONDS
+    logger.warning("looking for up to %.0f s whether %s is alive", LEASE_TIMEOUT_SECONDS, holder["name"])
+    deadline = time.monotonic() + LEASE_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
-        time.sleep(min(5.0, DEAD_SECONDS / 10))
+        time.sleep(min(5.0, LEASE_TIMEOUT_SECONDS / 10))
         run = client.get_run(run_id)
         now = _holder(run)
         if not is_held(now):
             return "", str(now.get("token", "")), True
-        if now != holder or run.data.tags.get(BEAT) != last:  # it beats, or another one that waited has succeeded it
+        if now != holder or run.data.tags.get(HEARTBEAT_TAG) != last:  # it beats, or another one that waited has succeeded it
             return str(now["name"]), "", False
     return "", str(holder.get("token", "")), False

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
     """What MLflow knows of a design's runs and trials; without curves of runs and probes if no details are asked for."""
     wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
-    entries = run_queries.find_all(client, wanted)
+    entries = run_queries.find_by_fingerprint(client, wanted)
     of_run = [
         (cell.label, seed, fingerprint, entries.get(fingerprint))
         for cell in design.cells
@@ -28,8 +28,12 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
     ]
     runs = pd.DataFrame(_row(design, *run) for run in of_run)
     completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
-    by = run_queries.trained_by(design.training_version, design.code_version)
-    searched = search_trials.tables(search_trials.read(client, design.search, by), design.search) if design.search else (None, None)
+    by = run_queries.training_version_filter(design.training_version, design.code_version)
+    searched = (
+        search_trials.trial_tables(search_trials.read_trials(client, design.search, by), design.search)
+        if design.search
+        else (None, None)
+    )
     return Evidence(
         design, runs, _curves(client, completed, design.evaluation_split), _probes(client, completed, design), *searched
     )
@@ -54,7 +58,7 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: RunRecor
 def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], evaluation_split: str) -> pd.DataFrame:
     """`Evidence.curves` of runs by id."""
     names = {"train/error": "train_error", f"{evaluation_split}/error": "error", "epoch_seconds": "epoch_seconds"}
-    long = run_queries.histories(client, list(completed), list(names))
+    long = run_queries.metric_histories(client, list(completed), list(names))
     curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
     cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
     wide = cells.merge(curves, on="run_id").drop(columns="run_id").sort_values(["cell", "seed", "epoch"], ignore_index=True)
@@ -69,7 +73,7 @@ def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], desi
         for run_id, (cell, seed) in completed.items():
             if cell in probed:
                 try:
-                    path = client.download_artifacts(run_id, run_queries.PROBES, folder)
+                    path = client.download_artifacts(run_id, run_queries.PROBES_ARTIFACT, folder)
                 except Exception as error:  # whatever a store's own library raises: the study's other results do not depend on it
                     logger.warning("what was probed in %s seed=%s cannot be read: %s", cell, seed, str(error).partition("\n")[0])
                     continue

@@ -15,14 +15,14 @@ from mlflow.utils import mlflow_tags
 
 from ablations.engine.environment.provenance import machine
 from ablations.engine.tracking.journal import Record
-from ablations.engine.tracking.lease import RUN_HOLDER, StudyLease, holder_of, is_held
+from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder, is_held
 from ablations.engine.tracking.mlflow_errors import find_deleted
-from ablations.engine.tracking.run_queries import PROBES, search_runs
+from ablations.engine.tracking.run_queries import PROBES_ARTIFACT, search_runs
 
-BATCH_METRICS = 1000
+MAX_METRICS_PER_REQUEST = 1000
 """As many metrics as MLflow takes in one request."""
 
-STATUS = {
+MLFLOW_STATUS = {
     "completed": "FINISHED",
     "diverged": "FINISHED",
     "pruned": "KILLED",
@@ -33,11 +33,11 @@ STATUS = {
 """MLflow's status for each outcome: a run has FINISHED if it has a result. One that a search ended early can be gone on with."""
 
 
-class Slept(Exception):  # noqa: N818 - what happened, not a mistake
+class StaleDelivery(Exception):  # noqa: N818 - what happened, not a mistake
     """This process stood still and holds its study nevertheless. What a delivery knew of its run may be out of date."""
 
 
-class Superseded(Exception):  # noqa: N818 - as above
+class StaleRecords(Exception):  # noqa: N818 - as above
     """Another process has taken over the study of records that an earlier submission left, and trains their run itself."""
 
     error_code = "INVALID_STATE"
@@ -103,21 +103,21 @@ class RunDelivery:
 
         Raises:
             HoldLost: this process has lost its study to another one.
-            Slept: it has not, but may have been asleep since this delivery looked at its run.
-            Superseded: the record is of an earlier process, and another one holds that one's study, or has held it since then.
+            StaleDelivery: it has not, but may have been asleep since this delivery looked at its run.
+            StaleRecords: the record is of an earlier process, and another one holds that one's study, or has held it since then.
         """
         if self.lease and record.token == self.lease.token:
             self.lease.check()
             if self.lease.gaps != self._gaps:
-                raise Slept
+                raise StaleDelivery
         elif record.token:
-            holder = holder_of(self.client, record.study_run)
+            holder = get_holder(self.client, record.study_run)
             ours = is_held(holder) and (holder.get("machine"), holder.get("pid")) == (machine(), os.getpid())
             # What the holder before this process left is its to deliver: nobody has come between them.
             may = {holder.get("token"), (holder.get("before") or record.token) if ours else ""}
             if holder and record.token not in may:
                 who = f"another process, before {holder['name']}," if ours else holder["name"]
-                raise Superseded(f"{who} has taken over its study")
+                raise StaleRecords(f"{who} has taken over its study")
 
     def _find(self, record: Record) -> None:
         found = list(search_runs(self.client, _filter(record)))  # a run that two studies share is in either's experiment
@@ -145,7 +145,7 @@ class RunDelivery:
         params = [] if run.data.params else [Param(name, str(value)) for name, value in values["params"].items()]
         context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")
         self.client.log_inputs(run_id, [DatasetInput(Dataset(**values["dataset"]), [context])])
-        tags = [*_of_search(record), RunTag("attempts", str(values["attempts"])), RunTag(RUN_HOLDER, record.token)]
+        tags = [*_of_search(record), RunTag("attempts", str(values["attempts"])), RunTag(RUN_HOLDER_TAG, record.token)]
         if values["reason"]:
             tags.append(RunTag("last_interruption", values["reason"]))
         self.client.log_batch(run_id, params=params, tags=tags)
@@ -155,7 +155,7 @@ class RunDelivery:
         logged, count = self.logged, 0
         for record in records:
             values = record.values
-            if record.kind != "epoch" or (metrics and len(metrics) + len(values["metrics"]) > BATCH_METRICS):
+            if record.kind != "epoch" or (metrics and len(metrics) + len(values["metrics"]) > MAX_METRICS_PER_REQUEST):
                 break
             if values["epoch"] > logged:
                 logged = values["epoch"]
@@ -181,10 +181,10 @@ class RunDelivery:
         return [RunTag(name, value) for name, value in changed.items()]
 
     def _probes(self, record: Record) -> None:
-        self.client.log_text(self._run_id, pd.DataFrame(record.values["rows"]).to_csv(index=False), PROBES)
+        self.client.log_text(self._run_id, pd.DataFrame(record.values["rows"]).to_csv(index=False), PROBES_ARTIFACT)
 
     def _end(self, record: Record) -> None:
-        run_id, status = self._run_id, STATUS[record.values["outcome"]]
+        run_id, status = self._run_id, MLFLOW_STATUS[record.values["outcome"]]
         if self.client.get_run(run_id).info.status == "FINISHED":
             return  # another one came to its end: that stands
         tags = [RunTag("outcome", record.values["outcome"]), RunTag("message", record.values["message"][:4000])]

@@ -25,10 +25,10 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.tracking import search_trials
 from ablations.engine.tracking.journal import Record, study_is_locked_error
-from ablations.engine.tracking.lease import RUN_HOLDER, StudyLease, holder_of
+from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder
 from ablations.engine.tracking.mlflow_errors import check_experiment
-from ablations.engine.tracking.run_delivery import STATUS
-from ablations.engine.tracking.run_queries import DESIGN, DESIGN_TAG, RunRecord, search_runs
+from ablations.engine.tracking.run_delivery import MLFLOW_STATUS
+from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, RunRecord, search_runs
 from ablations.engine.tracking.writer import JOB_KILLED, Writer
 from resnet_core.identity import TRAINING_VERSION, code_version
 
@@ -44,8 +44,8 @@ class Tracker:
         writer: takes the records of runs there.
         plan: the study, which this process holds.
         known: what the ledger found of the plan's runs; unfinished ones are continued, not repeated.
-        again: start every run as a new generation, next to what is there (`--fresh`).
-        on_loss: is called once, from any thread, when another process has taken the study over.
+        rerun: start every run as a new generation, next to what is there (`--fresh`).
+        on_lease_lost: is called once, from any thread, when another process has taken the study over.
 
     Raises:
         ConfigError: a process on another machine holds the study.
@@ -58,26 +58,26 @@ class Tracker:
         plan: Plan,
         known: Mapping[str, RunRecord],
         *,
-        again: bool = False,
-        on_loss: Callable[[], object] = lambda: None,
+        rerun: bool = False,
+        on_lease_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.client, self.writer, self.plan = client, writer, plan
         self.experiment_id = _experiment(client, plan.study.name)
         self._tags = origin_tags()
-        self.has_report = False
+        self.report_is_current = False
         """Whether a report of just what is asked for was stored at the study's end."""
-        self.parent_id = self._open_parent(on_loss)
+        self.parent_id = self._open_parent(on_lease_lost)
         self._experiments: dict[str, str] = {}
         self._attempts: dict[str, int] = {}
         self._generations: dict[str, int] = {}
         self._started: set[str] = set()
-        self.know(known, again=again)
+        self.add_known_runs(known, rerun=rerun)
 
-    def know(self, known: Mapping[str, RunRecord], *, again: bool = False) -> None:
+    def add_known_runs(self, known: Mapping[str, RunRecord], *, rerun: bool = False) -> None:
         """Takes note of runs that are there."""
         for fingerprint, entry in known.items():
-            self._generations[fingerprint] = entry.generation + again
-            if not again:
+            self._generations[fingerprint] = entry.generation + rerun
+            if not rerun:
                 self._experiments[fingerprint] = entry.experiment_id
                 self._attempts[fingerprint] = int(entry.tags.get("attempts", 0))
 
@@ -120,7 +120,7 @@ class Tracker:
             self._put("probes", run, rows=list(probes))
 
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
-        """The run is over: see `delivery.STATUS` for outcomes."""
+        """The run is over: see `delivery.MLFLOW_STATUS` for outcomes."""
         if run.fingerprint not in self._started:
             self.started(run)  # it ended before its process had started
         self._put("end", run, outcome=outcome, message=message, traceback=traceback)
@@ -129,16 +129,16 @@ class Tracker:
         """What is asked of the study, for reports: from these, MLflow alone makes them again."""
         asked = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
         tags = self.client.get_run(self.parent_id).data.tags
-        self.has_report = tags.get(DESIGN_TAG) == asked and tags.get(REPORT_TAG) == WHOLE
-        if not self.has_report:
+        self.report_is_current = tags.get(DESIGN_TAG) == asked and tags.get(REPORT_TAG) == WHOLE
+        if not self.report_is_current:
             self.check()
-            self.client.log_text(self.parent_id, design.to_json(), DESIGN)
+            self.client.log_text(self.parent_id, design.to_json(), DESIGN_ARTIFACT)
             self.client.set_tag(self.parent_id, DESIGN_TAG, asked)
 
     @property
-    def lost(self) -> str:
+    def lost_to(self) -> str:
         """Who holds the study instead of this process; empty while that is not so."""
-        return self._beat.lost
+        return self._beat.lost_to
 
     def check(self) -> None:
         """Raise HoldLost if another process has taken the study over."""
@@ -164,7 +164,7 @@ class Tracker:
         )
         self.writer.put(record)
 
-    def _open_parent(self, on_loss: Callable[[], object]) -> str:
+    def _open_parent(self, on_lease_lost: Callable[[], object]) -> str:
         plan = self.plan
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = self.client.search_runs([self.experiment_id], where, max_results=1)
@@ -172,13 +172,13 @@ class Tracker:
         run_id = str(run.info.run_id)
         if not run.data.params:  # also of one whose maker died before it had logged them: reports look for these
             self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in plan.shared().items()])
-        self._beat = StudyLease(self.client, run_id, plan.study.name, on_loss)
+        self._beat = StudyLease(self.client, run_id, plan.study.name, on_lease_lost)
         if not found:
             self._check_only(run_id, where)
-        self.writer.hold(self._beat)
+        self.writer.set_lease(self._beat)
         if found:
             self.client.update_run(run_id, status="RUNNING")
-            self._mend(run_id)
+            self._end_orphaned_runs(run_id)
         return run_id
 
     def _check_only(self, run_id: str, where: str) -> None:
@@ -187,7 +187,7 @@ class Tracker:
         if last != run_id:
             self._beat.stop()
             self.client.delete_run(run_id)
-            raise study_is_locked_error(self.plan.study.name, holder_of(self.client, last).get("name", "another process"))
+            raise study_is_locked_error(self.plan.study.name, get_holder(self.client, last).get("name", "another process"))
 
     def _create_parent(self) -> MlflowRun:
         plan = self.plan
@@ -200,15 +200,15 @@ class Tracker:
         }
         return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
 
-    def _mend(self, parent_id: str) -> None:
+    def _end_orphaned_runs(self, parent_id: str) -> None:
         """Runs of a submission that was killed do not run."""
         where = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}' and attributes.status = 'RUNNING'"
         # Asked before the search: what is no longer on its way then has arrived.
-        alive = self.writer.waiting() | self.writer.journal.held_elsewhere().keys()
-        if self._beat.presumed_dead:
-            self._fence(self._beat.presumed_dead, alive)
+        alive = self.writer.pending_fingerprints() | self.writer.journal.claimed_elsewhere().keys()
+        if self._beat.expired_token:
+            self._fence(self._beat.expired_token, alive)
         for run in self.client.search_runs([self.experiment_id], where):
-            if STATUS.get(run.data.tags.get("outcome", "")) == "FINISHED":  # its model was being logged
+            if MLFLOW_STATUS.get(run.data.tags.get("outcome", "")) == "FINISHED":  # its model was being logged
                 self.client.set_terminated(run.info.run_id, "FINISHED")
             elif run.data.tags.get("fingerprint") not in alive:
                 self.client.log_batch(run.info.run_id, tags=[RunTag("outcome", "stopped"), RunTag("message", JOB_KILLED)])
@@ -219,9 +219,9 @@ class Tracker:
 
         All of their epochs come again, to a new run, wherever their training goes on from.
         """
-        for run in search_runs(self.client, f"tags.`{RUN_HOLDER}` = '{token}' and attributes.status = 'RUNNING'"):
+        for run in search_runs(self.client, f"tags.`{RUN_HOLDER_TAG}` = '{token}' and attributes.status = 'RUNNING'"):
             tags = run.data.tags
-            if STATUS.get(tags.get("outcome", "")) != "FINISHED" and tags.get("fingerprint") not in alive:
+            if MLFLOW_STATUS.get(tags.get("outcome", "")) != "FINISHED" and tags.get("fingerprint") not in alive:
                 self.client.delete_run(run.info.run_id)
 
     def _identity(self, run: Run) -> dict[str, str]:
@@ -235,7 +235,7 @@ class Tracker:
             "training_version": str(TRAINING_VERSION),
             "code_version": code_version(),
             "data_version": self.plan.data_of(run).version,
-            **({run.trial.tag: search_trials.text(run)} if run.trial else {}),
+            **({run.trial.tag: search_trials.trial_tag_value(run)} if run.trial else {}),
             **self._tags,
         }
 

@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 
 from ablations.engine.tracking.journal import Journal, Record
 from ablations.engine.tracking.lease import LeaseLost, StudyLease
-from ablations.engine.tracking.mlflow_errors import REFUSED, Deleted
-from ablations.engine.tracking.run_delivery import RunDelivery, Slept
+from ablations.engine.tracking.mlflow_errors import PERMANENT_ERRORS, DeletedInMlflow
+from ablations.engine.tracking.run_delivery import RunDelivery, StaleDelivery
 from resnet_core.fields import printable
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2.0
+RETRY_INTERVAL_SECONDS = 2.0
 JOB_KILLED = "its job was killed"
 
 _Key = tuple[str, int]
@@ -51,7 +51,7 @@ class Writer:
         self._taken = 0
         """How many records are done with."""
         self._changed = threading.Condition()
-        for record in journal.inherited:
+        for record in journal.recovered:
             self._queue(record)
         for records in self._waiting.values():
             if records[-1].kind != "end":  # its process died; if it is trained again, that starts it again
@@ -64,39 +64,39 @@ class Writer:
     def put(self, record: Record) -> None:
         """Returns at once. Once another process has taken the study over, records are dropped: it reports all of its runs anew."""
         with self._changed:
-            if self.lost:
+            if self.lost_to:
                 return
             self.journal.append(record)
             self._queue(record)
             self._changed.notify_all()
 
-    def waiting(self) -> set[str]:
+    def pending_fingerprints(self) -> set[str]:
         """Fingerprints of runs whose records are on their way."""
         with self._changed:
             return {fingerprint for fingerprint, _ in self._waiting}
 
-    def hold(self, lease: StudyLease) -> None:
+    def set_lease(self, lease: StudyLease) -> None:
         """Write records with the token of this hold on the study only while it lasts."""
         with self._changed:
             self._lease = lease
             self._deliveries.clear()  # those of what an earlier submission left
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Write nothing more for the study. Whether MLflow still names this process as its holder does not matter then."""
         if self._lease:
-            self._lease.abandon()
+            self._lease.stop_renewing()
 
     @property
-    def lost(self) -> str:
+    def lost_to(self) -> str:
         """Who holds the study instead of this process; empty while that is not so."""
-        return self._lease.lost if self._lease else ""
+        return self._lease.lost_to if self._lease else ""
 
     def refusals(self) -> list[str]:
         """Return what was deleted in MLflow while its records wait, and how to go on."""
         with self._changed:
             return list(dict.fromkeys(self._refused.values()))
 
-    def settle(self, patience: float, at_most: float = math.inf) -> int:
+    def flush(self, patience: float, at_most: float = math.inf) -> int:
         """Waits until everything is delivered; returns how many records are not. What was deleted there is not waited for.
 
         Args:
@@ -114,14 +114,14 @@ class Writer:
     def close(self, patience: float, at_most: float = math.inf) -> int:
         """As `settle`, and ends the thread. What is not delivered stays in the journal, and its runs do not look as if they ran."""
         deadline = time.monotonic() + min(patience, at_most)
-        self.settle(patience, at_most)
+        self.flush(patience, at_most)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(max(0.5, deadline - time.monotonic()))  # it may sit in a request that nobody answers
         with self._changed:
             self._abandoned = True
-            if self._lease and self.lost:
+            if self._lease and self.lost_to:
                 self._put_own_aside(self._lease.token)
             return self._count()
 
@@ -129,7 +129,7 @@ class Writer:
         """Have nobody deliver records of a study that was lost to another process, which reports all of its runs."""
         own = [record for records in self._waiting.values() for record in records if record.token == token]
         if own:
-            self.journal.put_aside(own)
+            self.journal.quarantine(own)
         others = {key: deque(r for r in records if r.token != token) for key, records in self._waiting.items()}
         self._waiting = {key: records for key, records in others.items() if records}
         if not self._waiting:  # else the next submission puts them aside, when it sees whose study it is
@@ -140,7 +140,7 @@ class Writer:
 
     def _is_over(self) -> bool:
         """Return whether nothing more will be delivered: all is, or the rest will not be taken."""
-        return bool(self.lost) or self._waiting.keys() <= self._refused.keys()
+        return bool(self.lost_to) or self._waiting.keys() <= self._refused.keys()
 
     def _queue(self, record: Record) -> None:
         self._waiting.setdefault(record.key, deque()).append(record)
@@ -174,12 +174,12 @@ class Writer:
                 self._closing = True
                 self._changed.notify_all()
             return
-        except Slept:
+        except StaleDelivery:
             self._deliveries.clear()
             return
         except Exception as error:  # whatever a store's own library raises; this thread must live
             self._deliveries.pop(key, None)  # what it knew of the run may not be so
-            refused = getattr(error, "error_code", "") in REFUSED
+            refused = getattr(error, "error_code", "") in PERMANENT_ERRORS
             if refused and known:
                 return  # looks anew, and then says what has become of the run
             if not (refused and key in self._inherited):
@@ -187,7 +187,7 @@ class Writer:
                 return
             # Behind them may be records of this process, which begins the run anew.
             records = tuple(takewhile(lambda record: record.token == records[0].token, records))
-            aside = self.journal.put_aside(records)
+            aside = self.journal.quarantine(records)
             logger.warning("records of %s wait in %s, MLflow refuses them: %s", records[0].run, aside, _short(error))
             count = len(records)
         self._take(key, records[:count])
@@ -195,7 +195,7 @@ class Writer:
     def _postpone(self, key: _Key, record: Record, error: Exception) -> None:
         """Has a run's records sent again later, and says so once for each cause."""
         with self._changed:
-            if isinstance(error, Deleted):
+            if isinstance(error, DeletedInMlflow):
                 if str(error) not in self._refused.values():
                     logger.warning("%s. Training goes on, and records wait.", error)
                 self._refused[key] = str(error)
@@ -207,7 +207,7 @@ class Writer:
                         "MLflow does not take the %s: records wait and are sent again until it does (%s)", what, _short(error)
                     )
             self._failing.add(key)
-            self._retry_at[key] = time.monotonic() + RETRY_SECONDS
+            self._retry_at[key] = time.monotonic() + RETRY_INTERVAL_SECONDS
             self._changed.notify_all()
         self.journal.sync()
 
@@ -238,7 +238,7 @@ class Writer:
 
     def _give_up(self) -> None:
         for key, records in self._waiting.items():
-            if self._abandoned or self.lost:
+            if self._abandoned or self.lost_to:
                 return  # from here on, another process may deliver them
             try:
                 self._deliveries.setdefault(key, RunDelivery(self.client, self._lease)).suspend(records[-1])

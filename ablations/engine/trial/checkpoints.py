@@ -113,7 +113,7 @@ class CheckpointFolder:
                 self._rubbish.add(names[0])
         return None
 
-    def newest(self) -> int:
+    def latest_epoch(self) -> int:
         """The epoch of the newest checkpoint, by its name alone; 0 if there is none.
 
         Raises:

@@ -10,9 +10,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ablations.engine.environment.storage import check_there
-from ablations.engine.trial.group_failures import explain, is_too_small, raised_by_workers, reason_of
+from ablations.engine.trial.group_failures import explain_group_failure, final_error, is_resource_shortage, worker_exception
 from ablations.engine.trial.job import Job, Report
-from ablations.engine.trial.worker import train_watched
+from ablations.engine.trial.worker import train_monitored
 from resnet_core.fields import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
-REPLACEMENT_SECONDS = 5.0
+REPLACEMENT_INTERVAL_SECONDS = 5.0
 """How often a group looks for a node in place of a lost one."""
 
 POLL_SECONDS = 0.2
@@ -71,17 +71,17 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
         except ProcessFailure as hung:
             death, error = hung, hung
         except (TrainingFailedError, RayActorError) as ended:
-            if is_too_small(ended):  # it held the group before: nodes were lost, and others come
-                time.sleep(REPLACEMENT_SECONDS)
+            if is_resource_shortage(ended):  # it held the group before: nodes were lost, and others come
+                time.sleep(REPLACEMENT_INTERVAL_SECONDS)
                 continue
-            raised = raised_by_workers(ended)
+            raised = worker_exception(ended)
             if raised is not None:
                 raise raised from None
-            death, error = explain(ended, worker_names(job.spec["world_size"])), ended
-        death = losses.weigh(death, _newest_epoch(job) if death.preempted else 0)
+            death, error = explain_group_failure(ended, worker_names(job.spec["world_size"])), ended
+        death = losses.charge(death, _newest_epoch(job) if death.preempted else 0)
         failures += not death.preempted
         if failures > job.max_failures:
-            raise reason_of(death, error) from None
+            raise final_error(death, error) from None
         report({"restart": death.reason})
 
 
@@ -97,15 +97,15 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     from ablations.engine.trial import process_failures, worker_group
 
-    worker_group.name_cluster()
+    worker_group.propagate_cluster_address()
     queue = worker_group.make_queue()
     training = _in_thread(_trainer(job, queue).fit)
-    silence = _GroupSilence(job)
+    silence = _GroupStallDetector(job)
     try:
         # A group that has ended puts no more into the queue: then one last look is enough.
         while not training.done() or not queue.empty():
             alive()
-            if (item := _next(queue)) is not None and not worker_group.remember(item):
+            if (item := _next(queue)) is not None and not worker_group.store_controller(item):
                 report(item)
             if (hung := silence.verdict()) is not None:
                 raise hung
@@ -113,17 +113,17 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
     except TrainingFailedError:
         raise  # the group has ended
     except process_failures.ProcessFailure:
-        worker_group.abort(timeout=0)
+        worker_group.abort_group(timeout=0)
         for name in worker_names(job.spec["world_size"]):
-            process_failures.forget(name)
+            process_failures.delete_record(name)
         raise
     except Exception:
-        worker_group.abort()
+        worker_group.abort_group()
         raise
     finally:
         queue.shutdown(force=True)  # an error's traceback would keep its process
-        worker_group.forget()
-        process_failures.forget(controller_name())
+        worker_group.release_controller()
+        process_failures.delete_record(controller_name())
 
 
 def _in_thread(work: Callable[[], object]) -> Future[object]:
@@ -150,13 +150,13 @@ def _next(queue: "Queue") -> dict[str, Any] | None:
     return item
 
 
-class _GroupSilence:
+class _GroupStallDetector:
     """Finds out by the heartbeats of a group's processes that the group hangs."""
 
     def __init__(self, job: Job) -> None:
-        from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, Silence, interval
+        from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, StallDetector, heartbeat_interval
 
-        self._silence, self._interval = Silence(), interval(job.hang_timeout)
+        self._silence, self._interval = StallDetector(), heartbeat_interval(job.hang_timeout)
         self._workers = worker_names(job.spec["world_size"])
         self._controller = controller_name()
         self._timeout = job.hang_timeout + GRACE_SECONDS
@@ -168,14 +168,14 @@ class _GroupSilence:
 
         from ablations.engine.trial import process_failures
 
-        if not self._silence.is_due(self._interval):
+        if not self._silence.should_poll(self._interval):
             return None
         try:
-            records = {name: process_failures.read(name) for name in (*self._workers, self._controller)}
+            records = {name: process_failures.read_record(name) for name in (*self._workers, self._controller)}
         except RpcError:
             return None  # a head that is busy answers the next time
         # A record that has just been made is a sign of life, before its process has made a step.
-        silent = self._silence.look({name: record.get("steps", 0) if record else None for name, record in records.items()})
+        silent = self._silence.update({name: record.get("steps", 0) if record else None for name, record in records.items()})
         controller = records[self._controller]
         # While it starts a group, its loop goes round once a minute.
         if silent[self._controller] > (self._timeout if controller.get("trains") else self._start_timeout):
@@ -195,7 +195,7 @@ def _newest_epoch(job: Job) -> int:
     from ablations.engine.trial.checkpoints import CheckpointFolder
 
     with suppress(OSError):
-        return CheckpointFolder(job.storage, job.folder).newest()
+        return CheckpointFolder(job.storage, job.folder).latest_epoch()
     return 0
 
 
@@ -217,7 +217,7 @@ def _trainer(job: Job, queue: "Queue") -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from ablations.engine.trial.liveness import interval
+    from ablations.engine.trial.liveness import heartbeat_interval
     from ablations.engine.trial.worker_group import QueueReports, ShareControllerHandle
 
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": job.gpus_per_worker} if job.gpus_per_worker else {})
@@ -235,7 +235,7 @@ def _trainer(job: Job, queue: "Queue") -> Any:
         run_config=RunConfig(
             name=f"{job.folder}/ray-train",
             storage_path=job.storage,
-            callbacks=[QueueReports(queue), ShareControllerHandle(queue, controller_name(), interval(job.hang_timeout))],
+            callbacks=[QueueReports(queue), ShareControllerHandle(queue, controller_name(), heartbeat_interval(job.hang_timeout))],
             # Train would also repeat what a bug or too large a batch ended; `train_group` knows the difference.
             failure_config=FailureConfig(max_failures=0),
         ),
@@ -248,4 +248,4 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     rank = ray_train.get_context().get_world_rank()
-    train_watched(Job(**config["job"]), str(get_device()), ray_train.report, names=config["names"], rank=rank)
+    train_monitored(Job(**config["job"]), str(get_device()), ray_train.report, names=config["names"], rank=rank)

@@ -33,7 +33,7 @@ def _lost_its_peer(failure: Exception) -> bool:
     return isinstance(failure, RuntimeError) and bool(LOST_PEER.search(str(failure)))
 
 
-def raised_by_workers(error: Any) -> Exception | None:
+def worker_exception(error: Any) -> Exception | None:
     """What a worker's own code raised, and what ends the run therefore; None if it began with the death of a process."""
     raised = _raised(error)
     for failure in raised:
@@ -48,7 +48,7 @@ def _one_died(error: Any) -> bool:
     return len(_raised(error)) < len(_failures(error))
 
 
-def reason_of(death: "ProcessFailure", error: Any) -> Exception:
+def final_error(death: "ProcessFailure", error: Any) -> Exception:
     """Why a group ended that is not started again: where nobody knows of a death, what the workers raised says more."""
     from ablations.engine.trial import process_failures
 
@@ -58,7 +58,7 @@ def reason_of(death: "ProcessFailure", error: Any) -> Exception:
     return raised[0]
 
 
-def explain(error: Any, names: list[str]) -> "ProcessFailure":
+def explain_group_failure(error: Any, names: list[str]) -> "ProcessFailure":
     """Why a group ended that its workers' own code did not end."""
     from ray.exceptions import RayActorError
 
@@ -66,7 +66,7 @@ def explain(error: Any, names: list[str]) -> "ProcessFailure":
 
     controller = getattr(error, "controller_failure", error)  # or the controller itself died
     failures = _failures(error) or [controller]
-    death = process_failures.explain(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
+    death = process_failures.explain_failure(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
     if death.reason == process_failures.UNEXPLAINED and not _failures(error) and not isinstance(controller, RayActorError):
         return process_failures.ProcessFailure(
             f"Ray Train failed: {type(controller).__name__}: {controller}".splitlines()[0], "process"
@@ -74,6 +74,6 @@ def explain(error: Any, names: list[str]) -> "ProcessFailure":
     return death
 
 
-def is_too_small(error: Any) -> bool:
+def is_resource_shortage(error: Any) -> bool:
     """Whether Train did not start a group because the cluster cannot hold it."""
     return type(getattr(error, "controller_failure", None)).__name__ == "InsufficientClusterResourcesError"

@@ -18,7 +18,7 @@ START_TIMEOUT_SECONDS = 180.0
 waits for a group's resources for a minute at a time."""
 
 
-def interval(hang_timeout: float) -> float:
+def heartbeat_interval(hang_timeout: float) -> float:
     """Return the time between two heartbeats, in seconds, and between two looks at them."""
     return min(MAX_INTERVAL_SECONDS, hang_timeout / 10)
 
@@ -56,7 +56,7 @@ class ProcessHeartbeat:
                 continue
 
 
-class Watch:
+class ProcessMonitor:
     """The watch over this process, as seen from inside: it gives signs of life, or ends the process with a reason."""
 
     def __init__(self, heartbeat: ProcessHeartbeat, watchdog: Watchdog) -> None:
@@ -79,7 +79,7 @@ class Watch:
             self._heartbeat.paused = self._watchdog.paused = False
 
     def end_process(self, **reason: object) -> None:
-        """End this process hard. `process_failures.explain` reads the reason."""
+        """End this process hard. `process_failures.explain_failure` reads the reason."""
         try:
             self._heartbeat.record.write(**reason)
         finally:
@@ -87,40 +87,40 @@ class Watch:
 
 
 @contextmanager
-def watched(name: str, hang_timeout: float) -> Iterator[Watch]:
-    """End this process after `hang_timeout` seconds without a sign of life; `process_failures.explain(name)` then tells why.
+def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
+    """End this process after `hang_timeout` seconds without a heartbeat. `process_failures.explain_failure` then gives the reason.
 
     Other processes see by its heartbeat that it runs.
     """
-    heartbeat = ProcessHeartbeat(name, interval(hang_timeout))
+    heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout))
     try:
         with Watchdog(hang_timeout, lambda: heartbeat.record.write(hung_seconds=hang_timeout)) as watchdog:
-            yield Watch(heartbeat, watchdog)
+            yield ProcessMonitor(heartbeat, watchdog)
     finally:
         heartbeat.stop()
 
 
-class Peers:
+class PeerMonitor:
     """The other processes of a group, for one that waits for them: they may have more to do than this one."""
 
     def __init__(self, names: Sequence[str], hang_timeout: float, alive: Callable[[], object]) -> None:
-        self._names, self._interval, self._alive = names, interval(hang_timeout), alive
+        self._names, self._interval, self._alive = names, heartbeat_interval(hang_timeout), alive
         self._looked = time.monotonic()
         self._steps: list[object] = []
 
-    def get_on(self) -> None:
+    def check_progress(self) -> None:
         """Give a sign of life if one of them has made a step since the last look. Costs little between two looks."""
         if time.monotonic() < self._looked + self._interval:
             return
         self._looked = time.monotonic()
         with suppress(RpcError):  # a head that is busy answers the next time
-            steps: list[object] = [process_failures.read(name).get("steps") for name in self._names]
+            steps: list[object] = [process_failures.read_record(name).get("steps") for name in self._names]
             if steps != self._steps:
                 self._alive()
             self._steps = steps
 
 
-class Silence:
+class StallDetector:
     """Seconds for which processes have shown no sign of life.
 
     Only time in which somebody looked counts. An observer that was itself suspended would otherwise take all others for hung.
@@ -132,12 +132,12 @@ class Silence:
         self._signs: dict[str, object] = {}
         self._seconds: dict[str, float] = {}
 
-    def is_due(self, interval: float) -> bool:
+    def should_poll(self, interval: float) -> bool:
         """Return whether it is time to look again, if that is done at this interval, in seconds."""
         self._interval = interval
         return time.monotonic() >= self._looked + interval
 
-    def look(self, signs: Mapping[str, object]) -> dict[str, float]:
+    def update(self, signs: Mapping[str, object]) -> dict[str, float]:
         """Compare signs of life with those of the last look; return the seconds of silence by name, 0 for new names."""
         now = time.monotonic()
         passed = min(now - self._looked, 2 * self._interval)

@@ -18,15 +18,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.environment.network import accepts_connections
 
-READING_SECONDS = 10.0
+OOM_QUERY_TIMEOUT_SECONDS = 10.0
 
-PREFIX = "ablations/process/"
+RECORD_PREFIX = "ablations/process/"
 """What the names begin with under which processes leave word."""
 
 UNEXPLAINED = "its process was killed"
 """The reason for a death of which no more is known."""
 
-LOSSES_BORNE = 10
+MAX_NODE_LOSSES = 10
 """How many nodes a run may lose without a new epoch before further losses count as its failures: a run that takes its node down
 each time would go on for ever."""
 
@@ -55,14 +55,14 @@ class NodeLossBudget:
     def __init__(self) -> None:
         self.epoch = self.count = 0
 
-    def weigh(self, death: ProcessFailure, epoch: int) -> ProcessFailure:
+    def charge(self, death: ProcessFailure, epoch: int) -> ProcessFailure:
         """A death of a run that had reached this epoch; a failure where it is the loss of one node too many."""
         if epoch > self.epoch:
             self.epoch, self.count = epoch, 0
         if death.cause != "node":
             return death
         self.count += 1
-        if self.count <= LOSSES_BORNE:
+        if self.count <= MAX_NODE_LOSSES:
             return death
         return ProcessFailure(f"{death.reason}, and {self.count - 1} before it without a new epoch", "process")
 
@@ -93,36 +93,36 @@ class ProcessRecord:
         """Take the record away, for good."""
         with self._lock:
             self._erased = True
-            forget(self.name)
+            delete_record(self.name)
 
 
-def read(name: str) -> dict[str, Any]:
+def read_record(name: str) -> dict[str, Any]:
     """Return the record of the process of this name; empty if there is none."""
     content = _internal_kv_get(_key(name))
     return json.loads(content) if content else {}
 
 
-def accuse(name: str, seconds: float) -> None:
+def record_stall(name: str, seconds: float) -> None:
     """Add to the record of another process that it stood still for so many seconds, before it is killed for that."""
-    _internal_kv_put(_key(name), json.dumps({**read(name), "stopped_seconds": seconds}), overwrite=True)
+    _internal_kv_put(_key(name), json.dumps({**read_record(name), "stopped_seconds": seconds}), overwrite=True)
 
 
-def forget(name: str) -> None:
+def delete_record(name: str) -> None:
     """Take away the record of this name. It is left where the cluster's head does not answer just now."""
     with suppress(RpcError):
         _internal_kv_del(_key(name))
 
 
-def explain(names: Sequence[str], errors: Sequence[BaseException] = ()) -> ProcessFailure:
+def explain_failure(names: Sequence[str], errors: Sequence[BaseException] = ()) -> ProcessFailure:
     """Why one of these processes died; what they left is taken away.
 
     Args:
         names: under which they left word; several if any of them may be the one.
         errors: what Ray said.
     """
-    words = [word for name in names if (word := read(name))]
+    words = [word for name in names if (word := read_record(name))]
     for name in names:
-        forget(name)
+        delete_record(name)
     for error in errors:
         if isinstance(error, OutOfMemoryError):
             used = re.search(r"was (.+? used / .+? limit)", str(error))
@@ -162,7 +162,7 @@ def _count_oom_kills_on(node: str) -> int:
         return count_oom_kills()
     read = ray.remote(num_cpus=0)(count_oom_kills).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
     try:
-        return int(ray.get(read.remote(), timeout=READING_SECONDS))
+        return int(ray.get(read.remote(), timeout=OOM_QUERY_TIMEOUT_SECONDS))
     except (RayError, GetTimeoutError):
         return 0
 
@@ -175,4 +175,4 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 def _key(name: str) -> str:
-    return PREFIX + name
+    return RECORD_PREFIX + name

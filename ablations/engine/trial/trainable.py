@@ -11,7 +11,7 @@ from typing import Any
 from ablations.engine.trial.ddp_group import controller_name, train_group, worker_names
 from ablations.engine.trial.group_failures import OUTCOMES
 from ablations.engine.trial.job import Job, Report
-from ablations.engine.trial.worker import train_or_end
+from ablations.engine.trial.worker import train_or_exit_on_gpu_error
 
 END_SECONDS = 60.0
 """How long a stopped training has for what it does when it ends, such as to end processes that read its images."""
@@ -22,10 +22,10 @@ def train(config: dict[str, Any]) -> None:
     import ray
     from ray import tune
 
-    from ablations.engine.trial.liveness import watched
+    from ablations.engine.trial.liveness import monitored
 
     job = Job(**config["job"])
-    with watched(ray.get_runtime_context().get_actor_id(), job.hang_timeout) as watch:
+    with monitored(ray.get_runtime_context().get_actor_id(), job.hang_timeout) as watch:
 
         def report(content: dict[str, Any]) -> None:
             with watch.waiting():
@@ -33,7 +33,7 @@ def train(config: dict[str, Any]) -> None:
 
         if job.spec["world_size"] == 1:
             device = "cuda" if job.gpus_per_worker else "cpu"
-            report_outcome(report, lambda: train_or_end(job, device, report, watch))
+            report_outcome(report, lambda: train_or_exit_on_gpu_error(job, device, report, watch))
         else:
             report_outcome(report, lambda: train_group(job, report, watch.alive))
 
@@ -47,9 +47,9 @@ def end_training(trainable: Any) -> None:
         if workers > 1:
             from ablations.engine.trial import process_failures, worker_group
 
-            worker_group.abort()
+            worker_group.abort_group()
             for name in (*worker_names(workers), controller_name()):
-                process_failures.forget(name)
+                process_failures.delete_record(name)
     finally:
         session.finish(timeout=END_SECONDS)
         if session.training_thread.is_alive():

@@ -18,7 +18,7 @@ from ablations.engine.environment import paths
 
 if TYPE_CHECKING:
     from ablations.engine.trial.checkpoints import CheckpointFolder
-    from ablations.engine.trial.liveness import Watch
+    from ablations.engine.trial.liveness import ProcessMonitor
     from resnet_core import Dataset, RunSpec
 
 from ablations.engine.trial.job import Job, Report
@@ -35,18 +35,18 @@ class OutOfMemory(Exception):  # noqa: N818 - an outcome of a run, not a mistake
     """A run needs more memory than there is."""
 
 
-def train_watched(job: Job, device: str, report: Report, *, names: Sequence[str], rank: int) -> None:
+def train_monitored(job: Job, device: str, report: Report, *, names: Sequence[str], rank: int) -> None:
     """Train as `train_epochs` does, as one worker of a group, watched over: a process that hangs ends itself, and
-    `process_failures.explain` tells why by its name, one of those of all workers by rank."""
-    from ablations.engine.trial.liveness import Peers, watched
+    `process_failures.explain_failure` tells why by its name, one of those of all workers by rank."""
+    from ablations.engine.trial.liveness import PeerMonitor, monitored
 
-    with watched(names[rank], job.hang_timeout) as watch:
-        peers = Peers([name for name in names if name != names[rank]], job.hang_timeout, watch.alive)
-        train_or_end(job, device, report, watch, rank=rank, waiting=peers.get_on)
+    with monitored(names[rank], job.hang_timeout) as watch:
+        peers = PeerMonitor([name for name in names if name != names[rank]], job.hang_timeout, watch.alive)
+        train_or_exit_on_gpu_error(job, device, report, watch, rank=rank, waiting=peers.check_progress)
 
 
-def train_or_end(
-    job: Job, device: str, report: Report, watch: "Watch", *, rank: int = 0, waiting: Callable[[], object] = lambda: None
+def train_or_exit_on_gpu_error(
+    job: Job, device: str, report: Report, watch: "ProcessMonitor", *, rank: int = 0, waiting: Callable[[], object] = lambda: None
 ) -> None:
     """Train as `train_epochs` does. A process whose GPU fails ends itself: whatever it asks of its GPU from now on would fail, for
     its next run too. A new one goes on from the last epoch."""
@@ -79,7 +79,7 @@ def train_epochs(
     try:
         _train_epochs(job, device, report, rank, alive, waiting)
     except (MemoryError, RuntimeError, OSError) as error:
-        want = _want_of_memory(error)
+        want = _find_memory_error(error)
         if not want:
             raise
         images = job.spec["optim.global_batch_size"] // job.spec["world_size"]
@@ -88,7 +88,7 @@ def train_epochs(
         raise OutOfMemory(f"a batch of {images} images on {where}: {detail}") from error
 
 
-def _want_of_memory(error: BaseException | None) -> BaseException | None:
+def _find_memory_error(error: BaseException | None) -> BaseException | None:
     """The error, or the one that it came up in, that is about memory: a graph whose capture fails only says that it does."""
     while error and not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
         error = error.__context__

@@ -28,7 +28,7 @@ CONTROLLER = "controller"
 ABORT_TIMEOUT_SECONDS = 10.0
 
 
-def name_cluster() -> None:
+def propagate_cluster_address() -> None:
     """Tell the processes of a group which cluster is theirs. Ray Train's cleaner asks that of the machine, and finds no answer, or
     the wrong one, where there is another cluster on it."""
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -73,16 +73,16 @@ class ShareControllerHandle(ControllerCallback, WorkerGroupCallback):
         self.heartbeat.stop()
 
 
-def remember(report: Mapping[str, Any]) -> bool:
+def store_controller(report: Mapping[str, Any]) -> bool:
     """Return whether this item of a queue is a controller's handle; `abort` ends the group of the last one."""
     if CONTROLLER in report:
         get_session().set_state(CONTROLLER, report[CONTROLLER])
     return CONTROLLER in report
 
 
-def abort(timeout: float = ABORT_TIMEOUT_SECONDS) -> None:
+def abort_group(timeout: float = ABORT_TIMEOUT_SECONDS) -> None:
     """End the group of this process's trial. Its processes are dead when this returns, and what it had reserved of the cluster is
-    free; where its controller does not answer within so many seconds, `release_orphans` frees it a little later."""
+    free. If its controller does not answer in time, `remove_orphaned_placement_groups` frees it a little later."""
     controller = get_session().get_state(CONTROLLER)
     if controller is None:
         return
@@ -91,15 +91,15 @@ def abort(timeout: float = ABORT_TIMEOUT_SECONDS) -> None:
             ray.get(controller.abort.remote(), timeout=timeout)
         except GetTimeoutError:
             ray.kill(controller)
-    forget()
+    release_controller()
 
 
-def forget() -> None:
+def release_controller() -> None:
     """Let go of the controller, whose process ends when nobody has its handle."""
     get_session().set_state(CONTROLLER, None)
 
 
-def release_orphans() -> None:
+def remove_orphaned_placement_groups() -> None:
     """Free what groups of this program's job had reserved whose controller has died.
 
     Ray frees a placement group when its creator and the whole job have ended. Ray Train leaves the rest to an actor of its own,

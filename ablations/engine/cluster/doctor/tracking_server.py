@@ -47,13 +47,13 @@ def measure(uri: str) -> Tracking:
     """Creates a run and deletes it: nobody sees it, unless they ask for deleted ones."""
     from mlflow.exceptions import MlflowException
 
-    from ablations.engine.tracking.connection import connect, is_new
-    from ablations.engine.tracking.mlflow_errors import check_experiment, first_line, meaning
+    from ablations.engine.tracking.connection import connect, is_new_database
+    from ablations.engine.tracking.mlflow_errors import check_experiment, describe_error, first_line
 
     password = asks_for_password(uri) if uri.startswith("http") else None
     began = time.monotonic()
     try:
-        if is_new(uri):
+        if is_new_database(uri):
             return Tracking(new=True)
         client = connect(uri)
         check_experiment(client, client.get_experiment(ANYBODYS))
@@ -61,7 +61,7 @@ def measure(uri: str) -> Tracking:
     except ConfigError as error:
         return Tracking(error=first_line(error), password=password)
     except MlflowException as error:
-        return Tracking(error=f"no run can be written to {uri}: {meaning(error)}", password=password)
+        return Tracking(error=f"no run can be written to {uri}: {describe_error(error)}", password=password)
     return Tracking(seconds=time.monotonic() - began, password=password)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from ablations.engine.submission.planning.cost_and_power import CostModel, Mode, mode, multiply_adds
+from ablations.engine.submission.planning.cost_and_power import ComputeMode, CostModel, compute_mode, multiply_adds
 from resnet_core import RunSpec, measure_cost
 
 BUDGET_SECONDS = 2.0
@@ -20,7 +20,7 @@ MAX_STEP = {"cpu": (1e9, 2e10), "cuda": (4e9, 4e12)}
 
 def calibrate(
     specs: Sequence[RunSpec], image_size: int, *, cpus_per_worker: float, gpus_per_worker: float
-) -> dict[Mode, CostModel]:
+) -> dict[ComputeMode, CostModel]:
     """Cost models of networks from measured training steps on random images, for each mode of computing.
 
     Networks are not compiled here, since that takes longer than the rest. A GPU is measured as if no other run shared it.
@@ -36,9 +36,9 @@ def calibrate(
     if gpus_per_worker and not torch.cuda.is_available():
         return {}
     device = "cuda" if gpus_per_worker else "cpu"
-    modes: dict[Mode, dict[int, RunSpec]] = {}
+    modes: dict[ComputeMode, dict[int, RunSpec]] = {}
     for spec in specs:
-        modes.setdefault(mode(spec), {})[multiply_adds(spec, image_size, _share(spec))] = spec
+        modes.setdefault(compute_mode(spec), {})[multiply_adds(spec, image_size, _images_per_worker(spec))] = spec
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(cpus_per_worker)))
     try:
@@ -50,7 +50,7 @@ def calibrate(
         torch.set_num_threads(threads)
 
 
-def _share(spec: RunSpec) -> int:
+def _images_per_worker(spec: RunSpec) -> int:
     """Images of a step on one worker."""
     return spec.optim.global_batch_size // spec.world_size
 
@@ -70,7 +70,7 @@ def _measured(spec: RunSpec, image_size: int, device: str) -> tuple[float, float
     """Layers, multiply-adds and seconds of a training step."""
     most_bytes, most_work = MAX_STEP[device]
     cost = measure_cost(spec.model, image_size)
-    images = max(2, int(min(_share(spec), most_bytes / cost.activation_bytes, most_work / (3 * cost.flops))))
+    images = max(2, int(min(_images_per_worker(spec), most_bytes / cost.activation_bytes, most_work / (3 * cost.flops))))
     _step(spec, 2, image_size, device)()  # the start of a device and its libraries takes seconds, once
     seconds = _median_seconds(_step(spec, images, image_size, device))
     return spec.model.depth, multiply_adds(spec, image_size, images), seconds

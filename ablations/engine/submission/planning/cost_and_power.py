@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.published_results import PUBLISHED
-from ablations.engine.tracking.run_queries import Finished
+from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import counted
@@ -27,7 +27,7 @@ ROUNDING = 1e-9
 """In percent of error."""
 
 
-Mode = tuple[str, bool, bool, bool]
+ComputeMode = tuple[str, bool, bool, bool]
 """How a step is computed: precision, only by deterministic algorithms, channels last, activations computed again."""
 
 
@@ -44,12 +44,12 @@ class CostModel:
         return self.per_layer * layers + self.per_multiply_add * multiply_adds
 
 
-Measure = Callable[[Sequence[RunSpec]], Mapping[Mode, CostModel]]
+Measure = Callable[[Sequence[RunSpec]], Mapping[ComputeMode, CostModel]]
 """Measures how fast such networks train here; see `calibration.calibrate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class CostEstimate:
     """How long the missing runs of a study will train."""
 
     seconds: Mapping[str, float]
@@ -72,15 +72,15 @@ class Outlook:
         return sum(self.seconds.values())
 
 
-def look_ahead(
+def estimate_cost(
     plan: Plan,
     missing: Sequence[Run],
-    finished: Iterable[Finished],
+    finished: Iterable[CompletedRun],
     measure: Measure | None = None,
     *,
     at_once: int | None = None,
     gpus_per_worker: float = 0,
-) -> Outlook:
+) -> CostEstimate:
     """How long the missing runs will train, judged by finished runs of the same shape, else by what `measure` finds.
 
     Starting processes, talk between workers and reading images from disk are not in what is measured.
@@ -100,10 +100,10 @@ def look_ahead(
     models = measure(list(dict.fromkeys(rest.values()))) if measure and rest else {}
     if models:
         sources.append("a few steps measured here")
-        modelled = {spec: _modelled(spec, plan.data_for(spec), models[mode(spec)]) for spec in set(rest.values())}
+        modelled = {spec: _modelled(spec, plan.data_for(spec), models[compute_mode(spec)]) for spec in set(rest.values())}
         seconds |= {name: modelled[spec] for name, spec in rest.items()}
     in_order = [seconds[run.fingerprint] for run in missing if run.fingerprint in seconds]
-    return Outlook(
+    return CostEstimate(
         seconds=seconds,
         source=" and ".join(sources),
         at_once=at_once,
@@ -112,7 +112,7 @@ def look_ahead(
     )
 
 
-def mode(spec: RunSpec) -> Mode:
+def compute_mode(spec: RunSpec) -> ComputeMode:
     """Networks of one mode differ in time by layers and multiply-adds only."""
     return spec.precision, spec.deterministic, spec.channels_last, spec.checkpoint_activations
 
@@ -130,7 +130,7 @@ def runs_at_once(workers: int, *, cpus_per_worker: float, gpus_per_worker: float
     return int(min(fits) + 1e-9) // workers
 
 
-def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Finished]) -> tuple[dict[str, float], Set[str]]:
+def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
     """Return the predicted seconds of each missing run, from the seconds per step of finished runs with the same network and
     settings, and the devices of those runs.
 

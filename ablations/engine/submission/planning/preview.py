@@ -9,13 +9,13 @@ from ablations.engine.environment.provenance import submission_id
 from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
-from ablations.engine.submission.planning.cost_and_power import look_ahead, runs_at_once
+from ablations.engine.submission.planning.cost_and_power import estimate_cost, runs_at_once
 from ablations.engine.submission.planning.view import plan_view
-from ablations.engine.submission.search_state import Searches
+from ablations.engine.submission.search_state import SearchState
 from ablations.engine.tracking import run_queries, search_trials
-from ablations.engine.tracking.connection import connect, is_new, mlflow_errors_as_config_errors
-from ablations.engine.tracking.mlflow_errors import Deleted, check_study
-from ablations.engine.tracking.run_queries import Finished, RunRecord
+from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
+from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
+from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.identity import TRAINING_VERSION
 
@@ -25,7 +25,7 @@ def preview(plan: Plan, options: Options) -> int:
     done, finished, past, warning = _known(plan, options)
     to_come: list[Run] = []
     if isinstance(plan, SearchPlan):
-        searches = Searches(plan, past, lambda run: None)
+        searches = SearchState(plan, past, lambda run: None)
         if searches.finished:
             plan = plan.confirming(searches.choices())
             done, *_ = _known(plan, options)
@@ -43,28 +43,28 @@ def preview(plan: Plan, options: Options) -> int:
             gpus_per_worker=options.gpus_per_worker,
         )
     at_once = _runs_at_once(plan, options)
-    outlook = look_ahead(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
+    estimate = estimate_cost(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
     console = make_console()
-    console.print(plan_view(plan, done, outlook, to_come))
+    console.print(plan_view(plan, done, estimate, to_come))
     if warning:
         say(console, warning)
     return 0
 
 
-def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Finished], Sequence[PastTrial], str]:
+def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[CompletedRun], Sequence[PastTrial], str]:
     """The plan's runs that are done, others that tell how long runs take, the trials of a search, and what bars a submission."""
-    if is_new(options.tracking_uri):
+    if is_new_database(options.tracking_uri):
         return {}, [], (), ""  # nor is a database made to say so
     client, warning = connect(options.tracking_uri), ""
     with mlflow_errors_as_config_errors(options.tracking_uri):
         try:
             check_study(client, plan.study.name)
-        except Deleted as error:
+        except DeletedInMlflow as error:
             warning = f"Mind: as it is, this study will be refused: {error}"
-        done = {} if options.fresh else run_queries.done(run_queries.find(client, plan))
-        by = run_queries.trained_by(str(TRAINING_VERSION), "")
-        past = search_trials.read(client, plan.asked(), by) if isinstance(plan, SearchPlan) else []
-        return done, list(run_queries.finished(client, plan.data.values())), past, warning
+        done = {} if options.fresh else run_queries.with_result(run_queries.find_plan_runs(client, plan))
+        by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
+        past = search_trials.read_trials(client, plan.asked(), by) if isinstance(plan, SearchPlan) else []
+        return done, list(run_queries.completed_runs(client, plan.data.values())), past, warning
 
 
 def _on_a_cluster() -> bool:
@@ -79,8 +79,8 @@ def _runs_at_once(plan: Plan, options: Options) -> int | None:
         from ablations.engine.scheduling import connection, tune_runner
 
         connection.connect()
-        needs = tune_runner.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-        held = needs.potential() or needs.capacity()
+        needs = tune_runner.RunResources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+        held = needs.max_capacity() or needs.current_capacity()
     elif gpus:
         return None
     else:

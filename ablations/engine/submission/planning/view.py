@@ -14,12 +14,12 @@ from ablations.engine.search.plan import SearchPlan, budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import shown
 from ablations.engine.study.plan import Cell, Plan, Run
-from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, TARGET_POINTS, Outlook, Power, multiply_adds, power
+from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, TARGET_POINTS, CostEstimate, Power, multiply_adds, power
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core.fields import counted, printable
 
 
-def plan_view(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook, trials: Sequence[Run] = ()) -> RenderableType:
+def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate, trials: Sequence[Run] = ()) -> RenderableType:
     """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
 
     Memory is that of the activations which a training step keeps; time is that of one run, measured where the cell is done.
@@ -36,13 +36,13 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook, trial
     if isinstance(plan, SearchPlan):
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
-        lines.append(_time(len(missing) + len(trials), outlook))
+        lines.append(_time(len(missing) + len(trials), estimate))
     scored = f"{plan.base.data.evaluation_split}/error"
     errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.of(plan, {}), errors))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = Text(printable(f"Data: {plan.data_summary}"))
-    return Group(title, data, _cells(plan, done, outlook), *map(Text, lines))
+    return Group(title, data, _cells(plan, done, estimate), *map(Text, lines))
 
 
 def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
@@ -53,7 +53,7 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     return [f"First {budget(plan)}{left}", data, "Then the study above, where what will be tuned is counted as the default"]
 
 
-def _cells(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook) -> NamedRows:
+def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) -> NamedRows:
     from resnet_core import measure_cost  # imports torch
 
     of_cell: dict[Cell, list[Run]] = {}
@@ -74,9 +74,9 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], outlook: Outlook) -> Named
         row = [*(shown(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
         row += [str(len(runs)), str(len(entries)), str(epochs)]
         row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
-        seconds = [outlook.seconds[run.fingerprint] for run in runs if run.fingerprint in outlook.seconds]
+        seconds = [estimate.seconds[run.fingerprint] for run in runs if run.fingerprint in estimate.seconds]
         seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
-        table.add_row([*row, _rough(statistics.fmean(seconds)) if seconds else "–"])
+        table.add_row([*row, _format_seconds(statistics.fmean(seconds)) if seconds else "–"])
     return table
 
 
@@ -88,17 +88,17 @@ def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
     return sum(n * multiply_adds(spec, size, steps[spec] * spec.optim.global_batch_size) for spec, n in of_spec.items())
 
 
-def _time(missing: int, outlook: Outlook) -> str:
+def _time(missing: int, estimate: CostEstimate) -> str:
     """How long the missing runs take, or how to find out."""
-    if not outlook.runs_estimated:
+    if not estimate.runs_estimated:
         return "How long they take is not known: no such run has finished; --calibrate measures a few steps here."
-    parts = [f"{_rough(outlook.total_seconds)} one after another"]
-    if outlook.hours is not None and outlook.at_once != 1:
-        parts.insert(0, f"{_rough(3600 * outlook.hours)} with {outlook.at_once} at a time")
-    if outlook.gpu_hours:
-        parts.append(f"{outlook.gpu_hours:.2g} GPU-hours")
-    some = "" if outlook.runs_estimated == missing else f" for {outlook.runs_estimated} of {counted(missing, 'run')}"
-    return f"About {', '.join(parts)}{some}; judged by {outlook.source}."
+    parts = [f"{_format_seconds(estimate.total_seconds)} one after another"]
+    if estimate.hours is not None and estimate.at_once != 1:
+        parts.insert(0, f"{_format_seconds(3600 * estimate.hours)} with {estimate.at_once} at a time")
+    if estimate.gpu_hours:
+        parts.append(f"{estimate.gpu_hours:.2g} GPU-hours")
+    some = "" if estimate.runs_estimated == missing else f" for {estimate.runs_estimated} of {counted(missing, 'run')}"
+    return f"About {', '.join(parts)}{some}; judged by {estimate.source}."
 
 
 def _power_lines(found: Power | None) -> list[str]:
@@ -108,18 +108,20 @@ def _power_lines(found: Power | None) -> list[str]:
     if found.alone is None or found.corrected is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
-        finds = f"{found.seeds} seeds find a difference of {_points(found.alone)}"
-        finds += f", or of {_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+        finds = f"{found.seeds} seeds find a difference of {_format_points(found.alone)}"
+        finds += (
+            f", or of {_format_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+        )
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
-        f"{finds}; {_points(TARGET_POINTS)} take {need} seeds.",
-        f"That is with 80 % power at 5 %, if differences vary by {_points(found.spread)} between seeds: {found.source}.",
+        f"{finds}; {_format_points(TARGET_POINTS)} take {need} seeds.",
+        f"That is with 80 % power at 5 %, if differences vary by {_format_points(found.spread)} between seeds: {found.source}.",
     ]
 
 
-def _points(value: float) -> str:
+def _format_points(value: float) -> str:
     return f"{value:.2g} points" if value < 10 else f"{value:.0f} points"
 
 
-def _rough(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
