@@ -238,9 +238,9 @@ def test_a_process_compares_the_checksums_of_a_data_set_once(remote: DataConfig,
 def test_a_download_that_grows_gives_signs_of_life_and_one_that_stalls_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar_files, "GROWTH_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(cifar_files, "GROWTH_POLL_INTERVAL_SECONDS", 0.02)
     heard = threading.Semaphore(0)
-    with cifar_files._growth_watched(tmp_path, heard.release):
+    with cifar_files._heartbeat_on_growth(tmp_path, heard.release):
         for size in (10, 20, 30):
             (tmp_path / "archive").write_bytes(bytes(size))
             assert heard.acquire(timeout=10)

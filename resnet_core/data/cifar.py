@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as torchvision keeps them, and their download."""
+"""CIFAR-10 and CIFAR-100 in torchvision's files, and their download."""
 
 import functools
 import hashlib
@@ -22,17 +22,18 @@ from resnet_core.fields import reject
 from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-"""Where torchvision keeps them below `data.root`."""
-GROWTH_POLL_SECONDS = 0.5
+"""Folder of each data set below `data.root`, as torchvision names it."""
+GROWTH_POLL_INTERVAL_SECONDS = 0.5
+"""Time between two looks at the size of a download, in seconds."""
 CORRUPT = (RuntimeError, OSError, EOFError, KeyError)
-"""What torchvision raises for files that are missing or damaged."""
+"""Exceptions that torchvision raises for missing or corrupt files."""
 
 
 def read_cifar(config: DataConfig) -> tuple[tuple[str, ...], Split, Split | None]:
-    """Class names, training and test images; the latter None where scored images are held out of the training images.
+    """Return class names, training images and test images; no test images if a validation split is held out.
 
     Raises:
-        ConfigError: incomplete or corrupt, with the command that gets the data.
+        ConfigError: the files are incomplete or corrupt; the message has the command that downloads them.
     """
     root = cifar_root(config)
     try:
@@ -47,7 +48,7 @@ def read_cifar(config: DataConfig) -> tuple[tuple[str, ...], Split, Split | None
 
 
 def state(config: DataConfig) -> str:
-    """Return a hash of the files' names, sizes and times of change; of no files where there are none."""
+    """Return a hash of the files' names, sizes and times of change. Missing files hash as none."""
     found = hashlib.sha256()
     folder = cifar_root(config) / FOLDERS[config.name]
     with readable(config):
@@ -57,14 +58,16 @@ def state(config: DataConfig) -> str:
 
 
 def download(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> None:
-    """Downloads what is not there yet. Of several processes, also on a shared folder, one does and the others wait for it.
+    """Download a data set unless it is complete.
+
+    Of several processes, also on a shared folder, one downloads and the others wait for it.
 
     Args:
-        config: which data set.
-        heartbeat: called while this process waits for another one, and while files arrive.
+        config: data set, `cifar10` or `cifar100`.
+        heartbeat: called while this process waits for another one, and while files grow.
 
     Raises:
-        ConfigError: not a data set that can be downloaded, or the download failed; nothing is left behind.
+        ConfigError: the data set cannot be downloaded, or the download failed; no partial files are left.
     """
     if config.name not in FOLDERS:
         instead = {"digits": "comes with scikit-learn", "synthetic": "is generated"}.get(config.name, "put it into data.root")
@@ -83,9 +86,9 @@ def download(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> None
 
 
 def _download(config: DataConfig, root: Path, name: str, heartbeat: Heartbeat) -> None:
-    # Elsewhere first, then renamed: whatever breaks off, the folder is complete or absent, and the archive does not stay.
+    # Download elsewhere, then rename: after a crash, the folder is complete or absent, and no archive is left.
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-", ignore_cleanup_errors=True) as partial:
-        with _growth_watched(Path(partial), heartbeat):
+        with _heartbeat_on_growth(Path(partial), heartbeat):
             _torchvision(config, Path(partial), train=True, download=True)
         if (root / name).exists():  # incomplete or corrupt
             (root / name).rename(Path(partial) / "before")
@@ -93,14 +96,14 @@ def _download(config: DataConfig, root: Path, name: str, heartbeat: Heartbeat) -
 
 
 @contextmanager
-def _growth_watched(folder: Path, heartbeat: Heartbeat) -> Iterator[None]:
-    """Give a sign of life whenever the files below a folder have grown: torchvision downloads and unpacks without one."""
-    over = threading.Event()
+def _heartbeat_on_growth(folder: Path, heartbeat: Heartbeat) -> Iterator[None]:
+    """Call `heartbeat` whenever the files below a folder have grown, since torchvision downloads and unpacks without callbacks."""
+    finished = threading.Event()
 
     def watch() -> None:
         seen = 0
-        while not over.wait(GROWTH_POLL_SECONDS):
-            with suppress(OSError):  # a file that was renamed meanwhile
+        while not finished.wait(GROWTH_POLL_INTERVAL_SECONDS):
+            with suppress(OSError):  # a file was renamed meanwhile
                 size = sum(path.stat().st_size for path in folder.rglob("*"))
                 if size > seen:
                     heartbeat()
@@ -111,22 +114,22 @@ def _growth_watched(folder: Path, heartbeat: Heartbeat) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
-@functools.lru_cache(maxsize=len(FOLDERS))  # takes the checksums of all files
+@functools.lru_cache(maxsize=len(FOLDERS))
 def _is_complete(config: DataConfig, _: str) -> bool:
-    """Whether all files are there and whole, in a state of the folder."""
+    """Return True if all files exist with the right checksums. Cached by the state of the folder, as checksums take seconds."""
     try:
-        _torchvision(config, cifar_root(config), train=False)  # compares the checksums of all files
+        _torchvision(config, cifar_root(config), train=False)
     except CORRUPT:
         return False
     return True
 
 
 def cifar_root(config: DataConfig) -> Path:
-    """Where the data are, or would be."""
+    """Return the folder that holds, or will hold, torchvision's folder of the data set."""
     return Path(os.path.expanduser(config.root or "")).absolute()
 
 

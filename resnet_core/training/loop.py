@@ -1,6 +1,6 @@
-"""Training: small named functions, assembled once in `fit`, read top to bottom.
+"""Training loop: `fit` assembles small functions, to be read from top to bottom.
 
-`fit` knows nothing of who calls it. With `torch.distributed` initialized it is one worker of a data-parallel group.
+`fit` depends on nothing outside PyTorch. If `torch.distributed` is initialized, it trains as one worker of a data-parallel group.
 """
 
 import inspect
@@ -21,10 +21,11 @@ from resnet_core.data.batches import Batches, derived_seed
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.fields import reject
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
 from resnet_core.model.cost import measure_cost
 from resnet_core.model.network import ResNet, build_model
 from resnet_core.training.arithmetic import arithmetic, autocast
-from resnet_core.training.evaluation import Heartbeat, Totals, evaluate, evaluate_views, is_distributed, no_heartbeat
+from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, is_distributed
 from resnet_core.training.memory import PeakMemory
 from resnet_core.training.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
 from resnet_core.training.probes import Gradients, Responses
@@ -32,42 +33,47 @@ from resnet_core.training.state import Metrics, TrainState
 from resnet_core.training.steps import Step, make_step
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-WARMUP_STEPS = 20
-"""Over so many steps a warm-up by training error looks at that error."""
+"""Images (N, C, H, W) and labels (N,)."""
+WARMUP_WINDOW_STEPS = 20
+"""Steps over which a warm-up by training error averages the error."""
 
 
-class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake
-    """The loss is no longer finite."""
+class Diverged(Exception):  # noqa: N818 - an outcome of a run, not an error
+    """The training has diverged: the loss is no longer finite."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One finished epoch, counted from 1, and the state to continue from.
+    """Metrics of a finished epoch and the state of the training.
 
-    The state is the training's own, which goes on to the next epoch when the generator is advanced.
+    The state is live: it changes when the generator advances to the next epoch.
     """
 
     epoch: int
+    """Number of the epoch, from 1."""
     metrics: Metrics
-    """`train/loss`, `train/error`, `test/loss`, `test/error` (percent; `validation/…` with a validation split), `lr`,
-    `images_per_second`, `epoch_seconds`, `peak_memory_mb`; of streamed images also `data_wait_seconds`. With the last epoch also
-    `parameters`, `flops`, `train_seconds`, `test/ten_crop_error` and the like, and `warmup_steps` where training error ends it."""
+    """Metrics by name. Every epoch has `train/loss` and `test/loss` (nats), `train/error` and `test/error` (percent), `lr`,
+    `images_per_second`, `epoch_seconds` and `peak_memory_mb`. With a validation split, `validation/…` replaces `test/…`. Streamed
+    images add `data_wait_seconds`. The last epoch adds `parameters`, `flops`, `train_seconds`, the errors of extra tests such as
+    `test/ten_crop_error`, and `warmup_steps` after a warm-up by training error."""
     last: bool
+    """True for the last epoch of the training."""
     state: TrainState
+    """Live state of the training, with the network in `state.net`."""
     steps: int
-    """Steps of the training until the end of this epoch."""
+    """Number of steps from the start of the training to the end of this epoch."""
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what `fit(restore=…)` takes: tensors, numbers, lists and dicts only, loadable with `weights_only=True`.
+        """Return a copy of the state for `fit(restore=…)`.
 
-        It is a copy, so later epochs do not change it.
+        It holds tensors, numbers, lists and dicts only, so that `torch.load` accepts it with `weights_only=True`.
 
         Raises:
-            RuntimeError: the training has gone on since this epoch.
+            RuntimeError: the generator has advanced, and the state of this epoch is gone.
         """
         if self.state.step != self.steps:
-            when = "call checkpoint() before the next result is asked for"
-            raise RuntimeError(f"the training has gone on since epoch {self.epoch}, whose state is no longer there: {when}")
+            when = "call checkpoint() before advancing the generator"
+            raise RuntimeError(f"the training has advanced past epoch {self.epoch}, whose state is no longer available: {when}")
         return self.state.save()
 
 
@@ -80,22 +86,29 @@ def fit(
     heartbeat: Heartbeat = no_heartbeat,
     replay: bool = True,
 ) -> Iterator[EpochResult]:
-    """Train one network and yield after every epoch.
+    """Train one network and yield a result after every epoch.
 
-    It uses as many CPU threads as PyTorch does (`torch.set_num_threads`), and their number decides the last bits of a training on a
-    CPU. Studies use one for each CPU of a worker.
+    PyTorch's number of CPU threads (`torch.set_num_threads`) affects the last bits of a training on a CPU. Studies use one thread
+    for each CPU of a worker.
 
     Args:
-        spec: what to train; fields that the data set decides may be left open.
-        dataset: the images; loaded from `spec.data` if None.
-        device: where to train, such as `cpu`, `cuda` or `cuda:1`.
-        restore: an `EpochResult.checkpoint()` to continue from, of the same spec or of one that differs in later `optim.changes`.
-        heartbeat: called after every training step and every batch that is only evaluated.
-        replay: whether steps on a GPU may be replayed as CUDA graphs: the same training, faster, harder to look into.
+        spec: run to train. Fields that depend on the data set, such as `model.num_classes`, may be None.
+        dataset: images, from `load_dataset`. None: load `spec.data`.
+        device: device to train on, such as `cpu`, `cuda` or `cuda:1`.
+        restore: checkpoint to resume from, of the same spec or of one that differs in later `optim.changes` only.
+        heartbeat: called after every training step and every evaluated batch.
+        replay: allow CUDA graphs on a GPU: results are equal and training is faster, but hooks and debuggers see no replayed step.
+
+    Yields:
+        The metrics of each finished epoch, with the live state of the training.
 
     Raises:
         Diverged: the loss is not finite.
-        ConfigError: spec and data contradict each other, or the process group has another size than `spec.world_size`.
+        ConfigError: spec and data set contradict each other, or the process group does not have `spec.world_size` workers.
+
+    Example:
+        >>> for result in fit(override(preset("digits"), {"depth": 20, "epochs": 3})):
+        ...     print(result.epoch, result.metrics["test/error"])
     """
     device = torch.device(device)
     rank = _rank(spec)
@@ -110,7 +123,7 @@ def fit(
     network = _prepare(state.net, spec)
     if isinstance(network, DistributedDataParallel):
         with arithmetic(spec):
-            _settle_buckets(network, spec, dataset.image_size, device)
+            _finalize_buckets(network, spec, dataset.image_size, device)
     step = make_step(network, state.optimizer, state.scaler, spec, replay=replay)
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
@@ -148,7 +161,7 @@ def fit(
 def _test(
     network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool, heartbeat: Heartbeat
 ) -> dict[str, float]:
-    """Loss and error over the scored images. With `probe`, the state's probes get the responses of the layers."""
+    """Return loss and errors over the evaluation split. With `probe`, also append layer responses to `state.probes`."""
     if not probe:
         return evaluate(network, batches, heartbeat=heartbeat)
     with Responses(state.net) as responses:
@@ -158,7 +171,7 @@ def _test(
 
 
 def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches, heartbeat: Heartbeat) -> Metrics:
-    """What is known of a run at its end only."""
+    """Return the metrics that only the last epoch has."""
     spec = batches.spec
     cost = measure_cost(spec.model, dataset.image_size)
     metrics: Metrics = {"parameters": cost.parameters, "flops": cost.flops}
@@ -171,10 +184,10 @@ def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | Strea
 
 
 def init_state(spec: RunSpec, device: torch.device) -> TrainState:
-    """A fresh network from the spec's seed, with its optimizer."""
+    """Return the initial state of a training: a network drawn from `spec.seed`, and its optimizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(spec.seed, "weights"))
-        # On the CPU: the same weights whatever the device.
+        # Built on the CPU, so that initial weights do not depend on the device.
         net = build_model(spec.model, checkpoint_activations=spec.checkpoint_activations)
     net.to(device).to(memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
     scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
@@ -191,9 +204,16 @@ def train_epoch(
     probe: bool = False,
     heartbeat: Heartbeat = no_heartbeat,
 ) -> dict[str, float]:
-    """Trains for `steps` steps. Returns loss and error (percent) over all images and workers, as they were trained on.
+    """Train for one epoch and return its mean loss in nats and its errors in percent, over all images and workers.
 
-    With `probe`, the state's probes get the norms of the gradients. `heartbeat` is called after every step.
+    Args:
+        step: training step of the run.
+        state: state of the training, which the epoch advances.
+        batches: images of the run.
+        steps: steps of this epoch; the last epoch may be partial.
+        total_steps: steps of the whole training.
+        probe: append the norms of gradients to `state.probes`.
+        heartbeat: called after every step.
     """
     spec = batches.spec
     optim = spec.optim.at_epoch(state.epoch)
@@ -217,10 +237,12 @@ def train_epoch(
 
 
 def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_epoch: int) -> "Totals":
-    """Ends a warm-up by training error once that is low enough. Looked at every 20 steps, since it makes the device wait, or at
-    the end of shorter epochs."""
+    """End a warm-up by training error if the error is low enough, and return the totals to continue with.
+
+    The check waits for the device and therefore happens every 20 steps only, or at the end of shorter epochs.
+    """
     done = (state.step - 1) % steps_per_epoch + 1
-    if done % WARMUP_STEPS and not done == steps_per_epoch < WARMUP_STEPS:
+    if done % WARMUP_WINDOW_STEPS and not done == steps_per_epoch < WARMUP_WINDOW_STEPS:
         return recent
     if recent.reduce()["error"] < (spec.optim.warmup_error or 0):
         state.warmup_steps = state.step
@@ -230,21 +252,21 @@ def _end_warmup(state: TrainState, spec: RunSpec, recent: "Totals", steps_per_ep
 def finalize_batchnorm(
     state: TrainState, batches: Batches | StreamedBatches, *, last: bool, heartbeat: Heartbeat = no_heartbeat
 ) -> None:
-    """Gives BatchNorm the statistics to be tested with, the same on all workers."""
+    """Set the BatchNorm statistics for evaluation, equal on all workers: running, or recalibrated after the last epoch."""
     if last and batches.spec.optim.bn_recalibration:
         with autocast(batches.spec, batches.device):
-            update_bn(_watched(batches.train_epoch(state.epoch), heartbeat), state.net)
+            update_bn(_with_heartbeat(batches.train_epoch(state.epoch), heartbeat), state.net)
     average_batchnorm(state.net)
 
 
-def _watched(steps: Iterator[Batch], heartbeat: Heartbeat) -> Iterator[Batch]:
+def _with_heartbeat(steps: Iterator[Batch], heartbeat: Heartbeat) -> Iterator[Batch]:
     for batch in steps:
         yield batch
         heartbeat()
 
 
 def average_batchnorm(net: nn.Module) -> None:
-    """Makes the running statistics of all workers equal: their mean. Each worker normalizes by its own share of a batch."""
+    """Average the running statistics over all workers. In training, each worker normalizes by its own share of a batch."""
     if not is_distributed():
         return
     buffers = [b for b in net.buffers() if b.is_floating_point()]
@@ -256,10 +278,10 @@ def average_batchnorm(net: nn.Module) -> None:
 
 
 def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
-    """The callable form of the network; its weights and statistics stay those of `net`."""
+    """Return `net` wrapped for data-parallel training and compiled, if the run asks for it. Weights and statistics are shared."""
     network: nn.Module = net
     if is_distributed():
-        # Statistics are averaged once an epoch instead of broadcast every step. Newer torch calls the switch by another name.
+        # Statistics are averaged once per epoch, not broadcast in every step. Newer PyTorch renamed the switch.
         names = inspect.signature(DistributedDataParallel).parameters
         off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
         network = DistributedDataParallel(net, gradient_as_bucket_view=True, **off)
@@ -268,9 +290,11 @@ def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
     return network
 
 
-def _settle_buckets(network: DistributedDataParallel, spec: RunSpec, image_size: int, device: torch.device) -> None:
-    """A step that changes nothing. DDP orders its buckets of gradients anew after its first one, and where more than two workers
-    add up theirs, that order decides the last bit: a continued run would differ from an undisturbed one.
+def _finalize_buckets(network: DistributedDataParallel, spec: RunSpec, image_size: int, device: torch.device) -> None:
+    """Run one backward pass without an update, so that DDP finalizes the order of its gradient buckets.
+
+    DDP rebuilds its buckets after the first backward pass. With more than two workers, their order decides the last bit of the
+    summed gradients, and a resumed run would differ from an uninterrupted one.
     """
     statistics = [buffer.clone() for buffer in network.buffers()]
     share = spec.optim.global_batch_size // spec.world_size
@@ -285,6 +309,7 @@ def _settle_buckets(network: DistributedDataParallel, spec: RunSpec, image_size:
 
 
 def _rank(spec: RunSpec) -> int:
+    """Return this worker's rank; raise ConfigError if the process group does not have `spec.world_size` workers."""
     size = distributed.get_world_size() if is_distributed() else 1
     if size != spec.world_size:
         raise reject("world_size", spec.world_size, f"the process group has {size} workers")
