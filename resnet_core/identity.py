@@ -15,9 +15,9 @@ TRAINING_VERSION = 1
 """Version of the training's results. It is part of every fingerprint, so that a new version trains every run again.
 
 Raise it, and add a line to the log below, with every change that moves the numbers of an existing configuration.
-`tests/trainings.json` records short trainings and the defaults of `RunSpec`, and `tests/test_trainings.py` fails if they move
-without a new version. Three kinds of change keep the version: a refactoring, a faster implementation of the same computation,
-and a new field whose default leaves results unchanged. A renamed field goes into `resnet_core.renamed_fields`.
+`tests/resnet_core/trainings.json` records short trainings and the defaults of `RunSpec`, and `test_recorded_trainings.py` beside it
+fails if they move without a new version. Three kinds of change keep the version: a refactoring, a faster implementation of the same
+computation, and a new field whose default leaves results unchanged. A renamed field goes into `resnet_core.renamed_fields`.
 
 1 (2026-11-27): the version replaces a hash of the sources in the fingerprint. `precision=fp32` no longer uses TF32 on GPUs.
 """

@@ -46,7 +46,7 @@ def connect() -> None:
 
 def _start_here() -> None:
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
-    folder, _ = private_files.ray_folder()  # the file that locks it stays open as long as this process lives
+    folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
     except Exception as error:

@@ -41,7 +41,7 @@ def refused(address: str, reason: str) -> ConfigError:
 def _ask(address: str, resolved: str, shown: str) -> None:
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return  # Ray has the certificates, and finds out by itself
-    token = private_files.token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
+    token = private_files.ray_token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(resolved, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from ablations.engine.environment.storage import check_there
+from ablations.engine.environment.storage import check_still_exists
 from ablations.engine.trial.group_failures import explain_group_failure, final_error, is_resource_shortage, worker_exception
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.worker import train_monitored
@@ -63,7 +63,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     failures, losses = 0, NodeLossBudget()
     while True:
-        check_there(job.storage)
+        check_still_exists(job.storage)
         alive()
         try:
             _train_once(job, report, alive)
