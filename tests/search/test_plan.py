@@ -39,12 +39,12 @@ def test_without_factors_there_is_one_search_and_its_control_is_the_baseline() -
 def test_trials_see_no_test_set_and_share_no_seed_with_what_is_reported() -> None:
     plan = searched("--per-cell", "--set", "extra_tests=ten_crop", "--probe", "responses")
     for spec in plan.trial_specs.values():
-        assert spec.data.scored_on == "validation"
+        assert spec.data.evaluation_split == "validation"
         assert spec.seed == FIRST_TRIAL_SEED >= MAX_RUNS
         assert not spec.data.extra_tests
         assert not spec.probes
     assert len(plan.trial_data.test.labels) + len(plan.trial_data.train.labels) == len(plan.dataset.train.labels)
-    assert {run.spec.data.scored_on for run in plan.runs} == {"test"}
+    assert {run.spec.data.evaluation_split for run in plan.runs} == {"test"}
     assert {run.spec.probes for run in plan.runs} == {("responses",)}
 
 
@@ -66,7 +66,7 @@ def test_what_is_chosen_is_trained_on_all_images_with_fresh_seeds_beside_the_def
     }
     tuned = [run.spec for run in confirmed.runs if str(run.cell) == "shortcut=none configuration=tuned"]
     assert [spec.seed for spec in tuned] == [0, 1]
-    assert {(spec.optim.lr, spec.data.scored_on) for spec in tuned} == {(0.5, "test")}
+    assert {(spec.optim.lr, spec.data.evaluation_split) for spec in tuned} == {(0.5, "test")}
     assert confirmed.base_id == plan.base_id
     assert confirmed.to_design().chosen == {"shortcut=none": {"tuned": 3}, "shortcut=A": {}}
 
