@@ -71,7 +71,7 @@ class Submission(Tracker):
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -84,7 +84,7 @@ def trained(client: MlflowClient, plan: Plan) -> Plan:
     submission.train(1, EPOCHS)
     submission.ended(plan.runs[0], "completed")
     assert submission.writer.flush(30) == 0
-    submission.close("FINISHED")
+    submission.study_run.close("FINISHED")
     assert submission.end() == 0
     return plan
 
@@ -134,8 +134,8 @@ Delete = Callable[[MlflowClient, Submission], Callable[[], object]]
 
 
 def the_experiment(client: MlflowClient, submission: Submission) -> Callable[[], object]:
-    client.delete_experiment(submission.experiment_id)
-    return lambda: client.restore_experiment(submission.experiment_id)
+    client.delete_experiment(submission.study_run.experiment_id)
+    return lambda: client.restore_experiment(submission.study_run.experiment_id)
 
 
 def the_run(client: MlflowClient, submission: Submission) -> Callable[[], object]:
@@ -145,8 +145,8 @@ def the_run(client: MlflowClient, submission: Submission) -> Callable[[], object
 
 
 def the_studys_run(client: MlflowClient, submission: Submission) -> Callable[[], object]:
-    client.delete_run(submission.parent_id)
-    return lambda: client.restore_run(submission.parent_id)
+    client.delete_run(submission.study_run.run_id)
+    return lambda: client.restore_run(submission.study_run.run_id)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def begun(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
     submission.train(1, 2)
     assert submission.writer.flush(30) == 0
     yield submission
-    submission._beat.stop_renewing()
+    submission.study_run.lease.stop_renewing()
 
 
 @pytest.mark.parametrize("delete", [the_experiment, the_run, the_studys_run])
@@ -167,20 +167,20 @@ def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it
     for epoch in range(3, EPOCHS + 1):
         begun.train(epoch, epoch)
         if epoch in (3, 40):
-            begun.writer.flush(0.5, at_most=0.5)
+            begun.writer.flush(0.5, max_seconds=0.5)
     begun.ended(plan.runs[0], "completed")
     assert begun.writer.flush(60) == EPOCHS - 1, "nobody waits for what is deleted"
     (warning,) = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert "deleted in MLflow; restore it: MLFLOW_TRACKING_URI=sqlite:///" in warning
-    assert warning.endswith("Training goes on, and records wait.")
-    assert begun.writer.refusals()[0] in warning
+    assert "Training goes on" in warning
+    assert begun.writer.deletion_messages()[0] in warning
     restore()
     deadline = time.monotonic() + 60
     while begun.writer.pending_fingerprints():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert begun.end() == 0
-    assert caplog.records[-1].message == "MLflow takes records again"
+    assert caplog.records[-1].message == "MLflow accepts records again"
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
@@ -273,7 +273,7 @@ def test_an_error_of_mlflow_amid_the_models_says_what_it_is_about(
     [
         ("PERMISSION_DENIED", "MLflow refuses this user (no)"),
         ("UNAUTHENTICATED", "MLflow refuses this user (no)"),
-        ("RESOURCE_EXHAUSTED", "MLflow takes no more requests for now (no)"),
+        ("RESOURCE_EXHAUSTED", "MLflow's rate limit is reached (no)"),
         ("INVALID_PARAMETER_VALUE", "MLflow refuses the request (no)"),
         ("TEMPORARILY_UNAVAILABLE", "MLflow does not answer (no)"),
         ("INTERNAL_ERROR", "MLflow does not answer (no)"),

@@ -93,18 +93,18 @@ class Driver(Tracker):
         with self.writer._changed:
             self.writer._changed.notify_all()
         self.writer._thread.join(10)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
 
     def finish(self) -> None:
         """End as a study does whose process lets it go."""
         assert self.writer.close(10) == 0
-        self.close("FAILED")
+        self.study_run.close("FAILED")
         self.journal.__exit__(None, None, None)
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -121,13 +121,13 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     driver.started(plan.runs[0])
     driver.epochs(1, 2)
     assert driver.writer.flush(30) == 0
-    client.set_tag(driver.parent_id, HOLDER_TAG, ANOTHER)
+    client.set_tag(driver.study_run.run_id, HOLDER_TAG, ANOTHER)
     driver.epochs(3, 4)
     assert driver.succeeded.wait(30)
     assert driver.lost_to.startswith("process 7 on elsewhere holds it now; ")
     with pytest.raises(LeaseLost):
-        driver.close("FAILED")
-    before = client.get_run(driver.parent_id)
+        driver.study_run.close("FAILED")
+    before = client.get_run(driver.study_run.run_id)
     driver.ended_with("stopped")
     assert driver.end() == 0, "nothing waits: the other one reports all of its epochs"
     assert sorted(path.suffix for path in driver.journal.folder.iterdir()) == ["", ".refused"]
@@ -137,7 +137,7 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     assert steps(client, plan) == [1, 2]
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert entry.status == "RUNNING", "it is the other's to end"
-    assert client.get_run(driver.parent_id).data.tags == before.data.tags
+    assert client.get_run(driver.study_run.run_id).data.tags == before.data.tags
 
 
 def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothing(
@@ -159,8 +159,8 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
         assert first.writer.flush(30) == 0
         first.epochs(3)
         assert sent.wait(30)
-        holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER_TAG])
-        client.set_tag(first.parent_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
+        holder = json.loads(client.get_run(first.study_run.run_id).data.tags[HOLDER_TAG])
+        client.set_tag(first.study_run.run_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
         monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
         monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
         second = Driver(client, plan)
@@ -185,7 +185,7 @@ def test_records_of_a_holder_that_was_succeeded_are_not_delivered_while_the_othe
     first.started(plan.runs[0])
     first.epochs(1, 2)
     assert first.writer.flush(30) == 0
-    client.set_tag(first.parent_id, HOLDER_TAG, ANOTHER)
+    client.set_tag(first.study_run.run_id, HOLDER_TAG, ANOTHER)
     first.epochs(3, 4)
     assert first.succeeded.wait(30)
     first.die()
@@ -204,13 +204,13 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
     first.started(plan.runs[0])
     first.epochs(1)
     assert first.writer.flush(30) == 0
-    holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER_TAG])
+    holder = json.loads(client.get_run(first.study_run.run_id).data.tags[HOLDER_TAG])
     with first.writer._changed:  # killed before its thread has sent these
         first.writer._closing = first.writer._abandoned = True
         first.epochs(2, 3, 4)
         first.ended_with("completed")
     first.die()
-    client.set_tag(first.parent_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
+    client.set_tag(first.study_run.run_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
     with monkeypatch.context() as patched:
         patched.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
         patched.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
@@ -309,19 +309,19 @@ def test_after_a_gap_a_holder_beats_and_looks_again_at_what_mlflow_has(
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     for name, value in METRICS.items():  # another study, elsewhere, trains the run as well
         client.log_metric(entry.run_id, name, value, step=2)
-    before = client.get_run(driver.parent_id).data.tags[HEARTBEAT_TAG]
+    before = client.get_run(driver.study_run.run_id).data.tags[HEARTBEAT_TAG]
     monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
     time.sleep(0.6)
     driver.epochs(2, 3)
     assert driver.end() == 0
     assert steps(client, plan) == [1, 2, 3]
-    assert client.get_run(driver.parent_id).data.tags[HEARTBEAT_TAG] != before
+    assert client.get_run(driver.study_run.run_id).data.tags[HEARTBEAT_TAG] != before
     assert not driver.lost_to
 
 
 @pytest.mark.parametrize("clock", ["time", "clock_gettime"])
 def test_a_gap_is_seen_by_either_clock(monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
-    then, real = lease._Clocks(), getattr(time, clock)
+    then, real = lease._Stopwatch(), getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda *which: real(*which) + 90)
     assert 90 <= then.seconds() < 100
 
@@ -474,7 +474,7 @@ def test_a_driver_that_stood_still_while_another_took_over_stops_in_one_line(
     first, second = two
     assert first.process.wait(60) == 1
     said = first.output.read_text()
-    assert f"shortcuts: process {second.process.pid} on second-host holds it now; this one had not been heard of for" in said
+    assert f"shortcuts: process {second.process.pid} on second-host holds it now; this process had sent no heartbeat for" in said
     assert "Traceback" not in said
     assert "There is no table" not in said
     once(lambda: not first.living())

@@ -198,7 +198,7 @@ def test_a_holder_on_another_machine_that_stands_still_is_succeeded(client: Mlfl
     beat = StudyLease(client, elsewhere.run_id, "small")
     assert 1.0 <= time.monotonic() - began < 10
     assert f"process {os.getpid()} on" in get_holder(client, elsewhere.run_id)
-    beat.stop()
+    beat.release()
     assert get_holder(client, elsewhere.run_id) == "nobody"
 
 
@@ -214,7 +214,7 @@ def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead
         assert time.monotonic() < deadline
         seen.add(client.get_run(run_id).data.tags.get(HEARTBEAT_TAG, ""))
         time.sleep(0.02)
-    beat.stop()
+    beat.release()
 
 
 def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
@@ -229,7 +229,7 @@ def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
             assert time.monotonic() < deadline, seen
             seen.add(client.get_run(run_id).data.tags.get(HEARTBEAT_TAG, ""))
             time.sleep(0.02)
-    beat.stop()
+    beat.release()
 
 
 def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succeeded_at_once(client: MlflowClient) -> None:
@@ -244,5 +244,5 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:  # whoever started it may never ask how it ended
             time.sleep(0.01)
         began = time.monotonic()
-        StudyLease(client, run_id, "small").stop()
+        StudyLease(client, run_id, "small").release()
         assert time.monotonic() - began < 1

@@ -26,7 +26,7 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import study_submission
-from ablations.engine.tracking import lease, results, run_delivery, run_queries, writer
+from ablations.engine.tracking import lease, mlflow_internals, results, run_delivery, run_queries, writer
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal, Record
 from ablations.engine.tracking.tracker import Tracker
@@ -117,7 +117,7 @@ class Submission(Tracker):
     def end(self, seconds: float) -> int:
         """Returns how many records wait."""
         waiting = self.writer.close(seconds)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.writer._thread.join()  # it ends with its process
         self.journal.__exit__(None, None, None)
         return waiting
@@ -190,14 +190,14 @@ def test_callers_never_wait_and_everything_arrives_once_after_an_outage(
     for run in runs:
         submission.complete(run)
     submission.check_waits()
-    assert submission.writer.flush(1.5, at_most=1.5) > 0
+    assert submission.writer.flush(1.5, max_seconds=1.5) > 0
     proxy.always(Mode.PASS)
     assert submission.end(30) == 0
     check(client, plan, runs)
     if mode is not Mode.SLOW:
         assert [r.message.partition(" the ")[0] for r in caplog.records if r.levelno == logging.WARNING] == [
-            "MLflow does not take",
-            "MLflow takes records again",
+            "MLflow does not accept",
+            "MLflow accepts records again",
         ]
 
 
@@ -216,7 +216,7 @@ def test_a_server_is_waited_for_as_long_as_it_takes_records(
         for kind in ["epoch"] * 9 + ["end"]:
             writer.put(Record(kind=kind, fingerprint="f" * 20, generation=1, experiment_id="1", run="a run", time_ms=0))
         began = time.monotonic()
-        assert writer.flush(0.6, at_most=0.6) > 5
+        assert writer.flush(0.6, max_seconds=0.6) > 5
         assert 0.5 < time.monotonic() - began < 1.2
         assert writer.flush(1.0) == 1  # longer than that in all; the last is never taken
         assert 2.5 < time.monotonic() - began < 10
@@ -316,7 +316,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
     before = proxy.count
     results.gather(connect(proxy.uri), asked)
     assert proxy.count - before <= 6  # what there is, one page of runs, three metrics
-    monkeypatch.setattr(run_queries, "MAX_VALUES_PER_RESPONSE", 5)  # an answer that may have been cut off is asked for in halves
+    monkeypatch.setattr(mlflow_internals, "MAX_VALUES_PER_RESPONSE", 5)  # truncated: asked again in halves
     assert results.gather(client, asked).curves.equals(evidence.curves)
 
 

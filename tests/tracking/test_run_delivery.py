@@ -80,7 +80,7 @@ def submit(home: Path, client: MlflowClient) -> None:
                     tracker.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, ROWS if epoch == EPOCHS else ())
                 tracker.ended(run, "completed")
         assert writer.close(60) == 0
-        tracker.close("FINISHED")
+        tracker.study_run.close("FINISHED")
 
 
 def submit_mortal(home: Path, uri: str, fatal: int, done: bool) -> None:

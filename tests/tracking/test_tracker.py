@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.cli import options
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
@@ -25,7 +25,8 @@ from ablations.engine.submission import study_submission
 from ablations.engine.tracking import results, run_queries, writer
 from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
 from ablations.engine.tracking.journal import Journal
-from ablations.engine.tracking.tracker import Tracker, origin_tags
+from ablations.engine.tracking.study_run import origin_tags
+from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from resnet_core import ConfigError
 
@@ -64,7 +65,7 @@ class Submission(Tracker):
             return 0
         self.closed = True
         waiting = self.writer.close(seconds)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -77,7 +78,7 @@ def tracker(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
 
 
 def children(client: MlflowClient, tracker: Submission) -> list[MlflowRun]:
-    return list(client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{tracker.parent_id}'"))
+    return list(client.search_runs([tracker.study_run.experiment_id], f"tags.mlflow.parentRunId = '{tracker.study_run.run_id}'"))
 
 
 def train(tracker: Submission, plan: Plan, *, runs: int | None = None) -> None:
@@ -240,7 +241,7 @@ def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowCli
     (child,) = children(client, again)
     assert (child.info.status, child.data.tags["attempts"]) == ("FINISHED", "2")
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
-    assert again.parent_id == tracker.parent_id
+    assert again.study_run.run_id == tracker.study_run.run_id
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_runs_without_a_result_are_counted_and_the_others_averaged(client: Mlflo
     tracker.started(second)
     tracker.ended(second, "diverged", "the loss is not finite")
     tracker.flush()
-    none, a = analyse(results.gather(client, Design.from_plan(plan, {}))).cells
+    none, a = analyze_study(results.gather(client, Design.from_plan(plan, {}))).cells
     assert (none.error.n, none.planned, none.error.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
     assert none.reasons == ("the loss is not finite",)
     assert (a.error.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
@@ -324,7 +325,7 @@ def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
     old = run_queries.find_plan_runs(client, plan)
     data = {"data_version": plan.dataset.version}
     for number in range(30):
-        client.create_run(tracker.experiment_id, tags={**data, "fingerprint": f"another {number}"})
+        client.create_run(tracker.study_run.experiment_id, tags={**data, "fingerprint": f"another {number}"})
     run_record = Mock(side_effect=run_queries.run_record)
     monkeypatch.setattr(run_queries, "run_record", run_record)
     monkeypatch.setattr(run_queries, "MIN_RUNS_READ", 5)
@@ -431,16 +432,16 @@ def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cut_off(monkeypatch, client, tracker, plan)
-    client.delete_experiment(tracker.experiment_id)
+    client.delete_experiment(tracker.study_run.experiment_id)
     other = another(plan, tmp_path)
     second = Submission(client, other)
     assert len(second.journal.recovered) == 4
     train(second, other, runs=1)
     assert "experiment" in (second.journal.folder / f"{second.journal._file.stem}.refused").read_text()
-    client.restore_experiment(tracker.experiment_id)
+    client.restore_experiment(tracker.study_run.experiment_id)
 
 
-@pytest.mark.parametrize("culprit", ["kind", "settle"])
+@pytest.mark.parametrize("culprit", ["kind", "flush"])
 def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_go(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, culprit: str
 ) -> None:
@@ -453,7 +454,7 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
         release(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
-    failing = {"kind": (study_submission.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
+    failing = {"kind": (study_submission.Submission, "__init__"), "flush": (Writer, "flush")}[culprit]
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):

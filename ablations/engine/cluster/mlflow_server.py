@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablations.engine.environment import paths, validation
+from ablations.engine.tracking import mlflow_internals
 from resnet_core.fields import reject
 
 HELP = "run MLflow's server, behind a password, as clusters do"
@@ -147,12 +148,11 @@ def _password(file: Path, users: str, configuration: Path) -> str:
     # MLflow itself only sets the first password of an administrator.
     password = password or secrets.token_urlsafe(32)
     if _has_users(users):
-        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # read as it is imported
-        from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
-
-        store = SqlAlchemyStore()
-        store.init_db(users)
-        store.update_user(ADMIN, password=password)
+        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # MLflow reads it when it is imported
+        if not mlflow_internals.set_user_password(users, ADMIN, password):
+            if before is None:
+                raise reject(PASSWORD, "…", f"the password of {ADMIN} cannot be changed; restore {file}, which was deleted")
+            return before
     _write_privately(file, password)
     return password
 

@@ -50,7 +50,7 @@ class SearchSubmission(Submission):
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
         past = search_trials.read_trials(client, plan.to_design(), by)
-        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by))
+        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by).adopt)
         self.searched = not self.searches.finished
         self.needs = prepare_cluster(plan, options) if self.searched else None  # refuses before anything is written
         known = {each.record.tags["fingerprint"]: each.record for each in past}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.cluster.doctor import preflight
 from ablations.engine.environment import paths, provenance, signals
 from ablations.engine.environment.console import make_console, print_line
@@ -116,8 +116,8 @@ def _settle(console: Console, writer: Writer) -> None:
 def _close(console: Console, writer: Writer, interrupted: bool) -> int:
     """How many records MLflow has not taken when all that can be done now is done."""
     if interrupted or writer.lost_to:
-        return writer.close(INTERRUPTED_CLOSE_TIMEOUT_SECONDS, at_most=INTERRUPTED_CLOSE_TIMEOUT_SECONDS)
-    if (waiting := writer.flush(MESSAGE_DELAY_SECONDS, at_most=MESSAGE_DELAY_SECONDS)) and not writer.refusals():
+        return writer.close(INTERRUPTED_CLOSE_TIMEOUT_SECONDS, max_seconds=INTERRUPTED_CLOSE_TIMEOUT_SECONDS)
+    if (waiting := writer.flush(MESSAGE_DELAY_SECONDS, max_seconds=MESSAGE_DELAY_SECONDS)) and not writer.deletion_messages():
         console.print(f"{counted(waiting, 'record')} {'is' if waiting == 1 else 'are'} on their way to MLflow.")
     return writer.close(CLOSE_TIMEOUT_SECONDS)
 
@@ -190,7 +190,7 @@ class Submission:
     def _log_design(self) -> None:
         """Before anything runs, so that whoever stops the study has a report; again at its end if the store is not there now."""
         try:
-            self.tracker.log_design(self.design)
+            self.tracker.study_run.log_design(self.design)
         except LeaseLost:
             raise
         except Exception as error:  # whatever a store's own library raises: training does not depend on it
@@ -224,7 +224,7 @@ class Submission:
     def report_updated(self, progress: Callable[[], tuple[int, str]]) -> reporting.ReportUpdater:
         """Return what makes the report anew while runs are trained."""
         self.report_updater = reporting.ReportUpdater(
-            self.client, self.tracker.parent_id, self.design, progress, self.tracker.check
+            self.client, self.tracker.study_run.run_id, self.design, progress, self.tracker.study_run.lease.check
         )
         return self.report_updater
 
@@ -268,7 +268,7 @@ class Submission:
         """
         if interrupted:  # who stops a study kills it soon
             check_study(self.client, self.plan.study.name)
-            self.tracker.close("KILLED")
+            self.tracker.study_run.close("KILLED")
             self._show(*self._gather(details=False), waiting)
             return 1
         try:
@@ -276,7 +276,7 @@ class Submission:
             evidence, findings = self._gather(details=True)
         except (KeyboardInterrupt, MlflowException):  # a library may make an error of its own of an interrupt
             with suppress(MlflowException):
-                self.tracker.close("KILLED")
+                self.tracker.study_run.close("KILLED")
             raise
         complete = not waiting and self.is_complete(findings)
         try:
@@ -289,34 +289,36 @@ class Submission:
 
     def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
         evidence = results.gather(self.client, self.design, details=details)
-        return evidence, analyse(evidence)
+        return evidence, analyze_study(evidence)
 
     def _show(self, evidence: Evidence, findings: Findings, waiting: int) -> None:
         terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())
         if waiting:
-            why = self.tracker.writer.refusals() or ["the next submission delivers them"]
+            why = self.tracker.writer.deletion_messages() or ["the next submission delivers them"]
             left = f"{counted(waiting, 'record')} {'has' if waiting == 1 else 'have'} not reached MLflow yet"
             self.console.print(f"{left}; {'; '.join(why)}.", soft_wrap=True)
 
     def _end(self, status: str) -> None:
         try:
-            self.tracker.close(status)
+            self.tracker.study_run.close(status)
         except MlflowException as error:  # its runs have their results all the same
             print_line(self.console, f"The study's own run cannot be ended in MLflow: {describe_error(error)}.")
 
     def _publish(self, evidence: Evidence, findings: Findings) -> None:
         """Stores the report, unless that of just what is asked for is there; says where it is."""
-        run_id = self.tracker.parent_id
+        run_id = self.tracker.study_run.run_id
         if self.report_updater and self.report_updater.busy:
             print_line(
                 self.console,
                 "The report is not made: an earlier one is still being stored. The same command with --report makes it.",
             )
-        elif self.up_to_date and self.tracker.report_is_current:
+        elif self.up_to_date and self.tracker.study_run.report_is_current:
             reporting.print_report_address(self.console, self.client, run_id)
         else:
             self._log_design()
-            reporting.publish_report(self.console, self.client, run_id, evidence, findings, permit=self.tracker.check)
+            reporting.publish_report(
+                self.console, self.client, run_id, evidence, findings, permit=self.tracker.study_run.lease.check
+            )
 
     def _log_models(self) -> bool:
         """Log final networks that are not in MLflow yet; return whether all of them are there."""
