@@ -41,7 +41,7 @@ def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
     """A study whose command line names these factors, beside its own."""
     asked = Study(**BASE | {"factors": {"shortcut": ("A",)}} | study)
-    return make_plan(asked, options.parse(asked, ["--levels", *levels]).request, cache=cache)
+    return make_plan(asked, options.parse_options(asked, ["--levels", *levels]).request, cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_field_is_one_factor_whatever_it_is_called(cache: Path, names: tuple[s
 
 def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_of_all(cache: Path) -> None:
     plan = in_file(cache, {"train_examples": (300, 1437), "flip": (False, True)})
-    chosen = options.parse(plan.study, [])
+    chosen = options.parse_options(plan.study, [])
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)

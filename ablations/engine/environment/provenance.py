@@ -102,7 +102,7 @@ def redact_secrets(text: str) -> str:
 
 def resubmit_command() -> str:
     """What submits this study again: what is done is not trained again, whatever this submission was told."""
-    words = [word for word in sys.argv if word not in ("--fresh", "--report")]
+    words = [word for word in sys.argv if word not in ("--rerun", "--fresh", "--report")]
     if not submission_id():
         return _command(words)
     return f"ray job submit {'--working-dir . ' if _upload() else ''}-- {_command(words)}"
