@@ -1,5 +1,7 @@
 """A search as a plan: cells, budgets, what trials are, and what is confirmed."""
 
+import dataclasses
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from ablations.engine.search.plan import (
     choose_configurations,
 )
 from ablations.engine.search.space import check_space
+from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_RUNS
 from resnet_core import ConfigError
 from tests.helpers.submission import SEARCH, searched
@@ -172,3 +175,14 @@ def test_options_of_a_search_are_of_searches_only(capsys: pytest.CaptureFixture[
     with pytest.raises(ConfigError):
         options.parse_options(STUDY, ("--trials", "3"))
     assert options.parse_options(SEARCH, ("--time-budget", "30m")).search.seconds == 1800  # type: ignore[union-attr]
+
+
+def test_a_stored_search_that_names_its_second_objective_as_earlier_versions_did_is_read() -> None:
+    plan = searched("--per-cell")
+    search = dataclasses.replace(plan.to_design(), objective="flops")
+    design = dataclasses.replace(Design.from_plan(plan, {}), search=search)
+    stored = json.loads(design.to_json())
+    stored["search"]["against"] = stored["search"].pop("objective")
+    read = Design.from_json(json.dumps(stored))
+    assert read.search
+    assert read.search.objective == "flops"
