@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ablations.engine.cli import study
-from ablations.engine.cli.study import INTERRUPTED, main
+from ablations.engine.cli.study import INTERRUPTED_MESSAGE, main
 from ablations.engine.environment import storage
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
@@ -52,7 +52,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--pres", "smoke"], "--pres"),  # no guessing: an abbreviation may mean something else tomorrow
         (["--seeds", "three"], "three"),
         (["--report", "--plan"], "--report, --plan: accepted: one of them"),
-        (["--report", "--fresh"], "--report, --fresh: accepted: one of them"),
+        (["--report", "--rerun"], "--report, --rerun: accepted: one of them"),
         (["--calibrate"], "--calibrate: accepted with --plan only"),
         (["--seeds", "0"], "--seeds=0"),
         (["--workers", "0"], "--workers=0"),
@@ -149,7 +149,7 @@ def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: 
                 with silent.accept()[0]:  # it is asked
                     began = time.monotonic()
                     study.terminate()
-                    assert study.stderr.readline() == f"{INTERRUPTED}\n"
+                    assert study.stderr.readline() == f"{INTERRUPTED_MESSAGE}\n"
                     assert time.monotonic() - began < 5
                     assert study.wait(60) == 1
             finally:
@@ -284,7 +284,7 @@ def test_help_names_factors_presets_and_every_option_without_importing_ray_or_to
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     shown = " ".join(shown.split())
     options = "preset seeds levels set probe data-download workers cpus-per-worker gpus-per-worker max-concurrent storage"
-    options += " tracking-uri plan calibrate report fresh log-models"
+    options += " tracking-uri plan calibrate report rerun log-models"
     assert all(f"--{option}" in shown for option in options.split())
     assert "shortcut: none, A, B, C" in shown
     assert "digits" in shown

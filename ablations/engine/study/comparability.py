@@ -17,7 +17,7 @@ from resnet_core.data.indexing import file_digests
 from resnet_core.data.splits import Files, Split
 from resnet_core.overrides import field_name
 
-TRANSFORM_FIELDS = ("scale", "colour", "normalise", "extra_tests", "decode_workers", "pad", "flip")
+TRANSFORM_FIELDS = ("scale", "color_augmentation", "normalize", "extra_tests", "decode_workers", "pad", "flip")
 """Fields of `DataConfig` that transform images without affecting which images are selected."""
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(DataConfig) if f.name in TRANSFORM_FIELDS}
 
@@ -58,13 +58,13 @@ def same_test_images(one: Dataset, other: Dataset) -> bool:
     return False
 
 
-def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Dataset], scored_on: str) -> None:
+def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Dataset], evaluation_split: str) -> None:
     """Raise ConfigError if the cells of these factors would be scored on different images.
 
     Args:
         factors: levels by field.
         data: data sets of all cells.
-        scored_on: name of the images that runs are scored on, `test` or `validation`.
+        evaluation_split: name of the images that runs are scored on, `test` or `validation`.
     """
     if all(same_test_images(data[0], other) for other in data[1:]):
         return
@@ -72,7 +72,7 @@ def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Data
         f"{name}={','.join(map(format_level, levels))}" for name, levels in factors.items() if selects_images(field_name(name))
     ]
     reason = f"cannot be a factor: cells would be scored on different images of {data[0].name}"
-    raise ConfigError(f"{' '.join(guilty)}: {reason}; accepted: fields that do not change the {scored_on} images")
+    raise ConfigError(f"{' '.join(guilty)}: {reason}; accepted: fields that do not change the {evaluation_split} images")
 
 
 def test_images_digest(dataset: Dataset) -> str:

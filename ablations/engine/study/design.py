@@ -9,6 +9,7 @@ from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from resnet_core.fields import ConfigError
 from resnet_core.identity import TRAINING_VERSION, code_version
+from resnet_core.renamed_fields import current_fields, current_name, current_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class Design:
     dataset: str
     code_version: str
     """Hash of the sources of `resnet_core` at the submission."""
-    scored_on: str
+    evaluation_split: str
     """Images that runs are scored on: `test` or `validation`."""
     factors: Mapping[str, tuple[str, ...]]
     """Levels of each factor as text, in the study's order."""
@@ -126,7 +127,7 @@ class Design:
             dataset=plan.dataset.name,
             code_version=code_version(),
             training_version=str(TRAINING_VERSION),
-            scored_on=plan.base.data.scored_on,
+            evaluation_split=plan.base.data.evaluation_split,
             factors={name: tuple(map(format_level, levels)) for name, levels in plan.factors.items()},
             baseline={name: format_level(level) for name, level in plan.baseline.items()},
             cells=tuple(
@@ -150,14 +151,20 @@ class Design:
         values = json.loads(text)
         # Earlier versions stored these once for all cells.
         of_all = {name: values.pop(name) for name in ("data_version", "train_images") if name in values}
-        cells = [of_all | cell | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
+        if "scored_on" in values:  # the name of `evaluation_split` until 2026-11-27
+            values["evaluation_split"] = values.pop("scored_on")
+        cells = [of_all | _current(cell) | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
         values["cells"] = tuple(DesignCell(**cell) for cell in cells)
-        values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
+        values["factors"] = {
+            current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
+        }
+        values["baseline"] = _current_levels(values["baseline"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")
-            search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
+            search["cells"] = tuple(SearchCell(**_current(cell)) for cell in search["cells"])
+            search["fields"] = _current_dimensions(search["fields"])
             values["search"] = SearchDesign(**search)
         return cls(**values)
 
@@ -208,6 +215,29 @@ class Design:
         """Return the number of images that training sees in an epoch, which has full global batches only."""
         batch = int(cell.spec["optim.global_batch_size"])
         return cell.train_images // batch * batch
+
+
+def _current(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored cell under the current names and values of its fields. Its label stays: tags of runs hold it."""
+    return {**cell, "levels": _current_levels(cell["levels"]), "spec": current_fields(cell["spec"])}
+
+
+def _current_levels(levels: Mapping[str, str]) -> dict[str, str]:
+    return {current_name(name): _current_level(name, level) for name, level in levels.items()}
+
+
+def _current_level(name: str, level: str) -> str:
+    return format_level(current_value(current_name(name), level))
+
+
+def _current_dimensions(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the searched fields and their choices under current names and values."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, dimension in fields.items():
+        current = current_name(name)
+        choices = {"choices": [current_value(current, choice) for choice in dimension["choices"]]} if "choices" in dimension else {}
+        found[current] = {**dimension, **choices}
+    return found
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:

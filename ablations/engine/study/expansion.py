@@ -59,7 +59,7 @@ def make_plan(study: Study, request: StudyRequest, *, cache: Path) -> Plan:
 def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan:
     """Read the data of a draft and return its plan; raise ConfigError if no cell can be trained on them."""
     data = load_datasets(drafted.specs.values(), cache, download=request.download)
-    check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
+    check_comparable(drafted.factors, list(data.values()), drafted.base.data.evaluation_split)
     specs, impossible = _on_data(drafted.specs, data, drafted.study.baseline)
     return Plan(
         study=drafted.study,

@@ -14,6 +14,7 @@ from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset
 from resnet_core.identity import NOT_IDENTITY, deviations
 from resnet_core.overrides import field_name
+from resnet_core.renamed_fields import identity_name
 
 CONFIGURATION = "configuration"
 """Name of the factor that a search adds to its study. It compares the chosen configurations with the default one."""
@@ -121,7 +122,7 @@ class Plan:
         # If cells differ in training images, the hash must not depend on which of the cells are requested.
         data = test_images_digest(self.dataset) if selected else self.dataset.version
         shared = self.shared_fields()
-        varied = sorted(self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY})
+        varied = sorted(map(identity_name, self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY}))
         text = json.dumps([deviations(shared), varied, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
