@@ -48,14 +48,14 @@ def test_fields_are_named_with_a_range_with_choices_or_as_the_study_has_them() -
         (["lr="], "a number"),
         (["lr=0.1"], "two or more different values"),
         (["lr=0.1,1e-1"], "two or more different values"),
-        (["lr=1..0.1"], "rising and finite"),
-        (["lr=0..inf"], "rising and finite"),
+        (["lr=1..0.1"], "LOW < HIGH"),
+        (["lr=0..inf"], "LOW < HIGH"),
         (["lr=0..1:log"], "LOW above 0"),
         (["lr=0.1..1:linear"], "LOW..HIGH:log"),
         (["lr=a..1"], "a number"),
         (["epochs=0.5..3"], "a whole number"),
-        (["nesterov=0..1"], "optim.nesterov is no number"),
-        (["width=none..8"], "model.width is no number"),
+        (["nesterov=0..1"], "optim.nesterov is not a number"),
+        (["width=none..8"], "model.width is not a number"),
         (["milestones=0.5,0.75"], "lists"),
         (["schedule=step,other"], "accepted: step, cosine, constant"),
     ],
@@ -98,7 +98,7 @@ def test_without_a_space_fields_need_a_range() -> None:
 
 def test_a_fixed_field_keeps_its_value_and_may_not_be_asked_for() -> None:
     assert "optim.lr" not in found(restrict_space(branching, {}, RunSpec(), {"optim.lr"}))
-    with pytest.raises(ConfigError, match=r"--space=optim\.lr: may not be searched"):
+    with pytest.raises(ConfigError, match=r"--space=optim\.lr: cannot be searched"):
         restrict_space(branching, parse_space(["lr=0.1..0.2"]), RunSpec(), {"optim.lr"})
 
 
@@ -126,7 +126,7 @@ def test_ranges_that_differ_between_branches_are_joined() -> None:
         (lambda trial: trial.suggest_float("lr", 1, 0), "fails: ValueError"),
         (lambda trial: trial.suggest_normal("lr"), "fails: AttributeError"),
         (lambda trial: trial.suggest_categorical("depth", ("deep", "deeper")), "model.depth=.*a whole number"),
-        (lambda trial: trial.suggest_int("depth", 21, 25), "no configuration of the space exists, .*6n"),
+        (lambda trial: trial.suggest_int("depth", 21, 25), "no configuration of the space is valid.*.*6n"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused_in_one_line(space: Space, complaint: str) -> None:
