@@ -73,7 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
         up.add_argument(
             f"--{name}-port", type=int, default=default, metavar="PORT", help=f"port of the {server} (default: {default})"
         )
-    commands.add_parser("down", help="end the processes that `ablations up` started", description="End the processes that `ablations up` started.")
+    commands.add_parser(
+        "down", help="end the processes that `ablations up` started", description="End the processes that `ablations up` started."
+    )
     commands.add_parser(
         "env",
         help="print shell commands that point Ray's and MLflow's clients at the service",
