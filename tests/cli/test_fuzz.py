@@ -40,9 +40,9 @@ from resnet_core import PRESETS, ConfigError, RunSpec, override
 from resnet_core.config import CHANGEABLE, change
 from resnet_core.data import __main__ as data_command
 from resnet_core.data import sources
-from resnet_core.fields import MESSAGE_LENGTH
+from resnet_core.fields import MAX_MESSAGE_CHARACTERS
+from resnet_core.model.summary import main as model_command
 from resnet_core.overrides import _SECTIONS, _all_fields, from_flat
-from resnet_core.summary import main as model_command
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 """Of each fuzzed command or function; random ones where it is given, else always the same."""
@@ -194,7 +194,7 @@ def is_refused(code: int, out: str, err: str) -> bool:
     assert err.startswith("error: ")
     assert err.endswith("\n")
     assert err[:-1].isprintable()
-    assert len(err) < MESSAGE_LENGTH + 100
+    assert len(err) < MAX_MESSAGE_CHARACTERS + 100
     assert "Traceback" not in err
     return True
 
@@ -272,7 +272,7 @@ def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:
         assert_survives_flattening(spec)
         return
     assert message.isprintable()
-    assert len(message) < MESSAGE_LENGTH + 100
+    assert len(message) < MAX_MESSAGE_CHARACTERS + 100
 
 
 @fuzzed
@@ -312,7 +312,7 @@ def is_reached_or_one_line(look: Callable[[], object]) -> bool:
         assert (out, err) == ("", "")
         return True
     assert message.isprintable()
-    assert len(message) < MESSAGE_LENGTH + 100
+    assert len(message) < MAX_MESSAGE_CHARACTERS + 100
     return False
 
 

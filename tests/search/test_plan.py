@@ -1,5 +1,7 @@
 """A search as a plan: cells, budgets, what trials are, and what is confirmed."""
 
+import dataclasses
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from ablations.engine.search.plan import (
     choose_configurations,
 )
 from ablations.engine.search.space import check_space
+from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_RUNS
 from resnet_core import ConfigError
 from tests.helpers.submission import SEARCH, searched
@@ -39,12 +42,12 @@ def test_without_factors_there_is_one_search_and_its_control_is_the_baseline() -
 def test_trials_see_no_test_set_and_share_no_seed_with_what_is_reported() -> None:
     plan = searched("--per-cell", "--set", "extra_tests=ten_crop", "--probe", "responses")
     for spec in plan.trial_specs.values():
-        assert spec.data.scored_on == "validation"
+        assert spec.data.evaluation_split == "validation"
         assert spec.seed == FIRST_TRIAL_SEED >= MAX_RUNS
         assert not spec.data.extra_tests
         assert not spec.probes
     assert len(plan.trial_data.test.labels) + len(plan.trial_data.train.labels) == len(plan.dataset.train.labels)
-    assert {run.spec.data.scored_on for run in plan.runs} == {"test"}
+    assert {run.spec.data.evaluation_split for run in plan.runs} == {"test"}
     assert {run.spec.probes for run in plan.runs} == {("responses",)}
 
 
@@ -66,7 +69,7 @@ def test_what_is_chosen_is_trained_on_all_images_with_fresh_seeds_beside_the_def
     }
     tuned = [run.spec for run in confirmed.runs if str(run.cell) == "shortcut=none configuration=tuned"]
     assert [spec.seed for spec in tuned] == [0, 1]
-    assert {(spec.optim.lr, spec.data.scored_on) for spec in tuned} == {(0.5, "test")}
+    assert {(spec.optim.lr, spec.data.evaluation_split) for spec in tuned} == {(0.5, "test")}
     assert confirmed.base_id == plan.base_id
     assert confirmed.to_design().chosen == {"shortcut=none": {"tuned": 3}, "shortcut=A": {}}
 
@@ -172,3 +175,14 @@ def test_options_of_a_search_are_of_searches_only(capsys: pytest.CaptureFixture[
     with pytest.raises(ConfigError):
         options.parse_options(STUDY, ("--trials", "3"))
     assert options.parse_options(SEARCH, ("--time-budget", "30m")).search.seconds == 1800  # type: ignore[union-attr]
+
+
+def test_a_stored_search_that_names_its_second_objective_as_earlier_versions_did_is_read() -> None:
+    plan = searched("--per-cell")
+    search = dataclasses.replace(plan.to_design(), objective="flops")
+    design = dataclasses.replace(Design.from_plan(plan, {}), search=search)
+    stored = json.loads(design.to_json())
+    stored["search"]["against"] = stored["search"].pop("objective")
+    read = Design.from_json(json.dumps(stored))
+    assert read.search
+    assert read.search.objective == "flops"

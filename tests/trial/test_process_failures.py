@@ -414,9 +414,9 @@ print("still here")
 
 
 def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
-    spec = smoke_spec(optim__epochs=1, optim__bn_statistics="averaged", data__extra_tests="ten_crop")
+    spec = smoke_spec(optim__epochs=1, optim__bn_recalibration=True, data__extra_tests="ten_crop")
     signs: list[None] = []
-    list(fit(spec, alive=lambda: signs.append(None)))
+    list(fit(spec, heartbeat=lambda: signs.append(None)))
     assert len(signs) == 4 + 4 + 1 + 10  # four batches to train, and again for BatchNorm; one to test, and ten views of it
 
 

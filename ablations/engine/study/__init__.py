@@ -1,4 +1,4 @@
-"""A question as plain data: its factors, the cells and runs they expand to, and what a submission asks for."""
+"""Studies as plain data: factors, the cells and runs that they expand to, and the request of a submission."""
 
 from typing import TYPE_CHECKING, Any
 
