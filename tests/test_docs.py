@@ -15,7 +15,7 @@ STUDY = re.search(r"```python\n(\"\"\".*?)```", (PROJECT / "docs" / "adding-a-st
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_the_study_that_is_added_as_an_example_runs(tmp_path: Path) -> None:
     assert STUDY
     file = tmp_path / "zero_init.py"

@@ -23,7 +23,7 @@ from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, StudyLeas
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 EPOCHS = 300
 

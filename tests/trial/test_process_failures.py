@@ -42,7 +42,7 @@ from tests.helpers.ray_jobs import (
 )
 from tests.helpers.ray_nodes import kill_node_processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 class Nodes:
@@ -135,6 +135,7 @@ def bad_day(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Recording
     return heard
 
 
+@pytest.mark.ray
 def test_a_run_is_told_why_its_process_died_and_goes_on(bad_day: RecordingListener) -> None:
     killed, lost = bad_day.deaths["unlucky"]
     assert killed == ("its process was killed", None)
@@ -144,6 +145,7 @@ def test_a_run_is_told_why_its_process_died_and_goes_on(bad_day: RecordingListen
     assert sorted(set(bad_day.epochs["unlucky"])) == list(range(1, 201))
 
 
+@pytest.mark.ray
 def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: RecordingListener) -> None:
     hung = "made no step for 2.5 s"
     assert bad_day.deaths["stuck"] == [(hung, None), (hung, "failed")]
@@ -151,6 +153,7 @@ def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: Re
     assert "lucky" not in bad_day.deaths
 
 
+@pytest.mark.ray
 def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +190,7 @@ def small_container() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.ray
 def test_the_kernels_killing_for_memory_is_told_from_other_killing(nodes: Nodes, tmp_path: Path, small_container: Path) -> None:
     def squeeze(heard: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "big") >= 3)
@@ -203,6 +207,7 @@ def test_kills_for_memory_are_counted_from_what_the_kernel_says(tmp_path: Path) 
     assert process_failures.count_oom_kills(counters) == 3
 
 
+@pytest.mark.alone  # what others take of the machine's memory would count
 def test_what_rays_memory_monitor_kills_is_out_of_memory_and_the_others_go_on(tmp_path: Path) -> None:
     """On a Ray of its own that guards what this machine has left."""
     code = f"""
@@ -274,10 +279,12 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
     return run_jobs(folder, [job], disturb, on_restart=replace)
 
 
+@pytest.mark.ray
 def test_a_group_of_which_one_worker_is_stuck_starts_again(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[0] == "made no step for 12 s"
 
 
+@pytest.mark.ray
 def test_a_group_that_lost_a_node_waits_for_another_which_is_no_failure_of_its_own(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[1:] == [f"its node {ray.util.get_node_ip_address()} was lost"]
     epochs = bad_day_of_a_group.epochs["group"]
@@ -287,10 +294,12 @@ def test_a_group_that_lost_a_node_waits_for_another_which_is_no_failure_of_its_o
     assert max(epochs[: begins[2]]) < max(epochs)
 
 
+@pytest.mark.ray
 def test_a_stop_of_a_group_leaves_nothing_taken(bad_day_of_a_group: RecordingListener) -> None:
     assert not bad_day_of_a_group.ended  # and `run` has looked
 
 
+@pytest.mark.ray
 def test_a_stop_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
     def stop(_: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 2)
@@ -300,6 +309,7 @@ def test_a_stop_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
     assert not heard.ended
 
 
+@pytest.mark.ray
 def test_the_death_of_the_driver_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
     code = f"""
 import ray
@@ -341,6 +351,7 @@ def tracking_uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             process.kill()
 
 
+@pytest.mark.ray
 def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking_uri: str, nodes: Nodes, tmp_path: Path) -> None:
     chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", "optim.epochs=200"]
     where = ["--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
