@@ -160,7 +160,7 @@ def test_a_server_that_never_answers_is_not_waited_for_long(proxy: Proxy, monkey
     began = time.monotonic()
     with pytest.raises(ConfigError, match="MLflow does not answer"):
         connect(proxy.uri)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert proxy.count == 1
 
 
