@@ -177,7 +177,7 @@ def test_the_tree_names_every_package() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_the_study_that_is_added_as_an_example_runs(tmp_path: Path) -> None:
     assert EXAMPLE
     file = tmp_path / "zero_init.py"

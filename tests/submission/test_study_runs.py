@@ -18,7 +18,7 @@ from resnet_core.model.network import ResNet
 from tests.helpers.submission import STUDY, Killer, Submitted, planned
 from tests.helpers.training_runs import weights_differ
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 DAMAGED = "epoch-000001-0123456789abcdef.pt"
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
