@@ -35,7 +35,7 @@ from ablations.engine.cluster.doctor import shared_storage as storage
 from ablations.engine.cluster.doctor.check import Check, listed
 from ablations.engine.cluster.doctor.request import Request
 from ablations.engine.scheduling import connection
-from ablations.engine.submission import study_submission
+from ablations.engine.submission import jobs
 from resnet_core import ConfigError, override, preset
 from tests.helpers.object_store import Line, object_store
 from tests.helpers.submission import STUDY, planned
@@ -501,7 +501,7 @@ def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -
         preflight.examine(S3)
     asked = options.parse(STUDY, ["--preset", "smoke", "--storage", several.storage, "--tracking-uri", "http://127.0.0.1:9"])
     with pytest.raises(ConfigError, match=r"^versions: numpy .* 9\.9 on .*constraints\.txt.*doctor shows all\)$"):
-        study_submission.prepare_cluster(planned(), asked)  # what every submission begins with
+        jobs.prepare_cluster(planned(), asked)  # what every submission begins with
     with pytest.raises(ConfigError, match=r"^storage: .* cannot write file:///nowhere \(.*No such file"):
         preflight.examine("file:///nowhere")
 

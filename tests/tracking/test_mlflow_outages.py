@@ -25,7 +25,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import StudyRequest
-from ablations.engine.submission import study_submission
+from ablations.engine.submission import lifecycle, study_submission
 from ablations.engine.tracking import lease, mlflow_internals, results, run_delivery, run_queries, writer
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal, Record
@@ -380,23 +380,23 @@ class Submitted:
 def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without_training(
     proxy: Proxy, client: MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study_submission, "CLOSE_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(lifecycle, "CLOSE_TIMEOUT_SECONDS", 1)
     proxy.from_the_first(b"epoch_seconds", Mode.REFUSE)
     first = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
     assert first.code == 1
     assert "There is no table: MLflow does not answer (" in said
-    told = re.search(r"(\d+) records wait for MLflow. Go on with: ", said)
+    told = re.search(r"(\d+) records wait for MLflow. Continue with: ", said)
     assert told
     waiting = int(told[1])
     assert list(home.glob("journals/*.jsonl"))
 
     proxy.always(Mode.PASS)
-    monkeypatch.setattr(study_submission, "CLOSE_TIMEOUT_SECONDS", 30)
+    monkeypatch.setattr(lifecycle, "CLOSE_TIMEOUT_SECONDS", 30)
     second = Submitted(proxy.uri, "cut")
     said = capsys.readouterr().out
     assert second.code == 0
-    assert f"Delivered what an earlier submission left: {waiting} records." in said
+    assert f"Delivered records of an earlier submission: {waiting} records." in said
     assert "cut on synthetic: all 2 runs are in MLflow already." in said
     assert [[metric.step for metric in history] for history in second.histories(client)] == [[1, 2], [1, 2]]
     assert [path.name for path in (home / "journals").iterdir()] == ["mutex"]
@@ -441,7 +441,7 @@ def test_a_study_whose_experiment_is_deleted_amid_it_says_so_once_and_goes_on_wh
     assert Submitted(proxy.uri, "gone", "--set", "optim.lr=0.07").code == 1
     said = capsys.readouterr().out
     assert "There is no table: the experiment gone was deleted in MLflow; restore it: " in said
-    assert re.search(r"\d+ records wait for MLflow. Go on with: ", said)
+    assert re.search(r"\d+ records wait for MLflow. Continue with: ", said)
     assert "does not answer" not in said + caplog.text
     assert caplog.text.count("was deleted in MLflow") == 1
     client.restore_experiment(deleted[0])

@@ -454,7 +454,7 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
         release(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
-    failing = {"kind": (study_submission.Submission, "__init__"), "flush": (Writer, "flush")}[culprit]
+    failing = {"kind": (study_submission.StudySubmission, "__init__"), "flush": (Writer, "flush")}[culprit]
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):

@@ -25,12 +25,12 @@ def preview(plan: Plan, options: Options) -> int:
     done, finished, past, warning = _known(plan, options)
     to_come: list[Run] = []
     if isinstance(plan, SearchPlan):
-        searches = SearchState(plan, past, lambda run: None)
-        if searches.finished:
-            plan = plan.confirmation_plan(searches.choices())
+        state = SearchState(plan, past, lambda run: None)
+        if state.is_finished:
+            plan = plan.confirmation_plan(state.choices())
             done, *_ = _known(plan, options)
         else:
-            to_come, plan = plan.remaining_trials(searches.ended_in), plan.preview_plan()
+            to_come, plan = plan.remaining_trials(state.ended_trials_in), plan.preview_plan()
     missing = [*to_come, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
     if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
