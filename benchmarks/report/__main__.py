@@ -35,7 +35,7 @@ def large_study(cells: int, seeds: int, cache: Path) -> Design:
 
 def measure(uri: str) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
-    from ablations.engine.analysis.study_analysis import analyse
+    from ablations.engine.analysis.study_analysis import analyze_study
     from ablations.engine.report import bundle
     from ablations.engine.tracking import results, run_queries
     from ablations.engine.tracking.connection import connect
@@ -45,7 +45,7 @@ def measure(uri: str) -> dict[str, float]:
     _, design = run_queries.find_design(client, "large", "digits", {})
     evidence = results.gather(client, design)
     marks.append(time.perf_counter())
-    findings = analyse(evidence)
+    findings = analyze_study(evidence)
     marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         bundle.write(evidence, findings, Path(folder))

@@ -10,32 +10,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablations.engine.analysis.conclusions import conclude_factor
-from ablations.engine.analysis.contrasts import SimpleEffect, effects, interactions, simple_effects
+from ablations.engine.analysis.contrasts import SimpleEffect, estimate_effects, estimate_interactions, estimate_simple_effects
 from ablations.engine.analysis.findings import Answer, CellFinding, Effect, Estimate, Interaction
 from ablations.engine.analysis.inference import Array
 from ablations.engine.study.design import Design
 from tests.helpers.synthetic_study import design
 
-ESTIMATE = Estimate(n=5, mean=0.28, std=0.6, low=-0.57, high=1.12, p=0.41, corrected=0.82)
+ESTIMATE = Estimate(n=5, mean=0.28, std=0.6, low=-0.57, high=1.12, p=0.41, p_adjusted=0.82)
 NUMBER = re.compile(r"[+−]?\d+\.\d+")
 
 
 def certain(mean: float, half: float) -> Estimate:
-    return Estimate(n=5, mean=mean, std=1, low=mean - half, high=mean + half, p=0.001, corrected=0.002)
+    return Estimate(n=5, mean=mean, std=1, low=mean - half, high=mean + half, p=0.001, p_adjusted=0.002)
 
 
 def effect(
-    difference: Estimate, level: str = "none", against: str = "A", factor: str = "shortcut", combinations: int = 2
+    difference: Estimate, level: str = "none", reference: str = "A", factor: str = "shortcut", combinations: int = 2
 ) -> Effect:
-    return Effect(factor=factor, level=level, against=against, difference=difference, combinations=combinations)
+    return Effect(factor=factor, level=level, reference=reference, difference=difference, combinations=combinations)
 
 
 def simple(difference: Estimate, at: str, level: str = "none") -> SimpleEffect:
-    return SimpleEffect(factor="shortcut", level=level, against="A", at=at, difference=difference)
+    return SimpleEffect(factor="shortcut", level=level, reference="A", at=at, difference=difference)
 
 
 def interaction(difference: Estimate, level: str = "none") -> Interaction:
-    return Interaction(factors=("shortcut", "depth"), levels=(level, "56"), against=("A", "20"), difference=difference)
+    return Interaction(factors=("shortcut", "depth"), levels=(level, "56"), references=("A", "20"), difference=difference)
 
 
 def cell(label: str = "shortcut=none depth=56", planned: int = 5, **problems: int) -> CellFinding:
@@ -78,7 +78,7 @@ def test_a_certain_effect_matters() -> None:
 
 
 def test_an_effect_that_chance_can_give_among_so_many_comparisons_only_may() -> None:
-    possible = Estimate(n=5, mean=0.8, std=0.5, low=0.1, high=1.5, p=0.03, corrected=0.12)
+    possible = Estimate(n=5, mean=0.8, std=0.5, low=0.1, high=1.5, p=0.03, p_adjusted=0.12)
     found = answered([effect(possible), effect(ESTIMATE, "B")], [DEPTH])
     assert found.verdict == "may matter"
     assert "none instead of A may raise error: +0.80 points [+0.10, +1.50]" in found.text
@@ -176,7 +176,7 @@ def test_a_level_whose_average_lacks_runs_is_judged_where_it_has_them() -> None:
 def test_what_is_left_out_is_named() -> None:
     cells = [cell(f"depth={i}", diverged=1, missing=2) for i in range(5)]
     found = answered(
-        [effect(certain(2, 1)), effect(Estimate(n=4, mean=0.1, std=1, low=-1, high=1.2, p=0.8, corrected=1), "B")], cells=cells
+        [effect(certain(2, 1)), effect(Estimate(n=4, mean=0.1, std=1, low=-1, high=1.2, p=0.8, p_adjusted=1), "B")], cells=cells
     )
     assert "left out: depth=0 (1 of 5 diverged, 2 of 5 missing), depth=1" in found.text
     assert found.text.endswith("2 more cells.")
@@ -193,7 +193,7 @@ def test_of_many_levels_the_strongest_are_named_and_the_others_counted() -> None
     text = answered(own).text
     assert re.findall(r"\bL\d", text) == ["L7", "L6", "L5"]
     assert "of the other 9 levels 4 change error, 4 show no effect, 1 cannot be told" in text
-    none = answered([effect(Estimate(n=5, mean=i / 10, std=1, low=-1.0, high=2.0, p=0.5, corrected=1), f"L{i}") for i in range(9)])
+    none = answered([effect(Estimate(n=5, mean=i / 10, std=1, low=-1.0, high=2.0, p=0.5, p_adjusted=1), f"L{i}") for i in range(9)])
     assert "less for the other 6 levels; a change of more than 2.00 points either way is unlikely" in none.text
 
 
@@ -202,15 +202,18 @@ def test_a_level_that_never_meets_its_reference_cannot_be_said() -> None:
 
 
 def test_a_difference_that_is_not_zero_is_never_shown_as_zero() -> None:
-    text = answered([effect(Estimate(n=5, mean=0.02, std=0.01, low=0.0012, high=0.04, p=0.01, corrected=0.02))]).text
+    text = answered([effect(Estimate(n=5, mean=0.02, std=0.01, low=0.0012, high=0.04, p=0.01, p_adjusted=0.02))]).text
     assert "by 0.02 points [+0.001, +0.04]" in text
 
 
 def of(made: Design, errors: Array) -> dict[str, Answer]:
     """Answers of the real path from errors on; every cell is complete."""
-    levels, pairs = effects(made, errors), interactions(made, errors)
+    levels, pairs = estimate_effects(made, errors), estimate_interactions(made, errors)
     cells = [cell(each.label, errors.shape[1]) for each in made.cells]
-    return {factor: conclude_factor(factor, levels, pairs, simple_effects(made, errors, factor), cells) for factor in made.factors}
+    return {
+        factor: conclude_factor(factor, levels, pairs, estimate_simple_effects(made, errors, factor), cells)
+        for factor in made.factors
+    }
 
 
 def errors_of(values: Mapping[tuple[str, str], float], noise: float, seed: int) -> tuple[Design, Array]:
@@ -231,19 +234,21 @@ def errors_of(values: Mapping[tuple[str, str], float], noise: float, seed: int) 
 def test_no_answer_says_more_than_its_numbers(effect_: float, twist: float, noise: float, lost: int, seed: int) -> None:
     made, errors = errors_of({("none", "20"): effect_ * twist, ("none", "56"): effect_}, noise, seed)
     errors.flat[np.random.default_rng(seed).choice(errors.size, lost, replace=False)] = math.nan
-    levels, pairs = effects(made, errors), interactions(made, errors)
+    levels, pairs = estimate_effects(made, errors), estimate_interactions(made, errors)
     for factor, found in of(made, errors).items():
-        apart = simple_effects(made, errors, factor)
+        apart = estimate_simple_effects(made, errors, factor)
         own: list[Effect | SimpleEffect] = [each for each in levels if each.factor == factor]
-        sure = [each.difference.mean or 0 for each in [*own, *apart] if each.difference.certain]
+        sure = [each.difference.mean or 0 for each in [*own, *apart] if each.difference.significant]
         assert ("raises" in found.text) <= any(mean > 0 for mean in sure)
         assert ("lowers" in found.text) <= any(mean < 0 for mean in sure)
         assert ("matters" in found.text) == (found.verdict == "matters")
         assert (found.verdict == "matters") <= bool(sure)
-        assert (found.verdict == "no effect shown") <= all(each.difference.n >= 3 and not each.difference.certain for each in own)
-        assert ("depends on" in found.text) <= any(each.difference.certain for each in pairs)
+        assert (found.verdict == "no effect shown") <= all(
+            each.difference.n >= 3 and not each.difference.significant for each in own
+        )
+        assert ("depends on" in found.text) <= any(each.difference.significant for each in pairs)
         known = [each.difference for each in [*own, *apart]]
-        numbers = [abs(x) for each in known for x in (each.mean, each.low, each.high, each.corrected) if x is not None]
+        numbers = [abs(x) for each in known for x in (each.mean, each.low, each.high, each.p_adjusted) if x is not None]
         for shown in NUMBER.findall(found.text):
             value = float(shown.lstrip("+−"))
             assert any(value == pytest.approx(number, abs=0.051 if value > 9 else 0.0051) for number in numbers), shown

@@ -13,7 +13,15 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from ablations.engine.analysis.findings import Anova
-from ablations.engine.analysis.inference import Array, anova, compared, estimates, hedges, holm, smallest_detectable
+from ablations.engine.analysis.inference import (
+    Array,
+    estimate_means,
+    fit_anova,
+    hedges_correction,
+    holm_adjust,
+    paired_tests,
+    smallest_detectable,
+)
 
 SLEEP = np.array(
     [[0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]],
@@ -37,11 +45,11 @@ def npk() -> tuple[Array, Array, dict[str, Array]]:
 
 
 def analysed(errors: Array, seeds: Array, levels: dict[str, Array]) -> Anova | str:
-    return anova(errors.tolist(), seeds.astype(int).tolist(), {name: of.astype(int).tolist() for name, of in levels.items()})
+    return fit_anova(errors.tolist(), seeds.astype(int).tolist(), {name: of.astype(int).tolist() for name, of in levels.items()})
 
 
 def test_a_paired_comparison_is_that_of_r_on_students_sleep_data() -> None:
-    (found,) = compared([SLEEP[0] - SLEEP[1]])
+    (found,) = paired_tests([SLEEP[0] - SLEEP[1]])
     assert found.n == 10
     assert found.mean == pytest.approx(-1.58)
     assert found.p == pytest.approx(0.002833, abs=5e-7)
@@ -52,57 +60,60 @@ def test_a_paired_comparison_is_that_of_r_on_students_sleep_data() -> None:
 
 
 def test_three_seeds_by_hand() -> None:
-    (found,) = compared([[1.0, 2.0, 3.0]])
+    (found,) = paired_tests([[1.0, 2.0, 3.0]])
     assert (found.mean, found.std) == (2, 1)
     assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)  # t of 2 degrees of freedom, from a table
     assert found.p == pytest.approx(1 - math.sqrt(12 / (12 + 2)))  # two-sided at t = √12: 1 - t / √(t² + 2)
-    assert found.effect == pytest.approx(2 / math.sqrt(math.pi))  # Γ(1) ÷ (√1 Γ(½)) = 1/√π
+    assert found.effect_size == pytest.approx(2 / math.sqrt(math.pi))  # Γ(1) ÷ (√1 Γ(½)) = 1/√π
 
 
 @pytest.mark.parametrize(("df", "factor"), [(2, 0.5642), (3, 0.7236), (4, 0.7979), (9, 0.9139), (29, 0.9739)])
 def test_the_correction_of_effect_sizes_is_that_of_hedges_table(df: int, factor: float) -> None:
-    assert float(hedges(df)) == pytest.approx(factor, abs=6e-5)
+    assert float(hedges_correction(df)) == pytest.approx(factor, abs=6e-5)
 
 
 def test_an_effect_size_is_right_in_the_mean_and_one_without_correction_is_not() -> None:
-    found = compared(np.random.default_rng(0).normal(1, 1, (20_000, 5)))
-    assert np.mean([each.effect for each in found if each.effect]) == pytest.approx(1, abs=0.02)
+    found = paired_tests(np.random.default_rng(0).normal(1, 1, (20_000, 5)))
+    assert np.mean([each.effect_size for each in found if each.effect_size]) == pytest.approx(1, abs=0.02)
     assert np.mean([each.mean / each.std for each in found if each.mean and each.std]) > 1.2
 
 
 def test_missing_seeds_do_not_count() -> None:
-    whole, part = compared([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]]), compared([[1.0, 2.0, 4.0, math.nan], [math.nan, 1.0, 2.0, 4.0]])
+    whole, part = (
+        paired_tests([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]]),
+        paired_tests([[1.0, 2.0, 4.0, math.nan], [math.nan, 1.0, 2.0, 4.0]]),
+    )
     assert whole == part
 
 
 def test_few_or_equal_values_say_only_what_they_can() -> None:
     nan = math.nan
-    none, one, two, equal, rounded = compared([[nan] * 3, [1, nan, nan], [1, 2, nan], [0.1] * 3, [0.3, 0.1 + 0.2, 0.3]])
+    none, one, two, equal, rounded = paired_tests([[nan] * 3, [1, nan, nan], [1, 2, nan], [0.1] * 3, [0.3, 0.1 + 0.2, 0.3]])
     assert (none.n, none.mean, none.std, none.low) == (0, None, None, None)
     assert (one.n, one.mean, one.std, one.low) == (1, 1, None, None)
-    assert (two.n, two.p, two.effect) == (2, None, None)
+    assert (two.n, two.p, two.effect_size) == (2, None, None)
     assert two.low == pytest.approx(1.5 - 12.7062 * 0.5, abs=1e-4)
     for each in (equal, rounded):  # 0.1 + 0.2 is not 0.3: divided by a spread of 1e-17, p would be 0
-        assert (each.n, each.std, each.low, each.p, each.corrected) == (3, 0, None, None, None)
+        assert (each.n, each.std, each.low, each.p, each.p_adjusted) == (3, 0, None, None, None)
 
 
 def test_an_estimate_of_a_cell_has_no_test() -> None:
-    (found,) = estimates([[8.0, 8.2, 8.1]])
+    (found,) = estimate_means([[8.0, 8.2, 8.1]])
     assert found.low is not None
-    assert found.p is found.effect is None
+    assert found.p is found.effect_size is None
 
 
 def test_holms_correction_is_worked_out_by_hand_and_is_that_of_statsmodels() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     drawn = np.random.default_rng(0).random(20) ** 3
-    assert holm(drawn) == pytest.approx(multipletests(drawn, method="holm")[1])
+    assert holm_adjust(drawn) == pytest.approx(multipletests(drawn, method="holm")[1])
 
 
 def test_what_has_no_p_does_not_count_as_a_comparison() -> None:
-    tested = compared([[1.0, 2.0, 2.5], [0.5, 0.5, 0.5], [1.0, math.nan, 2.0], [0.1, -0.2, 0.4]])
+    tested = paired_tests([[1.0, 2.0, 2.5], [0.5, 0.5, 0.5], [1.0, math.nan, 2.0], [0.1, -0.2, 0.4]])
     ps = [each.p for each in tested if each.p is not None]
     assert len(ps) == 2
-    assert [each.corrected for each in tested if each.p is not None] == pytest.approx(holm(ps))
+    assert [each.p_adjusted for each in tested if each.p is not None] == pytest.approx(holm_adjust(ps))
 
 
 def test_analysis_of_variance_is_that_of_r_on_the_npk_data() -> None:
@@ -113,7 +124,7 @@ def test_analysis_of_variance_is_that_of_r_on_the_npk_data() -> None:
     assert {name: term.f for name, term in terms.items()} == pytest.approx(expected, abs=1e-3)
     assert [terms[name].p for name in ("seed", "N", "K")] == pytest.approx([0.01594, 0.00437, 0.0288], abs=1e-5)
     assert (terms["seed"].df, terms["N"].df, found.residual_df) == (5, 1, 12)
-    assert terms["N"].share == pytest.approx(12.259 / (12.259 + 12), abs=1e-4)  # F df ÷ (F df + residual df)
+    assert terms["N"].partial_eta_squared == pytest.approx(12.259 / (12.259 + 12), abs=1e-4)  # F df ÷ (F df + residual df)
 
 
 def test_sums_of_squares_are_type_ii_where_runs_are_missing() -> None:
@@ -150,14 +161,14 @@ def test_why_there_is_no_analysis_of_variance(errors: list[float], seeds: list[i
     factor = [0] * (len(errors) // 2) + [1] * (len(errors) - len(errors) // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = anova(errors, seeds, {"f": factor})
+        found = fit_anova(errors, seeds, {"f": factor})
     assert isinstance(found, str)
     assert why in found
 
 
 def test_too_many_levels_are_said_and_not_waited_for() -> None:
     a, b, seeds = np.array(np.meshgrid(range(40), range(40), range(3))).reshape(3, -1).tolist()
-    found = anova(np.random.default_rng(0).normal(size=len(seeds)).tolist(), seeds, {"a": a, "b": b})
+    found = fit_anova(np.random.default_rng(0).normal(size=len(seeds)).tolist(), seeds, {"a": a, "b": b})
     assert found == "1602 coefficients are too many"
 
 
@@ -199,12 +210,12 @@ def simulated(effect: float) -> list[Array]:
 
 
 def test_of_studies_without_effect_one_in_twenty_claims_one() -> None:
-    false_claims = np.mean([any(each.certain for each in compared(study)) for study in simulated(0)])
+    false_claims = np.mean([any(each.significant for each in paired_tests(study)) for study in simulated(0)])
     assert 0.01 < false_claims <= 0.05 + three_sigma(0.05)
 
 
 def test_intervals_hold_the_true_effect_in_nineteen_of_twenty_studies() -> None:
-    found = [compared(study) for study in simulated(0.7)]
+    found = [paired_tests(study) for study in simulated(0.7)]
     covered = np.mean([each.low < 0.7 < each.high for study in found for each in study if each.low is not None and each.high])
     assert covered == pytest.approx(0.95, abs=three_sigma(0.05))
 

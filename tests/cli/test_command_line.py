@@ -207,7 +207,7 @@ def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceba
     monkeypatch.setattr(study, "make_plan", fail)
     assert run_main(monkeypatch) == 1
     (path,) = (tmp_path / "logs").iterdir()
-    assert_one_line(capsys, f"OSError: nobody thought of this (this was not foreseen; its traceback: {path})")
+    assert_one_line(capsys, f"OSError: nobody thought of this (unexpected error; traceback: {path})")
     kept = path.read_text()
     assert kept.startswith("Traceback (most recent call last):\n")
     assert "in fail\n" in kept
@@ -221,7 +221,9 @@ def test_a_traceback_that_no_file_takes_is_not_lost(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(study, "make_plan", fail)
     assert run_main(monkeypatch) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: OSError: nobody thought of this (its traceback could be written to no file: ")
+    assert err.startswith(
+        "error: OSError: nobody thought of this (unexpected error; its traceback could not be written to a file: "
+    )
     assert "in fail\n" in err
 
 

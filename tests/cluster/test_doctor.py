@@ -115,7 +115,7 @@ def test_a_clock_that_is_off_is_wrong_in_either_direction() -> None:
 def test_of_a_clock_only_what_the_way_cannot_hide_is_skew(
     rounds: list[tuple[float, float, float]], skew: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = nodes.Node(id="1", name="a", address=("a", 1), head=True, cpus=1, gpus=0)
+    node = nodes.Node(id="1", name="a", address="a:1", head=True, cpus=1, gpus=0)
     there = iter([answered for _, answered, _ in rounds])
     here = iter([time for sent, _, received in rounds for time in (sent, received)])
     monkeypatch.setattr(nodes, "ask", lambda *_: ({node: next(there)}, {}))

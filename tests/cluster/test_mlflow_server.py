@@ -211,8 +211,8 @@ def test_a_password_with_a_percent_sign_reaches_the_clients(tmp_path: Path, monk
     [
         (["--port", "0"], {}, "--port=0: accepted: 1 to 65535"),
         (["--allowed-hosts", "name", "*:80"], {}, "--allowed-hosts=name *:80: "),
-        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://me:secret@host/mlflow"}, "has a password or a key in it"),
-        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://host/mlflow?password=secret"}, "has a password or a key in it"),
+        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://me:secret@host/mlflow"}, "contains a password or key"),
+        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://host/mlflow?password=secret"}, "contains a password or key"),
         ([], {"RESNET_ABLATIONS_DATABASE": "postgresql:///mlflow?host=/nowhere"}, "does not answer"),
         (
             [],
@@ -221,7 +221,7 @@ def test_a_password_with_a_percent_sign_reaches_the_clients(tmp_path: Path, monk
         ),
         ([], {"RESNET_ABLATIONS_STORAGE": "s3://bucket?endpoint_override=store:9000"}, "an endpoint is AWS_ENDPOINT_URL"),
         ([], {"RESNET_ABLATIONS_DATABASE": "sqlite:///relative.db"}, "accepted: sqlite:////absolute/path"),
-        ([], {"RESNET_ABLATIONS_STORAGE": "s3://key:secret@bucket/folder"}, "has a password or a key in it"),
+        ([], {"RESNET_ABLATIONS_STORAGE": "s3://key:secret@bucket/folder"}, "contains a password or key"),
     ],
 )
 def test_a_wrong_request_is_one_line_that_repeats_no_password(

@@ -75,7 +75,7 @@ def test_records_of_a_home_that_was_moved_follow_it(
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(new))
     for _ in range(2):
         client = connect(paths.default_tracking_uri())
-    assert capsys.readouterr().err == f"{old} is now {new}: addresses of artifacts in mlflow.db follow.\n"
+    assert capsys.readouterr().err == f"{old} is now {new}: artifact addresses in mlflow.db were updated.\n"
     assert opened(report_address(client, run_id)).is_relative_to(new)
     assert Path(client.download_artifacts(run_id, "report/report.html")).read_text() == "a report"
     assert opened(report_address(client, log(client))).is_relative_to(new)

@@ -50,7 +50,7 @@ def estimate(values: Iterable[float]) -> Estimate:
         return Estimate(n=len(given), mean=given[0] if given else None)
     mean = float(np.mean(given))
     corrected = 0.01 if abs(mean) > 1 else 0.5
-    return Estimate(n=len(given), mean=mean, std=0.1, low=mean - HALF, high=mean + HALF, p=corrected, corrected=corrected)
+    return Estimate(n=len(given), mean=mean, std=0.1, low=mean - HALF, high=mean + HALF, p=corrected, p_adjusted=corrected)
 
 
 def known(value: float) -> float | None:

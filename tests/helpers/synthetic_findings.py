@@ -14,7 +14,7 @@ from ablations.engine.analysis.findings import (
     Findings,
     Interaction,
 )
-from ablations.engine.report.html import Picture, render
+from ablations.engine.report.html import ReportFigure, render
 from tests.helpers import synthetic_study
 
 HOSTILE = "a|b\\ $x$ <script>alert('1')</script> \"q\" & 100 % #1 {_^~} [l](u) `c` *s* -- ü 中\n\x00\u202e"
@@ -57,7 +57,7 @@ def findings(*cells: CellFinding, **more: object) -> Findings:
         mean = (i % 7 - 3) / 3
         p = 0.0001 if i % 2 else 0.4321
         difference = Estimate(
-            n=3, mean=mean, std=0.5, low=mean - 0.5, high=mean + 0.5, p=p, corrected=min(1, 2 * p), effect=mean * 2
+            n=3, mean=mean, std=0.5, low=mean - 0.5, high=mean + 0.5, p=p, p_adjusted=min(1, 2 * p), effect_size=mean * 2
         )
         comparisons.append(Comparison(cell=other.label, baseline=cells[0].label, difference=difference, planned=3))
     values = {"comparisons": tuple(comparisons), "effects": (), "interactions": (), "anova": None, "no_anova": "one factor"}
@@ -66,15 +66,23 @@ def findings(*cells: CellFinding, **more: object) -> Findings:
 
 
 def estimate(mean: float, corrected: float = 0.5) -> Estimate:
-    return Estimate(n=3, mean=mean, std=0.4, low=mean - 1 / 3, high=mean + 1 / 3, p=corrected / 3, corrected=corrected, effect=mean)
+    return Estimate(
+        n=3, mean=mean, std=0.4, low=mean - 1 / 3, high=mean + 1 / 3, p=corrected / 3, p_adjusted=corrected, effect_size=mean
+    )
 
 
 def found_in(evidence: Evidence) -> Findings:
     """Findings of every kind, about the evidence's cells."""
     cells = [cell(one.label, 8 + i / 7, levels=one.levels) for i, one in enumerate(evidence.design.cells)]
-    effects = (Effect(factor="shortcut", level="none", against="A", difference=estimate(4.6, 0.01), combinations=2),)
-    interaction = Interaction(factors=("shortcut", "depth"), levels=("none", "56"), against=("A", "20"), difference=estimate(9.8))
-    anova = Anova(terms=(AnovaTerm(term="shortcut", df=2, f=212.5, p=1e-7, share=0.98),), residual_df=10, note="complete: 18 runs")
+    effects = (Effect(factor="shortcut", level="none", reference="A", difference=estimate(4.6, 0.01), combinations=2),)
+    interaction = Interaction(
+        factors=("shortcut", "depth"), levels=("none", "56"), references=("A", "20"), difference=estimate(9.8)
+    )
+    anova = Anova(
+        terms=(AnovaTerm(term="shortcut", df=2, f=212.5, p=1e-7, partial_eta_squared=0.98),),
+        residual_df=10,
+        note="complete: 18 runs",
+    )
     verdicts = ("matters", "may matter", "no effect shown", "cannot be said yet")
     answers = tuple(Answer(factor=f"f{i}", verdict=verdict, text=f"It {verdict}.") for i, verdict in enumerate(verdicts))
     parts = {"effects": effects, "interactions": (interaction,), "anova": anova, "no_anova": "", "answers": answers}
@@ -84,7 +92,7 @@ def found_in(evidence: Evidence) -> Findings:
 def page(evidence: Evidence | None = None, found: Findings | None = None, **more: Any) -> str:
     """The report; of made-up evidence, findings and figures where none are given."""
     evidence = evidence or synthetic_study.evidence()
-    pictures = [Picture(name, f"The {name}", "Lines are means.", f"alt <of> {name}", SVG) for name in ("curves", "cost")]
+    pictures = [ReportFigure(name, f"The {name}", "Lines are means.", f"alt <of> {name}", SVG) for name in ("curves", "cost")]
     arguments = {"figures": pictures, "published": (), "written_at": "2026-01-02 03:04 UTC"} | more
     return render(evidence, found or found_in(evidence), **arguments)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.engine.analysis.evidence import CONDITIONS, RESULTS, Evidence
+from ablations.engine.analysis.evidence import CONDITION_COLUMNS, RESULT_METRICS, Evidence
 from ablations.engine.study.design import Design, DesignCell
 from resnet_core import preset
 
@@ -71,7 +71,7 @@ def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10
             row |= {"outcome": "completed", "message": "", "attempts": 1, "error": error, "train_error": error / 2}
             row |= {"parameters": 14_000 * depth, "flops": 130_000 * depth, "images_per_second": 40_000 / depth}
             row |= {"peak_memory_mb": 100.0 + depth, "seconds": 0.4 * depth + 0.01 * seed, "gpu_hours": 0.0}
-            row |= dict.fromkeys(CONDITIONS, "") | {"code_version": made.code_version, "data_version": cell.data_version}
+            row |= dict.fromkeys(CONDITION_COLUMNS, "") | {"code_version": made.code_version, "data_version": cell.data_version}
             row |= {"world_size": "1", "precision": "fp32", "device": "AMD EPYC", "torch": "2.14.1", "python": "3.11.7"}
             row |= {"git.commit": "a" * 40, "git.dirty": "false"}
             runs.append(row)
@@ -79,14 +79,14 @@ def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10
                 still = (90 - error) * (epochs - epoch) / epochs
                 values = {"train_error": error / 2 + still, "error": error + still, "epoch_seconds": row["seconds"] / epochs}
                 curves.append({"cell": cell.label, "seed": seed, "epoch": epoch, **values})
-    assert set(RESULTS) < set(runs[0])
+    assert set(RESULT_METRICS) < set(runs[0])
     return Evidence(made, pd.DataFrame(runs), pd.DataFrame(curves), pd.DataFrame(columns=["probe"]))
 
 
 def without(given: Evidence, fingerprint: str, outcome: str = "missing", message: str = "") -> Evidence:
     """The same, one run of it without a result."""
     runs = given.runs.copy()
-    numbers = [*RESULTS, "error"]
+    numbers = [*RESULT_METRICS, "error"]
     runs[numbers] = runs[numbers].astype(float)
     runs.loc[runs["fingerprint"] == fingerprint, numbers] = np.nan
     runs.loc[runs["fingerprint"] == fingerprint, ["outcome", "message"]] = outcome, message

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.report.figures import caption
 from ablations.engine.report.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
-from ablations.engine.report.figures.styles import DASHES, MAX_CELLS, MUTED, style_map_of
+from ablations.engine.report.figures.styles import DASHES, MAX_STYLED_CELLS, MUTED, make_style_map
 from tests.helpers.synthetic_figures import FEW, drawn, few, found, legend, probed
 from tests.helpers.synthetic_study import design, evidence, without
 
@@ -83,29 +83,29 @@ def test_sorting_is_within_each_seed() -> None:
 
 
 @pytest.mark.parametrize("draw", [curves_figure, budget_figure, responses_figure, gradients_figure])
-@pytest.mark.parametrize("count", [1, 2, MAX_CELLS])
+@pytest.mark.parametrize("count", [1, 2, MAX_STYLED_CELLS])
 def test_a_legend_names_every_cell_and_no_two_look_alike(draw: Draw, count: int) -> None:
     levels = [f"{i / 100}" for i in range(1, count + 1)]
     given = probed(evidence(design({"optim.lr": levels}, seeds=2)))
     assert legend(drawn(draw, given)) == [f"optim.lr={level}" for level in levels]
-    told = style_map_of(given).looks.values()
+    told = make_style_map(given).styles.values()
     assert (
-        len({(look.colour, look.marker) for look in told}) == len({(look.marker, look.dash, look.colour) for look in told}) == count
+        len({(look.color, look.marker) for look in told}) == len({(look.marker, look.dash, look.color) for look in told}) == count
     )
 
 
 def test_of_two_factors_one_is_told_by_dashes_the_other_by_colour_and_marker() -> None:
-    plain8, plain14, residual8, residual14 = style_map_of(few()).looks.values()
+    plain8, plain14, residual8, residual14 = make_style_map(few()).styles.values()
     assert plain8.dash == plain14.dash != residual8.dash == residual14.dash
-    assert (plain8.colour, plain8.marker) == (residual8.colour, residual8.marker)
-    assert plain8.colour != plain14.colour
+    assert (plain8.color, plain8.marker) == (residual8.color, residual8.marker)
+    assert plain8.color != plain14.color
     assert plain8.marker != plain14.marker
 
 
 def test_cells_are_in_rising_order_of_levels_and_look_the_same_whatever_is_done() -> None:
     given = evidence(design({"depth": ("20", "110", "8")}))
-    assert list(style_map_of(given).looks) == ["depth=8", "depth=20", "depth=110"]
-    assert style_map_of(without(given, "depth=8/0")).looks == style_map_of(given).looks
+    assert list(make_style_map(given).styles) == ["depth=8", "depth=20", "depth=110"]
+    assert make_style_map(without(given, "depth=8/0")).styles == make_style_map(given).styles
 
 
 def test_responses_that_differ_by_orders_of_magnitude_get_a_logarithmic_axis() -> None:
@@ -190,6 +190,6 @@ def test_budgets_that_span_decades_get_logarithmic_axes() -> None:
 
 
 def test_dashes_and_fillings_go_together() -> None:
-    looks = style_map_of(evidence(design({"shortcut": ("none", "A", "B", "C"), "depth": tuple("123456")}))).looks.values()
-    assert len({look.dash for look in looks}) == len({look.filling for look in looks}) == len(DASHES)
-    assert len({(look.dash, look.filling) for look in looks}) == len(DASHES)
+    looks = make_style_map(evidence(design({"shortcut": ("none", "A", "B", "C"), "depth": tuple("123456")}))).styles.values()
+    assert len({look.dash for look in looks}) == len({look.fill for look in looks}) == len(DASHES)
+    assert len({(look.dash, look.fill) for look in looks}) == len(DASHES)

@@ -18,9 +18,9 @@ from matplotlib.text import Text
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Interaction
 from ablations.engine.report.figures import all_figures, caption
-from ablations.engine.report.figures.axes import plain, prefixed, save, styled
+from ablations.engine.report.figures.axes import figure_style, plain_number, save, unit_prefix
 from ablations.engine.report.figures.curves import curves_figure
-from ablations.engine.report.figures.styles import COLOURS, GRID, INK, MAX_CELLS, MUTED, PAPER
+from ablations.engine.report.figures.styles import COLORS, GRID, INK, MAX_STYLED_CELLS, MUTED, PAPER
 from tests.helpers.synthetic_figures import drawn, few, found, legend, probed
 from tests.helpers.synthetic_study import design, evidence, without
 
@@ -28,7 +28,7 @@ NAMES = ["curves", "depth", "differences", "interaction", "cost", "budget", "res
 
 
 def visible_texts(figure: Figure) -> list[Text]:
-    with styled():
+    with figure_style():
         figure.draw_without_rendering()
     ticks = [
         (axis.get_view_interval(), tick) for panel in figure.axes for axis in (panel.xaxis, panel.yaxis) for tick in axis.majorTicks
@@ -41,7 +41,7 @@ def visible_texts(figure: Figure) -> list[Text]:
 def test_all_figures_of_a_study_are_in_order_and_each_has_its_words() -> None:
     given = probed(evidence())
     depends = Interaction(
-        factors=("shortcut", "depth"), levels=("none", "56"), against=("A", "20"), difference=Estimate(n=3, mean=9)
+        factors=("shortcut", "depth"), levels=("none", "56"), references=("A", "20"), difference=Estimate(n=3, mean=9)
     )
     findings = replace(found(given), interactions=(depends,))
     figures = all_figures(given, findings)
@@ -149,14 +149,14 @@ def test_of_many_cells_the_baselines_and_the_best_are_told_apart_and_the_others_
     findings = found(given)
     figure = drawn(curves_figure, given)
     told = [each.get_label() for each in figure.axes[0].lines]
-    assert len(told) == MAX_CELLS == len(legend(figure))
+    assert len(told) == MAX_STYLED_CELLS == len(legend(figure))
     labels = [cell.label for cell in given.design.cells]  # their errors rise in this order
     baselines = [label for label in labels if "optim.lr=0.09 " in label]
-    assert set(told) == {*baselines, *labels[: MAX_CELLS - len(baselines)]}
+    assert set(told) == {*baselines, *labels[: MAX_STYLED_CELLS - len(baselines)]}
     (grey,) = (each for each in figure.axes[0].collections if isinstance(each, LineCollection))
-    assert len(grey.get_segments()) == 100 - MAX_CELLS
+    assert len(grey.get_segments()) == 100 - MAX_STYLED_CELLS
     for name in ("curves", "budget", "cost"):
-        assert f"{MAX_CELLS} of 100 cells" in caption(name, given, findings).text
+        assert f"{MAX_STYLED_CELLS} of 100 cells" in caption(name, given, findings).text
     assert "50 smaller ones" in caption("differences", given, findings).text
 
 
@@ -201,7 +201,7 @@ def test_a_page_can_give_every_colour_of_an_svg_its_own(tmp_path: Path) -> None:
         save(figure, tmp_path / f"{name}.svg")
         text = (tmp_path / f"{name}.svg").read_text()
         used = {colour.lower() for colour in re.findall(r"#[0-9a-fA-F]{6}\b", text)}
-        assert used <= {each.lower() for each in (INK, MUTED, GRID, PAPER, *COLOURS)}, name
+        assert used <= {each.lower() for each in (INK, MUTED, GRID, PAPER, *COLORS)}, name
         for background in re.findall(r'id="patch_[12]">\s*<path[^>]*>', text):
             assert "fill: none" in background, name
 
@@ -212,7 +212,7 @@ def luminance(colour: str) -> float:
     return float(np.dot(channels, (0.2126, 0.7152, 0.0722)))
 
 
-@pytest.mark.parametrize("colour", [colour for colour in COLOURS if colour != INK])
+@pytest.mark.parametrize("colour", [colour for colour in COLORS if colour != INK])
 @pytest.mark.parametrize("background", ["#ffffff", "#0d1117"])
 def test_lines_stand_out_on_light_and_on_dark_pages(colour: str, background: str) -> None:
     low, high = sorted((luminance(colour), luminance(background)))
@@ -228,11 +228,11 @@ def test_a_figure_is_drawn_without_the_state_of_pyplot() -> None:
     ("value", "text"), [(0, "0"), (0.05, "0.05"), (-3, "−3"), (2000, "2,000"), (3e-6, "3×10⁻⁶"), (1e-5, "10⁻⁵"), (1e12, "10¹²")]
 )
 def test_numbers_on_axes_are_plain_text(value: float, text: str) -> None:
-    assert plain(value) == text
+    assert plain_number(value) == text
 
 
 @pytest.mark.parametrize(
     ("largest", "expected"), [(0.5, (1, "")), (999, (1, "")), (1000, (1e3, " (×10³)")), (5e13, (1e12, " (×10¹²)"))]
 )
 def test_large_numbers_are_told_in_thousands_of_thousands(largest: float, expected: tuple[float, str]) -> None:
-    assert prefixed(largest) == expected
+    assert unit_prefix(largest) == expected

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Interaction
 from ablations.engine.report.figures.forest import MAX_ROWS, forest_figure
-from ablations.engine.report.figures.levels import MAX_LINES, depth_figure, interaction_figure
-from ablations.engine.report.figures.pareto import Point, pareto_figure, pareto_points
+from ablations.engine.report.figures.levels import MAX_STYLED_LINES, depth_figure, interaction_figure
+from ablations.engine.report.figures.pareto import pareto_figure
 from ablations.engine.report.figures.styles import INK, PAPER
 from tests.helpers.synthetic_figures import estimate, found
 from tests.helpers.synthetic_study import design, evidence, without
@@ -115,7 +115,7 @@ def test_differences_are_marks_with_intervals_and_numbers_filled_where_certain()
     for row, place, mark, text in zip(rows, panel.get_yticks(), marks, texts(panel), strict=True):
         difference = by_cell[row]
         assert points(mark) == [(difference.mean, place)]
-        assert mark.get_markerfacecolor() == (INK if difference.certain else PAPER)
+        assert mark.get_markerfacecolor() == (INK if difference.significant else PAPER)
         assert [(difference.low, place), (difference.high, place)] in [points(each) for each in panel.lines]
         assert text == f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]".replace("-", "−")
     assert {mark.get_markerfacecolor() for mark in marks} == {INK, PAPER}
@@ -210,7 +210,7 @@ def test_the_three_largest_interactions_are_drawn_largest_first() -> None:
     given = evidence(design({**THREE, "block": ("basic", "bottleneck")}))
     sizes = {("block", "model.width"): 9.0, ("shortcut", "block"): -7.0, ("depth", "block"): 5.0, ("shortcut", "depth"): 1.0}
     found_there = tuple(
-        Interaction(factors=pair, levels=("", ""), against=("", ""), difference=Estimate(n=3, mean=size))
+        Interaction(factors=pair, levels=("", ""), references=("", ""), difference=Estimate(n=3, mean=size))
         for pair, size in sizes.items()
     )
     figure = interaction_figure(given, replace(found(given), interactions=found_there))
@@ -229,22 +229,8 @@ def test_of_many_lines_those_with_the_lowest_errors_are_told_apart() -> None:
     given = evidence(design({"depth": ("20", "56"), "model.width": levels}), lambda cell, seed: 50 - float(cell["model.width"]))
     figure = depth_figure(given, found(given))
     assert figure
-    assert names(figure) == [f"model.width={level}" for level in levels[-MAX_LINES:]]
-    assert len([each for each in figure.axes[0].lines if each.get_color() == "#57606a"]) == 2 * (20 - MAX_LINES)
-
-
-def test_the_front_is_what_no_other_point_beats() -> None:
-    given = [Point(str(i), cost, error) for i, (cost, error) in enumerate([(1, 9), (2, 9), (2, 5), (3, 6), (4, 5), (5, 1), (1, 9)])]
-    assert [point.cell for point in pareto_points(given)] == ["0", "6", "2", "5"]
-    drawn = np.random.default_rng(0).integers(1, 6, (200, 8, 2))
-    for pairs in drawn.tolist():
-        cloud = [Point(str(i), cost, error) for i, (cost, error) in enumerate(pairs)]
-        beaten = {
-            one.cell
-            for one, other in itertools.product(cloud, cloud)
-            if other.cost <= one.cost and other.error <= one.error and other[1:] != one[1:]
-        }
-        assert {point.cell for point in pareto_points(cloud)} == {point.cell for point in cloud} - beaten
+    assert names(figure) == [f"model.width={level}" for level in levels[-MAX_STYLED_LINES:]]
+    assert len([each for each in figure.axes[0].lines if each.get_color() == "#57606a"]) == 2 * (20 - MAX_STYLED_LINES)
 
 
 def spread_out() -> Evidence:

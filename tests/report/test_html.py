@@ -12,7 +12,7 @@ import pytest
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.findings import Answer
 from ablations.engine.report import tables
-from ablations.engine.report.html import Picture, inline
+from ablations.engine.report.html import ReportFigure, inline_svg
 from ablations.engine.report.paper_comparison import PaperRow
 from tests.helpers import synthetic_study
 from tests.helpers.project import PROJECT
@@ -76,7 +76,7 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
     found = found_in(synthetic_study.evidence())
     head, *lines = Page(made(found=found)).tables["table-results"]
     names = [name for name, _ in head]
-    by_cell = tables.compared(found)
+    by_cell = tables.comparisons_by_cell(found)
     for line, one in zip(lines, found.cells, strict=True):
         values = dict(zip(names[4:], line[4:], strict=True))  # both intervals have the same name
         assert [text for text, _ in line[:2]] == list(one.levels.values())
@@ -91,9 +91,9 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
             text, value = values["difference"]
             assert number(value) == difference.mean
             assert text.removeprefix("● certain: ") == number_format.signed(difference.mean)
-            assert text.startswith("●") == difference.certain
+            assert text.startswith("●") == difference.significant
             assert values["95 % interval"] == (number_format.signed_interval(difference), repr(difference.low))
-            assert values["p"] == (number_format.probability(difference.corrected), repr(difference.corrected))
+            assert values["p"] == (number_format.p_value(difference.p_adjusted), repr(difference.p_adjusted))
         else:
             assert values["difference"][0] == "baseline"
 
@@ -110,7 +110,7 @@ def test_every_test_is_in_its_table() -> None:
         head, *lines = page.tables[table]
         first = [name for name, _ in head].index("difference")
         shown = [[number(value) for _, value in line[first : first + 6]] for line in lines]
-        assert shown == [[e.mean, e.low, e.p, e.corrected, e.effect, e.n] for e in expected]
+        assert shown == [[e.mean, e.low, e.p, e.p_adjusted, e.effect_size, e.n] for e in expected]
     assert page.tables["table-anova"][1] == [
         ("shortcut", None),
         ("2", "2.0"),
@@ -211,7 +211,7 @@ def test_whatever_text_is_shown_as_text() -> None:
         no_anova=HOSTILE,
         anova=None,
     )
-    picture = Picture("curves", HOSTILE, HOSTILE, HOSTILE, SVG)
+    picture = ReportFigure("curves", HOSTILE, HOSTILE, HOSTILE, SVG)
     written = made(evidence, found, running=HOSTILE, figures=[picture])
     page = Page(written)
     assert len(page.all("script")) == 1
@@ -263,7 +263,7 @@ def test_what_cells_share_and_where_they_differ_is_all_of_their_configuration() 
 
 
 def test_figures_follow_the_theme_and_share_no_names() -> None:
-    drawn = [str(inline(Picture(name, "t", "t", 'a "quoted" alt', SVG))) for name in ("curves", "cost")]
+    drawn = [str(inline_svg(ReportFigure(name, "t", "t", 'a "quoted" alt', SVG))) for name in ("curves", "cost")]
     first = drawn[0]
     assert first.startswith('<svg id="figure-curves" role="img" aria-label="a &#34;quoted&#34; alt" style="--width: 216" viewBox=')
     assert "stroke: var(--ink); fill: var(--muted)" in first

@@ -8,8 +8,8 @@ import pytest
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import CellFinding, Estimate, Findings
-from ablations.engine.analysis.inference import estimates
-from ablations.engine.report.paper_comparison import PaperRow, against_paper
+from ablations.engine.analysis.inference import estimate_means
+from ablations.engine.report.paper_comparison import PaperRow, compare_with_published
 from ablations.engine.study.design import Design
 from resnet_core import override, preset
 from tests.helpers.synthetic_study import design, evidence, without
@@ -27,7 +27,7 @@ def of(name: str, changes: Mapping[str, Any] | None = None, factors: Any = DEPTH
 
 def rows(made: Design | Evidence, error: float = 8.0) -> tuple[PaperRow, ...]:
     given = made if isinstance(made, Evidence) else evidence(made, lambda _, seed: error + seed)
-    return against_paper(given, findings(given))
+    return compare_with_published(given, findings(given))
 
 
 def findings(given: Evidence) -> Findings:
@@ -37,7 +37,7 @@ def findings(given: Evidence) -> Findings:
         found: dict[str, Any] = dict.fromkeys(
             ("parameters", "flops", "images_per_second", "peak_memory_mb", "seconds", "gpu_hours")
         )
-        (error,) = estimates([of_cell["error"].to_numpy(float)])
+        (error,) = estimate_means([of_cell["error"].to_numpy(float)])
         cells.append(
             CellFinding(
                 **found,

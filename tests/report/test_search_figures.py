@@ -11,18 +11,18 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.study_analysis import analyse
-from ablations.engine.analysis.trial_table import search_of
+from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.analysis.trial_table import search_design
 from ablations.engine.report.figures import all_figures, caption, save
 from ablations.engine.report.figures.search_fields import (
+    group_medians,
     importances_figure,
     main_field,
-    medians,
     parallel_figure,
     sensitivity_figure,
     slices_figure,
 )
-from ablations.engine.report.figures.search_history import MANY_MARKS, history_figure, search_pareto_figure
+from ablations.engine.report.figures.search_history import MIN_MARKS_TO_RASTERIZE, history_figure, search_pareto_figure
 from ablations.engine.report.figures.styles import PAPER
 from tests.helpers.synthetic_search import DIVERGES, FIELDS, search_evidence
 
@@ -83,7 +83,7 @@ def test_history_has_every_trial_and_the_best_that_completed_so_far() -> None:
     diverged = given.trials[given.trials["outcome"] == "diverged"]
     assert marks(panel, "x") == {(number, 1.0) for number in diverged["number"]}
     steps = [line for line in panel.lines if line.get_drawstyle() == "steps-post"]
-    for cell, line in zip(search_of(given).cells, steps, strict=True):
+    for cell, line in zip(search_design(given).cells, steps, strict=True):
         completed = given.trials[(given.trials["cell"] == cell.label) & (given.trials["outcome"] == "completed")]
         best = completed.sort_values("number")["error"].cummin().tolist()
         assert np.asarray(line.get_ydata()).tolist() == [*best, best[-1]]
@@ -104,7 +104,7 @@ def test_errors_are_on_a_scale_on_which_they_can_be_told_apart(lowest: float, sc
 
 def test_sensitivity_is_to_the_learning_rate_with_the_default_and_what_was_chosen() -> None:
     given = search_evidence()
-    findings = analyse(given)
+    findings = analyze_study(given)
     figure = drawn(sensitivity_figure(given, findings))
     (panel,) = figure.axes
     assert (panel.get_xlabel(), panel.get_xscale()) == ("optim.lr", "log")
@@ -124,19 +124,19 @@ def test_the_line_joins_medians_of_neighbours_and_is_not_drawn_through_few() -> 
     assert given.trials is not None
     trials = given.trials.sort_values("optim.lr")
     completed = trials[trials["outcome"] == "completed"]
-    x, y = medians(given.trials["optim.lr"], given.trials)
+    x, y = group_medians(given.trials["optim.lr"], given.trials)
     assert len(x) == int(len(completed) ** 0.5)
     first = completed.iloc[: -(-len(completed) // len(x))]
     assert (x[0], y[0]) == (first["optim.lr"].median(), first["error"].median())
     assert x == sorted(x)
     few = completed.iloc[:8]
-    assert medians(few["optim.lr"], few) == ([], [])
+    assert group_medians(few["optim.lr"], few) == ([], [])
 
 
 def test_sensitivity_is_shown_of_the_learning_rate_or_else_of_the_field_that_moved_the_error_most() -> None:
     given = search_evidence({}, FIELDS, prunes=False, trials=12)
-    findings = analyse(given)
-    search = search_of(given)
+    findings = analyze_study(given)
+    search = search_design(given)
     assert findings.search
     unshared = replace(findings.search, cells=tuple(replace(cell, importances=()) for cell in findings.search.cells))
     reordered = replace(search, fields=dict(reversed(list(FIELDS.items()))))
@@ -174,7 +174,7 @@ def test_cells_stand_beside_each_other_in_a_strip() -> None:
 
 def test_importances_are_bars_with_their_intervals() -> None:
     given = search_evidence({}, prunes=False)
-    findings = analyse(given)
+    findings = analyze_study(given)
     (panel,) = drawn(importances_figure(given, findings)).axes
     assert findings.search
     shares = findings.search.cells[0].importances
@@ -224,21 +224,21 @@ def test_a_front_is_what_no_trial_of_the_cell_beats_in_both() -> None:
 
 def test_one_field_is_shown_once_and_nothing_is_drawn_of_nothing() -> None:
     one = search_evidence({}, LR, trials=5)
-    findings = analyse(one)
+    findings = analyze_study(one)
     assert [name for name in all_figures(one, findings) if name.startswith("search")] == ["search-history", "search-sensitivity"]
     begun = search_evidence({}, trials=5, over=False)
     nothing = with_outcome(begun, "failed")
-    assert not [name for name in all_figures(nothing, analyse(nothing)) if name.startswith("search")]
+    assert not [name for name in all_figures(nothing, analyze_study(nothing)) if name.startswith("search")]
     assert begun.trials is not None
     empty = replace(begun, trials=begun.trials.iloc[:0])
-    assert not [name for name in all_figures(empty, analyse(empty)) if name.startswith("search")]
+    assert not [name for name in all_figures(empty, analyze_study(empty)) if name.startswith("search")]
     choice = {"optim.schedule": {"choices": ["step", "cosine"]}}
     assert slices_figure(search_evidence({}, {**LR, **choice}, trials=5))
 
 
 def test_figures_of_a_search_follow_the_studys_own_and_each_has_its_words() -> None:
     given = search_evidence(trials=12, prunes=False, seeds=3)
-    findings = analyse(given)
+    findings = analyze_study(given)
     figures = all_figures(given, findings)
     searched = ["search-history", "search-sensitivity", "search-slices", "search-importances", "search-parallel"]
     assert list(figures)[-5:] == searched
@@ -264,7 +264,7 @@ CASES: dict[str, Any] = {
 @pytest.mark.parametrize("name", CASES)
 def test_whatever_was_searched_fits_and_warns_of_nothing(name: str, tmp_path: Path) -> None:
     given = search_evidence(**CASES[name], trials=12, seeds=1)
-    findings = analyse(given)
+    findings = analyze_study(given)
     of_fields = (sensitivity_figure(given, findings), slices_figure(given), importances_figure(given, findings))
     for figure in (history_figure(given), search_pareto_figure(given), *of_fields, parallel_figure(given)):
         if figure:
@@ -275,7 +275,7 @@ def test_whatever_was_searched_fits_and_warns_of_nothing(name: str, tmp_path: Pa
 
 
 def test_thousands_of_trials_are_a_picture_within_the_figure(tmp_path: Path) -> None:
-    given = search_evidence({}, LR, trials=MANY_MARKS + 100)
+    given = search_evidence({}, LR, trials=MIN_MARKS_TO_RASTERIZE + 100)
     save(drawn(history_figure(given)), tmp_path / "history.svg")
     svg = (tmp_path / "history.svg").read_text()
     assert svg.count("<image") == 1

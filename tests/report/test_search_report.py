@@ -11,10 +11,10 @@ from rich.console import Console
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings, SearchFindings
 from ablations.engine.analysis.number_format import signed
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.report.bundle import write
 from ablations.engine.report.mlflow_page import description
-from ablations.engine.report.tables import in_markdown
+from ablations.engine.report.tables import escape_markdown
 from ablations.engine.report.terminal import show_results
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, page
 from tests.helpers.synthetic_search import FIELDS, search_evidence
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def made(given: Evidence) -> Page:
-    return Page(page(given, analyse(given)))
+    return Page(page(given, analyze_study(given)))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def searched() -> Evidence:
 
 @pytest.fixture(scope="module")
 def findings(searched: Evidence) -> Findings:
-    return analyse(searched)
+    return analyze_study(searched)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_whatever_was_searched_is_shown_as_text() -> None:
     factors = {"shortcut": ("none", "A"), HOSTILE: ("x", "y")}
     fields = {**TWO, HOSTILE: {"choices": [HOSTILE, "b"]}}
     given = search_evidence(factors, fields, trials=11, prunes=False, seeds=1)
-    html = page(given, analyse(given))
+    html = page(given, analyze_study(given))
     assert Page(html).sections["search"].count(PRINTED) > 10
     assert html.count("<script>") == 1
     assert not set(html) & {"\x00", "\u202e"}
@@ -174,11 +174,11 @@ def test_a_policy_that_a_population_found_is_told_with_what_it_began_with() -> N
 def test_the_description_in_mlflow_has_the_ranking(searched: Evidence, findings: Findings, search: SearchFindings) -> None:
     assert search.ranking
     text = description(searched.design, findings, "1", "run", charted=1)
-    assert f"- {in_markdown(search.ranking.text)}\n" in text
+    assert f"- {escape_markdown(search.ranking.text)}\n" in text
 
 
 def test_a_copy_for_optuna_is_among_the_artifacts(tmp_path: Path) -> None:
     given = search_evidence({}, {"optim.lr": FIELDS["optim.lr"]}, trials=3, seeds=1)
-    write(given, analyse(given), tmp_path)
+    write(given, analyze_study(given), tmp_path)
     assert (tmp_path / "search" / "optuna.journal").read_text().count("\n") == 4, "a study and its trials"
     assert "<svg" in (tmp_path / "report" / "report.html").read_text()

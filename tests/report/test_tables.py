@@ -56,7 +56,7 @@ def test_csv_reads_back_to_the_same_numbers() -> None:
             difference.low,
             difference.high,
         )
-        assert (row["p"], row["corrected_p"], row["effect"]) == (difference.p, difference.corrected, difference.effect)
+        assert (row["p"], row["corrected_p"], row["effect"]) == (difference.p, difference.p_adjusted, difference.effect_size)
 
 
 def test_what_is_not_known_is_an_empty_field() -> None:
@@ -140,9 +140,9 @@ def test_latex_compiles_with_any_text(tmp_path: Path) -> None:
 def test_numbers_are_written_for_people() -> None:
     assert number_format.scaled(3_858_000_000) == "3.86 G"
     assert number_format.scaled(852) == "852"
-    assert number_format.probability(0.0496) == "0.050"
+    assert number_format.p_value(0.0496) == "0.050"
     assert number_format.number(-1234.5) == "−1,234.50"
-    assert number_format.number(float("nan")) == number_format.number(None) == number_format.NONE
+    assert number_format.number(float("nan")) == number_format.number(None) == number_format.MISSING
     assert number_format.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
-    assert number_format.interval(Estimate(n=1, mean=5.0)) == number_format.NONE
-    assert number_format.with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"
+    assert number_format.interval(Estimate(n=1, mean=5.0)) == number_format.MISSING
+    assert number_format.signed_with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"

@@ -145,7 +145,7 @@ def test_names_that_do_not_fit_are_folded_and_not_cut() -> None:
 
 
 def test_a_factor_with_the_name_of_a_column_stays() -> None:
-    table = terminal.NamedRows(["epochs"], ["epochs", "time"], optional=["epochs", "time"], elsewhere="elsewhere")
+    table = terminal.FittedTable(["epochs"], ["epochs", "time"], optional=["epochs", "time"], elsewhere="elsewhere")
     table.add_row(["5 as a level", "5 epochs long", "an hour"])
     text = io.StringIO()
     Console(file=text, width=20).print(table)

@@ -47,7 +47,6 @@ def interval(first: list[float], second: list[float]) -> tuple[float, float]:
         ("random", "hyperband", 81, 27),
         ("random", "pbt", 27, 27),
         ("tpe", "none", 27, 27),
-        ("cmaes", "none", 27, 40),
     ],
 )
 def test_a_search_beats_random_search_at_equal_cost(sampler: str, scheduler: str, epochs: int, trainings: int) -> None:
@@ -85,4 +84,4 @@ def against_width(values: Mapping[str, Any], error: float) -> tuple[float, float
 @pytest.mark.slow
 def test_with_two_objectives_the_front_dominates_more_than_that_of_random_search() -> None:
     seeds = range(REPETITIONS // 2)
-    assert interval([front("nsga2", seed) for seed in seeds], [front("random", seed) for seed in seeds])[0] > 0
+    assert interval([front("tpe", seed) for seed in seeds], [front("random", seed) for seed in seeds])[0] > 0

@@ -219,7 +219,7 @@ def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> 
     assert found.spread == pytest.approx(1)
     assert found.source == "the median of 1 comparison so far"
     assert (found.seeds, found.comparisons, found.seeds_needed) == (34, 1, 34)
-    assert found.alone == found.corrected == pytest.approx(0.495, abs=0.005)
+    assert found.alone == found.p_adjusted == pytest.approx(0.495, abs=0.005)
 
 
 def test_spreads_of_cells_stand_in_for_those_of_differences() -> None:
@@ -252,11 +252,11 @@ def test_more_comparisons_find_less_and_need_more_seeds() -> None:
     assert five is not None
     assert (one.comparisons, five.comparisons) == (1, 5)
     assert one.alone == five.alone
-    assert (five.corrected or 0) > (one.corrected or 0) > 0
+    assert (five.p_adjusted or 0) > (one.p_adjusted or 0) > 0
     assert (five.seeds_needed or 0) > (one.seeds_needed or 0) > 3
 
 
 def test_two_seeds_find_nothing_and_a_hundred_may_not_be_enough() -> None:
     found = power(design(DEPTHS, {"depth": "20"}, seeds=2), errors_of(10, 20, depth=20))
     assert found is not None
-    assert (found.alone, found.corrected, found.seeds_needed) == (None, None, None)
+    assert (found.alone, found.p_adjusted, found.seeds_needed) == (None, None, None)

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from rich.console import Console
 
-from ablations.engine.analysis.reproducibility import Training, compare, environment, seed_noise
+from ablations.engine.analysis.reproducibility import Training, compare_trainings, environment_changes, seed_noise
 from ablations.engine.cli import options
 from ablations.engine.environment import paths
 from ablations.engine.study.definition import Study
@@ -50,7 +50,7 @@ def training(*errors: float, outcome: str = "completed") -> Training:
 
 
 def verdict(recorded: Training, replayed: Training, seeds: tuple[float, ...] = SEEDS) -> tuple[bool, str]:
-    same, lines = compare(recorded, replayed, seeds, "test/error")
+    same, lines = compare_trainings(recorded, replayed, seeds, "test/error")
     return same, "\n".join(lines)
 
 
@@ -127,9 +127,12 @@ def test_a_replay_without_a_result_has_no_verdict() -> None:
 
 def test_the_environment_is_told_by_what_changed_and_what_is_not_known() -> None:
     recorded = {"torch": "2.13.0", "device": "AMD EPYC", "seed": "0"}
-    assert environment(recorded, {"torch": "2.14.1", "device": "AMD EPYC"}) == "environment: torch 2.13.0 → 2.14.1"
-    assert environment(recorded, {"torch": "2.13.0", "device": "AMD EPYC"}) == "environment: the same torch, device"
-    assert environment(recorded, {"torch": "2.13.0", "python": "3.11.7"}) == "environment: the same torch (not recorded: python)"
+    assert environment_changes(recorded, {"torch": "2.14.1", "device": "AMD EPYC"}) == "environment: torch 2.13.0 → 2.14.1"
+    assert environment_changes(recorded, {"torch": "2.13.0", "device": "AMD EPYC"}) == "environment: the same torch, device"
+    assert (
+        environment_changes(recorded, {"torch": "2.13.0", "python": "3.11.7"})
+        == "environment: the same torch (not recorded: python)"
+    )
 
 
 @pytest.fixture(scope="module")

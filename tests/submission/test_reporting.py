@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.cli.study import main
 from ablations.engine.environment import provenance
 from ablations.engine.environment.console import make_console
@@ -74,7 +74,7 @@ def study_run(client: MlflowClient) -> str:
 
 
 def report_of(client: MlflowClient, folder: Path) -> str:
-    return Path(client.download_artifacts(study_run(client), mlflow_page.REPORT, str(folder))).read_text(encoding="utf-8")
+    return Path(client.download_artifacts(study_run(client), mlflow_page.REPORT_PATH, str(folder))).read_text(encoding="utf-8")
 
 
 def test_a_design_comes_back_as_it_was(client: MlflowClient, asked: Design) -> None:
@@ -150,7 +150,7 @@ def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
 def test_report_tables_and_figures_become_artifacts(
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path
 ) -> None:
-    bundle.publish(client, study_run(client), gathered, analyse(gathered))
+    bundle.publish(client, study_run(client), gathered, analyze_study(gathered))
     files = {file.path for folder in ("", "report", "figures") for file in client.list_artifacts(study_run(client), folder)}
     assert {"report/report.html", "table.csv", "table.md", "table.tex", "design.json"} < files
     assert {f"figures/{name}.{suffix}" for name in ("curves", "differences", "depth") for suffix in ("png", "svg")} < files
@@ -158,8 +158,8 @@ def test_report_tables_and_figures_become_artifacts(
 
 
 def test_mlflows_pages_have_the_answer_the_report_and_a_view_of_cells(client: MlflowClient, gathered: Evidence) -> None:
-    findings, run_id = analyse(gathered), study_run(client)
-    mlflow_page.describe(client, run_id, gathered, findings)
+    findings, run_id = analyze_study(gathered), study_run(client)
+    mlflow_page.write_overview(client, run_id, gathered, findings)
     run = client.get_run(run_id)
     cell = findings.cells[0]
     assert run.data.metrics[f"test_error_mean/{cell.label.replace('=', ' ')}"] == cell.error.mean
@@ -220,7 +220,7 @@ def test_a_database_that_is_not_there_is_not_made(as_study: list[str], tmp_path:
 def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
     client: MlflowClient, gathered: Evidence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings, run_id = analyse(gathered), study_run(client)
+    findings, run_id = analyze_study(gathered), study_run(client)
     client.set_tag(run_id, "report", "5 of 12 runs")
     with monkeypatch.context() as broken:
         broken.setattr(client, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
@@ -287,7 +287,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
         assert reached.wait(60)
         raise KeyboardInterrupt
     assert refresher.busy, "who stops a study does not wait"
-    bundle.publish(client, run_id, gathered, analyse(gathered))  # by the next submission
+    bundle.publish(client, run_id, gathered, analyze_study(gathered))  # by the next submission
     go_on.set()
     refresher._thread.join(60)
     assert not refresher._thread.is_alive()
@@ -296,7 +296,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
 
 
 def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:
-    bundle.publish(client, study_run(client), gathered, analyse(gathered), running="5 of 12 runs")
+    bundle.publish(client, study_run(client), gathered, analyze_study(gathered), running="5 of 12 runs")
     assert "5 of 12 runs" in report_of(client, tmp_path)
 
 
@@ -320,7 +320,7 @@ def test_local_changes_are_kept_without_what_looks_like_a_secret(monkeypatch: py
 def test_metrics_of_cells_have_names_that_mlflow_takes_however_long_their_levels_are(client: MlflowClient) -> None:
     long = [f"[{','.join(f'{i / 100:g}' for i in range(first, 90))}]" for first in (1, 2)]
     evidence = made_up_evidence(design({"milestones": long, "depth": ("8", "14")}))
-    metrics = mlflow_page.cell_metrics(analyse(evidence))
+    metrics = mlflow_page.cell_metrics(analyze_study(evidence))
     assert sum(name.startswith("test_error_mean/") for name in metrics) == 4
     run_id = client.create_run("0").info.run_id
     client.log_batch(run_id, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])

@@ -119,7 +119,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
         reporting.rebuild_report(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
-    restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("begins anew: ")[2]
+    restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("starts a new one: ")[2]
     assert shlex.quote(client.tracking_uri) in restore
     shell(restore if way == "restore" else remove)
     found = run_queries.find_plan_runs(client, trained)

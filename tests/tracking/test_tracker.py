@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.cli import options
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
@@ -303,7 +303,7 @@ def test_runs_without_a_result_are_counted_and_the_others_averaged(client: Mlflo
     tracker.started(second)
     tracker.ended(second, "diverged", "the loss is not finite")
     tracker.flush()
-    none, a = analyse(results.gather(client, Design.from_plan(plan, {}))).cells
+    none, a = analyze_study(results.gather(client, Design.from_plan(plan, {}))).cells
     assert (none.error.n, none.planned, none.error.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
     assert none.reasons == ("the loss is not finite",)
     assert (a.error.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})

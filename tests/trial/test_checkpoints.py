@@ -113,7 +113,7 @@ def test_what_storage_spoils_is_found_out_before_an_older_one_is_removed(
 
 @contextmanager
 def small_files(path: Path, size: str) -> Iterator[None]:
-    """RunResources no rights: files of this process end at a size."""
+    """Limit the size of files of this process; this takes no rights."""
     path.mkdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size.removesuffix("m")) * 2**20, before[1]))

@@ -20,12 +20,12 @@ from pathlib import Path
 import psutil
 
 from ablations.engine.environment import paths, private_files, relocation
+from ablations.engine.environment.network import accepts_connections
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
-CONNECT_SECONDS = 2.0
 STOP_SECONDS = 15.0
 CLUSTER = "RESNET_ABLATIONS_RAY"
 """Environment variable of everything that the service starts, submitted jobs among it: the address of its Ray."""
@@ -152,7 +152,7 @@ def adopt() -> None:
             os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:
         note = private_files.local_cluster_address()
-        if note and _listens(note):
+        if note and accepts_connections(note):
             os.environ["RAY_ADDRESS"] = note
             if private_files.ray_token():  # Ray does the same for a cluster that it finds by itself
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -161,15 +161,6 @@ def adopt() -> None:
     if os.environ["RAY_ADDRESS"] == "local":
         # Such a Ray is on loopback as well. Ray reads this as it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def down() -> bool:

@@ -14,6 +14,7 @@ from ablations.engine.study.definition import Study
 from ablations.engine.study.design import SearchCell, SearchDesign
 from ablations.engine.study.expansion import MAX_RUNS, check_storable, expand_runs, make_draft, resolve_draft
 from ablations.engine.study.factors import Level, format_level
+from ablations.engine.study.pareto import pareto_front
 from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED, Cell, Draft, Plan, Run, SearchTrial
 from ablations.engine.study.request import DEFAULT_TRIALS, OBJECTIVES, SearchRequest, StudyRequest
 from resnet_core import RunSpec, fingerprint, override
@@ -169,11 +170,10 @@ def choose_configurations(scored: Mapping[int, ScoredTrial]) -> tuple[ChosenConf
     Args:
         scored: by number.
     """
-    order = sorted(scored, key=lambda number: (*scored[number].objectives[::-1], scored[number].loss, number))
-    front: list[int] = []
-    for number in order:  # from the cheapest on
-        if not front or scored[number].error < scored[front[-1]].error:
-            front.append(number)
+    by_loss = sorted(scored, key=lambda number: (scored[number].loss, number))
+    points = [scored[number].objectives[::-1] for number in by_loss]  # cost first: the front starts at the cheapest trial
+    unique = {points[i]: by_loss[i] for i in reversed(pareto_front(points))}  # of equal points, the one with the lowest loss
+    front = list(reversed(unique.values()))
     if not front or len(scored[front[0]].objectives) == 1:
         return tuple(ChosenConfiguration(level=TUNED, number=number, values=scored[number].values) for number in front[:1])
     count = min(len(front), MAX_FRONT_CONFIGURATIONS)

@@ -49,7 +49,7 @@ class SearchDesign:
     fields: Mapping[str, Mapping[str, Any]]
     """What is searched: `{"optim.lr": {"low": 0.001, "high": 1.0, "log": True}, "model.width": {"choices": [8, 16]}}`."""
     sampler: str
-    """`tpe`, `random`, `gp`, `cmaes` or `nsga2`."""
+    """`tpe`, `random` or `gp`; in earlier searches also `cmaes` or `nsga2`."""
     scheduler: str
     """Who ends trials early: `asha`, `hyperband`, `pbt` or `none`."""
     trials: int

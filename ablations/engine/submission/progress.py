@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ablations.engine.analysis import number_format
 from ablations.engine.environment.console import format_duration, print_line
-from ablations.engine.report.terminal import NamedRows
+from ablations.engine.report.terminal import FittedTable
 from ablations.engine.study.plan import Plan, Run
 
 TOTALS_INTERVAL_SECONDS = 60.0
@@ -134,9 +134,11 @@ class Progress:
     def _render(self) -> RenderableType:
         errors = ("train/error", f"{self.scored_on}/error")
         columns = ("epoch", *(name.replace("/", " ") for name in errors))
-        table = NamedRows(("running",), columns, optional=columns[1:])
+        table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:
             for run, metrics in self.running.values():
                 epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
-                table.add_row([str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.NONE for name in errors)])
+                table.add_row(
+                    [str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.MISSING for name in errors)]
+                )
             return Group(table, self._totals())

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from pyarrow import fs
 from rich.console import Console
 
-from ablations.engine.analysis.reproducibility import Training, compare, environment
+from ablations.engine.analysis.reproducibility import Training, compare_trainings, environment_changes
 from ablations.engine.environment import paths
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import git_state
@@ -88,10 +88,10 @@ def replay(request: ReplayRequest) -> int:
     except KeyboardInterrupt:
         print_line(console, "interrupted: this replay has no result")
         return 1
-    same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
+    same, lines = compare_trainings(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
-    for line in (*lines, environment({**tags, "git.commit": _commit(tags)}, here)):
+    for line in (*lines, environment_changes({**tags, "git.commit": _commit(tags)}, here)):
         print_line(console, line)
     return 0 if same else 1
 

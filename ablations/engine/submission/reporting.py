@@ -14,12 +14,12 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import resubmit_command
 from ablations.engine.report import terminal
 from ablations.engine.report.bundle import publish
-from ablations.engine.report.mlflow_page import REPORT
+from ablations.engine.report.mlflow_page import REPORT_PATH
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft
@@ -96,7 +96,7 @@ class ReportUpdater:
             began = time.monotonic()
             try:
                 evidence = results.gather(self.client, self.design)
-                findings = analyse(evidence)
+                findings = analyze_study(evidence)
                 publish(self.client, self.run_id, evidence, findings, running=so_far, permit=self._may_write)
                 reported = ended
             except Exception:  # the server is down, the disk full: training goes on, and the next report may succeed
@@ -121,7 +121,7 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
             client, drafted.study.name, drafted.preset, drafted.shared_fields(), whole=bool(drafted.searched)
         )
         evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds))
-    findings, part = analyse(evidence), ""
+    findings, part = analyze_study(evidence), ""
     if evidence.design != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
         seeds = max(len(cell.fingerprints) for cell in evidence.design.cells)
@@ -170,7 +170,7 @@ def print_report_address(console: Console, client: MlflowClient, run_id: str, *,
 
 def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
     """Return the address at which a person opens a report."""
-    page = f"parts/{part}/{REPORT}" if part else REPORT
+    page = f"parts/{part}/{REPORT_PATH}" if part else REPORT_PATH
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.environment import paths, provenance, signals
 from ablations.engine.environment.console import print_line
 from ablations.engine.report import terminal
@@ -213,7 +213,7 @@ class StudySubmission:
 
     def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
         evidence = results.gather(self.client, self.design, details=details)
-        return evidence, analyse(evidence)
+        return evidence, analyze_study(evidence)
 
     def _show(self, evidence: Evidence, findings: Findings, pending: int) -> None:
         terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 
-from ablations.engine.analysis.evidence import CONDITIONS, CURVES, RESULTS, Evidence
+from ablations.engine.analysis.evidence import CONDITION_COLUMNS, CURVE_COLUMNS, RESULT_METRICS, Evidence
 from ablations.engine.study.design import Design
 from ablations.engine.tracking import run_queries, search_trials
 from ablations.engine.tracking.run_queries import RunRecord
@@ -40,11 +40,11 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
 def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:
     """Return a row of `Evidence.runs`."""
     row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
-    row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITIONS, "")}
-    row |= dict.fromkeys(("error", *RESULTS), math.nan)
+    row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITION_COLUMNS, "")}
+    row |= dict.fromkeys(("error", *RESULT_METRICS), math.nan)
     if record:
-        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULTS.items()}}
-        row |= {name: record.tags.get(name, "") for name in CONDITIONS} | {"precision": record.params.get("precision", "")}
+        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULT_METRICS.items()}}
+        row |= {name: record.tags.get(name, "") for name in CONDITION_COLUMNS} | {"precision": record.params.get("precision", "")}
         running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
         row |= {"run_id": record.run_id, "outcome": "running" if running else record.outcome or record.status.lower()}
         row |= {"message": "" if running else record.tags.get("message", ""), "attempts": int(record.tags.get("attempts", 0))}
@@ -60,7 +60,7 @@ def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scor
     curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
     cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
     wide = cells.merge(curves, on="run_id").drop(columns="run_id").sort_values(["cell", "seed", "epoch"], ignore_index=True)
-    return wide.reindex(columns=["cell", "seed", "epoch", *CURVES])
+    return wide.reindex(columns=["cell", "seed", "epoch", *CURVE_COLUMNS])
 
 
 def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], design: Design) -> pd.DataFrame:

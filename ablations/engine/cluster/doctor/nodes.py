@@ -4,7 +4,6 @@ What is asked is a function of this package with its arguments: it runs in a Ray
 from whatever else runs there.
 """
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-CONNECT_SECONDS = 2.0
+from ablations.engine.environment.network import accepts_connections
 
 Answer = TypeVar("Answer")
 
@@ -27,7 +26,7 @@ class Node:
     id: str
     name: str
     """Its address; with the beginning of its id where several nodes have that."""
-    address: tuple[str, int]
+    address: str
     """Where its raylet listens."""
     head: bool
     cpus: float
@@ -54,7 +53,7 @@ def alive() -> list[Node]:
             Node(
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
-                address=(address, node["NodeManagerPort"]),
+                address=f"{address}:{node['NodeManagerPort']}",
                 head="node:__internal_head__" in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
@@ -86,7 +85,7 @@ class Question(Generic[Answer]):
         for ref in late:
             ray.cancel(ref, force=True)
             node = self._asked[ref]
-            silent[node] = Silence(f"does not answer within {seconds:.0f} s", lost=not accepts(node.address))
+            silent[node] = Silence(f"does not answer within {seconds:.0f} s", lost=not accepts_connections(node.address))
         return answers, silent
 
 
@@ -127,12 +126,3 @@ def _silence(error: RayError) -> Silence:
     # Of a function that cannot be imported there, Ray hands on the traceback, whose last line says why.
     said = lines[-1] if isinstance(error, RayTaskError) and lines else "".join(lines[:1])
     return Silence("is gone" if lost else f"cannot run this project's code ({said or type(cause).__name__})", lost)
-
-
-def accepts(address: tuple[str, int]) -> bool:
-    """Whether something listens there. That a machine is gone Ray itself finds out only after some 15 s."""
-    try:
-        with socket.create_connection(address, timeout=CONNECT_SECONDS):
-            return True
-    except OSError:
-        return False

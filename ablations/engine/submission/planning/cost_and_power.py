@@ -191,7 +191,7 @@ class Power:
     """What the spread is taken from."""
     alone: float | None
     """In a comparison on its own; None: too few seeds for a test."""
-    corrected: float | None
+    p_adjusted: float | None
     """In one of all comparisons, corrected for their number."""
     seeds_needed: int | None
     """For `corrected` to be at most `TARGET_POINTS`; None: more than `MAX_SEEDS`."""
@@ -223,7 +223,7 @@ def power(design: Design, errors: Mapping[str, float]) -> Power | None:
         spread=spread,
         source=source,
         alone=smallest_detectable(spread, seeds),
-        corrected=smallest_detectable(spread, seeds, comparisons),
+        p_adjusted=smallest_detectable(spread, seeds, comparisons),
         seeds_needed=enough if enough <= MAX_SEEDS else None,
     )
 

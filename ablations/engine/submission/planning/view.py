@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ablations.engine.environment.console import format_duration
-from ablations.engine.report.terminal import NamedRows
+from ablations.engine.report.terminal import FittedTable
 from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
@@ -57,7 +57,7 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     ]
 
 
-def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) -> NamedRows:
+def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) -> FittedTable:
     from resnet_core import measure_cost  # imports torch
 
     of_cell: dict[Cell, list[Run]] = {}
@@ -68,7 +68,7 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
     columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
     columns = ["images", *columns] if differ else columns
     optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
-    table = NamedRows(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
+    table = FittedTable(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     for cell in plan.cells:
         runs = of_cell[cell]
         spec = runs[0].spec
@@ -109,12 +109,12 @@ def _power_lines(found: Power | None) -> list[str]:
     """What differences the study can show."""
     if found is None:
         return ["How small a difference it can show is not known before two seeds of a cell are done."]
-    if found.alone is None or found.corrected is None:
+    if found.alone is None or found.p_adjusted is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
         finds = f"{found.seeds} seeds find a difference of {_format_points(found.alone)}"
         finds += (
-            f", or of {_format_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+            f", or of {_format_points(found.p_adjusted)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
         )
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
