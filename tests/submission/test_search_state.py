@@ -14,7 +14,7 @@ from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.fields import reject
 from tests.helpers.submission import searched
 
-PER_CELL = ("--per-cell", "--search", "lr", "--sampler", "random", "--scheduler", "none")
+PER_CELL = ("--per-cell", "--space", "lr", "--sampler", "random", "--scheduler", "none")
 
 
 def entry(outcome: str, error: float) -> RunRecord:
@@ -124,7 +124,7 @@ def test_a_run_that_another_study_is_at_is_left_to_it(plan: SearchPlan) -> None:
 
 
 def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = searched("--search", "lr", "--trials", "3")
+    plan = searched("--space", "lr", "--trials", "3")
 
     def refuse(self: SearchPlan, cell: object, trial: SearchTrial) -> Run:
         raise reject("optim.lr", trial.values["optim.lr"], "not on a Sunday")
@@ -148,7 +148,7 @@ def test_of_two_objectives_the_cost_of_a_trial_is_told_too() -> None:
 
 def test_trials_of_another_length_are_compared_at_the_same_share_of_it() -> None:
     plan = searched(
-        "--search", "lr", "global_batch_size=16,32", "--set", "optim.iterations=30", "--scheduler", "asha", "--trials", "9"
+        "--space", "lr", "global_batch_size=16,32", "--set", "optim.iterations=30", "--scheduler", "asha", "--trials", "9"
     )
     state = SearchState(plan, (), nothing)
     whole = {16: 5, 32: 10}  # 96 images to train

@@ -43,7 +43,7 @@ def prepare_cluster(plan: Plan, options: Options) -> "RunResources":
     connection.check_reachable("--storage", options.storage)
     connection.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
     make_storage(options.storage)
-    preflight.examine(options.storage)
+    preflight.check_nodes(options.storage)
     return resources
 
 

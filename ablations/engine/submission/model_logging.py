@@ -31,10 +31,10 @@ class PixelsToScores(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, dataset: Dataset, normalise: str) -> None:
+    def __init__(self, net: nn.Module, dataset: Dataset, normalize: str) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalise)).unsqueeze(0))
+        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalize)).unsqueeze(0))
         self.register_buffer("std", torch.tensor(dataset.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> Pix
     """Return a run's network preceded by the normalization with which it was trained."""
     net = build_model(run.spec.model)
     net.load_state_dict(weights)
-    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalise).eval()
+    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalize).eval()
 
 
 def _log(client: MlflowClient, run: Run, record: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:

@@ -133,7 +133,7 @@ class SearchProgress(progress.Progress):
 
     def __init__(self, console: Console, plan: SearchPlan, state: SearchState) -> None:
         super().__init__(console, plan, ())
-        self.scored_on = "validation"
+        self.evaluation_split = "validation"
         self.state, self.total, self.began_at = state, plan.max_trials, state.fraction_done
         self.reused = 0
 
