@@ -1,4 +1,4 @@
-"""What a study will cost and can show, before it trains."""
+"""Cost and power of a study, estimated before it trains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -215,7 +215,7 @@ DEPTHS = {"depth": ("20", "56")}
 
 
 def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> None:
-    """34 pairs are the textbook's number for a difference of half a standard deviation (80 % power, 5 %, two-sided)."""
+    """Textbooks give 34 pairs for a difference of half a standard deviation (80 % power, 5 %, two-sided)."""
     made = design(DEPTHS, {"depth": "20"}, seeds=34)
     found = power(made, errors_of(5, 9, 40, depth=20) | errors_of(6, 11, 43, 80, depth=56))  # differences 1, 2, 3
     assert found is not None

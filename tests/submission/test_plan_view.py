@@ -1,4 +1,4 @@
-"""What a person sees of a study before it trains."""
+"""The plan of a study as printed before it trains."""
 
 import io
 from dataclasses import replace
@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def shown(plan: Plan, done: dict[str, RunRecord], estimate: CostEstimate, width: int = 120) -> list[str]:
-    """Lines of a log."""
+    """Return the lines of a log."""
     text = io.StringIO()
     Console(file=text, width=width).print(plan_view(plan, done, estimate))
     return [line.rstrip() for line in text.getvalue().splitlines()]

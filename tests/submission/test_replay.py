@@ -1,4 +1,4 @@
-"""A finished run is trained again from its record, and the two are compared to the bit."""
+"""A replay trains a finished run again from its record and compares the two bit by bit."""
 
 import io
 import os
@@ -42,7 +42,7 @@ DATA = "d" * 20
 
 
 def training(*errors: float, outcome: str = "completed") -> Training:
-    """A training with these test errors."""
+    """Return a training with these test errors."""
     epochs = {}
     for epoch, error in enumerate(errors, 1):
         epochs[epoch] = {"train/loss": error / 7, "train/error": error / 3, "test/loss": error / 5, "test/error": error}
@@ -143,7 +143,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
 def record(
     client: MlflowClient, spec: RunSpec, status: str = "FINISHED", data: str = DATA, error: float = 10.0, **tags: str
 ) -> str:
-    """Id of a run in MLflow, recorded as a study does, with the same losses and errors."""
+    """Log a run as a study does; return its ID."""
     identity = {"fingerprint": fingerprint(spec, data_version=data), "data_version": data, "code_version": code_version()}
     identity |= {"training_version": str(TRAINING_VERSION)}
     run_id = str(client.create_run("0").info.run_id)
@@ -272,7 +272,7 @@ def cluster() -> Iterator[None]:
 
 
 class Finished:
-    """A small study that is done, with what its runs left behind."""
+    """A small finished study with the files of its runs."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
         from ablations.engine.submission.study_submission import run_study

@@ -1,4 +1,4 @@
-"""From MLflow to the report: what was asked and what came of it is read back, from a database that really holds it."""
+"""From MLflow to the report: design and results are read back from a real database."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""SearchState side by side: what they try next, what they take from elsewhere, and what they choose."""
+"""Searches side by side: suggestions, adopted trials and choices."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def nothing(_: Run) -> None:
 
 
 def trained(state: SearchState, error: Callable[[Run], float], *, most: int = 1000) -> list[Run]:
-    """Trains what is asked for, one run after another."""
+    """Train the suggested runs, one after another."""
     runs: list[Run] = []
     while len(runs) < most and (run := state.next_run(lambda _: True)):
         metrics = {"validation/error": error(run), "validation/loss": 1.0, "epoch_seconds": 1.0, "flops": 100.0}

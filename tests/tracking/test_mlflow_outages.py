@@ -1,4 +1,4 @@
-"""MLflow is down, slow, locked or loses answers: training goes on, and every record arrives once."""
+"""MLflow is down, slow, locked, or loses responses: training goes on, and each record arrives exactly once."""
 
 import logging
 import re
@@ -58,7 +58,7 @@ def proxy(server: int) -> Iterator[Proxy]:
 
 @pytest.fixture
 def client(server: int) -> MlflowClient:
-    """What the server says itself."""
+    """A client that bypasses the proxy."""
     return connect(f"http://127.0.0.1:{server}")
 
 
@@ -110,12 +110,12 @@ class Submission(Tracker):
         self.ended(run, "completed")
 
     def check_waits(self) -> None:
-        """Nobody waited for a request: each takes a second where it is not refused at once. The rest is a busy machine."""
+        """Assert that no caller waited for a request, each of which takes a second unless it is refused at once."""
         assert statistics.median(self.waits) < AT_ONCE_SECONDS
         assert sorted(self.waits)[-2] < SLOW_SECONDS / 2
 
     def end(self, seconds: float) -> int:
-        """Returns how many records wait."""
+        """Close the writer; return the number of undelivered records."""
         waiting = self.writer.close(seconds)
         self.study_run.lease.stop_renewing()
         self.writer._thread.join()  # it ends with its process
@@ -124,7 +124,7 @@ class Submission(Tracker):
 
 
 def check(client: MlflowClient, plan: Plan, runs: tuple[Run, ...] | list[Run], attempts: int = 1) -> None:
-    """These runs and no others are in MLflow: all that is known of each, once."""
+    """Assert that MLflow has exactly these runs, with all their records, each once."""
     experiment = client.get_experiment_by_name(plan.study.name)
     assert experiment
     found = client.search_runs([experiment.experiment_id], "tags.fingerprint != ''")
@@ -288,7 +288,7 @@ def test_a_run_whose_end_is_on_its_way_is_not_taken_for_one_that_was_killed(prox
     looked = threading.Event()
 
     def decide(_number: int, content: bytes) -> Mode:
-        """The end arrives between the look at what seems to run and its mending."""
+        """Deliver the end between the query for running runs and their repair."""
         if b"status = 'RUNNING'" in content:
             looked.set()
         if JOB_KILLED.encode() in content:
@@ -321,7 +321,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
 
 
 def impatient(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
-    """MLflow waits 20 s for a lock: here less, so that it gives up."""
+    """Shorten the 20 s for which MLflow waits for a lock, so that it gives up."""
     return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters
 
 
@@ -362,7 +362,7 @@ def cluster() -> Iterator[None]:
 
 
 class Submitted:
-    """A study submitted through a proxy, as the command line does."""
+    """A study submitted through a proxy, as by the command line."""
 
     def __init__(self, uri: str, name: str, *arguments: str) -> None:
         study = Study(name=name, question="Does it run?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=1, preset="smoke")

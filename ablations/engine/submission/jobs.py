@@ -1,4 +1,4 @@
-"""Jobs that train runs: what they take from the cluster, where their checkpoints are, and what they are told."""
+"""Jobs that train runs: their resources, their checkpoint folders, and the checks of the cluster before they start."""
 
 from typing import TYPE_CHECKING
 

@@ -46,7 +46,9 @@ class ReplayRequest:
     data_root: str | None = None
     """Folder of the data; None: the one from which the run read them."""
     cpus_per_worker: float = 1.0
+    """CPUs of each worker."""
     gpus_per_worker: float = 0.0
+    """GPUs of each worker; below 1, runs share a GPU."""
     download: bool = False
     """Whether missing data may be downloaded."""
     storage: str = field(default_factory=paths.default_storage)
