@@ -1,4 +1,4 @@
-"""A few drawn kills; `python -m benchmarks.reliability` is the long version."""
+"""A few randomly timed kills; `python -m benchmarks.reliability` is the long version."""
 
 from pathlib import Path
 
