@@ -19,7 +19,7 @@ from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
 from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
-from ablations.engine.submission.study_submission import job_of
+from ablations.engine.submission.jobs import make_job
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
@@ -131,7 +131,7 @@ def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_o
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
-        assert job_of(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
+        assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
         assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
