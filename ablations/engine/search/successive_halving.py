@@ -25,8 +25,8 @@ def rungs(epochs: int) -> tuple[int, ...]:
 def bracket(number: int, epochs: int) -> int:
     """Return the Hyperband bracket of a trial: the number of first rungs that it skips.
 
-    The number of trials in a bracket is inversely proportional to the expected cost of a trial, so that all brackets train about the
-    same number of epochs (Li et al. 2018, arXiv:1603.06560). Multiples of the golden ratio distribute trials evenly over the
+    The number of trials in a bracket is inversely proportional to the expected cost of a trial, so that all brackets train about
+    the same number of epochs (Li et al. 2018, arXiv:1603.06560). Multiples of the golden ratio distribute trials evenly over the
     brackets, whatever the number of trials.
     """
     weights = [1 / _expected_epochs(skipped, epochs) for skipped in range(len(rungs(epochs)) + 1)]
