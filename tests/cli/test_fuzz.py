@@ -118,7 +118,7 @@ study_options = st.lists(
         st.tuples(st.sampled_from(["--cpus-per-worker", "--gpus-per-worker"]), shares),
         option("--hang-timeout", mostly(st.sampled_from(["0.5", "600", "604800", "1e12"]))),
         st.tuples(st.sampled_from(["--storage", "--tracking-uri"]), odd),
-        st.sampled_from([["--plan"], ["--fresh"], ["--log-models"]]),
+        st.sampled_from([["--plan"], ["--rerun"], ["--log-models"]]),
         st.lists(odd, min_size=1, max_size=2),
     ),
     max_size=4,
@@ -251,7 +251,7 @@ def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: st
         planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--set", f"{name}={value}"])
         planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--levels", f"{name}={value}"])
     for value in ("None", "1e309", "nan", "[0.5,0.75]"):
-        planned_by(watched, HYPERPARAMETERS, ["--preset", "smoke", "--search", "lr", "--trials", "1", "--set", f"{name}={value}"])
+        planned_by(watched, HYPERPARAMETERS, ["--preset", "smoke", "--space", "lr", "--trials", "1", "--set", f"{name}={value}"])
     for thing in OBJECTS:
         for part, values in (("factors", {name: thing}), ("factors", {name: (thing,)}), ("settings", {name: thing})):
             changes: dict[str, Any] = {"on": {}, "baseline": {}, part: values}
@@ -317,7 +317,7 @@ def is_reached_or_one_line(look: Callable[[], object]) -> bool:
 
 
 def chosen(option: str, address: str) -> Options:
-    return options.parse(SHORTCUTS, [f"{option}={address}"])
+    return options.parse_options(SHORTCUTS, [f"{option}={address}"])
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
     shutil.copy(old / "mlflow.db", tmp_path / "copy.db")
     old.rename(new := tmp_path / "new")
     with pytest.raises(
-        ConfigError, match=rf"^RESNET_ABLATIONS_HOME={old}: artifacts in {tmp_path}/copy.db are in {old}, which is gone"
+        ConfigError, match=rf"^RESNET_ABLATIONS_HOME={old}: artifacts of {tmp_path}/copy.db are in {old}, which is gone"
     ):
         connect(f"sqlite:///{tmp_path}/copy.db")
     assert not old.exists()
@@ -99,7 +99,7 @@ def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_study_in_a_home_with_any_name_goes_on_after_the_home_was_moved(tmp_path: Path) -> None:
     def run(home: Path, *more: str) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}

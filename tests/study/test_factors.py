@@ -19,7 +19,7 @@ from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
 from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
-from ablations.engine.submission.study_submission import job_of
+from ablations.engine.submission.jobs import make_job
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
@@ -41,7 +41,7 @@ def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
     """A study whose command line names these factors, beside its own."""
     asked = Study(**BASE | {"factors": {"shortcut": ("A",)}} | study)
-    return make_plan(asked, options.parse(asked, ["--levels", *levels]).request, cache=cache)
+    return make_plan(asked, options.parse_options(asked, ["--levels", *levels]).request, cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_a_field_is_one_factor_whatever_it_is_called(cache: Path, names: tuple[s
 
 def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_of_all(cache: Path) -> None:
     plan = in_file(cache, {"train_examples": (300, 1437), "flip": (False, True)})
-    chosen = options.parse(plan.study, [])
+    chosen = options.parse_options(plan.study, [])
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
-        assert job_of(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
+        assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
         assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
@@ -316,5 +316,5 @@ def test_a_setting_that_mlflow_would_cut_is_refused(cache: Path) -> None:
     study = Study(**BASE | {"factors": {"shortcut": ("A",)}})
     plan = make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[0]}), cache=cache)
     assert len(plan.runs[0].spec.probe_epochs) == 1000
-    with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000, which"):
+    with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000"):
         make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[1]}), cache=cache)
