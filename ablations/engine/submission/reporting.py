@@ -94,7 +94,7 @@ class ReportUpdater:
             try:
                 evidence = results.gather(self.client, self.design)
                 findings = analyze_study(evidence)
-                publish(self.client, self.run_id, evidence, findings, running=so_far, permit=self._may_write)
+                publish(self.client, self.run_id, evidence, findings, progress=so_far, permit=self._may_write)
                 shown = ended
             except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
                 logger.debug("no report this time", exc_info=True)
