@@ -99,7 +99,7 @@ def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_study_in_a_home_with_any_name_goes_on_after_the_home_was_moved(tmp_path: Path) -> None:
     def run(home: Path, *more: str) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}

@@ -171,8 +171,8 @@ def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize("when", ["start_head_processes", "after the start"])
+@pytest.mark.ray
+@pytest.mark.parametrize("when", ["start_head_processes", pytest.param("after the start", marks=pytest.mark.nightly)])
 def test_sigterm_while_ray_starts_is_an_interruption_like_any_other(tmp_path: Path, when: str) -> None:
     path = tmp_path / "program.py"
     path.write_text(JOINING)

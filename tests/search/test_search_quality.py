@@ -40,6 +40,7 @@ def interval(first: list[float], second: list[float]) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("sampler", "scheduler", "epochs", "trainings"),
     [
@@ -82,6 +83,7 @@ def against_width(values: Mapping[str, Any], error: float) -> tuple[float, float
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_with_two_objectives_the_front_dominates_more_than_that_of_random_search() -> None:
     seeds = range(REPETITIONS // 2)
     assert interval([front("tpe", seed) for seed in seeds], [front("random", seed) for seed in seeds])[0] > 0

@@ -19,7 +19,7 @@ from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
 from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
-from ablations.engine.submission.study_submission import job_of
+from ablations.engine.submission.jobs import make_job
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
@@ -131,7 +131,7 @@ def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_o
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
-        assert job_of(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
+        assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
         assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
@@ -316,5 +316,5 @@ def test_a_setting_that_mlflow_would_cut_is_refused(cache: Path) -> None:
     study = Study(**BASE | {"factors": {"shortcut": ("A",)}})
     plan = make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[0]}), cache=cache)
     assert len(plan.runs[0].spec.probe_epochs) == 1000
-    with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000, which"):
+    with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000"):
         make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[1]}), cache=cache)

@@ -1,4 +1,4 @@
-"""From MLflow to the report: what was asked and what came of it is read back, from a database that really holds it."""
+"""From MLflow to the report: design and results are read back from a real database."""
 
 import dataclasses
 import json
@@ -213,7 +213,7 @@ def test_a_database_that_is_not_there_is_not_made(as_study: list[str], tmp_path:
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 2
-    assert "there is no such database" in capsys.readouterr().err
+    assert "the database does not exist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
