@@ -180,7 +180,10 @@ def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
     [
         ({"gpus_per_worker": 8}, "--gpus-per-worker=8: the largest node type has 1 GPU"),
         ({"cpus_per_worker": 6}, "--cpus-per-worker=6: the largest node type has 4 CPUs"),
-        ({"gpus_per_worker": 1, "workers": 9}, "--workers=9: each needs 1 CPUs and 1 GPUs; all nodes that may come hold 8 of them"),
+        (
+            {"gpus_per_worker": 1, "workers": 9},
+            "--workers=9: each needs 1 CPU and 1 GPU; all nodes of the autoscaler together hold 8 workers",
+        ),
     ],
 )
 def test_a_run_that_no_node_will_ever_hold_is_refused_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:

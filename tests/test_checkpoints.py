@@ -111,7 +111,7 @@ def test_what_storage_spoils_is_found_out_before_an_older_one_is_removed(
 
     with monkeypatch.context() as spoilt:
         spoilt.setattr(Path, "replace", replace_and_spoil)
-        with pytest.raises(OSError, match=rf"epoch 3 not saved in {tmp_path}/run: what was read back is not what was written"):
+        with pytest.raises(OSError, match=rf"epoch 3 not saved in {tmp_path}/run: the file read back differs"):
             folder.save(state(3), 3)
     assert files(tmp_path) == ["epoch-000001", "epoch-000002"]
     folder.save(state(3), 3)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from made_up import design
 
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Study
 from ablations.engine.study.request import Request
@@ -19,7 +20,6 @@ from ablations.engine.submission.planning.cost_and_power import (
     compute_mode,
     estimate_cost,
     power,
-    runs_at_once,
 )
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec, measure_cost, override
@@ -158,13 +158,23 @@ def test_runs_start_in_order_as_soon_as_there_is_room(tmp_path: Path, at_once: i
 
 @pytest.mark.parametrize(
     ("workers", "cpus_per_worker", "gpus_per_worker", "expected"),
-    [(1, 1, 0, 16), (1, 4, 0, 4), (3, 1, 0, 5), (1, 1, 1, 2), (1, 1, 0.25, 8), (2, 1, 1, 1), (1, 32, 0, 0), (1, 0.1, 0, 160)],
+    [
+        (1, 1, 0, 16),
+        (1, 4, 0, 4),
+        (3, 1, 0, 5),
+        (1, 1, 1, 2),
+        (1, 1, 0.25, 8),
+        (1, 1, 0.4, 4),
+        (2, 1, 1, 1),
+        (1, 32, 0, 0),
+        (1, 0.1, 0, 160),
+    ],
 )
 def test_a_machine_holds_as_many_runs_as_its_scarcest_resource(
     workers: int, cpus_per_worker: float, gpus_per_worker: float, expected: int
 ) -> None:
-    found = runs_at_once(workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, cpus=16, gpus=2)
-    assert found == expected
+    needs = RunResources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+    assert needs.runs_on({"CPU": 16, "GPU": 2}) == expected
 
 
 def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

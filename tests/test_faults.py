@@ -20,12 +20,13 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 from ray.util.state import list_actors, list_placement_groups
 
 from ablations.engine.cli import options
 from ablations.engine.environment import paths
 from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_get, kv_keys
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.checkpoints import CheckpointFolder
@@ -76,15 +77,15 @@ class Nodes:
         raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
         self.lose(raylets.index(raylet))
 
-    def lose_that_of_a_training(self, old: list[bytes]) -> None:
+    def lose_that_of_a_training(self, old: list[str]) -> None:
         """A node on which a run trains right now, of those that have left word since these old ones."""
         word = next(word for word in self.words() if word not in old)
-        node = json.loads(_internal_kv_get(word))["node"]
+        node = json.loads(kv_get(word) or b"{}")["node"]
         self.lose([node.node_id for node in self.nodes].index(node))
 
-    def words(self) -> list[bytes]:
+    def words(self) -> list[str]:
         """Keys of what processes that train have left with Ray for the case of their death."""
-        return list(_internal_kv_list(process_failures.RECORD_PREFIX))
+        return kv_keys(process_failures.RECORD_PREFIX)
 
     def add(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1))
@@ -183,7 +184,7 @@ def run(
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
-    needs = tune_runner.RunResources(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
+    needs = RunResources(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
     tune_runner.train_runs(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
     for thread in threads:
         thread.join(1)

@@ -16,6 +16,7 @@ import ray
 from test_faults import PROJECT, Heard, epochs_saved, job_of, run, until
 
 from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.trial import ddp_group
 from ablations.engine.trial.liveness import PeerMonitor, StallDetector
 
@@ -81,13 +82,13 @@ def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypat
     monkeypatch.setattr("ablations.engine.trial.process_failures.read_record", lambda name: records.get(name, {}))
     monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["worker"])
     monkeypatch.setattr(ddp_group, "controller_name", lambda: "controller")
-    silence = ddp_group._GroupStallDetector(job_of(tmp_path, "group", world_size=2))
+    stalls = ddp_group._GroupStallDetector(job_of(tmp_path, "group", world_size=2))
     verdicts = {}
     for now in range(6, 240, 6):
         if now == 102:
             records |= {"controller": {"trains": True}, "worker": {"node": "here"}}
         records.get("controller", {})["steps"] = now
-        verdicts[now] = silence.verdict()
+        verdicts[now] = stalls.failure()
     hung = [second for second, verdict in verdicts.items() if verdict]
     assert hung[0] == 102 + 60 + ddp_group.GRACE_SECONDS + 3, "the first look after that"
     assert str(verdicts[hung[0]]).startswith("its workers made no step for ")
@@ -134,9 +135,7 @@ def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) 
 
     heard = Slow(lambda _: None)
     jobs = [job_of(tmp_path, "group", world_size=2, optim__epochs=6)]
-    tune_runner.train_runs(
-        jobs, tune_runner.RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
-    )
+    tune_runner.train_runs(jobs, RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune")
     assert heard.ended == {"group": ("completed", "")}
     assert heard.epochs == {"group": [1, 2, 3, 4, 5, 6]}
 
@@ -250,7 +249,7 @@ def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -
 @pytest.mark.alone
 @pytest.mark.usefixtures("two_cpus")
 def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    needs = tune_runner.RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
+    needs = RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
     heard = Heard(lambda _: None)
     tune_runner.train_runs(
         [job_of(tmp_path, "never", hang_timeout=3)], needs, max_concurrent=None, listener=heard, scratch=tmp_path / "tune"

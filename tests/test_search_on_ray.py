@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray.experimental.internal_kv import _internal_kv_list
 from test_faults import Heard, job_of, taken, until
 
-from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling import concurrency, connection, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_keys
+from ablations.engine.scheduling.tune_adapters import RunSource
 from ablations.engine.trial import trainable
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
@@ -65,11 +67,11 @@ class Noted(Heard):
         self.every_pid.add(report["pid"])
 
 
-def search(folder: Path, source: tune_runner.RunSource, *, workers: int = 1) -> Noted:
+def search(folder: Path, source: RunSource, *, workers: int = 1) -> Noted:
     heard = Noted()
     tune_runner.train_trials(
         source,
-        tune_runner.RunResources(workers=workers),
+        RunResources(workers=workers),
         max_concurrent=1 if workers == 1 else None,
         listener=heard,
         scratch=folder / "tune",
@@ -79,9 +81,9 @@ def search(folder: Path, source: tune_runner.RunSource, *, workers: int = 1) -> 
     return heard
 
 
-def words() -> list[bytes]:
+def words() -> list[str]:
     """What processes in training left with Ray."""
-    return list(_internal_kv_list("ablations/process/"))
+    return kv_keys("ablations/process/")
 
 
 def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_given_again(
@@ -135,9 +137,9 @@ def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
         assert config.search_alg.max_concurrent == place.places
         rooms.append(place.places)
 
-    monkeypatch.setattr(tune_runner, "has_autoscaler", lambda: grows)
+    monkeypatch.setattr(concurrency, "has_autoscaler", lambda: grows)
     monkeypatch.setattr(tune_runner, "_fit", first_step)
-    tune_runner.train_trials(Listed(), tune_runner.RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
+    tune_runner.train_trials(Listed(), RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
     assert rooms == [room]
 
 

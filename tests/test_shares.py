@@ -16,13 +16,13 @@ from unittest.mock import Mock
 
 import pytest
 import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _internal_kv_put
 from ray.util.state import list_placement_groups
 from test_faults import Heard, job_of, taken, until
 
-from ablations.engine.scheduling import connection, fair_share, tune_runner
+from ablations.engine.scheduling import concurrency, connection, fair_share, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.fair_share import (
-    KEY,
+    CLAIM_PREFIX,
     ClaimRegistry,
     ResourceClaim,
     current_quota,
@@ -31,8 +31,8 @@ from ablations.engine.scheduling.fair_share import (
     quota_of,
     should_yield,
 )
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_keys, kv_put
 from ablations.engine.scheduling.tune_adapters import TuneSearcherAdapter
-from ablations.engine.scheduling.tune_runner import RunResources
 
 PROJECT = Path(__file__).parents[1]
 ONE_CPU = RunResources()
@@ -126,7 +126,7 @@ def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: di
 def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    turn = tune_runner.TimeSlice()
+    turn = concurrency.TimeSlice()
     assert (turn.smooth(0), turn.has_expired(60)) == (0, False)  # it has not begun, and asks for a place
     assert [turn.smooth(runs) for runs in (2, 0, 1)] == [2, 1, 1]
     now += 59
@@ -135,7 +135,7 @@ def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_en
     assert turn.has_expired(60)
     assert [turn.smooth(0), turn.smooth(0)] == [1, 0]
     assert turn.has_expired(60)  # it has left, and does not ask for a while
-    now += tune_runner.HANDOVER_SECONDS
+    now += concurrency.HANDOVER_SECONDS
     assert not turn.has_expired(60)
     turn.smooth(1)
     now += 59
@@ -188,11 +188,12 @@ SECOND = """
 import json, sys
 from pathlib import Path
 import ray
-from ablations.engine.scheduling import tune_runner as scheduler
+from ablations.engine.scheduling import connection
+from ablations.engine.scheduling.capacity import RunResources
 from test_shares import execute, until
-address, folder, needs = sys.argv[1], Path(sys.argv[2]), scheduler.RunResources(**json.loads(sys.argv[3]))
+address, folder, needs = sys.argv[1], Path(sys.argv[2]), RunResources(**json.loads(sys.argv[3]))
 ray.init(address, log_to_driver=False, logging_level="ERROR")
-scheduler.connect()
+connection.connect()
 until((folder / "go").exists)
 heard = execute(folder, "second", 2, needs)
 print("heard:", json.dumps([heard.began, heard.over, heard.ended]))
@@ -221,7 +222,7 @@ class Both:
             watching.join()
             out, error = self.process.communicate(timeout=60)
         self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
-        self.left = list(_internal_kv_list(KEY))
+        self.left = kv_keys(CLAIM_PREFIX)
         until(lambda: not taken(), 30)
 
     def _watch(self) -> None:
@@ -275,7 +276,7 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_its_end(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: RunResources, others: RunResources
 ) -> None:
-    monkeypatch.setattr(tune_runner, "MIN_TURN_SECONDS", 1.0)
+    monkeypatch.setattr(concurrency, "MIN_TURN_SECONDS", 1.0)
     both = Both(address, tmp_path, needs, others)
     assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
     came, left = min(both.second.began.values()), max(both.second.over.values())
@@ -290,13 +291,13 @@ def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_
 def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_share, "CLAIM_TIMEOUT_SECONDS", 0.2)
     claim = ResourceClaim(capacity=2, wants=9, runs=2)
-    _internal_kv_put(f"{KEY}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}), overwrite=True)
+    kv_put(f"{CLAIM_PREFIX}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}))
     with ClaimRegistry() as own:
         assert own.publish(claim) == {"01000000-7": claim, own.name: claim}
         time.sleep(0.3)
         assert own.publish(claim) == {own.name: claim}
-        assert len(_internal_kv_list(KEY)) == 1
-    assert not _internal_kv_list(KEY)
+        assert len(kv_keys(CLAIM_PREFIX)) == 1
+    assert not kv_keys(CLAIM_PREFIX)
 
 
 @pytest.mark.slow
@@ -304,19 +305,17 @@ def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypat
 def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune_runner, "has_autoscaler", lambda: True)  # so that all runs are asked for at once
-    monkeypatch.setattr(connection, "CAPACITY_INTERVAL_SECONDS", 0.2)  # so that all of it happens while they are
+    monkeypatch.setattr(concurrency, "has_autoscaler", lambda: True)  # so that all runs are asked for at once
+    monkeypatch.setattr(concurrency, "CAPACITY_INTERVAL_SECONDS", 0.2)  # so that all of it happens while they are
 
     def waiting() -> int:
         return sum(group.state == "PENDING" for group in list_placement_groups(address, limit=10_000))
 
     def other() -> None:
         until(lambda: waiting() == 3)
-        _internal_kv_put(
-            f"{KEY}0", json.dumps({"claim": asdict(ResourceClaim(capacity=2, wants=9, runs=0)), "beat": 1}), overwrite=True
-        )
+        kv_put(f"{CLAIM_PREFIX}0", json.dumps({"claim": asdict(ResourceClaim(capacity=2, wants=9, runs=0)), "beat": 1}))
         until(lambda: not waiting())
-        _internal_kv_del(f"{KEY}0")
+        kv_delete(f"{CLAIM_PREFIX}0")
         until(waiting)
 
     watching = threading.Thread(target=other, daemon=True)

@@ -16,7 +16,8 @@ from ray.train import WorkerGroupError
 from test_faults import PROJECT, job_of
 from torch.distributed import DistBackendError
 
-from ablations.engine.scheduling import tune_controller
+from ablations.engine.scheduling import tune_policy
+from ablations.engine.scheduling.ray_internals.tune import JudgeFailures
 from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.engine.trial.job import Job
@@ -57,14 +58,14 @@ def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.
         raise Ended(reason)
 
     monkeypatch.setattr(worker, "train_epochs", fail)
-    watch: Any = SimpleNamespace(alive=lambda: None, end_process=end)
+    monitor: Any = SimpleNamespace(alive=lambda: None, end_process=end)
     with pytest.raises(Ended) as ended:
-        worker.train_or_exit_on_gpu_error(job_of(tmp_path, "run"), "cpu", print, watch)
+        worker.train_or_exit_on_gpu_error(job_of(tmp_path, "run"), "cpu", print, monitor)
     (reason,) = ended.value.args
     assert reason == {"gpu_error": "CUDA error: unspecified launch failure"}
 
-    monkeypatch.setattr(process_failures, "_internal_kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
-    monkeypatch.setattr(process_failures, "_internal_kv_del", lambda _: None)
+    monkeypatch.setattr(process_failures, "kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
+    monkeypatch.setattr(process_failures, "kv_delete", lambda _: None)
     monkeypatch.setattr("ray.nodes", list)
     death = process_failures.explain_failure(["actor"])
     assert (death.reason, death.cause) == ("its GPU failed: CUDA error: unspecified launch failure", "process")
@@ -94,12 +95,12 @@ def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
         newest.write_bytes(content)
         return seen[-1] == 2
 
-    monkeypatch.setattr(worker, "_agreed", agreed)
+    monkeypatch.setattr(worker, "_all_agree", agreed)
     newest.write_bytes(content[:-10])
     began = time.monotonic()
-    worker._restored(job, "cpu")
+    worker._restore(job, "cpu")
     assert seen == [1, 2]
-    assert time.monotonic() - began >= worker.AGREEMENT_SECONDS
+    assert time.monotonic() - began >= worker.AGREEMENT_INTERVAL_SECONDS
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
@@ -110,7 +111,7 @@ def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, 
     for file in files:
         file.write_bytes(b"half of")
     worker.train_epochs(job, "cpu", reports.append)
-    note = "; ".join(f"{file} is damaged and is passed over" for file in files)
+    note = "; ".join(f"{file} is damaged and is ignored" for file in files)
     assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
 
 
@@ -119,7 +120,7 @@ def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
     file.write_bytes(b"half of")
     reports: list[dict[str, Any]] = []
     worker.train_epochs(replace(job_of(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
-    assert reports[0]["note"] == f"{file} is damaged and is passed over"
+    assert reports[0]["note"] == f"{file} is damaged and is ignored"
 
 
 def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ from pathlib import Path
 from ablations.engine.trial import worker as trial
 from ablations.engine.trial.watchdog import Watchdog
 from tests.test_faults import job_of
-trial._agreed = lambda *_: False
+trial._all_agree = lambda *_: False
 job = job_of(Path({str(tmp_path)!r}), "run")
 with Watchdog(1, lambda: print("hung", flush=True)) as watchdog:
     trial.train_epochs(job, "cpu", print, alive=watchdog.alive)
@@ -254,9 +255,11 @@ def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.M
 
 def test_a_death_that_tune_tells_twice_is_one() -> None:
     """The process dies as it is handed from one trial to the next: the first word puts the trial back among those that wait."""
-    controller = tune_controller.Controller.__new__(tune_controller.Controller)
     trial = Mock(status="PENDING", PENDING="PENDING")
-    controller._resetting_trials = {trial}
-    controller._process_trial_failure(trial, ProcessFailure("its process was killed", "process"))
+    failure = ProcessFailure("its process was killed", "process")
+    assert tune_policy.RunPolicy(lambda: 1).judge_failure(trial, failure) is None
+
+    controller: Any = JudgeFailures()
+    controller.policy, controller._resetting_trials = Mock(judge_failure=lambda *_: None), {trial}
+    controller._process_trial_failure(trial, failure)
     assert not controller._resetting_trials  # or it would never get another process
-    trial.handle_error.assert_not_called()

@@ -48,9 +48,9 @@ def _drafted(study: Study, chosen: request.Options) -> Draft:
 
 def _act(study: Study, chosen: request.Options) -> int:
     if (address := os.environ["RAY_ADDRESS"]) != "local":  # `adopt` has set it
-        from ablations.engine.scheduling import ray_address
+        from ablations.engine.scheduling import connection
 
-        ray_address.check(address)  # before data are read and MLflow's database is made
+        connection.check_address(address)  # before data are read and MLflow's database is made
     paths.protect_home()
     plan: Plan
     if chosen.search:

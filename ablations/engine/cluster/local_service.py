@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from ablations.engine.environment import paths, private_files, relocation
+from ablations.engine.scheduling.ray_internals.cluster import LOOPBACK_VARIABLE
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
@@ -99,7 +100,7 @@ def up(ports: Ports) -> None:
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
         # Ray's own ports would listen on every interface; as on macOS, they shall stay on loopback.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        LOOPBACK_VARIABLE: "0",
         # Said either way: unset, a token left by another program would lock out a plain `ray job submit`.
         "RAY_AUTH_MODE": mode or "disabled",
         "RESNET_ABLATIONS_HOME": str(paths.home()),
@@ -160,7 +161,7 @@ def adopt() -> None:
             os.environ["RAY_ADDRESS"] = "local"
     if os.environ["RAY_ADDRESS"] == "local":
         # Such a Ray is on loopback as well. Ray reads this as it is imported.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(LOOPBACK_VARIABLE, "0")
 
 
 def _listens(address: str) -> bool:

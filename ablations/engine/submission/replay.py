@@ -227,8 +227,9 @@ class _Listener:
 def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:
     """Trains as a study does; raises KeyboardInterrupt where it was stopped before its end."""
     from ablations.engine.scheduling import connection, tune_runner  # Ray: only for a request that is right
+    from ablations.engine.scheduling.capacity import RunResources
 
-    needs = tune_runner.RunResources(
+    needs = RunResources(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
     )
     needs.check_machine()

@@ -38,7 +38,7 @@ from resnet_core.fields import ConfigError, counted, reject
 from resnet_core.identity import TRAINING_VERSION, code_version
 
 if TYPE_CHECKING:
-    from ablations.engine.scheduling.tune_runner import RunResources
+    from ablations.engine.scheduling.capacity import RunResources
 
 CLOSE_TIMEOUT_SECONDS = 60.0
 """How long the end of a study waits for a tracking server that takes nothing; then its records wait for the next submission."""

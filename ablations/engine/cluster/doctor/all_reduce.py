@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ablations.engine.cluster.doctor.check import Check, listed, ok, unchecked, wrong
 from ablations.engine.cluster.doctor.nodes import Node
+from ablations.engine.scheduling.ray_internals.cluster import free_resources_by_node
 
 Backend = Literal["gloo", "nccl"]
 
@@ -120,8 +121,8 @@ def over_nodes(backend: Backend, resource: str, nodes: Sequence[Node]) -> Check:
     fit = [node for node in nodes if (node.cpus if resource == "CPU" else node.gpus) >= 1]
     if len(fit) < 2:
         return unchecked(name, f"it takes two nodes with a {resource}")
-    free = ray._private.state.available_resources_per_node()
-    idle = [node for node in fit if free.get(node.id, {}).get(resource, 0) >= 1]
+    free = free_resources_by_node()
+    idle = [node for node in fit if free is None or free.get(node.id, {}).get(resource, 0) >= 1]
     reserved = _reserve(idle, {resource: 1}) if len(idle) > 1 else None
     if reserved is None:
         return unchecked(name, f"busy: of {len(fit)} nodes with a {resource} fewer than two have one free")

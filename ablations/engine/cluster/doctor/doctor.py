@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
 from rich.table import Table
@@ -104,7 +103,7 @@ def _judge_facts(looks: Mapping[Node, _Looks]) -> Iterator[Check]:
     yield node_facts.judge_disks(facts)
     if shared_memory := node_facts.judge_shared_memory(facts):
         yield shared_memory
-    dashboard = ray._private.worker.get_dashboard_url()
+    dashboard = connection.dashboard_address()
     yield network_exposure.judge_token(
         exposures, network_exposure.asks_for_password(f"http://{dashboard}", network_exposure.RAY_QUESTION)
     )

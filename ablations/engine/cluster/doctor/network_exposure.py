@@ -10,6 +10,7 @@ from http import HTTPStatus
 import psutil
 
 from ablations.engine.cluster.doctor.check import Check, listed, ok, unchecked, wrong
+from ablations.engine.scheduling.ray_internals.cluster import asks_for_token
 
 ANSWER_SECONDS = 5.0
 MLFLOW_QUESTION = "/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -60,8 +61,6 @@ class Exposure:
 
 def measure() -> Exposure:
     """Of the node of this process, which is one of Ray's: processes of other clusters on this machine do not count."""
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled  # there is no public door to it
-
     sockets = {}
     for connection in psutil.net_connections("inet"):
         # Of processes of other users there is no number.
@@ -75,7 +74,7 @@ def measure() -> Exposure:
     addresses = [
         entry.address.partition("%")[0] for entries in interfaces for entry in entries if entry.family.name.startswith("AF_INET")
     ]
-    return Exposure(sockets=list(sockets.values()), addresses=addresses, token=is_token_auth_enabled())
+    return Exposure(sockets=list(sockets.values()), addresses=addresses, token=bool(asks_for_token()))
 
 
 def asks_for_password(url: str, question: str = MLFLOW_QUESTION) -> bool | None:

@@ -15,6 +15,9 @@ import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ablations.engine.scheduling.capacity import alive_nodes
+from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
+
 CONNECT_SECONDS = 2.0
 
 Answer = TypeVar("Answer")
@@ -45,7 +48,7 @@ class Silence:
 
 def alive() -> list[Node]:
     """The nodes of the cluster, the head first."""
-    found = [node for node in ray.nodes() if node["Alive"]]
+    found = alive_nodes()
     addresses = Counter(node["NodeManagerAddress"] for node in found)
     nodes = []
     for node in found:
@@ -55,7 +58,7 @@ def alive() -> list[Node]:
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
                 address=(address, node["NodeManagerPort"]),
-                head="node:__internal_head__" in resources,
+                head=HEAD_RESOURCE in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
             )

@@ -124,12 +124,6 @@ def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0)
     return measure_cost(spec.model, image_size).flops * (3 * trained + tested)
 
 
-def runs_at_once(workers: int, *, cpus_per_worker: float, gpus_per_worker: float, cpus: int, gpus: int) -> int:
-    """How many runs a machine holds at a time, as Ray places them."""
-    fits = [cpus / cpus_per_worker] + ([gpus / gpus_per_worker] if gpus_per_worker else [])
-    return int(min(fits) + 1e-9) // workers
-
-
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
     """Return the predicted seconds of each missing run, from the seconds per step of finished runs with the same network and
     settings, and the devices of those runs.

@@ -6,10 +6,11 @@ from functools import partial
 
 from ablations.engine.environment.console import make_console, say
 from ablations.engine.environment.provenance import submission_id
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
-from ablations.engine.submission.planning.cost_and_power import estimate_cost, runs_at_once
+from ablations.engine.submission.planning.cost_and_power import estimate_cost
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.submission.search_state import SearchState
 from ablations.engine.tracking import run_queries, search_trials
@@ -74,15 +75,16 @@ def _on_a_cluster() -> bool:
 
 def _runs_at_once(plan: Plan, options: Options) -> int | None:
     """Return how many runs the cluster, or this machine, holds at a time; None where only a cluster could tell."""
-    workers, cpus, gpus = plan.base.world_size, options.cpus_per_worker, options.gpus_per_worker
+    needs = RunResources(
+        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
+    )
     if _on_a_cluster():
-        from ablations.engine.scheduling import connection, tune_runner
+        from ablations.engine.scheduling import connection
 
         connection.connect()
-        needs = tune_runner.RunResources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
         held = needs.max_capacity() or needs.current_capacity()
-    elif gpus:
+    elif needs.gpus_per_worker:
         return None
     else:
-        held = runs_at_once(workers, cpus_per_worker=cpus, gpus_per_worker=gpus, cpus=os.cpu_count() or 1, gpus=0)
+        held = needs.runs_on({"CPU": os.cpu_count() or 1})
     return min(held, options.max_concurrent or held) or None
