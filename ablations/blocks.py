@@ -7,7 +7,7 @@ Expect: at equal depth bottlenecks cost a third less and err a little more; at e
 """
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 STUDY = Study(
     name="blocks",

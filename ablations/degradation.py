@@ -7,7 +7,7 @@ Expect: the training error of plain networks rises with depth, that of residual 
 """
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 STUDY = Study(
     name="degradation",

@@ -7,7 +7,7 @@ Expect: on digits no gain, 20 layers being enough; on CIFAR-10 8.75 % at 20 laye
 """
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 IMAGENET = {"depth": (18, 34, 50, 101, 152), "block": ("basic", "bottleneck"), "shortcut": ("B",)}
 

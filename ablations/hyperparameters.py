@@ -9,7 +9,7 @@ Expect: the ranking survives: with a learning rate of its own the plain network 
 from typing import Any
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 
 def space(trial: Any) -> None:

@@ -8,7 +8,7 @@ need more steps than digits have.
 """
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 STUDY = Study(
     name="responses",

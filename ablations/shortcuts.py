@@ -7,7 +7,7 @@ Expect: plain-56 fails to train where A, B and C learn; A and B alike, C no bett
 """
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 STUDY = Study(
     name="shortcuts",

@@ -7,7 +7,7 @@ Expect: on digits a warm-up of 20 steps helps in the mean and seeds scatter wide
 """
 
 from ablations.engine.cli.study import main
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 STUDY = Study(
     name="warmup",

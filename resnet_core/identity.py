@@ -14,9 +14,9 @@ TRAINING_VERSION = 1
 """Version of what a training computes. It is part of every fingerprint, so that a new version trains every run again.
 
 Raise it, and add a line to the log below, with every change that moves the numbers of an existing configuration.
-`tests/trainings.json` records short trainings and the defaults of `RunSpec`, and `tests/test_trainings.py` fails when they move
-without a new version. A refactoring, a faster implementation of the same computation and a new field whose default leaves
-everything as it was keep the version.
+`tests/resnet_core/trainings.json` records short trainings and the defaults of `RunSpec`, and `test_recorded_trainings.py` beside it
+fails when they move without a new version. A refactoring, a faster implementation of the same computation and a new field whose
+default leaves everything as it was keep the version.
 
 1 (2026-11-27): the version replaces a hash of the sources in the fingerprint. `precision=fp32` no longer uses TF32 on GPUs.
 """

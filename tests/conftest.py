@@ -86,10 +86,9 @@ def home(tmp_path: Path, empty: Path) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real MLflow server on a new database."""
-    from local_service import free_port
-
     from ablations.engine.tracking.connection import connect
     from resnet_core import ConfigError
+    from tests.helpers.local_service import free_port
 
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]

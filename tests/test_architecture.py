@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from tests.helpers.project import PROJECT, SHIPPED_STUDIES
+
 RAY_INTERNALS = "scheduling.ray_internals"
 FLOORS = (
     (RAY_INTERNALS,),
@@ -32,8 +33,6 @@ WRAPPED_BY = {
     "statsmodels": {"analysis"},
 }
 """Packages that may import a library."""
-SHIPPED = ("blocks", "degradation", "depth", "hyperparameters", "responses", "shortcuts", "warmup")
-"""The studies that come with this project and keep to its style. Those that people add beside them need not."""
 
 
 def modules(root: str) -> dict[str, Path]:
@@ -108,9 +107,9 @@ def test_a_study_imports_the_study_and_the_command_line_only() -> None:
         "typing",
         "typing.Any",
         "ablations.engine.cli.study",
-        "ablations.engine.study.plan",
+        "ablations.engine.study.definition",
         "ablations.engine.cli.study.main",
-        "ablations.engine.study.plan.Study",
+        "ablations.engine.study.definition.Study",
     }
-    for name in SHIPPED:
+    for name in SHIPPED_STUDIES:
         assert imports(PROJECT / "ablations" / f"{name}.py") <= roots, name

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from tests.helpers.project import PROJECT
+
 STUDY = re.search(r"```python\n(\"\"\".*?)```", (PROJECT / "docs" / "adding-a-study.md").read_text(), re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def test_the_example_beside_the_other_studies_breaks_no_test_of_them(tmp_path: P
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     (tmp_path / "ablations" / "zero_init.py").write_text(STUDY[1])
-    tests = ["tests/test_architecture.py", "tests/test_command_line.py", "-k", "zero_init or imports or data_in_less"]
+    tests = ["tests/test_architecture.py", "tests/cli/test_command_line.py", "-k", "zero_init or imports or data_in_less"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *tests]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stdout

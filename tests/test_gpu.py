@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import learned, train, weights_differ
 
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import load_dataset, override, preset
@@ -15,6 +14,7 @@ from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
 from resnet_core.steps import ReplayedStep, make_step
 from resnet_core.training import init_state
+from tests.helpers.training_runs import learned, train, weights_differ
 
 pytestmark = [
     pytest.mark.gpu,
@@ -134,15 +134,14 @@ def test_a_graph_is_captured_and_its_memory_is_given_back() -> None:
 
 
 def test_too_little_memory_is_told_as_such_and_the_next_run_has_it_all(tmp_path: Path) -> None:
-    from test_faults import job_of  # needs Ray
-
     from ablations.engine.trial import trainable, worker
+    from tests.helpers.ray_jobs import make_job  # needs Ray
 
     size = {"optim__global_batch_size": 64, "data__image_size": 32, "model__depth": 20, "model__width": 16}
     reports: list[dict[str, Any]] = []
 
     def run(name: str, **settings: Any) -> None:
-        job = job_of(tmp_path, name, **size | settings)
+        job = make_job(tmp_path, name, **size | settings)
         trainable.report_outcome(reports.append, lambda: worker.train_epochs(job, "cuda", reports.append))
 
     run("small")

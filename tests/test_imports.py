@@ -5,11 +5,10 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import resnet_core
+from tests.helpers.project import PROJECT
 
-ROOT = Path(__file__).parent.parent
 PUBLISHED_AS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
@@ -22,13 +21,13 @@ def test_configurations_and_fingerprints_do_not_wait_for_torch() -> None:
 
 def test_the_core_imports_no_engine_and_only_declared_packages() -> None:
     imported = set()
-    for path in (ROOT / "resnet_core").rglob("*.py"):
+    for path in (PROJECT / "resnet_core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
             imported |= {name.partition(".")[0] for name in names}
     outside = imported - sys.stdlib_module_names - {"resnet_core"}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
     assert {"torch", "numpy"} <= outside
     assert not outside & {"ablations", "ray", "mlflow", "pandas", "rich"}

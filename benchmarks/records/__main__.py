@@ -58,7 +58,7 @@ def measure(uri: str) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
     from mlflow.entities import Metric
 
-    from ablations.engine.analysis.study_analysis import analyse
+    from ablations.engine.analysis.study_analysis import analyze_study
     from ablations.engine.report import bundle
     from ablations.engine.tracking import results, run_queries
     from ablations.engine.tracking.connection import connect
@@ -88,7 +88,7 @@ def measure(uri: str) -> dict[str, float]:
     took["an epoch written"] /= WRITES
     evidence = results.gather(client, design)
     mark("report: read")
-    findings = analyse(evidence)
+    findings = analyze_study(evidence)
     mark("report: statistics")
     with tempfile.TemporaryDirectory() as folder:
         bundle.write(evidence, findings, Path(folder))

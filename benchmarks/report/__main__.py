@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
-from ablations.engine.study.plan import Study
-from ablations.engine.study.request import Request
+from ablations.engine.study.request import StudyRequest
 from benchmarks import record
 from benchmarks.report import database
 
@@ -30,12 +30,12 @@ def large_study(cells: int, seeds: int, cache: Path) -> Design:
     """Shortcuts × depths × learning rates on digits."""
     rates = tuple(0.01 * (i + 1) for i in range(cells // 20))
     study = Study(name="large", question="How large?", factors={**LEVELS, "lr": rates}, baseline={"shortcut": "A"}, seeds=seeds)
-    return Design.of(make_plan(study, Request(), cache=cache), {"command": "python large.py"})
+    return Design.from_plan(make_plan(study, StudyRequest(), cache=cache), {"command": "python large.py"})
 
 
 def measure(uri: str) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
-    from ablations.engine.analysis.study_analysis import analyse
+    from ablations.engine.analysis.study_analysis import analyze_study
     from ablations.engine.report import bundle
     from ablations.engine.tracking import results, run_queries
     from ablations.engine.tracking.connection import connect
@@ -45,7 +45,7 @@ def measure(uri: str) -> dict[str, float]:
     _, design = run_queries.find_design(client, "large", "digits", {})
     evidence = results.gather(client, design)
     marks.append(time.perf_counter())
-    findings = analyse(evidence)
+    findings = analyze_study(evidence)
     marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         bundle.write(evidence, findings, Path(folder))

@@ -5,7 +5,7 @@ from typing import Any
 
 from ablations.engine.cli.study import main
 from ablations.engine.scheduling import tune_runner
-from ablations.engine.study.plan import Study
+from ablations.engine.study.definition import Study
 
 SECONDS = 1.0
 EPOCHS = 2

@@ -5,12 +5,20 @@ from collections import Counter
 from collections.abc import Sequence, Set
 
 from ablations.engine.analysis.contrasts import SimpleEffect
-from ablations.engine.analysis.findings import LEVEL, SEEDS_FOR_P, Answer, CellFinding, Effect, Estimate, Interaction
-from ablations.engine.analysis.inference import SAME
+from ablations.engine.analysis.findings import (
+    CONFIDENCE_LEVEL,
+    MIN_SEEDS_FOR_P_VALUE,
+    Answer,
+    CellFinding,
+    Effect,
+    Estimate,
+    Interaction,
+)
+from ablations.engine.analysis.inference import ZERO_TOLERANCE_POINTS
 
-NAMED = 3
+MAX_NAMED = 3
 """Levels and cells that a sentence names; the others are counted."""
-APART = 2
+MAX_LEVELS_BY_COMBINATION = 2
 """Levels that are told one combination at a time."""
 
 Contrast = Effect | SimpleEffect
@@ -36,11 +44,14 @@ def conclude_factor(
         cells: all of the study.
     """
     own = [each for each in effects if each.factor == factor]
-    depends = [each for each in interactions if factor in each.factors and each.difference.certain]
+    depends = [each for each in interactions if factor in each.factors and each.difference.significant]
     dependent = {level for each in depends for name, level in zip(each.factors, each.levels, strict=True) if name == factor}
-    somewhere = {each.level for each in simple if each.difference.certain}
-    kinds = {each.level: _kind(each.difference) for each in own}
-    averaged, apart = _averaged(own, effects), _apart(simple, dependent, {level for level in kinds if kinds[level] == "certain"})
+    somewhere = {each.level for each in simple if each.difference.significant}
+    kinds = {each.level: _strength(each.difference) for each in own}
+    averaged, apart = (
+        _average_text(own, effects),
+        _combinations_text(simple, dependent, {level for level in kinds if kinds[level] == "certain"}),
+    )
     others = dict.fromkeys(name for each in depends for name in each.factors if name != factor)
     depending = f"it depends on {' and '.join(others)}: {apart}" if others else apart
     if "certain" in kinds.values():
@@ -54,62 +65,62 @@ def conclude_factor(
     elif not own or "unknown" in kinds.values():
         verdict, lead, told = "cannot be said yet", f"{factor}: cannot be said yet", [averaged]
     else:
-        verdict, lead, told = "no effect shown", f"{factor}: no effect shown", [_bounds(own, effects)]
-    first, *rest = [text for text in (*told, _left_out(own, cells)) if text]
+        verdict, lead, told = "no effect shown", f"{factor}: no effect shown", [_bounds_text(own, effects)]
+    first, *rest = [text for text in (*told, _missing_runs_text(own, cells)) if text]
     return Answer(factor=factor, verdict=verdict, text=" ".join([f"{lead}: {first}.", *(f"{_sentence(text)}." for text in rest)]))
 
 
-def _averaged(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
+def _average_text(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
     """What levels do on average over the other factors: the strongest, and how many others do what."""
     if not own:
         return "at no combination of the other factors do two of its levels exist"
-    tests = _tests(effects)
+    tests = _number_of_tests(effects)
     first, others = _strongest(own)
-    claims = [f"{_change(each)} {_claim(each.difference, tests)}" for each in first]
+    claims = [f"{_level_change(each)} {_predicate(each.difference, tests)}" for each in first]
     if others:
-        counts = Counter(_kind(each.difference) for each in others)
+        counts = Counter(_strength(each.difference) for each in others)
         words = {"certain": "change error", "possible": "may change it", "none": "show no effect", "unknown": "cannot be told"}
         does = ", ".join(f"{counts[kind]} {text}" for kind, text in words.items() if kind in counts)
         claims.append(f"of the other {len(others)} levels {does}")
-    return _over(own, effects) + "; ".join(claims)
+    return _averaged_over(own, effects) + "; ".join(claims)
 
 
-def _bounds(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
+def _bounds_text(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
     """How large an effect may be that is not shown."""
     first, others = _strongest(own)
-    claims = [f"{_change(each)}: {_value(each.difference)}" for each in first]
+    claims = [f"{_level_change(each)}: {_difference_text(each.difference)}" for each in first]
     if others:
         claims.append(f"less for the other {len(others)} levels")
     if bounds := [abs(bound) for each in own for bound in (each.difference.low, each.difference.high) if bound is not None]:
         claims.append(f"a change of more than {_size(max(bounds))} points either way is unlikely")
-    return _over(own, effects) + "; ".join(claims)
+    return _averaged_over(own, effects) + "; ".join(claims)
 
 
-def _apart(simple: Sequence[SimpleEffect], dependent: Set[str], certain: Set[str]) -> str:
+def _combinations_text(simple: Sequence[SimpleEffect], dependent: Set[str], certain: Set[str]) -> str:
     """What levels do at the combinations of the others where they do most and least, unless an average says as much."""
     told = []
     for level in dict.fromkeys(each.level for each in simple if each.at):
         there = [each for each in simple if each.level == level and each.difference.n]
-        hidden = level not in certain and any(each.difference.certain for each in there)
-        if level in dependent or hidden or _disjoint(there):
-            told.append(sorted(there, key=_rank))
-    told.sort(key=lambda there: _rank(there[0]))
-    return "; ".join(_extremes(there, _tests(simple)) for there in told[:APART])
+        hidden = level not in certain and any(each.difference.significant for each in there)
+        if level in dependent or hidden or _intervals_disjoint(there):
+            told.append(sorted(there, key=_by_strength))
+    told.sort(key=lambda there: _by_strength(there[0]))
+    return "; ".join(_extreme_combinations(there, _number_of_tests(simple)) for there in told[:MAX_LEVELS_BY_COMBINATION])
 
 
-def _extremes(there: Sequence[SimpleEffect], tests: int) -> str:
+def _extreme_combinations(there: Sequence[SimpleEffect], tests: int) -> str:
     """A level's strongest simple effect, the first, and the one that is farthest from it."""
     first, *others = there
-    claims = [f"at {first.at} {_change(first)} {_claim(first.difference, tests)}"]
+    claims = [f"at {first.at} {_level_change(first)} {_predicate(first.difference, tests)}"]
     if others:
         farthest = max(others, key=lambda each: abs(_mean(each) - _mean(first)))
-        claims.append(f"at {farthest.at} it {_claim(farthest.difference, tests)}")
+        claims.append(f"at {farthest.at} it {_predicate(farthest.difference, tests)}")
     if len(others) > 1:
         claims.append(f"{len(others) - 1} more not named")
     return ", ".join(claims)
 
 
-def _left_out(own: Sequence[Effect], cells: Sequence[CellFinding]) -> str:
+def _missing_runs_text(own: Sequence[Effect], cells: Sequence[CellFinding]) -> str:
     """Which runs the numbers lack."""
     if all(each.difference.n == max(cell.planned for cell in cells) for each in own):
         return ""
@@ -117,28 +128,28 @@ def _left_out(own: Sequence[Effect], cells: Sequence[CellFinding]) -> str:
     named = [
         f"{cell.label} ({', '.join(f'{n} of {cell.planned} {word}' for word, n in cell.problems.items())})" for cell in lacking
     ]
-    if len(named) > NAMED:
-        named = [*named[:NAMED], f"{len(named) - NAMED} more cells"]
+    if len(named) > MAX_NAMED:
+        named = [*named[:MAX_NAMED], f"{len(named) - MAX_NAMED} more cells"]
     return f"seeds that lack a run are left out: {', '.join(named)}"
 
 
-def _kind(difference: Estimate) -> str:
-    if difference.certain:
+def _strength(difference: Estimate) -> str:
+    if difference.significant:
         return "certain"
-    if difference.n >= SEEDS_FOR_P and _identical(difference):
+    if difference.n >= MIN_SEEDS_FOR_P_VALUE and _is_identical(difference):
         return "none"
     if difference.p is None:
         return "unknown"
-    return "possible" if difference.p < 1 - LEVEL else "none"
+    return "possible" if difference.p < 1 - CONFIDENCE_LEVEL else "none"
 
 
-def _claim(difference: Estimate, tests: int) -> str:
+def _predicate(difference: Estimate, tests: int) -> str:
     """What one of several tested differences says, as a predicate."""
-    kind, value, mean = _kind(difference), _value(difference), difference.mean or 0
+    kind, value, mean = _strength(difference), _difference_text(difference), difference.mean or 0
     if kind == "certain":
         return f"{'raises' if mean > 0 else 'lowers'} error by {_size(mean)} points {_interval(difference)}"
     if kind == "possible":
-        chance = f"with {tests} comparisons this can be chance (corrected p {difference.corrected:.2g})"
+        chance = f"with {tests} comparisons this can be chance (corrected p {difference.p_adjusted:.2g})"
         return f"may {'raise' if mean > 0 else 'lower'} error: {value}, but {chance}"
     if kind == "none":
         return f"shows no effect: {value}"
@@ -147,9 +158,9 @@ def _claim(difference: Estimate, tests: int) -> str:
     return f"shows {value}, {'too alike' if difference.std == 0 else 'too few'} for a test"
 
 
-def _value(difference: Estimate) -> str:
+def _difference_text(difference: Estimate) -> str:
     seeds = f"{difference.n} seed{'s' * (difference.n != 1)}"
-    if _identical(difference):
+    if _is_identical(difference):
         return f"no difference in any of {seeds}"
     points = f"{_signed(difference.mean or 0)} points"
     if difference.std == 0:
@@ -163,48 +174,48 @@ def _interval(difference: Estimate) -> str:
     return f"[{_signed(difference.low or 0)}, {_signed(difference.high or 0)}]"
 
 
-def _change(contrast: Contrast) -> str:
-    if _number(contrast.level) and _number(contrast.against):
-        return f"going from {contrast.against} to {contrast.level}"
-    return f"{contrast.level} instead of {contrast.against}"
+def _level_change(contrast: Contrast) -> str:
+    if _is_number(contrast.level) and _is_number(contrast.reference):
+        return f"going from {contrast.reference} to {contrast.level}"
+    return f"{contrast.level} instead of {contrast.reference}"
 
 
-def _over(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
+def _averaged_over(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
     others = dict.fromkeys(each.factor for each in effects if each.factor != own[0].factor)
     return f"averaged over {' and '.join(others)}, " if any(each.combinations > 1 for each in own) else ""
 
 
 def _strongest(own: Sequence[Effect]) -> tuple[Sequence[Effect], Sequence[Effect]]:
     """The levels that a sentence names, and the others."""
-    order = sorted(own, key=_rank)
-    return order[:NAMED], order[NAMED:]
+    order = sorted(own, key=_by_strength)
+    return order[:MAX_NAMED], order[MAX_NAMED:]
 
 
-def _disjoint(there: Sequence[SimpleEffect]) -> bool:
+def _intervals_disjoint(there: Sequence[SimpleEffect]) -> bool:
     """Whether two intervals have nothing in common."""
     lows = [each.difference.low for each in there if each.difference.low is not None]
     highs = [each.difference.high for each in there if each.difference.high is not None]
     return bool(lows) and max(lows) > min(highs)
 
 
-def _tests(family: Sequence[Contrast]) -> int:
+def _number_of_tests(family: Sequence[Contrast]) -> int:
     return sum(each.difference.p is not None for each in family)
 
 
-def _identical(difference: Estimate) -> bool:
-    return difference.std == 0 and abs(difference.mean or 0) <= SAME
+def _is_identical(difference: Estimate) -> bool:
+    return difference.std == 0 and abs(difference.mean or 0) <= ZERO_TOLERANCE_POINTS
 
 
-def _rank(contrast: Contrast) -> tuple[bool, float]:
+def _by_strength(contrast: Contrast) -> tuple[bool, float]:
     """The strongest first, the certain ones before others."""
-    return not contrast.difference.certain, -abs(_mean(contrast))
+    return not contrast.difference.significant, -abs(_mean(contrast))
 
 
 def _mean(contrast: Contrast) -> float:
     return contrast.difference.mean or 0
 
 
-def _number(level: str) -> bool:
+def _is_number(level: str) -> bool:
     try:
         return math.isfinite(float(level))
     except ValueError:
@@ -220,7 +231,7 @@ def _size(points: float) -> str:
     size = abs(points)
     if size >= 9.995:
         return f"{size:.1f}"
-    return f"{size:.2f}" if size >= 0.005 or size <= SAME else f"{size:.1g}"
+    return f"{size:.2f}" if size >= 0.005 or size <= ZERO_TOLERANCE_POINTS else f"{size:.1g}"
 
 
 def _sentence(text: str) -> str:

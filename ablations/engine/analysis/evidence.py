@@ -9,7 +9,7 @@ import pandas as pd
 
 from ablations.engine.study.design import Design
 
-RESULTS = {
+RESULT_METRICS = {
     "train_error": "train/error",
     "parameters": "parameters",
     "flops": "flops",
@@ -19,7 +19,7 @@ RESULTS = {
     "gpu_hours": "gpu_hours",
 }
 """Columns of `Evidence.runs` and the metrics that they are the last values of; `error` is that of the scored images."""
-CONDITIONS = (
+CONDITION_COLUMNS = (
     "code_version",
     "data_version",
     "world_size",
@@ -32,7 +32,7 @@ CONDITIONS = (
     "git.changed",
 )
 """Columns of `Evidence.runs` that say under what a run was trained; empty where that is not known."""
-CURVES = ("train_error", "error", "epoch_seconds")
+CURVE_COLUMNS = ("train_error", "error", "epoch_seconds")
 """Columns of `Evidence.curves` with values of an epoch."""
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Of every interval; 1 - LEVEL of every test."""
-SEEDS_FOR_P = 3
+MIN_SEEDS_FOR_P_VALUE = 3
 """Fewer replicates give no p."""
 
 
@@ -26,15 +26,15 @@ class Estimate:
     high: float | None = None
     p: float | None = None
     """Two-sided t test of mean zero; from 3 values on that are not all equal. Only differences have one."""
-    corrected: float | None = None
+    p_adjusted: float | None = None
     """p, corrected for the number of comparisons (Holm)."""
-    effect: float | None = None
+    effect_size: float | None = None
     """Standardised mean difference: mean ÷ std of the differences, corrected for few seeds (Hedges); where there is a p."""
 
     @property
-    def certain(self) -> bool:
+    def significant(self) -> bool:
         """Whether it differs from zero, the number of comparisons considered."""
-        return self.corrected is not None and self.corrected < 1 - LEVEL
+        return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE_LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class CellFinding:
     """Training time of a run; like the other costs the mean over completed runs."""
     gpu_hours: float | None
     """Of one run; 0 without GPUs."""
-    on_front: bool = False
+    on_pareto_front: bool = False
     """Whether no other cell has both fewer multiply-adds and a lower error, or equals it in one and beats it in the other."""
     flags: tuple[str, ...] = ()
     """What its numbers cannot be compared without: `trained with torch 2.14 and 2.15`."""
@@ -91,7 +91,7 @@ class Effect:
 
     factor: str
     level: str
-    against: str
+    reference: str
     difference: Estimate
     combinations: int
     """How many combinations of the other factors' levels: those in which both levels exist."""
@@ -103,7 +103,7 @@ class Interaction:
 
     factors: tuple[str, str]
     levels: tuple[str, str]
-    against: tuple[str, str]
+    references: tuple[str, str]
     difference: Estimate
     """(error at both levels - error at first level, second's reference) - (the same at the first's reference)."""
 
@@ -117,7 +117,7 @@ class AnovaTerm:
     df: float
     f: float
     p: float
-    share: float
+    partial_eta_squared: float
     """Partial η²: its sum of squares ÷ (that and the residual's)."""
 
 

@@ -13,26 +13,26 @@ from scipy.special import gammaln
 from scipy.stats import chi2, norm, t
 from threadpoolctl import threadpool_limits
 
-from ablations.engine.analysis.findings import LEVEL, SEEDS_FOR_P, Anova, AnovaTerm, Estimate
+from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Anova, AnovaTerm, Estimate
 
 Array = npt.NDArray[np.float64]
 
-SAME = 1e-9
+ZERO_TOLERANCE_POINTS = 1e-9
 """Points that count as no difference: rounding makes 1e-14 of one, a single image of a million 1e-4."""
-MAX_COEFFICIENTS = 1000
+MAX_ANOVA_COEFFICIENTS = 1000
 """Coefficients of an analysis of variance, at most: they take 4 seconds."""
 
 
-def estimates(values: npt.ArrayLike) -> list[Estimate]:
+def estimate_means(values: npt.ArrayLike) -> list[Estimate]:
     """Mean, standard deviation and t interval of each row; columns are seeds, NaN where a seed has no value."""
     rows = np.asarray(values, float)
     known = np.isfinite(rows)
     n = known.sum(axis=1)
     mean = np.where(known, rows, 0).sum(axis=1) / np.maximum(n, 1)
     off = np.where(known, rows - mean[:, None], 0)
-    spread = np.ptp(off, axis=1) > SAME
+    spread = np.ptp(off, axis=1) > ZERO_TOLERANCE_POINTS
     std = np.where(spread, np.sqrt((off**2).sum(axis=1) / np.maximum(n - 1, 1)), 0)
-    half = t.isf((1 - LEVEL) / 2, np.maximum(n - 1, 1)) * std / np.sqrt(np.maximum(n, 1))
+    half = t.isf((1 - CONFIDENCE_LEVEL) / 2, np.maximum(n - 1, 1)) * std / np.sqrt(np.maximum(n, 1))
     return [
         Estimate(
             n=int(n[i]),
@@ -45,21 +45,21 @@ def estimates(values: npt.ArrayLike) -> list[Estimate]:
     ]
 
 
-def compared(differences: npt.ArrayLike) -> list[Estimate]:
+def paired_tests(differences: npt.ArrayLike) -> list[Estimate]:
     """The same of paired differences, with two-sided t tests and effect sizes; all rows are one family for Holm's correction."""
-    found = estimates(differences)
-    tested = [i for i, each in enumerate(found) if each.low is not None and each.n >= SEEDS_FOR_P]
+    found = estimate_means(differences)
+    tested = [i for i, each in enumerate(found) if each.low is not None and each.n >= MIN_SEEDS_FOR_P_VALUE]
     if tested:
         n, mean, std = np.array([(found[i].n, found[i].mean, found[i].std) for i in tested], float).T
         p = 2 * t.sf(abs(mean) / (std / np.sqrt(n)), n - 1)
-        corrected = holm(p)
-        effect = mean / std * hedges(n - 1)
+        corrected = holm_adjust(p)
+        effect = mean / std * hedges_correction(n - 1)
         for k, i in enumerate(tested):
-            found[i] = replace(found[i], p=float(p[k]), corrected=float(corrected[k]), effect=float(effect[k]))
+            found[i] = replace(found[i], p=float(p[k]), p_adjusted=float(corrected[k]), effect_size=float(effect[k]))
     return found
 
 
-def holm(p: npt.ArrayLike) -> Array:
+def holm_adjust(p: npt.ArrayLike) -> Array:
     """p-values of a family, corrected for their number (Holm 1979)."""
     values = np.asarray(p, float)  # not by statsmodels' multipletests: it collects garbage, a quarter of a second a call
     order = np.argsort(values)
@@ -68,13 +68,13 @@ def holm(p: npt.ArrayLike) -> Array:
     return corrected
 
 
-def hedges(df: npt.ArrayLike) -> Array:
+def hedges_correction(df: npt.ArrayLike) -> Array:
     """What takes the bias from a mean ÷ std, the std with so many degrees of freedom (Hedges 1981, equation 6e)."""
     half = np.asarray(df, float) / 2
     return np.asarray(np.exp(gammaln(half) - gammaln(half - 0.5)) / np.sqrt(half))
 
 
-def anova(errors: Sequence[float], seeds: Sequence[int], levels: Mapping[str, Sequence[int]], note: str = "") -> Anova | str:
+def fit_anova(errors: Sequence[float], seeds: Sequence[int], levels: Mapping[str, Sequence[int]], note: str = "") -> Anova | str:
     """Type II analysis of variance: seeds as blocks, factors, and their two-way interactions; each combination has a run.
 
     Args:
@@ -91,19 +91,19 @@ def anova(errors: Sequence[float], seeds: Sequence[int], levels: Mapping[str, Se
     terms |= {f"{a}:{b}": f"{factors[a]} × {factors[b]}" for a, b in combinations(factors, 2)}
     free = [len(set(of_runs)) - 1 for of_runs in levels.values()]
     coefficients = len(set(seeds)) + sum(free) + sum(a * b for a, b in combinations(free, 2))
-    if len(set(seeds)) < SEEDS_FOR_P:
-        return f"fewer than {SEEDS_FOR_P} seeds"
-    if np.ptp(errors) <= SAME:
+    if len(set(seeds)) < MIN_SEEDS_FOR_P_VALUE:
+        return f"fewer than {MIN_SEEDS_FOR_P_VALUE} seeds"
+    if np.ptp(errors) <= ZERO_TOLERANCE_POINTS:
         return "all errors are equal"
     if coefficients >= len(errors):
         return f"{len(errors)} runs and {coefficients} coefficients leave nothing to judge the terms by"
-    if coefficients > MAX_COEFFICIENTS:
+    if coefficients > MAX_ANOVA_COEFFICIENTS:
         return f"{coefficients} coefficients are too many"
     numbers = {f"f{i}": of_runs for i, of_runs in enumerate(levels.values())}
-    return _fitted(pd.DataFrame({"error": errors, "seed": seeds, **numbers}), terms, note)
+    return _fit_type_ii(pd.DataFrame({"error": errors, "seed": seeds, **numbers}), terms, note)
 
 
-def _fitted(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Anova | str:
+def _fit_type_ii(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Anova | str:
     # These take a second to import, and nothing else needs them.
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
@@ -114,7 +114,7 @@ def _fitted(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Anova | 
         if np.linalg.matrix_rank(model.exog.T @ model.exog, hermitian=True) < model.exog.shape[1]:
             return "too few runs completed to tell cells from seeds"
         fit = model.fit(method="qr")  # the default takes 20 times as long
-        if np.sqrt(fit.mse_resid) <= SAME:
+        if np.sqrt(fit.mse_resid) <= ZERO_TOLERANCE_POINTS:
             return "the terms explain every error exactly"
         table = anova_lm(fit, typ=2)
     residual = table.loc["Residual", "sum_sq"]
@@ -124,7 +124,7 @@ def _fitted(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Anova | 
             df=float(table.loc[code, "df"]),
             f=float(table.loc[code, "F"]),
             p=float(table.loc[code, "PR(>F)"]),
-            share=float(table.loc[code, "sum_sq"] / (table.loc[code, "sum_sq"] + residual)),
+            partial_eta_squared=float(table.loc[code, "sum_sq"] / (table.loc[code, "sum_sq"] + residual)),
         )
         for code, name in terms.items()
     ]
@@ -143,9 +143,9 @@ def smallest_detectable(std: float, n: int, comparisons: int = 1, power: float =
     Returns:
         Points of error; None for fewer than 3 seeds, which give no p.
     """
-    if n < SEEDS_FOR_P:
+    if n < MIN_SEEDS_FOR_P_VALUE:
         return None
-    critical = float(t.isf((1 - LEVEL) / comparisons / 2, n - 1))
+    critical = float(t.isf((1 - CONFIDENCE_LEVEL) / comparisons / 2, n - 1))
     # The power as a mean over standard deviations that n seeds may show: SciPy's noncentral t gives NaN for a third of such values.
     shown = np.sqrt(chi2.ppf((np.arange(10_000) + 0.5) / 10_000, n - 1) / (n - 1))
 

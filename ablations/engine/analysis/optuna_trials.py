@@ -7,31 +7,31 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.trial_table import ENDED, fields_of, search_of, trials_of, whole
+from ablations.engine.analysis.trial_table import ENDED_OUTCOMES, cell_trials, is_integer_range, observed_space, search_design
 from ablations.engine.study.design import SearchCell
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 
-STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
+OPTUNA_STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
 """What Optuna calls an outcome: one that diverged is worse than all that were compared with it, others that ended have failed."""
 
 
 def frozen_trials(evidence: Evidence, cell: SearchCell) -> list[FrozenTrial]:
     """A cell's trials that have ended, by number, as Optuna has them. Their times are when this was called."""
-    search = search_of(evidence)
-    distributions = {field: _distribution(dimension) for field, dimension in fields_of(evidence).items()}
-    trials = trials_of(evidence, cell)
-    curves = _curves(evidence, cell)
+    search = search_design(evidence)
+    distributions = {field: _distribution(dimension) for field, dimension in observed_space(evidence).items()}
+    trials = cell_trials(evidence, cell)
+    curves = _curves_by_number(evidence, cell)
     return [
-        _frozen(row, distributions, curves.get(row["number"], {}), search.against)
-        for row in trials[trials["outcome"].isin(ENDED)].to_dict("records")
+        _frozen_trial(row, distributions, curves.get(row["number"], {}), search.objective)
+        for row in trials[trials["outcome"].isin(ENDED_OUTCOMES)].to_dict("records")
     ]
 
 
-def _frozen(
+def _frozen_trial(
     row: Mapping[Any, Any], distributions: Mapping[str, BaseDistribution], curve: dict[int, float], against: str | None
 ) -> FrozenTrial:
-    state = STATES.get(row["outcome"], TrialState.FAIL)
-    params = {field: _value(row[field]) for field in distributions if row[field] is not None}
+    state = OPTUNA_STATES.get(row["outcome"], TrialState.FAIL)
+    params = {field: _storable_value(row[field]) for field in distributions if row[field] is not None}
     values = [row["error"], row[against]] if against else [row["error"]]
     return create_trial(
         state=state,
@@ -43,19 +43,19 @@ def _frozen(
     )
 
 
-def _value(value: Any) -> Any:
+def _storable_value(value: Any) -> Any:
     """Storage of Optuna holds no lists: they are texts, as on the command line."""
-    return ",".join(map(shown, value)) if isinstance(value, list) else value
+    return ",".join(map(format_level, value)) if isinstance(value, list) else value
 
 
 def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:
     if "choices" in dimension:
-        return CategoricalDistribution([_value(choice) for choice in dimension["choices"]])
-    kind = IntDistribution if whole(dimension) else FloatDistribution
+        return CategoricalDistribution([_storable_value(choice) for choice in dimension["choices"]])
+    kind = IntDistribution if is_integer_range(dimension) else FloatDistribution
     return kind(dimension["low"], dimension["high"], log=dimension["log"])
 
 
-def _curves(evidence: Evidence, cell: SearchCell) -> dict[Any, dict[int, float]]:
+def _curves_by_number(evidence: Evidence, cell: SearchCell) -> dict[Any, dict[int, float]]:
     """By number of the trial, validation error by epoch."""
     assert evidence.trial_curves is not None, "a search has curves"
     curves = evidence.trial_curves[evidence.trial_curves["cell"] == cell.label].dropna(subset="error")

@@ -1,23 +1,24 @@
-"""Whether variants keep their order once each is tuned by a search of its own, in words that claim no more than intervals do."""
+"""Compare the ranking of variants before and after each is tuned by its own search, and state what the tests support."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ablations.engine.analysis.findings import LEVEL, SEEDS_FOR_P, Estimate, RankChange, Ranking
-from ablations.engine.analysis.inference import SAME, Array, compared
-from ablations.engine.analysis.number_format import number, with_interval
+from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate, RankChange, Ranking
+from ablations.engine.analysis.inference import ZERO_TOLERANCE_POINTS, Array, paired_tests
+from ablations.engine.analysis.number_format import magnitude, number, with_unit
 from ablations.engine.study.design import Design, SearchCell
 from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED
+from resnet_core.fields import counted
 
-NAMED = 3
-"""Variants that the text names; others are counted."""
+MAX_NAMED_VARIANTS = 3
+"""Variants that the text names, at most; it counts the others."""
 
 
-def row_of(design: Design, cell: SearchCell, level: str) -> int | None:
-    """The row of the design's cell in which a search's cell has this level of `configuration`; None where there is none.
+def design_row(design: Design, cell: SearchCell, level: str) -> int | None:
+    """Return the row of the design in which a search cell has this level of the factor `configuration`; None if it has none.
 
-    What was chosen is the default's row where it is the default: that is not trained twice.
+    If the search chose the default configuration, this is the row of the default: the study does not train it twice.
     """
     if chose_default(design, cell, level):
         level = DEFAULT
@@ -26,93 +27,95 @@ def row_of(design: Design, cell: SearchCell, level: str) -> int | None:
 
 
 def chose_default(design: Design, cell: SearchCell, level: str) -> bool:
-    """Whether a search found nothing better than the default: the study skips what it chose."""
+    """Return whether a search chose the default configuration, so that the study skips the tuned cell."""
     assert design.search
     skipped = {label for label, _ in design.skipped}
     return level in design.search.chosen.get(cell.label, {}) and f"{cell.label} {CONFIGURATION}={level}".strip() in skipped
 
 
-def ranking(design: Design, errors: Array) -> Ranking | None:
-    """Every variant against its baseline, with the default configuration and each tuned, and how much that changed.
+def compare_rankings(design: Design, errors: Array) -> Ranking | None:
+    """Return the differences between variants and baselines before and after tuning, and a verdict on their ranking.
 
-    Holm's correction is over the differences, as in the study's table, and over the changes.
+    Holm's adjustment treats two families: the differences, as in the study's table, and the changes of these differences.
 
     Args:
-        design: of a study with a search.
-        errors: of completed runs, a row for each cell of the design, a column for each seed; NaN where there is none.
+        design: A design with a search.
+        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
 
     Returns:
-        None while it searches, without variants, and where the search has no one winner.
+        None while the search runs, without variants, and with a second objective, which gives no single winner.
     """
     search = design.search
     assert search
-    if not search.chosen or search.against:
+    if not search.chosen or search.objective:
         return None
     fixed = {name: level for name, level in design.baseline.items() if name != CONFIGURATION}
     by_levels = {tuple(sorted(cell.levels.items())): cell for cell in search.cells}
-    pairs, rows, moves = [], [], []
+    pairs, differences, changes_of_pairs = [], [], []
     for cell in search.cells:
         baseline = by_levels.get(tuple(sorted({**cell.levels, **fixed}.items())))
         if baseline and baseline is not cell:
             before, after = (_errors(design, errors, cell, at) - _errors(design, errors, baseline, at) for at in (DEFAULT, TUNED))
             pairs.append((cell.label, baseline.label))
-            rows += [before, after]
-            moves.append(after - before)
+            differences += [before, after]
+            changes_of_pairs.append(after - before)
     if not pairs:
         return None
-    found, moved = compared(rows), compared(moves)  # the first family is that of the study's table
+    found, changed = paired_tests(differences), paired_tests(changes_of_pairs)
     changes = tuple(
-        RankChange(cell=cell, baseline=baseline, before=found[2 * i], after=found[2 * i + 1], change=moved[i])
+        RankChange(cell=cell, baseline=baseline, before=found[2 * i], after=found[2 * i + 1], change=changed[i])
         for i, (cell, baseline) in enumerate(pairs)
     )
-    verdict = verdict_of(changes)
-    return Ranking(verdict=verdict, text=_text(verdict, changes, errors.shape[1]), changes=changes)
+    verdict = ranking_verdict(changes)
+    return Ranking(verdict=verdict, text=_ranking_text(verdict, changes, errors.shape[1]), changes=changes)
 
 
-def verdict_of(changes: Sequence[RankChange]) -> str:
-    """What became of the order that variants and baseline have with the default configuration.
+def ranking_verdict(changes: Sequence[RankChange]) -> str:
+    """Return the verdict on the ranking of variants and baseline. "Significant" means an adjusted p-value below 0.05.
 
-    `survives`: every certain difference to the baseline is certain after tuning with the same sign, and no other has become so.
-    `reverses`: a certain difference is certain with the other sign after. `changes`: one is certain only before or only after, and
-    so is its change. `no change shown`: one is certain only before or only after, but its change can be chance. `no order shown`:
-    none is certain, before or after. `cannot be said yet`: a difference has no test, because runs are missing or seeds are too few.
+    - `survives`: every significant difference stays significant with the same sign, and no other becomes significant.
+    - `reverses`: a significant difference is significant with the opposite sign after tuning.
+    - `changes`: a difference is significant only before or only after tuning, and its change is significant.
+    - `no change shown`: a difference is significant only before or only after tuning, but its change is not significant.
+    - `no order shown`: no difference is significant, before or after tuning.
+    - `cannot be said yet`: a difference has no test, because runs are missing or seeds are too few.
     """
-    if not all(_tested(each.before) and _tested(each.after) for each in changes):
+    if not all(_is_tested(each.before) and _is_tested(each.after) for each in changes):
         return "cannot be said yet"
-    kinds = {_kind(each) for each in changes}
+    kinds = {_change_kind(each) for each in changes}
     if "reversed" in kinds:
         return "reverses"
-    uneven = [each for each in changes if _kind(each) in ("lost", "gained")]
+    uneven = [each for each in changes if _change_kind(each) in ("lost", "gained")]
     if uneven:
-        return "changes" if any(each.change.certain for each in uneven) else "no change shown"
+        return "changes" if any(each.change.significant for each in uneven) else "no change shown"
     return "survives" if "kept" in kinds else "no order shown"
 
 
 def _errors(design: Design, errors: Array, cell: SearchCell, level: str) -> Array:
-    row = row_of(design, cell, level)
+    row = design_row(design, cell, level)
     return np.full(errors.shape[1], np.nan) if row is None else errors[row]
 
 
-def _tested(difference: Estimate) -> bool:
-    same = difference.std == 0 and abs(difference.mean or 0) <= SAME
-    return difference.p is not None or (same and difference.n >= SEEDS_FOR_P)
+def _is_tested(difference: Estimate) -> bool:
+    same = difference.std == 0 and abs(difference.mean or 0) <= ZERO_TOLERANCE_POINTS
+    return difference.p is not None or (same and difference.n >= MIN_SEEDS_FOR_P_VALUE)
 
 
-def _kind(change: RankChange) -> str:
+def _change_kind(change: RankChange) -> str:
     before, after = change.before, change.after
-    if before.certain and after.certain:
+    if before.significant and after.significant:
         return "kept" if (before.mean or 0) * (after.mean or 0) > 0 else "reversed"
-    return "lost" if before.certain else "gained" if after.certain else "open"
+    return "lost" if before.significant else "gained" if after.significant else "open"
 
 
-def _text(verdict: str, changes: Sequence[RankChange], seeds: int) -> str:
+def _ranking_text(verdict: str, changes: Sequence[RankChange], seeds: int) -> str:
     if verdict == "cannot be said yet":
-        return f"Whether the ranking survives tuning cannot be said yet: {_lacking(changes)}."
+        return f"Whether the ranking survives tuning cannot be said yet: {_missing_evidence(changes)}."
     order = ("reversed", "lost", "gained", "kept", "open")
-    told = sorted(changes, key=lambda each: (order.index(_kind(each)), -abs(each.before.mean or 0)))
-    claims = [_claim(each) for each in told[:NAMED]]
-    if len(told) > NAMED:
-        claims.append(f"{len(told) - NAMED} more are in the table")
+    ranked = sorted(changes, key=lambda each: (order.index(_change_kind(each)), -abs(each.before.mean or 0)))
+    clauses = [_change_clause(each) for each in ranked[:MAX_NAMED_VARIANTS]]
+    if len(ranked) > MAX_NAMED_VARIANTS:
+        clauses.append(f"the table shows {counted(len(ranked) - MAX_NAMED_VARIANTS, 'more variant')}")
     lead = {
         "survives": "The ranking survives tuning",
         "changes": "The ranking changes with tuning",
@@ -121,71 +124,68 @@ def _text(verdict: str, changes: Sequence[RankChange], seeds: int) -> str:
         "no order shown": "There is no ranking to survive",
     }[verdict]
     fewest = min(min(each.before.n, each.after.n) for each in changes)
-    left_out = f" Seeds that lack a run are left out: {fewest} of {seeds} are whole." if fewest < seeds else ""
-    return f"{lead}: {'; '.join(claims)}.{left_out}"
+    left_out = f" Only seeds with every run count: at least {fewest} of {counted(seeds, 'seed')}." if fewest < seeds else ""
+    return f"{lead}: {'; '.join(clauses)}. Brackets are 95 % confidence intervals.{left_out}"
 
 
-def _claim(change: RankChange) -> str:
-    kind, before, after = _kind(change), change.before, change.after
-    if kind == "open" and (_possible(before) or _possible(after)):
-        return (
-            f"{change.cell} may be {_worse(before if _possible(before) else after)} than {change.baseline}, but it is not certain: "
-            f"{with_interval(before)} points with the default configuration, {with_interval(after)} tuned"
-        )
+def _change_clause(change: RankChange) -> str:
+    kind, before, after = _change_kind(change), change.before, change.after
     if kind == "open":
+        if not (_may_differ(before) or _may_differ(after)):
+            lead = f"no difference between {change.cell} and {change.baseline} is shown"
+        else:
+            direction = _direction(before if _may_differ(before) else after)
+            lead = f"{change.cell} may be {direction} than {change.baseline}, but the difference is not significant"
+        return f"{lead} ({_points(before)} with the default configuration, {_points(after)} after tuning)"
+    if kind in ("kept", "reversed"):
         return (
-            f"no difference between {change.cell} and {change.baseline} is shown with the default configuration "
-            f"({with_interval(before)}) or tuned ({with_interval(after)})"
+            f"{change.cell} is {_direction(before)} than {change.baseline} by {_size(before)} with the default configuration, "
+            f"and {_direction(after)} by {_size(after)} after tuning{_tuning_clause(change)}"
         )
-    if kind == "kept":
-        return (
-            f"{change.cell} is {_worse(before)} than {change.baseline} by {_by(before)} points with the default configuration "
-            f"and by {_by(after)} tuned{_moved(change)}"
-        )
-    if kind == "reversed":
-        return (
-            f"{change.cell} is {_worse(before)} than {change.baseline} by {_by(before)} points with the default configuration "
-            f"and {_worse(after)} by {_by(after)} tuned"
-        )
-    certain, where, other, there = before, "with the default configuration", after, "tuned"
+    significant, when, other, other_when = before, "with the default configuration", after, "after tuning"
     if kind == "gained":
-        certain, where, other, there = after, "tuned", before, "with the default configuration"
-    not_so = "it may differ" if _possible(other) else "no difference is shown"
+        significant, when, other, other_when = after, "after tuning", before, "with the default configuration"
+    claim = "it may differ" if _may_differ(other) else "no difference is shown"
+    by_chance = f"; the change itself, {_points(change.change)}, may be chance"
     return (
-        f"{change.cell} is {_worse(certain)} than {change.baseline} by {_by(certain)} points {where}, and {there} {not_so} "
-        f"({with_interval(other)}){_moved(change) or f'; the change itself, {with_interval(change.change)}, can be chance'}"
+        f"{change.cell} is {_direction(significant)} than {change.baseline} by {_size(significant)} {when}, "
+        f"and {other_when} {claim} ({_points(other)}){_tuning_clause(change) or by_chance}"
     )
 
 
-def _possible(difference: Estimate) -> bool:
-    """Whether a difference would be certain were it the only one tested."""
-    return difference.p is not None and difference.p < 1 - LEVEL
+def _may_differ(difference: Estimate) -> bool:
+    """Return whether a difference would be significant if it were the only one tested."""
+    return difference.p is not None and difference.p < 1 - CONFIDENCE_LEVEL
 
 
-def _moved(change: RankChange) -> str:
-    """What tuning certainly did to a difference."""
-    if not change.change.certain:
+def _tuning_clause(change: RankChange) -> str:
+    """Return the effect of tuning on the size of a difference, if that effect is significant and the sign stays the same."""
+    if not change.change.significant or _change_kind(change) == "reversed":
         return ""
     shrinks = abs(change.after.mean or 0) < abs(change.before.mean or 0)
-    return f"; tuning {'narrows' if shrinks else 'widens'} the difference by {_by(change.change)}"
+    return f"; tuning {'narrows' if shrinks else 'widens'} the difference by {_size(change.change)}"
 
 
-def _worse(difference: Estimate) -> str:
+def _direction(difference: Estimate) -> str:
     return "worse" if (difference.mean or 0) > 0 else "better"
 
 
-def _by(difference: Estimate) -> str:
-    """A size and its interval: `2.10 [1.40, 2.80]`, whichever sign it has."""
+def _points(difference: Estimate) -> str:
+    return with_unit(difference, "points")
+
+
+def _size(difference: Estimate) -> str:
+    """Return a magnitude with its interval, whatever its sign: `2.10 points [1.40, 2.80]`."""
     mean, low, high = difference.mean or 0, difference.low or 0, difference.high or 0
     if mean < 0:
         mean, low, high = -mean, -high, -low
-    return f"{number(mean)} [{number(low)}, {number(high)}]"
+    return f"{magnitude(mean)} points [{number(low)}, {number(high)}]"
 
 
-def _lacking(changes: Sequence[RankChange]) -> str:
-    without = [each for each in changes if min(each.before.n, each.after.n) < SEEDS_FOR_P]
+def _missing_evidence(changes: Sequence[RankChange]) -> str:
+    without = [each for each in changes if min(each.before.n, each.after.n) < MIN_SEEDS_FOR_P_VALUE]
     if not without:
-        return "differences are the same in every seed, which no test can judge"
+        return "a difference is the same in every seed, so its variance is zero and no t test applies"
     fewest = min(min(each.before.n, each.after.n) for each in without)
-    named = ", ".join(each.cell for each in without[:NAMED]) + ", …" * (len(without) > NAMED)
-    return f"it takes {SEEDS_FOR_P} seeds with every run, and there are {fewest} ({named})"
+    named = ", ".join(each.cell for each in without[:MAX_NAMED_VARIANTS]) + ", …" * (len(without) > MAX_NAMED_VARIANTS)
+    return f"a test needs {MIN_SEEDS_FOR_P_VALUE} seeds with every run, and only {fewest} of them exist so far ({named})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from ablations.engine.analysis.findings import LEVEL, SEEDS_FOR_P
+from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
 
 Epochs = Mapping[int, Mapping[str, float]]
 """Losses and errors (percent) of training and scored images by their metric's name, by epoch from 1."""
@@ -22,7 +22,7 @@ class Training:
     message: str = ""
 
 
-def compare(recorded: Training, replayed: Training, seeds: Sequence[float], scored: str) -> tuple[bool, list[str]]:
+def compare_trainings(recorded: Training, replayed: Training, seeds: Sequence[float], scored: str) -> tuple[bool, list[str]]:
     """Whether a replay gave the recorded result, exactly or within seed noise, and the lines that say so.
 
     Seed noise is judged by the 95 % prediction interval of one more seed: mean ± t · s · √(1 + 1/n) over the recorded seeds.
@@ -44,8 +44,8 @@ def compare(recorded: Training, replayed: Training, seeds: Sequence[float], scor
         return True, [f"diverged as recorded: in epoch {len(replayed.epochs) + 1}, recorded {len(recorded.epochs) + 1}", *first]
     before, now = (training.epochs[max(training.epochs)][scored] for training in (recorded, replayed))
     change = f"{scored} {now:.2f} %, recorded {before:.2f} %, difference {now - before:+.2f} points"
-    if len(seeds) < SEEDS_FOR_P:
-        why = f"seed noise is not known: it takes {SEEDS_FOR_P} seeds, {len(seeds)} are recorded"
+    if len(seeds) < MIN_SEEDS_FOR_P_VALUE:
+        why = f"seed noise is not known: it takes {MIN_SEEDS_FOR_P_VALUE} seeds, {len(seeds)} are recorded"
         return False, [f"not equal: {change}", why, *first]
     mean, std, half = seed_noise(seeds)
     within = abs(now - mean) <= half
@@ -57,7 +57,7 @@ def compare(recorded: Training, replayed: Training, seeds: Sequence[float], scor
 def seed_noise(errors: Sequence[float]) -> tuple[float, float, float]:
     """Mean and sample standard deviation of errors over seeds, and how far from the mean one more seed may be expected."""
     n, std = len(errors), statistics.stdev(errors)
-    return statistics.mean(errors), std, float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std * (1 + 1 / n) ** 0.5
+    return statistics.mean(errors), std, float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, n - 1)) * std * (1 + 1 / n) ** 0.5
 
 
 def first_difference(recorded: Epochs, replayed: Epochs) -> str:
@@ -72,7 +72,7 @@ def first_difference(recorded: Epochs, replayed: Epochs) -> str:
     return ""
 
 
-def environment(recorded: Mapping[str, str], here: Mapping[str, str]) -> str:
+def environment_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -> str:
     """One line: what is not as it was when the run was recorded."""
     changed = [f"{name} {recorded[name]} → {value}" for name, value in here.items() if recorded.get(name, value) != value]
     unknown = [name for name in here if name not in recorded]

@@ -9,25 +9,26 @@ import numpy as np
 import pandas as pd
 
 from ablations.engine.analysis.conclusions import conclude_factor
-from ablations.engine.analysis.contrasts import effects, interactions, references, simple_effects
-from ablations.engine.analysis.evidence import RESULTS, Evidence
-from ablations.engine.analysis.findings import SEEDS_FOR_P, Anova, CellFinding, Comparison, Estimate, Findings
-from ablations.engine.analysis.inference import SAME, Array, anova, compared, estimates
-from ablations.engine.analysis.search_analysis import analyse_search
+from ablations.engine.analysis.contrasts import estimate_effects, estimate_interactions, estimate_simple_effects, reference_levels
+from ablations.engine.analysis.evidence import RESULT_METRICS, Evidence
+from ablations.engine.analysis.findings import MIN_SEEDS_FOR_P_VALUE, Anova, CellFinding, Comparison, Estimate, Findings
+from ablations.engine.analysis.inference import ZERO_TOLERANCE_POINTS, Array, estimate_means, fit_anova, paired_tests
+from ablations.engine.analysis.search_analysis import analyze_search
 from ablations.engine.study.design import Design
+from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted
 
-COSTS = tuple(name for name in RESULTS if name != "train_error")
+COSTS = tuple(name for name in RESULT_METRICS if name != "train_error")
 """Columns of `Evidence.runs` and fields of `CellFinding`."""
-UNEQUAL = 4
+MAX_STD_RATIO = 4
 """From this ratio of the largest to the smallest std of cells on, it is said that analysis of variance assumes equal ones."""
-MIXED = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python")
+SHARED_CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python")
 """Conditions that are to be the same in all runs. Commits may differ: the code version says whether the code that trains did."""
-NAMED = 3
+MAX_NAMED = 3
 """Cells or seeds that a text names; of more, it gives the number."""
 
 
-class _Table(NamedTuple):
+class _RunTable(NamedTuple):
     """What the runs gave: a row for each cell of the design, a column for each seed."""
 
     errors: Array
@@ -36,12 +37,12 @@ class _Table(NamedTuple):
     outcomes: Sequence[Sequence[str]]
 
 
-def analyse(evidence: Evidence) -> Findings:
+def analyze_study(evidence: Evidence) -> Findings:
     """All that the runs say about the study's question."""
     design = evidence.design
-    table = _table(evidence)
-    cells = _cells(evidence, table)
-    of_levels, of_pairs = effects(design, table.errors), interactions(design, table.errors)
+    table = _run_table(evidence)
+    cells = _cell_findings(evidence, table)
+    of_levels, of_pairs = estimate_effects(design, table.errors), estimate_interactions(design, table.errors)
     variance = _anova(design, table.errors, cells)
     return Findings(
         scored_on=design.scored_on,
@@ -52,15 +53,15 @@ def analyse(evidence: Evidence) -> Findings:
         anova=variance if isinstance(variance, Anova) else None,
         no_anova=variance if isinstance(variance, str) else "",
         answers=tuple(
-            conclude_factor(factor, of_levels, of_pairs, simple_effects(design, table.errors, factor), cells)
-            for factor in references(design)
+            conclude_factor(factor, of_levels, of_pairs, estimate_simple_effects(design, table.errors, factor), cells)
+            for factor in reference_levels(design)
         ),
-        flags=(*_lacking(cells), *_conditions(evidence)),
-        search=analyse_search(evidence, table.errors) if design.search else None,
+        flags=(*_missing_result_flags(cells), *_condition_flags(evidence)),
+        search=analyze_search(evidence, table.errors) if design.search else None,
     )
 
 
-def _table(evidence: Evidence) -> _Table:
+def _run_table(evidence: Evidence) -> _RunTable:
     cells = [cell.label for cell in evidence.design.cells]
     seeds = range(max(len(cell.fingerprints) for cell in evidence.design.cells))
     runs = evidence.runs.set_index(["cell", "seed"])
@@ -68,18 +69,19 @@ def _table(evidence: Evidence) -> _Table:
     completed = (runs["outcome"] == "completed").to_numpy()
     shape = len(cells), len(seeds)
     errors, train_errors = (np.where(completed, runs[name].to_numpy(float), np.nan) for name in ("error", "train_error"))
-    return _Table(errors.reshape(shape), train_errors.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
+    return _RunTable(errors.reshape(shape), train_errors.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
 
 
-def _cells(evidence: Evidence, table: _Table) -> tuple[CellFinding, ...]:
+def _cell_findings(evidence: Evidence, table: _RunTable) -> tuple[CellFinding, ...]:
     runs = evidence.runs
     completed, others = runs[runs["outcome"] == "completed"], runs[runs["outcome"] != "completed"]
     labels = [cell.label for cell in evidence.design.cells]
     costs = completed[["cell", *COSTS]].astype(dict.fromkeys(COSTS, float)).groupby("cell").mean().reindex(labels)
     reasons = others[others["message"] != ""].groupby("cell")["message"].unique()
-    mixed = _mixed_within(evidence)
-    errors, train_errors = estimates(table.errors), estimates(table.train_errors)
-    front = _front(costs["flops"].to_numpy(), errors)
+    mixed = _mixed_conditions_by_cell(evidence)
+    errors, train_errors = estimate_means(table.errors), estimate_means(table.train_errors)
+    means = [math.nan if error.mean is None else error.mean for error in errors]
+    front = set(pareto_front(list(zip(costs["flops"].tolist(), means, strict=True))))
     return tuple(
         CellFinding(
             label=cell.label,
@@ -89,7 +91,7 @@ def _cells(evidence: Evidence, table: _Table) -> tuple[CellFinding, ...]:
             train_error=train_errors[row],
             problems=dict(Counter(each for each in table.outcomes[row][: len(cell.fingerprints)] if each != "completed")),
             reasons=tuple(reasons.get(cell.label, ())),
-            on_front=front[row],
+            on_pareto_front=row in front,
             flags=mixed.get(cell.label, ()),
             **{name: None if math.isnan(value) else value for name, value in zip(COSTS, cost, strict=True)},
         )
@@ -97,18 +99,9 @@ def _cells(evidence: Evidence, table: _Table) -> tuple[CellFinding, ...]:
     )
 
 
-def _front(flops: Array, errors: Sequence[Estimate]) -> list[bool]:
-    """Which cells no other one beats in multiply-adds or error without losing in the other."""
-    points = np.array([(cost, math.nan if error.mean is None else error.mean) for cost, error in zip(flops, errors, strict=True)])
-    no_worse = (points[:, None] <= points).all(axis=2)
-    better = (points[:, None] < points).any(axis=2)
-    beaten = (no_worse & better).any(axis=0)
-    return [bool(each) for each in np.isfinite(points).all(axis=1) & ~beaten]
-
-
-def _comparisons(design: Design, table: _Table) -> tuple[Comparison, ...]:
+def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
     row_of = {cell.label: row for row, cell in enumerate(design.cells)}
-    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_of(cell)) is not None]
+    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_label(cell)) is not None]
     differences = table.errors[[row_of[cell.label] for cell, _ in pairs]] - table.errors[[row_of[other] for _, other in pairs]]
     return tuple(
         Comparison(
@@ -116,13 +109,13 @@ def _comparisons(design: Design, table: _Table) -> tuple[Comparison, ...]:
             baseline=baseline,
             difference=difference,
             planned=len(cell.fingerprints),
-            note=_note(difference, table.outcomes[row_of[cell.label]], table.outcomes[row_of[baseline]]),
+            note=_comparison_note(difference, table.outcomes[row_of[cell.label]], table.outcomes[row_of[baseline]]),
         )
-        for (cell, baseline), difference in zip(pairs, compared(differences), strict=True)
+        for (cell, baseline), difference in zip(pairs, paired_tests(differences), strict=True)
     )
 
 
-def _note(difference: Estimate, outcomes: Sequence[str], of_baseline: Sequence[str]) -> str:
+def _comparison_note(difference: Estimate, outcomes: Sequence[str], of_baseline: Sequence[str]) -> str:
     """Why a comparison has no p, or what it lacks."""
     lacking: dict[str, list[str]] = defaultdict(list)
     for seed, (outcome, other) in enumerate(zip(outcomes, of_baseline, strict=True)):
@@ -132,100 +125,100 @@ def _note(difference: Estimate, outcomes: Sequence[str], of_baseline: Sequence[s
             lacking[f"{other} in the baseline"].append(str(seed))
     notes = []
     if lacking:
-        why = ", ".join(f"{_seeds(seeds)} {outcome}" for outcome, seeds in lacking.items())
+        why = ", ".join(f"{_seeds_text(seeds)} {outcome}" for outcome, seeds in lacking.items())
         notes.append(f"{difference.n} of {len(outcomes)} pairs: {why}")
-    if 0 < difference.n < SEEDS_FOR_P:
+    if 0 < difference.n < MIN_SEEDS_FOR_P_VALUE:
         notes.append(f"{counted(difference.n, 'seed')}: no p")
     if difference.std == 0 and difference.mean is not None:
-        notes.append("identical" if abs(difference.mean) <= SAME else f"all {difference.n} differences are equal")
+        notes.append("identical" if abs(difference.mean) <= ZERO_TOLERANCE_POINTS else f"all {difference.n} differences are equal")
     return "; ".join(notes)
 
 
 def _anova(design: Design, errors: Array, cells: Sequence[CellFinding]) -> Anova | str:
     """The analysis of variance of the runs that completed, or why there is none."""
-    varied = list(references(design))
+    varied = list(reference_levels(design))
     if not varied:
         return "no factor has two levels"
     combinations = math.prod(len(design.factors[name]) for name in varied)
     if len(cells) < combinations:
         return f"{combinations - len(cells)} of {combinations} combinations do not exist"
     if empty := [cell.label for cell in cells if not cell.error.n]:
-        return f"no completed run: {_named(empty, 'cell')}"
+        return f"no completed run: {_names_or_count(empty, 'cell')}"
     rows, seeds = (indices.tolist() for indices in np.nonzero(np.isfinite(errors)))
     levels = {name: [design.factors[name].index(cells[row].levels[name]) for row in rows] for name in varied}
     note = f"complete: {counted(len(rows), 'run')}"
     if len(rows) < errors.size:
         note = f"unbalanced: {len(rows)} of {counted(errors.size, 'run')}; type II sums of squares of what completed"
     stds = [cell.error.std for cell in cells if cell.error.std is not None]
-    if stds and max(stds) > UNEQUAL * min(stds):
+    if stds and max(stds) > MAX_STD_RATIO * min(stds):
         spread = f"{min(stds):.2f} to {max(stds):.2f}"
         note += f"; it assumes equal spread, but cells have a std from {spread}: trust the intervals instead"
-    return anova(errors[rows, seeds].tolist(), seeds, levels, note)
+    return fit_anova(errors[rows, seeds].tolist(), seeds, levels, note)
 
 
-def _lacking(cells: Sequence[CellFinding]) -> list[str]:
+def _missing_result_flags(cells: Sequence[CellFinding]) -> list[str]:
     """What of the study has no result, diverged, or is too little for tests."""
     planned = sum(cell.planned for cell in cells)
     flags = []
     if owed := sum(cell.without_result for cell in cells):
-        where = _named([cell.label for cell in cells if cell.without_result], "cell")
+        where = _names_or_count([cell.label for cell in cells if cell.without_result], "cell")
         flags.append(f"incomplete: {owed} of {counted(planned, 'run')} without a result ({where})")
     if diverged := sum(cell.problems.get("diverged", 0) for cell in cells):
-        where = _named([cell.label for cell in cells if cell.problems.get("diverged")], "cell")
+        where = _names_or_count([cell.label for cell in cells if cell.problems.get("diverged")], "cell")
         flags.append(f"{diverged} of {counted(planned, 'run')} diverged ({where})")
-    if (seeds := max(cell.planned for cell in cells)) < SEEDS_FOR_P:
+    if (seeds := max(cell.planned for cell in cells)) < MIN_SEEDS_FOR_P_VALUE:
         flags.append(f"{counted(seeds, 'seed')}: no p-values")
     return flags
 
 
-def _differing(evidence: Evidence) -> dict[str, pd.DataFrame]:
+def _differing_conditions(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """By condition in which runs differ: those runs that completed or diverged, and for which it is known."""
     results = evidence.runs[evidence.runs["outcome"].isin(["completed", "diverged"])]
     shown = {name: results[name].str.replace(r"(\w{8})\w+", r"\1", regex=True) for name in ("code_version", "data_version")}
     shown["python"] = results["python"].str.split(".").str[:2].str.join(".")
     results = results.assign(**shown)
     varied = {*evidence.design.factors, *(("data_version",) if len(evidence.design.data_versions) > 1 else ())}
-    fixed = [name for name in MIXED if name not in varied]
+    fixed = [name for name in SHARED_CONDITIONS if name not in varied]
     known = {name: results[results[name] != ""] for name in fixed}
     return {name: runs for name, runs in known.items() if runs[name].nunique() > 1}
 
 
-def _mixed_within(evidence: Evidence) -> dict[str, tuple[str, ...]]:
+def _mixed_conditions_by_cell(evidence: Evidence) -> dict[str, tuple[str, ...]]:
     """By cell, the conditions that its own runs do not share."""
     found: dict[str, tuple[str, ...]] = defaultdict(tuple)
-    for name, runs in _differing(evidence).items():
+    for name, runs in _differing_conditions(evidence).items():
         values = runs.groupby("cell")[name].unique()
         for cell, several in values[values.str.len() > 1].items():
             found[str(cell)] += (f"trained with {name.replace('_', ' ')} {' and '.join(several)}",)
     return found
 
 
-def _conditions(evidence: Evidence) -> list[str]:
+def _condition_flags(evidence: Evidence) -> list[str]:
     """What differs between runs besides what the study varies."""
     flags = []
     if images := evidence.design.training_images:
         of_cells = ", ".join(f"{count:,} ({where})" for where, count in images.items())
         flags.append(f"cells have different training images: {of_cells}; scored images and seeds are the same")
-    for name, runs in _differing(evidence).items():
+    for name, runs in _differing_conditions(evidence).items():
         if runs.groupby("cell")[name].nunique().max() == 1:
             cells = runs.groupby(name, sort=False)["cell"].unique()
-            where = [f"{value} ({_named(list(of_value), 'cell')})" for value, of_value in cells.items()]
+            where = [f"{value} ({_names_or_count(list(of_value), 'cell')})" for value, of_value in cells.items()]
         else:
             where = [f"{value} ({counted(count, 'run')})" for value, count in runs[name].value_counts().items()]
         flags.append(f"{name.replace('_', ' ')} differs: {', '.join(where)}")
     dirty = evidence.runs[evidence.runs["git.dirty"] == "true"]
     if len(dirty):
         files = dict.fromkeys(name for names in dirty["git.changed"] if names for name in names.split(", "))
-        changed = f" in {_named(list(files), 'file')}" if files else ""
+        changed = f" in {_names_or_count(list(files), 'file')}" if files else ""
         flags.append(f"{counted(len(dirty), 'run')} trained from a commit with local changes{changed}")
     return flags
 
 
-def _named(names: Sequence[str], noun: str) -> str:
-    return ", ".join(names) if len(names) <= NAMED else counted(len(names), noun)
+def _names_or_count(names: Sequence[str], noun: str) -> str:
+    return ", ".join(names) if len(names) <= MAX_NAMED else counted(len(names), noun)
 
 
-def _seeds(seeds: Sequence[str]) -> str:
-    if len(seeds) > NAMED:
+def _seeds_text(seeds: Sequence[str]) -> str:
+    if len(seeds) > MAX_NAMED:
         return counted(len(seeds), "seed")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"

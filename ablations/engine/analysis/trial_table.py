@@ -9,35 +9,35 @@ import pandas as pd
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import ChosenTrial
 from ablations.engine.study.design import SearchCell, SearchDesign
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 
-ENDED = ("completed", "pruned", "diverged", "oom", "failed")
+ENDED_OUTCOMES = ("completed", "pruned", "diverged", "oom", "failed")
 """Outcomes of trials that were trained as far as they are to be, or broke."""
 
 
-def search_of(evidence: Evidence) -> SearchDesign:
+def search_design(evidence: Evidence) -> SearchDesign:
     """How a study that searches does so."""
     assert evidence.design.search, "a study without a search"
     return evidence.design.search
 
 
-def trials_of(evidence: Evidence, cell: SearchCell) -> pd.DataFrame:
+def cell_trials(evidence: Evidence, cell: SearchCell) -> pd.DataFrame:
     """A cell's trials by number. Every searched field is a column: a value as it was suggested, or None where a trial has none."""
     assert evidence.trials is not None, "a search has trials"
     trials = evidence.trials[evidence.trials["cell"] == cell.label].sort_values("number")
     of_fields = {
-        field: pd.Series([as_searched(dimension, value) for value in trials[field]], index=trials.index, dtype=object)
-        for field, dimension in search_of(evidence).fields.items()
+        field: pd.Series([restore_value(dimension, value) for value in trials[field]], index=trials.index, dtype=object)
+        for field, dimension in search_design(evidence).fields.items()
     }
     return trials.assign(**of_fields)
 
 
-def fields_of(evidence: Evidence) -> dict[str, dict[str, Any]]:
+def observed_space(evidence: Evidence) -> dict[str, dict[str, Any]]:
     """What is searched, as wide as it takes to hold every trial: an earlier submission may have searched elsewhere."""
     assert evidence.trials is not None, "a search has trials"
     fields: dict[str, dict[str, Any]] = {}
-    for field, dimension in search_of(evidence).fields.items():
-        values = [value for given in evidence.trials[field] if (value := as_searched(dimension, given)) is not None]
+    for field, dimension in search_design(evidence).fields.items():
+        values = [value for given in evidence.trials[field] if (value := restore_value(dimension, given)) is not None]
         if "choices" in dimension:
             others = [value for i, value in enumerate(values) if value not in dimension["choices"] and value not in values[:i]]
             fields[field] = {"choices": [*dimension["choices"], *others]}
@@ -47,21 +47,21 @@ def fields_of(evidence: Evidence) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def as_searched(dimension: Mapping[str, Any], value: Any) -> Any:
+def restore_value(dimension: Mapping[str, Any], value: Any) -> Any:
     """A value as it was suggested: in a table integers are floats, and None may be NaN, where some are missing."""
     if value is None or value != value:
         return None
     if "choices" in dimension:
         return next((choice for choice in dimension["choices"] if choice == value), value)
-    return int(value) if whole(dimension) else float(value)
+    return int(value) if is_integer_range(dimension) else float(value)
 
 
-def whole(dimension: Mapping[str, Any]) -> bool:
+def is_integer_range(dimension: Mapping[str, Any]) -> bool:
     """Whether a range is of integers."""
     return isinstance(dimension["low"], int) and isinstance(dimension["high"], int)
 
 
-def place(dimension: Mapping[str, Any], value: Any) -> float:
+def range_position(dimension: Mapping[str, Any], value: Any) -> float:
     """Where a value lies in what was searched, from 0 to 1: on its scale, or in the order of the choices."""
     if "choices" in dimension:
         choices: list[Any] = dimension["choices"]
@@ -71,21 +71,21 @@ def place(dimension: Mapping[str, Any], value: Any) -> float:
     return (scale(value) - low) / (high - low)
 
 
-def brief(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for people: a list as on the command line, three digits of a number that has more."""
     if isinstance(value, list):
-        return ",".join(map(brief, value))
-    return f"{value:.3g}" if isinstance(value, float) else shown(value)
+        return ",".join(map(format_value, value))
+    return f"{value:.3g}" if isinstance(value, float) else format_level(value)
 
 
-def configuration(chosen: ChosenTrial) -> str:
+def format_configuration(chosen: ChosenTrial) -> str:
     """`optim.lr 0.1, optim.momentum 0.9; then 4:lr=0.04`."""
-    values = ", ".join(f"{field} {brief(value)}" for field, value in chosen.values.items())
+    values = ", ".join(f"{field} {format_value(value)}" for field, value in chosen.values.items())
     return f"{values}; then {chosen.changes}" if chosen.changes else values
 
 
-def extent(dimension: Mapping[str, Any]) -> str:
+def format_range(dimension: Mapping[str, Any]) -> str:
     """What was searched of a field, for people: `0.001 to 1, logarithmic`, `step · cosine`."""
     if "choices" in dimension:
-        return " · ".join(map(brief, dimension["choices"]))
-    return f"{brief(dimension['low'])} to {brief(dimension['high'])}{', logarithmic' if dimension['log'] else ''}"
+        return " · ".join(map(format_value, dimension["choices"]))
+    return f"{format_value(dimension['low'])} to {format_value(dimension['high'])}{', logarithmic' if dimension['log'] else ''}"

@@ -19,7 +19,7 @@ COMMANDS = {"mlflow": mlflow_server, "doctor": doctor}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    return crash_report.run(lambda: _run(arguments), INTERRUPTED)
+    return crash_report.run_program(lambda: _run(arguments), INTERRUPTED)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def _replay(given: argparse.Namespace) -> int:
     local_service.adopt()
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
-    validation.check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    validation.check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
     from ablations.engine.submission.replay import ReplayRequest, replay  # MLflow and scipy take seconds to import
@@ -84,7 +84,7 @@ def _replay(given: argparse.Namespace) -> int:
             cpus_per_worker=given.cpus_per_worker,
             gpus_per_worker=given.gpus_per_worker,
             download=given.data_download,
-            storage=paths.storage("--storage", given.storage),
+            storage=paths.storage_address("--storage", given.storage),
         )
     )
 

@@ -51,13 +51,13 @@ def _request(given: argparse.Namespace) -> Request:
         raise reject("--workers", given.workers, "accepted: 1 or more")
     if not 0 < given.wait < float("inf"):
         raise reject("--wait", given.wait, "accepted: seconds above 0")
-    validation.check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    validation.check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
     return Request(
         data=override(preset(given.preset), assignments("--set", given.set)).data,
-        storage=paths.storage("--storage", given.storage),
+        storage=paths.storage_address("--storage", given.storage),
         tracking_uri=tracking_uri,
         workers=given.workers,
         cpus_per_worker=given.cpus_per_worker,

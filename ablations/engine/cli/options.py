@@ -5,10 +5,19 @@ import re
 from collections.abc import Sequence
 
 from ablations.engine.environment import paths
-from ablations.engine.environment.validation import _positive, check_address, check_shares
-from ablations.engine.study.factors import shown, split_levels
-from ablations.engine.study.plan import Study
-from ablations.engine.study.request import OBJECTIVES, SAMPLERS, SCHEDULERS, TRIALS, VALIDATION, Options, Request, SearchRequest
+from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
+from ablations.engine.study.definition import Study
+from ablations.engine.study.factors import format_level, split_levels
+from ablations.engine.study.request import (
+    DEFAULT_TRIALS,
+    DEFAULT_VALIDATION_SHARE,
+    OBJECTIVES,
+    SAMPLERS,
+    SCHEDULERS,
+    Options,
+    SearchRequest,
+    StudyRequest,
+)
 from resnet_core import PRESETS
 from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
@@ -26,13 +35,13 @@ EPILOG = (
 def parse(study: Study, arguments: Sequence[str]) -> Options:
     """The command line's options; raises ConfigError for wrong ones."""
     given = _parser(study).parse_args(arguments)
-    _positive("--workers", given.workers)
-    _positive("--max-concurrent", given.max_concurrent)
+    check_positive("--workers", given.workers)
+    check_positive("--max-concurrent", given.max_concurrent)
     if given.placement not in PLACEMENTS:
         raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
     if not 0 < given.hang_timeout <= MAX_HANG_SECONDS:
         raise reject("--hang-timeout", given.hang_timeout, f"accepted: seconds above 0, at most {MAX_HANG_SECONDS} (a week)")
-    check_shares(given.cpus_per_worker, given.gpus_per_worker)
+    check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
     for one, others in (("report", ("plan", "fresh", "log_models")), ("plan", ("log_models",))):
         if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):
             raise ConfigError(f"--{one}, --{other.replace('_', '-')}: accepted: one of them")
@@ -41,7 +50,7 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     check_address("--storage", given.storage)
     check_address("--tracking-uri", given.tracking_uri)
     levels = {name: split_levels(name, text) for name, text in assignments("--levels", given.levels).items()}
-    request = Request(
+    request = StudyRequest(
         preset=given.preset,
         seeds=given.seeds,
         levels=levels,
@@ -58,18 +67,18 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
         max_concurrent=given.max_concurrent,
         placement=given.placement,
         hang_timeout=given.hang_timeout,
-        storage=paths.storage("--storage", given.storage),
+        storage=paths.storage_address("--storage", given.storage),
         tracking_uri=given.tracking_uri,
         plan=given.plan,
         calibrate=given.calibrate,
         report=given.report,
-        fresh=given.fresh,
+        rerun=given.fresh,
         log_models=given.log_models,
     )
 
 
 def _parser(study: Study) -> argparse.ArgumentParser:
-    factors = "; ".join(f"{name}: {', '.join(map(shown, levels))}" for name, levels in study.factors.items())
+    factors = "; ".join(f"{name}: {', '.join(map(format_level, levels))}" for name, levels in study.factors.items())
     parser = Parser(description=f"{study.question}  Factors: {factors}.", epilog=EPILOG)
     what = parser.add_argument_group("what to run")
     what.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
@@ -167,7 +176,10 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="a search of equal budget inside each level of these factors (default of --per-cell alone: all of the study)",
     )
     group.add_argument(
-        "--trials", type=int, metavar="N", help=f"budget of each search; of pbt, the size of its population (default: {TRIALS})"
+        "--trials",
+        type=int,
+        metavar="N",
+        help=f"budget of each search; of pbt, the size of its population (default: {DEFAULT_TRIALS})",
     )
     group.add_argument(
         "--time-budget", metavar="TIME", help="another budget of each search: its trials' training time, as in 90s, 30m or 8h"
@@ -184,7 +196,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation",
         type=float,
-        default=VALIDATION,
+        default=DEFAULT_VALIDATION_SHARE,
         metavar="SHARE",
         help="of every class's training images, held out to score trials on; the test set is not read (default: %(default)s)",
     )
@@ -192,19 +204,19 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _search(given: argparse.Namespace) -> SearchRequest:
-    _positive("--trials", given.trials)
+    check_positive("--trials", given.trials)
     if given.fresh:
         raise ConfigError("--fresh: a search goes on from the trials that are there; accepted: another --search-seed")
     return SearchRequest(
         per_cell=given.per_cell,
-        fields=tuple(given.search),
+        space=tuple(given.search),
         trials=given.trials,
         seconds=None if given.time_budget is None else _seconds("--time-budget", given.time_budget),
         sampler=given.sampler,
         scheduler=given.scheduler,
-        against=given.against,
+        objective=given.against,
         seed=given.search_seed,
-        validation=given.validation,
+        validation_share=given.validation,
     )
 
 

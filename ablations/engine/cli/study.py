@@ -15,10 +15,11 @@ if signals.is_imported_by_program():  # before the imports that take most of a s
 from ablations.engine.cli import options
 from ablations.engine.cluster import local_service
 from ablations.engine.environment import crash_report, paths
-from ablations.engine.environment.provenance import without_secrets
+from ablations.engine.environment.provenance import redact_secrets
 from ablations.engine.study import request
-from ablations.engine.study.expansion import draft, make_plan
-from ablations.engine.study.plan import Draft, Plan, Study
+from ablations.engine.study.definition import Study
+from ablations.engine.study.expansion import make_draft, make_plan
+from ablations.engine.study.plan import Draft, Plan
 from resnet_core.fields import ConfigError, reject
 from resnet_core.streams import accept_everything
 
@@ -31,7 +32,7 @@ def _refuse(kind: type[BaseException], error: BaseException, traceback: Tracebac
         _excepthook(kind, error, traceback)
         return
     accept_everything()
-    print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+    print(f"error: {redact_secrets(str(error))}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -40,7 +41,7 @@ sys.excepthook = _refuse
 
 def _drafted(study: Study, chosen: request.Options) -> Draft:
     if not chosen.search:
-        return draft(study, chosen.request)
+        return make_draft(study, chosen.request)
     from ablations.engine.search.plan import draft_search
 
     return draft_search(study, chosen.request, chosen.search)[0]
@@ -84,4 +85,4 @@ def main(study: Study) -> NoReturn:
             return rebuild_report(drafted, chosen)
         return _act(study, chosen)
 
-    signals.leave(crash_report.run(work, INTERRUPTED))
+    signals.exit_ignoring_first_signal(crash_report.run_program(work, INTERRUPTED))

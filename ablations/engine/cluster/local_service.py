@@ -20,13 +20,13 @@ from pathlib import Path
 import psutil
 
 from ablations.engine.environment import paths, private_files, relocation
+from ablations.engine.environment.network import accepts_connections
 from ablations.engine.scheduling.ray_internals.cluster import LOOPBACK_VARIABLE
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180.0
-CONNECT_SECONDS = 2.0
 STOP_SECONDS = 15.0
 CLUSTER = "RESNET_ABLATIONS_RAY"
 """Environment variable of everything that the service starts, submitted jobs among it: the address of its Ray."""
@@ -95,7 +95,7 @@ def up(ports: Ports) -> None:
     paths.protect_home()
     private_files.protect_token(create=mode == "token")
     if (database := paths.home() / "mlflow.db").exists():
-        relocation.follow(database)
+        relocation.update_artifact_addresses(database)
     (paths.home() / "logs").mkdir(exist_ok=True)
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
@@ -114,7 +114,7 @@ def up(ports: Ports) -> None:
     # Of a study that is asked to stop, Ray would end the driver after 3 s, before its records are in MLflow.
     patience = {"RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "30")}
     environment = {**os.environ, **settings, **quiet, **patience, CLUSTER: f"{LOOPBACK}:{ports.ray}", "PATH": search}
-    folder, lock = private_files.ray_folder()
+    folder, lock = private_files.make_ray_folder()
     commands = {"mlflow": _mlflow_command(ports, password=mode == "token"), "ray": _ray_command(ports, folder)}
     processes: list[Started] = []
     try:
@@ -152,25 +152,16 @@ def adopt() -> None:
         for name, value in state.environment().items():
             os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:
-        note = private_files.cluster_here()
-        if note and _listens(note):
+        note = private_files.local_cluster_address()
+        if note and accepts_connections(note):
             os.environ["RAY_ADDRESS"] = note
-            if private_files.token():  # Ray does the same for a cluster that it finds by itself
+            if private_files.ray_token():  # Ray does the same for a cluster that it finds by itself
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
             os.environ["RAY_ADDRESS"] = "local"
     if os.environ["RAY_ADDRESS"] == "local":
         # Such a Ray is on loopback as well. Ray reads this as it is imported.
         os.environ.setdefault(LOOPBACK_VARIABLE, "0")
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def down() -> bool:
@@ -188,15 +179,15 @@ def down() -> bool:
         if not family:
             break
     _state_file().unlink(missing_ok=True)
-    private_files.sweep()
+    private_files.remove_unused_ray_folders()
     return bool(alive)
 
 
 def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
     if password:
         return [sys.executable, "-m", "ablations.engine", "mlflow", "--host", LOOPBACK, "--port", str(ports.mlflow)]
-    store = paths.database_uri(paths.home() / "mlflow.db")
-    artifacts = paths.shared("artifacts")
+    store = paths.sqlite_uri(paths.home() / "mlflow.db")
+    artifacts = paths.shared_folder("artifacts")
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
     options = ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablations.engine.environment import paths, validation
+from ablations.engine.tracking import mlflow_internals
 from resnet_core.fields import reject
 
 HELP = "run MLflow's server, behind a password, as clusters do"
@@ -62,7 +63,7 @@ def _command(host: str, port: int, allowed_hosts: Sequence[str]) -> list[str]:
             " ".join(allowed_hosts),
             "any page in a browser could then ask in its user's name; list the names in use",
         )
-    artifacts = paths.shared("artifacts")
+    artifacts = paths.shared_folder("artifacts")
     validation.check_address(STORAGE, artifacts)
     if "://" not in artifacts:
         artifacts = Path(artifacts).as_uri()
@@ -86,7 +87,7 @@ def _environment() -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = _database()
     # The users are beside the runs where the database is a server's, which may be kept on another machine.
-    users = paths.database_uri(folder / "users.db") if database.startswith("sqlite") else database
+    users = paths.sqlite_uri(folder / "users.db") if database.startswith("sqlite") else database
     settings = {
         "database_uri": users,
         "admin_username": ADMIN,
@@ -109,7 +110,7 @@ def _environment() -> dict[str, str]:
 
 def _database() -> str:
     """Address of the database, which has no password in it. Raises ConfigError if it has, or if a server does not answer."""
-    uri = os.environ.get(DATABASE) or paths.database_uri(paths.home() / "mlflow.db")
+    uri = os.environ.get(DATABASE) or paths.sqlite_uri(paths.home() / "mlflow.db")
     if uri.startswith("sqlite:////"):
         return uri
     if not uri.startswith("postgresql://"):
@@ -147,12 +148,11 @@ def _password(file: Path, users: str, configuration: Path) -> str:
     # MLflow itself only sets the first password of an administrator.
     password = password or secrets.token_urlsafe(32)
     if _has_users(users):
-        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # read as it is imported
-        from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
-
-        store = SqlAlchemyStore()
-        store.init_db(users)
-        store.update_user(ADMIN, password=password)
+        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # MLflow reads it when it is imported
+        if not mlflow_internals.set_user_password(users, ADMIN, password):
+            if before is None:
+                raise reject(PASSWORD, "…", f"the password of {ADMIN} cannot be changed; restore {file}, which was deleted")
+            return before
     _write_privately(file, password)
     return password
 

@@ -18,7 +18,7 @@ ACCEPTED_STORAGE = "accepted: a folder, file:///FOLDER, s3://BUCKET/FOLDER, gs:/
 def home() -> Path:
     """Local state: MLflow's database, decoded data. `RESNET_ABLATIONS_HOME`, else the user's data folder."""
     name = "RESNET_ABLATIONS_HOME"
-    return absolute(name, os.environ.get(name) or platformdirs.user_data_dir("resnet-ablations"))
+    return absolute_path(name, os.environ.get(name) or platformdirs.user_data_dir("resnet-ablations"))
 
 
 def protect_home() -> None:
@@ -50,7 +50,7 @@ def _holds_user_home(folder: Path) -> bool:
         return False
 
 
-def absolute(field: str, folder: str) -> Path:
+def absolute_path(field: str, folder: str) -> Path:
     """Where a folder is, from the root; raises ConfigError for `~` of somebody who has none, or without a current folder."""
     try:
         return Path(folder).expanduser().absolute()
@@ -58,7 +58,7 @@ def absolute(field: str, folder: str) -> Path:
         raise reject(field, folder, f"accepted: a folder from the root, or with ~ of a user who has one ({error})") from error
 
 
-def storage(option: str, address: str) -> str:
+def storage_address(option: str, address: str) -> str:
     """Return where checkpoints go: a folder from the root, or an address as it is.
 
     Raises:
@@ -66,7 +66,7 @@ def storage(option: str, address: str) -> str:
     """
     scheme, mark, rest = address.partition("://")
     if not mark:
-        return str(absolute(option, address))
+        return str(absolute_path(option, address))
     if scheme not in (*STORES, "file"):
         raise reject(option, address, f"{scheme}:// is no storage; {ACCEPTED_STORAGE}")
     if scheme == "file" and not rest.startswith("/"):
@@ -80,24 +80,24 @@ def data_cache() -> Path:
     return home() / "data"
 
 
-def shared(folder: str) -> str:
+def shared_folder(folder: str) -> str:
     """A folder in the storage that a cluster's nodes share, `RESNET_ABLATIONS_STORAGE`; where that is not set, in `home`."""
     storage = os.environ.get("RESNET_ABLATIONS_STORAGE") or str(home())
     if "://" not in storage:
-        return f"{str(absolute('RESNET_ABLATIONS_STORAGE', storage)).rstrip('/')}/{folder}"
+        return f"{str(absolute_path('RESNET_ABLATIONS_STORAGE', storage)).rstrip('/')}/{folder}"
     address, mark, options = storage.partition("?")
     return f"{address.rstrip('/')}/{folder}{mark}{options}"
 
 
 def default_storage() -> str:
     """Where checkpoints go."""
-    return shared("checkpoints")
+    return shared_folder("checkpoints")
 
 
-def database_uri(path: Path) -> str:
+def sqlite_uri(path: Path) -> str:
     """Return the address of an SQLite database: SQLAlchemy decodes `%`, and options begin at `?`."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def default_tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(home() / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home() / "mlflow.db")

@@ -22,7 +22,7 @@ RAY_SUFFIX_BYTES = len(f"/{PREFIX}12345678/r/session_2026-11-27_14-19-28_688167_
 """What Ray and this module append to a folder: the longest path of a socket. A process ID has at most 7 digits."""
 
 
-def token() -> str | None:
+def ray_token() -> str | None:
     """Return the token that this process shows to Ray, from where Ray looks for it; None if there is none."""
     if text := os.environ.get("RAY_AUTH_TOKEN"):
         return text.strip()
@@ -74,7 +74,7 @@ def _tighten_token(path: Path) -> None:
         print(f"{say}for a new token, delete it before Ray starts again.", file=sys.stderr)
 
 
-def ray_folder() -> tuple[Path, int]:
+def make_ray_folder() -> tuple[Path, int]:
     """Make a private folder for Ray's temporary files.
 
     A folder of its own for each start needs no fixed name, which another user could take first. It is in `RAY_TMPDIR`, `TMPDIR` or
@@ -88,7 +88,7 @@ def ray_folder() -> tuple[Path, int]:
         ConfigError: there is no place for it.
     """
     base = _base()
-    sweep()
+    remove_unused_ray_folders()
     try:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))  # mode 0700
@@ -101,7 +101,7 @@ def ray_folder() -> tuple[Path, int]:
         raise reject("RAY_TMPDIR", str(base), f"Ray's temporary folder cannot be made there ({error})") from error
 
 
-def sweep() -> None:
+def remove_unused_ray_folders() -> None:
     """Remove the folders that `ray_folder` made for this user and that no process uses any more."""
     for folder in _base().glob(f"{PREFIX}????????"):
         with suppress(OSError):  # of another user, or one that is being made or removed at this moment
@@ -142,7 +142,7 @@ def _others_may_rename(folder: Path) -> bool:
     return bool(open_to_others) or found.st_uid not in (0, os.geteuid())
 
 
-def cluster_here() -> str | None:
+def local_cluster_address() -> str | None:
     """Return the address that `ray start` noted on this machine, if this user or root started it; None otherwise.
 
     Every user may write to Ray's folder, and a driver runs what the cluster sends it, so another user's note is not followed.

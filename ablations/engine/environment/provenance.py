@@ -25,16 +25,16 @@ SECRET = re.compile(
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL)
 ARCHIVED = "$Format:%H$"
 """The commit, in an archive that git made: there, `export-subst` in .gitattributes fills it in."""
-MAX_DIFF = 100_000
+MAX_DIFF_CHARACTERS = 100_000
 """Characters of local changes that are kept."""
-MAX_NAMED = 1000
+MAX_CHANGED_CHARACTERS = 1000
 """Characters of the list of changed files, at most."""
 CODE = ("..", "../../../resnet_core")
 """Folders of the code that trains, seen from this one. Studies, tests and documents are not part of it."""
 UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
 
 
-def origin() -> dict[str, str]:
+def submission_origin() -> dict[str, str]:
     """Where this process comes from, by name."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
@@ -61,7 +61,7 @@ def git_state() -> dict[str, str]:
     commit, changed = _git("rev-parse", "HEAD"), _changed_code()
     if commit is None or changed is None:
         return {"git.commit": commit or "unknown", "git.dirty": "unknown", **of_upload}
-    where = {"git.changed": printable(", ".join(changed))[:MAX_NAMED]} if changed else {}
+    where = {"git.changed": printable(", ".join(changed))[:MAX_CHANGED_CHARACTERS]} if changed else {}
     return {"git.commit": commit, "git.dirty": str(bool(changed)).lower(), **where, **of_upload}
 
 
@@ -90,16 +90,16 @@ def _local_changes() -> str:
         with suppress(OSError):
             lines = (top / name).read_text(encoding="utf-8", errors="replace").splitlines()
             changes += "\n" + "\n".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}", lineterm=""))
-    changes = PRIVATE_KEY.sub("…", changes[:MAX_DIFF])
-    return "\n".join(map(without_secrets, changes.splitlines()))
+    changes = PRIVATE_KEY.sub("…", changes[:MAX_DIFF_CHARACTERS])
+    return "\n".join(map(redact_secrets, changes.splitlines()))
 
 
-def without_secrets(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """One printable line, without the passwords of addresses and the rest of it after what is named like a secret."""
     return SECRET.sub(r"\1…", printable(text))
 
 
-def again() -> str:
+def resubmit_command() -> str:
     """What submits this study again: what is done is not trained again, whatever this submission was told."""
     words = [word for word in sys.argv if word not in ("--fresh", "--report")]
     if not submission_id():
@@ -108,7 +108,7 @@ def again() -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    return shlex.join(["python", *map(without_secrets, words)])
+    return shlex.join(["python", *map(redact_secrets, words)])
 
 
 def _upload() -> str:
@@ -137,7 +137,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def machine() -> str:
+def machine_id() -> str:
     """Where a process is found by its number: a name alone may be that of two machines, or of two containers of one."""
     known = [socket.gethostname()]
     with suppress(OSError):  # Linux tells; elsewhere the name has to do

@@ -13,7 +13,7 @@ from pyarrow import ArrowException, fs
 
 from resnet_core.fields import ConfigError, reject
 
-ANSWER_TIMEOUT_SECONDS = 12
+CHECK_TIMEOUT_SECONDS = 12
 """How long a check waits for an object store, in seconds."""
 CHECK_RETRY_SECONDS = 5
 """How long a check lets Google's library retry, in seconds. Its last error then comes before the timeout."""
@@ -36,14 +36,14 @@ def open_storage(storage: str, retry_seconds: int = RETRY_SECONDS) -> tuple[fs.F
     return files, path.rstrip("/"), f"{storage.partition('://')[0]}://{path}"
 
 
-def shown(storage: str) -> str:
+def without_credentials(storage: str) -> str:
     """Return a name for a storage without keys that its address may hold."""
     address = storage.partition("?")[0]
     scheme, mark, rest = address.rpartition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
-def check_there(storage: str) -> None:
+def check_still_exists(storage: str) -> None:
     """Raise OSError where the folder that `make_storage` made is gone. Whoever made it again would fill another disk."""
     files, path, name = open_storage(storage)
     if isinstance(files, fs.LocalFileSystem) and not Path(path).is_dir():
@@ -84,10 +84,10 @@ def make_folder(path: Path) -> None:
         if not path.is_dir():
             raise
     else:
-        share(path)
+        apply_group_permissions(path)
 
 
-def share(path: Path) -> None:
+def apply_group_permissions(path: Path) -> None:
     """Give the group of a shared folder the same rights to what was made in it, whatever this process's umask.
 
     A folder is shared if it has the setgid bit: what is made in it belongs to its group.
@@ -99,7 +99,7 @@ def share(path: Path) -> None:
             path.chmod(stat.S_IMODE(made) | group)
 
 
-def answer(seconds: int) -> None:
+def print_store_error(seconds: int) -> None:
     """Print why the store whose address is on stdin cannot be used, or nothing; the main function of `_why_not_remote`'s process.
 
     pyarrow's calls hear no signal and cannot be canceled, so the kernel ends this process when it takes too long.
@@ -119,10 +119,14 @@ def _why_not_remote(storage: str) -> str:
     """Return why an object store cannot be used, after `ANSWER_TIMEOUT_SECONDS` at most; empty if it can."""
     # The code of a Ray job is where Ray unpacked it.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONUTF8": "1"}
-    command = [sys.executable, "-c", f"from ablations.engine.environment.storage import answer; answer({ANSWER_TIMEOUT_SECONDS})"]
+    command = [
+        sys.executable,
+        "-c",
+        f"from ablations.engine.environment.storage import print_store_error; print_store_error({CHECK_TIMEOUT_SECONDS})",
+    ]
     asked = subprocess.run(command, input=storage, env=environment, capture_output=True, encoding="utf-8", check=False)  # noqa: S603
     if asked.returncode == -signal.SIGALRM:
-        return f"no answer within {ANSWER_TIMEOUT_SECONDS} s"
+        return f"no answer within {CHECK_TIMEOUT_SECONDS} s"
     if asked.returncode:
         return asked.stderr.strip().rpartition("\n")[2] or f"the process that asked ended with {asked.returncode}"
     return asked.stdout.strip()
@@ -142,8 +146,8 @@ def _is_local(storage: str) -> bool:
 
 
 def _refused(storage: str, reason: str) -> ConfigError:
-    # The text of an error may repeat the address.
-    return reject("--storage", shown(storage), f"cannot be used ({reason.replace(storage, shown(storage))})")
+    name = without_credentials(storage)
+    return reject("--storage", name, f"cannot be used ({reason.replace(storage, name)})")  # an error may repeat the address
 
 
 def _first_line(error: Exception) -> str:

@@ -11,8 +11,8 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.environment import signals
 from ablations.engine.report import mlflow_page
-from ablations.engine.report.mlflow_page import REPORT
-from ablations.engine.tracking.tracker import REPORT_TAG, WHOLE
+from ablations.engine.report.mlflow_page import REPORT_PATH
+from ablations.engine.tracking.study_run import REPORT_TAG, WHOLE
 
 
 def publish(
@@ -41,7 +41,7 @@ def publish(
             client.log_artifact(run_id, str(file), None if below == "." else below)
     if not part:
         permit()
-        mlflow_page.describe(client, run_id, evidence, findings)
+        mlflow_page.write_overview(client, run_id, evidence, findings)
         permit()
         client.set_tag(run_id, REPORT_TAG, running or WHOLE)
 
@@ -64,7 +64,7 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str 
             figures.save(figure, (folder / "figures" / name).with_suffix(suffix))
         caption = figures.caption(name, evidence, findings)
         svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        pictures.append(html.Picture(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))
+        pictures.append(html.ReportFigure(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))
     made = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
     for suffix, table in made.items():
         (folder / f"table.{suffix}").write_text(table(findings), encoding="utf-8")
@@ -72,13 +72,13 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str 
         evidence,
         findings,
         pictures,
-        published=paper_comparison.against_paper(evidence, findings),
+        published=paper_comparison.compare_with_published(evidence, findings),
         written_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         running=running,
     )
-    (folder / REPORT).write_text(page, encoding="utf-8")
+    (folder / REPORT_PATH).write_text(page, encoding="utf-8")
     if evidence.design.search:
         from ablations.engine.report import optuna_journal
 
         (folder / "search").mkdir()
-        optuna_journal.export(evidence, folder / "search" / optuna_journal.FILE)
+        optuna_journal.export(evidence, folder / "search" / optuna_journal.FILE_NAME)

@@ -15,31 +15,31 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ablations.engine.analysis import number_format
-from ablations.engine.analysis.evidence import CONDITIONS, Evidence
+from ablations.engine.analysis.evidence import CONDITION_COLUMNS, Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
-from ablations.engine.analysis.trial_table import configuration, extent
+from ablations.engine.analysis.trial_table import format_configuration, format_range
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from resnet_core.fields import printable
 
 if TYPE_CHECKING:
     from ablations.engine.report.paper_comparison import PaperRow
 
-VERDICTS = {"matters": "●", "may matter": "◐", "no effect shown": "○", "cannot be said yet": "?"}
+VERDICT_SYMBOLS = {"matters": "●", "may matter": "◐", "no effect shown": "○", "cannot be said yet": "?"}
 RANKINGS = {"survives": "●", "reverses": "●", "changes": "◐", "no change shown": "○", "no order shown": "○"}
-RANKINGS["cannot be said yet"] = VERDICTS["cannot be said yet"]
+RANKINGS["cannot be said yet"] = VERDICT_SYMBOLS["cannot be said yet"]
 """How sure an answer is, to be seen without colour; and that about the order of variants."""
-INKS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
+THEME_COLORS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
 """Colours of figures that follow the page's theme."""
-MAX_NOTE = 300
+MAX_NOTE_CHARACTERS = 300
 """Characters in the table of results; the list of runs has all."""
-SECTIONS = {"model": "network", "data": "data", "optim": "training"}
+CONFIGURATION_SECTIONS = {"model": "network", "data": "data", "optim": "training"}
 """Parts of a run's configuration; fields outside of them say how it is executed."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """A figure with what is said of it."""
 
     name: str
@@ -55,7 +55,7 @@ class Picture:
 def render(
     evidence: Evidence,
     findings: Findings,
-    figures: Sequence[Picture],
+    figures: Sequence[ReportFigure],
     *,
     published: Sequence["PaperRow"],
     written_at: str,
@@ -70,28 +70,28 @@ def render(
     """
     made = {"csv": tables.csv(findings), "md": tables.markdown(findings), "tex": tables.latex(findings)}
     return (
-        _environment()
+        _template_environment()
         .get_template("report.html.j2")
         .render(
             design=evidence.design,
             findings=findings,
-            rows=_rows(findings),
+            rows=_result_rows(findings),
             figures=figures,
             published=published,
             written_at=written_at,
             running=running,
-            shared=_shared(evidence.design),
-            varied=_varied(evidence.design),
-            conditions=_conditions(evidence),
+            shared=_shared_settings(evidence.design),
+            varied=_varied_settings(evidence.design),
+            conditions=_condition_counts(evidence),
             runs=evidence.runs.to_dict("records"),
-            downloads={f"{evidence.design.study}.{suffix}": _address(text) for suffix, text in made.items()},
-            verdicts=VERDICTS | RANKINGS,
-            defaults=_defaults(evidence.design),
+            downloads={f"{evidence.design.study}.{suffix}": _data_url(text) for suffix, text in made.items()},
+            verdicts=VERDICT_SYMBOLS | RANKINGS,
+            defaults=_searched_defaults(evidence.design),
         )
     )
 
 
-def _environment() -> Environment:
+def _template_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -108,12 +108,20 @@ def _environment() -> Environment:
         number_format.interval,
         number_format.signed_interval,
     )
-    environment.filters |= {function.__name__: function for function in (*written, number_format.probability, tables.of_planned)}
-    environment.filters |= {"inline": inline, "value": _value, "lines": _lines, "extent": extent, "configuration": configuration}
+    environment.filters |= {
+        function.__name__: function for function in (*written, number_format.p_value, tables.completed_of_planned)
+    }
+    environment.filters |= {
+        "inline_svg": inline_svg,
+        "sort_key": _sort_key,
+        "multiline": _multiline,
+        "format_range": format_range,
+        "format_configuration": format_configuration,
+    }
     return environment
 
 
-def inline(picture: Picture) -> Markup:
+def inline_svg(picture: ReportFigure) -> Markup:
     """A figure as part of a page: said in words too, in the page's colours, every name in it its own."""
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", picture.svg[picture.svg.index("<svg") :], flags=re.DOTALL)
     opening, drawing = svg.split(">", 1)
@@ -123,7 +131,7 @@ def inline(picture: Picture) -> Markup:
     drawing = re.sub(r'(href="|url\()#', rf"\1#{name}-", drawing)
     drawing = re.sub(r"(<style[^>]*>)\s*\*", rf"\1#{name} *", drawing)
     drawing = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)  # finer than any screen
-    for colour, variable in INKS.items():
+    for colour, variable in THEME_COLORS.items():
         drawing = re.sub(colour, variable, drawing, flags=re.IGNORECASE)
     shape = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', opening)
     assert shape, "a figure of matplotlib has its size"
@@ -131,72 +139,72 @@ def inline(picture: Picture) -> Markup:
     return head + Markup(f"{shape[0]}>{drawing}")  # noqa: S704 - drawn by this project, from text that matplotlib escapes
 
 
-def _rows(findings: Findings) -> list[dict[str, Any]]:
+def _result_rows(findings: Findings) -> list[dict[str, Any]]:
     """Cells with their comparisons, for the table of results."""
-    by_cell = tables.compared(findings)
+    by_cell = tables.comparisons_by_cell(findings)
     baselines = {comparison.baseline for comparison in findings.comparisons}
     rows = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
-        note = tables.note(cell, comparison)
-        if len(note) > MAX_NOTE:
-            note = f"{note[:MAX_NOTE]} …"
+        note = tables.cell_note(cell, comparison)
+        if len(note) > MAX_NOTE_CHARACTERS:
+            note = f"{note[:MAX_NOTE_CHARACTERS]} …"
         difference = comparison.difference if comparison else Estimate(n=0)
         rows.append({"cell": cell, "difference": difference, "baseline": cell.label in baselines, "note": note})
     return rows
 
 
-def _shared(design: Design) -> dict[str, list[tuple[str, str]]]:
+def _shared_settings(design: Design) -> dict[str, list[tuple[str, str]]]:
     """Fields in which all cells agree, by what they are about."""
     first = design.cells[0].spec
     sections: dict[str, list[tuple[str, str]]] = {}
     for name, value in first.items():
         if all(cell.spec.get(name) == value for cell in design.cells):
             prefix, _, rest = name.rpartition(".")
-            sections.setdefault(SECTIONS.get(prefix, "execution"), []).append((rest, _setting(value)))
+            sections.setdefault(CONFIGURATION_SECTIONS.get(prefix, "execution"), []).append((rest, _setting_text(value)))
     return sections
 
 
-def _varied(design: Design) -> list[tuple[str, list[str]]]:
+def _varied_settings(design: Design) -> list[tuple[str, list[str]]]:
     """Fields in which cells differ, with their values: factors, and what follows from them."""
     names = dict.fromkeys(name for cell in design.cells for name in cell.spec)
-    values = {name: list(dict.fromkeys(_setting(cell.spec.get(name)) for cell in design.cells)) for name in names}
+    values = {name: list(dict.fromkeys(_setting_text(cell.spec.get(name)) for cell in design.cells)) for name in names}
     return [(name, different) for name, different in values.items() if len(different) > 1]
 
 
-def _defaults(design: Design) -> dict[str, list[str]]:
+def _searched_defaults(design: Design) -> dict[str, list[str]]:
     """Of the fields that are searched, the values that cells have without a search."""
     if not design.search:
         return {}
     cells = design.search.cells
-    return {field: list(dict.fromkeys(_setting(cell.spec.get(field)) for cell in cells)) for field in design.search.fields}
+    return {field: list(dict.fromkeys(_setting_text(cell.spec.get(field)) for cell in cells)) for field in design.search.fields}
 
 
-def _setting(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_setting, value)) or "none"
-    return "none" if value is None else shown(value)
+        return ", ".join(map(_setting_text, value)) or "none"
+    return "none" if value is None else format_level(value)
 
 
-def _conditions(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:
+def _condition_counts(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:
     """Under what runs were trained: values of each condition, and of how many runs."""
     conditions = []
-    for name in CONDITIONS:
+    for name in CONDITION_COLUMNS:
         counts = Counter(str(value) for value in evidence.runs[name].fillna(""))
         conditions.append((name, {value: count for value, count in counts.most_common() if value}))
     return conditions
 
 
-def _address(text: str) -> str:
+def _data_url(text: str) -> str:
     """A file within the page."""
     return f"data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _value(number: float | None) -> str:
+def _sort_key(number: float | None) -> str:
     """Every digit, for sorting; empty where there is none."""
     return "" if number is None or number != number else repr(float(number))
 
 
-def _lines(text: str) -> Markup:
+def _multiline(text: str) -> Markup:
     """Text of several lines."""
     return Markup("\n").join(printable(line) for line in text.split("\n"))

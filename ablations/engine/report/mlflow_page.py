@@ -1,7 +1,6 @@
 """What MLflow's own pages say of a study: metrics and description of its run, and a view of its experiment that compares cells."""
 
 import hashlib
-import json
 import re
 import time
 
@@ -14,18 +13,19 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
+from ablations.engine.tracking import mlflow_internals
 
 MAX_METRICS_PER_REQUEST = 1000
-REPORT = "report/report.html"
-MAX_SHOWN = 100
+REPORT_PATH = "report/report.html"
+MAX_RUNS_IN_FILTER = 100
 """Runs of a view that are named one by one: their names go into a tag."""
-MAX_METRIC_LABEL = 200
+MAX_METRIC_LABEL_CHARACTERS = 200
 """Characters of a cell's label in a metric's name: of a longer one the end is replaced by its hash."""
-TABLE_ROWS = 60
+MAX_TABLE_ROWS = 60
 """Of a description's table, at most: the report has all."""
 
 
-def describe(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
+def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
     """Writes metrics per cell, and the answer as the description of the study's run and of its experiment."""
     design = evidence.design
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -33,14 +33,16 @@ def describe(client: MlflowClient, run_id: str, evidence: Evidence, findings: Fi
     metrics = [Metric(name, value, now, 0) for name, value in cell_metrics(findings).items()]
     for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
-    state = view(evidence, run_id)
-    here = len(client.search_runs([experiment_id], str(state["searchFilter"]), max_results=MAX_SHOWN))
+    shown = view_filter(evidence, run_id)
+    view = view_tag(evidence, run_id)
+    here = len(client.search_runs([experiment_id], shown, max_results=MAX_RUNS_IN_FILTER)) if view else 0
     text = description(design, findings, experiment_id, run_id, charted=here)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(state))
+    for name, value in (view or {}).items():
+        client.set_experiment_tag(experiment_id, name, value)
 
 
 def cell_metrics(findings: Findings) -> dict[str, float]:
@@ -48,20 +50,20 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
     metrics: dict[str, float | None] = {}
     for cell in findings.cells:
         values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
-        metrics |= {f"{findings.scored_on}_error_{name}/{_metric(cell.label)}": value for name, value in values.items()}
+        metrics |= {f"{findings.scored_on}_error_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()}
     for comparison in findings.comparisons:
         difference = comparison.difference
-        values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.corrected}
-        metrics |= {f"difference_{name}/{_metric(comparison.cell)}": value for name, value in values.items()}
+        values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.p_adjusted}
+        metrics |= {f"difference_{name}/{_metric_suffix(comparison.cell)}": value for name, value in values.items()}
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def _metric(label: str) -> str:
+def _metric_suffix(label: str) -> str:
     """MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell, and 250 characters in all."""
     name = re.sub(r"[^\w\-. ]", "", re.sub("[=,]", " ", label))
-    if len(name) <= MAX_METRIC_LABEL:
+    if len(name) <= MAX_METRIC_LABEL_CHARACTERS:
         return name
-    return f"{name[: MAX_METRIC_LABEL - 9]} {hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return f"{name[: MAX_METRIC_LABEL_CHARACTERS - 9]} {hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def description(design: Design, findings: Findings, experiment_id: str, run_id: str, *, charted: int) -> str:
@@ -70,53 +72,44 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     Args:
         charted: how many runs that view has. Those that another study trained are in its experiment.
     """
-    report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
-    lines = [f"**{tables.in_markdown(design.question)}**", ""]
+    report = mlflow_internals.artifact_page(experiment_id, run_id, REPORT_PATH)
+    lines = [f"**{tables.escape_markdown(design.question)}**", ""]
     if findings.search and findings.search.ranking:
-        lines.append(f"- {tables.in_markdown(findings.search.ranking.text)}")
-    lines += [f"- {tables.in_markdown(answer.text)}" for answer in findings.answers]
-    lines += [f"- ⚠ {tables.in_markdown(flag)}" for flag in findings.flags]
-    charts = f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"
+        lines.append(f"- {tables.escape_markdown(findings.search.ranking.text)}")
+    lines += [f"- {tables.escape_markdown(answer.text)}" for answer in findings.answers]
+    lines += [f"- ⚠ {tables.escape_markdown(flag)}" for flag in findings.flags]
+    charts = mlflow_internals.shared_view_page(experiment_id, run_id)
     completed = sum(cell.error.n for cell in findings.cells)
     some = f" ({charted} of {completed} runs; the others are in the experiments of the studies that trained them)"
     lines += ["", f"[Report]({report})" + (f" · [charts of cells]({charts})" + some * (charted < completed) if charted else "")]
     lines += ["", f"| cell | {findings.scored_on} error % | n |", "| --- | ---: | ---: |"]
-    for cell in findings.cells[:TABLE_ROWS]:
-        lines.append(f"| {tables.in_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.of_planned(cell)} |")
+    for cell in findings.cells[:MAX_TABLE_ROWS]:
+        lines.append(
+            f"| {tables.escape_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.completed_of_planned(cell)} |"
+        )
     return "\n".join(lines)
 
 
-def view(evidence: Evidence, run_id: str) -> dict[str, object]:
-    """State of MLflow's runs page: the study's runs by cell, columns that matter, charts of the mean over each cell's seeds.
-
-    It is the page's own format, of MLflow 3.17, stored as when somebody there shares a view.
-    """
-    scored_on, runs = evidence.design.scored_on, evidence.runs
+def view_filter(evidence: Evidence, run_id: str) -> str:
+    """Return the MLflow filter of the study's completed runs, for the view that compares cells."""
+    runs = evidence.runs
     ids = runs["run_id"][runs["outcome"] == "completed"]
-    children = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
-    named = ", ".join(f"'{each}'" for each in ids)
-    scored = f"{scored_on}/error"
-    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{scored_on}/loss")]
-    charts += [_chart("bar", scored), _chart("bar", "train_seconds"), _chart("bar", "parameters")]
+    if 0 < len(ids) <= MAX_RUNS_IN_FILTER:
+        return "attributes.run_id IN ({})".format(", ".join(f"'{each}'" for each in ids))
+    return f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
+
+
+def view_tag(evidence: Evidence, run_id: str) -> dict[str, str] | None:
+    """Return the experiment tag of a view that averages each cell's runs over its seeds; None if this MLflow has no such views."""
+    scored = f"{evidence.design.scored_on}/error"
     columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
     columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
-    return {
-        "searchFilter": f"attributes.run_id IN ({named})" if 0 < len(ids) <= MAX_SHOWN else children,
-        "orderByKey": "tags.`cell`",
-        "orderByAsc": True,
-        "selectedColumns": columns,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "cell"}]},
-        "runsHiddenMode": "SHOW_ALL",
-        "useGroupedValuesInCharts": True,
-        "compareRunCharts": charts,
-        "compareRunSections": [{"uuid": "study", "name": "Cells", "display": True, "isReordered": True}],
-    }
-
-
-def _chart(kind: str, metric: str) -> dict[str, object]:
-    chart: dict[str, object] = {"uuid": f"{kind}-{metric}", "type": kind.upper(), "metricKey": metric}
-    chart |= {"metricSectionId": "study", "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
-    if kind == "line":
-        chart |= {"selectedMetricKeys": [metric], "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear"}
-        chart |= {"lineSmoothness": 0, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "range": {}}
-    return chart
+    return mlflow_internals.shared_view_tag(
+        run_id,
+        search_filter=view_filter(evidence, run_id),
+        columns=columns,
+        group_by_tag="cell",
+        title="Cells",
+        lines=[scored, "train/error", f"{evidence.design.scored_on}/loss"],
+        bars=[scored, "train_seconds", "parameters"],
+    )

@@ -13,27 +13,27 @@ from optuna.study import StudyDirection
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.optuna_trials import frozen_trials
-from ablations.engine.analysis.trial_table import search_of
+from ablations.engine.analysis.trial_table import search_design
 
 logging.set_verbosity(logging.WARNING)  # else it tells of every study that is made
 
-FILE = "optuna.journal"
+FILE_NAME = "optuna.journal"
 
 
 def export(evidence: Evidence, path: Path) -> None:
     """Writes the trials that have ended, a study for each cell of the search: `<study> <label>`."""
-    search = search_of(evidence)
-    logs = _Lines()
+    search = search_design(evidence)
+    logs = _MemoryBackend()
     storage = JournalStorage(logs)
     for cell in search.cells:
-        directions = [StudyDirection.MINIMIZE] * (2 if search.against else 1)
+        directions = [StudyDirection.MINIMIZE] * (2 if search.objective else 1)
         study = storage.create_new_study(directions, f"{evidence.design.study} {cell.label}".strip())
         for trial in frozen_trials(evidence, cell):
             storage.create_new_trial(study, trial)
     JournalFileBackend(str(path)).append_logs(logs.written)
 
 
-class _Lines(BaseJournalBackend):
+class _MemoryBackend(BaseJournalBackend):
     """A journal in memory: written line by line, a file is locked and synced a thousand times."""
 
     def __init__(self) -> None:

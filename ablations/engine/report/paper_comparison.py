@@ -7,26 +7,26 @@ from typing import Any
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.study.design import Design, DesignCell
-from ablations.engine.study.published_results import PAPER, TORCHVISION, Published, published
+from ablations.engine.study.published_results import PAPER, TORCHVISION, PublishedResult, published_results
 from resnet_core import PRESETS, ConfigError, OptimConfig, RunSpec
 from resnet_core.overrides import from_flat
 
-VIEWS = {"10-crop": "ten_crop", "multi-scale": "multi_scale"}
+METRIC_PREFIXES = {"10-crop": "ten_crop", "multi-scale": "multi_scale"}
 """Protocols of testing, and what our metrics call them; `one view` is the test of every epoch."""
-CIFAR_IMAGES = 50_000
+CIFAR_TRAIN_IMAGES = 50_000
 """Training images of the recipe that counts its length in steps."""
-LOOKED_AT_OTHERWISE = {
+FIELDS_COMPARED_SEPARATELY = {
     *("data.root", "data.stream", "data.decode_workers", "data.validation", "data.extra_tests"),
     *("optim.epochs", "optim.iterations", "optim.warmup_steps", "optim.warmup_error", "optim.warmup_lr"),
 }
 """Fields of data and optimiser that are not compared one by one."""
-MODEL_RECIPE = ("model.bn_momentum", "model.zero_init_residual")
+MODEL_TRAINING_FIELDS = ("model.bn_momentum", "model.zero_init_residual")
 """Fields of the network that are how it is trained, not what it is."""
-AS_THE_PAPER = {"optim.velocity": "updates", "optim.bn_statistics": "averaged", "data.normalise": "pixel"}
+PAPER_VALUES = {"optim.velocity": "updates", "optim.bn_statistics": "averaged", "data.normalise": "pixel"}
 """The paper's own values where presets have PyTorch's: neither is a difference."""
-WARMED_UP_FROM = 110
+MIN_WARMUP_DEPTH_LAYERS = 110
 """Layers from which on the paper warms up, for about 400 of 64,000 steps (section 4.2). Here, none passes too."""
-WORDS = {"optim.lr": "learning rate", "optim.global_batch_size": "batch size", "data.train_examples": "training images"}
+FIELD_LABELS = {"optim.lr": "learning rate", "optim.global_batch_size": "batch size", "data.train_examples": "training images"}
 """What fields are called in print; the others by their own names."""
 PLATEAUS = "learning rate divided at set epochs, not at plateaus"
 RANDOM_CROPS = "crops of one shape, not of random shapes and sizes"
@@ -60,7 +60,7 @@ class PaperRow:
         return not self.differs
 
 
-def against_paper(evidence: Evidence, findings: Findings) -> tuple[PaperRow, ...]:
+def compare_with_published(evidence: Evidence, findings: Findings) -> tuple[PaperRow, ...]:
     """Published results of the study's networks on its data, cell by cell, the paper first; nothing for most studies.
 
     Cells without completed runs have none, and neither have those that other code of this project trained with other fields.
@@ -68,29 +68,29 @@ def against_paper(evidence: Evidence, findings: Findings) -> tuple[PaperRow, ...
     found = {cell.label: cell.error for cell in findings.cells}
     rows = []
     for cell in evidence.design.cells:
-        spec = _spec(cell)
+        spec = _run_spec(cell)
         if spec is not None and found[cell.label].n:
-            entries = published(spec.model, evidence.design.dataset)
+            entries = published_results(spec.model, evidence.design.dataset)
             rows += [_row(evidence, cell, spec, found[cell.label], entry) for entry in entries if entry.error is not None]
     return tuple(rows)
 
 
-def _spec(cell: DesignCell) -> RunSpec | None:
+def _run_spec(cell: DesignCell) -> RunSpec | None:
     try:
         return from_flat(cell.spec)
     except ConfigError:
         return None
 
 
-def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: Published) -> PaperRow:
+def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: PublishedResult) -> PaperRow:
     assert entry.error is not None, "against_paper leaves out the others"
-    viewed = _viewed(evidence, cell, entry.protocol)
-    differs = [*_tested(evidence.design), *_trained(spec, entry, cell.train_images)]
+    viewed = _multi_view_error(evidence, cell, entry.protocol)
+    differs = [*_testing_differences(evidence.design), *_training_differences(spec, entry, cell.train_images)]
     if viewed is None and entry.protocol != "one view":
         differs.insert(0, f"one view, not {entry.protocol}")
     ours = viewed or one_view
     assert ours.mean is not None, "it has completed runs"
-    known = not entry.above or ours.mean < entry.error
+    known = not entry.is_lower_bound or ours.mean < entry.error
     return PaperRow(
         cell=cell.label,
         metric="one view" if viewed is None else entry.protocol,
@@ -98,44 +98,44 @@ def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate
         published=entry.error,
         published_std=entry.std,
         runs=entry.runs,
-        above=entry.above,
-        source=f"{entry.source}, best of five" if _is_best(entry) else entry.source,
+        above=entry.is_lower_bound,
+        source=f"{entry.source}, best of five" if _is_best_of_five(entry) else entry.source,
         difference=ours.mean - entry.error if known else None,
         differs=tuple(differs),
     )
 
 
-def _is_best(entry: Published) -> bool:
+def _is_best_of_five(entry: PublishedResult) -> bool:
     """Table 6 gives the best of five runs of 110 layers, and their mean."""
     return entry.dataset == "cifar10" and entry.depth == 110 and entry.source == f"{PAPER}, table 6" and entry.runs == 1
 
 
-def _viewed(evidence: Evidence, cell: DesignCell, protocol: str) -> Estimate | None:
+def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Estimate | None:
     """The cell's error by a protocol of several views; None where it was not measured."""
-    from ablations.engine.analysis.inference import estimates
+    from ablations.engine.analysis.inference import estimate_means
 
-    column = f"{evidence.design.scored_on}/{VIEWS.get(protocol)}_error"
+    column = f"{evidence.design.scored_on}/{METRIC_PREFIXES.get(protocol)}_error"
     if column not in evidence.runs:
         return None
     runs = evidence.runs[(evidence.runs["cell"] == cell.label) & (evidence.runs["outcome"] == "completed")]
-    (found,) = estimates([runs[column].to_numpy(float)])
+    (found,) = estimate_means([runs[column].to_numpy(float)])
     return found if found.n else None
 
 
-def _tested(design: Design) -> Iterator[str]:
+def _testing_differences(design: Design) -> Iterator[str]:
     if design.scored_on != "test":
         yield "scored on images held out of the training set, not on the test set"
 
 
-def _trained(spec: RunSpec, entry: Published, train_images: int) -> Iterator[str]:
+def _training_differences(spec: RunSpec, entry: PublishedResult, train_images: int) -> Iterator[str]:
     """How a training differs from the published one, judged by the preset that follows it."""
     recipe = PRESETS[entry.dataset]
-    yield from _length(spec.optim, recipe.optim, train_images)
-    ours, theirs = _recipe(spec), _recipe(recipe)
+    yield from _length_difference(spec.optim, recipe.optim, train_images)
+    ours, theirs = _compared_fields(spec), _compared_fields(recipe)
     for name, own in ours.items():
-        if own not in (theirs[name], AS_THE_PAPER.get(name, theirs[name])):
-            yield _difference(name, own, theirs[name])
-    yield from _warmup(spec)
+        if own not in (theirs[name], PAPER_VALUES.get(name, theirs[name])):
+            yield _field_difference(name, own, theirs[name])
+    yield from _warmup_difference(spec)
     if spec.precision != "fp32":
         yield f"{spec.precision} arithmetic, not fp32"
     if spec.world_size > 1:
@@ -145,45 +145,45 @@ def _trained(spec: RunSpec, entry: Published, train_images: int) -> Iterator[str
         yield RANDOM_CROPS if entry.source == TORCHVISION else PLATEAUS
 
 
-def _recipe(spec: RunSpec) -> dict[str, Any]:
+def _compared_fields(spec: RunSpec) -> dict[str, Any]:
     """What, next to length and warm-up, decides how a network is trained and which images it is tested on."""
     kept = {
         name: value
         for name, value in spec.flat().items()
-        if name in MODEL_RECIPE or (name.startswith(("optim.", "data.")) and name not in LOOKED_AT_OTHERWISE)
+        if name in MODEL_TRAINING_FIELDS or (name.startswith(("optim.", "data.")) and name not in FIELDS_COMPARED_SEPARATELY)
     }
     return kept | ({"data.image_size": spec.data.crop} if spec.data.streamed else {})
 
 
-def _length(ours: OptimConfig, theirs: OptimConfig, images: int) -> Iterator[str]:
+def _length_difference(ours: OptimConfig, theirs: OptimConfig, images: int) -> Iterator[str]:
     batch = ours.global_batch_size
     if (ours.total_steps(images), batch) == (theirs.total_steps(images), theirs.global_batch_size):
         return
     epochs = f"{ours.total_steps(images) * batch / images:.0f}"
-    published = theirs.iterations * theirs.global_batch_size / CIFAR_IMAGES if theirs.iterations else theirs.epochs
+    published = theirs.iterations * theirs.global_batch_size / CIFAR_TRAIN_IMAGES if theirs.iterations else theirs.epochs
     if epochs != f"{published:.0f}":
         yield f"{epochs} epochs, not {published:.0f}"
 
 
-def _warmup(spec: RunSpec) -> Iterator[str]:
+def _warmup_difference(spec: RunSpec) -> Iterator[str]:
     optim = spec.optim
     if not optim.warmup_steps and optim.warmup_error is None:
         return
-    deep = spec.model.depth >= WARMED_UP_FROM
+    deep = spec.model.depth >= MIN_WARMUP_DEPTH_LAYERS
     if not (deep and optim.warmup_lr == 0.01 and (optim.warmup_error == 80 or optim.warmup_steps == 400)):
         length = f"{optim.warmup_steps:,} steps" if optim.warmup_steps else f"until {optim.warmup_error:g} % training error"
         yield f"warm-up {length} at {optim.warmup_lr:g}, not {'until 80 % training error at 0.01' if deep else 'none'}"
 
 
-def _difference(name: str, own: object, usual: object) -> str:
-    words = WORDS.get(name, name.rpartition(".")[2].replace("_", " "))
+def _field_difference(name: str, own: object, usual: object) -> str:
+    words = FIELD_LABELS.get(name, name.rpartition(".")[2].replace("_", " "))
     # Left open are our range of scales, and how many images recipes take.
-    return f"{words} {'none' if own is None else _text(own)}, not {'all' if usual is None else _text(usual)}"
+    return f"{words} {'none' if own is None else _field_text(own)}, not {'all' if usual is None else _field_text(usual)}"
 
 
-def _text(value: object) -> str:
+def _field_text(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return " and ".join(map(_text, value)) or "none"
+        return " and ".join(map(_field_text, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,19 +10,19 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
-from ablations.engine.analysis.number_format import mean_std, number, probability, scaled, with_interval
+from ablations.engine.analysis.number_format import mean_std, number, p_value, scaled, signed_with_interval
 from resnet_core.fields import printable
 
-NAMED = 4
+MAX_NAMED_CELLS = 4
 """Cells of a note that are named; others are counted."""
-COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "multiply-adds", "s / run")
+TEXT_COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "multiply-adds", "s / run")
 """Of the table for people, after the factors."""
-IN_PAPERS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")
+LATEX_COLUMNS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")
 """Those that a paper's page has room for."""
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#|~$&!])")
-FORMULA = ("=", "+", "-", "@")
+MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|~$&!])")
+FORMULA_PREFIXES = ("=", "+", "-", "@")
 """What a spreadsheet takes for the start of a formula."""
-LATEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -55,17 +55,17 @@ LATEX = {
 }
 
 
-def of_planned(cell: CellFinding) -> str:
+def completed_of_planned(cell: CellFinding) -> str:
     """`3`, or `2 of 3` where runs did not complete."""
     return str(cell.planned) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
 
 
-def compared(findings: Findings) -> Mapping[str, Comparison]:
+def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
     """The comparison of every cell that has one, by label."""
     return {comparison.cell: comparison for comparison in findings.comparisons}
 
 
-def note(cell: CellFinding, comparison: Comparison | None) -> str:
+def cell_note(cell: CellFinding, comparison: Comparison | None) -> str:
     """What a row must be read with: which runs did not complete and why, mixed conditions, why there is no p."""
     problems = ", ".join(f"{count} {outcome}" for outcome, count in cell.problems.items())
     parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), *cell.flags, comparison.note if comparison else ""]
@@ -77,7 +77,7 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
 
     Errors in percent, differences in points, costs of one run; `multiply_adds` of one image's forward pass.
     """
-    by_cell = compared(findings)
+    by_cell = comparisons_by_cell(findings)
     scored = findings.scored_on
     table = []
     for cell in findings.cells:
@@ -89,48 +89,52 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
         row |= {"train_error_mean": cell.train_error.mean, "train_error_std": cell.train_error.std}
         row |= {"baseline": comparison.baseline if comparison else ""}
         row |= {f"difference_{name}": getattr(difference, name) for name in ("mean", "low", "high")}
-        row |= {"pairs": difference.n, "p": difference.p, "corrected_p": difference.corrected, "effect": difference.effect}
+        row |= {"pairs": difference.n, "p": difference.p, "corrected_p": difference.p_adjusted, "effect": difference.effect_size}
         row |= {"parameters": cell.parameters, "multiply_adds": cell.flops, "images_per_second": cell.images_per_second}
         row |= {"peak_memory_mb": cell.peak_memory_mb, "seconds": cell.seconds, "gpu_hours": cell.gpu_hours}
-        row |= {"on_front": cell.on_front, "note": note(cell, comparison)}
+        row |= {"on_front": cell.on_pareto_front, "note": cell_note(cell, comparison)}
         table.append(row)
     return table
 
 
 def csv(findings: Findings) -> str:
     """`rows` with a header, every digit kept. Text that a spreadsheet would run as a formula begins with an apostrophe."""
-    table = [{name: _inert(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)]
+    table = [
+        {name: _escape_formula(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)
+    ]
     return pd.DataFrame(table).to_csv(index=False, lineterminator="\n")
 
 
 def markdown(findings: Findings) -> str:
     """The table as GitHub and MLflow show it, and below it what incomplete or mixed cells are to be read with."""
-    heads, lines = _for_people(findings, COLUMNS)
-    factors = len(heads) - len(COLUMNS)
-    rules = ["---"] * factors + ["---:"] * len(COLUMNS)
-    table = [[*map(in_markdown, heads)], rules, *([*map(in_markdown, line[:factors]), *line[factors:]] for line in lines)]
-    notes = [f"- **{in_markdown(label)}**: {in_markdown(text)}" for label, text in _notes(findings)]
+    heads, lines = _text_table(findings, TEXT_COLUMNS)
+    factors = len(heads) - len(TEXT_COLUMNS)
+    rules = ["---"] * factors + ["---:"] * len(TEXT_COLUMNS)
+    table = [[*map(escape_markdown, heads)], rules, *([*map(escape_markdown, line[:factors]), *line[factors:]] for line in lines)]
+    notes = [f"- **{escape_markdown(label)}**: {escape_markdown(text)}" for label, text in _notes_with_cells(findings)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    return "\n\n".join(filter(None, (text, in_markdown(_legend(findings)), "\n".join(notes)))) + "\n"
+    return "\n\n".join(filter(None, (text, escape_markdown(_legend(findings)), "\n".join(notes)))) + "\n"
 
 
 def latex(findings: Findings) -> str:
     r"""A float for a paper, in `booktabs`' style; characters that pdfLaTeX may not know are named: `U+4E2D`."""
-    heads, lines = _for_people(findings, IN_PAPERS)
-    columns = "l" * (len(heads) - len(IN_PAPERS)) + "r" * len(IN_PAPERS)
-    label = "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in _factors(findings))
-    notes = [rf"\par\smallskip\textbf{{{_in_latex(cell)}}}: {_in_latex(text)}." for cell, text in _notes(findings)]
+    heads, lines = _text_table(findings, LATEX_COLUMNS)
+    columns = "l" * (len(heads) - len(LATEX_COLUMNS)) + "r" * len(LATEX_COLUMNS)
+    label = "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in _factor_names(findings))
+    notes = [
+        rf"\par\smallskip\textbf{{{_escape_latex(cell)}}}: {_escape_latex(text)}." for cell, text in _notes_with_cells(findings)
+    ]
     written = [
         r"% \usepackage[T1]{fontenc}, \usepackage{textcomp}, \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_in_latex(_legend(findings))}}}",
+        rf"\caption{{{_escape_latex(_legend(findings))}}}",
         rf"\label{{tab:{label}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        " & ".join(map(_in_latex, heads)) + r" \\",
+        " & ".join(map(_escape_latex, heads)) + r" \\",
         r"\midrule",
-        *("{}" + " & ".join(map(_in_latex, line)) + r" \\" for line in lines),  # {}: a row may not begin with [ or *
+        *("{}" + " & ".join(map(_escape_latex, line)) + r" \\" for line in lines),  # {}: a row may not begin with [ or *
         r"\bottomrule",
         r"\end{tabular}",
         *([r"\par\footnotesize\raggedright", *notes] if notes else []),
@@ -139,9 +143,9 @@ def latex(findings: Findings) -> str:
     return "\n".join(written) + "\n"
 
 
-def _for_people(findings: Findings, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heads, and a line per cell: levels, then these columns."""
-    by_cell = compared(findings)
+    by_cell = comparisons_by_cell(findings)
     baselines = {comparison.baseline for comparison in findings.comparisons}
     lines = []
     for cell in findings.cells:
@@ -149,19 +153,19 @@ def _for_people(findings: Findings, columns: Sequence[str]) -> tuple[list[str], 
         difference = comparison.difference if comparison else Estimate(n=0)
         shown = {
             "error %": mean_std(cell.error),
-            "n": of_planned(cell),
-            "difference": "baseline" if cell.label in baselines else with_interval(difference),
-            "p": probability(difference.corrected),
+            "n": completed_of_planned(cell),
+            "difference": "baseline" if cell.label in baselines else signed_with_interval(difference),
+            "p": p_value(difference.p_adjusted),
             "train error %": mean_std(cell.train_error),
             "parameters": number(cell.parameters, 0),
             "multiply-adds": scaled(cell.flops),
             "s / run": number(cell.seconds, 1),
         }
         lines.append([*map(printable, cell.levels.values()), *(shown[column] for column in columns)])
-    return [*map(printable, _factors(findings)), f"{findings.scored_on} {columns[0]}", *columns[1:]], lines
+    return [*map(printable, _factor_names(findings)), f"{findings.scored_on} {columns[0]}", *columns[1:]], lines
 
 
-def _factors(findings: Findings) -> Iterable[str]:
+def _factor_names(findings: Findings) -> Iterable[str]:
     return findings.cells[0].levels
 
 
@@ -172,23 +176,25 @@ def _legend(findings: Findings) -> str:
     )
 
 
-def _notes(findings: Findings) -> list[tuple[str, str]]:
+def _notes_with_cells(findings: Findings) -> list[tuple[str, str]]:
     """Each note once, with the cells that it is about."""
-    by_cell = compared(findings)
+    by_cell = comparisons_by_cell(findings)
     about: dict[str, list[str]] = {}
     for cell in findings.cells:
-        if text := note(cell, by_cell.get(cell.label)):
+        if text := cell_note(cell, by_cell.get(cell.label)):
             about.setdefault(printable(text), []).append(printable(cell.label))
-    return [(", ".join(labels[:NAMED]) + _and_more(len(labels) - NAMED), text) for text, labels in about.items()]
+    return [
+        (", ".join(labels[:MAX_NAMED_CELLS]) + _more_text(len(labels) - MAX_NAMED_CELLS), text) for text, labels in about.items()
+    ]
 
 
-def _and_more(count: int) -> str:
+def _more_text(count: int) -> str:
     return f" and {count} more" if count > 0 else ""
 
 
-def _inert(text: str) -> str:
+def _escape_formula(text: str) -> str:
     text = printable(text)
-    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+    return f"'{text}" if text.startswith(FORMULA_PREFIXES) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:
@@ -199,11 +205,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def in_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return MARKDOWN.sub(r"\\\1", text)
+    return MARKDOWN_SPECIAL.sub(r"\\\1", text)
 
 
-def _in_latex(text: str) -> str:
-    text = "".join(LATEX.get(c) or (c if c.isascii() or c in "àâäçéèêëîïôöùûüñßÀÄÇÉÈÖÜÑ°" else f"U+{ord(c):04X}") for c in text)
+def _escape_latex(text: str) -> str:
+    text = "".join(
+        LATEX_ESCAPES.get(c) or (c if c.isascii() or c in "àâäçéèêëîïôöùûüñßÀÄÇÉÈÖÜÑ°" else f"U+{ord(c):04X}") for c in text
+    )
     return text.replace("--", "-{-}")  # two would become a dash

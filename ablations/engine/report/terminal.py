@@ -10,16 +10,16 @@ from rich.text import Text
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
-from ablations.engine.analysis.trial_table import configuration
-from ablations.engine.environment.console import say
+from ablations.engine.analysis.trial_table import format_configuration
+from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
 from resnet_core.fields import counted, printable
 
-COLUMN_GAP = 2
+COLUMN_GAP_CHARACTERS = 2
 
 
-class NamedRows:
+class FittedTable:
     """A table whose first columns name its rows. Where it is too wide, others are left out, and a line says which.
 
     Args:
@@ -38,13 +38,13 @@ class NamedRows:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names, named = [*self._naming, *self._columns], len(self._naming)
-        widths = [max(map(cell_len, column)) + COLUMN_GAP for column in zip(names, *self._rows, strict=True)]
+        widths = [max(map(cell_len, column)) + COLUMN_GAP_CHARACTERS for column in zip(names, *self._rows, strict=True)]
         shown = list(range(len(names)))
         for name in self._optional:
-            if sum(widths[i] for i in shown) - COLUMN_GAP <= options.max_width:
+            if sum(widths[i] for i in shown) - COLUMN_GAP_CHARACTERS <= options.max_width:
                 break
             shown = [i for i in shown if i < named or names[i] != name]  # a factor may have the name of a column
-        table = Table(box=None, header_style="dim", padding=(0, COLUMN_GAP, 0, 0), pad_edge=False)
+        table = Table(box=None, header_style="dim", padding=(0, COLUMN_GAP_CHARACTERS, 0, 0), pad_edge=False)
         for i in shown:
             if i < named:
                 table.add_column(names[i], overflow="fold")
@@ -63,14 +63,14 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, again
     console.print()
     console.print(result_view(evidence.design, findings))
     for line in search_lines(findings):
-        say(console, line)
+        print_line(console, line)
     bad = evidence.runs[evidence.runs["outcome"].isin(["diverged", "oom", "failed"])]
     for cell, seed, outcome, message in zip(bad["cell"], bad["seed"], bad["outcome"], bad["message"], strict=True):
-        say(console, f"{cell} seed={seed}: {outcome}, {message}")
+        print_line(console, f"{cell} seed={seed}: {outcome}, {message}")
     without = sum(cell.without_result for cell in findings.cells)
     if without:
         have, those = ("has", "that one") if without == 1 else ("have", "those")
-        say(console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train just {those}: {again}")
+        print_line(console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train just {those}: {again}")
 
 
 def search_lines(findings: Findings) -> list[str]:
@@ -83,28 +83,28 @@ def search_lines(findings: Findings) -> list[str]:
             where = f" for {cell.label}" if cell.label else ""
             level = f" as {each.level}" if len(cell.chosen) > 1 else ""
             score = f"trial {each.number} of {cell.trials}; validation {each.score:.2f} %, the search's own score"
-            lines.append(f"chosen{where}{level}: {configuration(each)} ({score})")
+            lines.append(f"chosen{where}{level}: {format_configuration(each)} ({score})")
     return [*lines, findings.search.ranking.text] if findings.search.ranking else lines
 
 
 def result_view(design: Design, findings: Findings) -> RenderableType:
     """Mean ± std of the final errors over seeds, differences to the baseline, and what that answers."""
     notes = any(cell.problems for cell in findings.cells)
-    compared = tables.compared(findings)
+    compared = tables.comparisons_by_cell(findings)
     columns = [f"{design.scored_on} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
     columns += ["parameters", "s / run", *(["note"] if notes else [])]
     optional = ("s / run", "parameters", "train error %", "note", "p (Holm)", "difference [95 %]", "n")
-    table = NamedRows(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
+    table = FittedTable(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:
         row = [
             *cell.levels.values(),
             number_format.mean_std(cell.error),
             number_format.mean_std(cell.train_error),
-            tables.of_planned(cell),
+            tables.completed_of_planned(cell),
         ]
         if compared:
             difference = compared[cell.label].difference if cell.label in compared else Estimate(n=0)
-            row += [number_format.with_interval(difference), number_format.probability(difference.corrected)]
+            row += [number_format.signed_with_interval(difference), number_format.p_value(difference.p_adjusted)]
         row += [number_format.number(cell.parameters, 0), number_format.number(cell.seconds, 1)]
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))

@@ -52,7 +52,7 @@ def _start() -> None:
     import ray
 
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
-    folder, _ = private_files.ray_folder()  # the file that locks it stays open as long as this process lives
+    folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
     except Exception as error:  # Ray raises errors of many types here, and none names the cause
@@ -101,7 +101,7 @@ def check_address(address: str) -> None:
     resolved = f"{host}:{port}"
     alias = "" if resolved == address else f" (Ray takes this address for {resolved})"
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # with TLS, `ray.init` has the certificates and decides
-        token = private_files.token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
+        token = private_files.ray_token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
         if reason := _problem(cluster.head_status(resolved, token, ANSWER_TIMEOUT_SECONDS), alias, token):
             raise _rejected(address, reason)
     if not any(other.endswith(f":{port}") for other in cluster.addresses_of_this_machine()):

@@ -1,7 +1,6 @@
 """Training of a study's runs on a Ray cluster through Ray Tune, with retries."""
 
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import ray
 from ray import tune
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine.environment import scratch_folders
+from ablations.engine.environment import scratch_folders, signals
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.cluster_monitor import ClusterLost, ClusterMonitor
 from ablations.engine.scheduling.concurrency import ConcurrencyController
@@ -122,8 +121,8 @@ def _fit(
     """Run Tune until all trials have ended, the first signal, or the loss of the cluster."""
     # One name for each driver: Tune keeps the trainables of all drivers on a cluster in one table, and several clusters may share
     # the scratch folder.
-    name = scratch_folders.name_of(f"train-{ray.get_runtime_context().get_job_id()}")
-    scratch_folders.remove_ownerless(scratch)
+    name = scratch_folders.owned_folder_name(f"train-{ray.get_runtime_context().get_job_id()}")
+    scratch_folders.remove_abandoned_folders(scratch)
     tune.register_trainable(name, tune.with_resources(train, _placement(needs)))
     tuner = tune.Tuner(
         name,
@@ -139,17 +138,14 @@ def _fit(
         ),
     )
     install_tune_policy(RunPolicy(lambda: controller.slots))
-    interrupt = signal.getsignal(signal.SIGINT)
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Tune stops at SIGINT
     try:
-        tuner.fit()
+        with signals.sigterm_as_sigint():  # Tune stops at SIGINT only, and leaves its own handler installed
+            tuner.fit()
     except KeyboardInterrupt:
         pass  # a second signal, or one before Tune had installed its handler
     except ClusterLost as lost:
         print(f"Ray: {lost}", file=sys.stderr)
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own handler in place, which stops nothing any more
         shutil.rmtree(scratch / name, ignore_errors=True)
 
 

@@ -6,28 +6,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.environment.console import duration
-from ablations.engine.search.optimizer import Optimizer, Settings
-from ablations.engine.search.space import Space, check, compose, parse_fields
-from ablations.engine.study.comparability import images_of, selects_images
+from ablations.engine.environment.console import format_duration
+from ablations.engine.search.optimizer import Optimizer, SearchSettings
+from ablations.engine.search.space import Space, check_space, parse_space, restrict_space
+from ablations.engine.study.comparability import image_selection, selects_images
+from ablations.engine.study.definition import Study
 from ablations.engine.study.design import SearchCell, SearchDesign
-from ablations.engine.study.expansion import MAX_RUNS, check_storable, draft, expanded, with_data
-from ablations.engine.study.factors import Level, shown
-from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED, Cell, Draft, Plan, Run, Study, Trial
-from ablations.engine.study.request import OBJECTIVES, TRIALS, Request, SearchRequest
+from ablations.engine.study.expansion import MAX_RUNS, check_storable, expand_runs, make_draft, resolve_draft
+from ablations.engine.study.factors import Level, format_level
+from ablations.engine.study.pareto import pareto_front
+from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED, Cell, Draft, Plan, Run, SearchTrial
+from ablations.engine.study.request import DEFAULT_TRIALS, OBJECTIVES, SearchRequest, StudyRequest
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.fields import counted, reject
 from resnet_core.overrides import field_name
 
-FRONT = 4
+MAX_FRONT_CONFIGURATIONS = 4
 """Configurations of a front that are confirmed, at most: from the cheapest to the most accurate."""
-FIRST_SEED = MAX_RUNS
+FIRST_TRIAL_SEED = MAX_RUNS
 """Trials have seeds from here on: no run of a study has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenConfiguration:
     """A configuration that a search chose."""
 
     level: str
@@ -39,7 +41,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredTrial:
     """What a completed trial came to."""
 
     values: Mapping[str, Any]
@@ -60,19 +62,19 @@ class SearchPlan(Plan):
 
     spaces: Mapping[Cell, Space]
     """What is searched in each cell: branches may depend on its levels."""
-    settings: Settings
+    settings: SearchSettings
     fields: Mapping[str, Mapping[str, Any]]
     """What is searched: `SearchDesign.fields`."""
-    against: str | None
+    objective: str | None
     specs: Mapping[Cell, RunSpec]
     """The default configuration in each of the search's cells, on all training data."""
     trial_specs: Mapping[Cell, RunSpec]
     """What the trials of each cell are, with the default values of the fields that are searched."""
     seeds: int
-    chosen: Mapping[Cell, Sequence[Chosen]]
+    chosen: Mapping[Cell, Sequence[ChosenConfiguration]]
 
     @property
-    def most_trials(self) -> int | None:
+    def max_trials(self) -> int | None:
         """Of all searches; None where that is not known beforehand."""
         settings = self.settings
         return None if settings.scheduler == "pbt" or not settings.trials else settings.trials * len(self.trial_specs)
@@ -84,15 +86,15 @@ class SearchPlan(Plan):
     @property
     def trial_data(self) -> Dataset:
         """What trials are trained and scored on."""
-        return self.data_for(next(iter(self.trial_specs.values())))
+        return self.dataset_for_spec(next(iter(self.trial_specs.values())))
 
-    def trial(self, cell: Cell, trial: Trial) -> Run:
+    def trial_run(self, cell: Cell, trial: SearchTrial) -> Run:
         """A trial as a run; raises ConfigError if there is no such configuration."""
         spec = resolve(override(self.trial_specs[cell], trial.values), self.trial_data)
         check_storable(spec)
         return Run(cell, spec.seed, spec, fingerprint(spec, data_version=self.trial_data.version), trial)
 
-    def confirming(self, chosen: Mapping[Cell, Sequence[Chosen]]) -> "SearchPlan":
+    def confirmation_plan(self, chosen: Mapping[Cell, Sequence[ChosenConfiguration]]) -> "SearchPlan":
         """The plan of the study that compares what was chosen with the default configuration, on fresh seeds."""
         specs, skipped = {}, list(self.skipped)
         for cell, spec in self.specs.items():
@@ -109,20 +111,20 @@ class SearchPlan(Plan):
             factors={**self.factors, CONFIGURATION: (DEFAULT, *sorted(levels[1:]))},
             cells=tuple(specs),
             skipped=tuple(skipped),
-            runs=expanded(specs, self.seeds, self.data),
+            runs=expand_runs(specs, self.seeds, self.data),
             chosen=chosen,
         )
 
-    def foreseen(self) -> "SearchPlan":
+    def preview_plan(self) -> "SearchPlan":
         """The plan of the study that confirms, before it is known what: what will be chosen stands there as the default."""
         specs = {_configured(cell, level): spec for cell, spec in self.specs.items() for level in (DEFAULT, TUNED)}
         runs = [
             run if dict(run.cell.levels)[CONFIGURATION] == DEFAULT else replace(run, fingerprint=f"{run.fingerprint}-{TUNED}")
-            for run in expanded(specs, self.seeds, self.data)
+            for run in expand_runs(specs, self.seeds, self.data)
         ]
         return replace(self, cells=tuple(specs), runs=tuple(runs))
 
-    def trials_left(self, ended: Mapping[Cell, int]) -> list[Run]:
+    def remaining_trials(self, ended: Mapping[Cell, int]) -> list[Run]:
         """Trials that a number of trials leaves to train, as costly as those of the default configuration.
 
         Args:
@@ -134,14 +136,14 @@ class SearchPlan(Plan):
             for number in range(ended.get(cell, 0), self.settings.trials or 0)
         ]
 
-    def asked(self) -> SearchDesign:
+    def to_design(self) -> SearchDesign:
         """The search as plain data."""
         settings, data = self.settings, self.trial_data
         return SearchDesign(
             cells=tuple(
                 SearchCell(
                     label=str(cell),
-                    levels={name: shown(level) for name, level in cell.levels},
+                    levels={name: format_level(level) for name, level in cell.levels},
                     spec=json.loads(json.dumps({name: value for name, value in spec.flat().items() if name != "seed"})),
                 )
                 for cell, spec in self.trial_specs.items()
@@ -151,7 +153,7 @@ class SearchPlan(Plan):
             scheduler=settings.scheduler,
             trials=settings.trials or 0,
             seconds=settings.seconds,
-            against=self.against,
+            objective=self.objective,
             epochs=settings.epochs,
             seed=settings.seed,
             train_images=len(data.train.labels),
@@ -162,30 +164,31 @@ class SearchPlan(Plan):
         )
 
 
-def choose(scored: Mapping[int, Scored]) -> tuple[Chosen, ...]:
+def choose_configurations(scored: Mapping[int, ScoredTrial]) -> tuple[ChosenConfiguration, ...]:
     """Of completed trials the one with the lowest error, by loss among equals; with a second objective up to four along the front.
 
     Args:
         scored: by number.
     """
-    order = sorted(scored, key=lambda number: (*scored[number].objectives[::-1], scored[number].loss, number))
-    front: list[int] = []
-    for number in order:  # from the cheapest on
-        if not front or scored[number].error < scored[front[-1]].error:
-            front.append(number)
+    by_loss = sorted(scored, key=lambda number: (scored[number].loss, number))
+    points = [scored[number].objectives[::-1] for number in by_loss]  # cost first: the front starts at the cheapest trial
+    unique = {points[i]: by_loss[i] for i in reversed(pareto_front(points))}  # of equal points, the one with the lowest loss
+    front = list(reversed(unique.values()))
     if not front or len(scored[front[0]].objectives) == 1:
-        return tuple(Chosen(level=TUNED, number=number, values=scored[number].values) for number in front[:1])
-    count = min(len(front), FRONT)
+        return tuple(ChosenConfiguration(level=TUNED, number=number, values=scored[number].values) for number in front[:1])
+    count = min(len(front), MAX_FRONT_CONFIGURATIONS)
     spread = [front[round(i * (len(front) - 1) / max(1, count - 1))] for i in range(count)]
-    return tuple(Chosen(level=f"front-{i}", number=number, values=scored[number].values) for i, number in enumerate(spread, 1))
+    return tuple(
+        ChosenConfiguration(level=f"front-{i}", number=number, values=scored[number].values) for i, number in enumerate(spread, 1)
+    )
 
 
 def draft_search(
-    study: Study, request: Request, search: SearchRequest
+    study: Study, request: StudyRequest, search: SearchRequest
 ) -> tuple[Draft, Mapping[Cell, Space], Mapping[str, Mapping[str, Any]]]:
     """A search without its data: its cells, the space of each, and all that is searched; raises ConfigError if it is wrong."""
-    study = _inside(study.adapted(request.preset or study.preset), request, search)
-    drafted = draft(study, request)
+    study = _inside(study.for_preset(request.preset or study.preset), request, search)
+    drafted = make_draft(study, request)
     for name in filter(selects_images, map(field_name, drafted.factors)):
         raise reject(
             "--per-cell", name, "a search is on the same images in all cells; accepted: other factors, or --set NAME=VALUE"
@@ -193,31 +196,34 @@ def draft_search(
     given = {field_name(name) for name in request.overrides}
     if "data.validation" in given:
         raise reject("--set", "data.validation", "accepted: --validation SHARE; results are of all training images")
-    if not 0 < search.validation < 1:
-        raise reject("--validation", search.validation, "accepted: a share between 0 and 1, such as 0.2")
+    if not 0 < search.validation_share < 1:
+        raise reject("--validation", search.validation_share, "accepted: a share between 0 and 1, such as 0.2")
     data = {name for name in drafted.base.flat() if name.startswith("data.")}
     lengths = {"optim.epochs", "optim.iterations", "optim.changes"}  # trials are compared at the same epochs
     fixed = {*map(field_name, drafted.factors), *given, *data, *lengths, "seed", "world_size", "probes", "probe_epochs"}
-    asked, found = parse_fields(search.fields), dict[str, Mapping[str, Any]]()
-    spaces = {cell: compose(study.space, asked, spec, fixed) for cell, spec in drafted.specs.items()}
+    asked, found = parse_space(search.space), dict[str, Mapping[str, Any]]()
+    spaces = {cell: restrict_space(study.space, asked, spec, fixed) for cell, spec in drafted.specs.items()}
     for cell, spec in drafted.specs.items():
-        found |= check(spaces[cell], spec)
+        found |= check_space(spaces[cell], spec)
     for name in asked.keys() - found.keys():
         raise reject("--search", name, f"the space suggests it under other values only; accepted: choices, {name}=A,B")
     return replace(drafted, searched=(*found, "optim.changes", "data.validation")), spaces, found
 
 
-def plan_search(study: Study, request: Request, search: SearchRequest, *, cache: Path) -> SearchPlan:
+def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, cache: Path) -> SearchPlan:
     """Expands a search into its cells and its control; raises ConfigError with one line if any part of the request is wrong."""
     drafted, spaces, fields = draft_search(study, request, search)
     settings = _settings(search, drafted)
     for space in spaces.values():
         Optimizer(space, settings)  # refuses what does not go together
-    held_out = override(drafted.base, {"data.validation": search.validation}).data
-    plan, data = with_data(drafted, request, cache=cache), load_dataset(images_of(held_out), cache, download=request.download)
+    held_out = override(drafted.base, {"data.validation": search.validation_share}).data
+    plan, data = (
+        resolve_draft(drafted, request, cache=cache),
+        load_dataset(image_selection(held_out), cache, download=request.download),
+    )
     specs = {run.cell: replace(run.spec, seed=0) for run in plan.runs}
     of_trials = {
-        "data.validation": search.validation,
+        "data.validation": search.validation_share,
         "data.extra_tests": (),
         "probes": (),
         "probe_epochs": (),
@@ -232,21 +238,21 @@ def plan_search(study: Study, request: Request, search: SearchRequest, *, cache:
         cells=(),
         skipped=plan.skipped,
         runs=(),
-        data={**plan.data, images_of(held_out): data},
+        data={**plan.data, image_selection(held_out): data},
         searched=plan.searched,
         spaces=spaces,
         settings=replace(settings, epochs=plan.base.optim.total_epochs(len(data.train.labels))),
         fields=fields,
-        against=search.against,
+        objective=search.objective,
         specs=specs,
         trial_specs=trial_specs,
         seeds=drafted.seeds,
         chosen={},
     )
-    return found.confirming({})
+    return found.confirmation_plan({})
 
 
-def _inside(study: Study, request: Request, search: SearchRequest) -> Study:
+def _inside(study: Study, request: StudyRequest, search: SearchRequest) -> Study:
     """The study with just those factors inside whose levels to search."""
     if search.per_cell is None:
         if request.levels:
@@ -265,27 +271,27 @@ def _inside(study: Study, request: Request, search: SearchRequest) -> Study:
     return replace(study, on={}, factors=factors, baseline=baseline)
 
 
-def _settings(search: SearchRequest, drafted: Draft) -> Settings:
+def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
     """Who searches, and how long; raises ConfigError for what does not go together."""
-    scheduler = search.scheduler or ("none" if search.against else "asha")
+    scheduler = search.scheduler or ("none" if search.objective else "asha")
     sampler = search.sampler or ("random" if scheduler == "pbt" else "tpe")
-    if search.against not in (None, *OBJECTIVES):
-        raise reject("--against", search.against, f"accepted: {', '.join(OBJECTIVES)}")
+    if search.objective not in (None, *OBJECTIVES):
+        raise reject("--against", search.objective, f"accepted: {', '.join(OBJECTIVES)}")
     if scheduler == "pbt" and drafted.base.optim.iterations:
         raise reject(
             "--scheduler", "pbt", "changes a training after some epochs, and this one counts steps; accepted: --set optim.epochs=N"
         )
     if search.seed < 0:
         raise reject("--search-seed", search.seed, "accepted: 0 or more")
-    trials = TRIALS if search.trials is None and search.seconds is None else search.trials
-    return Settings(
+    trials = DEFAULT_TRIALS if search.trials is None and search.seconds is None else search.trials
+    return SearchSettings(
         sampler=sampler,
         scheduler=scheduler,
         trials=trials,
         seconds=search.seconds,
         epochs=drafted.base.optim.epochs,
-        seed=FIRST_SEED + search.seed,
-        objectives=2 if search.against else 1,
+        seed=FIRST_TRIAL_SEED + search.seed,
+        objectives=2 if search.objective else 1,
     )
 
 
@@ -293,13 +299,13 @@ def _configured(cell: Cell, level: str) -> Cell:
     return Cell((*cell.levels, (CONFIGURATION, level)))
 
 
-def budget(plan: SearchPlan) -> str:
+def describe_budget(plan: SearchPlan) -> str:
     """`4 searches of 12 trials for optim.lr, by tpe and asha`."""
     settings, searches = plan.settings, len(plan.trial_specs)
     limits = [counted(settings.trials, "trial")] if settings.trials else []
     if settings.scheduler == "pbt":
         limits = [f"a population of {settings.trials}"]
     if settings.seconds:
-        limits.append(f"{duration(settings.seconds)} of training")
+        limits.append(f"{format_duration(settings.seconds)} of training")
     what = f"{searches} searches, each" if searches > 1 else "a search"
     return f"{what} of {' or '.join(limits)}, for {', '.join(plan.fields)}, by {settings.sampler} and {settings.scheduler}"

@@ -18,12 +18,12 @@ from resnet_core.config import change
 CHANGES = "optim.changes"
 PERTURBABLE = ("optim.label_smoothing", "optim.lr", "optim.momentum", "optim.weight_decay")
 """Fields that may change during a training."""
-FACTORS = (0.8, 1.25)
+PERTURBATION_FACTORS = (0.8, 1.25)
 GENERATIONS = 5
-SMALLEST = 4
+MIN_POPULATION = 4
 """Members of which a quarter can be replaced."""
-BELOW_ONE = 0.999
-MAX_TRIES = 20
+MAX_BELOW_ONE = 0.999
+MAX_PERTURBATION_ATTEMPTS = 20
 """How often a new configuration is sought in each of two ways. Both are exhausted only by a range of a few numbers."""
 
 
@@ -111,7 +111,7 @@ def evicted_members(now: GenerationState, told: Mapping[int, Member], running: C
     return [number for number, each in told.items() if not each.outcome and number not in now.members and number not in running]
 
 
-def perturbed(name: str, value: float, low: float, high: float, factor: float) -> float:
+def perturb(name: str, value: float, low: float, high: float, factor: float) -> float:
     """Return a value times a factor, within its range; of momentum, the distance to 1, which its effect is proportional to."""
     moved = 1 - (1 - value) * factor if name == "optim.momentum" else value * factor
     return _within(name, moved, low, high)
@@ -121,7 +121,7 @@ def _within(name: str, value: float, low: float, high: float) -> float:
     """Return the nearest value of the range that a training can go on with."""
     below_one = name in ("optim.momentum", "optim.label_smoothing") and high >= 1
     floor = low or high / 1000  # from zero, no factor leads away
-    return min(max(value, floor), max(low, BELOW_ONE) if below_one else high)
+    return min(max(value, floor), max(low, MAX_BELOW_ONE) if below_one else high)
 
 
 def _awaited(member: Member, epoch: int) -> bool:
@@ -147,10 +147,10 @@ def _changed(
     """
     before = {name: _in_force(values, name) for name in sorted(ranges)}
     now = dict(before)
-    for attempt in range(2 * MAX_TRIES):
+    for attempt in range(2 * MAX_PERTURBATION_ATTEMPTS):
         for name in now:
-            if attempt < MAX_TRIES:
-                now[name] = perturbed(name, now[name], *ranges[name], factor=FACTORS[rng.integers(2)])
+            if attempt < MAX_PERTURBATION_ATTEMPTS:
+                now[name] = perturb(name, now[name], *ranges[name], factor=PERTURBATION_FACTORS[rng.integers(2)])
             else:
                 now[name] = _within(name, rng.uniform(*ranges[name]), *ranges[name])
         changes = [change(epoch, _leaf(name), now[name]) for name in now if now[name] != before[name]]

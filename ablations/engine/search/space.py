@@ -22,13 +22,13 @@ from resnet_core.overrides import convert, field_name
 Space: TypeAlias = Callable[[Any], object]
 Dimension: TypeAlias = FloatDistribution | IntDistribution | CategoricalDistribution
 """Where the values of a field come from: a range, perhaps on a logarithmic scale, or choices."""
-DRAWS = 200
+SPACE_SAMPLES = 200
 """Random configurations from which a space is known."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces every study
 
 
-def parse_fields(texts: Sequence[str]) -> dict[str, Dimension | None]:
+def parse_space(texts: Sequence[str]) -> dict[str, Dimension | None]:
     """What `--search` names, by dotted field: `lr` (None: as the study's space has it), `lr=0.001..1:log`, `width=8,16,24`.
 
     Raises:
@@ -44,7 +44,7 @@ def parse_fields(texts: Sequence[str]) -> dict[str, Dimension | None]:
     return fields
 
 
-def compose(space: Space | None, fields: Mapping[str, Dimension | None], default: RunSpec, fixed: Collection[str]) -> Space:
+def restrict_space(space: Space | None, fields: Mapping[str, Dimension | None], default: RunSpec, fixed: Collection[str]) -> Space:
     """The study's space restricted to `fields` (empty: all of it), where those with a dimension of their own have that.
 
     Fields of the space that are not searched have the value of `default`, so that branches on them still work.
@@ -55,7 +55,7 @@ def compose(space: Space | None, fields: Mapping[str, Dimension | None], default
     Raises:
         ConfigError: a field is to be searched that is fixed, or that has no dimension here and none in the study's space.
     """
-    known = list(_distributions(drawn(space))) if space else []
+    known = list(_distributions(sample_space(space))) if space else []
     for name, dimension in fields.items():
         if name in fixed:
             raise reject("--search", name, "may not be searched: it is given, a factor, or the same in all trials")
@@ -75,13 +75,13 @@ def compose(space: Space | None, fields: Mapping[str, Dimension | None], default
     return composed
 
 
-def check(space: Space, default: RunSpec) -> dict[str, dict[str, Any]]:
+def check_space(space: Space, default: RunSpec) -> dict[str, dict[str, Any]]:
     """The fields that a space searches, in the form of `SearchDesign.fields`; of ranges that differ between branches, the union.
 
     Raises:
         ConfigError: the space fails, suggests something that no field accepts, nothing at all, or no configuration that exists.
     """
-    trials = drawn(space)
+    trials = sample_space(space)
     distributions = _distributions(trials)
     if not distributions:
         raise ConfigError("--search: the space suggests nothing; accepted: FIELD=LOW..HIGH or FIELD=A,B")
@@ -91,10 +91,10 @@ def check(space: Space, default: RunSpec) -> dict[str, dict[str, Any]]:
     return {name: _union(name, found) for name, found in distributions.items()}
 
 
-def drawn(space: Space) -> list[optuna.Trial]:
+def sample_space(space: Space) -> list[optuna.Trial]:
     """Trials with random configurations, always the same; raises ConfigError if the space fails."""
     study = optuna.create_study(sampler=RandomSampler(seed=0))
-    trials = [study.ask() for _ in range(DRAWS)]
+    trials = [study.ask() for _ in range(SPACE_SAMPLES)]
     for trial in trials:
         try:
             space(trial)
@@ -105,9 +105,9 @@ def drawn(space: Space) -> list[optuna.Trial]:
     return trials
 
 
-def ranges(space: Space) -> dict[str, tuple[float, float]]:
+def numeric_ranges(space: Space) -> dict[str, tuple[float, float]]:
     """The lowest and highest value of each field that every configuration has from a range, by dotted name."""
-    trials = drawn(space)
+    trials = sample_space(space)
     always = set.intersection(*({field_name(name) for name in trial.params} for trial in trials))
     unions = {name: _union(name, found) for name, found in _distributions(trials).items() if name in always}
     return {name: (union["low"], union["high"]) for name, union in unions.items() if union.get("low") != union.get("high")}
@@ -118,7 +118,7 @@ def field_values(params: Mapping[str, Any]) -> dict[str, Any]:
     return {field_name(name): convert(field_name(name), value) for name, value in params.items()}
 
 
-def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
+def params_for_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The parameters with which a trial of `space` has just these values of fields; None if none has."""
     trial = _Replayed(values)
     try:

@@ -10,15 +10,15 @@ from itertools import pairwise
 
 REDUCTION = 3
 """η of the papers: one of so many trials goes on from a rung."""
-EARLIEST = 3
+MIN_EPOCHS = 3
 """Epochs before which nothing is compared: deep networks still guess. Of 48 trials with 56 layers on digits, 42 had an error of
 80 to 90 % after their first epoch, one that ended at 3.5 % among them."""
-GOLDEN = (math.sqrt(5) - 1) / 2
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
     """After how many epochs trials are compared: a 27th, a 9th and a 3rd of a whole training, but not before `EARLIEST`."""
-    return tuple(sorted({round(epochs / REDUCTION**power) for power in (1, 2, 3)} - set(range(EARLIEST)) - {epochs}))
+    return tuple(sorted({round(epochs / REDUCTION**power) for power in (1, 2, 3)} - set(range(MIN_EPOCHS)) - {epochs}))
 
 
 @cache
@@ -29,7 +29,7 @@ def bracket(number: int, epochs: int) -> int:
     al. 2018, arXiv:1603.06560). They are spread by multiples of the golden ratio: evenly, however many trials there are.
     """
     weights = [1 / _cost(passed, epochs) for passed in range(len(rungs(epochs)) + 1)]
-    place = number * GOLDEN % 1 * sum(weights)
+    place = number * GOLDEN_RATIO % 1 * sum(weights)
     return next((which for which in range(len(weights)) if place < sum(weights[: which + 1])), len(weights) - 1)
 
 

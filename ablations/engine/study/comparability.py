@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.engine.study.factors import Level, shown
+from ablations.engine.study.factors import Level, format_level
 from resnet_core import ConfigError, RunSpec, fingerprint
 from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset, load_dataset
@@ -17,12 +17,12 @@ from resnet_core.data.indexing import file_digests
 from resnet_core.data.splits import Files, Split
 from resnet_core.overrides import field_name
 
-SAME_IMAGES = ("scale", "colour", "normalise", "extra_tests", "decode_workers", "pad", "flip")
+TRANSFORM_FIELDS = ("scale", "colour", "normalise", "extra_tests", "decode_workers", "pad", "flip")
 """Fields of `DataConfig` that say what becomes of images, not which images there are."""
-_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(DataConfig) if f.name in SAME_IMAGES}
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(DataConfig) if f.name in TRANSFORM_FIELDS}
 
 
-def images_of(config: DataConfig) -> DataConfig:
+def image_selection(config: DataConfig) -> DataConfig:
     """Return what of a configuration decides which images there are, with the other fields at their defaults."""
     return replace(config, **_DEFAULTS)
 
@@ -30,16 +30,16 @@ def images_of(config: DataConfig) -> DataConfig:
 def selects_images(field: str) -> bool:
     """Return whether a field, by its dotted name, decides which images there are."""
     section, _, leaf = field.rpartition(".")
-    return section == "data" and leaf not in SAME_IMAGES
+    return section == "data" and leaf not in TRANSFORM_FIELDS
 
 
-def load_all(specs: Iterable[RunSpec], cache: Path, *, download: bool) -> dict[DataConfig, Dataset]:
+def load_datasets(specs: Iterable[RunSpec], cache: Path, *, download: bool) -> dict[DataConfig, Dataset]:
     """Return the data sets of these runs, each loaded once, by `images_of`; raises ConfigError for one that cannot be used."""
-    wanted = dict.fromkeys(images_of(spec.data) for spec in specs)
+    wanted = dict.fromkeys(image_selection(spec.data) for spec in specs)
     return {config: load_dataset(config, cache, download=download) for config in wanted}
 
 
-def scored_alike(one: Dataset, other: Dataset) -> bool:
+def same_test_images(one: Dataset, other: Dataset) -> bool:
     """Return whether runs on two data sets are scored on the same images, cut to the same size.
 
     Normalisation may differ: each run normalises images by its own training images.
@@ -66,14 +66,16 @@ def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Data
         data: of all cells.
         scored_on: name of the images that count, `test` or `validation`.
     """
-    if all(scored_alike(data[0], other) for other in data[1:]):
+    if all(same_test_images(data[0], other) for other in data[1:]):
         return
-    guilty = [f"{name}={','.join(map(shown, levels))}" for name, levels in factors.items() if selects_images(field_name(name))]
+    guilty = [
+        f"{name}={','.join(map(format_level, levels))}" for name, levels in factors.items() if selects_images(field_name(name))
+    ]
     reason = f"cannot be a factor: cells would be scored on different images of {data[0].name}"
     raise ConfigError(f"{' '.join(guilty)}: {reason}; accepted: what leaves the {scored_on} images as they are")
 
 
-def scored_digest(dataset: Dataset) -> str:
+def test_images_digest(dataset: Dataset) -> str:
     """Return a hash of what runs are scored on: classes, labels, and images.
 
     Of streamed images it holds the names only: a data set does not keep the hashes of their content.

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self
 
-from ablations.engine.study.factors import SET_OTHERWISE, Level, by_field, checked_factors, shown
+from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors, values_by_field
 from resnet_core import PRESETS, ConfigError
 from resnet_core.fields import reject
 from resnet_core.overrides import convert, field_name
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Safe as an MLflow experiment, in an address and as a file's name on every system."""
-CHANGES = ("factors", "baseline", "settings")
+PRESET_OVERRIDES = ("factors", "baseline", "settings")
 """Of a study, what may be other on some presets."""
 
 
@@ -68,7 +68,7 @@ class Study:
             raise reject("on", self.on, f"accepted: changes by preset: {', '.join(PRESETS)}")
         for preset in (self.preset, *self.on):
             check_preset("preset", preset)
-        factors = checked_factors("factors", self.factors)
+        factors = validated_factors("factors", self.factors)
         if not factors and self.space is None:
             raise reject("factors", self.factors, "accepted: one factor or more, such as {'depth': (20, 56)}")
         object.__setattr__(self, "factors", factors)
@@ -76,20 +76,20 @@ class Study:
         object.__setattr__(self, "settings", _checked_settings(self.settings))
         for preset, changes in self.on.items():
             if not isinstance(changes, Mapping):
-                raise reject(f"on {preset}", changes, f"accepted: changes of {', '.join(CHANGES)}")
-            if unknown := set(changes) - {*CHANGES}:
-                raise reject(f"on {preset}", min(map(str, unknown)), f"accepted: {', '.join(CHANGES)}")
+                raise reject(f"on {preset}", changes, f"accepted: changes of {', '.join(PRESET_OVERRIDES)}")
+            if unknown := set(changes) - {*PRESET_OVERRIDES}:
+                raise reject(f"on {preset}", min(map(str, unknown)), f"accepted: {', '.join(PRESET_OVERRIDES)}")
             try:
-                self.adapted(preset)
+                self.for_preset(preset)
             except ConfigError as error:
                 raise ConfigError(f"on {preset}: {error}") from error
 
-    def adapted(self, preset: str) -> "Study":
+    def for_preset(self, preset: str) -> "Study":
         """The study as it is on a preset."""
         merged: dict[str, Any] = {}
         for part, changes in self.on.get(preset, {}).items():
-            own = by_field(part, getattr(self, part))
-            changed = by_field(part, changes)
+            own = values_by_field(part, getattr(self, part))
+            changed = values_by_field(part, changes)
             names = {dotted: own[dotted][0] if dotted in own else name for dotted, (name, _) in changed.items()}
             merged[part] = {**getattr(self, part), **{names[dotted]: value for dotted, (_, value) in changed.items()}}
         return replace(self, on={}, **merged)
@@ -105,21 +105,23 @@ def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]]) 
     """The baseline under the names of the factors; raises ConfigError if it is of other factors or not among their levels."""
     names = {field_name(name): name for name in factors}
     found: dict[str, Level] = {}
-    for dotted, (name, level) in by_field("baseline", baseline).items():
+    for dotted, (name, level) in values_by_field("baseline", baseline).items():
         if dotted not in names:
             raise reject("baseline", name, f"is no factor; accepted: {', '.join(factors)}")
         found[names[dotted]] = converted = convert(dotted, level)
         levels = factors[names[dotted]]
         if converted not in levels:
-            raise reject(f"baseline {name}", shown(converted), f"accepted: a level of it: {', '.join(map(shown, levels))}")
+            raise reject(
+                f"baseline {name}", format_level(converted), f"accepted: a level of it: {', '.join(map(format_level, levels))}"
+            )
     return found
 
 
 def _checked_settings(settings: object) -> dict[str, Any]:
     """The settings as values of their fields; raises ConfigError for what a setting cannot be."""
     found: dict[str, Any] = {}
-    for dotted, (name, value) in by_field("settings", settings).items():
-        if dotted in SET_OTHERWISE:
-            raise reject("settings", name, f"accepted: {SET_OTHERWISE[dotted]}")
+    for dotted, (name, value) in values_by_field("settings", settings).items():
+        if dotted in NOT_SETTINGS:
+            raise reject("settings", name, f"accepted: {NOT_SETTINGS[dotted]}")
         found[name] = convert(dotted, value)
     return found

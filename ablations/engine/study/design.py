@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from resnet_core.fields import ConfigError
 from resnet_core.identity import TRAINING_VERSION, code_version
@@ -49,14 +49,14 @@ class SearchDesign:
     fields: Mapping[str, Mapping[str, Any]]
     """What is searched: `{"optim.lr": {"low": 0.001, "high": 1.0, "log": True}, "model.width": {"choices": [8, 16]}}`."""
     sampler: str
-    """`tpe`, `random`, `gp`, `cmaes` or `nsga2`."""
+    """`tpe`, `random` or `gp`; in earlier searches also `cmaes` or `nsga2`."""
     scheduler: str
     """Who ends trials early: `asha`, `hyperband`, `pbt` or `none`."""
     trials: int
     """Budget of each cell's search; of a population (`pbt`), how many are trained at a time."""
     seconds: float | None
     """Another budget: training time of each cell's search."""
-    against: str | None
+    objective: str | None
     """A second objective beside the validation error: `flops` or `seconds`."""
     epochs: int
     """Of a trial that is not ended early."""
@@ -77,7 +77,7 @@ class SearchDesign:
         """Name of the tag that its trials bear in MLflow. A population has trials, and numbers, of its own."""
         return f"trial.{self.base}.pbt" if self.scheduler == "pbt" else f"trial.{self.base}"
 
-    def narrowed(self, levels: Mapping[str, tuple[str, ...]]) -> Self:
+    def restricted_to(self, levels: Mapping[str, tuple[str, ...]]) -> Self:
         """The searches inside these levels of these factors."""
         cells = [cell for cell in self.cells if all(cell.levels.get(name) in of_factor for name, of_factor in levels.items())]
         return replace(self, cells=tuple(cells))
@@ -111,7 +111,7 @@ class Design:
     those that the search chose once it is over."""
 
     @classmethod
-    def of(cls, plan: Plan, origin: Mapping[str, str]) -> Self:
+    def from_plan(cls, plan: Plan, origin: Mapping[str, str]) -> Self:
         """A plan as plain data."""
         of_cell: dict[Cell, list[Run]] = {cell: [] for cell in plan.cells}
         for run in sorted(plan.runs, key=lambda run: run.seed):
@@ -124,15 +124,15 @@ class Design:
             code_version=code_version(),
             training_version=str(TRAINING_VERSION),
             scored_on=plan.base.data.scored_on,
-            factors={name: tuple(map(shown, levels)) for name, levels in plan.factors.items()},
-            baseline={name: shown(level) for name, level in plan.baseline.items()},
+            factors={name: tuple(map(format_level, levels)) for name, levels in plan.factors.items()},
+            baseline={name: format_level(level) for name, level in plan.baseline.items()},
             cells=tuple(
                 DesignCell(
                     label=str(cell),
-                    levels={name: shown(level) for name, level in cell.levels},
+                    levels={name: format_level(level) for name, level in cell.levels},
                     spec=_plain(of_this[0].spec.flat()),
                     fingerprints=tuple(run.fingerprint for run in of_this),
-                    data_version=plan.data_of(of_this[0]).version,
+                    data_version=plan.dataset_for_run(of_this[0]).version,
                     train_images=plan.training_images(of_this[0]),
                 )
                 for cell, of_this in of_cell.items()
@@ -152,6 +152,8 @@ class Design:
         values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         if search := values.get("search"):  # studies of earlier versions have none
+            if "against" in search:  # the name of `objective` until 2026-11-27
+                search["objective"] = search.pop("against")
             search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
             values["search"] = SearchDesign(**search)
         return cls(**values)
@@ -159,7 +161,7 @@ class Design:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
-    def narrowed(self, levels: Mapping[str, tuple[str, ...]], seeds: int | None) -> Self:
+    def restricted_to(self, levels: Mapping[str, tuple[str, ...]], seeds: int | None) -> Self:
         """Of what was asked, these levels of these factors and the first so many seeds; raises ConfigError if that is nothing."""
         cells = tuple(
             replace(cell, fingerprints=cell.fingerprints[:seeds])
@@ -170,13 +172,13 @@ class Design:
             asked = " ".join(f"{name}={','.join(self.factors[name])}" for name in levels if name in self.factors)
             raise ConfigError(f"--levels: nothing of that is in MLflow; accepted: {asked}")
         factors = {name: tuple(level for level in all_ if level in levels.get(name, all_)) for name, all_ in self.factors.items()}
-        return replace(self, cells=cells, factors=factors, search=self.search and self.search.narrowed(levels))
+        return replace(self, cells=cells, factors=factors, search=self.search and self.search.restricted_to(levels))
 
     @property
     def title(self) -> str:
         return f"{self.study} on {self.dataset}"
 
-    def baseline_of(self, cell: DesignCell) -> str | None:
+    def baseline_label(self, cell: DesignCell) -> str | None:
         """Label of the cell that another is compared with; None for a baseline itself, and where there is no such cell."""
         wanted = {**cell.levels, **self.baseline}
         return next((other.label for other in self.cells if other.levels == wanted and other is not cell), None)

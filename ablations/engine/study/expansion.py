@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.study.comparability import check_comparable, images_of, load_all, training_key
-from ablations.engine.study.definition import Study as Study  # where studies and others look for it
-from ablations.engine.study.definition import check_preset
-from ablations.engine.study.factors import SET_OTHERWISE, Level, checked_factors, shown
+from ablations.engine.study.comparability import check_comparable, image_selection, load_datasets, training_key
+from ablations.engine.study.definition import Study, check_preset
+from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors
 from ablations.engine.study.plan import Cell, Draft, Plan, Run
-from ablations.engine.study.request import Request
+from ablations.engine.study.request import StudyRequest
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override
 from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset, resolve
@@ -21,17 +20,17 @@ from resnet_core.overrides import convert, field_name
 
 MAX_RUNS = 10_000
 """Runs of a study, at most: beyond, a typing error is more likely than the time to train them."""
-LENGTHS = frozenset({"optim.epochs", "optim.iterations"})
+LENGTH_FIELDS = frozenset({"optim.epochs", "optim.iterations"})
 """Units of a training's length."""
 MAX_SETTING_CHARACTERS = 6000
 """Length of a field's value as text, at most: MLflow cuts a longer parameter without a word."""
 
 
-def draft(study: Study, request: Request) -> Draft:
+def make_draft(study: Study, request: StudyRequest) -> Draft:
     """Expands a study into cells; raises ConfigError with one line if any part of the request is wrong."""
     preset = request.preset or study.preset
     check_preset("--preset", preset)
-    study = study.adapted(preset)
+    study = study.for_preset(preset)
     seeds = study.seeds if request.seeds is None else request.seeds
     if seeds < 1:
         raise reject("--seeds", seeds, "accepted: 1 or more")
@@ -40,7 +39,7 @@ def draft(study: Study, request: Request) -> Draft:
     if math.prod(map(len, factors.values())) * seeds > MAX_RUNS:
         levels = " × ".join(str(len(levels)) for levels in factors.values())
         raise reject("--seeds", seeds, f"with {levels} levels, accepted: at most {MAX_RUNS:,} runs")
-    for name, option in SET_OTHERWISE.items():
+    for name, option in NOT_SETTINGS.items():
         if name in asked:
             raise reject("--set", name, f"accepted: {option}")
     taken = sorted(asked.keys() & {field_name(n) for n in factors})
@@ -51,15 +50,15 @@ def draft(study: Study, request: Request) -> Draft:
     return Draft(study=study, preset=preset, factors=factors, seeds=seeds, specs=specs, skipped=tuple(skipped))
 
 
-def make_plan(study: Study, request: Request, *, cache: Path) -> Plan:
+def make_plan(study: Study, request: StudyRequest, *, cache: Path) -> Plan:
     """Expands a study into runs; raises ConfigError with one line if any part of the request is wrong."""
     # Bad runs surface before the data are read; only the data's own fields wait for them.
-    return with_data(draft(study, request), request, cache=cache)
+    return resolve_draft(make_draft(study, request), request, cache=cache)
 
 
-def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
+def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan:
     """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
-    data = load_all(drafted.specs.values(), cache, download=request.download)
+    data = load_datasets(drafted.specs.values(), cache, download=request.download)
     check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
     specs, impossible = _on_data(drafted.specs, data, drafted.study.baseline)
     return Plan(
@@ -69,16 +68,16 @@ def with_data(drafted: Draft, request: Request, *, cache: Path) -> Plan:
         factors=drafted.factors,
         cells=tuple(specs),
         skipped=(*drafted.skipped, *impossible),
-        runs=expanded(specs, drafted.seeds, data),
+        runs=expand_runs(specs, drafted.seeds, data),
         data=data,
         searched=drafted.searched,
     )
 
 
-def expanded(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataConfig, Dataset]) -> tuple[Run, ...]:
+def expand_runs(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataConfig, Dataset]) -> tuple[Run, ...]:
     """The runs of these cells, in the order in which to start them."""
     runs: list[Run] = []
-    versions = {cell: data[images_of(spec.data)].version for cell, spec in specs.items()}
+    versions = {cell: data[image_selection(spec.data)].version for cell, spec in specs.items()}
     for seed in range(seeds):
         seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
         replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=versions[cell])) for cell, spec in seeded]
@@ -87,11 +86,11 @@ def expanded(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataConfig
     return tuple(runs)
 
 
-def _settings(study: Study, request: Request, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
+def _settings(study: Study, request: StudyRequest, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
     """The fields in which all runs differ from the preset, as the study and the request want them."""
     settings = {field_name(name): value for name, value in study.settings.items()}
-    if LENGTHS & (asked.keys() | varied):  # in the unit that is asked for
-        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    if LENGTH_FIELDS & (asked.keys() | varied):  # in the unit that is asked for
+        settings = {name: value for name, value in settings.items() if name not in LENGTH_FIELDS}
     settings |= {**asked, "world_size": request.workers}
     if request.probes:
         named = (part for text in request.probes for part in convert("probes", text))
@@ -99,15 +98,17 @@ def _settings(study: Study, request: Request, asked: Mapping[str, Any], varied: 
     return settings
 
 
-def _factors(study: Study, request: Request) -> dict[str, tuple[Level, ...]]:
+def _factors(study: Study, request: StudyRequest) -> dict[str, tuple[Level, ...]]:
     """The study's factors with the request's levels, in the study's order and under its names."""
     own = {field_name(name): name for name in study.factors}
     # Through RunSpec's own conversion, so that "20" is 20 and an unknown level says what is accepted.
-    asked = {own.get(field_name(name), name): levels for name, levels in checked_factors("--levels", request.levels).items()}
+    asked = {own.get(field_name(name), name): levels for name, levels in validated_factors("--levels", request.levels).items()}
     factors = {name: tuple(levels) for name, levels in study.factors.items()} | asked
     for name, level in study.baseline.items():
         if level not in factors[name]:
-            raise reject("--levels", f"{name}={','.join(map(shown, factors[name]))}", f"must hold the baseline {shown(level)}")
+            raise reject(
+                "--levels", f"{name}={','.join(map(format_level, factors[name]))}", f"must hold the baseline {format_level(level)}"
+            )
     return factors
 
 
@@ -165,7 +166,7 @@ def _on_data(
     alike: dict[str, list[Cell]] = {}
     refused = []
     for cell, unresolved in specs.items():
-        dataset = data[images_of(unresolved.data)]
+        dataset = data[image_selection(unresolved.data)]
         try:
             found[cell] = resolve(unresolved, dataset)
         except ConfigError as error:

@@ -19,7 +19,7 @@ NOT_FACTORS = {
 }
 """Fields in which cells must agree to be comparable, and how they are set for all. Other fields that change the test images are
 found once the data are read."""
-SET_OTHERWISE = {"seed": "--seeds N", "world_size": "--workers N"}
+NOT_SETTINGS = {"seed": "--seeds N", "world_size": "--workers N"}
 """Fields that are no settings, and the options that are for them."""
 _PARTS = re.compile(r"(?:\[[^\[\]]*\]|[^,])+")
 _BRACKETS = re.compile(r"\s*\[[^\[\]]*\]\s*")
@@ -38,7 +38,7 @@ def split_levels(name: str, text: str) -> tuple[str, ...]:
     return levels
 
 
-def checked_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]]:
+def validated_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]]:
     """Return factors with their levels as values of the fields.
 
     Args:
@@ -49,13 +49,13 @@ def checked_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]
         ConfigError: unknown field, one that cannot be a factor, a field named twice, or levels that it does not accept.
     """
     found: dict[str, tuple[Level, ...]] = {}
-    for dotted, (name, levels) in by_field(source, factors).items():
+    for dotted, (name, levels) in values_by_field(source, factors).items():
         if not isinstance(levels, Sequence) or isinstance(levels, (str, bytes)):
             raise reject(f"{source} {name}", levels, f"accepted: a list of levels, such as {name}: [A, B]")
         if not levels:
             raise ConfigError(f"{source} {name}: accepted: one or more levels, such as {name}=a,b")
         found[name] = tuple(convert(dotted, level) for level in levels)
-        text = ",".join(map(shown, found[name]))
+        text = ",".join(map(format_level, found[name]))
         if dotted in NOT_FACTORS:
             raise reject(f"{source} {name}", text, f"cannot be a factor: {NOT_FACTORS[dotted]}")
         if len(set(found[name])) != len(levels):
@@ -63,7 +63,7 @@ def checked_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]
     return found
 
 
-def by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
+def values_by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
     """Return values with the names they were given under, by dotted field.
 
     Raises:
@@ -83,9 +83,9 @@ def by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def shown(level: object) -> str:
+def format_level(level: object) -> str:
     """Return a level as text: `0.1`, `A`, `None`, `[0.5,0.75]`. Two different levels of a field never look alike."""
     if isinstance(level, (list, tuple)):
-        return f"[{','.join(map(shown, level))}]"
+        return f"[{','.join(map(format_level, level))}]"
     short = f"{level:g}" if isinstance(level, float) else str(level)
     return short if not isinstance(level, float) or float(short) == level else repr(level)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablations.engine.study.comparability import images_of, scored_digest, selects_images
-from ablations.engine.study.definition import Study as Study  # where studies and others look for it
-from ablations.engine.study.factors import Level, shown
+from ablations.engine.study.comparability import image_selection, selects_images, test_images_digest
+from ablations.engine.study.definition import Study
+from ablations.engine.study.factors import Level, format_level
 from resnet_core import RunSpec
 from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset
@@ -28,11 +28,11 @@ class Cell:
     levels: tuple[tuple[str, Level], ...]
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={shown(level)}" for name, level in self.levels)
+        return " ".join(f"{name}={format_level(level)}" for name, level in self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class SearchTrial:
     """What makes a run a trial of a search."""
 
     number: int
@@ -53,7 +53,7 @@ class Run:
     seed: int
     spec: RunSpec
     fingerprint: str
-    trial: Trial | None = field(default=None, compare=False)
+    trial: SearchTrial | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.cell} {f'trial={self.trial.number}' if self.trial else f'seed={self.seed}'}".lstrip()
@@ -90,27 +90,27 @@ class Plan:
     @property
     def dataset(self) -> Dataset:
         """Data of the first cell. Others may differ from it in training images, and in what follows from them, only."""
-        return self.data_for(self.base)
+        return self.dataset_for_spec(self.base)
 
-    def data_for(self, spec: RunSpec) -> Dataset:
+    def dataset_for_spec(self, spec: RunSpec) -> Dataset:
         """What runs with this spec are trained and scored on."""
-        return self.data[images_of(spec.data)]
+        return self.data[image_selection(spec.data)]
 
-    def data_of(self, run: Run) -> Dataset:
+    def dataset_for_run(self, run: Run) -> Dataset:
         """What a run is trained and scored on."""
-        return self.data_for(run.spec)
+        return self.dataset_for_spec(run.spec)
 
     def training_images(self, run: Run) -> int:
         """How many images a run is trained on."""
-        return len(self.data_of(run).train.labels)
+        return len(self.dataset_for_run(run).train.labels)
 
     @property
     def data_summary(self) -> str:
         """The images of all cells in words, with each number of training images: `300 or 1,437 images to train, …`."""
-        data = sorted((self.data_of(run) for run in self.runs if run.seed == 0), key=lambda each: len(each.train.labels))
+        data = sorted((self.dataset_for_run(run) for run in self.runs if run.seed == 0), key=lambda each: len(each.train.labels))
         return data[-1].described([len(each.train.labels) for each in data]) if data else self.dataset.summary
 
-    def shared(self) -> dict[str, Any]:
+    def shared_fields(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
         return _shared(self.base, self.factors, self.searched)
 
@@ -119,8 +119,8 @@ class Plan:
         """Identity of the base configuration: what, with the study's name, one parent run in MLflow stands for."""
         selected = any(selects_images(field_name(name)) for name in self.factors if name != CONFIGURATION)
         # Where cells have data of their own, the base is the same whichever of them are asked for.
-        data = scored_digest(self.dataset) if selected else self.dataset.version
-        shared = self.shared()
+        data = test_images_digest(self.dataset) if selected else self.dataset.version
+        shared = self.shared_fields()
         varied = sorted(self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY})
         text = json.dumps([deviations(shared), varied, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -143,7 +143,7 @@ class Draft:
     def base(self) -> RunSpec:
         return next(iter(self.specs.values()))
 
-    def shared(self) -> dict[str, Any]:
+    def shared_fields(self) -> dict[str, Any]:
         """The fields that all runs have in common."""
         return _shared(self.base, self.factors, self.searched)
 

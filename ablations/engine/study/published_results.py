@@ -13,7 +13,7 @@ Protocol = Literal["one view", "10-crop", "multi-scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedResult:
     """One published result. Errors in percent, on CIFAR-10's test set or ImageNet's validation set; None: not published."""
 
     dataset: Literal["cifar10", "imagenet"]
@@ -31,7 +31,7 @@ class Published:
     """Standard deviation of the top-1 error over `runs`."""
     runs: int = 1
     top5_error: float | None = None
-    above: bool = False
+    is_lower_bound: bool = False
     """Whether `error` is a lower bound only."""
     parameters_millions: str | None = None
     """As printed: the digits tell the precision."""
@@ -51,13 +51,13 @@ class Published:
         )
 
 
-def _cifar(depth: int, error: float, shortcut: Literal["none", "A"] = "A", **more: Any) -> Published:
-    return Published(dataset="cifar10", depth=depth, shortcut=shortcut, error=error, **more)
+def _cifar(depth: int, error: float, shortcut: Literal["none", "A"] = "A", **more: Any) -> PublishedResult:
+    return PublishedResult(dataset="cifar10", depth=depth, shortcut=shortcut, error=error, **more)
 
 
-def _imagenet(depth: int, shortcut: Literal["none", "A", "B", "C"], **more: Any) -> Published:
+def _imagenet(depth: int, shortcut: Literal["none", "A", "B", "C"], **more: Any) -> PublishedResult:
     bottleneck: dict[str, Any] = {"block": "bottleneck", "stride_in": "1x1"} if depth >= 50 else {}
-    return Published(dataset="imagenet", depth=depth, shortcut=shortcut, **bottleneck | more)
+    return PublishedResult(dataset="imagenet", depth=depth, shortcut=shortcut, **bottleneck | more)
 
 
 def _table(number: str) -> str:
@@ -67,7 +67,7 @@ def _table(number: str) -> str:
 FLOPS = {18: "1.8", 34: "3.6", 50: "3.8", 101: "7.6", 152: "11.3"}
 """Billions of multiply-adds (table 1): option A with basic blocks, B with bottlenecks; plain networks have those of A."""
 
-PUBLISHED: tuple[Published, ...] = (
+PUBLISHED: tuple[PublishedResult, ...] = (
     # Table 6. The best of five runs for 110 layers, whose mean and deviation it gives, too.
     _cifar(20, 8.75, parameters_millions="0.27", source=_table("6")),
     _cifar(32, 7.51, parameters_millions="0.46", source=_table("6")),
@@ -76,7 +76,7 @@ PUBLISHED: tuple[Published, ...] = (
     _cifar(110, 6.43, parameters_millions="1.7", source=_table("6")),
     _cifar(110, 6.61, std=0.16, runs=5, parameters_millions="1.7", source=_table("6")),
     _cifar(1202, 7.93, parameters_millions="19.4", source=_table("6")),
-    _cifar(110, 60, "none", above=True, source=f"{PAPER}, section 4.2"),
+    _cifar(110, 60, "none", is_lower_bound=True, source=f"{PAPER}, section 4.2"),
     _cifar(20, 8.51, std=0.22, runs=5, source=REPRODUCTION),
     _cifar(56, 7.40, std=0.27, runs=5, source=REPRODUCTION),
     _cifar(110, 7.14, std=0.20, runs=5, source=REPRODUCTION),
@@ -111,7 +111,7 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-def published(model: ModelConfig, dataset_name: str) -> tuple[Published, ...]:
+def published_results(model: ModelConfig, dataset_name: str) -> tuple[PublishedResult, ...]:
     """What is published of this architecture on this data set, the paper first; nothing for most.
 
     A bottleneck with its stride elsewhere is another network, and so is one of another width. Initial scales and BatchNorm's

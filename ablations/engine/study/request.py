@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablations.engine.study.definition import Study as Study  # where studies and others look for it
-
-SAMPLERS = ("tpe", "random", "gp", "cmaes", "nsga2")
+SAMPLERS = ("tpe", "random", "gp")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = {"flops": "flops", "seconds": "train_seconds"}
 """What error can be weighed against, and the metric that it is."""
-TRIALS = 24
+DEFAULT_TRIALS = 24
 """Of a search for which no budget is asked."""
-VALIDATION = 0.2
+DEFAULT_VALIDATION_SHARE = 0.2
 """Share of the training images that trials are scored on, where none is asked."""
 
 
@@ -22,7 +20,7 @@ class SearchRequest:
 
     per_cell: Sequence[str] | None = None
     """Factors inside whose levels to search; empty: all of the study; None: one search, without factors."""
-    fields: Sequence[str] = ()
+    space: Sequence[str] = ()
     """What is searched: fields of the study's space, or others with a range; empty: the whole space."""
     trials: int | None = None
     """Budget of each cell's search; of a population, its size."""
@@ -30,14 +28,14 @@ class SearchRequest:
     """Another budget: training time of each cell's search."""
     sampler: str | None = None
     scheduler: str | None = None
-    against: str | None = None
+    objective: str | None = None
     """A second objective."""
     seed: int = 0
-    validation: float = VALIDATION
+    validation_share: float = DEFAULT_VALIDATION_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class StudyRequest:
     """What the command line asks of a study."""
 
     preset: str | None = None
@@ -55,7 +53,7 @@ class Request:
 class Options:
     """A parsed command line."""
 
-    request: Request
+    request: StudyRequest
     search: SearchRequest | None
     """Of a study that searches."""
     cpus_per_worker: float
@@ -69,5 +67,5 @@ class Options:
     calibrate: bool | None
     """Whether a plan may measure; None: where it does not disturb a cluster."""
     report: bool
-    fresh: bool
+    rerun: bool
     log_models: bool

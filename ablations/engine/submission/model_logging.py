@@ -72,14 +72,14 @@ def _log_network(client: MlflowClient, plan: Plan, run: Run, entry: RunRecord, c
     saved = checkpoints.latest()
     if saved is None:
         raise FileNotFoundError(f"there is no checkpoint in {checkpoints.where}")
-    _log(client, run, entry, pixels_to_scores(plan, run, saved["model"]), plan.data_of(run))
+    _log(client, run, entry, pixels_to_scores(plan, run, saved["model"]), plan.dataset_for_run(run))
 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:
     """Return a run's network behind the normalisation that it was trained with, which is that of its own training images."""
     net = build_model(run.spec.model)
     net.load_state_dict(weights)
-    return PixelsToScores(net, plan.data_of(run), run.spec.data.normalise).eval()
+    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalise).eval()
 
 
 def _log(client: MlflowClient, run: Run, entry: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from ablations.engine.analysis import number_format
-from ablations.engine.environment.console import duration, say
-from ablations.engine.report.terminal import NamedRows
+from ablations.engine.environment.console import format_duration, print_line
+from ablations.engine.report.terminal import FittedTable
 from ablations.engine.study.plan import Plan, Run
 
 TOTALS_INTERVAL_SECONDS = 60.0
@@ -69,7 +69,7 @@ class Progress:
             self.outcomes[run.fingerprint] = outcome
         error = metrics.get(f"{self.scored_on}/error")
         result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
-        say(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
+        print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
         self.heard = time.monotonic()
 
     def interrupted(self, run: Run, message: str) -> None:
@@ -83,7 +83,7 @@ class Progress:
             self.running.pop(run.fingerprint, None)
 
     def note(self, run: Run, message: str) -> None:
-        say(self.console, f"{run}: {message}")
+        print_line(self.console, f"{run}: {message}")
 
     def counted(self, ended: int, of: str = " of ") -> str:
         """`12 of 24`, or how many where it is not known of how many."""
@@ -114,8 +114,8 @@ class Progress:
         share = self._share()
         elapsed = time.monotonic() - (self.began or time.monotonic())
         if share == 1:
-            return f"took {duration(elapsed)}"
-        return f"{duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
+            return f"took {format_duration(elapsed)}"
+        return f"{format_duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
 
     def _totals(self) -> Text:
         failed = sum(outcome not in ("completed", "diverged", "pruned") for outcome in self.outcomes.values())
@@ -130,9 +130,11 @@ class Progress:
     def _render(self) -> RenderableType:
         errors = ("train/error", f"{self.scored_on}/error")
         columns = ("epoch", *(name.replace("/", " ") for name in errors))
-        table = NamedRows(("running",), columns, optional=columns[1:])
+        table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:
             for run, metrics in self.running.values():
                 epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
-                table.add_row([str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.NONE for name in errors)])
+                table.add_row(
+                    [str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.MISSING for name in errors)]
+                )
             return Group(table, self._totals())

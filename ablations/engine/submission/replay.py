@@ -14,9 +14,9 @@ from mlflow.exceptions import MlflowException
 from pyarrow import fs
 from rich.console import Console
 
-from ablations.engine.analysis.reproducibility import Training, compare, environment
+from ablations.engine.analysis.reproducibility import Training, compare_trainings, environment_changes
 from ablations.engine.environment import paths
-from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import git_state
 from ablations.engine.environment.storage import check_storage, make_storage, open_storage
 from ablations.engine.tracking import run_queries
@@ -79,20 +79,20 @@ def replay(request: ReplayRequest) -> int:
         recorded = _read_recorded_run(request)
         dataset = _dataset(recorded, download=request.download)
         tags = recorded.tags
-        say(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
+        print_line(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
         if tags.get("training_version") != str(TRAINING_VERSION):
             by = f"version {tags['training_version']}" if "training_version" in tags else "an earlier version"
-            say(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
+            print_line(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
         listener = _Listener(console, recorded, dataset)
         _train(recorded, request, listener)
     except KeyboardInterrupt:
-        say(console, "interrupted: nothing is left of this replay")
+        print_line(console, "interrupted: nothing is left of this replay")
         return 1
-    same, lines = compare(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
+    same, lines = compare_trainings(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
-    for line in (*lines, environment({**tags, "git.commit": _commit(tags)}, here)):
-        say(console, line)
+    for line in (*lines, environment_changes({**tags, "git.commit": _commit(tags)}, here)):
+        print_line(console, line)
     return 0 if same else 1
 
 
@@ -209,19 +209,19 @@ class _Listener:
             self.crashed(fingerprint, report["restart"], outcome=None)
         else:
             if "note" in report:
-                say(self.console, report["note"])
+                print_line(self.console, report["note"])
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
             if time.monotonic() > self.said + PROGRESS_INTERVAL_SECONDS:
                 errors = ", ".join(f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.scored_on))
-                say(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
+                print_line(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
                 self.said = time.monotonic()
 
     def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         if outcome:
             self.training = Training(outcome, self.epochs, reason)
         else:
-            say(self.console, f"{reason}; it goes on from its last checkpoint")
+            print_line(self.console, f"{reason}; it goes on from its last checkpoint")
 
 
 def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:

@@ -14,17 +14,17 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyse
-from ablations.engine.environment.console import make_console, say
-from ablations.engine.environment.provenance import again
+from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.environment.console import make_console, print_line
+from ablations.engine.environment.provenance import resubmit_command
 from ablations.engine.report import terminal
 from ablations.engine.report.bundle import publish
-from ablations.engine.report.mlflow_page import REPORT
+from ablations.engine.report.mlflow_page import REPORT_PATH
 from ablations.engine.study.design import Design
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft
 from ablations.engine.study.request import Options
-from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking import mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
@@ -93,7 +93,7 @@ class ReportUpdater:
             began = time.monotonic()
             try:
                 evidence = results.gather(self.client, self.design)
-                findings = analyse(evidence)
+                findings = analyze_study(evidence)
                 publish(self.client, self.run_id, evidence, findings, running=so_far, permit=self._may_write)
                 shown = ended
             except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
@@ -112,13 +112,13 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
         raise reject("--tracking-uri", options.tracking_uri, "there is no such database")
     client, console = connect(options.tracking_uri), make_console()
     asked = {field_name(name) for name in options.request.levels}
-    levels = {name: tuple(map(shown, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
+    levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
         run_id, whole = run_queries.find_design(
-            client, drafted.study.name, drafted.preset, drafted.shared(), whole=bool(drafted.searched)
+            client, drafted.study.name, drafted.preset, drafted.shared_fields(), whole=bool(drafted.searched)
         )
-        evidence = results.gather(client, whole.narrowed(levels, options.request.seeds))
-    findings, part = analyse(evidence), ""
+        evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds))
+    findings, part = analyze_study(evidence), ""
     if evidence.design != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
         seeds = max(len(cell.fingerprints) for cell in evidence.design.cells)
@@ -126,7 +126,7 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
         flag = f"a part of what was submitted: {part}; p is corrected for the comparisons of this part"
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
-    terminal.show_results(console, evidence, findings, again())
+    terminal.show_results(console, evidence, findings, resubmit_command())
     publish_report(console, client, run_id, evidence, findings, part=part)
     return 0 if findings.complete else 1
 
@@ -152,7 +152,7 @@ def publish_report(
         raise
     except Exception as error:  # a store's own library may raise anything
         said = describe_error(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
-        say(console, f"The report could not be made or stored: {said}")
+        print_line(console, f"The report could not be made or stored: {said}")
     else:
         print_report_address(console, client, run_id, part=part)
 
@@ -160,18 +160,18 @@ def publish_report(
 def print_report_address(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
     """Say where a report is."""
     try:
-        say(console, f"Report: {report_address(client, run_id, part=part)}")
+        print_line(console, f"Report: {report_address(client, run_id, part=part)}")
     except MlflowException as error:
-        say(console, f"Where the report is cannot be told: {describe_error(error)}")
+        print_line(console, f"Where the report is cannot be told: {describe_error(error)}")
 
 
 def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
     """Where a person opens the report."""
-    page = f"parts/{part}/{REPORT}" if part else REPORT
+    page = f"parts/{part}/{REPORT_PATH}" if part else REPORT_PATH
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))
-        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{page}"
+        return f"{where}/{mlflow_internals.artifact_page(run.experiment_id, run_id, page)}"
     where = f"{run.artifact_uri}/{page}"
     path = unquote(where.removeprefix("file://"))
     # A path with a space is no link in a terminal, and an escaped one is no path: then the whole address is both.

@@ -52,7 +52,7 @@ class TrialSource(RunEvents):
 
     def stops(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
         decision = self.searches.report(self.runs[fingerprint], report["epoch"], report["metrics"])
-        if decision is Decision.GO:
+        if decision is Decision.CONTINUE:
             return False
         self._decisions[fingerprint] = decision
         return True
@@ -66,7 +66,7 @@ class TrialSource(RunEvents):
 
     def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
         super().reported(fingerprint, report)
-        run, decision = self.runs[fingerprint], self._decisions.pop(fingerprint, Decision.GO)
+        run, decision = self.runs[fingerprint], self._decisions.pop(fingerprint, Decision.CONTINUE)
         if decision is Decision.PRUNE:
             self._end(run, "pruned", f"ended early, after epoch {report['epoch']}")
         elif decision is Decision.PAUSE:

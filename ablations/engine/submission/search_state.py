@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ablations.engine.search.optimizer import Decision, Optimizer, Suggestion, Told
-from ablations.engine.search.plan import Chosen, Scored, SearchPlan, choose
-from ablations.engine.study.plan import Cell, Run, Trial
+from ablations.engine.search.optimizer import Decision, Optimizer, Suggestion, TrialHistory
+from ablations.engine.search.plan import ChosenConfiguration, ScoredTrial, SearchPlan, choose_configurations
+from ablations.engine.study.plan import Cell, Run, SearchTrial
 from ablations.engine.study.request import OBJECTIVES
 from ablations.engine.tracking.search_trials import UNFINISHED_OUTCOMES, PastTrial
 from resnet_core import ConfigError
@@ -28,7 +28,7 @@ class SearchState:
         self.optimisers = {cell: Optimizer(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
         self.errors: dict[Cell, ConfigError] = {}
         """Why a search cannot go on."""
-        self._tag = plan.asked().tag
+        self._tag = plan.to_design().tag
         self.ended_in: Counter[Cell] = Counter()
         """Trials that have come to their end."""
         self._longest: Counter[Cell] = Counter()
@@ -38,7 +38,7 @@ class SearchState:
         self._runs: dict[tuple[Cell, int], Run] = {}
         self._metrics: dict[str, dict[int, Mapping[str, float]]] = {}
         """Of runs that are under way, by epoch."""
-        self._scored: dict[Cell, dict[int, Scored]] = {cell: {} for cell in self.optimisers}
+        self._scored: dict[Cell, dict[int, ScoredTrial]] = {cell: {} for cell in self.optimisers}
         self.outside = self._retell(past)
         """How many past trials are not of the space that is searched now."""
 
@@ -58,7 +58,7 @@ class SearchState:
 
     def dropped(self) -> list[Run]:
         """Runs that waited and lost their place: they are to end, as `pruned`."""
-        return [self._runs[cell, number] for cell, optimiser in self.optimisers.items() for number in optimiser.dropped()]
+        return [self._runs[cell, number] for cell, optimiser in self.optimisers.items() for number in optimiser.evicted()]
 
     def next(self, is_free: Callable[[Run], bool]) -> Run | None:
         """A run of the search that has begun the fewest trials, so that all come along alike; None: there is none now.
@@ -84,10 +84,10 @@ class SearchState:
         self._metrics.setdefault(run.fingerprint, {})[epoch] = metrics
         self._longest[run.cell] = max(self._longest[run.cell], epoch)
         for reached in self._reached(run, epoch):
-            decision = self.optimisers[run.cell].report(run.trial.number, reached, metrics["validation/error"])
-            if decision is not Decision.GO:
+            decision = self.optimisers[run.cell].report_epoch(run.trial.number, reached, metrics["validation/error"])
+            if decision is not Decision.CONTINUE:
                 return decision
-        return Decision.GO
+        return Decision.CONTINUE
 
     def end(self, run: Run, outcome: str) -> None:
         """A run has come to its end."""
@@ -96,15 +96,15 @@ class SearchState:
         assert trial is not None
         results: tuple[float, ...] = ()
         if outcome == "completed":
-            found = self._scored[run.cell][trial.number] = _scored(trial, metrics[max(metrics)], self.plan.against)
+            found = self._scored[run.cell][trial.number] = _scored(trial, metrics[max(metrics)], self.plan.objective)
             results = found.objectives
         start = trial.branch[1] if trial.branch else 0
         seconds = sum(of_epoch["epoch_seconds"] for epoch, of_epoch in metrics.items() if epoch > start)
-        self.optimisers[run.cell].end(trial.number, outcome, results, seconds)
+        self.optimisers[run.cell].end_trial(trial.number, outcome, results, seconds)
 
-    def choices(self) -> dict[Cell, Sequence[Chosen]]:
+    def choices(self) -> dict[Cell, Sequence[ChosenConfiguration]]:
         """What each search chose."""
-        return {cell: choose(scored) for cell, scored in self._scored.items()}
+        return {cell: choose_configurations(scored) for cell, scored in self._scored.items()}
 
     def _share(self, cell: Cell) -> float:
         settings, optimiser = self.plan.settings, self.optimisers[cell]
@@ -113,7 +113,7 @@ class SearchState:
         if settings.scheduler == "pbt":
             return self._longest[cell] / settings.epochs
         shares = [self.ended_in[cell] / settings.trials] if settings.trials else []
-        shares += [optimiser.spent[1] / settings.seconds] if settings.seconds else []
+        shares += [optimiser.budget_spent[1] / settings.seconds] if settings.seconds else []
         return min(max(shares), 1.0)
 
     def _next_in(self, cell: Cell, is_free: Callable[[Run], bool]) -> Run | None:
@@ -129,15 +129,15 @@ class SearchState:
             elif is_free(run):
                 return run
             else:
-                optimiser.refuse(suggestion.number)
+                optimiser.reject_suggestion(suggestion.number)
         return None
 
     def _run_of(self, cell: Cell, suggestion: Suggestion) -> Run | None:
-        trial = Trial(number=suggestion.number, tag=self._tag, values=suggestion.values, branch=suggestion.branch)
+        trial = SearchTrial(number=suggestion.number, tag=self._tag, values=suggestion.values, branch=suggestion.branch)
         try:
-            return self.plan.trial(cell, trial)
+            return self.plan.trial_run(cell, trial)
         except ConfigError as error:  # values that do not go together, or not with this cell
-            self.optimisers[cell].refuse(suggestion.number)
+            self.optimisers[cell].reject_suggestion(suggestion.number)
             self._refused[cell] += 1
             if self._refused[cell] >= MAX_REFUSED:
                 message = f"--search: {MAX_REFUSED} configurations in a row do not exist, the last because {error}"
@@ -157,10 +157,10 @@ class SearchState:
         for cell, optimiser in self.optimisers.items():
             trials = of_cell[str(cell)]
             self._asked[cell] = len(trials)
-            outside += optimiser.retell([self._told(cell, each) for each in trials])
+            outside += optimiser.load_history([self._told(cell, each) for each in trials])
             for each in trials:
-                if each.trial.number in optimiser.numbers:
-                    self._runs[cell, each.trial.number] = self.plan.trial(cell, each.trial)
+                if each.trial.number in optimiser.known_trials:
+                    self._runs[cell, each.trial.number] = self.plan.trial_run(cell, each.trial)
                     self.ended_in[cell] += self._has_ended(each)
                     self._remember(cell, each)
         return outside
@@ -169,15 +169,15 @@ class SearchState:
         """Whether a past trial is over. Where none is to be ended early, one that was goes on."""
         return past.outcome not in (*UNFINISHED_OUTCOMES, *(("pruned",) if self.plan.settings.scheduler == "none" else ()))
 
-    def _told(self, cell: Cell, past: PastTrial) -> Told:
+    def _told(self, cell: Cell, past: PastTrial) -> TrialHistory:
         """A past trial as an optimiser is told of it."""
-        run, completed = self.plan.trial(cell, past.trial), past.record.completed
-        return Told(
+        run, completed = self.plan.trial_run(cell, past.trial), past.record.completed
+        return TrialHistory(
             number=past.trial.number,
             values=past.trial.values,
             outcome=past.outcome if self._has_ended(past) else "stopped",
             errors={reached: of["error"] for epoch, of in past.epochs.items() for reached in self._reached(run, epoch)},
-            results=_scored(past.trial, past.record.metrics, self.plan.against).objectives if completed else (),
+            results=_scored(past.trial, past.record.metrics, self.plan.objective).objectives if completed else (),
             seconds=past.seconds,
         )
 
@@ -185,17 +185,17 @@ class SearchState:
         """Of a run that is trained already: what would have been decided on the way does not matter."""
         optimiser, known = self.optimisers[cell], self._told(cell, past)
         for epoch, error in known.errors.items():
-            optimiser.report(known.number, epoch, error)
-        optimiser.end(known.number, known.outcome, known.results, known.seconds)
+            optimiser.report_epoch(known.number, epoch, error)
+        optimiser.end_trial(known.number, known.outcome, known.results, known.seconds)
         self.ended_in[cell] += 1
         self._remember(cell, past)
 
     def _remember(self, cell: Cell, past: PastTrial) -> None:
         if past.record.completed:
-            self._scored[cell][past.trial.number] = _scored(past.trial, past.record.metrics, self.plan.against)
+            self._scored[cell][past.trial.number] = _scored(past.trial, past.record.metrics, self.plan.objective)
 
 
-def _scored(trial: Trial, metrics: Mapping[str, float], against: str | None) -> Scored:
+def _scored(trial: SearchTrial, metrics: Mapping[str, float], against: str | None) -> ScoredTrial:
     """What a trial came to, by the metrics of its last epoch."""
     cost = metrics[OBJECTIVES[against]] if against else None
-    return Scored(values=trial.values, error=metrics["validation/error"], loss=metrics["validation/loss"], cost=cost)
+    return ScoredTrial(values=trial.values, error=metrics["validation/error"], loss=metrics["validation/loss"], cost=cost)

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.environment import paths, signals
-from ablations.engine.environment.console import say
-from ablations.engine.search.plan import SearchPlan, budget
+from ablations.engine.environment.console import print_line
+from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
@@ -49,30 +49,30 @@ class SearchSubmission(Submission):
     def __init__(self, console: Console, client: MlflowClient, plan: SearchPlan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
-        past = search_trials.read_trials(client, plan.asked(), by)
-        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.asked(), by))
+        past = search_trials.read_trials(client, plan.to_design(), by)
+        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by).adopt)
         self.searched = not self.searches.finished
         self.needs = prepare_cluster(plan, options) if self.searched else None  # refuses before anything is written
         known = {each.record.tags["fingerprint"]: each.record for each in past}
-        self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt)
+        self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt_main_thread)
         self.up_to_date = False
         self.report_updater = None
         self._log_design()
 
     @property
     def design(self) -> Design:
-        return replace(super().design, search=self.plan.asked())
+        return replace(super().design, search=self.plan.to_design())
 
     def train(self) -> bool:
         """SearchState, then trains what was chosen, and the default; returns False if it was asked to stop."""
         if self.searched and not self._search():
             return False
         for cell, error in self.searches.errors.items():
-            say(self.console, f"{cell or self.plan.study.name}: the search ended early. {error}")
+            print_line(self.console, f"{cell or self.plan.study.name}: the search ended early. {error}")
         choices = self.searches.choices()
         for cell in (cell for cell, chosen in choices.items() if not chosen):
-            say(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
-        self.plan = self.plan.confirming(choices)
+            print_line(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
+        self.plan = self.plan.confirmation_plan(choices)
         try:
             self.tracker.add_known_runs(self._once_it_answers(self._look_up))
         except KeyboardInterrupt:
@@ -89,7 +89,7 @@ class SearchSubmission(Submission):
                 return look_up()
             except MlflowException as error:
                 if (why := describe_error(error)) != told:
-                    say(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
+                    print_line(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
                 told = why
                 time.sleep(POLL_INTERVAL_SECONDS)
 
@@ -101,8 +101,8 @@ class SearchSubmission(Submission):
         assert self.needs is not None
         from ablations.engine.scheduling import tune_runner
 
-        say(self.console, f"Data of the search: {self.plan.trial_data.summary}")
-        self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {budget(self.plan)}.")
+        print_line(self.console, f"Data of the search: {self.plan.trial_data.summary}")
+        self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {describe_budget(self.plan)}.")
         if self.searches.outside:
             outside, verb = counted(self.searches.outside, "earlier trial"), "is" if self.searches.outside == 1 else "are"
             self.console.print(f"{outside} {verb} not of the space searched now, and {verb} passed over.")
@@ -120,7 +120,7 @@ class SearchSubmission(Submission):
         return self.searches.finished
 
     def _job_of(self, run: Run, parent: Run | None) -> Job:
-        job = job_of(run, self.plan.data_of(run).version, self.tracker.generation(run), self.options)
+        job = job_of(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
         if parent is None:
             return job
         assert run.trial is not None
@@ -135,7 +135,7 @@ class SearchProgress(progress.Progress):
     def __init__(self, console: Console, plan: SearchPlan, searches: SearchState) -> None:
         super().__init__(console, plan, ())
         self.scored_on = "validation"
-        self.searches, self.total, self.began_at = searches, plan.most_trials, searches.share
+        self.searches, self.total, self.began_at = searches, plan.max_trials, searches.share
         self.reused = 0
 
     def made(self) -> tuple[int, str]:

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyse
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.cluster.doctor import preflight
 from ablations.engine.environment import paths, provenance, signals
-from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.storage import check_storage, make_storage
 from ablations.engine.report import terminal
 from ablations.engine.study.design import Design
@@ -74,7 +74,7 @@ def submit(plan: Plan, options: Options, kind: "type[Submission]") -> int:
                 raise
         finally:
             writer.release()
-        say(console, f"{plan.study.name}: {writer.lost_to}.")
+        print_line(console, f"{plan.study.name}: {writer.lost_to}.")
         return 1
 
 
@@ -101,9 +101,9 @@ def _run_submission(
         if not (interrupted and waiting):  # who stops a study does not wait for a server that is down
             return study.conclude(waiting, interrupted=interrupted)
     except MlflowException as error:
-        say(console, f"There is no table: {describe_error(error)}.")
+        print_line(console, f"There is no table: {describe_error(error)}.")
     left = f"{counted(waiting, 'record')} {'waits' if waiting == 1 else 'wait'} for MLflow. " if waiting else ""
-    say(console, f"{left}Go on with: {provenance.again()}")
+    print_line(console, f"{left}Go on with: {provenance.resubmit_command()}")
     return 1
 
 
@@ -116,8 +116,8 @@ def _settle(console: Console, writer: Writer) -> None:
 def _close(console: Console, writer: Writer, interrupted: bool) -> int:
     """How many records MLflow has not taken when all that can be done now is done."""
     if interrupted or writer.lost_to:
-        return writer.close(INTERRUPTED_CLOSE_TIMEOUT_SECONDS, at_most=INTERRUPTED_CLOSE_TIMEOUT_SECONDS)
-    if (waiting := writer.flush(MESSAGE_DELAY_SECONDS, at_most=MESSAGE_DELAY_SECONDS)) and not writer.refusals():
+        return writer.close(INTERRUPTED_CLOSE_TIMEOUT_SECONDS, max_seconds=INTERRUPTED_CLOSE_TIMEOUT_SECONDS)
+    if (waiting := writer.flush(MESSAGE_DELAY_SECONDS, max_seconds=MESSAGE_DELAY_SECONDS)) and not writer.deletion_messages():
         console.print(f"{counted(waiting, 'record')} {'is' if waiting == 1 else 'are'} on their way to MLflow.")
     return writer.close(CLOSE_TIMEOUT_SECONDS)
 
@@ -128,7 +128,7 @@ class Submission:
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         known = self._look_up()  # refuses before anything is written
-        self.tracker = Tracker(client, writer, plan, known, rerun=options.fresh, on_lease_lost=signals.interrupt)
+        self.tracker = Tracker(client, writer, plan, known, rerun=options.rerun, on_lease_lost=signals.interrupt_main_thread)
         self.report_updater: reporting.ReportUpdater | None = None
         self._log_design()
 
@@ -137,10 +137,10 @@ class Submission:
         plan, options = self.plan, self.options
         # First held, then looked up: what another study ends in between is found done.
         elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
-        if elsewhere and options.fresh:
+        if elsewhere and options.rerun:
             raise reject("--fresh", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
         known = run_queries.find_plan_runs(self.client, plan)
-        self.done = {} if options.fresh else run_queries.with_result(known)
+        self.done = {} if options.rerun else run_queries.with_result(known)
         missing = [run for run in plan.runs if run.fingerprint not in self.done]
         self.todo = [run for run in missing if run.fingerprint not in elsewhere]
         self.up_to_date = not missing
@@ -153,11 +153,11 @@ class Submission:
     @property
     def design(self) -> Design:
         """What is asked for."""
-        return Design.of(self.plan, self._origin)
+        return Design.from_plan(self.plan, self._origin)
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        return provenance.origin()
+        return provenance.submission_origin()
 
     def train(self) -> bool:
         """Trains what is missing and waits for what another study trains; returns False if it was asked to stop."""
@@ -167,7 +167,7 @@ class Submission:
             there = "its only run is" if len(self.done) == 1 else f"all {len(self.done)} runs are"
             self.console.print(f"{name}: {there} in MLflow already.")
             return True
-        say(self.console, f"Data: {self.plan.data_summary}")
+        print_line(self.console, f"Data: {self.plan.data_summary}")
         self.console.print(f"{name}: {counted(len(self.todo), 'run')} to train, {len(self.done)} done already.")
         try:
             self._train(self.todo)
@@ -181,7 +181,7 @@ class Submission:
         here = code_version()
         others = sum(here not in entry.tags.get("code_version", "").split(", ") for entry in self.done.values())
         if others:
-            say(
+            print_line(
                 self.console,
                 f"{others} of {counted(len(self.done), 'run')} done {'was' if others == 1 else 'were'} trained by other sources of "
                 f"resnet_core. The training version is the same, {TRAINING_VERSION}, and that counts; --fresh trains all again.",
@@ -190,11 +190,11 @@ class Submission:
     def _log_design(self) -> None:
         """Before anything runs, so that whoever stops the study has a report; again at its end if the store is not there now."""
         try:
-            self.tracker.log_design(self.design)
+            self.tracker.study_run.log_design(self.design)
         except LeaseLost:
             raise
         except Exception as error:  # whatever a store's own library raises: training does not depend on it
-            say(self.console, f"What this study asks for cannot be stored in MLflow yet: {describe_error(error)}")
+            print_line(self.console, f"What this study asks for cannot be stored in MLflow yet: {describe_error(error)}")
 
     def _train(self, runs: Sequence[Run]) -> None:
         """Raises KeyboardInterrupt if the study is asked to stop."""
@@ -203,7 +203,7 @@ class Submission:
         assert self.needs is not None
         from ablations.engine.scheduling import tune_runner
 
-        jobs = [job_of(run, self.plan.data_of(run).version, self.tracker.generation(run), self.options) for run in runs]
+        jobs = [job_of(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options) for run in runs]
         with Progress(self.console, self.plan, runs) as progress:
             relay = RunEvents(runs, self.tracker, progress)
             limit, scratch = self.options.max_concurrent, paths.home() / "tune"
@@ -224,7 +224,7 @@ class Submission:
     def report_updated(self, progress: Callable[[], tuple[int, str]]) -> reporting.ReportUpdater:
         """Return what makes the report anew while runs are trained."""
         self.report_updater = reporting.ReportUpdater(
-            self.client, self.tracker.parent_id, self.design, progress, self.tracker.check
+            self.client, self.tracker.study_run.run_id, self.design, progress, self.tracker.study_run.lease.check
         )
         return self.report_updater
 
@@ -234,7 +234,7 @@ class Submission:
         took = 0.0
         while self.awaited:
             for who in set(self.awaited.values()) - told:
-                say(self.console, f"waiting for {counted(len(self.awaited), 'run')} that {who} trains")
+                print_line(self.console, f"waiting for {counted(len(self.awaited), 'run')} that {who} trains")
                 told.add(who)
             time.sleep(max(POLL_INTERVAL_SECONDS, 10 * took))  # the other study writes to the same database
             began = time.monotonic()
@@ -243,7 +243,7 @@ class Submission:
                 known = run_queries.find_plan_runs(self.client, self.plan)
             except (MlflowException, ConfigError) as error:  # a server or a disk that is back the next time
                 if (why := describe_error(error) if isinstance(error, MlflowException) else str(error)) not in told:
-                    say(self.console, f"still waiting: {why}")
+                    print_line(self.console, f"still waiting: {why}")
                 told.add(why)
                 continue
             took = time.monotonic() - began
@@ -268,7 +268,7 @@ class Submission:
         """
         if interrupted:  # who stops a study kills it soon
             check_study(self.client, self.plan.study.name)
-            self.tracker.close("KILLED")
+            self.tracker.study_run.close("KILLED")
             self._show(*self._gather(details=False), waiting)
             return 1
         try:
@@ -276,7 +276,7 @@ class Submission:
             evidence, findings = self._gather(details=True)
         except (KeyboardInterrupt, MlflowException):  # a library may make an error of its own of an interrupt
             with suppress(MlflowException):
-                self.tracker.close("KILLED")
+                self.tracker.study_run.close("KILLED")
             raise
         complete = not waiting and self.is_complete(findings)
         try:
@@ -289,34 +289,36 @@ class Submission:
 
     def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
         evidence = results.gather(self.client, self.design, details=details)
-        return evidence, analyse(evidence)
+        return evidence, analyze_study(evidence)
 
     def _show(self, evidence: Evidence, findings: Findings, waiting: int) -> None:
-        terminal.show_results(self.console, evidence, findings, provenance.again())
+        terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())
         if waiting:
-            why = self.tracker.writer.refusals() or ["the next submission delivers them"]
+            why = self.tracker.writer.deletion_messages() or ["the next submission delivers them"]
             left = f"{counted(waiting, 'record')} {'has' if waiting == 1 else 'have'} not reached MLflow yet"
             self.console.print(f"{left}; {'; '.join(why)}.", soft_wrap=True)
 
     def _end(self, status: str) -> None:
         try:
-            self.tracker.close(status)
+            self.tracker.study_run.close(status)
         except MlflowException as error:  # its runs have their results all the same
-            say(self.console, f"The study's own run cannot be ended in MLflow: {describe_error(error)}.")
+            print_line(self.console, f"The study's own run cannot be ended in MLflow: {describe_error(error)}.")
 
     def _publish(self, evidence: Evidence, findings: Findings) -> None:
         """Stores the report, unless that of just what is asked for is there; says where it is."""
-        run_id = self.tracker.parent_id
+        run_id = self.tracker.study_run.run_id
         if self.report_updater and self.report_updater.busy:
-            say(
+            print_line(
                 self.console,
                 "The report is not made: an earlier one is still being stored. The same command with --report makes it.",
             )
-        elif self.up_to_date and self.tracker.report_is_current:
+        elif self.up_to_date and self.tracker.study_run.report_is_current:
             reporting.print_report_address(self.console, self.client, run_id)
         else:
             self._log_design()
-            reporting.publish_report(self.console, self.client, run_id, evidence, findings, permit=self.tracker.check)
+            reporting.publish_report(
+                self.console, self.client, run_id, evidence, findings, permit=self.tracker.study_run.lease.check
+            )
 
     def _log_models(self) -> bool:
         """Log final networks that are not in MLflow yet; return whether all of them are there."""
@@ -329,9 +331,9 @@ class Submission:
         except MlflowException as error:
             problems = [f"No model was logged: {describe_error(error)}."]
         for problem in problems:
-            say(self.console, problem)
+            print_line(self.console, problem)
         if problems:
-            say(self.console, f"To log just those: {provenance.again()}")
+            print_line(self.console, f"To log just those: {provenance.resubmit_command()}")
         return not problems
 
 

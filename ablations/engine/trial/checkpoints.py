@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pyarrow import Buffer, fs, py_buffer
 
-from ablations.engine.environment.storage import make_folder, open_storage, share
+from ablations.engine.environment.storage import apply_group_permissions, make_folder, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _write_durably(path: Path, content: Buffer) -> None:
     partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
-            share(partial)
+            apply_group_permissions(partial)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

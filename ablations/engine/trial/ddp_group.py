@@ -9,7 +9,7 @@ from dataclasses import asdict
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from ablations.engine.environment.storage import check_there
+from ablations.engine.environment.storage import check_still_exists
 from ablations.engine.scheduling.ray_internals.compatibility import is_available
 from ablations.engine.scheduling.ray_internals.key_value_store import KEY_VALUE_STORE
 from ablations.engine.scheduling.ray_internals.train import (
@@ -63,7 +63,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     failures, losses = 0, NodeLossBudget()
     while True:
-        check_there(job.storage)
+        check_still_exists(job.storage)
         alive()
         try:
             _train_once(job, report, alive)

@@ -24,7 +24,7 @@ from ablations.engine.cluster.doctor.check import Check, listed, ok, unchecked, 
 from ablations.engine.cluster.doctor.nodes import Node, Silence
 from ablations.engine.cluster.doctor.request import Request
 from ablations.engine.environment import paths, storage
-from ablations.engine.environment.console import duration, make_console, say
+from ablations.engine.environment.console import format_duration, make_console, print_line
 from ablations.engine.scheduling import connection
 from resnet_core.fields import ConfigError, printable
 
@@ -144,7 +144,7 @@ def _check_storage(address: str, there: list[Node], left: Callable[[], float]) -
     if silent or made[there[0]]:
         return wrong(
             "storage",
-            made.get(there[0]) or f"{storage.shown(address)} hangs",
+            made.get(there[0]) or f"{storage.without_credentials(address)} hangs",
             "is it spelt right? are its keys on the head?",
         )
     with shared_storage.folder_in(address, there) as folder:
@@ -152,7 +152,9 @@ def _check_storage(address: str, there: list[Node], left: Callable[[], float]) -
         seen = shared_storage.look(address, folder, list(written), left())
     if silent:
         where = listed(node.name for node in silent)
-        return wrong("storage", f"{storage.shown(address)} hangs on {where}", "is the share mounted and reachable there?")
+        return wrong(
+            "storage", f"{storage.without_credentials(address)} hangs on {where}", "is the share mounted and reachable there?"
+        )
     by_name = {node.name: result for node, result in written.items()}
     return shared_storage.judge(address, {node.name: node.id for node in there}, shared_storage.Storage(by_name, seen))
 
@@ -198,7 +200,7 @@ def _reserve(request: Request, workers: int, console: Console) -> PlacementGroup
         bundle["GPU"] = request.gpus_per_worker
     reserved = placement_group([bundle] * workers, strategy="SPREAD")
     if not reserved.wait(2):
-        say(console, f"waiting for {_asked_for(request)}, at most {duration(request.wait)}")
+        print_line(console, f"waiting for {_asked_for(request)}, at most {format_duration(request.wait)}")
     if reserved.wait(request.wait):
         return reserved
     remove_placement_group(reserved)
@@ -209,7 +211,7 @@ def _judge_workers(request: Request, *, arrived: bool) -> Check:
     if arrived:
         return ok("workers", f"{_asked_for(request)} are there")
     remedy = "ray status says what is missing; the autoscaler's log, why it does not come; --wait gives it longer"
-    return wrong("workers", f"{_asked_for(request)} are not there after {duration(request.wait)}", remedy)
+    return wrong("workers", f"{_asked_for(request)} are not there after {format_duration(request.wait)}", remedy)
 
 
 def _asked_for(request: Request) -> str:
@@ -220,9 +222,9 @@ def _asked_for(request: Request) -> str:
 def _show(console: Console, check: Check) -> None:
     """A line, and under one that is wrong what to do. Where no terminal wraps it, each stays one line."""
     if not console.is_terminal:
-        say(console, f"{check.state:<13}{check.name:<17}{check.value}")
+        print_line(console, f"{check.state:<13}{check.name:<17}{check.value}")
         if check.remedy:
-            say(console, f"{'':<30}→ {check.remedy}")
+            print_line(console, f"{'':<30}→ {check.remedy}")
         return
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_column(width=max(map(len, COLOURS)), style=COLOURS[check.state])

@@ -4,7 +4,6 @@ What is asked is a function of this package with its arguments: it runs in a Ray
 from whatever else runs there.
 """
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,10 +14,9 @@ import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ablations.engine.environment.network import accepts_connections
 from ablations.engine.scheduling.capacity import alive_nodes
 from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
-
-CONNECT_SECONDS = 2.0
 
 Answer = TypeVar("Answer")
 
@@ -30,7 +28,7 @@ class Node:
     id: str
     name: str
     """Its address; with the beginning of its id where several nodes have that."""
-    address: tuple[str, int]
+    address: str
     """Where its raylet listens."""
     head: bool
     cpus: float
@@ -57,7 +55,7 @@ def alive() -> list[Node]:
             Node(
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
-                address=(address, node["NodeManagerPort"]),
+                address=f"{address}:{node['NodeManagerPort']}",
                 head=HEAD_RESOURCE in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
@@ -89,7 +87,7 @@ class Question(Generic[Answer]):
         for ref in late:
             ray.cancel(ref, force=True)
             node = self._asked[ref]
-            silent[node] = Silence(f"does not answer within {seconds:.0f} s", lost=not accepts(node.address))
+            silent[node] = Silence(f"does not answer within {seconds:.0f} s", lost=not accepts_connections(node.address))
         return answers, silent
 
 
@@ -130,12 +128,3 @@ def _silence(error: RayError) -> Silence:
     # Of a function that cannot be imported there, Ray hands on the traceback, whose last line says why.
     said = lines[-1] if isinstance(error, RayTaskError) and lines else "".join(lines[:1])
     return Silence("is gone" if lost else f"cannot run this project's code ({said or type(cause).__name__})", lost)
-
-
-def accepts(address: tuple[str, int]) -> bool:
-    """Whether something listens there. That a machine is gone Ray itself finds out only after some 15 s."""
-    try:
-        with socket.create_connection(address, timeout=CONNECT_SECONDS):
-            return True
-    except OSError:
-        return False

@@ -16,7 +16,7 @@ from pyarrow import ArrowException, fs
 
 from ablations.engine.cluster.doctor.check import Check, listed, ok, wrong
 from ablations.engine.cluster.doctor.nodes import Node, ask
-from ablations.engine.environment.storage import make_folder, open_storage, share, shown
+from ablations.engine.environment.storage import apply_group_permissions, make_folder, open_storage, without_credentials
 
 MEGABYTE = 1_000_000
 CLEANING_SECONDS = 5.0
@@ -59,7 +59,7 @@ def write(storage: str, folder: str, name: str) -> Written:
             make_folder(Path(root, folder))
             partial_file = Path(f"{path}.partial")
             partial_file.write_bytes(content)
-            share(partial_file)
+            apply_group_permissions(partial_file)
             partial_file.replace(path)
         else:
             with files.open_output_stream(path) as stream:
@@ -121,7 +121,7 @@ def judge(storage: str, ids: Mapping[str, str], measured: Storage) -> Check:
         ids: under which name each node wrote, by node.
         measured: what came of it.
     """
-    place = shown(storage)
+    place = without_credentials(storage)
     failed = {node: written.error for node, written in measured.written.items() if written.error}
     if failed:
         one = min(failed)
@@ -151,4 +151,4 @@ def _content(name: str) -> bytes:
 
 def _reason(error: Exception, storage: str) -> str:
     """The first line, without the address, which may hold keys."""
-    return str(error).partition("\n")[0].replace(storage, shown(storage))
+    return str(error).partition("\n")[0].replace(storage, without_credentials(storage))

@@ -56,29 +56,29 @@ STYLE: Any = {
     "savefig.dpi": 200,
     "svg.hashsalt": "resnet-ablations",  # the same figure is the same file
 }
-WIDTH = 7.2
+WIDTH_INCHES = 7.2
 """Inches: the width of a paper's page of text."""
-LINE_INCHES = 0.17
+LINE_HEIGHT_INCHES = 0.17
 """Height of a line of text."""
-CHARACTER_INCHES = 0.066
+CHARACTER_WIDTH_INCHES = 0.066
 """Width of a character, about."""
-HANDLE_INCHES = 0.6
+LEGEND_HANDLE_INCHES = 0.6
 """Width of a legend's line and what is around it."""
-BOLD: Any = {"title_fontproperties": {"weight": "bold", "size": 8}}
-MARKS = 8
+BOLD_TITLE: Any = {"title_fontproperties": {"weight": "bold", "size": 8}}
+MARKERS_PER_LINE = 8
 """Markers of a line, about: one at each of 110 layers would hide it."""
-POINTS = 120
+MAX_POINTS_PER_LINE = 120
 """Of a line, at most: more cannot be seen, and files would grow with the length of the training."""
-GREY_POINTS = 25
-DECADE = 10.0
+MAX_POINTS_PER_GRAY_LINE = 25
+MIN_RATIO_FOR_LOG_AXIS = 10.0
 """Axes are logarithmic where what they show spans more."""
-MANY_DECADES = 1e3
-TICK_GAP = 0.06
+MAX_RATIO_FOR_DENSE_TICKS = 1e3
+MIN_TICK_GAP_FRACTION = 0.06
 """Between ticks, as a share of the axis: room for a number."""
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """In which everything is drawn and saved. Names may be in any script: what the font lacks is a box, and no warning."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -88,91 +88,91 @@ def styled() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, SVG or PDF, as the suffix says; the same figure gives the same bytes. An SVG has no background."""
     dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix)
-    with styled():
+    with figure_style():
         figure.savefig(path, metadata={dated: None} if dated else None, transparent=path.suffix == ".svg")
 
 
-def over_seeds(rows: pd.DataFrame, place: str, value: str) -> dict[str, pd.DataFrame]:
+def seed_envelopes(rows: pd.DataFrame, position: str, value: str) -> dict[str, pd.DataFrame]:
     """Of each cell a table with `mean`, `low` and `high` of a column over seeds, by another column."""
-    table = rows.groupby(["cell", place])[value].agg(["mean", "min", "max"]).set_axis(["mean", "low", "high"], axis=1)
+    table = rows.groupby(["cell", position])[value].agg(["mean", "min", "max"]).set_axis(["mean", "low", "high"], axis=1)
     return {str(cell): part.droplevel("cell") for cell, part in table.groupby(level="cell")}
 
 
 def draw_line(
-    panel: Axes, seeds: pd.DataFrame, look: LineStyle, phase: float, label: str, width: float = 1.2, *, band: bool = True
+    panel: Axes, seeds: pd.DataFrame, style: LineStyle, marker_phase: float, label: str, width: float = 1.2, *, band: bool = True
 ) -> None:
-    """Mean over seeds at each place (index), and a band from lowest to highest.
+    """Mean over seeds at each position (index), and a band from lowest to highest.
 
     Args:
-        phase: where markers start, from 0 to 1, so that those of lines on top of each other alternate.
+        marker_phase: where markers start, from 0 to 1, so that those of lines on top of each other alternate.
         width: of the line, in points of type.
     """
-    seeds = thinned(seeds, POINTS)
-    every = max(1, round(len(seeds) / MARKS))
-    drawn = drawn_like(look) | {"markevery": (int(phase * every), every), "label": label, "linewidth": width}
+    seeds = thin_rows(seeds, MAX_POINTS_PER_LINE)
+    every = max(1, round(len(seeds) / MARKERS_PER_LINE))
+    drawn = line_properties(style) | {"markevery": (int(marker_phase * every), every), "label": label, "linewidth": width}
     panel.plot(seeds.index, seeds["mean"], **drawn)
     if band and (seeds["high"] > seeds["low"]).any():
-        panel.fill_between(seeds.index, seeds["low"], seeds["high"], color=look.colour, alpha=0.15, linewidth=0)
+        panel.fill_between(seeds.index, seeds["low"], seeds["high"], color=style.color, alpha=0.15, linewidth=0)
 
 
-def drawn_like(look: LineStyle) -> dict[str, Any]:
+def line_properties(style: LineStyle) -> dict[str, Any]:
     """Properties of a line, or of marks if its dash is `none`."""
-    hollow = look.filling == "hollow"
+    hollow = style.fill == "hollow"
     return {
-        "color": look.colour,
-        "linestyle": look.dash,
-        "marker": look.marker,
-        "fillstyle": "full" if hollow else look.filling,
-        "markerfacecolor": PAPER if hollow else look.colour,
+        "color": style.color,
+        "linestyle": style.dash,
+        "marker": style.marker,
+        "fillstyle": "full" if hollow else style.fill,
+        "markerfacecolor": PAPER if hollow else style.color,
         "markerfacecoloralt": PAPER,
     }
 
 
-def draw_grey(panel: Axes, lines: Iterable[pd.DataFrame]) -> None:
+def draw_gray_lines(panel: Axes, lines: Iterable[pd.DataFrame]) -> None:
     """The means of cells that are not told apart."""
-    points = [np.column_stack([line.index, line["mean"]]) for line in (thinned(line, GREY_POINTS) for line in lines)]
+    points = [np.column_stack([line.index, line["mean"]]) for line in (thin_rows(line, MAX_POINTS_PER_GRAY_LINE) for line in lines)]
     if points:
         panel.add_collection(LineCollection(points, colors=MUTED, linewidths=0.4, alpha=0.15))
         panel.autoscale_view()
 
 
-def thinned(table: pd.DataFrame, most: int) -> pd.DataFrame:
+def thin_rows(table: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most so many rows, evenly from the first to the last."""
     if len(table) <= most:
         return table
     return table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
 
 
-def legend(figure: Figure, looks: Mapping[str, LineStyle]) -> None:
+def legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:
     """Below the panels, where it hides nothing whatever the number of cells; the figure grows by its rows."""
-    if looks:
-        lines = _legend(figure, looks, figure.get_figwidth() - 0.2, loc="outside lower center")
-        figure.set_figheight(figure.get_figheight() + lines * LINE_INCHES)
+    if styles:
+        lines = _legend(figure, styles, figure.get_figwidth() - 0.2, loc="outside lower center")
+        figure.set_figheight(figure.get_figheight() + lines * LINE_HEIGHT_INCHES)
 
 
-def panel_legend(panel: Axes, title: str, looks: Mapping[str, LineStyle], width: float) -> None:
+def panel_legend(panel: Axes, title: str, styles: Mapping[str, LineStyle], width: float) -> None:
     """Above a panel that has its own; width in inches."""
-    _legend(panel, looks, width, title=title, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, alignment="left", **BOLD)
+    _legend(panel, styles, width, title=title, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, alignment="left", **BOLD_TITLE)
 
 
-def _legend(parent: Figure | Axes, looks: Mapping[str, LineStyle], width: float, **properties: Any) -> int:
+def _legend(parent: Figure | Axes, styles: Mapping[str, LineStyle], width: float, **properties: Any) -> int:
     """In as few even rows as fit; returns how many lines of text it has."""
-    names = [wrapped(name, width - HANDLE_INCHES) for name in looks]
+    names = [wrap(name, width - LEGEND_HANDLE_INCHES) for name in styles]
     widest = max(len(line) for name in names for line in name.splitlines())
-    columns = max(1, int(width / (HANDLE_INCHES + CHARACTER_INCHES * widest)))
+    columns = max(1, int(width / (LEGEND_HANDLE_INCHES + CHARACTER_WIDTH_INCHES * widest)))
     rows = -(-len(names) // columns)
-    handles = [Line2D([], [], **drawn_like(each)) for each in looks.values()]
+    handles = [Line2D([], [], **line_properties(each)) for each in styles.values()]
     parent.legend(handles, names, ncols=-(-len(names) // rows), **properties)
     lines = [name.count("\n") + 1 for name in names]
     return max(sum(lines[i : i + rows]) for i in range(0, len(lines), rows))
 
 
-def wrapped(text: str, inches: float) -> str:
+def wrap(text: str, inches: float) -> str:
     """Text in lines of a width, broken between words where that is possible."""
-    return textwrap.fill(printable(text), max(8, int(inches / CHARACTER_INCHES)), break_on_hyphens=False)
+    return textwrap.fill(printable(text), max(8, int(inches / CHARACTER_WIDTH_INCHES)), break_on_hyphens=False)
 
 
-def shortened(text: str, most: int = 24) -> str:
+def shorten(text: str, most: int = 24) -> str:
     """Text of at most so many characters, without its middle."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
@@ -183,48 +183,48 @@ def log_axis(panel: Axes, which: str) -> None:
     axis = _axis(panel, which)
     getattr(panel, f"set_{which}scale")("log", nonpositive="clip")
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > MANY_DECADES else (1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > MAX_RATIO_FOR_DENSE_TICKS else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
 
 
 def level_axis(panel: Axes, which: str, levels: Sequence[float]) -> None:
     """Ticks at rising numeric levels, without those that would touch the one before; logarithmic where levels span decades."""
     if logarithmic := spans_decades(levels):
         log_axis(panel, which)
-    places = np.log10(levels) if logarithmic else np.asarray(levels)
+    positions = np.log10(levels) if logarithmic else np.asarray(levels)
     kept = [0]
     for i in range(1, len(levels)):
-        if places[i] - places[kept[-1]] >= TICK_GAP * np.ptp(places):
+        if positions[i] - positions[kept[-1]] >= MIN_TICK_GAP_FRACTION * np.ptp(positions):
             kept.append(i)
     axis = _axis(panel, which)
     axis.set_major_locator(FixedLocator([levels[i] for i in kept]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
 
 
 def spans_decades(values: Iterable[float]) -> bool:
     """Whether positive values differ so much that a linear axis would hide the small ones."""
     given = [value for value in values if math.isfinite(value)]
-    return bool(given) and min(given) > 0 and max(given) / min(given) > DECADE
+    return bool(given) and min(given) > 0 and max(given) / min(given) > MIN_RATIO_FOR_LOG_AXIS
 
 
-def plain(value: float) -> str:
+def plain_number(value: float) -> str:
     """`0.05`, `2,000`, `3×10⁻⁶`: a number without markup."""
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.6g}".replace("-", "−")
     mantissa, _, power = f"{value:.2e}".partition("e")
-    return f"{float(mantissa):g}×{ten_to(int(power))}".replace("-", "−").removeprefix("1×")
+    return f"{float(mantissa):g}×{power_of_ten(int(power))}".replace("-", "−").removeprefix("1×")
 
 
-def ten_to(power: int) -> str:
+def power_of_ten(power: int) -> str:
     """`10¹²`."""
     return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def prefixed(largest: float) -> tuple[float, str]:
+def unit_prefix(largest: float) -> tuple[float, str]:
     """A power of 1,000 that leaves numbers up to the largest short, and how to say it: `(1e12, " (×10¹²)")`."""
     power = 3 * max(0, math.floor(math.log10(largest) / 3))
-    return 10.0**power, f" (×{ten_to(power)})" if power else ""
+    return 10.0**power, f" (×{power_of_ten(power)})" if power else ""
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

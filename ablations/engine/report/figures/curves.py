@@ -8,26 +8,34 @@ from matplotlib.figure import Figure
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.report.figures.axes import (
-    WIDTH,
-    draw_grey,
+    WIDTH_INCHES,
+    draw_gray_lines,
     draw_line,
+    figure_style,
     legend,
     log_axis,
-    over_seeds,
-    prefixed,
+    seed_envelopes,
     spans_decades,
-    styled,
     time_unit,
-    wrapped,
+    unit_prefix,
+    wrap,
 )
-from ablations.engine.report.figures.styles import DASHES, FILLINGS, MAX_BANDS, MUTED, LineStyle, StyleMap, style_map_of
+from ablations.engine.report.figures.styles import (
+    DASHES,
+    FILL_STYLES,
+    MAX_LINES_WITH_BANDS,
+    MUTED,
+    LineStyle,
+    StyleMap,
+    make_style_map,
+)
 from ablations.engine.study.design import Design, DesignCell
 
-BACKWARD = 3
+FORWARD_PASSES_PER_STEP = 3
 """A training step costs so many forward passes: the backward pass takes two."""
-EPOCHS = 4
+MAX_EPOCH_PANELS = 4
 """Panels next to each other, at most."""
-LOG_FROM = 20
+MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
 """Responses are drawn on a logarithmic axis where the largest is so many times the median: before training has settled."""
 
 
@@ -39,26 +47,26 @@ def curves_figure(evidence: Evidence) -> Figure | None:
     """
     if not len(evidence.curves):
         return None
-    scheme, on = style_map_of(evidence), evidence.design.scored_on
-    train, scored = (over_seeds(evidence.curves, "epoch", value) for value in ("train_error", "error"))
-    groups = scheme.panels()
+    style_map, on = make_style_map(evidence), evidence.design.scored_on
+    train, scored = (seed_envelopes(evidence.curves, "epoch", value) for value in ("train_error", "error"))
+    groups = style_map.panels()
     columns = 2 if len(groups) == 4 else len(groups)
     rows = -(-len(groups) // columns)
-    with styled():
-        figure = Figure(figsize=(WIDTH, 2.5 if rows == 1 else 4.2))
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 2.5 if rows == 1 else 4.2))
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         named: dict[str, LineStyle] = {}
         for panel, (title, cells) in zip(panels.flat, groups.items(), strict=True):
-            panel.set_title(wrapped(title, WIDTH / columns - 0.5))
-            for place in divisions(evidence.design):
-                panel.axvline(place, color=MUTED, linewidth=0.6, linestyle=DASHES[2], zorder=1)
-            named |= _draw_curves(panel, scheme, cells, train, scored)
+            panel.set_title(wrap(title, WIDTH_INCHES / columns - 0.5))
+            for position in lr_drop_epochs(evidence.design):
+                panel.axvline(position, color=MUTED, linewidth=0.6, linestyle=DASHES[2], zorder=1)
+            named |= _draw_curves(panel, style_map, cells, train, scored)
         for panel in panels[-1]:
             panel.set_xlabel("epoch")
         for panel in panels[:, 0]:
-            panel.set_ylabel(f"{on} error %" if scheme.crowded else f"error % (dashed: train, solid: {on})")
+            panel.set_ylabel(f"{on} error %" if style_map.crowded else f"error % (dashed: train, solid: {on})")
         panels[0, 0].set_ylim(bottom=0)
-        legend(figure, {name: named[name] for name in _in_order(scheme, named)})
+        legend(figure, {name: named[name] for name in _legend_order(style_map, named)})
     return figure
 
 
@@ -69,31 +77,31 @@ def budget_figure(evidence: Evidence) -> Figure | None:
     """
     if not len(evidence.curves):
         return None
-    scheme = style_map_of(evidence)
-    scored = over_seeds(evidence.curves, "epoch", "error")
-    of_epoch = _multiply_adds_of_epoch(evidence)
-    seconds = _seconds(evidence.curves)
+    style_map = make_style_map(evidence)
+    scored = seed_envelopes(evidence.curves, "epoch", "error")
+    of_epoch = _multiply_adds_per_epoch(evidence)
+    seconds = _elapsed_seconds(evidence.curves)
     most = max((seen.max() for seen in seconds.values()), default=0.0)
     unit_seconds, unit_of_time = time_unit(most)
     spent = {cell: scored[cell].index * of_epoch[cell] for cell in scored if cell in of_epoch}
-    scale, unit = prefixed(max((float(values.max()) for values in spent.values()), default=1.0))
+    scale, unit = unit_prefix(max((float(values.max()) for values in spent.values()), default=1.0))
     axes: list[tuple[str, Mapping[str, Sequence[float]]]] = [
         ("epoch", {cell: list(line.index) for cell, line in scored.items()}),
         (f"multiply-adds of training{unit}", {cell: list(values / scale) for cell, values in spent.items()}),
         (f"training time, {unit_of_time}", {cell: list(seen / unit_seconds) for cell, seen in seconds.items()}),
     ]
-    with styled():
-        figure = Figure(figsize=(WIDTH, 2.5))
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 2.5))
         panels = figure.subplots(1, len(axes), sharey=True)
-        for panel, (label, places) in zip(panels, axes, strict=True):
-            lines = {cell: scored[cell].set_axis(pd.Index(places[cell])) for cell in scored if cell in places}
-            _draw_cells(panel, scheme, lines)
+        for panel, (label, positions) in zip(panels, axes, strict=True):
+            lines = {cell: scored[cell].set_axis(pd.Index(positions[cell])) for cell in scored if cell in positions}
+            _draw_cells(panel, style_map, lines)
             panel.set_xlabel(label)
             if spans_decades(max(line.index) for line in lines.values()):
                 log_axis(panel, "x")
         panels[0].set_ylabel(f"{evidence.design.scored_on} error %")
         panels[0].set_ylim(bottom=0)
-        legend(figure, {scheme.name(cell): look for cell, look in scheme.looks.items() if cell in scored})
+        legend(figure, {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in scored})
     return figure
 
 
@@ -102,23 +110,23 @@ def responses_figure(evidence: Evidence) -> Figure | None:
 
     Lines are means over seeds, bands go from the lowest to the highest seed. Sorting is within each seed. None without a probe.
     """
-    rows = _main_path(evidence, "responses", "std")
+    rows = _main_path_rows(evidence, "responses", "std")
     if not len(rows):
         return None
     rows = rows[rows["epoch"] == rows.groupby("cell")["epoch"].transform("max")]
-    scheme = style_map_of(evidence)
-    with styled():
-        figure = Figure(figsize=(WIDTH, 4.6))
+    style_map = make_style_map(evidence)
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 4.6))
         by_layer, by_size = figure.subplots(2, 1, sharey=True)
-        _draw_layers(by_layer, by_size, rows, scheme)
+        _draw_layers(by_layer, by_size, rows, style_map)
         for panel in (by_layer, by_size):
             panel.set_ylabel("std of layer response")
-        if rows["value"].max() > LOG_FROM * rows["value"].median():
+        if rows["value"].max() > MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS * rows["value"].median():
             log_axis(by_layer, "y")
             log_axis(by_size, "y")
         else:
             by_layer.set_ylim(bottom=0)
-        legend(figure, _probed(scheme, rows))
+        legend(figure, _probed_styles(style_map, rows))
     return figure
 
 
@@ -127,108 +135,110 @@ def gradients_figure(evidence: Evidence) -> Figure | None:
 
     Lines are means over seeds, bands go from the lowest to the highest seed. Sorting is within each seed. None without a probe.
     """
-    rows = _main_path(evidence, "gradients", "gradient_norm")
+    rows = _main_path_rows(evidence, "gradients", "gradient_norm")
     if not len(rows):
         return None
-    epochs = _few(sorted(rows["epoch"].unique()))
-    scheme = style_map_of(evidence)
-    with styled():
-        figure = Figure(figsize=(WIDTH, 4.6))
+    epochs = _select_epochs(sorted(rows["epoch"].unique()))
+    style_map = make_style_map(evidence)
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 4.6))
         panels = figure.subplots(2, len(epochs), sharey=True, squeeze=False)
         for (by_layer, by_size), epoch in zip(panels.T, epochs, strict=True):
-            _draw_layers(by_layer, by_size, rows[rows["epoch"] == epoch], scheme)
+            _draw_layers(by_layer, by_size, rows[rows["epoch"] == epoch], style_map)
             by_layer.set_title(f"epoch {epoch}")
         for panel in panels.flat:
             log_axis(panel, "y")
         for panel in panels[:, 0]:
             panel.set_ylabel("norm of gradient")
-        legend(figure, _probed(scheme, rows))
+        legend(figure, _probed_styles(style_map, rows))
     return figure
 
 
 def _draw_curves(
     panel: Axes,
-    scheme: StyleMap,
+    style_map: StyleMap,
     cells: Sequence[DesignCell],
     train: Mapping[str, pd.DataFrame],
     scored: Mapping[str, pd.DataFrame],
 ) -> dict[str, LineStyle]:
     """The curves of a panel's cells; returns what the legend has to name. What the panel's title says is not repeated."""
     present = [cell.label for cell in cells if cell.label in scored]
-    draw_grey(panel, [scored[cell] for cell in present if cell in scheme.others])
-    told = [cell for cell in scheme.looks if cell in present]
+    draw_gray_lines(panel, [scored[cell] for cell in present if cell in style_map.others])
+    told = [cell for cell in style_map.styles if cell in present]
     named = {}
     for i, cell in enumerate(told):
-        look = scheme.looks[cell]._replace(dash=DASHES[0], filling=FILLINGS[0])
-        if not scheme.crowded:
-            draw_line(panel, train[cell], look._replace(dash=DASHES[1], filling=FILLINGS[1]), i / len(told), "_", 0.9)
-        draw_line(panel, scored[cell], look, i / len(told), cell, band=not scheme.crowded)
-        named[scheme.name(cell, scheme.across)] = look
+        style = style_map.styles[cell]._replace(dash=DASHES[0], fill=FILL_STYLES[0])
+        if not style_map.crowded:
+            draw_line(panel, train[cell], style._replace(dash=DASHES[1], fill=FILL_STYLES[1]), i / len(told), "_", 0.9)
+        draw_line(panel, scored[cell], style, i / len(told), cell, band=not style_map.crowded)
+        named[style_map.name(cell, style_map.dash_factor)] = style
     return named
 
 
-def _in_order(scheme: StyleMap, named: Mapping[str, LineStyle]) -> list[str]:
+def _legend_order(style_map: StyleMap, named: Mapping[str, LineStyle]) -> list[str]:
     """The names of a legend in rising order of levels, whichever panel had them first."""
-    every = dict.fromkeys(scheme.name(cell, scheme.across) for cell in scheme.looks)
+    every = dict.fromkeys(style_map.name(cell, style_map.dash_factor) for cell in style_map.styles)
     return [name for name in every if name in named]
 
 
-def divisions(design: Design) -> tuple[float, ...]:
+def lr_drop_epochs(design: Design) -> tuple[float, ...]:
     """The epochs after which the learning rate is divided, where that is the same in all cells."""
     every = set()
     for cell in design.cells:
         step = cell.spec["optim.schedule"] == "step"
-        every.add(tuple(share * _epochs(design, cell) for share in cell.spec["optim.milestones"]) if step else ())
+        every.add(tuple(share * _training_epochs(design, cell) for share in cell.spec["optim.milestones"]) if step else ())
     return every.pop() if len(every) == 1 else ()
 
 
-def _epochs(design: Design, cell: DesignCell) -> float:
+def _training_epochs(design: Design, cell: DesignCell) -> float:
     """Length of a training; a last epoch may be partial."""
     iterations, batch = cell.spec["optim.iterations"], cell.spec["optim.global_batch_size"]
     return float(iterations * batch / design.images_per_epoch(cell) if iterations else cell.spec["optim.epochs"])
 
 
-def _multiply_adds_of_epoch(evidence: Evidence) -> dict[str, float]:
+def _multiply_adds_per_epoch(evidence: Evidence) -> dict[str, float]:
     """What training takes for an epoch, of each cell where it is known."""
     forward = evidence.runs.groupby("cell")["flops"].mean().dropna().to_dict()
     cells = (cell for cell in evidence.design.cells if cell.label in forward)
-    return {cell.label: BACKWARD * forward[cell.label] * evidence.design.images_per_epoch(cell) for cell in cells}
+    return {cell.label: FORWARD_PASSES_PER_STEP * forward[cell.label] * evidence.design.images_per_epoch(cell) for cell in cells}
 
 
-def _seconds(curves: pd.DataFrame) -> dict[str, pd.Series]:
+def _elapsed_seconds(curves: pd.DataFrame) -> dict[str, pd.Series]:
     """Seconds from the start of the training to the end of each epoch, mean over seeds, of each cell."""
     ordered = curves.sort_values("epoch")
     ordered = ordered.assign(passed=ordered.groupby(["cell", "seed"])["epoch_seconds"].cumsum())
-    return {cell: table["mean"] for cell, table in over_seeds(ordered, "epoch", "passed").items()}
+    return {cell: table["mean"] for cell, table in seed_envelopes(ordered, "epoch", "passed").items()}
 
 
-def _draw_cells(panel: Axes, scheme: StyleMap, lines: Mapping[str, pd.DataFrame]) -> None:
-    draw_grey(panel, [lines[cell] for cell in scheme.others if cell in lines])
-    for i, (cell, look) in enumerate(scheme.looks.items()):
+def _draw_cells(panel: Axes, style_map: StyleMap, lines: Mapping[str, pd.DataFrame]) -> None:
+    draw_gray_lines(panel, [lines[cell] for cell in style_map.others if cell in lines])
+    for i, (cell, style) in enumerate(style_map.styles.items()):
         if cell in lines:
-            draw_line(panel, lines[cell], look, i / len(scheme.looks), cell, band=len(scheme.looks) <= MAX_BANDS)
+            draw_line(
+                panel, lines[cell], style, i / len(style_map.styles), cell, band=len(style_map.styles) <= MAX_LINES_WITH_BANDS
+            )
 
 
-def _draw_layers(by_layer: Axes, by_size: Axes, rows: pd.DataFrame, scheme: StyleMap) -> None:
+def _draw_layers(by_layer: Axes, by_size: Axes, rows: pd.DataFrame, style_map: StyleMap) -> None:
     """One line per cell, over the layers in their order (`by_layer`) and from the largest value down (`by_size`)."""
     ranks = rows.groupby(["cell", "seed"])["value"].rank(method="first", ascending=False)
-    _draw_cells(by_layer, scheme, over_seeds(rows, "layer", "value"))
-    _draw_cells(by_size, scheme, over_seeds(rows.assign(rank=ranks), "rank", "value"))
+    _draw_cells(by_layer, style_map, seed_envelopes(rows, "layer", "value"))
+    _draw_cells(by_size, style_map, seed_envelopes(rows.assign(rank=ranks), "rank", "value"))
     by_layer.set_xlabel("layer index")
     by_size.set_xlabel("rank of layer, by magnitude")
 
 
-def _main_path(evidence: Evidence, probe: str, quantity: str) -> pd.DataFrame:
+def _main_path_rows(evidence: Evidence, probe: str, quantity: str) -> pd.DataFrame:
     rows = evidence.probes[evidence.probes["probe"] == probe]
     return rows[(rows["quantity"] == quantity) & (rows["layer"] > 0)] if len(rows) else rows
 
 
-def _probed(scheme: StyleMap, rows: pd.DataFrame) -> dict[str, LineStyle]:
+def _probed_styles(style_map: StyleMap, rows: pd.DataFrame) -> dict[str, LineStyle]:
     cells = set(rows["cell"])
-    return {scheme.name(cell): look for cell, look in scheme.looks.items() if cell in cells}
+    return {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in cells}
 
 
-def _few(epochs: Sequence[int]) -> list[int]:
-    if len(epochs) <= EPOCHS:
+def _select_epochs(epochs: Sequence[int]) -> list[int]:
+    if len(epochs) <= MAX_EPOCH_PANELS:
         return list(epochs)
-    return [epochs[round(i * (len(epochs) - 1) / (EPOCHS - 1))] for i in range(EPOCHS)]
+    return [epochs[round(i * (len(epochs) - 1) / (MAX_EPOCH_PANELS - 1))] for i in range(MAX_EPOCH_PANELS)]

@@ -12,38 +12,48 @@ from matplotlib.transforms import ScaledTranslation
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
-from ablations.engine.analysis.inference import estimates
+from ablations.engine.analysis.inference import estimate_means
 from ablations.engine.report.figures.axes import (
-    CHARACTER_INCHES,
-    WIDTH,
-    drawn_like,
+    CHARACTER_WIDTH_INCHES,
+    WIDTH_INCHES,
+    figure_style,
     legend,
     level_axis,
+    line_properties,
     panel_legend,
-    shortened,
-    styled,
+    shorten,
 )
-from ablations.engine.report.figures.styles import DASHES, FILLINGS, MUTED, LineStyle, numbers, rising, short_name, style_at, varied
+from ablations.engine.report.figures.styles import (
+    DASHES,
+    FILL_STYLES,
+    MUTED,
+    LineStyle,
+    numeric_levels,
+    short_name,
+    sorted_levels,
+    style_at,
+    varied_factors,
+)
 from ablations.engine.study.design import Design
 
-MAX_LINES = 7
+MAX_STYLED_LINES = 7
 """Told apart in a panel; the others are thin grey lines."""
-MAX_PAIRS = 3
+MAX_INTERACTION_PANELS = 3
 """Interactions next to each other."""
 MAX_TICKS = 12
 """Names of levels on an axis."""
-MAX_CHARACTERS = 18
+MAX_LEVEL_CHARACTERS = 18
 """Of a level's name on an axis."""
 SIDE_STEP_POINTS = 2.5
 """Between the intervals of lines at the same level."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """Means and their intervals along an axis; a place without a mean is left out."""
+class LevelLine:
+    """Means and their intervals along an axis; a position without a mean is left out."""
 
     name: str
-    places: Sequence[float]
+    positions: Sequence[float]
     estimates: Sequence[Estimate]
 
     @property
@@ -65,22 +75,22 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     cells.sort(key=lambda cell: float(cell.levels[factor]))
     for name in dict.fromkeys(short_name(design, cell.levels, factor) for cell in findings.cells):
         of_line = [cell for cell in cells if short_name(design, cell.levels, factor) == name]
-        places = [float(cell.levels[factor]) for cell in of_line]
-        scored.append(Line(name, places, [cell.error for cell in of_line]))
-        train.append(Line(name, places, [cell.train_error for cell in of_line]))
-    with styled():
-        figure = Figure(figsize=(WIDTH, 2.8))
+        positions = [float(cell.levels[factor]) for cell in of_line]
+        scored.append(LevelLine(name, positions, [cell.error for cell in of_line]))
+        train.append(LevelLine(name, positions, [cell.train_error for cell in of_line]))
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 2.8))
         panel = figure.subplots()
         panel.margins(x=0.05)
         level_axis(panel, "x", sorted(map(float, design.factors[factor])))
-        looks = _looks(scored)
-        _draw(panel, train, {name: each._replace(dash=DASHES[1], filling=FILLINGS[1]) for name, each in looks.items()}, 0.9)
-        _draw(panel, scored, looks)
+        styles = _line_styles(scored)
+        _draw_lines(panel, train, {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()}, 0.9)
+        _draw_lines(panel, scored, styles)
         panel.set_xlabel(factor)
         panel.set_ylabel(f"error % (dashed: train, solid: {findings.scored_on})")
         panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
         if len(scored) > 1:
-            legend(figure, looks)
+            legend(figure, styles)
     return figure
 
 
@@ -91,19 +101,19 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     intervals of the mean. The pairs that interact most, at most three; None with fewer than two factors.
     """
     design = evidence.design
-    drawn = {pair: lines for pair in pairs(design, findings) if (lines := _averaged(evidence, *pair))}
+    drawn = {pair: lines for pair in interaction_pairs(design, findings) if (lines := _averaged_lines(evidence, *pair))}
     if not drawn:
         return None
-    width = WIDTH / len(drawn) - 0.5
-    with styled():
-        figure = Figure(figsize=(WIDTH, 3.2))
+    width = WIDTH_INCHES / len(drawn) - 0.5
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 3.2))
         panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for panel, ((along, by), lines) in zip(panels, drawn.items(), strict=True):
-            looks = _looks(lines)
-            _draw(panel, lines, looks)
-            _level_names(panel, rising(design.factors[along]), width)
-            panel.set_xlabel(shortened(along, MAX_CHARACTERS))
-            panel_legend(panel, by, looks, width)
+            styles = _line_styles(lines)
+            _draw_lines(panel, lines, styles)
+            _label_levels(panel, sorted_levels(design.factors[along]), width)
+            panel.set_xlabel(shorten(along, MAX_LEVEL_CHARACTERS))
+            panel_legend(panel, by, styles, width)
         panels[0].set_ylabel(f"{findings.scored_on} error %")
         panels[0].set_ylim(0, min(100.0, panels[0].get_ylim()[1]))
     return figure
@@ -111,25 +121,25 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
 
 def numeric_factor(design: Design) -> str | None:
     """The factor with levels on a scale: depth, else the first."""
-    found = [name for name in varied(design) if numbers(design.factors[name])]
+    found = [name for name in varied_factors(design) if numeric_levels(design.factors[name])]
     return min(found, key=lambda name: name not in ("depth", "model.depth"), default=None)
 
 
-def pairs(design: Design, findings: Findings) -> list[tuple[str, str]]:
+def interaction_pairs(design: Design, findings: Findings) -> list[tuple[str, str]]:
     """The pairs of factors whose interaction is drawn, the largest first: the one along the axis, and the one with lines."""
     sizes = {
         frozenset(pair): max(
             (abs(each.difference.mean or 0) for each in findings.interactions if set(each.factors) == set(pair)), default=0.0
         )
-        for pair in itertools.combinations(varied(design), 2)
+        for pair in itertools.combinations(varied_factors(design), 2)
     }
     on_scale = numeric_factor(design)  # has a figure with itself along the axis
-    order = sorted(varied(design), key=lambda name: (name == on_scale, -len(design.factors[name])))
+    order = sorted(varied_factors(design), key=lambda name: (name == on_scale, -len(design.factors[name])))
     largest = sorted(itertools.combinations(order, 2), key=lambda pair: -sizes[frozenset(pair)])
-    return largest[:MAX_PAIRS]
+    return largest[:MAX_INTERACTION_PANELS]
 
 
-def _averaged(evidence: Evidence, along: str, by: str) -> list[Line]:
+def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
     """Errors by two factors, over combinations of the others that have them all; empty where there is none."""
     design = evidence.design
     errors = evidence.runs.pivot_table(index="cell", columns="seed", values="error", dropna=False)
@@ -139,55 +149,55 @@ def _averaged(evidence: Evidence, along: str, by: str) -> list[Line]:
         cells.setdefault(rest, {})[cell.levels[by], cell.levels[along]] = cell.label
     every = set().union(*cells.values())
     whole = [labels for labels in cells.values() if labels.keys() == every]
-    places = {level: float(i) for i, level in enumerate(rising(design.factors[along]))}
+    positions = {level: float(i) for i, level in enumerate(sorted_levels(design.factors[along]))}
     lines = []
-    for level in rising(design.factors[by]) if whole else []:
-        there = [other for other in places if (level, other) in every]
+    for level in sorted_levels(design.factors[by]) if whole else []:
+        there = [other for other in positions if (level, other) in every]
         rows = [errors.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in there]
-        lines.append(Line(level, [places[other] for other in there], estimates(np.array(rows, float))))
+        lines.append(LevelLine(level, [positions[other] for other in there], estimate_means(np.array(rows, float))))
     return [line for line in lines if line.lowest < math.inf]
 
 
-def spread(estimate: Estimate) -> tuple[float, float]:
+def interval_ends(estimate: Estimate) -> tuple[float, float]:
     """The ends of a bar: the 95 % interval, or what is known of it."""
     mean = estimate.mean or 0.0
     return (mean if estimate.low is None else estimate.low), (mean if estimate.high is None else estimate.high)
 
 
-def _looks(lines: Sequence[Line]) -> dict[str, LineStyle]:
+def _line_styles(lines: Sequence[LevelLine]) -> dict[str, LineStyle]:
     """Of the lines that are told apart: all, or of too many those with the lowest errors."""
-    best = sorted(lines, key=lambda line: line.lowest)[:MAX_LINES]
+    best = sorted(lines, key=lambda line: line.lowest)[:MAX_STYLED_LINES]
     told = [line for line in lines if line in best]
     return {line.name: style_at(i) for i, line in enumerate(told)}
 
 
-def _draw(panel: Axes, lines: Sequence[Line], looks: Mapping[str, LineStyle], width: float = 1.2) -> None:
+def _draw_lines(panel: Axes, lines: Sequence[LevelLine], styles: Mapping[str, LineStyle], width: float = 1.2) -> None:
     for line in lines:
-        kept = [(place, each) for place, each in zip(line.places, line.estimates, strict=True) if each.mean is not None]
-        places, means = [place for place, _ in kept], np.array([each.mean for _, each in kept], float)
-        if line.name not in looks:
-            panel.plot(places, means, color=MUTED, linewidth=0.4, alpha=0.3)
+        kept = [(position, each) for position, each in zip(line.positions, line.estimates, strict=True) if each.mean is not None]
+        positions, means = [position for position, _ in kept], np.array([each.mean for _, each in kept], float)
+        if line.name not in styles:
+            panel.plot(positions, means, color=MUTED, linewidth=0.4, alpha=0.3)
             continue
-        crowded = len(line.places) > MAX_TICKS
-        aside = 0.0 if crowded else (list(looks).index(line.name) - (len(looks) - 1) / 2) * SIDE_STEP_POINTS / 72
+        crowded = len(line.positions) > MAX_TICKS
+        aside = 0.0 if crowded else (list(styles).index(line.name) - (len(styles) - 1) / 2) * SIDE_STEP_POINTS / 72
         moved = panel.transData + ScaledTranslation(aside, 0, panel.figure.dpi_scale_trans)
-        ends = [spread(each) for _, each in kept]
+        ends = [interval_ends(each) for _, each in kept]
         lengths = abs(np.array(ends, float).reshape(-1, 2).T - means)
-        drawn = drawn_like(looks[line.name]) | {"label": line.name, "linewidth": width, "elinewidth": 0.8, "capsize": 1.5}
-        panel.errorbar(places, means, lengths, transform=moved, **drawn)
-        # What is drawn beside its place does not count for the axes by itself.
-        panel.update_datalim([(place, end) for place, pair in zip(places, ends, strict=True) for end in pair])
+        drawn = line_properties(styles[line.name]) | {"label": line.name, "linewidth": width, "elinewidth": 0.8, "capsize": 1.5}
+        panel.errorbar(positions, means, lengths, transform=moved, **drawn)
+        # What is drawn beside its position does not count for the axes by itself.
+        panel.update_datalim([(position, end) for position, pair in zip(positions, ends, strict=True) for end in pair])
     panel.autoscale_view()
 
 
-def _level_names(panel: Axes, levels: Sequence[str], inches: float) -> None:
+def _label_levels(panel: Axes, levels: Sequence[str], inches: float) -> None:
     """The levels on the axis: of many some, and aslant where they would touch each other."""
     every = -(-len(levels) // MAX_TICKS)
-    places = list(range(0, len(levels), every))
-    names = [shortened(levels[place], MAX_CHARACTERS) for place in places]
-    panel.set_xticks(places, names)
+    positions = list(range(0, len(levels), every))
+    names = [shorten(levels[position], MAX_LEVEL_CHARACTERS) for position in positions]
+    panel.set_xticks(positions, names)
     panel.set_xlim(-0.3, len(levels) - 0.7)
-    if max(map(len, names)) + 1 > inches / CHARACTER_INCHES / len(names):
+    if max(map(len, names)) + 1 > inches / CHARACTER_WIDTH_INCHES / len(names):
         panel.tick_params(axis="x", labelrotation=35)
         for text in panel.get_xticklabels():
             text.set_horizontalalignment("right")

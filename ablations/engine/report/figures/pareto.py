@@ -12,11 +12,21 @@ from matplotlib.transforms import Bbox
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
-from ablations.engine.report.figures.axes import WIDTH, drawn_like, legend, log_axis, prefixed, spans_decades, styled, time_unit
-from ablations.engine.report.figures.styles import MUTED, LineStyle, style_map_of
+from ablations.engine.report.figures.axes import (
+    WIDTH_INCHES,
+    figure_style,
+    legend,
+    line_properties,
+    log_axis,
+    spans_decades,
+    time_unit,
+    unit_prefix,
+)
+from ablations.engine.report.figures.styles import MUTED, LineStyle, make_style_map
+from ablations.engine.study.pareto import pareto_front
 
 DISTANCES = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
-"""Points of type between a mark and its name: the first place where it overlaps nothing is taken."""
+"""Points of type between a mark and its name: the first position where it overlaps nothing is taken."""
 SIDES = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0.3, 1), (-0.3, 1), (0.3, -1), (-0.3, -1))
 LINE_FROM = 12.0
 """Points of type from which on a line joins a name to its mark."""
@@ -42,69 +52,67 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     fewer than two cells whose costs are known.
     """
     errors = {cell.label: cell.error for cell in findings.cells}
-    flops, seconds = by_multiply_adds(findings), by_seconds(findings)
+    flops, seconds = multiply_add_points(findings), training_time_points(findings)
     if min(len(flops), len(seconds)) < 2:
         return None
-    scheme = style_map_of(evidence)
-    marks = {cell: look._replace(dash="none") for cell, look in scheme.looks.items()}
-    scale, multiply_adds = prefixed(max(point.cost for point in flops))
+    style_map = make_style_map(evidence)
+    marks = {cell: style._replace(dash="none") for cell, style in style_map.styles.items()}
+    scale, multiply_adds = unit_prefix(max(point.cost for point in flops))
     unit_seconds, unit = time_unit(max(point.cost for point in seconds))
     axes = {
         f"multiply-adds of a forward pass{multiply_adds}": [point._replace(cost=point.cost / scale) for point in flops],
         f"training time of a run, {unit}": [point._replace(cost=point.cost / unit_seconds) for point in seconds],
     }
-    with styled():
-        figure = Figure(figsize=(WIDTH, 2.9))
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 2.9))
         panels = figure.subplots(1, 2, sharey=True)
         for panel, (label, points) in zip(panels, axes.items(), strict=True):
-            _draw(panel, points, errors, marks)
+            _draw_points(panel, points, errors, marks)
             panel.set_xlabel(label)
             panel.margins(x=0.1)
             if spans_decades(point.cost for point in points):
                 log_axis(panel, "x")
         panels[0].set_ylabel(f"{findings.scored_on} error %")
-        _error_scale(panels[0], [point.error for point in flops])
+        _set_error_scale(panels[0], [point.error for point in flops])
         drawn = {point.cell for point in flops + seconds}
-        legend(figure, {scheme.name(cell): look for cell, look in marks.items() if cell in drawn})
+        legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})
         figure.draw_without_rendering()  # names are placed among what is drawn: where that is shows only now
         for panel, points in zip(panels, axes.values(), strict=True):
-            _name(panel, points, {point.cell: scheme.name(point.cell, separator="\n") for point in pareto_points(points)})
+            _label_points(
+                panel, points, {point.cell: style_map.name(point.cell, separator="\n") for point in pareto_points(points)}
+            )
     return figure
 
 
 def pareto_points(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in cost or error without being worse in the other, by rising cost."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, point.error)):
-        if not kept or point.error < kept[-1].error or point[1:] == kept[-1][1:]:
-            kept.append(point)
-    return kept
+    """Return the points on the Pareto front of cost and error, by rising cost."""
+    return [points[i] for i in pareto_front([(point.cost, point.error) for point in points])]
 
 
-def by_multiply_adds(findings: Findings) -> list[Point]:
+def multiply_add_points(findings: Findings) -> list[Point]:
     return [Point(cell.label, cell.flops, cell.error.mean) for cell in findings.cells if cell.flops and cell.error.mean is not None]
 
 
-def by_seconds(findings: Findings) -> list[Point]:
+def training_time_points(findings: Findings) -> list[Point]:
     return [
         Point(cell.label, cell.seconds, cell.error.mean) for cell in findings.cells if cell.seconds and cell.error.mean is not None
     ]
 
 
-def _draw(panel: Axes, points: Sequence[Point], errors: Mapping[str, Estimate], looks: Mapping[str, LineStyle]) -> None:
+def _draw_points(panel: Axes, points: Sequence[Point], errors: Mapping[str, Estimate], styles: Mapping[str, LineStyle]) -> None:
     edge = pareto_points(points)
     panel.plot([point.cost for point in edge], [point.error for point in edge], drawstyle="steps-post", color=MUTED, linewidth=0.9)
-    others = [point for point in points if point.cell not in looks]
+    others = [point for point in points if point.cell not in styles]
     panel.plot([point.cost for point in others], [point.error for point in others], ".", color=MUTED, alpha=0.4, markersize=2.5)
     for point in points:
-        if look := looks.get(point.cell):
+        if style := styles.get(point.cell):
             estimate = errors[point.cell]
             if estimate.low is not None and estimate.high is not None:
-                panel.plot([point.cost, point.cost], [estimate.low, estimate.high], color=look.colour, linewidth=0.8, alpha=0.7)
-            panel.plot([point.cost], [point.error], **drawn_like(look), markersize=5)
+                panel.plot([point.cost, point.cost], [estimate.low, estimate.high], color=style.color, linewidth=0.8, alpha=0.7)
+            panel.plot([point.cost], [point.error], **line_properties(style), markersize=5)
 
 
-def _error_scale(panel: Axes, errors: Sequence[float]) -> None:
+def _set_error_scale(panel: Axes, errors: Sequence[float]) -> None:
     if spans_decades(errors):
         log_axis(panel, "y")
         panel.set_ylim(min(errors) / 2, min(100.0, 2 * max(errors)))
@@ -112,7 +120,7 @@ def _error_scale(panel: Axes, errors: Sequence[float]) -> None:
         panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
 
 
-def _name(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
+def _label_points(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
     """Names points where there is room; the legend has them all."""
     marks = dict(zip([point.cell for point in points], panel.transData.transform([point[1:] for point in points]), strict=True))
     taken = [_around(mark, MARK_PIXELS) for mark in marks.values()]
@@ -127,7 +135,7 @@ def _name(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> Non
         for distance, side in itertools.product(DISTANCES, SIDES):
             start = mark + distance * np.array(side) * panel.figure.dpi / 72
             box = _beside(start, size, side)
-            line = [_around(place, 1) for place in np.linspace(mark, start, LINE_PARTS)] if distance >= LINE_FROM else []
+            line = [_around(position, 1) for position in np.linspace(mark, start, LINE_PARTS)] if distance >= LINE_FROM else []
             inside = all(panel.bbox.contains(*corner) for corner in box.corners())
             if inside and not box.count_overlaps(taken) and not any(part.count_overlaps(texts) for part in line):
                 offset = distance * side[0], distance * side[1]
@@ -140,13 +148,13 @@ def _name(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> Non
 
 
 def _beside(corner: Sequence[float], size: Sequence[float], side: tuple[float, float]) -> Bbox:
-    """Where a text of a size is, in pixels, that lies to a side of a place."""
+    """Where a text of a size is, in pixels, that lies to a side of a position."""
     (x, y), (width, height), (right, up) = corner, size, side
     return Bbox.from_bounds(x if right > 0 else x - width, y if up > 0 else y - height if up < 0 else y - height / 2, width, height)
 
 
-def _around(place: Sequence[float], pixels: float) -> Bbox:
-    x, y = place
+def _around(position: Sequence[float], pixels: float) -> Bbox:
+    x, y = position
     return Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels)
 
 
@@ -162,5 +170,5 @@ def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float],
         fontsize=7,
         **properties,
     )
-    made.set_in_layout(False)  # it has its place among what is drawn already
+    made.set_in_layout(False)  # it has its position among what is drawn already
     return made

@@ -15,28 +15,29 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.trial_table import search_of, trials_of
+from ablations.engine.analysis.trial_table import cell_trials, search_design
 from ablations.engine.report.figures.axes import (
-    WIDTH,
-    drawn_like,
+    WIDTH_INCHES,
+    figure_style,
     legend,
+    line_properties,
     log_axis,
-    plain,
-    prefixed,
+    plain_number,
     spans_decades,
-    styled,
     time_unit,
+    unit_prefix,
 )
 from ablations.engine.report.figures.styles import INK, LineStyle, short_name, style_at
 from ablations.engine.study.design import Design, SearchDesign
+from ablations.engine.study.pareto import pareto_front
 
-ERROR = "validation error % (not a result)"
-MANY_MARKS = 1500
+ERROR_LABEL = "validation error % (not a result)"
+MIN_MARKS_TO_RASTERIZE = 1500
 """From so many on, marks are drawn as a picture within the figure: each as a shape of its own would make a page of megabytes."""
-SMALLER_FROM = 150
+MIN_MARKS_FOR_SMALL = 150
 """Marks of a panel from which on they are drawn smaller."""
-CHOSEN = LineStyle(INK, "*", "none", "hollow")
-OUTCOMES = {
+CHOSEN_STYLE = LineStyle(INK, "*", "none", "hollow")
+OUTCOME_STYLES = {
     "completed": LineStyle(INK, "o", "none", "full"),
     "ended early": LineStyle(INK, "o", "none", "hollow"),
     "diverged": LineStyle(INK, "x", "none", "full"),
@@ -46,129 +47,135 @@ OUTCOMES = {
 
 def history_figure(evidence: Evidence) -> Figure | None:
     """Last validation error of each trial by its number, and the best of those that completed so far. None without a trial."""
-    search = search_of(evidence)
-    by_cell = {cell.label: trials_of(evidence, cell) for cell in search.cells}
+    search = search_design(evidence)
+    by_cell = {cell.label: cell_trials(evidence, cell) for cell in search.cells}
     every = pd.concat(by_cell.values())
     scored = every[every["outcome"].isin(["completed", "pruned"])]
     if not len(scored):
         return None
-    looks = looks_of(search)
-    with styled():
-        figure = Figure(figsize=(WIDTH, 3.2))
+    styles = cell_styles(search)
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 3.2))
         panel = figure.subplots()
         for label, trials in by_cell.items():
-            draw_trials(panel, trials["number"], trials, looks[label], marks=len(every))
+            draw_trials(panel, trials["number"], trials, styles[label], marks=len(every))
             completed = trials[trials["outcome"] == "completed"]
             if len(completed):
-                places = [*completed["number"], every["number"].max()]
+                positions = [*completed["number"], every["number"].max()]
                 best = completed["error"].cummin().tolist()
-                panel.plot(places, [*best, best[-1]], drawstyle="steps-post", color=looks[label].colour, linewidth=1.6, zorder=3)
+                panel.plot(positions, [*best, best[-1]], drawstyle="steps-post", color=styles[label].color, linewidth=1.6, zorder=3)
         panel.set_xlabel("trial")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_ylabel(ERROR)
-        error_axis(panel, scored["error"], search)
-        names = {name: looks[label]._replace(dash="-") for label, name in names_of(evidence.design).items() if name}
-        best_so_far = {} if names else {"best completed so far": LineStyle(looks[""].colour, "", "-", "full")}
-        legend(figure, {**names, **best_so_far, **outcomes_of(every)})
+        panel.set_ylabel(ERROR_LABEL)
+        set_error_axis(panel, scored["error"], search)
+        names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
+        best_so_far = {} if names else {"best completed so far": LineStyle(styles[""].color, "", "-", "full")}
+        legend(figure, {**names, **best_so_far, **outcome_styles(every)})
     return figure
 
 
 def search_pareto_figure(evidence: Evidence) -> Figure | None:
     """Validation error against the second objective: completed trials, each cell's front and what was chosen. None without both."""
-    search = search_of(evidence)
-    if not search.against:
+    search = search_design(evidence)
+    if not search.objective:
         return None
-    by_cell = {cell.label: trials_of(evidence, cell) for cell in search.cells}
+    by_cell = {cell.label: cell_trials(evidence, cell) for cell in search.cells}
     by_cell = {label: trials[trials["outcome"] == "completed"] for label, trials in by_cell.items()}
     every = pd.concat(by_cell.values())
     if len(every) < 2:
         return None
-    most = float(every[search.against].max())
-    scale, unit = prefixed(most) if search.against == "flops" else time_unit(most)
-    what = f"multiply-adds of a forward pass{unit}" if search.against == "flops" else f"training time of a trial, {unit}"
-    looks = looks_of(search)
-    with styled():
-        figure = Figure(figsize=(WIDTH, 3.4))
+    most = float(every[search.objective].max())
+    scale, unit = unit_prefix(most) if search.objective == "flops" else time_unit(most)
+    what = f"multiply-adds of a forward pass{unit}" if search.objective == "flops" else f"training time of a trial, {unit}"
+    styles = cell_styles(search)
+    with figure_style():
+        figure = Figure(figsize=(WIDTH_INCHES, 3.4))
         panel = figure.subplots()
         panel.margins(0.08)
         for label, trials in by_cell.items():
-            costs = trials[search.against] / scale
-            draw_trials(panel, costs, trials, looks[label], marks=len(every))
-            edge = trials.assign(cost=costs).sort_values(["cost", "error"])
-            edge = edge[edge["error"] < edge["error"].cummin().shift(fill_value=math.inf)]
-            panel.plot(edge["cost"], edge["error"], drawstyle="steps-post", color=looks[label].colour, linewidth=1.2)
-            draw_chosen(panel, costs, trials, looks[label], search.chosen.get(label, {}), named=True)
+            costs = trials[search.objective] / scale
+            draw_trials(panel, costs, trials, styles[label], marks=len(every))
+            points = list(zip(costs.tolist(), trials["error"].tolist(), strict=True))
+            front = np.array([points[i] for i in pareto_front(points)]).reshape(-1, 2)
+            panel.plot(front[:, 0], front[:, 1], drawstyle="steps-post", color=styles[label].color, linewidth=1.2)
+            draw_chosen(panel, costs, trials, styles[label], search.chosen.get(label, {}), named=True)
         panel.set_xlabel(what)
-        panel.set_ylabel(ERROR)
-        if spans_decades(every[search.against]):
+        panel.set_ylabel(ERROR_LABEL)
+        if spans_decades(every[search.objective]):
             log_axis(panel, "x")
-        error_axis(panel, every["error"], search)
-        names = {name: looks[label]._replace(dash="-") for label, name in names_of(evidence.design).items() if name}
-        search_legend(figure, {**names, **({"chosen": CHOSEN} if search.chosen else {})})
+        set_error_axis(panel, every["error"], search)
+        names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
+        search_legend(figure, {**names, **({"chosen": CHOSEN_STYLE} if search.chosen else {})})
     return figure
 
 
-def looks_of(search: SearchDesign) -> dict[str, LineStyle]:
-    """The look of each of a search's cells, by label."""
-    return {cell.label: style_at(place)._replace(dash="none") for place, cell in enumerate(search.cells)}
+def cell_styles(search: SearchDesign) -> dict[str, LineStyle]:
+    """The style of each of a search's cells, by label."""
+    return {cell.label: style_at(position)._replace(dash="none") for position, cell in enumerate(search.cells)}
 
 
-def names_of(design: Design) -> dict[str, str]:
+def cell_names(design: Design) -> dict[str, str]:
     """What figures call a search's cells, by label: empty for the one of a search without factors."""
     assert design.search
     return {cell.label: short_name(design, cell.levels, "configuration") or cell.label for cell in design.search.cells}
 
 
-def draw_trials(panel: Axes, places: "pd.Series[Any]", trials: pd.DataFrame, look: LineStyle, marks: int) -> None:
+def draw_trials(panel: Axes, positions: "pd.Series[Any]", trials: pd.DataFrame, style: LineStyle, marks: int) -> None:
     """A mark for each trial: filled if it completed, hollow if it was ended early, a cross at the top if it diverged.
 
     Args:
-        places: along the axis, for each of the trials; NaN: not drawn.
+        positions: along the axis, for each of the trials; NaN: not drawn.
         marks: how many there are in the figure.
     """
-    many = marks > MANY_MARKS
-    size = 1.8 if many else 2.4 if marks > SMALLER_FROM else 3.8
+    many = marks > MIN_MARKS_TO_RASTERIZE
+    size = 1.8 if many else 2.4 if marks > MIN_MARKS_FOR_SMALL else 3.8
     common: dict[str, Any] = {"linestyle": "none", "markeredgewidth": 0.4 if many else 0.7}
     if many:
         panel.set_rasterization_zorder(0)
         common["zorder"] = -1
     for outcome, filling, alpha in (("pruned", "hollow", 0.25 if many else 0.5), ("completed", "full", 0.75)):
         chosen = trials["outcome"] == outcome
-        drawn = drawn_like(look._replace(filling=filling)) | common | {"alpha": alpha, "markersize": size}
-        panel.plot(places[chosen], trials["error"][chosen], **drawn)
-    diverged = places[trials["outcome"] == "diverged"]
-    crosses: dict[str, Any] = {"marker": "x", "color": look.colour, "markersize": size, "clip_on": False}
+        drawn = line_properties(style._replace(fill=filling)) | common | {"alpha": alpha, "markersize": size}
+        panel.plot(positions[chosen], trials["error"][chosen], **drawn)
+    diverged = positions[trials["outcome"] == "diverged"]
+    crosses: dict[str, Any] = {"marker": "x", "color": style.color, "markersize": size, "clip_on": False}
     panel.plot(diverged, np.ones(len(diverged)), **common | crosses, transform=panel.get_xaxis_transform(), in_layout=False)
 
 
 def draw_chosen(
-    panel: Axes, places: "pd.Series[Any]", trials: pd.DataFrame, look: LineStyle, chosen: Mapping[str, int], *, named: bool = False
+    panel: Axes,
+    positions: "pd.Series[Any]",
+    trials: pd.DataFrame,
+    style: LineStyle,
+    chosen: Mapping[str, int],
+    *,
+    named: bool = False,
 ) -> None:
     """Stars where the chosen trials are, with the numbers of the front's if they are to be named."""
     for level, number in chosen.items():
         here = trials["number"] == number
-        x, y = float(places[here].iloc[0]), float(trials["error"][here].iloc[0])
-        panel.plot([x], [y], marker="*", markersize=10, color=look.colour, markeredgecolor=INK, markeredgewidth=0.8, zorder=5)
+        x, y = float(positions[here].iloc[0]), float(trials["error"][here].iloc[0])
+        panel.plot([x], [y], marker="*", markersize=10, color=style.color, markeredgecolor=INK, markeredgewidth=0.8, zorder=5)
         if named:
             panel.annotate(level.removeprefix("front-"), (x, y), (5, 4), textcoords="offset points", fontsize=7, zorder=6)
 
 
-def search_legend(figure: Figure, looks: Mapping[str, LineStyle]) -> None:
+def search_legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:
     """Below the panels, with a star that can be told from a dot."""
-    legend(figure, looks)
+    legend(figure, styles)
     for made in figure.legends:
         for handle in made.legend_handles:
-            if isinstance(handle, Line2D) and handle.get_marker() == CHOSEN.marker:
+            if isinstance(handle, Line2D) and handle.get_marker() == CHOSEN_STYLE.marker:
                 handle.set_markersize(7)
 
 
-def outcomes_of(trials: pd.DataFrame) -> dict[str, LineStyle]:
+def outcome_styles(trials: pd.DataFrame) -> dict[str, LineStyle]:
     """The legend's lines for those kinds of marks that were drawn."""
     kinds = {"completed": "completed", "ended early": "pruned", "diverged": "diverged"}
-    return {words: OUTCOMES[words] for words, outcome in kinds.items() if (trials["outcome"] == outcome).any()}
+    return {words: OUTCOME_STYLES[words] for words, outcome in kinds.items() if (trials["outcome"] == outcome).any()}
 
 
-def error_axis(panel: Axes, errors: "pd.Series[Any]", search: SearchDesign) -> None:
+def set_error_axis(panel: Axes, errors: "pd.Series[Any]", search: SearchDesign) -> None:
     """Logarithmic where errors differ much; below the error of a single image, which may be none, it is linear."""
     one_image = 100 / search.validation_images
     positive = errors[errors > 0]
@@ -180,5 +187,5 @@ def error_axis(panel: Axes, errors: "pd.Series[Any]", search: SearchDesign) -> N
         panel.set_yscale("symlog", linthresh=one_image)
         decades = 10.0 ** np.arange(math.floor(math.log10(one_image)), 3)
         panel.yaxis.set_major_locator(FixedLocator([0, *(tick for tick in np.outer(decades, (1, 2, 5)).flat if tick > one_image)]))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
         panel.set_ylim(bottom=0)

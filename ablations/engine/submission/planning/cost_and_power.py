@@ -100,7 +100,7 @@ def estimate_cost(
     models = measure(list(dict.fromkeys(rest.values()))) if measure and rest else {}
     if models:
         sources.append("a few steps measured here")
-        modelled = {spec: _modelled(spec, plan.data_for(spec), models[compute_mode(spec)]) for spec in set(rest.values())}
+        modelled = {spec: _modelled(spec, plan.dataset_for_spec(spec), models[compute_mode(spec)]) for spec in set(rest.values())}
         seconds |= {name: modelled[spec] for name, spec in rest.items()}
     in_order = [seconds[run.fingerprint] for run in missing if run.fingerprint in seconds]
     return CostEstimate(
@@ -145,7 +145,7 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Comple
         flat = run.spec.flat()
         shape = tuple(str(flat[name]) for name in defaults)
         if shape in per_step:
-            images = len(plan.data_of(run).train.labels)
+            images = len(plan.dataset_for_run(run).train.labels)
             nearest = min(per_step[shape], key=lambda others: abs(math.log(others / images)))
             seconds[run.fingerprint] = statistics.median(per_step[shape][nearest]) * run.spec.optim.total_steps(images)
             used |= devices[shape]
@@ -185,7 +185,7 @@ class Power:
     """What the spread is taken from."""
     alone: float | None
     """In a comparison on its own; None: too few seeds for a test."""
-    corrected: float | None
+    p_adjusted: float | None
     """In one of all comparisons, corrected for their number."""
     seeds_needed: int | None
     """For `corrected` to be at most `TARGET_POINTS`; None: more than `MAX_SEEDS`."""
@@ -205,7 +205,7 @@ def power(design: Design, errors: Mapping[str, float]) -> Power | None:
         return None
     spread, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
-    comparisons = max(1, sum(design.baseline_of(cell) is not None for cell in design.cells))
+    comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
 
     def detected(n: int) -> float:
         return smallest_detectable(spread, n, comparisons) or math.inf
@@ -217,7 +217,7 @@ def power(design: Design, errors: Mapping[str, float]) -> Power | None:
         spread=spread,
         source=source,
         alone=smallest_detectable(spread, seeds),
-        corrected=smallest_detectable(spread, seeds, comparisons),
+        p_adjusted=smallest_detectable(spread, seeds, comparisons),
         seeds_needed=enough if enough <= MAX_SEEDS else None,
     )
 
@@ -229,7 +229,7 @@ def _spread(design: Design, errors: Mapping[str, float]) -> tuple[float, str] | 
     }
     differences, spreads = [], []
     for cell in design.cells:
-        own, other = by_cell[cell.label], by_cell.get(design.baseline_of(cell) or "", {})
+        own, other = by_cell[cell.label], by_cell.get(design.baseline_label(cell) or "", {})
         differences += _std([own[seed] - other[seed] for seed in own.keys() & other.keys()])
         spreads += _std(list(own.values()))
     if differences:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from ablations.engine.environment.console import make_console, say
+from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import submission_id
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.search.plan import SearchPlan
@@ -28,10 +28,10 @@ def preview(plan: Plan, options: Options) -> int:
     if isinstance(plan, SearchPlan):
         searches = SearchState(plan, past, lambda run: None)
         if searches.finished:
-            plan = plan.confirming(searches.choices())
+            plan = plan.confirmation_plan(searches.choices())
             done, *_ = _known(plan, options)
         else:
-            to_come, plan = plan.trials_left(searches.ended_in), plan.foreseen()
+            to_come, plan = plan.remaining_trials(searches.ended_in), plan.preview_plan()
     missing = [*to_come, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
     if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
@@ -48,7 +48,7 @@ def preview(plan: Plan, options: Options) -> int:
     console = make_console()
     console.print(plan_view(plan, done, estimate, to_come))
     if warning:
-        say(console, warning)
+        print_line(console, warning)
     return 0
 
 
@@ -62,9 +62,9 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Com
             check_study(client, plan.study.name)
         except DeletedInMlflow as error:
             warning = f"Mind: as it is, this study will be refused: {error}"
-        done = {} if options.fresh else run_queries.with_result(run_queries.find_plan_runs(client, plan))
+        done = {} if options.rerun else run_queries.with_result(run_queries.find_plan_runs(client, plan))
         by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
-        past = search_trials.read_trials(client, plan.asked(), by) if isinstance(plan, SearchPlan) else []
+        past = search_trials.read_trials(client, plan.to_design(), by) if isinstance(plan, SearchPlan) else []
         return done, list(run_queries.completed_runs(client, plan.data.values())), past, warning
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ablations.engine.environment.console import duration
-from ablations.engine.report.terminal import NamedRows
-from ablations.engine.search.plan import SearchPlan, budget
+from ablations.engine.environment.console import format_duration
+from ablations.engine.report.terminal import FittedTable
+from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
-from ablations.engine.study.factors import shown
+from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, TARGET_POINTS, CostEstimate, Power, multiply_adds, power
 from ablations.engine.tracking.run_queries import RunRecord
@@ -39,7 +39,7 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
         lines.append(_time(len(missing) + len(trials), estimate))
     scored = f"{plan.base.data.scored_on}/error"
     errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
-    lines += _power_lines(power(Design.of(plan, {}), errors))
+    lines += _power_lines(power(Design.from_plan(plan, {}), errors))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = Text(printable(f"Data: {plan.data_summary}"))
     return Group(title, data, _cells(plan, done, estimate), *map(Text, lines))
@@ -47,13 +47,17 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
 
 def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     if plan.chosen:
-        return [f"The search is over: {budget(plan)}"]
+        return [f"The search is over: {describe_budget(plan)}"]
     left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
     data = printable(f"Data of the search: {plan.trial_data.summary}")
-    return [f"First {budget(plan)}{left}", data, "Then the study above, where what will be tuned is counted as the default"]
+    return [
+        f"First {describe_budget(plan)}{left}",
+        data,
+        "Then the study above, where what will be tuned is counted as the default",
+    ]
 
 
-def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) -> NamedRows:
+def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) -> FittedTable:
     from resnet_core import measure_cost  # imports torch
 
     of_cell: dict[Cell, list[Run]] = {}
@@ -64,14 +68,14 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
     columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
     columns = ["images", *columns] if differ else columns
     optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
-    table = NamedRows(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
+    table = FittedTable(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     for cell in plan.cells:
         runs = of_cell[cell]
         spec = runs[0].spec
         cost = measure_cost(spec.model, plan.dataset.image_size)
         entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
         epochs = spec.optim.total_epochs(images[cell])
-        row = [*(shown(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
+        row = [*(format_level(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
         row += [str(len(runs)), str(len(entries)), str(epochs)]
         row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
         seconds = [estimate.seconds[run.fingerprint] for run in runs if run.fingerprint in estimate.seconds]
@@ -84,7 +88,7 @@ def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
     """Of training alone: tests in between are not counted."""
     size = plan.dataset.image_size
     of_spec = Counter(replace(run.spec, seed=0) for run in missing)
-    steps = {spec: spec.optim.total_steps(len(plan.data_for(spec).train.labels)) for spec in of_spec}
+    steps = {spec: spec.optim.total_steps(len(plan.dataset_for_spec(spec).train.labels)) for spec in of_spec}
     return sum(n * multiply_adds(spec, size, steps[spec] * spec.optim.global_batch_size) for spec, n in of_spec.items())
 
 
@@ -105,12 +109,12 @@ def _power_lines(found: Power | None) -> list[str]:
     """What differences the study can show."""
     if found is None:
         return ["How small a difference it can show is not known before two seeds of a cell are done."]
-    if found.alone is None or found.corrected is None:
+    if found.alone is None or found.p_adjusted is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
         finds = f"{found.seeds} seeds find a difference of {_format_points(found.alone)}"
         finds += (
-            f", or of {_format_points(found.corrected)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+            f", or of {_format_points(found.p_adjusted)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
         )
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
@@ -124,4 +128,4 @@ def _format_points(value: float) -> str:
 
 
 def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
+    return f"{seconds:.2g} s" if seconds < 10 else format_duration(seconds)

@@ -1,0 +1,236 @@
+"""What a search found: what it took, what it chose, what that gains, and whether the order of variants survives it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Ranking, SearchFindings
+from ablations.engine.analysis.importance import field_importances
+from ablations.engine.analysis.inference import holm_adjust
+from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.analysis.trial_table import search_design
+from tests.helpers.synthetic_search import FIELDS, OFFSETS, TUNED, search_evidence
+from tests.helpers.synthetic_study import without
+
+TWO = {name: FIELDS[name] for name in ("optim.lr", "model.width")}
+
+
+def found(evidence: Evidence) -> SearchFindings:
+    search = analyze_study(evidence).search
+    assert search
+    return search
+
+
+def ranked(shifts: Mapping[str, tuple[float, float]], seeds: int = 5, drop: str = "") -> Ranking:
+    """Of variants that are so many points worse than A before and after tuning."""
+
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        before, after = shifts.get(levels["shortcut"], (0, 0))
+        noise = 0.1 * ((7 * seed + 3 * ord(levels["shortcut"][0]) + 2 * len(levels["configuration"])) % 5)
+        return 10 + seed + noise + (before if levels["configuration"] == "default" else after - 1)
+
+    given = search_evidence({"shortcut": ("A", *shifts)}, TWO, trials=3, seeds=seeds, truth=truth)
+    if drop:
+        given = replace(given, runs=without(given, drop).runs)
+    ranking = found(given).ranking
+    assert ranking
+    return ranking
+
+
+def with_value(given: Evidence, field: str, value: Any) -> Evidence:
+    """The same, where the trial that the first cell chose has another value."""
+    assert given.trials is not None
+    search = search_design(given)
+    label = search.cells[0].label
+    trials = given.trials.copy()
+    trials.loc[(trials["cell"] == label) & (trials["number"] == search.chosen[label]["tuned"]), field] = value
+    return replace(given, trials=trials)
+
+
+def test_what_each_search_took_is_the_sum_of_its_trials_whatever_came_of_them() -> None:
+    given = search_evidence(fields=TWO)
+    assert given.trials is not None
+    for cell in found(given).cells:
+        trials = given.trials[given.trials["cell"] == cell.label]
+        assert cell.trials == 30
+        assert cell.outcomes == trials["outcome"].value_counts().to_dict()
+        assert (cell.epochs, cell.seconds) == (trials["epochs"].sum(), trials["seconds"].sum())
+        assert cell.gpu_hours == pytest.approx(trials["gpu_hours"].sum())
+
+
+def test_a_choice_has_its_own_values_as_they_were_searched() -> None:
+    given = search_evidence()
+    assert given.trials is not None
+    for cell in found(given).cells:
+        (chosen,) = cell.chosen
+        row = given.trials[(given.trials["cell"] == cell.label) & (given.trials["number"] == chosen.number)].iloc[0]
+        assert (chosen.level, chosen.score) == ("tuned", row["error"])
+        assert {type(value) for value in chosen.values.values()} == {float, str, int}, (
+            "a width is whole, though a table has it as 14.0"
+        )
+        assert ("optim.momentum" in chosen.values) == (chosen.values["optim.schedule"] == "cosine")
+        assert chosen.values["optim.lr"] == row["optim.lr"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "edge"),
+    [
+        ("optim.lr", 0.0014, "low"),
+        ("optim.lr", 0.0015, ""),
+        ("optim.lr", 0.05, ""),
+        ("optim.lr", 0.72, "high"),
+        ("model.width", 8, "low"),
+        ("model.width", 23, ""),
+        ("model.width", 24, "high"),
+    ],
+)
+def test_a_choice_close_to_an_end_of_its_range_is_told_on_the_scale_that_was_searched(field: str, value: float, edge: str) -> None:
+    search = found(with_value(search_evidence(fields=TWO, trials=5), field, value))
+    assert search.cells[0].chosen[0].at_edge.get(field, "") == edge
+    assert any(f"chose {field} {value:g}, at the {edge} end of its range" in note for note in search.notes) == bool(edge)
+
+
+def test_the_field_that_moves_the_error_has_the_largest_share_and_shares_have_intervals() -> None:
+    given = search_evidence({}, TWO, prunes=False)
+    (cell,) = search_design(given).cells
+    shares = field_importances(given, cell)
+    assert not isinstance(shares, str)
+    assert [each.field for each in shares] == ["optim.lr", "model.width"]
+    assert sum(each.share for each in shares) == pytest.approx(1)
+    assert shares[0].low > 0.5, "the width moves nothing"
+    assert all(0 <= each.low < each.high <= 1 for each in shares)
+    assert field_importances(given, cell) == shares, "the same report twice"
+
+
+@pytest.mark.parametrize(
+    ("fields", "trials", "reason"),
+    [(TWO, 9, "fewer than 10"), ({"optim.lr": FIELDS["optim.lr"]}, 20, "with one field searched"), (TWO, 20, "are equal")],
+)
+def test_why_there_are_no_importances_is_said(fields: Any, trials: int, reason: str) -> None:
+    given = search_evidence({}, fields, trials, prunes=False)
+    assert given.trials is not None
+    if reason == "are equal":
+        given = replace(given, trials=given.trials.assign(error=5.0))
+    (cell,) = found(given).cells
+    assert reason in cell.no_importances
+    assert not cell.importances
+
+
+def test_gains_are_of_test_errors_paired_by_seed_and_one_family_of_tests() -> None:
+    gains = found(search_evidence(fields=TWO, trials=5)).gains
+    assert [gain.cell for gain in gains] == ["shortcut=none", "shortcut=A", "shortcut=B"]
+    for gain in gains:
+        truth = TUNED[gain.cell.rpartition("=")[2]]
+        assert gain.difference.low is not None
+        assert gain.difference.high is not None
+        assert gain.difference.low < truth < gain.difference.high
+    assert [gain.difference.p_adjusted for gain in gains] == pytest.approx(holm_adjust([gain.difference.p or 1 for gain in gains]))
+
+
+def test_before_after_and_what_changed_are_paired_and_corrected_as_two_families() -> None:
+    ranking = found(search_evidence(fields=TWO, trials=5)).ranking
+    assert ranking
+    for each in ranking.changes:
+        variant = each.cell.rpartition("=")[2]
+        assert each.baseline == "shortcut=A"
+        assert each.before.mean == pytest.approx(OFFSETS[variant], abs=0.3)
+        assert each.after.mean == pytest.approx(OFFSETS[variant] + TUNED[variant] - TUNED["A"], abs=0.3)
+        assert (each.after.mean or 0) - (each.before.mean or 0) == pytest.approx(each.change.mean)
+    differences = [estimate for each in ranking.changes for estimate in (each.before, each.after)]
+    for family in (differences, [each.change for each in ranking.changes]):
+        assert [estimate.p_adjusted for estimate in family] == pytest.approx(holm_adjust([estimate.p or 1 for estimate in family]))
+
+
+@pytest.mark.parametrize(
+    ("shifts", "verdict", "numbers"),
+    [
+        ({"B": (3, 3), "C": (-2, -2)}, "survives", ("shortcut=B", "shortcut=C", "shortcut=A")),
+        ({"B": (-2, -2)}, "survives", ("shortcut=B", "better", "2.00 points [1.66, 2.34]")),
+        ({"B": (3, 1)}, "survives", ("worse", "narrows")),
+        ({"B": (3, 3), "C": (0, 0)}, "survives", ("shortcut=C",)),
+        ({"B": (3, -3), "C": (2, 2)}, "reverses", ("worse", "better")),
+        ({"B": (3, 0)}, "changes", ("worse", "narrows")),
+        ({"B": (0, 3)}, "changes", ("worse", "widens")),
+        ({"B": (0, 0)}, "no order shown", ("shortcut=B", "shortcut=A")),
+    ],
+)
+def test_the_verdict_on_the_ranking_follows_from_significant_differences(
+    shifts: Mapping[str, tuple[float, float]], verdict: str, numbers: Sequence[str]
+) -> None:
+    ranking = ranked(shifts)
+    assert ranking.verdict == verdict
+    assert all(each in ranking.text for each in numbers)
+
+
+def test_a_difference_that_is_no_longer_certain_is_not_taken_for_one_that_tuning_changed() -> None:
+    after = (0.6, 1.4, -0.2, 1.5, 0.9)
+
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        worse = (1 + seed / 50) if levels["configuration"] == "default" else after[seed]
+        return 10 + (worse if levels["shortcut"] == "B" else 0)
+
+    ranking = found(search_evidence({"shortcut": ("A", "B")}, TWO, trials=3, truth=truth)).ranking
+    assert ranking
+    assert ranking.verdict == "no change shown"
+    assert "−0.20 points [−1.05, +0.65], may be chance" in ranking.text
+
+
+def test_too_few_seeds_or_missing_runs_leave_the_ranking_unsaid() -> None:
+    few = ranked({"B": (3, 3)}, seeds=2)
+    assert few.verdict == "cannot be said yet"
+    assert all(each in few.text for each in ("3 seeds", "2", "shortcut=B"))
+    lost = ranked({"B": (3, 3)}, seeds=3, drop="shortcut=A configuration=tuned/1")
+    assert lost.verdict == "cannot be said yet"
+    left_out = ranked({"B": (3, 3)}, seeds=4, drop="shortcut=A configuration=tuned/1")
+    assert left_out.verdict == "survives"
+    assert "3 of 4 seeds" in left_out.text
+
+
+def test_a_search_that_chose_the_default_ranks_with_it_and_gains_nothing() -> None:
+    given = search_evidence(fields=TWO, trials=5)
+    gone = "shortcut=B configuration=tuned"
+    design = replace(
+        given.design,
+        cells=tuple(cell for cell in given.design.cells if cell.label != gone),
+        skipped=((gone, "the search chose the default configuration"),),
+    )
+    search = found(replace(given, design=design))
+    assert [gain.cell for gain in search.gains] == ["shortcut=none", "shortcut=A"]
+    assert search.ranking
+    assert search.ranking.verdict == "survives"
+    b = search.ranking.changes[1]
+    assert b.after.mean == pytest.approx(OFFSETS["B"] - TUNED["A"], abs=0.3)
+    assert "shortcut=B chose the default configuration" in search.notes
+
+
+def test_there_is_no_ranking_without_variants_or_with_a_front_or_before_the_choice() -> None:
+    assert found(search_evidence({}, TWO, trials=5)).ranking is None
+    front = found(search_evidence(fields=TWO, trials=5, objective="flops"))
+    assert front.ranking is None
+    assert {gain.level for gain in front.gains} <= {"front-1", "front-2"}
+    searching = found(search_evidence(fields=TWO, trials=5, over=False))
+    assert searching.ranking is None
+    assert not searching.gains
+    assert not any(cell.chosen for cell in searching.cells)
+
+
+def test_searches_that_took_unequal_time_are_named() -> None:
+    given = search_evidence(fields=TWO, trials=5)
+    assert given.trials is not None
+    seconds = {"shortcut=none": 1.0, "shortcut=A": 1.5, "shortcut=B": 2.1}
+    unequal = replace(given, trials=given.trials.assign(seconds=given.trials["cell"].map(seconds)))
+    (note,) = (note for note in found(unequal).notes if "time" in note)
+    assert "shortcut=B took 10 s, 2.1 times as long as shortcut=none (5 s)" in note
+    assert not [note for note in found(replace(given, trials=given.trials.assign(seconds=1.0))).notes if "time" in note]
+
+
+def test_trials_of_an_earlier_submission_that_searched_elsewhere_are_counted_and_break_nothing() -> None:
+    given = with_value(search_evidence({}, prunes=False, trials=12), "optim.lr", 3.0)
+    given = with_value(given, "optim.schedule", "constant")
+    (cell,) = found(given).cells
+    assert cell.chosen[0].values["optim.lr"] == 3.0
+    assert cell.chosen[0].values["optim.schedule"] == "constant"
+    assert sum(cell.outcomes.values()) == 12

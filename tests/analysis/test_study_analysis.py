@@ -1,0 +1,395 @@
+"""Findings of made-up studies: what is averaged, compared, corrected and flagged, and what is left unsaid."""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablations.engine.analysis.contrasts import estimate_simple_effects
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Anova, Comparison, Effect, Findings
+from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.study.design import Design
+from tests.helpers.synthetic_study import design, evidence, without
+
+NOISE = {level: np.random.default_rng(i).normal(0, 0.3, 20) for i, level in enumerate(("none", "A", "B"))}
+
+
+def additive(levels: Mapping[str, str], seed: int) -> float:
+    """Without shortcut 2 points more, with 56 layers 1 less; seeds differ by a point, noise by shortcut and not by depth."""
+    return 8 + 2 * (levels["shortcut"] == "none") - (levels["depth"] == "56") + seed + float(NOISE[levels["shortcut"]][seed])
+
+
+def changed(given: Evidence, cells: list[str], **values: Any) -> Evidence:
+    """The same, runs of some cells under other conditions."""
+    runs = given.runs.copy()
+    for name, value in values.items():
+        runs.loc[runs["cell"].isin(cells), name.replace("__", ".")] = value
+    return replace(given, runs=runs)
+
+
+def compared(found: Findings, cell: str) -> Comparison:
+    return next(each for each in found.comparisons if each.cell == cell)
+
+
+def effect(found: Findings, level: str) -> Effect:
+    return next(each for each in found.effects if each.level == level)
+
+
+def missing_cell(made: Design, label: str) -> Design:
+    cells = tuple(cell for cell in made.cells if cell.label != label)
+    return replace(made, cells=cells, skipped=((label, "does not exist"),))
+
+
+def test_a_cell_is_the_mean_of_its_completed_runs() -> None:
+    found = analyze_study(evidence(truth=additive)).cells
+    cell = next(cell for cell in found if cell.label == "shortcut=none depth=56")
+    errors = [9 + seed + NOISE["none"][seed] for seed in range(3)]
+    assert cell.error.mean == pytest.approx(np.mean(errors))
+    assert cell.error.std == pytest.approx(np.std(errors, ddof=1))
+    assert cell.train_error.mean == pytest.approx(np.mean(errors) / 2)
+    assert (cell.planned, cell.error.n, cell.problems, cell.reasons, cell.flags) == (3, 3, {}, (), ())
+    assert (cell.parameters, cell.flops, cell.gpu_hours) == (784_000, 7_280_000, 0)
+    assert cell.seconds == pytest.approx(22.41)
+    assert [cell.label for cell in found] == [cell.label for cell in design().cells]
+
+
+def test_runs_without_a_result_are_counted_and_neither_averaged_nor_dropped() -> None:
+    given = without(evidence(), "shortcut=B depth=56/1", "diverged", "loss is not finite at step 7")
+    given = without(given, "shortcut=B depth=56/2", "oom", "batch 128 on a GPU of 8 GB")
+    cell = analyze_study(given).cells[-1]
+    assert (cell.planned, cell.error.n, cell.problems) == (3, 1, {"diverged": 1, "oom": 1})
+    assert cell.reasons == ("loss is not finite at step 7", "batch 128 on a GPU of 8 GB")
+    assert cell.error.mean == given.runs[given.runs["fingerprint"] == "shortcut=B depth=56/0"]["error"].item()
+    assert cell.without_result == 1
+    assert analyze_study(without(evidence(), "shortcut=B depth=56/1")).cells[-1].reasons == ()
+
+
+def test_an_error_that_a_run_left_before_it_failed_is_not_averaged() -> None:
+    given = evidence(truth=lambda _, seed: 8.0 + seed)
+    given.runs.loc[given.runs["seed"] == 2, "outcome"] = "failed"
+    assert {cell.error.mean for cell in analyze_study(given).cells} == {8.5}
+
+
+def test_the_front_is_what_no_cell_beats_in_cost_and_error() -> None:
+    errors = {("a", "20"): 8.0, ("a", "56"): 7.0, ("b", "20"): 8.0, ("b", "56"): 9.0, ("c", "20"): 9.0, ("c", "56"): 7.5}
+    given = evidence(design({"k": "abc", "depth": ("20", "56")}), lambda levels, _: errors[levels["k"], levels["depth"]])
+    front = {cell.label for cell in analyze_study(given).cells if cell.on_pareto_front}
+    assert front == {"k=a depth=20", "k=b depth=20", "k=a depth=56"}  # equals in both do not beat each other
+
+
+def test_a_cell_without_completed_runs_is_not_on_the_front() -> None:
+    given = evidence(design({"depth": ("20", "56")}, seeds=1), lambda levels, _: float(levels["depth"]))
+    assert [cell.on_pareto_front for cell in analyze_study(without(given, "depth=20/0", "oom")).cells] == [False, True]
+
+
+def test_differences_are_those_of_equal_seeds() -> None:
+    """Seeds differ by whole points and differences do not: an unpaired comparison would see nothing."""
+    found = compared(analyze_study(evidence(truth=additive)), "shortcut=none depth=20")
+    differences = 2 + NOISE["none"][:3] - NOISE["A"][:3]
+    assert found.baseline == "shortcut=A depth=20"
+    assert found.difference.mean == pytest.approx(np.mean(differences))
+    assert found.difference.std == pytest.approx(np.std(differences, ddof=1))
+    assert found.difference.p is not None
+    assert found.note == ""
+
+
+def test_every_cell_but_the_baselines_is_compared() -> None:
+    assert [each.cell for each in analyze_study(evidence()).comparisons] == [
+        c.label for c in design().cells if c.levels["shortcut"] != "A"
+    ]
+    assert analyze_study(evidence(design(baseline={}))).comparisons == ()
+    nested = analyze_study(evidence(design(baseline={"shortcut": "A", "depth": "20"}))).comparisons
+    assert {each.baseline for each in nested} == {"shortcut=A depth=20"}
+    assert len(nested) == 5
+
+
+def test_only_seeds_that_both_completed_are_compared_and_the_others_are_named() -> None:
+    given = without(evidence(truth=additive), "shortcut=none depth=20/1", "diverged")
+    found = analyze_study(without(given, "shortcut=A depth=56/0"))
+    part = compared(found, "shortcut=none depth=20")
+    assert part.difference.mean == pytest.approx(np.mean((2 + NOISE["none"] - NOISE["A"])[[0, 2]]))
+    assert (part.difference.n, part.difference.p) == (2, None)
+    assert part.note == "2 of 3 pairs: seed 1 diverged; 2 seeds: no p"
+    assert compared(found, "shortcut=B depth=56").note == "2 of 3 pairs: seed 0 missing in the baseline; 2 seeds: no p"
+
+
+def test_a_comparison_without_any_pair_says_so() -> None:
+    given = evidence(design(seeds=5))
+    for seed in range(5):
+        given = without(given, f"shortcut=none depth=20/{seed}", "diverged" if seed else "oom")
+    found = compared(analyze_study(given), "shortcut=none depth=20")
+    assert (found.difference.n, found.difference.mean) == (0, None)
+    assert found.note == "0 of 5 pairs: seed 0 oom, 4 seeds diverged"
+
+
+@pytest.mark.parametrize(("more", "note"), [(0.0, "identical"), (0.3, "all 3 differences are equal")])
+def test_equal_differences_have_no_p_and_the_note_says_so(more: float, note: str) -> None:
+    given = evidence(truth=lambda levels, seed: 8 + 0.1 * seed + more * (levels["shortcut"] == "none"))
+    found = compared(analyze_study(given), "shortcut=none depth=20")
+    assert (found.difference.std, found.difference.low, found.difference.p, found.note) == (0, None, None, note)
+
+
+def test_correction_is_over_all_comparisons_that_have_a_p() -> None:
+    given = without(evidence(truth=additive), "shortcut=none depth=20/1")
+    found = analyze_study(given).comparisons
+    tested = sorted((each.difference for each in found if each.difference.p is not None), key=lambda each: each.p or 0)
+    assert len(tested) == 3
+    assert tested[0].p_adjusted == pytest.approx(3 * (tested[0].p or 0))
+
+
+def test_the_effect_of_a_level_is_its_mean_difference_over_the_other_factors_in_each_seed() -> None:
+    found = analyze_study(evidence(truth=additive))
+    none = effect(found, "none")
+    assert (none.factor, none.reference, none.combinations) == ("shortcut", "A", 2)
+    assert none.difference.mean == pytest.approx(np.mean(2 + NOISE["none"][:3] - NOISE["A"][:3]))
+    deeper = effect(found, "56")
+    assert (deeper.factor, deeper.reference, deeper.combinations) == ("depth", "20", 3)
+    assert deeper.difference.mean == pytest.approx(-1)
+    assert deeper.difference.std == 0
+
+
+def test_an_effect_needs_all_runs_of_a_seed() -> None:
+    """Without one of its combinations a seed's average would be another quantity."""
+    found = analyze_study(without(evidence(truth=additive), "shortcut=none depth=56/0"))
+    assert [effect(found, level).difference.n for level in ("none", "B", "56")] == [2, 3, 2]
+    assert effect(found, "none").difference.mean == pytest.approx(np.mean((2 + NOISE["none"] - NOISE["A"])[1:3]))
+
+
+def test_an_effect_is_averaged_over_combinations_at_which_both_levels_exist() -> None:
+    made = missing_cell(design(), "shortcut=none depth=56")
+    found = analyze_study(evidence(made, additive))
+    assert [effect(found, level).combinations for level in ("none", "B", "56")] == [1, 2, 2]
+    assert [each.levels for each in found.interactions] == [("B", "56")]
+
+
+def test_what_is_said_of_single_combinations_is_what_the_comparisons_say() -> None:
+    """Where the baseline names one factor, its simple effects are the study's comparisons, in the same family of tests."""
+    made = design(seeds=5)
+    errors = np.random.default_rng(0).normal(8, 1, (6, 5))
+    runs = evidence(made).runs.assign(error=errors.ravel())
+    found = {each.cell: each.difference for each in analyze_study(replace(evidence(made), runs=runs)).comparisons}
+    simple = {f"shortcut={each.level} {each.at}": each.difference for each in estimate_simple_effects(made, errors, "shortcut")}
+    assert simple == found
+
+
+def test_an_interaction_is_a_difference_of_differences() -> None:
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        return additive(levels, seed) + (levels["shortcut"] == "none") * (levels["depth"] == "56") * (5 + 0.1 * seed)
+
+    first, second = analyze_study(evidence(truth=truth)).interactions
+    assert (first.factors, first.levels, first.references) == (("shortcut", "depth"), ("none", "56"), ("A", "20"))
+    assert [first.difference.mean, first.difference.std] == pytest.approx([5.1, 0.1])
+    assert second.levels == ("B", "56")
+    assert second.difference.mean == pytest.approx(0)
+
+
+def test_an_interaction_is_averaged_over_the_other_factors() -> None:
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        return 8 + seed + {"110": 2.0, "111": 4.0}.get("".join(levels.values()), 0)
+
+    found = analyze_study(evidence(design({"a": "01", "b": "01", "c": "01"}), truth))
+    means = {each.factors: each.difference.mean for each in found.interactions}
+    assert means == {("a", "b"): 3, ("a", "c"): 1, ("b", "c"): 1}
+
+
+def test_factors_with_one_level_are_left_out_of_everything_but_the_cells() -> None:
+    given = evidence(design({"shortcut": ("A", "B"), "depth": ("20",), "width": ("16",)}, seeds=4), additive_or_flat)
+    found = analyze_study(given)
+    assert {each.factor for each in found.effects} == {each.factor for each in found.answers} == {"shortcut"}
+    assert found.interactions == ()
+    assert found.anova is not None
+    assert [term.term for term in found.anova.terms] == ["seed", "shortcut"]
+
+
+def additive_or_flat(levels: Mapping[str, str], seed: int) -> float:
+    return 8 + seed + float(NOISE[levels.get("shortcut", "A")][seed])
+
+
+def test_analysis_of_variance_says_what_it_was_made_from() -> None:
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        return additive(levels, seed) + float(np.random.default_rng([seed, int(levels["depth"])]).normal(0, 0.2))
+
+    whole = analyze_study(evidence(truth=truth))
+    assert whole.anova is not None
+    assert [term.term for term in whole.anova.terms] == ["seed", "shortcut", "depth", "shortcut × depth"]
+    assert (whole.anova.residual_df, whole.anova.note, whole.no_anova) == (10, "complete: 18 runs", "")
+    part = analyze_study(without(evidence(truth=truth), "shortcut=none depth=56/0")).anova
+    assert part is not None
+    assert part.note.startswith("unbalanced: 17 of 18 runs")
+
+
+def test_analysis_of_variance_warns_of_unequal_spread() -> None:
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        return 8 + (20 if levels["shortcut"] == "none" else 1) * float(NOISE[levels["shortcut"]][seed])
+
+    found = analyze_study(evidence(truth=truth)).anova
+    assert found is not None
+    assert "trust the intervals" in found.note
+
+
+def test_why_there_is_no_analysis_of_variance() -> None:
+    given = evidence()
+    for seed in range(3):
+        given = without(given, f"shortcut=B depth=20/{seed}", "oom")
+    cases = {
+        "no completed run: shortcut=B depth=20": given,
+        "1 of 6 combinations do not exist": evidence(missing_cell(design(), "shortcut=A depth=20")),
+        "fewer than 3 seeds": evidence(design(seeds=2)),
+        "no factor has two levels": evidence(design({"depth": ("20",)})),
+        "all errors are equal": evidence(truth=lambda *_: 8.0),
+        "the terms explain every error exactly": evidence(truth=lambda levels, seed: float(levels["depth"]) + seed),
+    }
+    for why, case in cases.items():
+        found = analyze_study(case)
+        assert (found.anova, found.no_anova) == (None, why)
+
+
+def test_names_of_factors_and_levels_may_hold_anything() -> None:
+    factors = {"optim.lr": ("a:b", "<b>", "C(x)"), "f0 ~ 1": ("None", "nan", "' + 1"), "Intercept": ("", " ", "=")}
+    draw = np.random.default_rng(0)
+    found = analyze_study(evidence(design(factors, {"optim.lr": "<b>"}), lambda *_: 8 + draw.normal()))
+    assert isinstance(found.anova, Anova)
+    assert [term.term for term in found.anova.terms][1:5] == [*factors, "optim.lr × f0 ~ 1"]
+    assert {term.df for term in found.anova.terms} == {2, 4}
+    assert [(each.level, each.reference, each.combinations) for each in found.effects[:2]] == [
+        ("a:b", "<b>", 9),
+        ("C(x)", "<b>", 9),
+    ]
+
+
+def test_a_study_with_nothing_but_results_has_no_flags() -> None:
+    found = analyze_study(evidence())
+    assert found.flags == ()
+    assert found.complete
+
+
+def test_runs_that_are_owed_and_runs_that_diverged_are_flagged_apart() -> None:
+    given = without(evidence(), "shortcut=B depth=56/1", "diverged")
+    assert analyze_study(given).flags == ("1 of 18 runs diverged (shortcut=B depth=56)",)
+    found = analyze_study(without(given, "shortcut=A depth=20/2", "running"))
+    assert found.flags[0] == "incomplete: 1 of 18 runs without a result (shortcut=A depth=20)"
+    assert not found.complete
+
+
+def test_few_seeds_are_flagged() -> None:
+    assert analyze_study(evidence(design(seeds=2))).flags == ("2 seeds: no p-values",)
+    assert analyze_study(evidence(design(seeds=1))).flags == ("1 seed: no p-values",)
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "shown"),
+    [
+        ("code_version", "0123456789abcdef0123", "code version differs: cccccccc (4 cells), 01234567"),
+        ("code_version", f"{'c' * 20}, {'0' * 20}", "code version differs: cccccccc (4 cells), cccccccc, 00000000"),
+        ("data_version", "0123456789abcdef0123", "data version differs: dddddddd (4 cells), 01234567"),
+        ("world_size", "4", "world size differs: 1 (4 cells), 4"),
+        ("precision", "bf16", "precision differs: fp32 (4 cells), bf16"),
+        ("device", "NVIDIA H200", "device differs: AMD EPYC (4 cells), NVIDIA H200"),
+        ("torch", "2.15.0", "torch differs: 2.14.1 (4 cells), 2.15.0"),
+        ("python", "3.12.1", "python differs: 3.11 (4 cells), 3.12"),
+    ],
+)
+def test_conditions_that_differ_between_cells_are_named_with_their_cells(condition: str, value: str, shown: str) -> None:
+    given = changed(evidence(), ["shortcut=B depth=20", "shortcut=B depth=56"], **{condition: value})
+    found = analyze_study(given)
+    assert found.flags == (f"{shown} (shortcut=B depth=20, shortcut=B depth=56)",)
+    assert not any(cell.flags for cell in found.cells)
+
+
+def test_conditions_that_differ_within_a_cell_are_said_of_the_cell_and_the_study() -> None:
+    given = evidence()
+    given.runs.loc[given.runs["fingerprint"] == "shortcut=A depth=20/2", "torch"] = "2.15.0"
+    found = analyze_study(given)
+    assert found.flags == ("torch differs: 2.14.1 (17 runs), 2.15.0 (1 run)",)
+    assert {cell.label: cell.flags for cell in found.cells if cell.flags} == {
+        "shortcut=A depth=20": ("trained with torch 2.14.1 and 2.15.0",)
+    }
+
+
+def test_what_is_unknown_varied_or_of_no_result_is_not_flagged() -> None:
+    cells = ["shortcut=B depth=20"]
+    assert analyze_study(changed(evidence(), cells, device="", git__commit="b" * 40, python="3.11.9")).flags == ()
+    made = design({"precision": ("fp32", "bf16")}, {"precision": "fp32"})
+    assert analyze_study(changed(evidence(made), ["precision=bf16"], precision="bf16")).flags == ()
+    failed = changed(without(evidence(), "shortcut=B depth=20/0", "failed"), [], device="x")
+    failed.runs.loc[failed.runs["outcome"] == "failed", "device"] = "Raspberry Pi"
+    assert not any("device" in flag for flag in analyze_study(failed).flags)
+
+
+def test_local_changes_are_flagged_with_the_files() -> None:
+    where = {"git__dirty": "true", "git__changed": "resnet_core/optim.py, resnet_core/new.py (untracked)"}
+    assert analyze_study(changed(evidence(), ["shortcut=B depth=20"], **where)).flags == (
+        "3 runs trained from a commit with local changes in resnet_core/optim.py, resnet_core/new.py (untracked)",
+    )
+    # Runs of before the files were recorded.
+    assert analyze_study(changed(evidence(), ["shortcut=B depth=20"], git__dirty="true")).flags == (
+        "3 runs trained from a commit with local changes",
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_study_of_which_no_run_has_ended_is_analysed(seeds: int) -> None:
+    given = evidence(design(seeds=seeds))
+    for fingerprint in given.runs["fingerprint"]:
+        given = without(given, fingerprint, "running")
+    found = analyze_study(given)
+    assert all(cell.error.n == 0 and cell.parameters is None and not cell.on_pareto_front for cell in found.cells)
+    differences = [each.difference for family in (found.comparisons, found.effects, found.interactions) for each in family]
+    assert {each.n for each in differences} == {0}
+    assert {each.verdict for each in found.answers} == {"cannot be said yet"}
+
+
+def test_a_study_of_one_cell_has_an_error_and_no_answers() -> None:
+    found = analyze_study(evidence(design({"depth": ("20",)})))
+    assert found.cells[0].error.n == 3
+    assert (found.comparisons, found.effects, found.interactions, found.answers) == ((), (), (), ())
+
+
+def test_the_order_of_runs_does_not_matter() -> None:
+    given = evidence(truth=additive)
+    turned = replace(given, runs=given.runs.sample(frac=1, random_state=0).reset_index(drop=True))
+    assert _numbers(analyze_study(turned)) == pytest.approx(_numbers(analyze_study(given)), nan_ok=True)
+
+
+def _numbers(found: Findings) -> list[float]:
+    """Every number of the findings, in order."""
+
+    def walk(value: Any) -> list[float]:
+        if isinstance(value, Mapping):
+            return list(itertools.chain.from_iterable(map(walk, value.values())))
+        if isinstance(value, (tuple, list)):
+            return list(itertools.chain.from_iterable(map(walk, value)))
+        return [math.nan] if value is None else [float(value)] if isinstance(value, (int, float)) else []
+
+    return walk(asdict(found))
+
+
+def test_of_whole_studies_without_effect_few_say_that_something_matters() -> None:
+    """About 6 % do: `test_answers` has more of them."""
+    draw = np.random.default_rng(0)
+    made = design({"shortcut": ("none", "A", "B"), "depth": ("20", "56")}, seeds=5)
+    given = evidence(made, epochs=0)
+    false_claims = 0
+    for _ in range(30):
+        spread = np.where(given.runs["cell"].str.contains("none"), 5.0, 0.3)
+        runs = given.runs.assign(error=8 + draw.normal(0, 1, 5)[given.runs["seed"]] + spread * draw.normal(size=len(given.runs)))
+        false_claims += any(each.verdict == "matters" for each in analyze_study(replace(given, runs=runs)).answers)
+    assert false_claims <= 30 * 0.06 + 3 * math.sqrt(30 * 0.06 * 0.94)
+
+
+def test_two_thousand_runs_are_analysed_in_three_seconds() -> None:
+    draw = np.random.default_rng(0)
+    levels = [str(i) for i in range(20)]
+    given = evidence(design({"a": levels, "b": levels}, {"a": "3"}, seeds=5), lambda *_: 8 + draw.normal(), epochs=0)
+    analyze_study(evidence())  # imports
+    began = time.process_time()  # other processes are not its fault
+    found = analyze_study(given)
+    assert time.process_time() - began < 3
+    assert found.anova is not None
+    assert (len(found.comparisons), len(found.effects), len(found.interactions)) == (380, 38, 361)

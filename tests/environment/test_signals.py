@@ -1,0 +1,208 @@
+"""Who stops a study hears that it was stopped, whatever it was doing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablations.engine.cli import study
+from ablations.engine.environment import signals
+from ablations.shortcuts import STUDY
+from resnet_core import ConfigError
+from tests.helpers.project import PROJECT
+
+WHILE_IMPORTING = """
+import signal, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name == {imported!r}:
+            signal.raise_signal({number})
+
+sys.meta_path.insert(0, Watch())
+{program}
+"""
+STUDY_FILE = """
+from ablations.engine.cli.study import main
+from ablations.engine.study.definition import Study
+main(Study(name="x", question="?", factors={"depth": (8,)}, baseline={"depth": 8}, preset="no-such"))
+"""
+SERVICE = """
+import runpy
+runpy.run_module("ablations.engine", run_name="__main__", alter_sys=True)
+"""
+IGNORED = """
+import signal, time
+from ablations.engine.environment import crash_report as last_resort
+
+class Object:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+def work():
+    Object()
+    time.sleep(60)
+    return 0
+
+last_resort.signals.exit_ignoring_first_signal(last_resort.run_program(work, "was interrupted"))
+"""
+ENDLESS = """
+import atexit, signal, time
+from ablations.engine.environment import signals as interrupts
+
+def end():
+    signal.raise_signal(signal.SIGTERM)
+    print("one", flush=True)
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(60)
+
+atexit.register(end)
+interrupts.exit_ignoring_first_signal(7)
+"""
+JOINING = """
+import signal, sys, time
+import ray._private.node
+from ablations.engine.environment import crash_report as last_resort
+
+when = getattr(ray._private.node.Node, sys.argv[1], None)
+
+def interrupted(self):
+    when(self)
+    signal.raise_signal(signal.SIGTERM)
+
+def work():
+    from ablations.engine.scheduling import connection
+
+    if when:
+        setattr(ray._private.node.Node, sys.argv[1], interrupted)
+    connection.connect()
+    signal.raise_signal(signal.SIGTERM)
+    return 0
+
+code = last_resort.run_program(work, "was interrupted")
+time.sleep(4)  # longer than the C++ core, if it has heard of the signal, leaves a process to live
+last_resort.signals.exit_ignoring_first_signal(code)
+"""
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: signal.Signals) -> None:
+    heard = signals.InterruptHandler()
+    done = False
+
+    def work() -> None:
+        nonlocal done
+        with signals.deferred_signals():
+            signal.raise_signal(number)
+            done = True
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
+    assert heard.received
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(number)
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_that_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act(*_: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+        return 0
+
+    monkeypatch.setattr(study, "_act", act)
+    monkeypatch.setattr(sys, "argv", ["shortcuts.py"])
+    with pytest.raises(SystemExit) as ended:
+        study.main(STUDY)
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED}\n")
+
+
+def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a program."""
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": "local"}
+    command = [sys.executable, str(program), *arguments]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+@pytest.mark.parametrize(
+    ("program", "imported", "words"),
+    [
+        (
+            STUDY_FILE,
+            "ablations.engine.environment.crash_report",
+            study.INTERRUPTED,
+        ),  # the first import after the signals are handled
+        (STUDY_FILE, "numpy", study.INTERRUPTED),
+        (SERVICE, "psutil", "interrupted"),
+    ],
+)
+def test_a_signal_while_a_program_imports_what_it_needs_is_told_in_a_line(
+    tmp_path: Path, number: signal.Signals, program: str, imported: str, words: str
+) -> None:
+    path = tmp_path / "study.py"
+    path.write_text(WHILE_IMPORTING.format(number=int(number), imported=imported, program=program))
+    assert ended(tmp_path, path) == (1, "", f"{words}\n")
+
+
+def test_a_signal_where_nothing_can_be_raised_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(IGNORED)
+    assert ended(tmp_path, path) == (1, "", "was interrupted\n")
+
+
+def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> None:
+    program = "from ablations.shortcuts import STUDY\nprint('in time')"
+    path = tmp_path / "notebook.py"
+    path.write_text(WHILE_IMPORTING.format(number=int(signal.SIGTERM), imported="numpy", program=program))
+    assert ended(tmp_path, path) == (-signal.SIGTERM, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("when", ["start_head_processes", "after the start"])
+def test_sigterm_while_ray_starts_is_an_interruption_like_any_other(tmp_path: Path, when: str) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(JOINING)
+    assert ended(tmp_path, path, when) == (1, "", "was interrupted\n")
+
+
+def test_a_second_signal_ends_a_program_whose_end_takes_long(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(ENDLESS)
+    assert ended(tmp_path, path) == (7, "one\n", "")
+
+
+def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ablations.engine.environment import private_files
+    from ablations.engine.scheduling import connection
+
+    (taken := tmp_path / "taken").write_text("a file where Ray wants a folder")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(private_files, "make_ray_folder", lambda: (taken, 0))
+    with pytest.raises(ConfigError, match=r"^Ray does not start on this machine \(.+\). .*RAY_ADDRESS"):
+        connection.connect()
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_at_the_very_end_changes_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    code = f"""
+import atexit, signal, sys
+atexit.register(signal.raise_signal, {int(number)})  # before it come the callbacks of what was imported later
+from ablations.shortcuts import STUDY
+from ablations.engine.cli.study import main
+sys.argv = ["shortcuts.py", "--preset", "no-such"]
+main(STUDY)
+"""
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,131 @@
+"""A search without trainings: learning curves of a known response, and workers in a time of their own."""
+
+import hashlib
+import heapq
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ablations.engine.search.optimizer import Decision, Optimizer, TrialHistory
+from resnet_core import OptimConfig
+
+EPOCHS = 27
+Curve = Callable[[Mapping[str, Any]], Sequence[float]]
+
+
+def space(trial: Any) -> None:
+    trial.suggest_float("lr", 1e-3, 1, log=True)
+    trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True)
+    trial.suggest_float("momentum", 0.5, 0.99)
+
+
+def curve(values: Mapping[str, Any], noise: float = 0.5, epochs: int = EPOCHS) -> Sequence[float]:
+    """Errors in percent after each epoch, NaN where it diverges: a bowl around a step size, lr/(1 - momentum), of 1.
+
+    The best configuration is far from the middle of the space, where a sampler that learns nothing might begin. Small steps learn
+    slowly and there is noise: over the space, the error after a 27th, a 9th and a 3rd of the epochs has a rank correlation of 0.92,
+    0.94 and 0.97 with the last one.
+    """
+    return _curve(json.dumps(values, sort_keys=True), noise, epochs)
+
+
+@cache
+def _curve(values: str, noise: float, epochs: int) -> Sequence[float]:
+    rng = np.random.default_rng(list(hashlib.sha256(values.encode()).digest()))
+    optim = OptimConfig(**{name.removeprefix("optim."): value for name, value in json.loads(values).items()})
+    changes = {int(text.partition(":")[0]) for text in optim.changes}
+    now, error, errors = optim.in_force(0), 90.0, list[float]()
+    for epoch in range(epochs):
+        now = optim.in_force(epoch) if epoch in changes else now
+        step = now.lr / (1 - now.momentum)
+        if step > 5:
+            return [*errors, math.nan]
+        bowl = math.log10(step) ** 2 + 0.3 * math.log10(now.weight_decay / 1e-5) ** 2 + 5 * (now.momentum - 0.9) ** 2
+        error += (5 + 8 * bowl - error) * (1 - math.exp(-0.4 * EPOCHS / epochs * min(1, math.sqrt(step))))
+        errors.append(error + noise * rng.standard_normal())
+    return errors
+
+
+def true_error(values: Mapping[str, Any]) -> float:
+    """Of a whole training, without noise."""
+    return curve(values, noise=0)[-1]
+
+
+@dataclass
+class Search:
+    """An optimiser, and what it had trained."""
+
+    optimiser: Optimizer
+    epochs: int = EPOCHS
+    curve: Curve = curve
+    results: Callable[[Mapping[str, Any], float], tuple[float, ...]] = lambda values, error: (error,)
+    told: dict[int, TrialHistory] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+    """Numbers, as often as they were asked for."""
+    cost: int = 0
+    """Epochs trained."""
+
+    def run(self, *, workers: int = 1, most_epochs: float = math.inf) -> None:
+        """Trains until the search is finished or its epochs are used up. Epochs take equally long."""
+        ends: list[tuple[int, int, int]] = []
+        time = 0
+        while self.cost < most_epochs:
+            while len(ends) < workers and (number := self._begun()) is not None:
+                heapq.heappush(ends, (time + 1, len(self.asked), number))
+            if not ends:
+                assert self.optimiser.finished, "nothing runs, nothing is asked for, and it is not finished"
+                return
+            time, order, number = heapq.heappop(ends)
+            self.cost += 1
+            if self._trained(number):
+                heapq.heappush(ends, (time + 1, order, number))
+
+    def _begun(self) -> int | None:
+        suggestion = self.optimiser.ask()
+        if suggestion is None:
+            return None
+        number = suggestion.number
+        self.asked.append(number)
+        if number not in self.told:
+            errors: dict[int, float] = {}
+            if suggestion.branch:
+                parent, epoch = suggestion.branch
+                errors = {k: error for k, error in self.told[parent].errors.items() if k <= epoch}
+                assert all(self.optimiser.report_epoch(number, k, error) is Decision.CONTINUE for k, error in errors.items())
+            self.told[number] = TrialHistory(number=number, values=suggestion.values, outcome="stopped", errors=errors)
+        return number
+
+    def _trained(self, number: int) -> bool:
+        """One more epoch; returns whether the trial goes on."""
+        told = self.told[number]
+        epoch = max(told.errors, default=0) + 1
+        error = self.curve(told.values)[epoch - 1]
+        told = self.told[number] = replace(told, errors={**told.errors, epoch: error})
+        if not math.isfinite(error):
+            self._end(number, "diverged")
+            return False
+        decision = self.optimiser.report_epoch(number, epoch, error)
+        for dropped in self.optimiser.evicted():
+            self._end(dropped, "pruned")
+        if decision is Decision.CONTINUE and epoch == self.epochs:
+            self._end(number, "completed", self.results(told.values, error))
+        elif decision is Decision.PRUNE:
+            self._end(number, "pruned")
+        return decision is Decision.CONTINUE and epoch < self.epochs
+
+    def _end(self, number: int, outcome: str, results: tuple[float, ...] = ()) -> None:
+        told = self.told[number]
+        seconds = float(len(told.errors))
+        self.told[number] = replace(told, outcome=outcome, results=results, seconds=seconds)
+        self.optimiser.end_trial(number, outcome, results, seconds)
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The configuration whose completed trial had the lowest error."""
+        completed = [told for told in self.told.values() if told.outcome == "completed"]
+        return min(completed, key=lambda told: told.results[0]).values

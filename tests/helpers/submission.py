@@ -1,0 +1,147 @@
+"""A small study, submitted as the command line does, and what it left behind."""
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.entities import Run as MlflowRun
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.cli import options
+from ablations.engine.environment import paths
+from ablations.engine.search.plan import SearchPlan, plan_search
+from ablations.engine.study.definition import Study
+from ablations.engine.study.design import Design
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan
+from ablations.engine.submission import search_submission, study_submission
+from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.run_queries import RunRecord
+from ablations.engine.trial.checkpoints import CheckpointFolder
+
+STUDY = Study(
+    name="small",
+    question="Does it run?",
+    factors={"shortcut": ("none", "A")},
+    baseline={"shortcut": "A"},
+    seeds=1,
+    preset="smoke",
+)
+
+
+def space(trial: Any) -> None:
+    trial.suggest_float("optim.lr", 1e-3, 1, log=True)
+    trial.suggest_float("optim.momentum", 0.5, 0.95)
+
+
+SEARCH = replace(STUDY, name="searched", question="Does each need its own learning rate?", seeds=2, space=space)
+
+
+def planned(*arguments: str, study: Study = STUDY) -> Plan:
+    """What these options ask for."""
+    return make_plan(study, options.parse(study, arguments).request, cache=paths.data_cache())
+
+
+def searched(*arguments: str, study: Study = SEARCH) -> SearchPlan:
+    """What these options ask of a search."""
+    chosen = options.parse(study, arguments)
+    assert chosen.search
+    return plan_search(study, chosen.request, chosen.search, cache=paths.data_cache())
+
+
+class Submitted:
+    """A study that has been submitted with some options."""
+
+    def __init__(self, home: Path, *arguments: str, study: Study = STUDY) -> None:
+        self.home, uri = home, f"sqlite:///{home}/mlflow.db"
+        chosen = options.parse(study, ["--tracking-uri", uri, "--storage", f"{home}/checkpoints", *arguments])
+        self.plan: Plan = searched(*arguments, study=study) if study.space else planned(*arguments, study=study)
+        self.client: MlflowClient = connect(uri)
+        self.storage = chosen.storage
+        with redirect_stdout(io.StringIO()) as out:
+            self.code = (search_submission if study.space else study_submission).execute(self.plan, chosen)
+        self.text = out.getvalue()
+        self.entries = run_queries.find_plan_runs(self.client, self.plan)
+
+    def entry(self, index: int = 0) -> RunRecord:
+        """That of one run, in the order of the plan."""
+        return self.entries[self.plan.runs[index].fingerprint]
+
+    def outcomes(self) -> list[str]:
+        return [self.entry(index).outcome for index in range(len(self.plan.runs))]
+
+    def run_ids(self) -> dict[str, str]:
+        """By fingerprint."""
+        return {fingerprint: entry.run_id for fingerprint, entry in self.entries.items()}
+
+    def checkpoint(self, index: int = 0) -> dict[str, Any]:
+        saved = CheckpointFolder(self.storage, self.plan.runs[index].fingerprint).latest()
+        assert saved is not None
+        return saved
+
+    def history(self, metric: str, index: int = 0) -> list[Metric]:
+        return list(self.client.get_metric_history(self.entry(index).run_id, metric))
+
+    def steps(self, index: int = 0) -> list[int]:
+        return [metric.step for metric in self.history("test/error", index)]
+
+    def count_mlflow_runs(self) -> int:
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        return len(self.client.search_runs(experiments))
+
+    def parent(self) -> MlflowRun:
+        """The study's own run."""
+        (found,) = self.client.search_runs(
+            [self.client.get_experiment_by_name(self.plan.study.name).experiment_id], "tags.base LIKE '%'"
+        )
+        return found
+
+    def evidence(self) -> Evidence:
+        return results.gather(self.client, Design.from_plan(self.plan, {}))
+
+    def found(self) -> Evidence:
+        """What the study's run in MLflow says that was asked, and what came of it."""
+        plan = self.plan
+        return results.gather(
+            self.client, run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared_fields())[1]
+        )
+
+
+class Killer:
+    """Ends a process of this one's Ray by its title, once a condition holds."""
+
+    def __init__(self, title: str, when: Callable[[], bool]) -> None:
+        self.title, self.when, self.killed = title, when, 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        deadline = time.monotonic() + 200
+        while not self.killed and time.monotonic() < deadline:
+            if self.when():
+                found = [p for p in psutil.Process().children(recursive=True) if _title(p).startswith(self.title)]
+                for process in found[:1]:
+                    process.kill()
+                    self.killed = process.pid
+            time.sleep(0.05)
+
+    def join(self) -> int:
+        """Returns the process that was killed."""
+        self.thread.join(1)
+        return self.killed
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or process.name()
+    except psutil.Error:  # gone, or a zombie
+        return ""

@@ -1,0 +1,153 @@
+"""Made-up evidence of a search, with known truth."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.study.design import SearchCell, SearchDesign
+from tests.helpers import synthetic_study
+
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "optim.lr": {"low": 0.001, "high": 1.0, "log": True},
+    "optim.schedule": {"choices": ["step", "cosine"]},
+    "optim.momentum": {"low": 0.0, "high": 0.98, "log": False},
+    "model.width": {"low": 8, "high": 24, "log": False},
+}
+"""`momentum` is there with the schedule `cosine` only."""
+FACTORS = {"shortcut": ("none", "A", "B")}
+EPOCHS = 9
+BEST_LR = 0.1
+DIVERGES = 0.7
+"""The learning rate from which on nothing trains."""
+OFFSETS = {"none": 4.0, "A": 0.0, "B": -1.0}
+TUNED = {"none": -2.0, "A": -0.5, "B": -0.5}
+"""What tuning adds to the test error of a variant."""
+
+
+def error_of(values: Mapping[str, Any], cell: str) -> float:
+    """A valley in the logarithm of the learning rate; the schedule adds a point, the others nothing but noise."""
+    noise = np.random.default_rng([int(1e6 * values["optim.lr"]), sum(map(ord, cell))]).normal(0, 0.2)
+    off = 3 * math.log10(values["optim.lr"] / BEST_LR) ** 2 + (values.get("optim.schedule") == "step")
+    return float(max(0.5, 6 + off + noise + OFFSETS.get(cell.rpartition("=")[2], 0)))
+
+
+def draw(fields: Mapping[str, Mapping[str, Any]], random: np.random.Generator) -> dict[str, Any]:
+    """A configuration of the space."""
+    values: dict[str, Any] = {}
+    for field, dimension in fields.items():
+        if "choices" in dimension:
+            values[field] = dimension["choices"][random.integers(len(dimension["choices"]))]
+        elif dimension["log"]:
+            values[field] = float(np.exp(random.uniform(np.log(dimension["low"]), np.log(dimension["high"]))))
+        elif isinstance(dimension["low"], int):
+            values[field] = int(random.integers(dimension["low"], dimension["high"] + 1))
+        else:
+            values[field] = float(random.uniform(dimension["low"], dimension["high"]))
+    if values.get("optim.schedule") == "step":
+        values.pop("optim.momentum", None)
+    return values
+
+
+def truth(levels: Mapping[str, str], seed: int) -> float:
+    """Test errors: a variant's offset, what tuning it brings, noise."""
+    variant, configuration = levels.get("shortcut", "A"), levels["configuration"]
+    noise = np.random.default_rng([seed, sum(map(ord, variant + configuration))]).normal(0, 0.1)
+    return float(8 + OFFSETS[variant] + (configuration != "default") * TUNED[variant] + noise + 0.2 * seed)
+
+
+def search_evidence(
+    factors: Mapping[str, Sequence[str]] = FACTORS,
+    fields: Mapping[str, Mapping[str, Any]] = FIELDS,
+    trials: int = 30,
+    seeds: int = 5,
+    *,
+    over: bool = True,
+    prunes: bool = True,
+    objective: str | None = None,
+    truth: synthetic_study.Truth = truth,
+) -> Evidence:
+    """A search whose trials diverge from a learning rate on, one of which failed; a third of the others train to their end.
+
+    Args:
+        factors: of the search; a search cell for each combination of levels.
+        over: whether it has chosen; if not, its last trial of each cell runs.
+        prunes: whether trials end early.
+        objective: `flops` or `seconds`, with two configurations of the front chosen.
+    """
+    levels = ("default", *(() if not over else ("front-1", "front-2") if objective else ("tuned",)))
+    baseline = {"shortcut": "A"} if "shortcut" in factors else {} if factors else {"configuration": "default"}
+    made = synthetic_study.design(
+        {**factors, "configuration": levels}, baseline, seeds, name="tuning", question="Does tuning change it?"
+    )
+    cells = [
+        SearchCell(
+            label=" ".join(f"{name}={level}" for name, level in cell.levels.items() if name != "configuration"),
+            levels={name: level for name, level in cell.levels.items() if name != "configuration"},
+            spec=cell.spec,
+        )
+        for cell in made.cells
+        if cell.levels["configuration"] == "default"
+    ]
+    rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    chosen: dict[str, dict[str, int]] = {}
+    for place, cell in enumerate(cells):
+        random = np.random.default_rng(place)
+        ended = [_trial(cell, number, draw(fields, random), prunes) for number in range(trials)]
+        ended[1] |= {"outcome": "failed", "epochs": 2}
+        if not over:
+            ended[-1] |= {"outcome": "running", "epochs": 3}
+        for row in ended:
+            row["seconds"] = 2.0 * row["epochs"] * (1 + place)
+            errors = [row["error"] + 8 / epoch - 8 / row["epochs"] for epoch in range(1, row["epochs"] + 1)]
+            curves += [
+                {"cell": cell.label, "number": row["number"], "epoch": epoch, "error": error}
+                for epoch, error in enumerate(errors, 1)
+            ]
+        rows += ended
+        completed = sorted((row for row in ended if row["outcome"] == "completed"), key=lambda row: row["error"])
+        cheaper = [row for row in completed if objective and row[objective] < completed[0][objective]]
+        chosen[cell.label] = dict(zip(levels[1:], (row["number"] for row in (*cheaper[:1], *completed)), strict=False))
+    search = SearchDesign(
+        cells=tuple(cells),
+        fields=fields,
+        sampler="tpe",
+        scheduler="asha" if prunes else "none",
+        trials=trials,
+        seconds=None,
+        objective=objective,
+        epochs=EPOCHS,
+        seed=1000,
+        train_images=1294,
+        validation_images=143,
+        data_version="v" * 20,
+        base="b" * 20,
+        chosen=chosen if over else {},
+    )
+    found = {
+        f"{label} configuration={level}".strip(): {name: value for name, value in row.items() if name in fields}
+        for label, of_cell in chosen.items()
+        for level, number in of_cell.items()
+        for row in rows
+        if (row["cell"], row["number"]) == (label, number)
+    }
+    tuned = tuple(replace(cell, spec={**cell.spec, **found.get(cell.label, {})}) for cell in made.cells)
+    design = replace(made, search=search, cells=tuned)
+    tried = pd.DataFrame(rows, columns=list(dict.fromkeys([*rows[0], *fields])))
+    return replace(synthetic_study.evidence(design, truth), trials=tried, trial_curves=pd.DataFrame(curves))
+
+
+def _trial(cell: SearchCell, number: int, values: Mapping[str, Any], prunes: bool) -> dict[str, Any]:
+    error = error_of(values, cell.label)
+    row = {"cell": cell.label, "number": number, "run_id": f"trial-{cell.label}/{number}", "outcome": "completed", "epochs": EPOCHS}
+    if values["optim.lr"] > DIVERGES:
+        row |= {"outcome": "diverged", "epochs": 1}
+    elif prunes and error > 7 + OFFSETS.get(cell.label.rpartition("=")[2], 0):
+        row |= {"outcome": "pruned", "epochs": 3}
+    row |= {"error": error, "loss": error / 10, "gpu_hours": 0.001 * number, "changes": "", "attempts": 1}
+    return row | {"flops": 1e4 * values.get("model.width", 16) ** 2} | dict(values)

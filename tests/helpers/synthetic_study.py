@@ -1,0 +1,95 @@
+"""Made-up evidence of a study, with known truth."""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.engine.analysis.evidence import CONDITION_COLUMNS, RESULT_METRICS, Evidence
+from ablations.engine.study.design import Design, DesignCell
+from resnet_core import preset
+
+FACTORS = {"shortcut": ("none", "A", "B"), "depth": ("20", "56")}
+Truth = Callable[[Mapping[str, str], int], float]
+
+
+def design(
+    factors: Mapping[str, Sequence[str]] = FACTORS,
+    baseline: Mapping[str, str] | None = None,
+    seeds: int = 3,
+    name: str = "shortcuts",
+    question: str = "Which shortcut helps, and by how much?",
+    spec: Mapping[str, Any] | None = None,
+) -> Design:
+    """A study on digits; levels of `depth` and `shortcut` are those of its specs too."""
+    cells = []
+    for levels in itertools.product(*factors.values()):
+        named = dict(zip(factors, levels, strict=True))
+        label = " ".join(f"{factor}={level}" for factor, level in named.items())
+        flat = {key: value for key, value in preset("digits").flat().items() if key != "seed"} | dict(spec or {})
+        flat = json.loads(json.dumps(flat))
+        flat |= {"model.depth": int(named.get("depth", 20)), "model.shortcut": named.get("shortcut", "A")}
+        fingerprints = tuple(f"{label}/{seed}" for seed in range(seeds))
+        of_data: dict[str, Any] = {"data_version": "d" * 20, "train_images": 1437}
+        cells.append(DesignCell(label=label, levels=named, spec=flat, fingerprints=fingerprints, **of_data))
+    return Design(
+        study=name,
+        question=question,
+        preset="digits",
+        dataset="digits",
+        code_version="c" * 20,
+        training_version="1",
+        scored_on="test",
+        factors={factor: tuple(levels) for factor, levels in factors.items()},
+        baseline={"shortcut": "A"} if baseline is None and "shortcut" in factors else dict(baseline or {}),
+        cells=tuple(cells),
+        skipped=(),
+        origin={"command": "python ablations/shortcuts.py", "git.commit": "a" * 40, "torch": "2.14.1"},
+    )
+
+
+def rising(levels: Mapping[str, str], seed: int) -> float:
+    """Plain networks get worse with depth, residual ones a little better."""
+    depth = int(levels.get("depth", 20))
+    plain = levels.get("shortcut") == "none"
+    noise = np.random.default_rng([seed, depth, sum(map(ord, str(levels.get("shortcut"))))]).normal(0, 0.3)
+    return float(8 + (depth - 20) / (4 if plain else -40) + noise + 0.2 * seed)
+
+
+def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10) -> Evidence:
+    """Every run completed, with errors of its final epoch as `truth` says."""
+    made = made or design()
+    runs, curves = [], []
+    for cell in made.cells:
+        depth = int(cell.levels.get("depth", 20))
+        for seed, fingerprint in enumerate(cell.fingerprints):
+            error = truth(cell.levels, seed)
+            row: dict[str, Any] = {"cell": cell.label, "seed": seed, "fingerprint": fingerprint, "run_id": f"run-{fingerprint}"}
+            row |= {"outcome": "completed", "message": "", "attempts": 1, "error": error, "train_error": error / 2}
+            row |= {"parameters": 14_000 * depth, "flops": 130_000 * depth, "images_per_second": 40_000 / depth}
+            row |= {"peak_memory_mb": 100.0 + depth, "seconds": 0.4 * depth + 0.01 * seed, "gpu_hours": 0.0}
+            row |= dict.fromkeys(CONDITION_COLUMNS, "") | {"code_version": made.code_version, "data_version": cell.data_version}
+            row |= {"world_size": "1", "precision": "fp32", "device": "AMD EPYC", "torch": "2.14.1", "python": "3.11.7"}
+            row |= {"git.commit": "a" * 40, "git.dirty": "false"}
+            runs.append(row)
+            for epoch in range(1, epochs + 1):
+                still = (90 - error) * (epochs - epoch) / epochs
+                values = {"train_error": error / 2 + still, "error": error + still, "epoch_seconds": row["seconds"] / epochs}
+                curves.append({"cell": cell.label, "seed": seed, "epoch": epoch, **values})
+    assert set(RESULT_METRICS) < set(runs[0])
+    return Evidence(made, pd.DataFrame(runs), pd.DataFrame(curves), pd.DataFrame(columns=["probe"]))
+
+
+def without(given: Evidence, fingerprint: str, outcome: str = "missing", message: str = "") -> Evidence:
+    """The same, one run of it without a result."""
+    runs = given.runs.copy()
+    numbers = [*RESULT_METRICS, "error"]
+    runs[numbers] = runs[numbers].astype(float)
+    runs.loc[runs["fingerprint"] == fingerprint, numbers] = np.nan
+    runs.loc[runs["fingerprint"] == fingerprint, ["outcome", "message"]] = outcome, message
+    row = given.runs[given.runs["fingerprint"] == fingerprint].iloc[0]
+    gone = (given.curves["cell"] == row["cell"]) & (given.curves["seed"] == row["seed"])
+    return Evidence(given.design, runs, given.curves[~gone], given.probes)

@@ -1,0 +1,119 @@
+"""A RAY_ADDRESS that leads to no Ray that can be joined is one line, in seconds."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ablations.engine.scheduling.connection import check_address
+from resnet_core import ConfigError
+from tests.helpers.local_service import free_port
+from tests.helpers.project import PROJECT
+
+MAX_SECONDS = 10.0
+STUDY = ["ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--levels", "shortcut=A", "depth=8"]
+
+
+@contextmanager
+def server(says: bytes | None) -> Iterator[str]:
+    """Something that is no Ray: it says this to everybody, or nothing at all."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                if says is not None:
+                    client.sendall(says)
+                    client.close()
+                else:
+                    clients.append(client)
+
+        clients: list[socket.socket] = []
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes 127.0.0.1 for what it is, as beside a Ray on loopback."""
+    from ray._private import ray_constants
+
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("foo", "not an address"),
+        ("127.0.0.1", "not an address"),
+        ("127.0.0.1:port", "not an address"),
+        ("127.0.0.1:99999", "not an address"),
+        (":6379", "not an address"),
+        ("http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS"),
+        ("ray://127.0.0.1:10001", "Ray Client is not supported"),
+        ("no-such-host.invalid:6379", "no Ray listens there"),
+    ],
+)
+def test_what_is_no_address_of_a_head_is_told_from_one(address: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_address(address)
+    assert str(error.value).startswith(f"RAY_ADDRESS={address}: ")
+    assert reason in str(error.value)
+    assert str(error.value).endswith(
+        "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
+    )
+
+
+@pytest.mark.parametrize("says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"])
+def test_what_is_no_ray_is_not_waited_for(loopback: None, says: bytes | None) -> None:
+    began = time.monotonic()
+    with server(says) as address, pytest.raises(ConfigError, match=rf"^RAY_ADDRESS={address}: no Ray (listens|answers) there"):
+        check_address(address)
+    assert time.monotonic() - began < MAX_SECONDS
+
+
+def test_loopback_is_told_as_what_ray_makes_of_it() -> None:
+    """Ray looks for it at this machine's own address."""
+    with (
+        server(b"") as address,
+        pytest.raises(ConfigError, match=rf"takes this address for (?!127)[\d.]+:{address[10:]}\)"),
+    ):
+        check_address(address)
+
+
+def test_a_cluster_that_this_machine_is_no_node_of_is_told_so(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_address(cluster)
+    from ray._private import services
+
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    with pytest.raises(ConfigError, match=r"this machine is not a node of that cluster.*ray job submit"):
+        check_address(cluster)
+
+
+@pytest.mark.parametrize(
+    "command", [STUDY, [*STUDY, "--plan"], ["-m", "ablations.engine", "doctor"]], ids=["study", "plan", "doctor"]
+)
+def test_every_command_says_so_in_one_line(tmp_path: Path, command: list[str]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "RAY_ADDRESS": address}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: RAY_ADDRESS={address}: no Ray listens there")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+    assert not (tmp_path / "home" / "mlflow.db").exists()

@@ -1,0 +1,189 @@
+"""Searches on a Ray of their own: what is stopped early leaves nothing behind, and nobody waits for what does not come."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from ablations.engine.scheduling import concurrency, connection, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_keys
+from ablations.engine.scheduling.tune_adapters import RunSource
+from ablations.engine.trial import trainable
+from ablations.engine.trial.job import Job
+from resnet_core import ConfigError
+from tests.helpers.ray_jobs import RecordingListener, make_job, resources_in_use, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+ENDLESS = 5000
+"""Epochs of a run that nobody waits for."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cpus() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
+    connection.connect()
+    yield
+    ray.shutdown()
+
+
+class Listed:
+    """A source that gives these jobs, the next where `ready`, and stops runs of these names at their first epoch."""
+
+    def __init__(self, *jobs: Job, stopped: set[str] | None = None, ready: Callable[[], bool] = lambda: True) -> None:
+        self.left, self.stopped, self.ready = list(jobs), stopped or set(), ready
+        self.decided: dict[str, float] = {}
+
+    def next(self) -> Job | None:
+        return self.left.pop(0) if self.left and self.ready() else None
+
+    @property
+    def finished(self) -> bool:
+        return not self.left
+
+    def stops(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
+        if fingerprint not in self.stopped or fingerprint in self.decided:
+            return False
+        self.decided[fingerprint] = time.monotonic()
+        return True
+
+
+class Noted(RecordingListener):
+    """Also writes down when runs started, and in which processes."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None)
+        self.every_pid: set[int] = set()
+
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+        super().reported(fingerprint, report)
+        self.every_pid.add(report["pid"])
+
+
+def search(folder: Path, source: RunSource, *, workers: int = 1) -> Noted:
+    heard = Noted()
+    tune_runner.train_trials(
+        source,
+        RunResources(workers=workers),
+        max_concurrent=1 if workers == 1 else None,
+        listener=heard,
+        scratch=folder / "tune",
+    )
+    wait_until(lambda: not resources_in_use(), 30)
+    assert not list((folder / "tune").glob("*"))
+    return heard
+
+
+def words() -> list[str]:
+    """What processes in training left with Ray."""
+    return kv_keys("ablations/process/")
+
+
+def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config: dict[str, Any]) -> None:
+        """Takes longer to end than Tune by itself would wait."""
+        try:
+            trainable.train(config)
+        except SystemExit:
+            time.sleep(3)
+            raise
+
+    monkeypatch.setattr(tune_runner, "train", train)
+    paused = make_job(tmp_path, "paused", optim__epochs=3)
+    source = Listed(paused, make_job(tmp_path, "pruned", optim__epochs=ENDLESS), paused, stopped={"paused", "pruned"})
+    heard = search(tmp_path, source)
+    assert heard.epochs == {"paused": [1, 1, 2, 3], "pruned": [1]}
+    assert heard.ended == {"paused": ("completed", "")}
+    assert not heard.deaths
+    assert len(heard.every_pid) == 1
+    assert not words()
+
+
+def test_nothing_is_taken_of_the_cluster_while_there_is_nothing_to_do(tmp_path: Path) -> None:
+    ready: list[float] = []
+
+    def nothing_is_taken() -> bool:
+        if source.decided and not resources_in_use():
+            ready.append(time.monotonic())
+        return bool(ready) or not source.decided
+
+    jobs = [make_job(tmp_path, "stopped", optim__epochs=ENDLESS), make_job(tmp_path, "next")]
+    source = Listed(*jobs, stopped={"stopped"}, ready=nothing_is_taken)
+    heard = search(tmp_path, source)
+    assert heard.ended == {"next": ("completed", "")}
+    assert not heard.deaths
+    assert ready[0] - source.decided["stopped"] < 20
+
+
+@pytest.mark.parametrize(
+    ("grows", "limit", "room"), [(False, None, 2), (False, 9, 2), (False, 1, 1), (True, None, 3), (True, 1, 1), (True, 9, 9)]
+)
+def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grows: bool, limit: int | None, room: int
+) -> None:
+    rooms = []
+
+    def first_step(_: object, config: Any, __: object, place: Any, *___: object, **____: object) -> None:
+        place.on_step_begin(iteration=0, trials=[])
+        assert config.search_alg.max_concurrent == place.places
+        rooms.append(place.places)
+
+    monkeypatch.setattr(concurrency, "has_autoscaler", lambda: grows)
+    monkeypatch.setattr(tune_runner, "_fit", first_step)
+    tune_runner.train_trials(Listed(), RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
+    assert rooms == [room]
+
+
+def test_a_signal_is_heard_while_nothing_runs_and_nothing_is_to_be_started_yet(tmp_path: Path) -> None:
+    asked = 0
+
+    def interrupt() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    began = time.monotonic()
+    assert not search(tmp_path, Listed(make_job(tmp_path, "never"), ready=interrupt)).epochs
+    assert time.monotonic() - began < 10
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_what_a_source_complains_of_is_not_changed_on_its_way(tmp_path: Path) -> None:
+    class Wrong(Listed):
+        def next(self) -> Job | None:
+            raise ConfigError("--search: no configuration exists")
+
+    with pytest.raises(ConfigError, match="--search"):
+        search(tmp_path, Wrong())
+
+
+def test_a_stopped_group_gives_its_part_of_the_cluster_back_at_once(tmp_path: Path) -> None:
+    source = Listed(make_job(tmp_path, "pruned", world_size=2, optim__epochs=ENDLESS), stopped={"pruned"})
+    free: list[float] = []
+
+    def watch() -> None:
+        wait_until(lambda: source.decided)
+        wait_until(lambda: ray.available_resources().get("CPU") == 2)
+        free.append(time.monotonic())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    heard = search(tmp_path, source, workers=2)
+    watching.join()
+    assert heard.epochs == {"pruned": [1]}
+    assert not heard.ended
+    assert not heard.deaths
+    assert free[0] - source.decided["pruned"] < 15
+    assert not words()

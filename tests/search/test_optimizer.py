@@ -1,0 +1,314 @@
+"""What a search tries next, and that a kill changes nothing."""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablations.engine.search.optimizer import Decision, Optimizer, SearchSettings, Suggestion, TrialHistory
+from ablations.engine.search.space import Space
+from resnet_core import ConfigError
+from tests.helpers.simulated_search import Search, curve, space
+
+SETTINGS = SearchSettings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3)
+KINDS = [
+    ("tpe", "none"),
+    ("tpe", "asha"),
+    ("random", "hyperband"),
+    ("random", "pbt"),
+    pytest.param("gp", "asha", marks=pytest.mark.slow),
+]
+
+
+def begun(optimiser: Optimizer) -> Suggestion:
+    suggestion = optimiser.ask()
+    assert suggestion
+    return suggestion
+
+
+def branching(trial: Any) -> None:
+    space(trial)
+    if trial.suggest_categorical("schedule", ("step", "cosine")) == "step":
+        trial.suggest_categorical("milestones", ("0.5,0.75", "0.3"))
+
+
+def of_branching(values: Mapping[str, Any]) -> Any:
+    return [error - 2 * (values["optim.schedule"] == "cosine") for error in curve(_known(values))]
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in ("optim.schedule", "optim.milestones")}
+
+
+def remembered(told: TrialHistory) -> TrialHistory:
+    """As MLflow gives it back."""
+    return replace(told, values=json.loads(json.dumps(told.values)), errors=dict(told.errors))
+
+
+def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: bool = True) -> Search:
+    """A search that is killed after so many epochs, and goes on with a new optimiser, which is killed as soon."""
+    search = Search(Optimizer(branching, settings), curve=of_branching)
+    while search.told == {} or any(told.outcome == "stopped" for told in search.told.values()) or not search.optimiser.finished:
+        search = Search(Optimizer(branching, settings), curve=of_branching, told=search.told, asked=search.asked)
+        assert search.optimiser.load_history([remembered(told) for told in reversed(search.told.values())]) == 0
+        search.run(workers=workers, most_epochs=after)
+    return search
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
+def test_a_search_that_is_killed_goes_on_as_if_it_were_not(sampler: str, scheduler: str) -> None:
+    settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler, trials=12)
+    undisturbed = Search(Optimizer(branching, settings), curve=of_branching)
+    undisturbed.run()
+    assert str(killed(settings, after=11).told) == str(undisturbed.told)
+
+
+def test_a_population_does_not_depend_on_who_is_faster() -> None:
+    settings = replace(SETTINGS, sampler="random", scheduler="pbt")
+    alone = Search(Optimizer(branching, settings), curve=of_branching)
+    alone.run()
+    together = killed(settings, after=40, workers=5)
+    assert sorted(map(str, together.told.values())) == sorted(map(str, alone.told.values()))
+    assert [told.outcome for told in alone.told.values()].count("completed") == 12
+
+
+RANGES = st.sampled_from(
+    [
+        ("lr", 0.09, 0.1, False),
+        ("lr", 0.1, math.nextafter(0.1, 1), False),
+        ("lr", 1e-3, 1.0, True),
+        ("momentum", 0.88, 0.9, False),
+        ("momentum", 0.9995, 0.9999, True),
+        ("label_smoothing", 0.0, 1e-9, False),
+        ("weight_decay", 1e-4, 1.01e-4, True),
+    ]
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    dimensions=st.lists(RANGES, min_size=1, max_size=2, unique_by=lambda dimension: dimension[0]),
+    others=st.sampled_from(["", "warmup_steps", "nesterov"]),
+    size=st.integers(4, 14),
+    seed=st.integers(0, 99),
+)
+def test_a_population_comes_to_its_end_in_any_space(
+    dimensions: list[tuple[str, float, float, bool]], others: str, size: int, seed: int
+) -> None:
+    def narrow(trial: Any) -> None:
+        for name, low, high, log in dimensions:
+            trial.suggest_float(name, low, high, log=log)
+        if others == "warmup_steps":
+            trial.suggest_int("warmup_steps", 3, 5)
+        elif others:
+            trial.suggest_categorical(others, (True, False))
+
+    def errors_of(values: Mapping[str, Any]) -> Sequence[float]:
+        return [zlib.crc32(f"{epoch} {values}".encode()) % 9001 / 100 for epoch in range(5)]
+
+    settings = SearchSettings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
+    search = Search(Optimizer(narrow, settings), epochs=5, curve=errors_of)
+    search.run(workers=3)
+    told = [each.values for each in search.told.values()]
+    assert len({str(values) for values in told}) == len(told), "no configuration is trained twice"
+    limits = {name: (low, high) for name, low, high, _ in dimensions}
+    for values in told:
+        for text in values.get("optim.changes", ()):
+            name, _, value = text.partition(":")[2].partition("=")
+            assert limits[name][0] <= float(value) <= limits[name][1]
+
+
+def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_without() -> None:
+    search = Search(Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
+    search.run(workers=3)
+    branches = [told for told in search.told.values() if told.number >= 12]
+    assert len(branches) >= 15
+    again = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt"))
+    again.load_history(
+        [*(told for told in search.told.values() if told.number < 14), replace(search.told[14], outcome="stopped", errors={})]
+    )
+    suggestion = begun(again)
+    assert suggestion.number == 14
+    assert suggestion.branch
+    parent, epoch = suggestion.branch
+    assert suggestion.values == {**search.told[parent].values, "optim.changes": search.told[14].values["optim.changes"]}
+    assert all(again.report_epoch(14, k, 0.0) is Decision.CONTINUE for k in range(1, epoch + 1))  # trained again from the beginning
+
+
+@pytest.mark.parametrize("outcome", ["stopped", "failed", "oom"])
+def test_trials_without_a_result_are_asked_for_first_and_keep_their_number_and_values(outcome: str) -> None:
+    search = Search(Optimizer(space, SETTINGS))
+    search.run(most_epochs=4 * 27)
+    again = Optimizer(space, SETTINGS)
+    again.load_history([search.told[0], replace(search.told[1], outcome=outcome), search.told[3]])
+    suggestion = begun(again)
+    assert (suggestion.number, suggestion.values) == (1, search.told[1].values)
+    assert [begun(again).number for _ in range(2)] == [2, 4], "what nobody heard of is drawn again"
+
+
+def test_the_same_epoch_again_has_the_same_answer_and_counts_once() -> None:
+    optimiser = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="asha"))
+    for _ in range(4):
+        begun(optimiser)
+    assert optimiser.report_epoch(0, 3, 50.0) is Decision.CONTINUE
+    assert optimiser.report_epoch(1, 3, 60.0) is Decision.PRUNE
+    for _ in range(9):
+        assert optimiser.report_epoch(1, 3, 10.0) is Decision.PRUNE
+    assert optimiser.report_epoch(2, 3, 40.0) is Decision.CONTINUE
+    assert optimiser.report_epoch(0, 3, 50.0) is Decision.CONTINUE
+    assert optimiser.report_epoch(3, 3, 45.0) is Decision.PRUNE  # of four, the best goes on
+
+
+def test_the_budget_counts_trials_that_failed_but_none_that_was_refused() -> None:
+    optimiser = Optimizer(space, replace(SETTINGS, trials=3))
+    optimiser.end_trial(begun(optimiser).number, "oom")
+    refused = begun(optimiser)
+    optimiser.reject_suggestion(refused.number)
+    other = begun(optimiser)
+    assert (other.number, other.values == refused.values) == (1, False)
+    assert begun(optimiser).number == 2
+    assert optimiser.ask() is None
+    assert optimiser.budget_spent[0] == 3
+    finished = []
+    for number in (1, 2):
+        finished.append(optimiser.finished)
+        optimiser.end_trial(number, "completed", (1.0,))
+    assert [*finished, optimiser.finished] == [False, False, True]
+
+
+def test_a_time_budget_ends_with_the_seconds_that_were_told() -> None:
+    settings = replace(SETTINGS, trials=None, seconds=100)
+    optimiser = Optimizer(space, settings)
+    optimiser.end_trial(begun(optimiser).number, "completed", (1.0,), 60)
+    last = begun(optimiser).number
+    optimiser.end_trial(last, "diverged", (), 40)
+    assert optimiser.budget_spent == (2, 100.0)
+    assert optimiser.ask() is None
+    assert optimiser.finished
+
+
+def discrete(trial: Any) -> None:
+    trial.suggest_categorical("schedule", ("step", "cosine", "constant"))
+    trial.suggest_int("warmup_steps", 0, 9)
+
+
+def of_discrete(values: Mapping[str, Any]) -> list[float]:
+    return [values["optim.warmup_steps"] + 5.0 * (values["optim.schedule"] != "step")] * 27
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler: str) -> None:
+    search = Search(Optimizer(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)
+    search.run(workers=4)
+    assert len(search.told) == len({str(told.values) for told in search.told.values()}) >= 25  # of 30
+
+
+def test_proposals_that_were_copies_leave_no_trace() -> None:
+    settings = replace(SETTINGS, trials=24)
+    undisturbed = Search(Optimizer(discrete, settings), curve=of_discrete)
+    undisturbed.run()
+    told = list(undisturbed.told.values())
+    again = Search(Optimizer(discrete, settings), curve=of_discrete, told={each.number: each for each in told[:16]})
+    again.optimiser.load_history(told[:16])
+    again.run()
+    assert list(again.told.values()) == told
+
+
+def test_tpe_learns_from_trials_that_were_ended_early() -> None:
+    optimiser = Optimizer(space, replace(SETTINGS, trials=40))
+    rates = []
+    while suggestion := optimiser.ask():
+        rates.append(suggestion.values["optim.lr"])
+        optimiser.report_epoch(suggestion.number, 1, 50 + math.log10(rates[-1]))
+        optimiser.end_trial(suggestion.number, "pruned")
+    assert sum(rate < 0.01 for rate in rates[20:]) > 15  # at random, a third of the 20
+
+
+def test_what_was_refused_is_not_proposed_again() -> None:
+    optimiser = Optimizer(lambda trial: trial.suggest_int("depth", 20, 23), SETTINGS)
+    taken, refused = set(), 0
+    while suggestion := optimiser.ask():
+        if suggestion.values["model.depth"] == 20:
+            taken.add(suggestion.number)
+            optimiser.end_trial(suggestion.number, "completed", (1.0,))
+        else:
+            optimiser.reject_suggestion(suggestion.number)
+            refused += 1
+    assert (taken, refused) == ({0}, 3)
+    assert optimiser.finished
+
+
+def test_trials_outside_the_space_are_passed_over_and_keep_their_numbers() -> None:
+    search = Search(Optimizer(space, SETTINGS))
+    search.run(most_epochs=3 * 27)
+    outside = replace(search.told[2], values={**search.told[2].values, "optim.lr": 2.0})
+    policy = replace(search.told[1], values={**search.told[1].values, "optim.changes": ["3:lr=0.1"]})
+    again = Optimizer(space, SETTINGS)
+    assert again.load_history([search.told[0], policy, outside]) == 2
+    assert again.budget_spent[0] == 1
+    assert begun(again).number == 3
+
+
+@pytest.mark.parametrize("trials", [8, 24])
+def test_a_population_is_not_told_another_search(trials: int) -> None:
+    settings = replace(SETTINGS, sampler="random", scheduler="pbt")
+    search = Search(Optimizer(space, settings))
+    search.run()
+    with pytest.raises(ConfigError, match="--scheduler=pbt: this search has trials"):
+        Optimizer(space, replace(settings, trials=trials)).load_history(list(search.told.values()))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
+def test_samplers_leave_a_region_that_diverges(sampler: str) -> None:
+    def half(trial: Any) -> None:
+        trial.suggest_float("lr", 1e-3, 1, log=True)
+        trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True)
+
+    def diverging(values: Mapping[str, Any]) -> list[float]:
+        return [math.nan] if values["optim.lr"] > 0.03 else [10 + values["optim.weight_decay"]] * 27
+
+    trials = 24 if sampler == "gp" else 48
+    search = Search(Optimizer(half, replace(SETTINGS, sampler=sampler, trials=trials)), curve=diverging)
+    search.run(workers=2)
+    late = [search.told[number].outcome for number in range(trials // 2, trials)]
+    assert late.count("diverged") < len(late) / 3  # at random, half of them do
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sampler": "grid"}, "--sampler=grid: accepted: tpe, random"),
+        ({"scheduler": "median"}, "--scheduler=median: accepted: asha"),
+        ({"trials": None}, "--trials: a search needs a budget"),
+        ({"trials": 0}, "--trials=0"),
+        ({"seconds": 0.0}, "--time-budget=0.0"),
+        ({"seconds": math.nan}, "--time-budget"),
+        ({"objectives": 2, "scheduler": "asha"}, "--scheduler=asha.*none"),
+        ({"objectives": 2, "sampler": "gp"}, "--sampler=gp.*tpe"),
+        ({"scheduler": "pbt"}, "--sampler=tpe.*random"),
+        ({"scheduler": "pbt", "sampler": "random", "trials": 3}, "--trials=3.*4 or more"),
+        ({"scheduler": "pbt", "sampler": "random", "seconds": 60.0}, "--time-budget=60.0.*pbt"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize(
+    "unchanging",
+    [
+        lambda trial: trial.suggest_int("warmup_steps", 0, 3),
+        lambda trial: trial.suggest_categorical("lr", (0.1, 0.2)),
+        lambda trial: trial.suggest_categorical("nesterov", (True, False)) and trial.suggest_float("lr", 0.1, 0.2),
+    ],
+)
+def test_a_population_needs_something_that_can_change(unchanging: Space) -> None:
+    with pytest.raises(ConfigError, match=r"--scheduler=pbt: needs a range"):
+        Optimizer(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))

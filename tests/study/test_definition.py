@@ -1,0 +1,115 @@
+"""A mistake in a study's file is one line that names the field, the value and what is accepted."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.engine.study.definition import Study
+from resnet_core import ConfigError
+from tests.helpers.project import PROJECT
+
+RIGHT: dict[str, Any] = {"name": "x", "question": "?", "factors": {"depth": (8, 14)}}
+
+WRONG = {
+    "no such field": ({"seed": 3}, "Study: seed: no such field; accepted, by name: name, question, factors, baseline, seeds"),
+    "a name with a slash": ({"name": "../etc"}, "study name=../etc: accepted: up to 64 of a-z"),
+    "a name that is no text": ({"name": 3}, "study name=3: accepted: up to 64 of a-z"),
+    "no question": ({"question": None}, "question=null: accepted: a sentence"),
+    "an unknown preset": ({"preset": "mnist"}, "preset=mnist: accepted: smoke, digits"),
+    "several presets": ({"preset": ["smoke"]}, 'preset=["smoke"]: accepted: smoke, digits'),
+    "a level alone": ({"factors": {"width": 16}}, "factors width=16: accepted: a list of levels, such as width: [A, B]"),
+    "digits": ({"factors": {"width": "16"}}, "factors width=16: accepted: a list of levels"),
+    "an unordered set": ({"factors": {"shortcut": {"A", "B"}}}, "accepted: a list of levels"),
+    "no levels": ({"factors": {"width": ()}}, "factors width: accepted: one or more levels"),
+    "no factors": ({"factors": {}}, "factors={}: accepted: one factor or more"),
+    "factors that are no mapping": ({"factors": ["depth"]}, 'factors=["depth"]: accepted: values by field'),
+    "an unknown factor": ({"factors": {"dept": (8,)}}, "factors dept: no such field; did you mean depth"),
+    "a factor without a name": ({"factors": {3: (8,)}}, "factors field=3: accepted: a name"),
+    "an unknown level": ({"factors": {"shortcut": ("A", "D")}}, "model.shortcut=D: accepted: none, A, B, C"),
+    "a level of another type": ({"factors": {"flip": (True, 2)}}, "data.flip=2: accepted: true, false"),
+    "a level twice": ({"factors": {"width": (8, 8.0)}}, "factors width=8,8: a level is named twice"),
+    "a list twice": ({"factors": {"milestones": ([0.5], (0.5,))}}, "factors milestones=[0.5],[0.5]: a level is named twice"),
+    "nested lists": ({"factors": {"milestones": ([[0.5]],)}}, "optim.milestones=[0.5]: accepted: a number"),
+    "a baseline of no factor": ({"baseline": {"width": 8}}, "baseline=width: is no factor; accepted: depth"),
+    "a baseline that is no level": ({"baseline": {"depth": 20}}, "baseline depth=20: accepted: a level of it: 8, 14"),
+    "a baseline twice": ({"baseline": {"depth": 8, "model.depth": 8}}, "baseline=model.depth: is the same field as depth"),
+    "a baseline that is no mapping": ({"baseline": 8}, "baseline=8: accepted: values by field"),
+    "no seeds": ({"seeds": 0}, "seeds=0: accepted: a number of replicates"),
+    "a list of seeds": ({"seeds": (0, 1)}, "seeds=[0, 1]: accepted: a number of replicates"),
+    "seeds as a setting": ({"settings": {"seed": 3}}, "settings=seed: accepted: --seeds N"),
+    "workers as a setting": ({"settings": {"world_size": 2}}, "settings=world_size: accepted: --workers N"),
+    "a setting of another type": ({"settings": {"lr": None}}, "optim.lr=null: accepted: a number"),
+    "a setting twice": ({"settings": {"lr": 1, "optim.lr": 2}}, "settings=optim.lr: is the same field as lr"),
+    "a space that is none": ({"space": {"lr": (0, 1)}}, 'space={"lr": [0, 1]}: accepted: a function of a trial'),
+    "changes of no preset": ({"on": {"mnist": {}}}, "preset=mnist: accepted: smoke"),
+    "changes of nothing": ({"on": {"smoke": {"levels": {}}}}, "on smoke=levels: accepted: factors, baseline, settings"),
+    "changes that are none": ({"on": {"smoke": None}}, "on smoke=null: accepted: changes of factors, baseline, settings"),
+    "a level on a preset": ({"on": {"smoke": {"factors": {"depth": 8}}}}, "on smoke: factors depth=8: accepted: a list"),
+    "a baseline on a preset": (
+        {"baseline": {"depth": 14}, "on": {"smoke": {"factors": {"depth": (8, 20)}}}},
+        "on smoke: baseline depth=14: accepted: a level of it: 8, 20",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_refused_when_the_study_is_made(changes: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Study(**{**RIGHT, **changes})
+    assert str(error.value).startswith(message) or message in str(error.value)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_missing_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^Study: {name} is missing"):
+        Study(**{other: value for other, value in RIGHT.items() if other != name})
+
+
+def test_fields_are_given_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"^Study: 'x': no such field; accepted, by name"):
+        Study("x", "?")  # type: ignore[call-arg]
+
+
+def test_a_study_has_no_baseline_unless_it_says_so_and_its_values_have_their_fields_types() -> None:
+    study = Study(**RIGHT, settings={"milestones": [0.5], "lr": "0.1"})
+    assert study.baseline == {}
+    assert study.settings == {"milestones": (0.5,), "lr": 0.1}
+    assert Study(**RIGHT | {"factors": {"depth": ["8", 14.0]}}).factors == {"depth": (8, 14)}
+    assert Study(**RIGHT, baseline={"model.depth": "8"}).baseline == {"depth": 8}
+
+
+def test_a_study_can_be_copied_and_pickled() -> None:
+    study = Study(**RIGHT, baseline={"depth": 8})
+    assert pickle.loads(pickle.dumps(study)) == copy.deepcopy(study) == study
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("seed=3, ", 2, "error: Study: seed: no such field; accepted"),
+        ("preset='mnist', ", 2, "error: preset=mnist: accepted: smoke, digits"),
+        ("seeds=10**5, ", 2, "error: --seeds=100000: with 2 levels, accepted: at most 10,000 runs"),
+        ("settings=1 / 0, ", 1, "Traceback (most recent call last):"),
+    ],
+)
+def test_a_studys_file_exits_with_2_and_one_line_for_a_mistake_and_as_python_does_for_others(
+    tmp_path: Path, text: str, code: int, message: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ablations.engine.cli.study import main\nfrom ablations.engine.study.definition import Study\n"
+        f"STUDY = Study({text}name='x', question='?', factors={{'depth': (8, 14)}})\n"
+        "main(STUDY)\n"
+    )
+    command = [sys.executable, str(file), "--preset", "smoke", "--plan"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(message)
+    assert (done.stderr.count("\n") == 1) == (code == 2)

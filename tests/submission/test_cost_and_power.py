@@ -1,0 +1,272 @@
+"""What a study will cost and can show, before it trains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.study.definition import Study
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.plan import Plan
+from ablations.engine.study.request import StudyRequest
+from ablations.engine.submission.planning.calibration import calibrate
+from ablations.engine.submission.planning.cost_and_power import (
+    ComputeMode,
+    CostModel,
+    compute_mode,
+    estimate_cost,
+    power,
+)
+from ablations.engine.tracking.run_queries import CompletedRun
+from resnet_core import RunSpec, measure_cost, override
+from tests.helpers.synthetic_study import design
+
+STUDY = Study(name="depths", question="How deep?", factors={"depth": (8, 14)}, baseline={"depth": 8}, preset="smoke", seeds=2)
+STEPS = 8
+"""Of a run on `smoke`: two epochs of four."""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_plan(STUDY, StudyRequest(), cache=tmp_path)
+
+
+def past(
+    spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False, images: int = 128
+) -> CompletedRun:
+    text = {name: str(value) for name, value in override(spec, changes or {}).flat().items()}
+    return CompletedRun(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
+
+
+def deepest(plan: Plan) -> RunSpec:
+    return plan.runs[0].spec
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "seed": 7,
+            "lr": 0.5,
+            "momentum": 0,
+            "weight_decay": 0,
+            "schedule": "cosine",
+            "milestones": (0.1,),
+            "label_smoothing": 0.1,
+        },
+        {"bn_momentum": 0.2, "zero_init_residual": True, "flip": False, "pad": 0, "normalise": "pixel", "decode_workers": 3},
+        {"probes": ("gradients",), "warmup_steps": 3, "velocity": "updates", "decay": "weights"},
+    ],
+)
+def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Plan, changes: Mapping[str, Any]) -> None:
+    estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12, changes)])
+    assert estimate.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.model.depth == 14}
+    assert estimate.source == "finished runs on a computer"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"depth": 20, "stages": None}, {"shortcut": "B"}, {"width": 16}, {"global_batch_size": 64}, {"image_size": 16}),
+        *(
+            {"precision": "bf16"},
+            {"deterministic": True},
+            {"channels_last": False},
+            {"compile": True},
+            {"checkpoint_activations": True},
+            {"world_size": 2},
+        ),
+    ],
+    ids=str,
+)
+def test_a_finished_run_of_another_shape_tells_nothing(plan: Plan, changes: Mapping[str, Any]) -> None:
+    estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12, changes)])
+    assert (estimate.runs_estimated, estimate.source) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("length", "factor"), [({"epochs": 1}, 2), ({"epochs": 8}, 1 / 4), ({"iterations": 5}, STEPS / 5)], ids=str
+)
+def test_time_grows_with_the_steps_of_the_training(plan: Plan, length: Mapping[str, Any], factor: float) -> None:
+    estimate = estimate_cost(plan, plan.runs[:1], [past(deepest(plan), 10, length)])
+    assert estimate.total_seconds == pytest.approx(10 * factor)
+
+
+def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_path: Path) -> None:
+    study = Study(name="amounts", question="?", factors={"train_examples": (300, 1437)}, settings={"depth": 8}, seeds=1)
+    plan = make_plan(study, StudyRequest(), cache=tmp_path)
+    few, many = (next(run for run in plan.runs if run.spec.data.train_examples == count) for count in (300, 1437))
+    steps = {run: run.spec.optim.total_steps(plan.training_images(run)) for run in (few, many)}
+    assert steps == {few: 40, many: 220}
+    finished = [past(few.spec, 80, images=300), past(many.spec, 220, images=1437)]
+    assert estimate_cost(plan, plan.runs, finished).seconds == {few.fingerprint: 80, many.fingerprint: 220}
+    assert estimate_cost(plan, plan.runs, finished[1:]).seconds == {few.fingerprint: 40, many.fingerprint: 220}
+    models = {compute_mode(few.spec): CostModel(per_layer=1, per_multiply_add=0)}
+    assert estimate_cost(plan, plan.runs, [], lambda _: models).seconds == {few.fingerprint: 8 * 40, many.fingerprint: 8 * 220}
+
+
+def test_of_several_finished_runs_the_median_counts(plan: Plan) -> None:
+    finished = [past(deepest(plan), seconds, {"seed": seed}) for seed, seconds in enumerate((10, 11, 90))]
+    assert estimate_cost(plan, plan.runs[:1], finished).total_seconds == 11
+
+
+def test_runs_on_gpus_do_not_tell_of_runs_on_cpus(plan: Plan) -> None:
+    finished = [past(deepest(plan), 1, on_gpu=True), past(deepest(plan), 30)]
+    assert estimate_cost(plan, plan.runs[:1], finished).total_seconds == 30
+    on_gpu = estimate_cost(plan, plan.runs[:1], finished, gpus_per_worker=0.5)
+    assert (on_gpu.total_seconds, on_gpu.gpu_hours) == (1, 0.5 / 3600)
+
+
+def test_only_what_no_finished_run_tells_of_is_measured_and_each_network_once(plan: Plan) -> None:
+    asked: list[RunSpec] = []
+
+    def measure(specs: Sequence[RunSpec]) -> Mapping[ComputeMode, CostModel]:
+        asked.extend(specs)
+        return {compute_mode(specs[0]): CostModel(per_layer=1, per_multiply_add=0)}
+
+    estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12)], measure)
+    assert [spec.model.depth for spec in asked] == [8]
+    assert list(estimate.seconds.values()) == [12, 12, 8 * STEPS, 8 * STEPS]
+    assert estimate.source == "finished runs on a computer and a few steps measured here"
+    estimate_cost(plan, plan.runs, [past(run.spec, 1) for run in plan.runs], measure)
+    assert len(asked) == 1
+
+
+def test_a_modelled_run_has_its_steps_forwards_backwards_and_tests(plan: Plan) -> None:
+    spec = deepest(plan)
+    models = {compute_mode(spec): CostModel(per_layer=0, per_multiply_add=1)}
+    estimate = estimate_cost(plan, plan.runs[:1], [], lambda _: models)
+    trained, tested = STEPS * 32, 2 * 50
+    assert estimate.total_seconds == measure_cost(spec.model, 8).flops * (3 * trained + tested)
+
+
+def test_what_cannot_be_measured_stays_open(plan: Plan) -> None:
+    estimate = estimate_cost(plan, plan.runs, [], lambda _: {}, at_once=2)
+    assert (estimate.runs_estimated, estimate.source, estimate.hours) == (0, "", 0)
+
+
+@pytest.mark.parametrize(("at_once", "hours"), [(1, 13), (2, 7), (4, 5), (50, 5), (None, None)])
+def test_runs_start_in_order_as_soon_as_there_is_room(tmp_path: Path, at_once: int | None, hours: float | None) -> None:
+    plan = make_plan(STUDY, StudyRequest(overrides={"epochs": 1}, levels={"depth": ("8", "14", "20", "26")}), cache=tmp_path)
+    runs = plan.runs[:4]
+    finished = [past(run.spec, 3600 * hour) for run, hour in zip(runs, (5, 3, 3, 2), strict=True)]
+    assert estimate_cost(plan, runs, finished, at_once=at_once).hours == hours
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus_per_worker", "gpus_per_worker", "expected"),
+    [
+        (1, 1, 0, 16),
+        (1, 4, 0, 4),
+        (3, 1, 0, 5),
+        (1, 1, 1, 2),
+        (1, 1, 0.25, 8),
+        (1, 1, 0.4, 4),
+        (2, 1, 1, 1),
+        (1, 32, 0, 0),
+        (1, 0.1, 0, 160),
+    ],
+)
+def test_a_machine_holds_as_many_runs_as_its_scarcest_resource(
+    workers: int, cpus_per_worker: float, gpus_per_worker: float, expected: int
+) -> None:
+    needs = RunResources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+    assert needs.runs_on({"CPU": 16, "GPU": 2}) == expected
+
+
+def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.engine.submission.planning.calibration.BUDGET_SECONDS", 0.1)
+    varied = [replace(run, spec=override(run.spec, {"precision": "bf16"}), fingerprint=f"{run}") for run in plan.runs]
+    estimate = estimate_cost(
+        plan, [*plan.runs, *varied], [], partial(calibrate, image_size=8, cpus_per_worker=1, gpus_per_worker=0)
+    )
+    assert estimate.runs_estimated == 8
+    assert all(0.001 < seconds < 60 for seconds in estimate.seconds.values())
+    shallow, deep = (estimate.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.model.depth)[::2])
+    assert shallow < deep
+
+
+def test_a_step_longer_than_the_budget_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ablations.engine.submission.planning import calibration
+
+    steps: list[int] = []
+    monkeypatch.setattr(calibration, "BUDGET_SECONDS", 0.0)
+    assert calibration._median_seconds(lambda: steps.append(1)) > 0
+    assert len(steps) == 1
+
+
+def test_costs_are_found_from_two_measurements_and_never_negative() -> None:
+    from ablations.engine.submission.planning.calibration import _fitted
+
+    model = _fitted([(10, 1e9, 10 * 2e-3 + 1.0), (50, 2e9, 50 * 2e-3 + 2.0)])
+    assert (model.per_layer, model.per_multiply_add) == pytest.approx((2e-3, 1e-9))
+    falling = _fitted([(10, 1e9, 3.0), (50, 2e9, 2.0)])
+    assert min(falling.per_layer, falling.per_multiply_add) >= 0
+    assert _fitted([(10, 1e9, 3.0)]).seconds(10, 1e9) == pytest.approx(3)
+
+
+def test_a_gpu_that_is_not_here_is_not_measured(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert calibrate([deepest(plan)], 8, cpus_per_worker=1, gpus_per_worker=1) == {}
+
+
+def errors_of(*values: float, depth: int) -> dict[str, float]:
+    return {f"depth={depth}/{seed}": value for seed, value in enumerate(values)}
+
+
+DEPTHS = {"depth": ("20", "56")}
+
+
+def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> None:
+    """34 pairs are the textbook's number for a difference of half a standard deviation (80 % power, 5 %, two-sided)."""
+    made = design(DEPTHS, {"depth": "20"}, seeds=34)
+    found = power(made, errors_of(5, 9, 40, depth=20) | errors_of(6, 11, 43, 80, depth=56))  # differences 1, 2, 3
+    assert found is not None
+    assert found.spread == pytest.approx(1)
+    assert found.source == "the median of 1 comparison so far"
+    assert (found.seeds, found.comparisons, found.seeds_needed) == (34, 1, 34)
+    assert found.alone == found.p_adjusted == pytest.approx(0.495, abs=0.005)
+
+
+def test_spreads_of_cells_stand_in_for_those_of_differences() -> None:
+    found = power(design(DEPTHS, {"depth": "20"}), errors_of(1, 2, 3, depth=56))
+    assert found is not None
+    assert found.spread == pytest.approx(2**0.5)
+    assert found.source == "√2 × the spread between seeds so far"
+
+
+def test_before_there_are_seeds_published_spreads_speak_for_cifar10_and_nothing_for_others() -> None:
+    assert power(design(DEPTHS), errors_of(1, depth=20)) is None
+    found = power(replace(design(DEPTHS), dataset="cifar10"), {})
+    assert found is not None
+    assert found.spread == pytest.approx(0.21 * 2**0.5)
+    assert found.source == "√2 × the spread between seeds in 6 published results"
+
+
+def test_equal_differences_do_not_promise_to_find_anything() -> None:
+    equal = errors_of(1.1, 2.1, 3.1, depth=20) | errors_of(1.4, 2.4, 3.4, depth=56)
+    found = power(design(DEPTHS, {"depth": "20"}), equal)
+    assert found is not None
+    assert found.spread > 1, "that of the seeds"
+
+
+def test_more_comparisons_find_less_and_need_more_seeds() -> None:
+    spreads = errors_of(1, 2, 3, depth=20)
+    one = power(design(DEPTHS, {"depth": "20"}), spreads)
+    five = power(design({"depth": ("20", "32", "44", "56", "110", "8")}, {"depth": "20"}), spreads)
+    assert one is not None
+    assert five is not None
+    assert (one.comparisons, five.comparisons) == (1, 5)
+    assert one.alone == five.alone
+    assert (five.p_adjusted or 0) > (one.p_adjusted or 0) > 0
+    assert (five.seeds_needed or 0) > (one.seeds_needed or 0) > 3
+
+
+def test_two_seeds_find_nothing_and_a_hundred_may_not_be_enough() -> None:
+    found = power(design(DEPTHS, {"depth": "20"}, seeds=2), errors_of(10, 20, depth=20))
+    assert found is not None
+    assert (found.alone, found.p_adjusted, found.seeds_needed) == (None, None, None)

@@ -1,0 +1,276 @@
+"""Every run ends: whatever of a run's processes is killed or stands still, it is found, and the run goes on from its checkpoint."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.trial import ddp_group
+from ablations.engine.trial.liveness import PeerMonitor, StallDetector
+from tests.helpers.project import PROJECT
+from tests.helpers.ray_jobs import RecordingListener, epochs_saved, make_job, run_jobs, wait_until
+
+TRAINABLE = "ray::ImplicitFunc"
+CONTROLLER = "ray::TrainController"
+QUEUE = "ray::_QueueActor"
+CLEANER = "ray::PlacementGroupCleaner"
+
+
+# Looking
+
+
+def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
+    silence = StallDetector()
+    assert not silence.should_poll(2)
+    now = 102
+    assert silence.should_poll(2)
+    assert silence.update({"a": 1, "b": None}) == {"a": 0, "b": 0}
+    now = 105
+    assert silence.update({"a": 2, "b": None}) == {"a": 0, "b": 3}
+    now = 999  # the observer was suspended: whether the others were is not known
+    assert silence.should_poll(2)
+    assert silence.update({"a": 2, "b": None, "c": None}) == {"a": 4, "b": 7, "c": 0}
+    now = 1001
+    assert silence.update({"c": 5}) == {"c": 0}
+
+
+def test_a_process_that_waits_for_its_driver_neither_ends_itself_nor_beats() -> None:
+    code = """
+import time
+from types import SimpleNamespace
+from ablations.engine.trial.liveness import ProcessMonitor
+from ablations.engine.trial.watchdog import Watchdog
+heartbeat = SimpleNamespace(paused=False, step=lambda: None)
+with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
+    with ProcessMonitor(heartbeat, watchdog).waiting():
+        print(heartbeat.paused)
+        time.sleep(2.5)
+    print(heartbeat.paused, flush=True)
+    time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "True\nFalse\nhung\n")
+
+
+def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, steps, signs = 0.0, {"peer": 7}, list[float]()
+    monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
+    monkeypatch.setattr("ablations.engine.trial.liveness.process_failures.read_record", lambda name: {"steps": steps[name]})
+    peers = PeerMonitor(["peer"], 20, lambda: signs.append(now))
+    for now in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):  # it looks every 2 s
+        if now == 5:
+            steps["peer"] += 1
+        peers.check_progress()
+    assert signs == [2, 6]
+
+
+def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now, records = 0.0, dict[str, dict[str, Any]]()
+    monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
+    monkeypatch.setattr("ablations.engine.trial.process_failures.read_record", lambda name: records.get(name, {}))
+    monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["worker"])
+    monkeypatch.setattr(ddp_group, "controller_name", lambda: "controller")
+    stalls = ddp_group._GroupStallDetector(make_job(tmp_path, "group", world_size=2))
+    verdicts = {}
+    for now in range(6, 240, 6):
+        if now == 102:
+            records |= {"controller": {"trains": True}, "worker": {"node": "here"}}
+        records.get("controller", {})["steps"] = now
+        verdicts[now] = stalls.failure()
+    hung = [second for second, verdict in verdicts.items() if verdict]
+    assert hung[0] == 102 + 60 + ddp_group.GRACE_SECONDS + 3, "the first look after that"
+    assert str(verdicts[hung[0]]).startswith("its workers made no step for ")
+
+
+# On a Ray of two CPUs
+
+
+@pytest.fixture(scope="module")
+def two_cpus() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
+    connection.connect()
+    yield
+    ray.shutdown()
+
+
+def process(title: str) -> psutil.Process:
+    """Return the process of this program's Ray that has this title, once it is there."""
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        for candidate in psutil.Process().children(recursive=True):
+            try:
+                if " ".join(candidate.cmdline()).startswith(title):
+                    found.append(candidate)
+            except psutil.Error:  # gone, or a zombie
+                continue
+        return bool(found)
+
+    wait_until(look)
+    return found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("two_cpus")
+def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) -> None:
+    """A driver that takes its time leaves them in the group's queue when the leader has the outcome."""
+
+    class Slow(RecordingListener):
+        def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+            time.sleep(0.7)
+            super().reported(fingerprint, report)
+
+    heard = Slow(lambda _: None)
+    jobs = [make_job(tmp_path, "group", world_size=2, optim__epochs=6)]
+    tune_runner.train_runs(jobs, RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune")
+    assert heard.ended == {"group": ("completed", "")}
+    assert heard.epochs == {"group": [1, 2, 3, 4, 5, 6]}
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("two_cpus")
+def test_a_run_whose_process_is_stopped_goes_on_in_another(tmp_path: Path) -> None:
+    def stop(heard: RecordingListener) -> None:
+        wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 3)
+        psutil.Process(heard.pids["stopped"]).suspend()
+
+    heard = run_jobs(tmp_path, [make_job(tmp_path, "stopped", hang_timeout=15, max_failures=1, optim__epochs=300)], stop)
+    ((reason, outcome),) = heard.deaths["stopped"]
+    assert re.fullmatch(r"its process stood still for \d+ s", reason)
+    assert outcome is None
+    assert heard.ended["stopped"] == ("completed", "")
+    assert set(heard.epochs["stopped"]) == set(range(1, 301))
+
+
+class Interrupted(RecordingListener):
+    """A listener to a group whose processes are killed or stopped one after another, each once the run has gone on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(lambda _: None)
+        self.folder = folder
+
+    def goes_on(self) -> None:
+        reached = epochs_saved(self.folder, "group")
+        wait_until(lambda: epochs_saved(self.folder, "group") > reached + 2)
+
+    def taken_up(self) -> int:
+        """Return how often the run was taken up again."""
+        return len(self.restarts) + len(self.deaths.get("group", []))
+
+    def after(self, disturb: Callable[[], object]) -> str:
+        """Disturb the group and wait until it goes on; return the reason that was given."""
+        self.goes_on()
+        before = len(self.restarts), len(self.deaths.get("group", []))
+        disturb()
+        wait_until(lambda: self.taken_up() > sum(before))
+        deaths = [reason for reason, _ in self.deaths.get("group", [])]
+        return [*self.restarts[before[0] :], *deaths[before[1] :]][0]
+
+
+@pytest.fixture(scope="module")
+def reasons(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run of two workers was told each time it was taken up again."""
+    folder = tmp_path_factory.mktemp("group")
+    heard = Interrupted(folder)
+    told: dict[str, str] = {}
+
+    def stop_leader() -> None:
+        process(CLEANER).kill()  # else Ray Train might free what the group had reserved; without a dashboard it does not
+        psutil.Process(heard.pids["group"]).suspend()
+
+    def disturb(_: RecordingListener) -> None:
+        try:
+            told["controller killed"] = heard.after(lambda: process(CONTROLLER).kill())
+            told["controller stopped"] = heard.after(lambda: process(CONTROLLER).suspend())
+            told["queue killed"] = heard.after(lambda: process(QUEUE).kill())
+            told["queue stopped"] = heard.after(lambda: process(QUEUE).suspend())
+            told["leader stopped"] = heard.after(stop_leader)
+            heard.goes_on()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
+
+    job = make_job(folder, "group", max_failures=9, hang_timeout=12, world_size=2, optim__epochs=5000)
+    run_jobs(folder, [job], disturb, heard=heard)
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("controller killed", "its process was killed"),
+        ("controller stopped", "the controller of its workers stood still for |made no step for 12 s"),
+        ("queue killed", "its process was killed"),
+        ("queue stopped", "made no step for 12 s|the controller of its workers stood still for "),
+        ("leader stopped", "its process stood still for "),
+    ],
+)
+def test_a_group_goes_on_whichever_of_its_processes_is_killed_or_stopped(
+    reasons: Mapping[str, str], what: str, reason: str
+) -> None:
+    assert re.match(reason, reasons[what])
+
+
+# A study whose Ray goes
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1"]
+    asked = ["--levels", "shortcut=A", "depth=8", "--set", "optim.epochs=5000"]
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, *asked], cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as study:
+        wait_until(lambda: list(tmp_path.glob("checkpoints/*/epoch-*")))
+        next(child for child in psutil.Process(study.pid).children(recursive=True) if child.name() == "raylet").terminate()
+        text, error = study.communicate(timeout=100)
+    assert study.returncode == 1
+    assert "Ray: this machine has left the cluster: its Ray has ended" in error
+    assert "To train just that one: python ablations/shortcuts.py --preset smoke --seeds 1" in text
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("two_cpus")
+def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs = RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
+    heard = RecordingListener(lambda _: None)
+    tune_runner.train_runs(
+        [make_job(tmp_path, "never", hang_timeout=3)], needs, max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
+    )
+    assert re.search(r"Ray: no node of the cluster has had room for a run for \d+ s", capsys.readouterr().err)
+    assert not heard.ended
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_groups_train_whatever_the_shell_says_of_ray_trains_version(tmp_path: Path) -> None:
+    command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--workers", "2"]
+    state = {"RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_TRAIN_V2_ENABLED": "0"}
+    done = subprocess.run(
+        [*command, "--levels", "shortcut=A", "depth=8"],
+        cwd=PROJECT,
+        env={**os.environ, **state},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
