@@ -10,7 +10,8 @@ from http import HTTPStatus
 import psutil
 
 from ablations.engine.cluster.doctor.check import Check, listed, ok, unchecked, wrong
-from ablations.engine.scheduling.ray_internals.cluster import asks_for_token
+from ablations.engine.scheduling.ray_internals.cluster import TOKEN_CHECK, asks_for_token
+from ablations.engine.scheduling.ray_internals.compatibility import is_available
 
 ANSWER_SECONDS = 5.0
 MLFLOW_QUESTION = "/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -115,7 +116,8 @@ def judge_token(exposures: Mapping[str, Exposure], job_server: bool | None) -> C
         exposures: of all nodes, by name.
         job_server: whether that of the dashboard refuses who has none; None if there is none.
     """
-    without = [node for node, exposure in exposures.items() if not exposure.token]
+    known = is_available(TOKEN_CHECK)  # nodes have the same Ray as this process
+    without = [node for node, exposure in exposures.items() if known and not exposure.token]
     if not without and job_server is not False:
         return ok("authentication", f"token; the job server {'refuses who has none' if job_server else 'cannot be asked'}")
     if all(socket.loopback for _, socket in _sockets(exposures, "ray")):

@@ -53,10 +53,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Feature:
-    """What this project does by means of private parts of Ray, and can do without."""
+    """A behavior of this project that needs private parts of Ray, and that a study can do without."""
 
     name: str
-    """What a study goes without where the parts are not there: it follows "off:"."""
+    """Description for users, which follows "off:" in the line about a missing part."""
     parts: tuple[Part, ...]
 
 
