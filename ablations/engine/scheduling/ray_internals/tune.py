@@ -28,6 +28,7 @@ HUNG_TRIALS = Feature(
         Part(f"{_TUNE}._maybe_update_trial_queue", "self", caller=f"{_TUNE}.step"),
         Part(_TUNE, attributes="_trial_to_actor _actor_manager"),
         Part(_ACTORS, attributes="_live_actors_to_ray_actors_resources"),
+        Part("ray.actor:ActorHandle", attributes="_actor_id"),
     ),
 )
 
