@@ -9,7 +9,7 @@ RAY_PORT ?= 6379
 
 VENV := .venv
 BIN := $(VENV)/bin
-SERVICE := $(BIN)/python -m ablations.engine
+SERVICE := $(BIN)/python -m ablations
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
 .PHONY: demo test test-fast test-cluster test-gpu soak lint audit setup up down
@@ -47,7 +47,7 @@ up: setup
 	@$(SERVICE) up $(PORTS)
 
 down:
-	@if [ -x $(BIN)/python ]; then $(SERVICE) down; else echo "nothing was running"; fi
+	@if [ -x $(BIN)/python ]; then $(SERVICE) down; else echo "the service was not running"; fi
 
 setup: $(VENV)/.complete
 

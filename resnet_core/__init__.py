@@ -13,21 +13,21 @@ from resnet_core.overrides import override
 from resnet_core.presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from resnet_core.cost import Cost, measure_cost
     from resnet_core.data.datasets import Dataset, load_dataset
-    from resnet_core.model import ResNet, build_model
-    from resnet_core.training import Diverged, EpochResult, fit
+    from resnet_core.model.cost import Cost, measure_cost
+    from resnet_core.model.network import ResNet, build_model
+    from resnet_core.training.loop import Diverged, EpochResult, fit
 
 _LAZY = {
-    "Cost": "cost",
-    "measure_cost": "cost",
+    "Cost": "model.cost",
+    "measure_cost": "model.cost",
     "Dataset": "data.datasets",
     "load_dataset": "data.datasets",
-    "ResNet": "model",
-    "build_model": "model",
-    "Diverged": "training",
-    "EpochResult": "training",
-    "fit": "training",
+    "ResNet": "model.network",
+    "build_model": "model.network",
+    "Diverged": "training.loop",
+    "EpochResult": "training.loop",
+    "fit": "training.loop",
 }
 
 __all__ = [

@@ -59,7 +59,7 @@ HARMLESS = [
 def test_an_address_with_a_password_is_refused_without_repeating_it(option: str, address: str, instead: str) -> None:
     """It would be in Ray's record of the job, in its log, and in the list of processes."""
     with pytest.raises(ConfigError, match=f"^{option}=[a-z0-9+]+://…: contains a password or key") as error:
-        options.parse(STUDY, [option, address])
+        options.parse_options(STUDY, [option, address])
     assert instead in str(error.value)
     assert PLANTED not in str(error.value)
 
@@ -309,7 +309,7 @@ def test_a_service_that_is_up_is_not_taken_for_a_protected_one(submitted: Submit
     done = submitted.service.run(sys.executable, "-m", "ablations.engine", "up", RAY_AUTH_MODE="disabled")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: RAY_AUTH_MODE=disabled: the service runs with token; end it first: make down\n",
+        "error: RAY_AUTH_MODE=disabled: the service runs with token; end it first: ablations down\n",
     )
 
 

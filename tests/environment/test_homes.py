@@ -89,7 +89,7 @@ def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
     shutil.copy(old / "mlflow.db", tmp_path / "copy.db")
     old.rename(new := tmp_path / "new")
     with pytest.raises(
-        ConfigError, match=rf"^RESNET_ABLATIONS_HOME={old}: artifacts in {tmp_path}/copy.db are in {old}, which is gone"
+        ConfigError, match=rf"^RESNET_ABLATIONS_HOME={old}: artifacts of {tmp_path}/copy.db are in {old}, which is gone"
     ):
         connect(f"sqlite:///{tmp_path}/copy.db")
     assert not old.exists()

@@ -25,14 +25,18 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 {program}
 """
+IMPORTS = {
+    "ablations": "from ablations import Study, main",
+    "older packages": "from ablations.engine.cli import main\nfrom ablations.engine.study import Study",
+    "modules": "from ablations.engine.cli.study import main\nfrom ablations.engine.study.definition import Study",
+}
+"""Ways in which study files import the public names."""
 STUDY_FILE = """
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
 main(Study(name="x", question="?", factors={"depth": (8,)}, baseline={"depth": 8}, preset="no-such"))
 """
-SERVICE = """
+CONSOLE_COMMAND = """
 import runpy
-runpy.run_module("ablations.engine", run_name="__main__", alter_sys=True)
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
 """
 IGNORED = """
 import signal, time
@@ -117,11 +121,11 @@ def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_t
             raise ImportError("initialization failed") from error
         return 0
 
-    monkeypatch.setattr(study, "_act", act)
+    monkeypatch.setattr(study, "_plan_or_run", act)
     monkeypatch.setattr(sys, "argv", ["shortcuts.py"])
     with pytest.raises(SystemExit) as ended:
         study.main(STUDY)
-    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED}\n")
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED_MESSAGE}\n")
 
 
 def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
@@ -133,24 +137,24 @@ def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-@pytest.mark.parametrize(
-    ("program", "imported", "words"),
-    [
-        (
-            STUDY_FILE,
-            "ablations.engine.environment.crash_report",
-            study.INTERRUPTED,
-        ),  # the first import after the signals are handled
-        (STUDY_FILE, "numpy", study.INTERRUPTED),
-        (SERVICE, "psutil", "interrupted"),
-    ],
-)
-def test_a_signal_while_a_program_imports_what_it_needs_is_told_in_a_line(
-    tmp_path: Path, number: signal.Signals, program: str, imported: str, words: str
+@pytest.mark.parametrize("imported", ["ablations.engine.environment.crash_report", "numpy"])  # the first import, and a slow one
+@pytest.mark.parametrize("imports", IMPORTS)
+def test_a_signal_while_a_study_file_imports_is_one_line(
+    tmp_path: Path, number: signal.Signals, imported: str, imports: str
 ) -> None:
+    program = f"{IMPORTS[imports]}\n{STUDY_FILE}"
     path = tmp_path / "study.py"
     path.write_text(WHILE_IMPORTING.format(number=int(number), imported=imported, program=program))
-    assert ended(tmp_path, path) == (1, "", f"{words}\n")
+    assert ended(tmp_path, path) == (1, "", f"{study.INTERRUPTED_MESSAGE}\n")
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+@pytest.mark.parametrize("module", ["ablations", "ablations.engine"])
+def test_a_signal_while_the_console_command_imports_is_one_line(tmp_path: Path, number: signal.Signals, module: str) -> None:
+    path = tmp_path / "program.py"
+    program = CONSOLE_COMMAND.format(module=module)
+    path.write_text(WHILE_IMPORTING.format(number=int(number), imported="psutil", program=program))
+    assert ended(tmp_path, path) == (1, "", "interrupted\n")
 
 
 def test_a_signal_where_nothing_can_be_raised_is_not_lost(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_core import ModelConfig, build_model
-from resnet_core.model import BasicBlock, Bottleneck, ResNet, ZeroPad, make_shortcut
+from resnet_core.model.network import BasicBlock, Bottleneck, ResNet, ZeroPad, make_shortcut
 
 TINY = ModelConfig(depth=14, width=8)
 
@@ -168,7 +168,7 @@ def test_every_batchnorm_has_the_momentum_asked_for(shortcut: Any) -> None:
 
 
 def test_option_b_projects_by_hand_worked_numbers() -> None:
-    """Every second pixel, multiplied by a 1×1 kernel from two channels to three, then normalised."""
+    """Every second pixel, multiplied by a 1×1 kernel from two channels to three, then normalized."""
     shortcut = make_shortcut("B", 2, 3, 2)
     assert shortcut is not None
     kernel = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, -1.0]]).view(3, 2, 1, 1)

@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core import ModelConfig, build_model
-from resnet_core.model import BasicBlock, ResNet
+from resnet_core.model.network import BasicBlock, ResNet
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from resnet_core import ModelConfig, build_model
-from resnet_core.memory import PeakMemory
+from resnet_core.training.memory import PeakMemory
 
 torch.manual_seed(0)
 images, labels = torch.randn(4, 3, 32, 32), torch.randint(0, 10, (4,))

@@ -163,9 +163,9 @@ def test_a_signal_is_heard_while_nothing_runs_and_nothing_is_to_be_started_yet(t
 def test_what_a_source_complains_of_is_not_changed_on_its_way(tmp_path: Path) -> None:
     class Wrong(Listed):
         def next(self) -> Job | None:
-            raise ConfigError("--search: no configuration exists")
+            raise ConfigError("--space: no configuration exists")
 
-    with pytest.raises(ConfigError, match="--search"):
+    with pytest.raises(ConfigError, match="--space"):
         search(tmp_path, Wrong())
 
 

@@ -98,12 +98,12 @@ def test_without_a_space_fields_need_a_range() -> None:
 
 def test_a_fixed_field_keeps_its_value_and_may_not_be_asked_for() -> None:
     assert "optim.lr" not in found(restrict_space(branching, {}, RunSpec(), {"optim.lr"}))
-    with pytest.raises(ConfigError, match=r"--search=optim\.lr: may not be searched"):
+    with pytest.raises(ConfigError, match=r"--space=optim\.lr: may not be searched"):
         restrict_space(branching, parse_space(["lr=0.1..0.2"]), RunSpec(), {"optim.lr"})
 
 
 def test_a_field_that_the_study_does_not_search_needs_a_range() -> None:
-    with pytest.raises(ConfigError, match=r"--search=optim\.momentum: accepted: optim\.lr, .*optim\.momentum=LOW\.\.HIGH"):
+    with pytest.raises(ConfigError, match=r"--space=optim\.momentum: accepted: optim\.lr, .*optim\.momentum=LOW\.\.HIGH"):
         restrict_space(branching, parse_space(["momentum"]), RunSpec(), ())
 
 

@@ -91,7 +91,7 @@ def test_the_base_configuration_does_not_depend_on_levels_or_seeds(tmp_path: Pat
         ({"preset": "mnist"}, "--preset=mnist: accepted: smoke"),
         ({"seeds": 0}, "--seeds=0: accepted: 1 or more"),
         ({"levels": {"shortcut": ("A", "D")}}, "model.shortcut=D: accepted: none, A, B, C"),
-        ({"levels": {"shortcut": ("B", "C")}}, "must hold the baseline A"),
+        ({"levels": {"shortcut": ("B", "C")}}, "the baseline A"),
         ({"levels": {"depth": ("8", "8")}}, "a level is named twice"),
         ({"levels": {"depth": ()}}, "--levels depth: accepted: one or more levels"),
         ({"levels": {"depth": ("9",)}}, "model.depth=9: cifar with basic blocks has depths 6n+2"),
@@ -144,7 +144,7 @@ def test_a_study_is_adapted_to_a_preset(tmp_path: Path) -> None:
     [
         ({"on": {"mnist": {}}}, "preset=mnist: accepted: smoke"),
         ({"on": {"smoke": {"levels": {}}}}, "on smoke=levels: accepted: factors, baseline, settings"),
-        ({"baseline": {"width": 8}}, "baseline=width: is no factor; accepted: shortcut, depth"),
+        ({"baseline": {"width": 8}}, "baseline=width: not a factor; accepted: shortcut, depth"),
     ],
 )
 def test_a_study_that_contradicts_itself_is_refused_when_it_is_made(changes: Mapping[str, Any], message: str) -> None:

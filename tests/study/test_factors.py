@@ -41,14 +41,14 @@ def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
     """A study whose command line names these factors, beside its own."""
     asked = Study(**BASE | {"factors": {"shortcut": ("A",)}} | study)
-    return make_plan(asked, options.parse(asked, ["--levels", *levels]).request, cache=cache)
+    return make_plan(asked, options.parse_options(asked, ["--levels", *levels]).request, cache=cache)
 
 
 @pytest.mark.parametrize(
     ("name", "levels", "values"),
     [
         ("flip", "true,false", (True, False)),
-        ("data.normalise", "channel,pixel", ("channel", "pixel")),
+        ("data.normalize", "channel,pixel", ("channel", "pixel")),
         ("pad", "0,1", (0, 1)),
         ("precision", "fp32,bf16", ("fp32", "bf16")),
         ("width", "none,8", (None, 8)),
@@ -127,7 +127,7 @@ def test_a_field_is_one_factor_whatever_it_is_called(cache: Path, names: tuple[s
 
 def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_of_all(cache: Path) -> None:
     plan = in_file(cache, {"train_examples": (300, 1437), "flip": (False, True)})
-    chosen = options.parse(plan.study, [])
+    chosen = options.parse_options(plan.study, [])
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
@@ -256,14 +256,14 @@ def test_generated_test_images_change_with_the_number_of_training_images_so_that
 
 def test_fields_that_say_what_becomes_of_images_do_not_select_them(tmp_path: Path) -> None:
     base = DataConfig(name="imagefolder", root=folder(tmp_path, train=2), stream=True, image_size=16)
-    changed: dict[str, Any] = {"scale": (20, 30), "colour": True, "decode_workers": 2, "pad": 1, "flip": False}
+    changed: dict[str, Any] = {"scale": (20, 30), "color_augmentation": True, "decode_workers": 2, "pad": 1, "flip": False}
     changed |= {"extra_tests": ("ten_crop",)}
     for name, value in changed.items():
         assert cache_key(replace(base, **{name: value}), "state") == cache_key(base, "state")
         assert image_selection(replace(base, **{name: value})) == image_selection(base)
-    assert {*changed, "normalise"} == set(TRANSFORM_FIELDS), "normalise is of images in memory"
+    assert {*changed, "normalize"} == set(TRANSFORM_FIELDS), "normalize is of images in memory"
     digits = DataConfig(pad=0)
-    assert cache_key(replace(digits, normalise="pixel"), "state") == cache_key(digits, "state")
+    assert cache_key(replace(digits, normalize="pixel"), "state") == cache_key(digits, "state")
     assert {f.name for f in fields(DataConfig) if selects_images(f"data.{f.name}")} == {
         *("name", "root", "stream", "image_size", "validation", "train_examples", "test_examples")
     }, "every field is decided on here"

@@ -58,8 +58,8 @@ def deepest(plan: Plan) -> RunSpec:
             "milestones": (0.1,),
             "label_smoothing": 0.1,
         },
-        {"bn_momentum": 0.2, "zero_init_residual": True, "flip": False, "pad": 0, "normalise": "pixel", "decode_workers": 3},
-        {"probes": ("gradients",), "warmup_steps": 3, "velocity": "updates", "decay": "weights"},
+        {"bn_momentum": 0.2, "zero_init_residual": True, "flip": False, "pad": 0, "normalize": "pixel", "decode_workers": 3},
+        {"probes": ("gradients",), "warmup_steps": 3, "momentum_form": "caffe", "decay": "weights"},
     ],
 )
 def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Plan, changes: Mapping[str, Any]) -> None:

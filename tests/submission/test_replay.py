@@ -279,7 +279,7 @@ class Finished:
 
         uri, self.storage = f"sqlite:///{home}/mlflow.db", home / "checkpoints"
         study = Study(name="small", question="Again?", factors={"shortcut": ("A",)}, baseline={}, preset="smoke")
-        chosen = options.parse(study, ["--tracking-uri", uri, "--storage", str(self.storage), *arguments])
+        chosen = options.parse_options(study, ["--tracking-uri", uri, "--storage", str(self.storage), *arguments])
         self.plan = make_plan(study, chosen.request, cache=paths.data_cache())
         assert run_study(self.plan, chosen) == 0
         self.client = connect(uri)

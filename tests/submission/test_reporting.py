@@ -143,7 +143,7 @@ def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
     assert {cell.levels["shortcut"] for cell in narrow.cells} == {"A", "B"}
     assert narrow.factors == {"shortcut": ("A", "B"), "depth": ("20", "56")}
     assert {len(cell.fingerprints) for cell in narrow.cells} == {2}
-    with pytest.raises(ConfigError, match=r"--levels: nothing of that is in MLflow; accepted: depth=20,56"):
+    with pytest.raises(ConfigError, match=r"--levels: .* accepted: depth=20,56"):
         whole.restricted_to({"depth": ("110",)}, None)
 
 

@@ -57,7 +57,7 @@ class Searched(Submitted):
         return chosen
 
 
-PER_CELL = ("--per-cell", "--search", "lr", "--sampler", "random", "--set", "epochs=8", "--seeds", "1")
+PER_CELL = ("--per-cell", "--space", "lr", "--sampler", "random", "--set", "epochs=8", "--seeds", "1")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_more_trials_go_on_where_the_search_ended_or_was_killed(first: Searched,
 
 
 def test_a_population_branches_without_training_twice(cluster: str, home: Path) -> None:
-    found = Searched(home, "--search", "lr", "--scheduler", "pbt", "--trials", "4", "--set", "epochs=5", "--seeds", "1")
+    found = Searched(home, "--space", "lr", "--scheduler", "pbt", "--trials", "4", "--set", "epochs=5", "--seeds", "1")
     assert found.code == 0
     assert sum(not each.trial.branch for each in found.past) == 4
     branches = [each for each in found.past if each.trial.branch]

@@ -14,7 +14,7 @@ from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.fields import reject
 from tests.helpers.submission import searched
 
-PER_CELL = ("--per-cell", "--search", "lr", "--sampler", "random", "--scheduler", "none")
+PER_CELL = ("--per-cell", "--space", "lr", "--sampler", "random", "--scheduler", "none")
 
 
 def entry(outcome: str, error: float) -> RunRecord:
@@ -124,7 +124,7 @@ def test_a_run_that_another_study_is_at_is_left_to_it(plan: SearchPlan) -> None:
 
 
 def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = searched("--search", "lr", "--trials", "3")
+    plan = searched("--space", "lr", "--trials", "3")
 
     def refuse(self: SearchPlan, cell: object, trial: SearchTrial) -> Run:
         raise reject("optim.lr", trial.values["optim.lr"], "not on a Sunday")
@@ -139,7 +139,7 @@ def test_a_search_of_what_hardly_exists_gives_up_and_says_why(monkeypatch: pytes
 
 
 def test_of_two_objectives_the_cost_of_a_trial_is_told_too() -> None:
-    plan = searched("--search", "lr", "--against", "flops", "--trials", "4")
+    plan = searched("--space", "lr", "--objective", "flops", "--trials", "4")
     searches = SearchState(plan, (), nothing)
     assert len(trained(searches, lr_of)) == 4
     (chosen,) = searches.choices().values()
@@ -148,7 +148,7 @@ def test_of_two_objectives_the_cost_of_a_trial_is_told_too() -> None:
 
 def test_trials_of_another_length_are_compared_at_the_same_share_of_it() -> None:
     plan = searched(
-        "--search", "lr", "global_batch_size=16,32", "--set", "optim.iterations=30", "--scheduler", "asha", "--trials", "9"
+        "--space", "lr", "global_batch_size=16,32", "--set", "optim.iterations=30", "--scheduler", "asha", "--trials", "9"
     )
     searches = SearchState(plan, (), nothing)
     whole = {16: 5, 32: 10}  # 96 images to train
@@ -167,7 +167,7 @@ def test_trials_of_another_length_are_compared_at_the_same_share_of_it() -> None
 
 
 def test_where_nothing_ends_early_what_was_ended_goes_on() -> None:
-    plan = searched("--search", "lr", "--trials", "2", "--scheduler", "none")
+    plan = searched("--space", "lr", "--trials", "2", "--scheduler", "none")
     searches = SearchState(plan, [past("", 0, 0.1, outcome="pruned"), past("", 1, 0.2)], nothing)
     assert not searches.finished
     assert searches.ended == 1
@@ -176,7 +176,7 @@ def test_where_nothing_ends_early_what_was_ended_goes_on() -> None:
 
 
 def test_a_narrower_space_counts_none_of_the_trials_outside(plan: SearchPlan) -> None:
-    narrow = searched("--search", "lr=0.01..0.1", "--sampler", "random", "--scheduler", "none", "--trials", "3")
+    narrow = searched("--space", "lr=0.01..0.1", "--sampler", "random", "--scheduler", "none", "--trials", "3")
     searches = SearchState(narrow, [past("", number, 0.5) for number in range(3)], nothing)
     assert (searches.outside, searches.ended, searches.share) == (3, 0, 0)
     assert [run.trial.number for run in trained(searches, lr_of) if run.trial] == [3, 4, 5]

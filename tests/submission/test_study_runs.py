@@ -15,7 +15,7 @@ from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable
 from resnet_core import ConfigError, fit, load_dataset
-from resnet_core.model import ResNet
+from resnet_core.model.network import ResNet
 from tests.helpers.submission import STUDY, Killer, Submitted, planned
 from tests.helpers.training_runs import weights_differ
 
@@ -94,7 +94,7 @@ def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -
         for j in range(8):
             Image.new("RGB", (50, 40), (20 * j, 60 * i, 9)).save(home / split / label / f"{j}.jpg")
     data = ["data.name=imagefolder", f"data.root={home}", "data.stream=true", "data.image_size=16", "data.scale=18,24"]
-    others = ["data.colour=true", "global_batch_size=8", "data.extra_tests=multi_scale"]
+    others = ["data.color_augmentation=true", "global_batch_size=8", "data.extra_tests=multi_scale"]
     streamed = Submitted(home, "--levels", "shortcut=A", "--set", *data, *others)
     assert streamed.entry().outcome == "completed", streamed.entry().tags.get("message")
     assert {"data_wait_seconds", "test/multi_scale_error"} <= streamed.entry().metrics.keys()

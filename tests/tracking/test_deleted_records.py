@@ -101,7 +101,7 @@ def said_between(text: str, before: str, after: str) -> str:
 
 
 def parsed(plan: Plan, client: MlflowClient, *more: str) -> request.Options:
-    return options.parse(plan.study, ["--tracking-uri", client.tracking_uri, *more])
+    return options.parse_options(plan.study, ["--tracking-uri", client.tracking_uri, *more])
 
 
 @pytest.mark.parametrize("way", ["restore", "remove"])

@@ -262,7 +262,7 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
         publish(client, run_id, *arguments, **named)
 
     monkeypatch.setattr(bundle, "publish", taken_over)
-    asked = options.parse(trained.study, ["--tracking-uri", client.tracking_uri])
+    asked = options.parse_options(trained.study, ["--tracking-uri", client.tracking_uri])
     assert study_submission.run_study(trained, asked) == 1
     assert held == [True]
     parent = parent_of(client, trained)
@@ -286,7 +286,7 @@ def test_a_study_without_a_table_does_not_seem_to_run(
         raise MlflowException("a signal, as a library may report it")
 
     monkeypatch.setattr(results, "gather", interrupted)
-    assert study_submission.run_study(trained, options.parse(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
+    assert study_submission.run_study(trained, options.parse_options(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
     assert "There is no table: " in capsys.readouterr().out
     assert parent_of(client, trained).info.status == "KILLED"
 

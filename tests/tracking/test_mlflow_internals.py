@@ -136,13 +136,13 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of a database that holds the server's administrator, whose password is `old`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.delenv(mlflow_server.PASSWORD, raising=False)
+    monkeypatch.delenv(mlflow_server.PASSWORD_VARIABLE, raising=False)
     mlflow_server._environment()
     monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "mlflow" / "server.ini"))
     store = mlflow_internals.USER_STORE.load()()
     uri = f"sqlite:///{tmp_path}/mlflow/users.db"
     store.init_db(uri)
-    store.create_user(mlflow_server.ADMIN, "the old password", is_admin=True)
+    store.create_user(mlflow_server.ADMIN_USER, "the old password", is_admin=True)
     (tmp_path / "mlflow" / "password").write_text("the old password")
     return uri
 
@@ -150,12 +150,12 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def has_password(users: str, password: str) -> bool:
     store = mlflow_internals.USER_STORE.load()()
     store.init_db(users)
-    return bool(store.authenticate_user(mlflow_server.ADMIN, password))
+    return bool(store.authenticate_user(mlflow_server.ADMIN_USER, password))
 
 
 def test_a_password_is_changed(users: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(mlflow_server.PASSWORD, "another password")
-    assert mlflow_server._environment()[mlflow_server.PASSWORD] == "another password"
+    monkeypatch.setenv(mlflow_server.PASSWORD_VARIABLE, "another password")
+    assert mlflow_server._environment()[mlflow_server.PASSWORD_VARIABLE] == "another password"
     assert has_password(users, "another password")
 
 
@@ -164,10 +164,10 @@ def test_a_password_is_changed(users: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_password_that_cannot_be_changed_stays(
     users: str, part: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(mlflow_server.PASSWORD, "another password")
+    monkeypatch.setenv(mlflow_server.PASSWORD_VARIABLE, "another password")
     with monkeypatch.context() as changed:
         change(part, how, changed)
-        assert mlflow_server._environment()[mlflow_server.PASSWORD] == "the old password"
+        assert mlflow_server._environment()[mlflow_server.PASSWORD_VARIABLE] == "the old password"
         (line,) = warnings(caplog)
         assert "the administrator's password cannot be changed" in line
         (tmp_path / "mlflow" / "password").unlink()

@@ -366,7 +366,7 @@ class Submitted:
 
     def __init__(self, uri: str, name: str, *arguments: str) -> None:
         study = Study(name=name, question="Does it run?", factors={"shortcut": ("none", "A")}, baseline={}, seeds=1, preset="smoke")
-        chosen = options.parse(study, ["--tracking-uri", uri, *arguments])
+        chosen = options.parse_options(study, ["--tracking-uri", uri, *arguments])
         self.plan = make_plan(study, chosen.request, cache=paths.data_cache())
         self.code = study_submission.run_study(self.plan, chosen)
 

@@ -458,7 +458,7 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):
-        study_submission.run_study(plan, options.parse(plan.study, uri))
+        study_submission.run_study(plan, options.parse_options(plan.study, uri))
     assert not left
 
 

@@ -26,7 +26,7 @@ from ablations.engine.trial.job import Job
 from ablations.engine.trial.worker import train_epochs
 from resnet_core import RunSpec, build_model, fit, override, preset
 from resnet_core.overrides import from_flat
-from resnet_core.training import init_state
+from resnet_core.training.loop import init_state
 from tests.helpers.checkpoints import epoch_of, small_disk, state
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import make_job

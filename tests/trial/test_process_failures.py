@@ -344,7 +344,7 @@ def tracking_uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(tracking_uri: str, nodes: Nodes, tmp_path: Path) -> None:
     chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", "optim.epochs=200"]
     where = ["--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
-    plan = make_plan(STUDY, options.parse(STUDY, chosen).request, cache=paths.data_cache())
+    plan = make_plan(STUDY, options.parse_options(STUDY, chosen).request, cache=paths.data_cache())
     environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
     command = [sys.executable, "ablations/shortcuts.py", *chosen, *where]
     pipe, before = subprocess.PIPE, nodes.words()
@@ -414,13 +414,13 @@ print("still here")
 
 
 def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
-    spec = smoke_spec(optim__epochs=1, optim__bn_statistics="averaged", data__extra_tests="ten_crop")
+    spec = smoke_spec(optim__epochs=1, optim__bn_recalibration=True, data__extra_tests="ten_crop")
     signs: list[None] = []
-    list(fit(spec, alive=lambda: signs.append(None)))
+    list(fit(spec, heartbeat=lambda: signs.append(None)))
     assert len(signs) == 4 + 4 + 1 + 10  # four batches to train, and again for BatchNorm; one to test, and ten views of it
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "1e12"])
 def test_a_timeout_that_never_or_always_strikes_is_refused(seconds: str) -> None:
     with pytest.raises(ConfigError, match="--hang-timeout"):
-        options.parse(STUDY, [f"--hang-timeout={seconds}"])
+        options.parse_options(STUDY, [f"--hang-timeout={seconds}"])

@@ -50,7 +50,7 @@ class Evidence:
     """A row for every epoch of completed runs: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVES`: errors in percent,
     seconds of the epoch."""
     probes: pd.DataFrame
-    """The columns of `resnet_core.probes.Row`, with `cell` and `seed`; no rows where nothing was probed."""
+    """The columns of `resnet_core.training.probes.Row`, with `cell` and `seed`; no rows where nothing was probed."""
     trials: pd.DataFrame | None = None
     """Of a search, a row for each trial: `cell` (label of a `SearchCell`), `number` (from 0, within the cell), `run_id`, `outcome`
     (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (of training so far, without

@@ -242,7 +242,7 @@ class SearchFindings:
 class Findings:
     """All that the analysis has to say about a study."""
 
-    scored_on: str
+    evaluation_split: str
     cells: tuple[CellFinding, ...]
     """In the design's order."""
     comparisons: tuple[Comparison, ...]

@@ -20,7 +20,8 @@ _report_unraisable = sys.unraisablehook
 def is_imported_by_program() -> bool:
     """Return whether the calling module is imported by the file that Python executes, rather than by a library or interactively."""
     frame: FrameType | None = sys._getframe(2)
-    while frame and "importlib" in frame.f_code.co_filename:
+    # A package's `__getattr__` imports what the program's `from package import name` asks for.
+    while frame and ("importlib" in frame.f_code.co_filename or frame.f_code.co_name == "__getattr__"):
         frame = frame.f_back
     return frame is not None and frame.f_globals["__name__"] == "__main__" and "__file__" in frame.f_globals
 

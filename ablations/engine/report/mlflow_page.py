@@ -39,7 +39,7 @@ def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findin
     text = description(design, findings, experiment_id, run_id, charted=here)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
-    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.evaluation_split}/error")
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
     for name, value in (view or {}).items():
         client.set_experiment_tag(experiment_id, name, value)
@@ -50,7 +50,9 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
     metrics: dict[str, float | None] = {}
     for cell in findings.cells:
         values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
-        metrics |= {f"{findings.scored_on}_error_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()}
+        metrics |= {
+            f"{findings.evaluation_split}_error_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()
+        }
     for comparison in findings.comparisons:
         difference = comparison.difference
         values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.p_adjusted}
@@ -82,7 +84,7 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     completed = sum(cell.error.n for cell in findings.cells)
     some = f" ({charted} of {completed} runs; the others are in the experiments of the studies that trained them)"
     lines += ["", f"[Report]({report})" + (f" · [charts of cells]({charts})" + some * (charted < completed) if charted else "")]
-    lines += ["", f"| cell | {findings.scored_on} error % | n |", "| --- | ---: | ---: |"]
+    lines += ["", f"| cell | {findings.evaluation_split} error % | n |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:MAX_TABLE_ROWS]:
         lines.append(
             f"| {tables.escape_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.completed_of_planned(cell)} |"
@@ -101,7 +103,7 @@ def view_filter(evidence: Evidence, run_id: str) -> str:
 
 def view_tag(evidence: Evidence, run_id: str) -> dict[str, str] | None:
     """Return the experiment tag of a view that averages each cell's runs over its seeds; None if this MLflow has no such views."""
-    scored = f"{evidence.design.scored_on}/error"
+    scored = f"{evidence.design.evaluation_split}/error"
     columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
     columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
     return mlflow_internals.shared_view_tag(
@@ -110,6 +112,6 @@ def view_tag(evidence: Evidence, run_id: str) -> dict[str, str] | None:
         columns=columns,
         group_by_tag="cell",
         title="Cells",
-        lines=[scored, "train/error", f"{evidence.design.scored_on}/loss"],
+        lines=[scored, "train/error", f"{evidence.design.evaluation_split}/loss"],
         bars=[scored, "train_seconds", "parameters"],
     )

@@ -22,7 +22,7 @@ FIELDS_COMPARED_SEPARATELY = {
 """Fields of data and optimiser that are not compared one by one."""
 MODEL_TRAINING_FIELDS = ("model.bn_momentum", "model.zero_init_residual")
 """Fields of the network that are how it is trained, not what it is."""
-PAPER_VALUES = {"optim.velocity": "updates", "optim.bn_statistics": "averaged", "data.normalise": "pixel"}
+PAPER_VALUES = {"optim.momentum_form": "caffe", "optim.bn_recalibration": True, "data.normalize": "pixel"}
 """The paper's own values where presets have PyTorch's: neither is a difference."""
 MIN_WARMUP_DEPTH_LAYERS = 110
 """Layers from which on the paper warms up, for about 400 of 64,000 steps (section 4.2). Here, none passes too."""
@@ -114,7 +114,7 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
     """The cell's error by a protocol of several views; None where it was not measured."""
     from ablations.engine.analysis.inference import estimate_means
 
-    column = f"{evidence.design.scored_on}/{METRIC_PREFIXES.get(protocol)}_error"
+    column = f"{evidence.design.evaluation_split}/{METRIC_PREFIXES.get(protocol)}_error"
     if column not in evidence.runs:
         return None
     runs = evidence.runs[(evidence.runs["cell"] == cell.label) & (evidence.runs["outcome"] == "completed")]
@@ -123,7 +123,7 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
 
 
 def _testing_differences(design: Design) -> Iterator[str]:
-    if design.scored_on != "test":
+    if design.evaluation_split != "test":
         yield "scored on images held out of the training set, not on the test set"
 
 

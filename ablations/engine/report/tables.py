@@ -78,7 +78,7 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
     Errors in percent, differences in points, costs of one run; `multiply_adds` of one image's forward pass.
     """
     by_cell = comparisons_by_cell(findings)
-    scored = findings.scored_on
+    scored = findings.evaluation_split
     table = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
@@ -162,7 +162,7 @@ def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], 
             "s / run": number(cell.seconds, 1),
         }
         lines.append([*map(printable, cell.levels.values()), *(shown[column] for column in columns)])
-    return [*map(printable, _factor_names(findings)), f"{findings.scored_on} {columns[0]}", *columns[1:]], lines
+    return [*map(printable, _factor_names(findings)), f"{findings.evaluation_split} {columns[0]}", *columns[1:]], lines
 
 
 def _factor_names(findings: Findings) -> Iterable[str]:
@@ -171,8 +171,8 @@ def _factor_names(findings: Findings) -> Iterable[str]:
 
 def _legend(findings: Findings) -> str:
     return (
-        f"{findings.scored_on.capitalize()} error in the final epoch, mean ± standard deviation over n seeds. Differences to the "
-        "baseline are paired by seed, in percentage points, with 95 % t intervals; p is corrected for their number (Holm)."
+        f"{findings.evaluation_split.capitalize()} error in the final epoch, mean ± standard deviation over n seeds. Differences "
+        "to the baseline are paired by seed, in percentage points, with 95 % t intervals; p is corrected for their number (Holm)."
     )
 
 

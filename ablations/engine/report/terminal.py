@@ -91,7 +91,7 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     """Mean ± std of the final errors over seeds, differences to the baseline, and what that answers."""
     notes = any(cell.problems for cell in findings.cells)
     compared = tables.comparisons_by_cell(findings)
-    columns = [f"{design.scored_on} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
+    columns = [f"{design.evaluation_split} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
     columns += ["parameters", "s / run", *(["note"] if notes else [])]
     optional = ("s / run", "parameters", "train error %", "note", "p (Holm)", "difference [95 %]", "n")
     table = FittedTable(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")

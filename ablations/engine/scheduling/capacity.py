@@ -158,7 +158,7 @@ def is_own_node_lost() -> bool:
 
 
 def starts_local_ray() -> bool:
-    """Return whether Ray would start on this machine, because `local_service.adopt` has found no cluster to join."""
+    """Return whether Ray would start on this machine, because `local_service.select_ray_cluster` has found no cluster to join."""
     import ray
 
     return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") in ("", "local")

@@ -247,13 +247,8 @@ class Optimizer:
 
     @property
     def _budget_used_up(self) -> bool:
-        trials, seconds = self.budget_spent
-        max_trials, max_seconds = self._settings.trials, self._settings.seconds
-        return (
-            self._exhausted
-            or (max_trials is not None and trials >= max_trials)
-            or (max_seconds is not None and seconds >= max_seconds)
-        )
+        spent, budget = self.budget_spent, (self._settings.trials, self._settings.seconds)
+        return self._exhausted or any(limit is not None and used >= limit for used, limit in zip(spent, budget, strict=True))
 
     def _is_branch(self, number: int) -> bool:
         return 0 < self._size <= number

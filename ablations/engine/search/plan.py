@@ -206,7 +206,7 @@ def draft_search(
     for cell, spec in drafted.specs.items():
         found |= check_space(spaces[cell], spec)
     for name in asked.keys() - found.keys():
-        raise reject("--search", name, f"the space suggests it under other values only; accepted: choices, {name}=A,B")
+        raise reject("--space", name, f"the space suggests it under other values only; accepted: choices, {name}=A,B")
     return replace(drafted, searched=(*found, "optim.changes", "data.validation")), spaces, found
 
 
@@ -276,7 +276,7 @@ def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
     scheduler = search.scheduler or ("none" if search.objective else "asha")
     sampler = search.sampler or ("random" if scheduler == "pbt" else "tpe")
     if search.objective not in (None, *OBJECTIVES):
-        raise reject("--against", search.objective, f"accepted: {', '.join(OBJECTIVES)}")
+        raise reject("--objective", search.objective, f"accepted: {', '.join(OBJECTIVES)}")
     if scheduler == "pbt" and drafted.base.optim.iterations:
         raise reject(
             "--scheduler", "pbt", "changes a training after some epochs, and this one counts steps; accepted: --set optim.epochs=N"

@@ -29,7 +29,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces every 
 
 
 def parse_space(texts: Sequence[str]) -> dict[str, Dimension | None]:
-    """What `--search` names, by dotted field: `lr` (None: as the study's space has it), `lr=0.001..1:log`, `width=8,16,24`.
+    """What `--space` names, by dotted field: `lr` (None: as the study's space has it), `lr=0.001..1:log`, `width=8,16,24`.
 
     Raises:
         ConfigError: no such field, a field named twice, or no range or choices that the field accepts.
@@ -39,7 +39,7 @@ def parse_space(texts: Sequence[str]) -> dict[str, Dimension | None]:
         name, equals, given = text.partition("=")
         field = field_name(name)
         if field in fields:
-            raise reject("--search", text, "is named twice")
+            raise reject("--space", text, "is named twice")
         fields[field] = _dimension(text, field, given) if equals else None
     return fields
 
@@ -58,10 +58,10 @@ def restrict_space(space: Space | None, fields: Mapping[str, Dimension | None], 
     known = list(_distributions(sample_space(space))) if space else []
     for name, dimension in fields.items():
         if name in fixed:
-            raise reject("--search", name, "may not be searched: it is given, a factor, or the same in all trials")
+            raise reject("--space", name, "may not be searched: it is given, a factor, or the same in all trials")
         if dimension is None and name not in known:
             others = f"accepted: {', '.join(known)}; " if known else ""
-            raise reject("--search", name, f"{others}another field needs a range or choices: {name}=LOW..HIGH or {name}=A,B")
+            raise reject("--space", name, f"{others}another field needs a range or choices: {name}=LOW..HIGH or {name}=A,B")
     values = default.flat()
 
     def composed(trial: Any) -> None:
@@ -84,10 +84,10 @@ def check_space(space: Space, default: RunSpec) -> dict[str, dict[str, Any]]:
     trials = sample_space(space)
     distributions = _distributions(trials)
     if not distributions:
-        raise ConfigError("--search: the space suggests nothing; accepted: FIELD=LOW..HIGH or FIELD=A,B")
+        raise ConfigError("--space: the space suggests nothing; accepted: FIELD=LOW..HIGH or FIELD=A,B")
     refusals = [_refusal(default, field_values(trial.params)) for trial in trials]
     if all(refusals):
-        raise ConfigError(f"--search: no configuration of the space exists, the last one because {refusals[-1]}")
+        raise ConfigError(f"--space: no configuration of the space exists, the last one because {refusals[-1]}")
     return {name: _union(name, found) for name, found in distributions.items()}
 
 
@@ -193,9 +193,9 @@ def _dimension(text: str, field: str, given: str) -> Dimension:
         return _range(text, field, given)
     choices = [convert(field, choice) for choice in given.split(",")]
     if any(isinstance(choice, tuple) for choice in choices):
-        raise reject("--search", text, "lists can be searched in a study's space only")
+        raise reject("--space", text, "lists can be searched in a study's space only")
     if len(choices) < 2 or len(set(choices)) < len(choices):
-        raise reject("--search", text, f"accepted: two or more different values, {field}=A,B, or a range, {field}=LOW..HIGH")
+        raise reject("--space", text, f"accepted: two or more different values, {field}=A,B, or a range, {field}=LOW..HIGH")
     return CategoricalDistribution(choices)
 
 
@@ -203,9 +203,9 @@ def _range(text: str, field: str, given: str) -> Dimension:
     ends, _, scale = given.partition(":")
     low, high = (convert(field, end) for end in ends.split("..", maxsplit=1))
     if type(low) not in (int, float) or type(high) is not type(low):
-        raise reject("--search", text, f"{field} is no number; accepted: choices, {field}=A,B")
+        raise reject("--space", text, f"{field} is no number; accepted: choices, {field}=A,B")
     if scale not in ("", "log") or not (math.isfinite(high - low) and low < high) or (scale and low <= 0):
-        raise reject("--search", text, "accepted: LOW..HIGH, rising and finite, or LOW..HIGH:log with LOW above 0")
+        raise reject("--space", text, "accepted: LOW..HIGH, rising and finite, or LOW..HIGH:log with LOW above 0")
     kind = IntDistribution if type(low) is int else FloatDistribution
     return kind(low, high, log=bool(scale))
 

@@ -23,15 +23,15 @@ LOGGED = "model"
 
 
 class PixelsToScores(nn.Module):
-    """A network behind its data set's normalisation: images (N, C, H, W) of 0 to 255 in, scores (N, classes) out."""
+    """A network behind its data set's normalization: images (N, C, H, W) of 0 to 255 in, scores (N, classes) out."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, dataset: Dataset, normalise: str) -> None:
+    def __init__(self, net: nn.Module, dataset: Dataset, normalize: str) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalise)).unsqueeze(0))
+        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalize)).unsqueeze(0))
         self.register_buffer("std", torch.tensor(dataset.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,10 +76,10 @@ def _log_network(client: MlflowClient, plan: Plan, run: Run, entry: RunRecord, c
 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:
-    """Return a run's network behind the normalisation that it was trained with, which is that of its own training images."""
+    """Return a run's network behind the normalization that it was trained with, which is that of its own training images."""
     net = build_model(run.spec.model)
     net.load_state_dict(weights)
-    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalise).eval()
+    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalize).eval()
 
 
 def _log(client: MlflowClient, run: Run, entry: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:

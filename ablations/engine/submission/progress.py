@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
         self.console, self.plan, self.todo = console, plan, todo
-        self.scored_on = plan.base.data.scored_on
+        self.evaluation_split = plan.base.data.evaluation_split
         self.total: int | None = len(todo)
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
@@ -67,8 +67,8 @@ class Progress:
         with self._lock:
             _, metrics = self.running.pop(run.fingerprint, (run, {}))
             self.outcomes[run.fingerprint] = outcome
-        error = metrics.get(f"{self.scored_on}/error")
-        result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
+        error = metrics.get(f"{self.evaluation_split}/error")
+        result = message if outcome != "completed" or error is None else f"{self.evaluation_split} error {error:.2f} %"
         print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
         self.heard = time.monotonic()
 
@@ -128,7 +128,7 @@ class Progress:
         return Text(" · ".join([*parts, self._eta()]))
 
     def _render(self) -> RenderableType:
-        errors = ("train/error", f"{self.scored_on}/error")
+        errors = ("train/error", f"{self.evaluation_split}/error")
         columns = ("epoch", *(name.replace("/", " ") for name in errors))
         table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:

@@ -88,7 +88,9 @@ def replay(request: ReplayRequest) -> int:
     except KeyboardInterrupt:
         print_line(console, "interrupted: nothing is left of this replay")
         return 1
-    same, lines = compare_trainings(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
+    same, lines = compare_trainings(
+        recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.evaluation_split}/error"
+    )
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
     for line in (*lines, environment_changes({**tags, "git.commit": _commit(tags)}, here)):
@@ -133,7 +135,7 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        seeds = replicate_errors(client, run, f"{spec.data.scored_on}/error")
+        seeds = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
     except MlflowException as error:
         raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
@@ -142,7 +144,7 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
 
 def read_spec(run: MlflowRun) -> RunSpec:
     """What a run was told to train; raises ConfigError if that is nothing to this code, or not what its fingerprint stands for."""
-    tags, defaults, texts = run.data.tags, RunSpec().flat(), dict(run.data.params)
+    tags, defaults, texts = run.data.tags, RunSpec().flat(), run_queries.current_params(run)
     for name in texts:
         if isinstance(defaults.get(name), tuple):  # as Python writes it: ('responses',)
             texts[name] = texts[name].replace("'", "")
@@ -158,7 +160,7 @@ def read_spec(run: MlflowRun) -> RunSpec:
 
 def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What is compared of each epoch."""
-    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.scored_on) for quantity in ("loss", "error"))
+    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.evaluation_split) for quantity in ("loss", "error"))
 
 
 def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
@@ -176,7 +178,7 @@ def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple
 
 def _all_but_seed(run: MlflowRun) -> dict[str, str]:
     left_out = ("seed", *NOT_IDENTITY, *IN_DATA_VERSION)
-    return {name: text for name, text in run.data.params.items() if name not in left_out}
+    return {name: text for name, text in run_queries.current_params(run).items() if name not in left_out}
 
 
 def _dataset(recorded: RecordedRun, *, download: bool) -> Dataset:
@@ -193,7 +195,7 @@ class _Listener:
 
     def __init__(self, console: Console, recorded: RecordedRun, dataset: Dataset) -> None:
         spec = recorded.spec
-        self.console, self.names, self.scored_on = console, compared_metrics(spec), spec.data.scored_on
+        self.console, self.names, self.evaluation_split = console, compared_metrics(spec), spec.data.evaluation_split
         self.total_epochs = spec.optim.total_epochs(len(dataset.train.labels))
         self.epochs: dict[int, dict[str, float]] = {}
         self.training = Training("", self.epochs)
@@ -213,7 +215,9 @@ class _Listener:
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
             if time.monotonic() > self.said + PROGRESS_INTERVAL_SECONDS:
-                errors = ", ".join(f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.scored_on))
+                errors = ", ".join(
+                    f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.evaluation_split)
+                )
                 print_line(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
                 self.said = time.monotonic()
 

@@ -140,7 +140,7 @@ class SearchState:
             self.optimisers[cell].reject_suggestion(suggestion.number)
             self._refused[cell] += 1
             if self._refused[cell] >= MAX_REFUSED:
-                message = f"--search: {MAX_REFUSED} configurations in a row do not exist, the last because {error}"
+                message = f"--space: {MAX_REFUSED} configurations in a row do not exist, the last because {error}"
                 self.errors[cell] = ConfigError(message)
             return None
 

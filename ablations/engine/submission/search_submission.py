@@ -134,7 +134,7 @@ class SearchProgress(progress.Progress):
 
     def __init__(self, console: Console, plan: SearchPlan, searches: SearchState) -> None:
         super().__init__(console, plan, ())
-        self.scored_on = "validation"
+        self.evaluation_split = "validation"
         self.searches, self.total, self.began_at = searches, plan.max_trials, searches.share
         self.reused = 0
 

@@ -138,7 +138,7 @@ class Submission:
         # First held, then looked up: what another study ends in between is found done.
         elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
         if elsewhere and options.rerun:
-            raise reject("--fresh", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
+            raise reject("--rerun", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
         known = run_queries.find_plan_runs(self.client, plan)
         self.done = {} if options.rerun else run_queries.with_result(known)
         missing = [run for run in plan.runs if run.fingerprint not in self.done]
@@ -184,7 +184,7 @@ class Submission:
             print_line(
                 self.console,
                 f"{others} of {counted(len(self.done), 'run')} done {'was' if others == 1 else 'were'} trained by other sources of "
-                f"resnet_core. The training version is the same, {TRAINING_VERSION}, and that counts; --fresh trains all again.",
+                f"resnet_core. The training version is the same, {TRAINING_VERSION}, and that counts; --rerun trains all again.",
             )
 
     def _log_design(self) -> None:
@@ -361,7 +361,7 @@ def prepare_cluster(plan: Plan, options: Options) -> "RunResources":
     connection.check_reachable("--storage", options.storage)
     connection.check_reachable("--tracking-uri", options.tracking_uri.removeprefix("sqlite:///"))
     make_storage(options.storage)
-    preflight.examine(options.storage)
+    preflight.check_nodes(options.storage)
     return taken
 
 
@@ -394,5 +394,5 @@ def job_of(run: Run, data_version: str, generation: int, options: Options) -> Jo
 
 
 def checkpoint_folder(fingerprint: str, generation: int) -> str:
-    """Name of the folder of a run's checkpoints; `--fresh` starts another one."""
+    """Name of the folder of a run's checkpoints; `--rerun` starts another one."""
     return fingerprint if generation == 1 else f"{fingerprint}-{generation}"

@@ -34,7 +34,9 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
         if design.search
         else (None, None)
     )
-    return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design), *searched)
+    return Evidence(
+        design, runs, _curves(client, completed, design.evaluation_split), _probes(client, completed, design), *searched
+    )
 
 
 def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunReco
     row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITION_COLUMNS, "")}
     row |= dict.fromkeys(("error", *RESULT_METRICS), math.nan)
     if record:
-        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULT_METRICS.items()}}
+        names = {f"{design.evaluation_split}/error": "error", **{metric: name for name, metric in RESULT_METRICS.items()}}
         row |= {name: record.tags.get(name, "") for name in CONDITION_COLUMNS} | {"precision": record.params.get("precision", "")}
         running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
         row |= {"run_id": record.run_id, "outcome": "running" if running else record.outcome or record.status.lower()}
@@ -53,9 +55,9 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunReco
     return row
 
 
-def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scored_on: str) -> pd.DataFrame:
+def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], evaluation_split: str) -> pd.DataFrame:
     """Return `Evidence.curves` of completed runs, given as cell and seed by run ID."""
-    names = {"train/error": "train_error", f"{scored_on}/error": "error", "epoch_seconds": "epoch_seconds"}
+    names = {"train/error": "train_error", f"{evaluation_split}/error": "error", "epoch_seconds": "epoch_seconds"}
     long = run_queries.metric_histories(client, list(completed), list(names))
     curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
     cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])

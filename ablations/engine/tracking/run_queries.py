@@ -21,6 +21,7 @@ from ablations.engine.tracking.mlflow_errors import check_experiment
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
+from resnet_core.renamed_fields import current_fields
 
 PAGE_SIZE = 1000
 """Runs in one page of a search."""
@@ -141,7 +142,7 @@ def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[Co
             metrics, tags = run.data.metrics, run.data.tags
             if "train_seconds" in metrics:
                 yield CompletedRun(
-                    spec=run.data.params,
+                    spec=current_params(run),
                     train_images=images,
                     seconds=metrics["train_seconds"],
                     device=tags.get("device", ""),
@@ -172,7 +173,7 @@ def find_design(
     wanted = {name: str(value) for name, value in shared.items()}
     defaults = {name: str(value) for name, value in RunSpec().flat().items()}
     for run in runs:
-        params = run.data.params
+        params = current_params(run)
         # A study that was submitted before a field existed has the field's default.
         same = all(params.get(name, defaults.get(name)) == value for name, value in wanted.items())
         if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
@@ -233,4 +234,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def run_record(run: MlflowRun) -> RunRecord:
     """Return a run of MLflow's client as a plain record."""
-    return RunRecord(run.info.run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.params, run.data.metrics)
+    info, tags, metrics = run.info, run.data.tags, run.data.metrics
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics)
+
+
+def current_params(run: MlflowRun) -> dict[str, str]:
+    """Return the parameters of a run, under the current names and values of renamed fields."""
+    return {name: str(value) for name, value in current_fields(run.data.params).items()}

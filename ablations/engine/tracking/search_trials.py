@@ -14,6 +14,7 @@ from ablations.engine.study.design import SearchDesign
 from ablations.engine.study.plan import Run, SearchTrial
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.run_queries import RunRecord
+from resnet_core.renamed_fields import current_fields
 
 METRICS = {"validation/error": "error", "validation/loss": "loss", "epoch_seconds": "seconds"}
 UNFINISHED_OUTCOMES = ("running", "stopped", "killed", "failed", "oom")
@@ -109,7 +110,7 @@ def _epochs(client: MlflowClient, records: Sequence[RunRecord]) -> dict[str, dic
 
 def _past(tag: str, record: RunRecord, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
     branch = tuple(said["branch"]) if said["branch"] else None
-    trial = SearchTrial(number=said["number"], tag=tag, values=said["values"], branch=branch)
+    trial = SearchTrial(number=said["number"], tag=tag, values=current_fields(said["values"]), branch=branch)
     whole = {epoch: values for epoch, values in sorted(epochs.items()) if len(values) == len(METRICS)}
     return PastTrial(cell=said["cell"], trial=trial, record=record, epochs=whole)
 

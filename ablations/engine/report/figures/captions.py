@@ -36,7 +36,7 @@ def caption(name: str, evidence: Evidence, findings: Findings) -> Caption:
 
 def _curves(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     style_map = make_style_map(evidence)
-    on = findings.scored_on
+    on = findings.evaluation_split
     text = (
         f"{on} error after each epoch."
         if style_map.crowded
@@ -59,13 +59,14 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         f"{cells[-1].error.mean:.2f} % at {cells[-1].levels[factor]}"
         for name, cells in lines.items()
     ]
-    text = f"Error in the final epoch: dashed in training, solid on {findings.scored_on} images. {_marks_text(evidence, findings)}"
+    on = f"dashed in training, solid on {findings.evaluation_split} images"
+    text = f"Error in the final epoch: {on}. {_marks_text(evidence, findings)}"
     more = (
         f" {MAX_STYLED_LINES} of {len(lines)} lines, those with the lowest errors, are told apart."
         if len(lines) > MAX_STYLED_LINES
         else ""
     )
-    return f"Error by {factor}", text + more, f"Mean {findings.scored_on} error, {_list_or_ends(said)}."
+    return f"Error by {factor}", text + more, f"Mean {findings.evaluation_split} error, {_list_or_ends(said)}."
 
 
 def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
@@ -74,7 +75,7 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     by_size = sorted(findings.comparisons, key=lambda each: -abs(each.difference.mean or 0))
     certain = sum(each.difference.significant for each in findings.comparisons)
     text = (
-        f"Difference in {findings.scored_on} error to {baseline_levels(findings)}, seed by seed, with 95 % intervals; "
+        f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)}, seed by seed, with 95 % intervals; "
         "left is better. "
         "Filled marks differ from zero with all comparisons considered, hollow ones may not."
     )
@@ -115,8 +116,8 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
 def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     bands = len(make_style_map(evidence).styles) <= MAX_LINES_WITH_BANDS
     text = (
-        f"{findings.scored_on} error against epochs, multiply-adds (three forward passes for every image of every epoch) and time. "
-        f"{_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
+        f"{findings.evaluation_split} error against epochs, multiply-adds (three forward passes for every image of every epoch) "
+        f"and time. {_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
     )
     seconds = [cell.seconds for cell in findings.cells if cell.seconds is not None]
     took = f" A run took from {min(seconds):.3g} to {max(seconds):.3g} seconds." if seconds else ""
@@ -270,7 +271,7 @@ def _gray_text(evidence: Evidence) -> str:
 def _errors_text(findings: Findings, evidence: Evidence) -> str:
     cells = sorted((cell for cell in findings.cells if cell.error.n), key=lambda cell: cell.error.mean or 0)
     said = [f"{short_name(evidence.design, cell.levels) or cell.label} {cell.error.mean:.2f} %" for cell in cells]
-    return f"In the final epoch, mean {findings.scored_on} error: {_list_or_ends(said)}."
+    return f"In the final epoch, mean {findings.evaluation_split} error: {_list_or_ends(said)}."
 
 
 def _medians_text(evidence: Evidence, probe: str, quantity: str) -> str:

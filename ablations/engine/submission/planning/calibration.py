@@ -92,9 +92,9 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     """A training step on random images; it ends when the device has done it."""
     import torch
 
-    from resnet_core.arithmetic import arithmetic
-    from resnet_core.steps import make_step
-    from resnet_core.training import init_state, train_epoch
+    from resnet_core.training.arithmetic import arithmetic
+    from resnet_core.training.loop import init_state, train_epoch
+    from resnet_core.training.steps import make_step
 
     state = init_state(spec, torch.device(device))
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
