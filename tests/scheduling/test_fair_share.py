@@ -1,4 +1,4 @@
-"""Two studies on one cluster: each has its part, and alone it has everything."""
+"""Tests of fair sharing: two studies on one cluster each get their quota, and a study alone gets everything."""
 
 import json
 import math
@@ -57,13 +57,13 @@ MANY = 500
         (1000, [10**9, 300, 10**9], [350, 300, 350]),
     ],
 )
-def test_what_a_cluster_holds_is_divided_equally_and_nothing_is_left_while_somebody_wants_it(
+def test_capacity_is_divided_equally_and_none_is_left_unused_while_a_study_wants_it(
     room: int, wants: list[int], parts: list[int]
 ) -> None:
     assert divide_evenly(room, wants) == parts
 
 
-def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
+def test_quotas_account_for_the_size_of_runs() -> None:
     # Eight GPUs: runs of one, and groups of four.
     claims = {"a": ResourceClaim(capacity=8, wants=50, runs=8), "b": ResourceClaim(capacity=2, wants=50, runs=0)}
     assert [quota_of(name, claims, claim.capacity) for name, claim in claims.items()] == [4, 1]
@@ -72,14 +72,14 @@ def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
     assert quota_of("a", claims, 8) == 7
 
 
-def test_runs_that_fit_on_no_node_that_is_there_take_nothing_from_those_that_do() -> None:
+def test_a_study_whose_runs_fit_on_no_current_node_takes_no_quota_from_others() -> None:
     claims = {"cpus": ResourceClaim(capacity=32, wants=50, runs=32), "gpus": ResourceClaim(capacity=0, wants=8, runs=0)}
     assert current_quota("cpus", claims) == 32
     assert not should_yield("cpus", claims)
     assert quota_of("gpus", claims, 8) == 4  # of the nodes that may come, they have theirs
 
 
-def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Path) -> None:
+def test_a_search_without_further_runs_leaves_its_capacity_to_others(tmp_path: Path) -> None:
     jobs = iter([make_job(tmp_path, "last")])
     proposals = TuneSearcherAdapter(Mock(next=lambda: next(jobs, None), finished=False))
     assert proposals.left == math.inf
@@ -98,7 +98,7 @@ def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Pa
         (2, 1, False),  # the other has its part
     ],
 )
-def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: int, other: int, expected: bool) -> None:
+def test_a_study_above_its_quota_yields_to_a_study_below_its_own(own: int, other: int, expected: bool) -> None:
     assert (
         should_yield("a", {"a": ResourceClaim(capacity=2, wants=9, runs=own), "b": ResourceClaim(capacity=2, wants=9, runs=other)})
         is expected
@@ -119,11 +119,13 @@ def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: in
         ({"a": (1, 9, 1)}, False),
     ],
 )
-def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: dict[str, tuple[int, ...]], expected: bool) -> None:
+def test_a_study_must_release_its_last_slot_if_there_are_more_studies_than_slots(
+    claims: dict[str, tuple[int, ...]], expected: bool
+) -> None:
     assert must_release_last_slot("a", {name: ResourceClaim(*numbers) for name, numbers in claims.items()}) is expected
 
 
-def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_slice_expires_after_its_time_and_survives_a_gap_between_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     turn = concurrency.TimeSlice()
@@ -241,7 +243,7 @@ def both(address: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_second_study_is_done_long_before_the_first(both: Both) -> None:
+def test_a_short_second_study_ends_long_before_the_first(both: Both) -> None:
     assert {name: outcome for name, (outcome, _) in both.second.ended.items()} == {"second-0": "completed", "second-1": "completed"}
     assert len(both.first.over) < MANY / 2
     assert {outcome for outcome, _ in both.first.ended.values()} == {"completed"}
@@ -251,7 +253,7 @@ def test_a_second_study_is_done_long_before_the_first(both: Both) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all_again_when_it_has_left(both: Both) -> None:
+def test_a_study_shares_the_cluster_only_while_another_study_runs(both: Both) -> None:
     came, left = min(both.second.began.values()), max(both.second.over.values())
     moments = sorted(both.first.began.values())
     assert max(both.first.at(moment) for moment in moments if moment < came) == 2
@@ -273,7 +275,7 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
     ],
     ids=["alike", "group"],
 )
-def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_its_end(
+def test_a_study_that_does_not_fit_beside_the_first_gets_a_turn_before_the_first_ends(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: RunResources, others: RunResources
 ) -> None:
     monkeypatch.setattr(concurrency, "MIN_TURN_SECONDS", 1.0)
@@ -288,7 +290,7 @@ def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claim_of_a_crashed_study_times_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_share, "CLAIM_TIMEOUT_SECONDS", 0.2)
     claim = ResourceClaim(capacity=2, wants=9, runs=2)
     kv_put(f"{CLAIM_PREFIX}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}))
@@ -302,7 +304,7 @@ def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
+def test_waiting_runs_are_withdrawn_for_a_study_below_its_quota(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(concurrency, "has_autoscaler", lambda: True)  # so that all runs are asked for at once

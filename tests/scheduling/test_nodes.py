@@ -212,7 +212,7 @@ def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(group: Ba
     assert group.ended.steps() == list(range(1, EPOCHS + 1))
 
 
-def test_the_workers_of_a_group_are_where_there_is_room_and_what_leads_it_is_on_the_head(nodes: Nodes, group: BadDays) -> None:
+def test_workers_are_placed_where_resources_are_free_and_their_leader_is_on_the_head(nodes: Nodes, group: BadDays) -> None:
     workers = group.actors.pop("RayTrainWorker")
     assert sorted(Counter(workers).values()) == [2, 2]
     assert TRIAL_ACTOR in group.actors
@@ -271,7 +271,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
         study_submission.prepare_cluster(planned("--workers", "2"), options.parse_options(STUDY, arguments))
 
 
-def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(
+def test_a_replay_on_one_node_without_faults_is_bit_identical(
     nodes: Nodes, group: BadDays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in list(nodes.left):
@@ -283,6 +283,6 @@ def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_group_gives_everything_back(nodes: Nodes, group: BadDays) -> None:
+def test_a_group_releases_all_resources(nodes: Nodes, group: BadDays) -> None:
     assert assert_free() < 30
     assert ray.available_resources()["CPU"] == 4

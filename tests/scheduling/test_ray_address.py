@@ -1,4 +1,4 @@
-"""A RAY_ADDRESS that leads to no Ray that can be joined is one line, in seconds."""
+"""Tests of RAY_ADDRESS: an address without a cluster that can be joined is rejected in one line, within seconds."""
 
 import os
 import socket
@@ -67,7 +67,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no-such-host.invalid:6379", "no Ray listens there"),
     ],
 )
-def test_what_is_no_address_of_a_head_is_told_from_one(address: str, reason: str) -> None:
+def test_an_invalid_address_is_rejected_with_its_reason(address: str, reason: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_address(address)
     assert str(error.value).startswith(f"RAY_ADDRESS={address}: ")
@@ -78,14 +78,14 @@ def test_what_is_no_address_of_a_head_is_told_from_one(address: str, reason: str
 
 
 @pytest.mark.parametrize("says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"])
-def test_what_is_no_ray_is_not_waited_for(loopback: None, says: bytes | None) -> None:
+def test_a_server_other_than_ray_is_rejected_within_seconds(loopback: None, says: bytes | None) -> None:
     began = time.monotonic()
     with server(says) as address, pytest.raises(ConfigError, match=rf"^RAY_ADDRESS={address}: no Ray (listens|answers) there"):
         check_address(address)
     assert time.monotonic() - began < MAX_SECONDS
 
 
-def test_loopback_is_told_as_what_ray_makes_of_it() -> None:
+def test_the_error_names_the_address_that_ray_uses_in_place_of_loopback() -> None:
     """Ray looks for it at this machine's own address."""
     with (
         server(b"") as address,
@@ -94,7 +94,7 @@ def test_loopback_is_told_as_what_ray_makes_of_it() -> None:
         check_address(address)
 
 
-def test_a_cluster_that_this_machine_is_no_node_of_is_told_so(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_which_this_machine_is_not_a_node_is_rejected(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_address(cluster)
     from ray._private import services
 
@@ -106,7 +106,7 @@ def test_a_cluster_that_this_machine_is_no_node_of_is_told_so(cluster: str, monk
 @pytest.mark.parametrize(
     "command", [STUDY, [*STUDY, "--plan"], ["-m", "ablations.engine", "doctor"]], ids=["study", "plan", "doctor"]
 )
-def test_every_command_says_so_in_one_line(tmp_path: Path, command: list[str]) -> None:
+def test_every_command_rejects_a_wrong_address_in_one_line(tmp_path: Path, command: list[str]) -> None:
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "RAY_ADDRESS": address}
     done = subprocess.run(

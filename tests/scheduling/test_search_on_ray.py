@@ -1,4 +1,4 @@
-"""Searches on a Ray of their own: what is stopped early leaves nothing behind, and nobody waits for what does not come."""
+"""Tests of searches on Ray: runs that are stopped early release their resources, and an idle search reacts promptly."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def words() -> list[str]:
     return kv_keys("ablations/process/")
 
 
-def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_given_again(
+def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(config: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_giv
     assert not words()
 
 
-def test_nothing_is_taken_of_the_cluster_while_there_is_nothing_to_do(tmp_path: Path) -> None:
+def test_an_idle_search_holds_no_resources(tmp_path: Path) -> None:
     ready: list[float] = []
 
     def nothing_is_taken() -> bool:
@@ -127,7 +127,7 @@ def test_nothing_is_taken_of_the_cluster_while_there_is_nothing_to_do(tmp_path: 
 @pytest.mark.parametrize(
     ("grows", "limit", "room"), [(False, None, 2), (False, 9, 2), (False, 1, 1), (True, None, 3), (True, 1, 1), (True, 9, 9)]
 )
-def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
+def test_a_source_is_asked_for_runs_only_when_there_is_room_or_an_autoscaler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grows: bool, limit: int | None, room: int
 ) -> None:
     rooms = []
@@ -143,7 +143,7 @@ def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
     assert rooms == [room]
 
 
-def test_a_signal_is_heard_while_nothing_runs_and_nothing_is_to_be_started_yet(tmp_path: Path) -> None:
+def test_a_signal_stops_an_idle_search_promptly(tmp_path: Path) -> None:
     asked = 0
 
     def interrupt() -> bool:
@@ -160,7 +160,7 @@ def test_a_signal_is_heard_while_nothing_runs_and_nothing_is_to_be_started_yet(t
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_what_a_source_complains_of_is_not_changed_on_its_way(tmp_path: Path) -> None:
+def test_an_error_of_a_source_reaches_the_caller_unchanged(tmp_path: Path) -> None:
     class Wrong(Listed):
         def next(self) -> Job | None:
             raise ConfigError("--space: no configuration exists")
@@ -169,7 +169,7 @@ def test_what_a_source_complains_of_is_not_changed_on_its_way(tmp_path: Path) ->
         search(tmp_path, Wrong())
 
 
-def test_a_stopped_group_gives_its_part_of_the_cluster_back_at_once(tmp_path: Path) -> None:
+def test_a_stopped_group_frees_its_resources_at_once(tmp_path: Path) -> None:
     source = Listed(make_job(tmp_path, "pruned", world_size=2, optim__epochs=ENDLESS), stopped={"pruned"})
     free: list[float] = []
 

@@ -1,4 +1,4 @@
-"""One trial, without a cluster: what ends a run, where it goes on from, and what is told of it."""
+"""Tests of one trial without a cluster: how a run ends, where it resumes, and what it reports."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ DIED = ActorDiedError()
 # What ends a run
 
 
-def test_memory_that_lacked_is_told_also_where_another_error_covers_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lack_of_memory_is_reported_even_if_another_error_hides_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def capture(*_: Any) -> None:
         try:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
@@ -51,7 +51,7 @@ class Ended(BaseException):
     """Stands for the end of the process."""
 
 
-def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_whose_gpu_fails_exits_and_records_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later.")
 
@@ -83,9 +83,7 @@ def saved(job: Job, *epochs: int) -> list[Path]:
     return sorted(Path(job.storage, job.folder).iterdir())
 
 
-def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_workers_agree_on_a_checkpoint_once_a_damaged_read_is_repaired(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "run")
     _, newest = saved(job, 1, 2)
     content, seen = newest.read_bytes(), []
@@ -105,7 +103,7 @@ def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
+def test_a_damaged_checkpoint_is_reported_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
     job, reports = make_job(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
     worker.train_epochs(job, "cpu", lambda _: None)
     files = sorted(Path(job.storage, "run").iterdir())[::-1][:damaged]
@@ -116,7 +114,7 @@ def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, 
     assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
 
 
-def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_a_branch_is_reported(tmp_path: Path) -> None:
     (file,) = saved(make_job(tmp_path, "parent"), 1)
     file.write_bytes(b"half of")
     reports: list[dict[str, Any]] = []
@@ -124,7 +122,7 @@ def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
     assert reports[0]["note"] == f"{file} is damaged and is ignored"
 
 
-def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:
+def test_workers_that_never_agree_exit_as_hung(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from ablations.engine.trial import worker as trial
@@ -158,17 +156,17 @@ def failed(*failures: Exception) -> WorkerGroupError:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
-def test_a_workers_own_error_ends_the_run_whatever_its_text_and_the_others_say(own: Exception, others: list[Exception]) -> None:
+def test_a_workers_own_exception_ends_the_run_whatever_its_text(own: Exception, others: list[Exception]) -> None:
     assert group_failures.worker_exception(failed(*others, own)) is own
     assert "tracebacks of all" in own.__notes__[-1]
 
 
 @pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
-def test_workers_that_lost_a_peer_or_their_process_are_started_again(failures: list[Exception]) -> None:
+def test_a_group_that_lost_a_peer_or_a_process_is_restarted(failures: list[Exception]) -> None:
     assert group_failures.worker_exception(failed(*failures)) is None
 
 
-def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
+def test_divergence_ends_the_run_even_if_a_process_crashes() -> None:
     diverged = Diverged("the loss is not finite in epoch 1")
     assert group_failures.worker_exception(failed(DIED, GLOO, diverged)) is diverged
 
@@ -209,9 +207,7 @@ class Group:
         return self.reports[-1]["outcome"], self.reports[-1].get("message", "")
 
 
-def test_a_group_whose_storage_has_vanished_fails_and_does_not_make_it_anew(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_group_whose_storage_is_gone_fails_and_does_not_recreate_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "group", world_size=2)
     Path(job.storage).rmdir()
     group = Group(monkeypatch, job)
@@ -227,7 +223,7 @@ def test_a_group_whose_storage_has_vanished_fails_and_does_not_make_it_anew(
         ([GLOO, GLOO], "made no step for 600 s", "made no step for 600 s"),
     ],
 )
-def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raised(
+def test_after_the_last_retry_the_reason_is_a_known_crash_or_a_workers_exception(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
 ) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=1)
@@ -248,13 +244,13 @@ def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(
     assert group.end == ("failed", "its node 10.0.0.7 was lost, and 11 before it without a new epoch")
 
 
-def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_makes_progress_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=0)
     group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
     assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]
 
 
-def test_a_death_that_tune_tells_twice_is_one() -> None:
+def test_a_crash_that_tune_reports_twice_counts_once() -> None:
     """The process dies as it is handed from one trial to the next: the first word puts the trial back among those that wait."""
     trial = Mock(status="PENDING", PENDING="PENDING")
     failure = ProcessFailure("its process was killed", "process")
