@@ -61,8 +61,10 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         f"{cells[-1].error.mean:.2f} % at {cells[-1].levels[factor]}"
         for name, cells in lines.items()
     ]
-    text = f"Error in the final epoch: dashed for training, solid for {findings.evaluation_split} images. "
+    text = (
+        f"Error in the final epoch: dashed for training, solid for {findings.evaluation_split} images. "
         f"{_marks_text(evidence, findings)}"
+    )
     more = (
         f" The {MAX_STYLED_LINES} lines with the lowest errors, of {len(lines)}, have their own styles; the others are gray."
         if len(lines) > MAX_STYLED_LINES
@@ -78,8 +80,7 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     significant = sum(each.difference.significant for each in findings.comparisons)
     text = (
         f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by seed, with 95 % "
-        "confidence "
-        "intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted for the "
+        "confidence intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted for the "
         "number of comparisons, is below 0.05. A hollow mark is not."
     )
     more = (
