@@ -155,13 +155,13 @@ def sealed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (pipe, "is named like an image and is no file"),
-        (listening, "is named like an image and is no file"),
-        (device, "is named like an image and is no file"),
+        (pipe, "has the name of an image but is not a regular file"),
+        (listening, "has the name of an image but is not a regular file"),
+        (device, "has the name of an image but is not a regular file"),
         (no_image, "cannot be decoded as an image"),
         (itself, "cannot be read"),
-        (loop, "is a link to a folder that it is in"),
-        (deep, "accepted: at most 32 folders within each other"),
+        (loop, "is a link to a folder that contains it"),
+        (deep, "accepted: at most 32 nested folders"),
         (sealed, "no images in it"),
     ],
 )
