@@ -1,4 +1,4 @@
-"""Names that other people chose do nothing but name: no path outside the storage, no command, no markup, no endless wait."""
+"""Untrusted names and files cause no path traversal, no command execution, no markup injection and no endless wait."""
 
 import ast
 import os
@@ -223,7 +223,7 @@ def test_images_too_large_for_memory_are_refused_before_one_is_decoded_at_that_s
 
 
 def forbidden(path: Path) -> list[str]:
-    """Calls in a source file that hand text to a shell or to an interpreter."""
+    """Return the calls in a source file that pass text to a shell or an interpreter."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
