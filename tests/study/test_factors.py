@@ -34,12 +34,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
-    """A study whose file names these factors."""
+    """Return the plan of a study whose file has these factors."""
     return make_plan(Study(**BASE | {"factors": factors} | study), StudyRequest(), cache=cache)
 
 
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
-    """A study whose command line names these factors, beside its own."""
+    """Return the plan of a study with these factors from the command line, besides its own."""
     asked = Study(**BASE | {"factors": {"shortcut": ("A",)}} | study)
     return make_plan(asked, options.parse_options(asked, ["--levels", *levels]).request, cache=cache)
 
@@ -142,7 +142,7 @@ def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Pa
     assert list(seeds.values()) == [[0, 1]] * 4
 
 
-def test_a_network_is_logged_with_the_normalisation_of_its_own_training_images(cache: Path) -> None:
+def test_a_network_is_logged_with_the_normalization_of_its_own_training_images(cache: Path) -> None:
     from ablations.engine.submission.model_logging import pixels_to_scores  # imports torch
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
@@ -245,8 +245,8 @@ def folder(root: Path, *, train: int, test: int = 4, shade: int = 0) -> str:
         for label in range(2):
             (root / split / f"class-{label}").mkdir(parents=True)
             for i in range(count):
-                colour = (40 * i, 100 * label, (split == "test") * shade)
-                Image.new("RGB", (16, 16), colour).save(root / split / f"class-{label}" / f"{i}.png")
+                color = (40 * i, 100 * label, (split == "test") * shade)
+                Image.new("RGB", (16, 16), color).save(root / split / f"class-{label}" / f"{i}.png")
     return str(root)
 
 
