@@ -292,7 +292,6 @@ class Finished:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
 def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -317,9 +316,8 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     spec = override(preset("smoke"), {"epochs": 10_000})
     spec = resolve(spec, load_dataset(spec.data))

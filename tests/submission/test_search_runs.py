@@ -24,7 +24,7 @@ from resnet_core.identity import TRAINING_VERSION
 from tests.helpers.project import PROJECT
 from tests.helpers.submission import SEARCH, Submitted
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 class Searched(Submitted):

