@@ -270,7 +270,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: str
 ) -> None:
     reached, go_on, run_id = threading.Event(), threading.Event(), study_run(client)
-    module, name = (bundle, "write") if making == "figures" else (mlflow_page, "describe")
+    module, name = (bundle, "write") if making == "figures" else (mlflow_page, "write_overview")
     slow: Callable[..., None] = getattr(module, name)
 
     def standing(*arguments: Any, **named: Any) -> None:
@@ -296,7 +296,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
 
 
 def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:
-    bundle.publish(client, study_run(client), gathered, analyze_study(gathered), running="5 of 12 runs")
+    bundle.publish(client, study_run(client), gathered, analyze_study(gathered), progress="5 of 12 runs")
     assert "5 of 12 runs" in report_of(client, tmp_path)
 
 

@@ -97,7 +97,7 @@ class ReportUpdater:
             try:
                 evidence = results.gather(self.client, self.design)
                 findings = analyze_study(evidence)
-                publish(self.client, self.run_id, evidence, findings, running=so_far, permit=self._may_write)
+                publish(self.client, self.run_id, evidence, findings, progress=so_far, permit=self._may_write)
                 reported = ended
             except Exception:  # the server is down, the disk full: training goes on, and the next report may succeed
                 logger.debug("the report could not be updated", exc_info=True)
