@@ -1,6 +1,5 @@
-# `make demo` shows the service at work, `make test` runs every test but those of whole clusters (`make test-cluster`);
-# each sets up what it needs.
-# Ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
+# `make demo` runs a study on the local service, `make test` runs the tests. Each target installs what it needs into .venv.
+# Other ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
 
 PYTHON ?= python3
 MLFLOW_PORT ?= 5000
@@ -12,25 +11,37 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m ablations
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
-.PHONY: demo test test-fast test-cluster test-gpu soak lint audit setup up down
+.PHONY: demo test test-fast test-cluster test-all test-gpu soak lint audit setup up down
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
 	@$(SERVICE) up
-	@echo "The service stays up for the next study; make down ends it."
+	@echo "The service stays up for the next study. To end it: make down"
+
+# Tests in three tiers. Durations are for two cores that nothing else uses.
+#   make test          one or more scenarios of everything, real Ray and MLflow included
+#   make test-cluster  several nodes on this machine, Ray's autoscaler, a batch system
+#   make test-all      both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group with
+#                      every signal, randomly timed kills
+# Three workers on two cores, since tests that start Ray wait for most of their time; two workers run those, one after another each.
+IN_PARALLEL := -n 3 --dist loadgroup
 
 test: setup
-	$(BIN)/python -m pytest -m "not alone" -n 2
-	$(BIN)/python -m pytest -m "alone and not cluster"
+	$(BIN)/python -m pytest -m "not alone and not cluster and not nightly" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "alone and not cluster and not nightly and not gpu"
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not nightly" -n 2
 
 test-cluster: setup
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m "cluster and not nightly"
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not alone" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "alone"
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
-
-test-fast: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2
 
 soak: setup
 	$(BIN)/python -m benchmarks.reliability --out $(VENV)/soak.json
@@ -51,7 +62,7 @@ down:
 
 setup: $(VENV)/.complete
 
-# Complete only at the end: an interrupted set-up is done again. Whatever built the environment, pip finishes it.
+# The marker file is written last, so that an interrupted set-up starts again. An environment made by other means is completed.
 $(VENV)/.complete: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)

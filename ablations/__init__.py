@@ -7,8 +7,8 @@ A study is a Python file that lists factors, their levels and a baseline:
     STUDY = Study(
         name="zero-init",
         question="Does a network train better if every block starts as the identity?",
-        factors={"zero_init": (False, True), "depth": (20, 56)},
-        baseline={"zero_init": False},
+        factors={"zero_init_residual": (False, True), "depth": (20, 56)},
+        baseline={"zero_init_residual": False},
         preset="digits",
         seeds=3,
         on={"smoke": {"factors": {"depth": (8,)}}},

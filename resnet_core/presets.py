@@ -39,10 +39,17 @@ PRESETS: dict[str, RunSpec] = {
 
 
 def preset(name: str) -> RunSpec:
-    """Return the preset with this name, one of `PRESETS`.
+    """Return the run of a preset.
+
+    Args:
+        name: a key of `PRESETS`: `smoke`, `digits`, `cifar10`, `cifar100` or `imagenet`.
 
     Raises:
         ConfigError: no preset has this name.
+
+    Example:
+        >>> preset("cifar10").optim.iterations
+        64000
     """
     if name not in PRESETS:
         raise reject("preset", name, f"accepted: {', '.join(PRESETS)}")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from resnet_core.config import ModelConfig
+from resnet_core.fields import reject
 
 
 def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) -> "ResNet":
@@ -24,11 +25,17 @@ def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) ->
         config: network to build; fields that are None become the paper's.
         checkpoint_activations: recompute activations in the backward pass to save memory; see `ResNet.checkpoint_activations`.
 
+    Raises:
+        ConfigError: `match_flops` or `match_parameters` is set. `resnet_core.model.cost.matched` replaces it by a width.
+
     Example:
         >>> net = build_model(ModelConfig(family="cifar", depth=20, shortcut="A"))
         >>> net(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    for name in ("match_flops", "match_parameters"):
+        if (value := getattr(config, name)) is not None:
+            raise reject(f"model.{name}", value, "depends on the size of the images; call resnet_core.model.cost.matched first")
     net = ResNet(config.resolved())
     net.checkpoint_activations = checkpoint_activations
     return net

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 def to_torchvision(net: ResNet) -> "torchvision.models.ResNet":
     """Return a `torchvision.models.ResNet` that computes the same as `net`, with its own copy of the weights.
 
+    Args:
+        net: network of the ImageNet family with option B, width 64 and, for bottlenecks, `stride_in="3x3"`.
+
     Raises:
         ConfigError: torchvision has no such network.
     """

@@ -150,7 +150,7 @@ def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: 
                     began = time.monotonic()
                     study.terminate()
                     assert study.stderr.readline() == f"{INTERRUPTED_MESSAGE}\n"
-                    assert time.monotonic() - began < 5
+                    assert time.monotonic() - began < 20
                     assert study.wait(60) == 1
             finally:
                 study.kill()

@@ -35,7 +35,7 @@ from ablations.engine.cluster.doctor import shared_storage as storage
 from ablations.engine.cluster.doctor.check import Check, join_names
 from ablations.engine.cluster.doctor.request import DoctorRequest
 from ablations.engine.scheduling import connection
-from ablations.engine.submission import study_submission
+from ablations.engine.submission import jobs
 from resnet_core import ConfigError, override, preset
 from tests.helpers.object_store import Line, object_store
 from tests.helpers.submission import STUDY, planned
@@ -516,7 +516,7 @@ def test_an_odd_node_is_said_before_a_study_starts(several: Several, odd: Any) -
         STUDY, ["--preset", "smoke", "--storage", several.storage, "--tracking-uri", "http://127.0.0.1:9"]
     )
     with pytest.raises(ConfigError, match=r"^versions: numpy .* 9\.9 on .*constraints\.txt.*doctor shows all\)$"):
-        study_submission.prepare_cluster(planned(), asked)  # what every submission begins with
+        jobs.prepare_cluster(planned(), asked)  # what every submission begins with
     with pytest.raises(ConfigError, match=r"^storage: .* cannot write file:///nowhere \(.*No such file"):
         preflight.check_nodes("file:///nowhere")
 

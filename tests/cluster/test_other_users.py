@@ -228,7 +228,8 @@ class OtherService(Service):
 
 @as_root
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.nightly
+@pytest.mark.ray
 def test_two_users_have_their_services_side_by_side_and_neither_reaches_the_others_job(place: Path) -> None:
     """With a token, as is right on such a machine, and everything where every user can look for it."""
     person, job = place / "person", place / "job"
@@ -299,7 +300,7 @@ def wait_for_copy(service: Service) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_studys_own_ray_leaves_nothing_to_other_users(place: Path) -> None:
     (place / "person").mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}

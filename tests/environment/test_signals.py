@@ -1,4 +1,4 @@
-"""Who stops a study hears that it was stopped, whatever it was doing."""
+"""A stopped program reports that it was interrupted, in whatever phase the signal arrives."""
 
 import os
 import signal
@@ -93,7 +93,7 @@ last_resort.signals.exit_ignoring_first_signal(code)
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: signal.Signals) -> None:
+def test_a_deferred_signal_is_delivered_at_the_end_of_the_block(number: signal.Signals) -> None:
     heard = signals.InterruptHandler()
     done = False
 
@@ -111,7 +111,7 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: sign
         signal.raise_signal(number)
 
 
-def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_that_it_is(
+def test_an_error_that_a_signal_causes_in_a_library_is_reported_as_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def act(*_: object) -> int:
@@ -129,7 +129,7 @@ def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_t
 
 
 def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a program."""
+    """Run a program; return its exit code, stdout and stderr."""
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": "local"}
     command = [sys.executable, str(program), *arguments]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
@@ -157,13 +157,13 @@ def test_a_signal_while_the_console_command_imports_is_one_line(tmp_path: Path, 
     assert ended(tmp_path, path) == (1, "", "interrupted\n")
 
 
-def test_a_signal_where_nothing_can_be_raised_is_not_lost(tmp_path: Path) -> None:
+def test_a_signal_during_a_finalizer_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(IGNORED)
     assert ended(tmp_path, path) == (1, "", "was interrupted\n")
 
 
-def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> None:
+def test_importing_a_study_as_a_library_changes_no_signal_handlers(tmp_path: Path) -> None:
     program = "from ablations.shortcuts import STUDY\nprint('in time')"
     path = tmp_path / "notebook.py"
     path.write_text(WHILE_IMPORTING.format(number=int(signal.SIGTERM), imported="numpy", program=program))
@@ -171,21 +171,21 @@ def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize("when", ["start_head_processes", "after the start"])
-def test_sigterm_while_ray_starts_is_an_interruption_like_any_other(tmp_path: Path, when: str) -> None:
+@pytest.mark.ray
+@pytest.mark.parametrize("when", ["start_head_processes", pytest.param("after the start", marks=pytest.mark.nightly)])
+def test_sigterm_while_ray_starts_is_handled_like_any_interrupt(tmp_path: Path, when: str) -> None:
     path = tmp_path / "program.py"
     path.write_text(JOINING)
     assert ended(tmp_path, path, when) == (1, "", "was interrupted\n")
 
 
-def test_a_second_signal_ends_a_program_whose_end_takes_long(tmp_path: Path) -> None:
+def test_a_second_signal_ends_a_slow_shutdown(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(ENDLESS)
     assert ended(tmp_path, path) == (7, "one\n", "")
 
 
-def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_of_ray_is_one_line_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ablations.engine.environment import private_files
     from ablations.engine.scheduling import connection
 
@@ -197,7 +197,7 @@ def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_pat
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-def test_a_signal_at_the_very_end_changes_nothing(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_first_signal_during_shutdown_does_not_change_the_exit_code(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import atexit, signal, sys
 atexit.register(signal.raise_signal, {int(number)})  # before it come the callbacks of what was imported later

@@ -68,7 +68,7 @@ class Submitted:
         self.client: MlflowClient = connect(uri)
         self.storage = chosen.storage
         with redirect_stdout(io.StringIO()) as out:
-            self.code = (search_submission if study.space else study_submission).execute(self.plan, chosen)
+            self.code = (search_submission.run_search if study.space else study_submission.run_study)(self.plan, chosen)
         self.text = out.getvalue()
         self.entries = run_queries.find_plan_runs(self.client, self.plan)
 

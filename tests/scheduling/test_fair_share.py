@@ -8,17 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import ray
 from ray.util.state import list_placement_groups
 
-from ablations.engine.scheduling import concurrency, connection, fair_share, tune_runner
+from ablations.engine.scheduling import concurrency, fair_share, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.fair_share import (
     CLAIM_PREFIX,
@@ -148,11 +147,8 @@ def test_a_time_slice_expires_after_its_time_and_survives_a_gap_between_two_runs
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    connection.connect()
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+def address(cluster: str) -> str:
+    return cluster
 
 
 class Timed(RecordingListener):
@@ -242,7 +238,6 @@ def both(address: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_short_second_study_ends_long_before_the_first(both: Both) -> None:
     assert {name: outcome for name, (outcome, _) in both.second.ended.items()} == {"second-0": "completed", "second-1": "completed"}
     assert len(both.first.over) < MANY / 2
@@ -252,7 +247,6 @@ def test_a_short_second_study_ends_long_before_the_first(both: Both) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_study_shares_the_cluster_only_while_another_study_runs(both: Both) -> None:
     came, left = min(both.second.began.values()), max(both.second.over.values())
     moments = sorted(both.first.began.values())
@@ -263,15 +257,13 @@ def test_a_study_shares_the_cluster_only_while_another_study_runs(both: Both) ->
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("needs", "others"),
     [
         (RunResources(cpus_per_worker=2), RunResources(cpus_per_worker=2)),
-        pytest.param(
-            RunResources(), RunResources(workers=2), marks=pytest.mark.cluster
-        ),  # a group that takes the places of two runs
+        # A group that takes the places of two runs.
+        pytest.param(RunResources(), RunResources(workers=2), marks=pytest.mark.nightly),
     ],
     ids=["alike", "group"],
 )
@@ -289,7 +281,6 @@ def test_a_study_that_does_not_fit_beside_the_first_gets_a_turn_before_the_first
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_the_claim_of_a_crashed_study_times_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_share, "CLAIM_TIMEOUT_SECONDS", 0.2)
     claim = ResourceClaim(capacity=2, wants=9, runs=2)
@@ -303,7 +294,6 @@ def test_the_claim_of_a_crashed_study_times_out(address: str, monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_waiting_runs_are_withdrawn_for_a_study_below_its_quota(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

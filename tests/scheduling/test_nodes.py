@@ -25,7 +25,7 @@ from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
 from ablations.engine.scheduling import connection, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.ray_internals.tune import LimitRuns
-from ablations.engine.submission import study_submission
+from ablations.engine.submission import jobs, study_submission
 from ablations.engine.submission.replay import ReplayRequest, replay
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
@@ -268,7 +268,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
     asked = {"--storage": f"file://{tmp_path}", "--tracking-uri": group.uri, option: value}
     arguments = [*(part for pair in asked.items() for part in pair), "--workers", "2"]
     with pytest.raises(ConfigError, match=rf"^{option}=.*: a local path on several nodes; set s3://…"):
-        study_submission.prepare_cluster(planned("--workers", "2"), options.parse_options(STUDY, arguments))
+        jobs.prepare_cluster(planned("--workers", "2"), options.parse_options(STUDY, arguments))
 
 
 def test_a_replay_on_one_node_without_faults_is_bit_identical(

@@ -4,14 +4,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from ablations.engine.scheduling import concurrency, connection, tune_runner
+from ablations.engine.scheduling import concurrency, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.ray_internals.key_value_store import kv_keys
 from ablations.engine.scheduling.tune_adapters import RunSource
@@ -20,18 +20,10 @@ from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
 from tests.helpers.ray_jobs import RecordingListener, make_job, resources_in_use, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 ENDLESS = 5000
 """Epochs of a run that nobody waits for."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_cpus() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    connection.connect()
-    yield
-    ray.shutdown()
 
 
 class Listed:
@@ -98,6 +90,7 @@ def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_i
             raise
 
     monkeypatch.setattr(tune_runner, "train", train)
+    before = words()
     paused = make_job(tmp_path, "paused", optim__epochs=3)
     source = Listed(paused, make_job(tmp_path, "pruned", optim__epochs=ENDLESS), paused, stopped={"paused", "pruned"})
     heard = search(tmp_path, source)
@@ -105,7 +98,7 @@ def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_i
     assert heard.ended == {"paused": ("completed", "")}
     assert not heard.deaths
     assert len(heard.every_pid) == 1
-    assert not words()
+    assert words() == before
 
 
 def test_an_idle_search_holds_no_resources(tmp_path: Path) -> None:
@@ -171,7 +164,7 @@ def test_an_error_of_a_source_reaches_the_caller_unchanged(tmp_path: Path) -> No
 
 def test_a_stopped_group_frees_its_resources_at_once(tmp_path: Path) -> None:
     source = Listed(make_job(tmp_path, "pruned", world_size=2, optim__epochs=ENDLESS), stopped={"pruned"})
-    free: list[float] = []
+    free, before = list[float](), words()
 
     def watch() -> None:
         wait_until(lambda: source.decided)
@@ -186,4 +179,4 @@ def test_a_stopped_group_frees_its_resources_at_once(tmp_path: Path) -> None:
     assert not heard.ended
     assert not heard.deaths
     assert free[0] - source.decided["pruned"] < 15
-    assert not words()
+    assert words() == before

@@ -1,4 +1,4 @@
-"""A search as a plan: cells, budgets, what trials are, and what is confirmed."""
+"""The plan of a search: cells, budgets, trials and confirmed configurations."""
 
 import dataclasses
 import json
@@ -26,20 +26,20 @@ def scored(error: float, loss: float = 1.0, cost: float | None = None) -> Scored
     return ScoredTrial(values={"optim.lr": error}, error=error, loss=loss, cost=cost)
 
 
-def test_every_cell_has_a_search_and_a_control() -> None:
+def test_every_cell_has_a_search_and_a_default_configuration() -> None:
     plan = searched("--per-cell")
     assert [str(cell) for cell in plan.trial_specs] == ["shortcut=none", "shortcut=A"]
     assert {str(run.cell) for run in plan.runs} == {"shortcut=none configuration=default", "shortcut=A configuration=default"}
     assert plan.baseline == {"shortcut": "A"}, "variants are compared at equal configuration"
 
 
-def test_without_factors_there_is_one_search_and_its_control_is_the_baseline() -> None:
+def test_without_factors_there_is_one_search_and_the_default_is_the_baseline() -> None:
     plan = searched()
     assert [str(cell) for cell in plan.trial_specs] == [""]
     assert plan.baseline == {"configuration": "default"}
 
 
-def test_trials_see_no_test_set_and_share_no_seed_with_what_is_reported() -> None:
+def test_trials_use_neither_the_test_set_nor_the_seeds_of_reported_runs() -> None:
     plan = searched("--per-cell", "--set", "extra_tests=ten_crop", "--probe", "responses")
     for spec in plan.trial_specs.values():
         assert spec.data.evaluation_split == "validation"
@@ -59,7 +59,7 @@ def test_more_trials_another_sampler_or_more_seeds_are_the_same_study() -> None:
     assert len(others) == 3
 
 
-def test_what_is_chosen_is_trained_on_all_images_with_fresh_seeds_beside_the_default() -> None:
+def test_chosen_and_default_configurations_are_trained_on_all_images_with_new_seeds() -> None:
     plan = searched("--per-cell")
     none, a = plan.specs
     choices = {none: (ChosenConfiguration(level="tuned", number=3, values={"optim.lr": 0.5}),), a: ()}
@@ -74,7 +74,7 @@ def test_what_is_chosen_is_trained_on_all_images_with_fresh_seeds_beside_the_def
     assert confirmed.to_design().chosen == {"shortcut=none": {"tuned": 3}, "shortcut=A": {}}
 
 
-def test_a_choice_that_is_the_default_is_not_trained_twice() -> None:
+def test_a_chosen_configuration_equal_to_the_default_is_not_trained_twice() -> None:
     plan = searched()
     (cell,) = plan.specs
     values = {"optim.lr": plan.base.optim.lr, "optim.momentum": plan.base.optim.momentum}
@@ -83,13 +83,13 @@ def test_a_choice_that_is_the_default_is_not_trained_twice() -> None:
     assert [reason for _, reason in confirmed.skipped] == ["the search chose the default configuration"]
 
 
-def test_the_lowest_error_is_chosen_and_among_equals_the_lowest_loss() -> None:
+def test_the_lowest_error_is_chosen_and_the_loss_breaks_ties() -> None:
     (chosen,) = choose_configurations({0: scored(2.0, 0.1), 1: scored(1.0, 0.3), 2: scored(1.0, 0.2), 3: scored(1.0, 0.2)})
     assert (chosen.level, chosen.number) == ("tuned", 2)
     assert choose_configurations({}) == ()
 
 
-def test_of_a_front_some_are_chosen_from_the_cheapest_to_the_most_accurate() -> None:
+def test_configurations_are_chosen_along_the_front_including_its_ends() -> None:
     front = {number: scored(10.0 - number, cost=float(number)) for number in range(8)}
     beaten = {20: scored(9.5, cost=3.0), 21: scored(3.5, cost=9.0)}
     chosen = choose_configurations({**front, **beaten})
@@ -125,11 +125,11 @@ def test_of_a_front_some_are_chosen_from_the_cheapest_to_the_most_accurate() -> 
         (("--scheduler", "asha", "--objective", "flops"), "--scheduler"),
         (("--scheduler", "pbt", "--trials", "2"), "--trials"),
         (("--scheduler", "pbt", "--space", "width=8,16"), "--scheduler"),
-        (("--scheduler", "pbt", "--set", "optim.iterations=20"), "--scheduler=pbt: changes a training after some epochs"),
-        (("--space", "lr", "epochs=1..3"), "--space=optim.epochs: may not be searched"),
+        (("--scheduler", "pbt", "--set", "optim.iterations=20"), "--scheduler=pbt: needs a training"),
+        (("--space", "lr", "epochs=1..3"), "--space=optim.epochs: cannot be searched"),
     ],
 )
-def test_a_wrong_request_is_one_line_that_names_it(arguments: tuple[str, ...], message: str) -> None:
+def test_an_invalid_request_is_rejected_with_its_option_and_value(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         searched(*arguments)
     assert message in str(caught.value)
@@ -145,7 +145,7 @@ def branching(trial: Any) -> None:
         trial.suggest_float("optim.momentum", 0.5, 0.9)
 
 
-def test_branches_of_a_space_follow_what_each_cell_has() -> None:
+def test_branches_of_a_space_depend_on_the_levels_of_the_cell() -> None:
     plan = searched("--per-cell", "--space", "lr", "schedule", study=replace(SEARCH, space=branching))
     fields = {str(cell): set(check_space(space, plan.trial_specs[cell])) for cell, space in plan.spaces.items()}
     assert fields == {"shortcut=none": {"optim.schedule", "optim.lr"}, "shortcut=A": {"optim.schedule"}}
@@ -153,8 +153,8 @@ def test_branches_of_a_space_follow_what_each_cell_has() -> None:
     assert list(momentum.fields) == ["optim.momentum"], "the preset's milestones are the choice 0.5,0.75"
 
 
-def test_what_is_suggested_under_other_values_only_is_not_silently_left_out() -> None:
-    with pytest.raises(ConfigError, match=r"--space=optim.milestones: the space suggests it under other values only"):
+def test_a_field_that_is_suggested_only_under_other_values_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"--space=optim.milestones: .*accepted: choices"):
         searched("--space", "lr=0.1..1", "milestones", "--set", "optim.schedule=cosine", study=replace(SEARCH, space=_under_step))
 
 
@@ -163,13 +163,13 @@ def _under_step(trial: Any) -> None:
         trial.suggest_categorical("optim.milestones", ("0.5,0.75", "0.3,0.6"))
 
 
-def test_a_factor_comes_with_its_levels_alone() -> None:
+def test_per_cell_accepts_a_field_with_its_levels() -> None:
     plan = searched("--per-cell", "width", "--levels", "width=8,16", "--space", "lr")
     assert [str(cell) for cell in plan.trial_specs] == ["width=8", "width=16"]
     assert list(plan.fields) == ["optim.lr"]
 
 
-def test_options_of_a_search_are_of_searches_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_a_search_are_rejected_without_a_search(capsys: pytest.CaptureFixture[str]) -> None:
     from tests.helpers.submission import STUDY
 
     with pytest.raises(ConfigError):
@@ -177,7 +177,7 @@ def test_options_of_a_search_are_of_searches_only(capsys: pytest.CaptureFixture[
     assert options.parse_options(SEARCH, ("--time-budget", "30m")).search.seconds == 1800  # type: ignore[union-attr]
 
 
-def test_a_stored_search_that_names_its_second_objective_as_earlier_versions_did_is_read() -> None:
+def test_a_stored_search_with_the_former_name_of_the_second_objective_is_read() -> None:
     plan = searched("--per-cell")
     search = dataclasses.replace(plan.to_design(), objective="flops")
     design = dataclasses.replace(Design.from_plan(plan, {}), search=search)

@@ -1,4 +1,4 @@
-"""A mistake in a study's file is one line that names the field, the value and what is accepted."""
+"""An error in a study file is one line that names the field, the value and what is accepted."""
 
 import copy
 import pickle
@@ -59,7 +59,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
-def test_a_mistake_is_refused_when_the_study_is_made(changes: Mapping[str, Any], message: str) -> None:
+def test_an_invalid_study_is_rejected_on_creation(changes: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         Study(**{**RIGHT, **changes})
     assert str(error.value).startswith(message) or message in str(error.value)
@@ -67,7 +67,7 @@ def test_a_mistake_is_refused_when_the_study_is_made(changes: Mapping[str, Any],
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_is_missing_is_named(name: str) -> None:
+def test_a_missing_field_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^Study: {name} is missing"):
         Study(**{other: value for other, value in RIGHT.items() if other != name})
 
@@ -77,7 +77,7 @@ def test_fields_are_given_by_name() -> None:
         Study("x", "?")  # type: ignore[call-arg]
 
 
-def test_a_study_has_no_baseline_unless_it_says_so_and_its_values_have_their_fields_types() -> None:
+def test_a_study_has_no_default_baseline_and_values_of_the_fields_types() -> None:
     study = Study(**RIGHT, settings={"milestones": [0.5], "lr": "0.1"})
     assert study.baseline == {}
     assert study.settings == {"milestones": (0.5,), "lr": 0.1}
@@ -99,7 +99,7 @@ def test_a_study_can_be_copied_and_pickled() -> None:
         ("settings=1 / 0, ", 1, "Traceback (most recent call last):"),
     ],
 )
-def test_a_studys_file_exits_with_2_and_one_line_for_a_mistake_and_as_python_does_for_others(
+def test_an_invalid_study_file_exits_with_2_and_other_errors_exit_as_in_python(
     tmp_path: Path, text: str, code: int, message: str
 ) -> None:
     file = tmp_path / "mine.py"

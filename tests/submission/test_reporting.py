@@ -1,4 +1,4 @@
-"""From MLflow to the report: what was asked and what came of it is read back, from a database that really holds it."""
+"""From MLflow to the report: design and results are read back from a real database."""
 
 import dataclasses
 import json
@@ -213,7 +213,7 @@ def test_a_database_that_is_not_there_is_not_made(as_study: list[str], tmp_path:
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 2
-    assert "there is no such database" in capsys.readouterr().err
+    assert "the database does not exist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -270,7 +270,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: str
 ) -> None:
     reached, go_on, run_id = threading.Event(), threading.Event(), study_run(client)
-    module, name = (bundle, "write") if making == "figures" else (mlflow_page, "describe")
+    module, name = (bundle, "write") if making == "figures" else (mlflow_page, "write_overview")
     slow: Callable[..., None] = getattr(module, name)
 
     def standing(*arguments: Any, **named: Any) -> None:
@@ -296,7 +296,7 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
 
 
 def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:
-    bundle.publish(client, study_run(client), gathered, analyze_study(gathered), running="5 of 12 runs")
+    bundle.publish(client, study_run(client), gathered, analyze_study(gathered), progress="5 of 12 runs")
     assert "5 of 12 runs" in report_of(client, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A study really runs: Ray, MLflow and a database, on the smallest networks."""
+"""Studies run on real Ray, MLflow and a database, with the smallest networks."""
 
 import itertools
 import shutil
@@ -19,20 +19,20 @@ from resnet_core.model.network import ResNet
 from tests.helpers.submission import STUDY, Killer, Submitted, planned
 from tests.helpers.training_runs import weights_differ
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 DAMAGED = "epoch-000001-0123456789abcdef.pt"
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
 
 def table(text: str) -> str:
-    """From the study's title to what it says of where its report is."""
+    """Return the output from the study's title to the address of its report."""
     return text[text.index("small on synthetic: Does it run?") : text.index("Report: ")]
 
 
 @pytest.fixture(scope="module")
 def first(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
-    """The study and its probes, submitted once."""
+    """A study with probes, submitted once."""
     home = tmp_path_factory.mktemp("first")
     shutil.copy(empty, home / "mlflow.db")
     return Submitted(home, *PROBED)
@@ -125,7 +125,7 @@ def test_cells_with_training_data_of_their_own_are_trained_found_and_reported_wi
 
 @pytest.fixture(scope="module")
 def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submitted, Submitted]:
-    """A search of the validation split, of which one run diverges, one has a bug and one fails; the same once that is mended."""
+    """A study of which one run diverges, one has a bug and one fails; submitted again after the repair."""
     home = tmp_path_factory.mktemp("bad-luck")
     shutil.copy(empty, home / "mlflow.db")
     arguments = ("--levels", "shortcut=A", "optim.lr=0.1,1e30,0.03,0.02", "--set", "data.validation=0.25")

@@ -1,4 +1,4 @@
-"""What is deleted in MLflow, before a study or amid one, is told once, with the way back; nothing that was trained is lost."""
+"""Deleting experiments and runs in MLflow, before or during a study: one message says how to continue, and no result is lost."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ def plan(home: Path, request: pytest.FixtureRequest) -> Plan:
 
 
 class Submission(Tracker):
-    """A tracker with what it writes through."""
+    """A tracker with its own journal and writer."""
 
     def __init__(self, client: MlflowClient, plan: Plan) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
@@ -78,7 +78,7 @@ class Submission(Tracker):
 
 @pytest.fixture
 def trained(client: MlflowClient, plan: Plan) -> Plan:
-    """A study that is done."""
+    """A finished study."""
     submission = Submission(client, plan)
     submission.started(plan.runs[0])
     submission.train(1, EPOCHS)
@@ -90,7 +90,7 @@ def trained(client: MlflowClient, plan: Plan) -> Plan:
 
 
 def shell(command: str) -> None:
-    """Runs a command as a message has it."""
+    """Run a command that a message suggests."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
         reporting.rebuild_report(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
-    restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("begins anew: ")[2]
+    restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("starts a new one: ")[2]
     assert shlex.quote(client.tracking_uri) in restore
     shell(restore if way == "restore" else remove)
     found = run_queries.find_plan_runs(client, trained)

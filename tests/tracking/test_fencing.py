@@ -1,4 +1,4 @@
-"""Two drivers of one study on machines that share only MLflow: who loses its hold learns of it before it writes again."""
+"""Two drivers of one study on machines that share only MLflow: the one that lost its lease notices before its next write."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from resnet_core import ConfigError
 from tests.helpers.mlflow_proxy import Mode, Proxy
 from tests.helpers.project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 ANOTHER = json.dumps({"name": "process 7 on elsewhere", "machine": "elsewhere", "pid": 7, "born": 0.0, "token": "another"})
 METRICS = {"train/error": 50.0, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -66,7 +66,7 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
 
 
 class Driver(Tracker):
-    """A tracker with what it writes through."""
+    """A tracker with its own journal and writer."""
 
     def __init__(self, client: MlflowClient, plan: Plan) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
@@ -88,7 +88,7 @@ class Driver(Tracker):
         self.ended(self.plan.runs[0], outcome)
 
     def die(self) -> None:
-        """End as if killed: its records stay in its journal, and MLflow names it as the holder."""
+        """End as if killed: records stay in the journal, and MLflow still names this process as the holder."""
         self.writer._closing = self.writer._abandoned = True
         with self.writer._changed:
             self.writer._changed.notify_all()
@@ -97,7 +97,7 @@ class Driver(Tracker):
         self.journal.__exit__(None, None, None)
 
     def finish(self) -> None:
-        """End as a study does whose process lets it go."""
+        """End as a study does, with a release of the lease."""
         assert self.writer.close(10) == 0
         self.study_run.close("FAILED")
         self.journal.__exit__(None, None, None)
@@ -237,7 +237,7 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
 
 @pytest.fixture
 def trained(client: MlflowClient, plan: Plan) -> Plan:
-    """A study whose runs are done, and that nobody holds."""
+    """A study with finished runs and no holder."""
     driver = Driver(client, plan)
     driver.started(plan.runs[0])
     last = {**METRICS, "train/loss": 2.0, "test/loss": 2.5, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
@@ -390,7 +390,7 @@ EPOCHS = 2000
 
 
 class Machine:
-    """A driver with a home, a Ray and a host name of its own."""
+    """A driver with its own home folder, Ray and host name."""
 
     def __init__(self, home: Path, uri: str) -> None:
         code = f"import runpy, sys; sys.path.insert(0, {str(PROJECT)!r}); {LEASE}; sys.argv[:1] = []; "
@@ -418,7 +418,7 @@ class Machine:
                 process.resume()
 
     def living(self) -> list[str]:
-        """Names of the processes that it had when it stood still and that have not ended."""
+        """Return the names of its processes that existed when it was suspended and have not ended."""
         found = []
         for process in self.known:
             with suppress(psutil.NoSuchProcess):
@@ -440,7 +440,7 @@ class Machine:
 
 @pytest.fixture
 def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
-    """A driver that stood still while another one, elsewhere, took its study over; it has just gone on."""
+    """A driver that was suspended while another one took its study over, and has just been resumed."""
     if subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no right to another host name")
 
@@ -468,6 +468,7 @@ def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine
             yield first, second
 
 
+@pytest.mark.ray
 def test_a_driver_that_stood_still_while_another_took_over_stops_in_one_line(
     client: MlflowClient, two: tuple[Machine, Machine]
 ) -> None:

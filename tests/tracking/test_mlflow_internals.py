@@ -63,7 +63,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def change(part: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a part be as in another version of MLflow: gone, or with other parameters."""
+    """Make a part look as in another version of MLflow: missing, or with other parameters."""
     known = PARTS[part]
     other = replace(known, name=f"{known.name}_of_another_version") if how == "gone" else replace(known, parameters=("new",))
     monkeypatch.setattr(mlflow_internals, part, other)

@@ -1,4 +1,4 @@
-"""What the tracker writes to a real database, and what the ledger finds there again."""
+"""What the tracker writes to a real database is what queries read back."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
 
 
 class Submission(Tracker):
-    """A tracker with what it writes through."""
+    """A tracker with its own journal and writer."""
 
     def __init__(self, client: MlflowClient, plan: Plan, *, rerun: bool = False) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
@@ -60,7 +60,7 @@ class Submission(Tracker):
         self.closed = False
 
     def flush(self, seconds: float = 10) -> int:
-        """Ends what writes; returns how many records wait."""
+        """Close writer and journal; return the number of undelivered records."""
         if self.closed:
             return 0
         self.closed = True
@@ -369,13 +369,13 @@ def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.Mon
 
 
 def another(plan: Plan, tmp_path: Path) -> Plan:
-    """Another study that has the first one's runs."""
+    """Another study with the same runs."""
     study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
     return make_plan(study, StudyRequest(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, client: MlflowClient, tracker: Submission, plan: Plan) -> None:
-    """The tracker's process dies with all records of a run undelivered."""
+    """Let the tracker's process crash with all records of a run undelivered."""
     with monkeypatch.context() as outage:
         for name in ("search_runs", "create_run", "log_batch"):
             outage.setattr(client, name, lambda *_, **__: (_ for _ in ()).throw(OSError("down")))
@@ -454,7 +454,7 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
         release(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
-    failing = {"kind": (study_submission.Submission, "__init__"), "flush": (Writer, "flush")}[culprit]
+    failing = {"kind": (study_submission.StudySubmission, "__init__"), "flush": (Writer, "flush")}[culprit]
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):

@@ -1,1 +1,1 @@
-"""From runs to findings: statistics, without Ray, MLflow or torch."""
+"""Statistics: turn the evidence of a study into findings, without Ray, MLflow or torch."""

@@ -1,7 +1,7 @@
-"""What factors do: differences between levels within each seed, then estimated over seeds.
+"""Contrasts between the levels of factors: computed within each seed, then estimated over seeds.
 
-Intervals come from these differences and not from the pooled error of an analysis of variance: plain networks of 56 layers
-spread ten times as much as others, and each difference is judged by its own spread.
+The confidence interval of each contrast uses the variance of that contrast, not the pooled residual of an analysis of variance.
+Plain networks of 56 layers vary ten times as much between seeds as other networks, so a pooled variance would mislead.
 """
 
 from collections import defaultdict
@@ -18,27 +18,29 @@ from ablations.engine.study.design import Design
 
 @dataclass(frozen=True, kw_only=True)
 class SimpleEffect:
-    """A level of a factor reference its reference level, at one combination of the other factors' levels."""
+    """A simple effect: a level relative to its reference level, at one combination of the other factors' levels."""
 
     factor: str
     level: str
     reference: str
     at: str
-    """The combination: `depth=56`; empty without other factors."""
+    """Combination of the other factors' levels, such as `depth=56`; empty without other factors."""
     difference: Estimate
 
 
 def reference_levels(design: Design) -> dict[str, str]:
-    """Factors with two levels or more, and the level that others are compared with: the baseline's, or the first."""
+    """Return each factor with at least two levels and its reference level: the level of the baseline, or else the first."""
     return {name: design.baseline.get(name, levels[0]) for name, levels in design.factors.items() if len(levels) > 1}
 
 
 def estimate_effects(design: Design, errors: Array) -> tuple[Effect, ...]:
-    """Of every factor's levels; one family for Holm's correction. Without levels that nowhere meet their reference.
+    """Return the average effect of every level, as one family for Holm's adjustment.
+
+    A level is left out if no combination of the other factors has both the level and its reference.
 
     Args:
-        design: of the study.
-        errors: of completed runs, a row for each cell of the design, a column for each seed; NaN where there is none.
+        design: The design of the study.
+        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
     """
     named, contrasts = [], []
     for factor, reference in reference_levels(design).items():
@@ -55,7 +57,7 @@ def estimate_effects(design: Design, errors: Array) -> tuple[Effect, ...]:
 
 
 def estimate_simple_effects(design: Design, errors: Array, factor: str) -> tuple[SimpleEffect, ...]:
-    """Of a factor's levels at every combination of the others at which both exist; one family for Holm's correction."""
+    """Return the simple effects of a factor's levels at every combination of the others, as one family for Holm's adjustment."""
     reference = reference_levels(design)[factor]
     named, contrasts = [], []
     for at, of in _design_rows(design, [factor]).items():
@@ -70,7 +72,10 @@ def estimate_simple_effects(design: Design, errors: Array, factor: str) -> tuple
 
 
 def estimate_interactions(design: Design, errors: Array) -> tuple[Interaction, ...]:
-    """Of every two factors' levels; one family for Holm's correction. Without those that no combination of the others has."""
+    """Return the interactions of all pairs of factors, as one family for Holm's adjustment.
+
+    An interaction is left out if no combination of the other factors has all four cells that it needs.
+    """
     named, contrasts = [], []
     for pair in combinations(reference_levels(design), 2):
         rows = _design_rows(design, pair)
@@ -92,7 +97,7 @@ def _other_levels(design: Design, factor: str) -> list[str]:
 
 
 def _design_rows(design: Design, factors: Sequence[str]) -> dict[tuple[str, ...], dict[tuple[str, ...], int]]:
-    """Rows of the cells, by the other factors' levels, then by these factors'."""
+    """Return the row number of each cell, by the levels of the other factors, then by the levels of `factors`."""
     others = [name for name in reference_levels(design) if name not in factors]
     rows: dict[tuple[str, ...], dict[tuple[str, ...], int]] = defaultdict(dict)
     for row, cell in enumerate(design.cells):
@@ -102,7 +107,7 @@ def _design_rows(design: Design, factors: Sequence[str]) -> dict[tuple[str, ...]
 
 
 def _mean_per_seed(contrasts: Iterable[Array]) -> Array:
-    """In each seed; NaN where any is missing, since a mean over other combinations would be another quantity."""
+    """Return the mean per seed; NaN if a contrast is missing, since a mean over fewer combinations is another quantity."""
     return np.asarray(np.mean(list(contrasts), axis=0))
 
 

@@ -1,6 +1,6 @@
-"""What a study asked for and what its runs gave: plain data, from which statistics, figures and reports are made.
+"""The evidence of a study: its design and the results of its runs, as plain data for statistics, figures and reports.
 
-Nothing here knows MLflow, Ray or torch: a report is rebuilt from it on any machine.
+This module does not use MLflow, Ray or torch, so a report can be rebuilt from the evidence on any machine.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ RESULT_METRICS = {
     "seconds": "train_seconds",
     "gpu_hours": "gpu_hours",
 }
-"""Columns of `Evidence.runs` and the metrics that they are the last values of; `error` is that of the scored images."""
+"""Columns of `Evidence.runs`, and the metrics whose last values they hold. The column `error` holds the evaluation error."""
 CONDITION_COLUMNS = (
     "code_version",
     "data_version",
@@ -31,31 +31,31 @@ CONDITION_COLUMNS = (
     "git.dirty",
     "git.changed",
 )
-"""Columns of `Evidence.runs` that say under what a run was trained; empty where that is not known."""
+"""Columns of `Evidence.runs` with the conditions of a training; an empty string means unknown."""
 CURVE_COLUMNS = ("train_error", "error", "epoch_seconds")
-"""Columns of `Evidence.curves` with values of an epoch."""
+"""Columns of `Evidence.curves` with one value per epoch."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A study's design and what its runs gave, as tidy tables."""
+    """The design of a study and the results of its runs, as tidy tables."""
 
     design: Design
     runs: pd.DataFrame
-    """A row for every run of the design: `cell` (label), `seed`, `fingerprint`, `run_id` (empty: none), `outcome` (`completed`,
-    `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `error` and the columns of `RESULTS`
-    (NaN where there is none; final epoch of completed runs), those of `CONDITIONS`, and other metrics under their own names
-    (`test/ten_crop_error`)."""
+    """A row per run of the design: `cell` (label), `seed`, `fingerprint`, `run_id` (empty without an MLflow run), `outcome`
+    (`completed`, `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `error` (percent) and the
+    columns of `RESULT_METRICS` (final epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further
+    metrics under their own names, such as `test/ten_crop_error`."""
     curves: pd.DataFrame
-    """A row for every epoch of completed runs: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVES`: errors in percent,
-    seconds of the epoch."""
+    """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: errors in percent
+    and the duration of the epoch in seconds."""
     probes: pd.DataFrame
-    """The columns of `resnet_core.training.probes.Row`, with `cell` and `seed`; no rows where nothing was probed."""
+    """The columns of `resnet_core.training.probes.Row` with `cell` and `seed`; empty if nothing was probed."""
     trials: pd.DataFrame | None = None
-    """Of a search, a row for each trial: `cell` (label of a `SearchCell`), `number` (from 0, within the cell), `run_id`, `outcome`
-    (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (of training so far, without
-    those of a trial that it branched from), `error` and `loss` (validation, of its last epoch), `gpu_hours`, `flops` (NaN where not
-    known), `changes` (a population's `optim.changes` as text, else empty), `attempts`, and the searched fields' values under their
-    dotted names."""
+    """A row per trial of a search: `cell` (label of a `SearchCell`), `number` (from 0 within the cell), `run_id`, `outcome`
+    (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (training so far, without the
+    epochs of a trial that this one branched from), `error` and `loss` (validation, last epoch), `gpu_hours`, `flops` (NaN if
+    unknown), `changes` (`optim.changes` of population-based training as text, otherwise empty), `attempts`, and the values of the
+    searched fields under their dotted names. None without a search."""
     trial_curves: pd.DataFrame | None = None
-    """A row for each epoch of each trial: `cell`, `number`, `epoch` (from 1), `error` (validation)."""
+    """A row per epoch of a trial: `cell`, `number`, `epoch` (from 1), `error` (validation, percent). None without a search."""

@@ -1,6 +1,6 @@
-"""What the analysis of a study finds, as plain data: `analysis` makes it, terminal, tables, figures and report show it.
+"""The results of a study's analysis as plain data. The terminal, tables, figures and report display them.
 
-Errors and differences are in percentage points of the scored images' error in the final epoch.
+Errors are in percent and differences in percentage points. Both refer to the evaluation split in the final epoch.
 """
 
 from collections.abc import Mapping
@@ -8,109 +8,112 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIDENCE_LEVEL = 0.95
-"""Of every interval; 1 - LEVEL of every test."""
+"""Confidence level of every interval. The significance level of every test is 1 - CONFIDENCE_LEVEL."""
 MIN_SEEDS_FOR_P_VALUE = 3
-"""Fewer replicates give no p."""
+"""Fewest seeds (replicates) for which a p-value is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds and how far it may be off. None: too few values to say."""
+    """A mean over seeds with its uncertainty. A field is None if there are too few values to estimate it."""
 
     n: int
+    """Number of values: one per seed."""
     mean: float | None = None
     std: float | None = None
-    """Sample standard deviation; from 2 values on."""
+    """Sample standard deviation; needs 2 values."""
     low: float | None = None
-    """Lower end of the 95 % t interval; from 2 values on that are not all equal."""
+    """Lower end of the 95 % t confidence interval; needs 2 values that are not all equal."""
     high: float | None = None
+    """Upper end of the 95 % t confidence interval."""
     p: float | None = None
-    """Two-sided t test of mean zero; from 3 values on that are not all equal. Only differences have one."""
+    """p-value of a two-sided t test of mean zero; differences only; needs 3 values that are not all equal."""
     p_adjusted: float | None = None
-    """p, corrected for the number of comparisons (Holm)."""
+    """p-value adjusted for the number of tests in its family (Holm)."""
     effect_size: float | None = None
-    """Standardised mean difference: mean ÷ std of the differences, corrected for few seeds (Hedges); where there is a p."""
+    """Standardized mean difference: mean ÷ standard deviation of the differences, with Hedges' small-sample correction.
+    None without a p-value."""
 
     @property
     def significant(self) -> bool:
-        """Whether it differs from zero, the number of comparisons considered."""
+        """Whether the adjusted p-value is below the significance level, 0.05."""
         return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE_LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellFinding:
-    """One cell over its seeds. Runs without a result are counted, never averaged and never dropped."""
+    """The results of one cell over its seeds. Runs without a result are counted; they enter no average."""
 
     label: str
     levels: Mapping[str, str]
     planned: int
-    """Seeds that the study asks for; `error.n` of them completed."""
+    """Number of seeds that the study asks for; `error.n` of them completed."""
     error: Estimate
     train_error: Estimate
     problems: Mapping[str, int]
-    """Runs that did not complete, by outcome: diverged, oom, failed, stopped, running, missing."""
+    """Number of runs that did not complete, by outcome: diverged, oom, failed, stopped, running, missing."""
     reasons: tuple[str, ...]
-    """What they said, each once."""
+    """Distinct error messages of the runs that did not complete."""
     parameters: float | None
     flops: float | None
-    """Multiply-adds of one image's forward pass."""
+    """Multiply-adds of the forward pass of one image."""
     images_per_second: float | None
     peak_memory_mb: float | None
     seconds: float | None
-    """Training time of a run; like the other costs the mean over completed runs."""
+    """Training time of a run in seconds. Like all costs, it is the mean over completed runs."""
     gpu_hours: float | None
-    """Of one run; 0 without GPUs."""
+    """GPU-hours of a run; 0 without GPUs."""
     on_pareto_front: bool = False
-    """Whether no other cell has both fewer multiply-adds and a lower error, or equals it in one and beats it in the other."""
+    """Whether the cell is on the Pareto front of multiply-adds and mean error."""
     flags: tuple[str, ...] = ()
-    """What its numbers cannot be compared without: `trained with torch 2.14 and 2.15`."""
+    """Conditions that differ between the runs of the cell: `trained with torch 2.14 and 2.15`."""
 
     @property
     def without_result(self) -> int:
-        """Runs that the study still owes: a diverged run is a result."""
+        """Number of runs without a result. A diverged run counts as a result."""
         return self.planned - self.error.n - self.problems.get("diverged", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A cell against its baseline, seed by seed."""
+    """A contrast between a cell and its baseline, paired by seed."""
 
     cell: str
     baseline: str
     difference: Estimate
-    """Error of the cell minus that of the baseline, over seeds that both completed."""
+    """Error of the cell minus error of its baseline, over the seeds that both completed."""
     planned: int
-    """Seeds that the study asks for."""
+    """Number of seeds that the study asks for."""
     note: str = ""
-    """Why there is no p, or what is missing."""
+    """Runs that are missing, and why there is no p-value; empty if nothing is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A level of a factor against its reference level, in each seed averaged over combinations of the other factors."""
+    """The average effect of a level relative to its reference level: a contrast, averaged per seed over the other factors."""
 
     factor: str
     level: str
     reference: str
     difference: Estimate
     combinations: int
-    """How many combinations of the other factors' levels: those in which both levels exist."""
+    """Number of combinations of the other factors' levels in the average: those with runs of both levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """How far the effect of one factor's level depends on another factor: a difference of differences, seed by seed."""
+    """A two-way interaction: how much the effect of one factor's level changes with another factor, paired by seed."""
 
     factors: tuple[str, str]
     levels: tuple[str, str]
     references: tuple[str, str]
     difference: Estimate
-    """(error at both levels - error at first level, second's reference) - (the same at the first's reference)."""
+    """Difference of differences: the effect of the second level at the first level, minus its effect at the first reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnovaTerm:
-    """A line of the analysis of variance."""
+    """A row of the analysis of variance."""
 
     term: str
     """`shortcut`, `shortcut × depth`, or `seed`."""
@@ -118,22 +121,22 @@ class AnovaTerm:
     f: float
     p: float
     partial_eta_squared: float
-    """Partial η²: its sum of squares ÷ (that and the residual's)."""
+    """Sum of squares of the term ÷ (sum of squares of the term + residual sum of squares)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anova:
-    """Type II analysis of variance of the error, seeds as blocks, factors and their two-way interactions."""
+    """A type II analysis of variance of the error, with seeds as blocks, factors, and two-way interactions."""
 
     terms: tuple[AnovaTerm, ...]
     residual_df: float
     note: str
-    """What it was made from, and what to mind: `complete: 24 runs`, `unbalanced: …`, spreads that differ between cells."""
+    """The runs that it uses, and its caveats: unbalanced data, unequal variances."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Whether a factor matters, in plain words that claim no more than the intervals do."""
+    """The verdict on one factor, with the sentences that support it."""
 
     factor: str
     verdict: str
@@ -143,108 +146,113 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenTrial:
-    """What a search chose. Its score chose it, so it is no result: that is what the study's own runs give."""
+    """A trial that a search chose. Its score decided the choice and is therefore biased; results come from new runs."""
 
     level: str
-    """Of the factor `configuration`: `tuned`, or `front-1`, … with a second objective."""
+    """Level of the factor `configuration`: `tuned`, or `front-1`, `front-2`, … with a second objective."""
     number: int
+    """Number of the trial within its cell, from 0."""
     values: Mapping[str, Any]
-    """Of the fields that were searched and that it has."""
+    """Values of the searched fields that the trial has."""
     changes: str
-    """From which epoch on which value is another, where a population found it; else empty."""
+    """Values that change during training, by epoch, if population-based training found them; otherwise empty."""
     score: float
-    """Validation error in its last epoch, in percent."""
+    """Validation error in the last epoch, in percent."""
     at_edge: Mapping[str, str]
-    """Fields whose value is close to an end of the range searched: `low` or `high`."""
+    """Fields whose value is close to an end of the searched range, with that end: `low` or `high`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """How much of what moved the error within the space searched was one field. Of this search only."""
+    """The importance of one field for the validation error, within the space and the trials of one search."""
 
     field: str
     share: float
-    """Of all fields' importances; they add up to 1."""
+    """Fraction of the total importance; the fractions of all fields add up to 1."""
     low: float
-    """Ends of the 95 % percentile interval over resampled trials."""
+    """Lower end of the 95 % percentile bootstrap interval over trials."""
     high: float
+    """Upper end of that interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCellFinding:
-    """The search within one combination of levels: what it took and what it chose."""
+    """The search within one combination of levels: its cost and its choice."""
 
     label: str
     trials: int
-    """That it began; `outcomes` says what came of them."""
+    """Number of trials that began."""
     outcomes: Mapping[str, int]
-    """By word: completed, pruned, diverged, oom, failed, stopped, running."""
+    """Number of trials by outcome: completed, pruned, diverged, oom, failed, stopped, running."""
     epochs: int
+    """Epochs trained by all trials."""
     seconds: float
+    """Training time of all trials, in seconds."""
     gpu_hours: float
-    """Of all its trials."""
+    """GPU-hours of all trials."""
     chosen: tuple[ChosenTrial, ...]
     importances: tuple[Importance, ...]
-    """The largest first."""
+    """Importance of each field, largest first."""
     no_importances: str
-    """Why there are none; empty if there are."""
+    """Why there are no importances; empty if there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What tuning gave a cell: test errors of the tuned configuration minus those of the default, seed by seed."""
+    """The gain of tuning in one cell: error of the chosen minus error of the default configuration, paired by seed."""
 
     cell: str
     level: str
-    """Of the factor `configuration`."""
+    """Level of the factor `configuration`."""
     difference: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankChange:
-    """A variant against the baseline before and after both were tuned, seed by seed."""
+    """The contrast between a variant and its baseline before and after both are tuned, paired by seed."""
 
     cell: str
     baseline: str
     before: Estimate
-    """Error of the variant minus that of the baseline, both with the default configuration."""
+    """Error of the variant minus error of the baseline, both with the default configuration."""
     after: Estimate
-    """The same, each tuned by a search of its own."""
+    """Error of the variant minus error of the baseline, each tuned by its own search."""
     change: Estimate
-    """after - before in each seed."""
+    """`after` minus `before`, paired by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Whether the order of variants is the same once each is tuned."""
+    """The verdict on whether the ranking of variants survives tuning."""
 
     verdict: str
-    """`survives`, `changes`, `no change shown`, `reverses`, `no order shown`, `cannot be said yet`: see `ranking.verdict_of`."""
+    """`survives`, `changes`, `no change shown`, `reverses`, `no order shown` or `cannot be said yet`, as defined by
+    `ranking.ranking_verdict`."""
     text: str
     changes: tuple[RankChange, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFindings:
-    """What there is to say of a search besides the study's own comparisons."""
+    """The findings about a search, in addition to the study's own comparisons."""
 
     cells: tuple[SearchCellFinding, ...]
-    """In the design's order."""
+    """One per cell, in the order of the design."""
     gains: tuple[Gain, ...]
-    """One family of tests; empty while it searches."""
+    """Gains of tuning, one family of tests; empty while the search runs."""
     ranking: Ranking | None
-    """None while it searches, without variants to rank, and with a second objective: a front is no winner."""
+    """None while the search runs, without variants to rank, and with a second objective, which has no single winner."""
     notes: tuple[str, ...]
-    """For information: searches that took unequal time, or chose nothing new."""
+    """Remarks: unequal search times, unchanged choices, values at the end of a range."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that the analysis has to say about a study."""
+    """All findings about a study."""
 
     evaluation_split: str
     cells: tuple[CellFinding, ...]
-    """In the design's order."""
+    """One per cell, in the order of the design."""
     comparisons: tuple[Comparison, ...]
     effects: tuple[Effect, ...]
     interactions: tuple[Interaction, ...]
@@ -252,14 +260,14 @@ class Findings:
     no_anova: str
     """Why there is no analysis of variance; empty if there is one."""
     answers: tuple[Answer, ...]
-    """One for each factor with two levels or more, in the design's order."""
+    """One per factor with at least two levels, in the order of the design."""
     flags: tuple[str, ...]
-    """What the whole study is to be read with: incomplete, mixed conditions, few seeds."""
+    """Caveats of the whole study: missing runs, mixed conditions, few seeds."""
     search: SearchFindings | None = None
-    """Where configurations were searched for."""
+    """Findings about the search; None for a study without one."""
 
     @property
     def complete(self) -> bool:
-        """Whether every run has a result, and every search has chosen."""
+        """Whether every run has a result and every search has made its choice."""
         chosen = self.search is None or all(cell.chosen for cell in self.search.cells)
         return chosen and not any(cell.without_result for cell in self.cells)

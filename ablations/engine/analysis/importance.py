@@ -1,7 +1,7 @@
-"""Which searched fields moved the error, by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255), and how far that may be off.
+"""The importance of searched fields by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255), with bootstrap intervals.
 
-It compares where the best completed trials lie with where all of them do. That holds for the space and the trials of this search,
-and for nothing else: a field that was searched in a narrow range moves little.
+PED-ANOVA compares the distribution of the best completed trials with that of all completed trials, field by field. The result holds
+only for the space and the trials of one search: a field with a narrow searched range has a low importance.
 """
 
 import copy
@@ -21,17 +21,17 @@ from ablations.engine.analysis.trial_table import search_design
 from ablations.engine.study.design import SearchCell
 
 MIN_COMPLETED_TRIALS = 10
-"""Completed trials of which anything is said."""
+"""Fewest completed trials for which importances are given."""
 MIN_BEST_TRIALS = 5
-"""Completed trials that count as the best, at least: of fewer nothing can be estimated."""
+"""Fewest completed trials that count as the best; fewer give no density estimate."""
 BEST_TRIAL_FRACTION = 0.1
-"""Of the completed trials that count as the best."""
+"""Fraction of the completed trials that count as the best."""
 BOOTSTRAP_RESAMPLES = 100
-"""Of the completed trials, with replacement."""
+"""Number of bootstrap samples of the completed trials."""
 
 
 class _ResampledStudy(Study):
-    """Trials as a study, without storing each of them a hundred times."""
+    """An Optuna study of resampled trials. It keeps them in memory instead of storing each of them a hundred times."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         storage = InMemoryStorage()
@@ -39,23 +39,23 @@ class _ResampledStudy(Study):
         super().__init__(name, storage)
         self._drawn = [copy.copy(trial) for trial in trials]
         for number, trial in enumerate(self._drawn):
-            trial._trial_id = number  # drawn twice, it counts twice
+            trial._trial_id = number  # a trial that is drawn twice counts twice
 
     def get_trials(self, deepcopy: bool = True, states: object = None) -> list[FrozenTrial]:
         return self._drawn
 
 
 def field_importances(evidence: Evidence, cell: SearchCell) -> tuple[Importance, ...] | str:
-    """Of every searched field, the largest first, with 95 % percentile intervals; or why there are none."""
+    """Return the importance of each searched field, largest first, with 95 % percentile intervals; or why there is none."""
     if len(search_design(evidence).fields) < 2:
-        return "with one field searched, there is nothing to compare it with"
+        return "Importance compares fields, and this search has only one"
     if search_design(evidence).scheduler == "pbt":
-        return "values change during the training of a population"
+        return "Importance needs one value per trial, but population-based training changes values during training"
     trials = [trial for trial in frozen_trials(evidence, cell) if trial.state is TrialState.COMPLETE]
     if len(trials) < MIN_COMPLETED_TRIALS:
-        return f"completed trials: {len(trials)}, and fewer than {MIN_COMPLETED_TRIALS} say nothing of fields"
+        return f"Importance needs {MIN_COMPLETED_TRIALS} completed trials, and this search has {len(trials)}"
     if len({trial.values[0] for trial in trials}) == 1:
-        return "the errors of all completed trials are equal"
+        return "All completed trials have the same error, so no field has any importance"
     drawn = np.random.default_rng(0).integers(len(trials), size=(BOOTSTRAP_RESAMPLES, len(trials)))
     found = _importance_shares(trials)
     resampled = [_importance_shares([trials[i] for i in row]) for row in drawn]
@@ -72,10 +72,10 @@ def field_importances(evidence: Evidence, cell: SearchCell) -> tuple[Importance,
 
 
 def _importance_shares(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Importance of each field in these trials; they add up to 1."""
+    """Return the importance of each field in these trials; the values add up to 1."""
     best = max(BEST_TRIAL_FRACTION, MIN_BEST_TRIALS / len(trials))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a branch with one trial, a draw of equal errors: the interval says it
+        warnings.simplefilter("ignore", UserWarning)  # a branch with one trial or a sample of equal errors: the interval shows it
         return get_param_importances(
             _ResampledStudy(trials),
             evaluator=PedAnovaImportanceEvaluator(target_quantile=best),

@@ -1,4 +1,4 @@
-"""A search's trials as Optuna's own."""
+"""The trials of a search as Optuna's `FrozenTrial` objects."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,12 @@ from ablations.engine.study.design import SearchCell
 from ablations.engine.study.factors import format_level
 
 OPTUNA_STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
-"""What Optuna calls an outcome: one that diverged is worse than all that were compared with it, others that ended have failed."""
+"""Optuna's state for an outcome; `FAIL` for every other. A diverged trial is worse than all trials it was compared with, so it
+counts as pruned."""
 
 
 def frozen_trials(evidence: Evidence, cell: SearchCell) -> list[FrozenTrial]:
-    """A cell's trials that have ended, by number, as Optuna has them. Their times are when this was called."""
+    """Return the ended trials of a cell, sorted by number. Their timestamps are the time of this call."""
     search = search_design(evidence)
     distributions = {field: _distribution(dimension) for field, dimension in observed_space(evidence).items()}
     trials = cell_trials(evidence, cell)
@@ -44,7 +45,7 @@ def _frozen_trial(
 
 
 def _storable_value(value: Any) -> Any:
-    """Storage of Optuna holds no lists: they are texts, as on the command line."""
+    """Return a value that Optuna's storage accepts: it holds no lists, so a list becomes text as on the command line."""
     return ",".join(map(format_level, value)) if isinstance(value, list) else value
 
 
@@ -56,7 +57,7 @@ def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:
 
 
 def _curves_by_number(evidence: Evidence, cell: SearchCell) -> dict[Any, dict[int, float]]:
-    """By number of the trial, validation error by epoch."""
+    """Return the validation error in percent by epoch, by the number of the trial."""
     assert evidence.trial_curves is not None, "a search has curves"
     curves = evidence.trial_curves[evidence.trial_curves["cell"] == cell.label].dropna(subset="error")
     return {

@@ -1,4 +1,4 @@
-"""Whether two trainings of the same run agree: to the last bit, within the noise of seeds, or not."""
+"""Compare a replayed training with the recorded one: equal to the last bit, within seed noise, or different."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,61 +7,64 @@ from dataclasses import dataclass
 from scipy import stats
 
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
+from ablations.engine.analysis.number_format import signed
+from resnet_core.fields import counted
 
 Epochs = Mapping[int, Mapping[str, float]]
-"""Losses and errors (percent) of training and scored images by their metric's name, by epoch from 1."""
+"""Losses and errors (percent) by metric name, by epoch from 1."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a training went."""
+    """The outcome and the metrics of one training."""
 
     outcome: str
-    """`completed`, `diverged`, …; empty: it was interrupted."""
+    """`completed`, `diverged`, `oom`, `failed`, …; empty if the training was interrupted."""
     epochs: Epochs
     message: str = ""
 
 
 def compare_trainings(recorded: Training, replayed: Training, seeds: Sequence[float], scored: str) -> tuple[bool, list[str]]:
-    """Whether a replay gave the recorded result, exactly or within seed noise, and the lines that say so.
+    """Return whether a replay reproduces the recorded result, exactly or within seed noise, and the lines of the report.
 
-    Seed noise is judged by the 95 % prediction interval of one more seed: mean ± t · s · √(1 + 1/n) over the recorded seeds.
+    Seed noise is the 95 % prediction interval of one more seed: mean ± t · s · √(1 + 1/n) over the recorded seeds.
 
     Args:
-        seeds: final errors of the recorded run and of those that differ from it in the seed only.
-        scored: the metric that is the result, `test/error` or `validation/error`.
+        seeds: Final errors in percent of the recorded run and of the runs that differ from it only in the seed.
+        scored: Name of the metric that is the result, `test/error` or `validation/error`.
     """
     if replayed.outcome != recorded.outcome:
         if replayed.outcome in ("completed", "diverged"):
-            return False, [f"differs: the record {recorded.outcome}, the replay {replayed.outcome}"]
-        return False, [f"no verdict: the replay ended {replayed.outcome}, {replayed.message}"]
+            return False, [f"differs: the recorded run {recorded.outcome}, the replay {replayed.outcome}"]
+        return False, [f"no verdict: the outcome of the replay is {replayed.outcome or 'interrupted'} ({replayed.message})"]
     difference = first_difference(recorded.epochs, replayed.epochs)
     first = [f"first difference: {difference}"] if difference else []
     if recorded.epochs and not difference:
         end = ", then diverged" if recorded.outcome == "diverged" else ""
-        return True, [f"exactly equal: {len(recorded.epochs)} epochs, every loss and error to the last bit{end}"]
+        return True, [f"exactly equal: {counted(len(recorded.epochs), 'epoch')}, every loss and error to the last bit{end}"]
     if recorded.outcome == "diverged":
-        return True, [f"diverged as recorded: in epoch {len(replayed.epochs) + 1}, recorded {len(recorded.epochs) + 1}", *first]
+        epochs = f"the replay in epoch {len(replayed.epochs) + 1}, the recorded run in epoch {len(recorded.epochs) + 1}"
+        return True, [f"diverged as recorded: {epochs}", *first]
     before, now = (training.epochs[max(training.epochs)][scored] for training in (recorded, replayed))
-    change = f"{scored} {now:.2f} %, recorded {before:.2f} %, difference {now - before:+.2f} points"
+    change = f"{scored} {now:.2f} %, recorded {before:.2f} %, difference {signed(now - before)} points"
     if len(seeds) < MIN_SEEDS_FOR_P_VALUE:
-        why = f"seed noise is not known: it takes {MIN_SEEDS_FOR_P_VALUE} seeds, {len(seeds)} are recorded"
+        why = f"seed noise is unknown: its estimate needs {MIN_SEEDS_FOR_P_VALUE} seeds, and the store has {len(seeds)}"
         return False, [f"not equal: {change}", why, *first]
     mean, std, half = seed_noise(seeds)
     within = abs(now - mean) <= half
-    expected = f"one more is expected (95 %) within {half:.2f} points of the mean"
+    expected = f"95 % of further seeds are expected within {half:.2f} points of the mean"
     noise = f"{len(seeds)} recorded seeds: {mean:.2f} ± {std:.2f} %; {expected}"
     return within, [f"{'within seed noise' if within else 'differs'}: {change}", noise, *first]
 
 
 def seed_noise(errors: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and sample standard deviation of errors over seeds, and how far from the mean one more seed may be expected."""
+    """Return mean and sample standard deviation of errors over seeds, and half the 95 % prediction interval of one more seed."""
     n, std = len(errors), statistics.stdev(errors)
     return statistics.mean(errors), std, float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, n - 1)) * std * (1 + 1 / n) ** 0.5
 
 
 def first_difference(recorded: Epochs, replayed: Epochs) -> str:
-    """The first loss or error that is not equal to the last bit, and by how much; empty if there is none."""
+    """Return the first loss or error that is not equal to the last bit, with its difference; empty if all are equal."""
     for epoch in sorted(recorded.keys() | replayed.keys()):
         before, now = recorded.get(epoch, {}), replayed.get(epoch, {})
         for name in {**before, **now}:
@@ -73,7 +76,7 @@ def first_difference(recorded: Epochs, replayed: Epochs) -> str:
 
 
 def environment_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """One line: what is not as it was when the run was recorded."""
+    """Return one line with the parts of the environment that changed since the run was recorded."""
     changed = [f"{name} {recorded[name]} → {value}" for name, value in here.items() if recorded.get(name, value) != value]
     unknown = [name for name in here if name not in recorded]
     text = "; ".join(changed) or f"the same {', '.join(name for name in here if name in recorded)}"

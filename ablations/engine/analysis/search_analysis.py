@@ -1,4 +1,4 @@
-"""What a search took and chose, cell by cell, and what its choice gains on the images that results are of."""
+"""Analyze a search: its cost and choice in each cell, and the gain of that choice on the evaluation images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from ablations.engine.study.design import Design, SearchCell
 from ablations.engine.study.plan import DEFAULT
 
 RANGE_EDGE_FRACTION = 0.05
-"""A value is at an edge if it is so close to an end of its range, as a share of the range on the scale that was searched."""
+"""A value is at the edge of its range if its distance to an end is at most this fraction of the range, on the searched scale."""
 MAX_SEARCH_TIME_RATIO = 2
-"""It is said where one cell's search took so many times as long as another's."""
+"""Largest ratio of search times between two cells without a remark."""
 
 
 def analyze_search(evidence: Evidence, errors: Array) -> SearchFindings:
-    """All that there is to say of a search besides what any study gets.
+    """Return the findings about a search.
 
     Args:
-        errors: of the study's completed runs, a row for each cell of the design, a column for each seed; NaN where there is none.
+        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
     """
     cells = tuple(_cell_finding(evidence, cell) for cell in search_design(evidence).cells)
     return SearchFindings(
@@ -36,7 +36,7 @@ def analyze_search(evidence: Evidence, errors: Array) -> SearchFindings:
 
 
 def _cell_finding(evidence: Evidence, cell: SearchCell) -> SearchCellFinding:
-    from ablations.engine.analysis.importance import field_importances  # Optuna: not for studies that search nothing
+    from ablations.engine.analysis.importance import field_importances  # imports Optuna, which studies without a search do not need
 
     trials = cell_trials(evidence, cell)
     found = field_importances(evidence, cell)
@@ -49,7 +49,7 @@ def _cell_finding(evidence: Evidence, cell: SearchCell) -> SearchCellFinding:
         epochs=int(trials["epochs"].sum()),
         seconds=float(trials["seconds"].sum()),
         gpu_hours=float(trials["gpu_hours"].sum()),
-        # Somebody may have deleted its run.
+        # A chosen trial is missing if someone deleted its MLflow run.
         chosen=tuple(_chosen_trial(evidence, level, by_number[number]) for level, number in chosen.items() if number in by_number),
         importances=() if isinstance(found, str) else found,
         no_importances=found if isinstance(found, str) else "",
@@ -71,7 +71,7 @@ def _chosen_trial(evidence: Evidence, level: str, trial: Mapping[Any, Any]) -> C
 
 
 def _range_edge(dimension: Mapping[str, Any], value: Any) -> str:
-    """Which end of the range searched a value is at, if any; choices have none."""
+    """Return the end of the searched range that a value is close to, `low` or `high`; empty otherwise, and for choices."""
     if "choices" in dimension:
         return ""
     where = range_position(dimension, value)
@@ -79,7 +79,7 @@ def _range_edge(dimension: Mapping[str, Any], value: Any) -> str:
 
 
 def _tuning_gains(design: Design, errors: Array) -> tuple[Gain, ...]:
-    """Of every cell's chosen configurations, of which runs were asked for."""
+    """Return the gain of each chosen configuration that the study trains."""
     assert design.search
     named, differences = [], []
     for cell in design.search.cells:
@@ -99,27 +99,27 @@ def _unequal_time_notes(cells: Sequence[SearchCellFinding]) -> list[str]:
         return []
     least, most = took[0], took[-1]
     times = f"{most.label} took {most.seconds:,.0f} s, {most.seconds / least.seconds:.1f} times as long as {least.label}"
-    return [f"searches took unequal time: {times} ({least.seconds:,.0f} s)"]
+    return [f"Searches took unequal times: {times} ({least.seconds:,.0f} s)"]
 
 
 def _unchanged_choice_notes(design: Design) -> list[str]:
-    """Searches that chose nothing new."""
+    """Return remarks about searches that chose nothing, or the default configuration."""
     assert design.search
     notes = []
     for cell in design.search.cells:
-        where = cell.label or "the search"
+        where = f"The search in {cell.label}" if cell.label else "The search"
         chosen = design.search.chosen.get(cell.label, {})
         if design.search.chosen and not chosen:
-            notes.append(f"{where} chose nothing: no trial completed")
+            notes.append(f"{where} chose nothing, because no trial completed")
         notes += [f"{where} chose the default configuration" for level in chosen if chose_default(design, cell, level)]
     return notes
 
 
 def _range_edge_notes(cells: Sequence[SearchCellFinding]) -> list[str]:
-    """Ranges that may have been too small."""
+    """Return remarks about chosen values at an end of their range, where a wider range may contain a better value."""
     return [
-        f"{cell.label or 'the search'} chose {field} {format_value(each.values[field])}, at the {end} end of its range; "
-        "consider a wider one"
+        f"{f'The search in {cell.label}' if cell.label else 'The search'} chose {field}={format_value(each.values[field])}, "
+        f"at the {end} end of its range: a wider range may contain a better value"
         for cell in cells
         for each in cell.chosen
         for field, end in each.at_edge.items()

@@ -1,4 +1,4 @@
-"""From a study's evidence to its findings: cells, comparisons, effects of factors, and what to read them with."""
+"""Analyze a study: turn its evidence into findings about cells, comparisons and effects, with their caveats."""
 
 import math
 from collections import Counter, defaultdict
@@ -19,26 +19,28 @@ from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted
 
 COSTS = tuple(name for name in RESULT_METRICS if name != "train_error")
-"""Columns of `Evidence.runs` and fields of `CellFinding`."""
+"""Columns of `Evidence.runs` that are also fields of `CellFinding`."""
 MAX_STD_RATIO = 4
-"""From this ratio of the largest to the smallest std of cells on, it is said that analysis of variance assumes equal ones."""
+"""Largest ratio of standard deviations of cells for which the analysis of variance carries no warning about unequal variances."""
 SHARED_CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python")
-"""Conditions that are to be the same in all runs. Commits may differ: the code version says whether the code that trains did."""
+"""Conditions that should be the same in all runs. Commits may differ: only the code version covers the training code."""
 MAX_NAMED = 3
-"""Cells or seeds that a text names; of more, it gives the number."""
+"""Cells, seeds or files that a text names, at most; of more, it gives the number."""
 
 
 class _RunTable(NamedTuple):
-    """What the runs gave: a row for each cell of the design, a column for each seed."""
+    """The results of the runs; a row per cell of the design, a column per seed."""
 
     errors: Array
-    """NaN where a run did not complete."""
+    """Evaluation errors in percent; NaN for a run that did not complete."""
     train_errors: Array
+    """Training errors in percent; NaN for a run that did not complete."""
     outcomes: Sequence[Sequence[str]]
+    """Outcome of each run."""
 
 
 def analyze_study(evidence: Evidence) -> Findings:
-    """All that the runs say about the study's question."""
+    """Return all findings about a study."""
     design = evidence.design
     table = _run_table(evidence)
     cells = _cell_findings(evidence, table)
@@ -116,63 +118,73 @@ def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
 
 
 def _comparison_note(difference: Estimate, outcomes: Sequence[str], of_baseline: Sequence[str]) -> str:
-    """Why a comparison has no p, or what it lacks."""
-    lacking: dict[str, list[str]] = defaultdict(list)
+    """Return which runs a comparison lacks, and why it has no p-value; empty if nothing is missing."""
+    missing: dict[str, list[str]] = defaultdict(list)
     for seed, (outcome, other) in enumerate(zip(outcomes, of_baseline, strict=True)):
         if outcome != "completed":
-            lacking[outcome].append(str(seed))
+            missing[outcome].append(str(seed))
         elif other != "completed":
-            lacking[f"{other} in the baseline"].append(str(seed))
+            missing[f"{other} in the baseline"].append(str(seed))
     notes = []
-    if lacking:
-        why = ", ".join(f"{_seeds_text(seeds)} {outcome}" for outcome, seeds in lacking.items())
-        notes.append(f"{difference.n} of {len(outcomes)} pairs: {why}")
+    if missing:
+        why = ", ".join(f"{_seeds_text(seeds)} {outcome}" for outcome, seeds in missing.items())
+        notes.append(f"{difference.n} of {counted(len(outcomes), 'pair')} complete: {why}")
     if 0 < difference.n < MIN_SEEDS_FOR_P_VALUE:
-        notes.append(f"{counted(difference.n, 'seed')}: no p")
+        notes.append(f"no p-value: {counted(difference.n, 'seed')}, and a test needs {MIN_SEEDS_FOR_P_VALUE}")
     if difference.std == 0 and difference.mean is not None:
-        notes.append("identical" if abs(difference.mean) <= ZERO_TOLERANCE_POINTS else f"all {difference.n} differences are equal")
+        notes.append(
+            "no difference in any seed" if abs(difference.mean) <= ZERO_TOLERANCE_POINTS else "the same difference in every seed"
+        )
     return "; ".join(notes)
 
 
 def _anova(design: Design, errors: Array, cells: Sequence[CellFinding]) -> Anova | str:
-    """The analysis of variance of the runs that completed, or why there is none."""
+    """Return the analysis of variance of the completed runs, or the reason why there is none."""
     varied = list(reference_levels(design))
     if not varied:
         return "no factor has two levels"
     combinations = math.prod(len(design.factors[name]) for name in varied)
     if len(cells) < combinations:
-        return f"{combinations - len(cells)} of {combinations} combinations do not exist"
+        return f"the design lacks {combinations - len(cells)} of {combinations} combinations"
     if empty := [cell.label for cell in cells if not cell.error.n]:
-        return f"no completed run: {_names_or_count(empty, 'cell')}"
+        return f"no run completed in {_names_or_count(empty, 'cell')}"
     rows, seeds = (indices.tolist() for indices in np.nonzero(np.isfinite(errors)))
     levels = {name: [design.factors[name].index(cells[row].levels[name]) for row in rows] for name in varied}
-    note = f"complete: {counted(len(rows), 'run')}"
+    note = f"All {counted(len(rows), 'planned run')} completed."
     if len(rows) < errors.size:
-        note = f"unbalanced: {len(rows)} of {counted(errors.size, 'run')}; type II sums of squares of what completed"
+        note = (
+            f"The design is unbalanced: {len(rows)} of {counted(errors.size, 'run')} completed, and type II sums of "
+            "squares use only these."
+        )
     stds = [cell.error.std for cell in cells if cell.error.std is not None]
     if stds and max(stds) > MAX_STD_RATIO * min(stds):
         spread = f"{min(stds):.2f} to {max(stds):.2f}"
-        note += f"; it assumes equal spread, but cells have a std from {spread}: trust the intervals instead"
+        note += (
+            f" The analysis assumes equal variances, but the standard deviations of cells range from {spread} points: "
+            "rely on the confidence intervals of the differences instead."
+        )
     return fit_anova(errors[rows, seeds].tolist(), seeds, levels, note)
 
 
 def _missing_result_flags(cells: Sequence[CellFinding]) -> list[str]:
-    """What of the study has no result, diverged, or is too little for tests."""
+    """Return flags for missing results, diverged runs, and too few seeds for tests."""
     planned = sum(cell.planned for cell in cells)
     flags = []
     if owed := sum(cell.without_result for cell in cells):
         where = _names_or_count([cell.label for cell in cells if cell.without_result], "cell")
-        flags.append(f"incomplete: {owed} of {counted(planned, 'run')} without a result ({where})")
+        flags.append(
+            f"The study is incomplete: {owed} of {counted(planned, 'run')} {'has' if owed == 1 else 'have'} no result ({where})"
+        )
     if diverged := sum(cell.problems.get("diverged", 0) for cell in cells):
         where = _names_or_count([cell.label for cell in cells if cell.problems.get("diverged")], "cell")
         flags.append(f"{diverged} of {counted(planned, 'run')} diverged ({where})")
     if (seeds := max(cell.planned for cell in cells)) < MIN_SEEDS_FOR_P_VALUE:
-        flags.append(f"{counted(seeds, 'seed')}: no p-values")
+        flags.append(f"There are no p-values: they need {MIN_SEEDS_FOR_P_VALUE} seeds, and the study has {seeds}")
     return flags
 
 
 def _differing_conditions(evidence: Evidence) -> dict[str, pd.DataFrame]:
-    """By condition in which runs differ: those runs that completed or diverged, and for which it is known."""
+    """Return, for each condition that differs between runs, the completed and diverged runs with a known value."""
     results = evidence.runs[evidence.runs["outcome"].isin(["completed", "diverged"])]
     shown = {name: results[name].str.replace(r"(\w{8})\w+", r"\1", regex=True) for name in ("code_version", "data_version")}
     shown["python"] = results["python"].str.split(".").str[:2].str.join(".")
@@ -184,7 +196,7 @@ def _differing_conditions(evidence: Evidence) -> dict[str, pd.DataFrame]:
 
 
 def _mixed_conditions_by_cell(evidence: Evidence) -> dict[str, tuple[str, ...]]:
-    """By cell, the conditions that its own runs do not share."""
+    """Return, by cell, the conditions that differ between runs of that cell."""
     found: dict[str, tuple[str, ...]] = defaultdict(tuple)
     for name, runs in _differing_conditions(evidence).items():
         values = runs.groupby("cell")[name].unique()
@@ -194,23 +206,23 @@ def _mixed_conditions_by_cell(evidence: Evidence) -> dict[str, tuple[str, ...]]:
 
 
 def _condition_flags(evidence: Evidence) -> list[str]:
-    """What differs between runs besides what the study varies."""
+    """Return flags for conditions that differ between runs although the study does not vary them."""
     flags = []
     if images := evidence.design.training_images:
         of_cells = ", ".join(f"{count:,} ({where})" for where, count in images.items())
-        flags.append(f"cells have different training images: {of_cells}; scored images and seeds are the same")
+        flags.append(f"Cells train on different numbers of images: {of_cells}. Evaluation images and seeds are the same")
     for name, runs in _differing_conditions(evidence).items():
         if runs.groupby("cell")[name].nunique().max() == 1:
             cells = runs.groupby(name, sort=False)["cell"].unique()
             where = [f"{value} ({_names_or_count(list(of_value), 'cell')})" for value, of_value in cells.items()]
         else:
             where = [f"{value} ({counted(count, 'run')})" for value, count in runs[name].value_counts().items()]
-        flags.append(f"{name.replace('_', ' ')} differs: {', '.join(where)}")
+        flags.append(f"Runs differ in {name.replace('_', ' ')}: {', '.join(where)}")
     dirty = evidence.runs[evidence.runs["git.dirty"] == "true"]
     if len(dirty):
         files = dict.fromkeys(name for names in dirty["git.changed"] if names for name in names.split(", "))
         changed = f" in {_names_or_count(list(files), 'file')}" if files else ""
-        flags.append(f"{counted(len(dirty), 'run')} trained from a commit with local changes{changed}")
+        flags.append(f"{counted(len(dirty), 'run')} trained with uncommitted changes{changed}")
     return flags
 
 

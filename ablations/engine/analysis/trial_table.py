@@ -1,4 +1,4 @@
-"""The trials of a search as its space sees them: values of fields, and where these lie in what was searched."""
+"""The trials of a search as a table: the values of the searched fields and their positions in the searched ranges."""
 
 import math
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from ablations.engine.study.design import SearchCell, SearchDesign
 from ablations.engine.study.factors import format_level
 
 ENDED_OUTCOMES = ("completed", "pruned", "diverged", "oom", "failed")
-"""Outcomes of trials that were trained as far as they are to be, or broke."""
+"""Outcomes of trials that have ended: trained to their last epoch, stopped early, or failed."""
 
 
 def search_design(evidence: Evidence) -> SearchDesign:
-    """How a study that searches does so."""
+    """Return the design of the search. The study must have one."""
     assert evidence.design.search, "a study without a search"
     return evidence.design.search
 
 
 def cell_trials(evidence: Evidence, cell: SearchCell) -> pd.DataFrame:
-    """A cell's trials by number. Every searched field is a column: a value as it was suggested, or None where a trial has none."""
+    """Return the trials of a cell, sorted by number; each searched field is a column of suggested values (None without one)."""
     assert evidence.trials is not None, "a search has trials"
     trials = evidence.trials[evidence.trials["cell"] == cell.label].sort_values("number")
     of_fields = {
@@ -33,7 +33,7 @@ def cell_trials(evidence: Evidence, cell: SearchCell) -> pd.DataFrame:
 
 
 def observed_space(evidence: Evidence) -> dict[str, dict[str, Any]]:
-    """What is searched, as wide as it takes to hold every trial: an earlier submission may have searched elsewhere."""
+    """Return the searched space, widened to contain every trial: an earlier submission may have searched other ranges."""
     assert evidence.trials is not None, "a search has trials"
     fields: dict[str, dict[str, Any]] = {}
     for field, dimension in search_design(evidence).fields.items():
@@ -48,7 +48,7 @@ def observed_space(evidence: Evidence) -> dict[str, dict[str, Any]]:
 
 
 def restore_value(dimension: Mapping[str, Any], value: Any) -> Any:
-    """A value as it was suggested: in a table integers are floats, and None may be NaN, where some are missing."""
+    """Return a value as it was suggested. In a table column with missing values, integers are floats and None is NaN."""
     if value is None or value != value:
         return None
     if "choices" in dimension:
@@ -57,12 +57,12 @@ def restore_value(dimension: Mapping[str, Any], value: Any) -> Any:
 
 
 def is_integer_range(dimension: Mapping[str, Any]) -> bool:
-    """Whether a range is of integers."""
+    """Return whether a range contains only integers."""
     return isinstance(dimension["low"], int) and isinstance(dimension["high"], int)
 
 
 def range_position(dimension: Mapping[str, Any], value: Any) -> float:
-    """Where a value lies in what was searched, from 0 to 1: on its scale, or in the order of the choices."""
+    """Return the position of a value in its range, from 0 to 1: on the searched scale, or in the order of the choices."""
     if "choices" in dimension:
         choices: list[Any] = dimension["choices"]
         return choices.index(value) / max(1, len(choices) - 1)
@@ -72,20 +72,20 @@ def range_position(dimension: Mapping[str, Any], value: Any) -> float:
 
 
 def format_value(value: Any) -> str:
-    """A value for people: a list as on the command line, three digits of a number that has more."""
+    """Return a value as text: a list as on the command line, a float with three significant digits."""
     if isinstance(value, list):
         return ",".join(map(format_value, value))
     return f"{value:.3g}" if isinstance(value, float) else format_level(value)
 
 
 def format_configuration(chosen: ChosenTrial) -> str:
-    """`optim.lr 0.1, optim.momentum 0.9; then 4:lr=0.04`."""
-    values = ", ".join(f"{field} {format_value(value)}" for field, value in chosen.values.items())
+    """Return a chosen configuration as text: `optim.lr=0.1, optim.momentum=0.9; then 4:lr=0.04`."""
+    values = ", ".join(f"{field}={format_value(value)}" for field, value in chosen.values.items())
     return f"{values}; then {chosen.changes}" if chosen.changes else values
 
 
 def format_range(dimension: Mapping[str, Any]) -> str:
-    """What was searched of a field, for people: `0.001 to 1, logarithmic`, `step · cosine`."""
+    """Return a searched range or its choices as text: `0.001 to 1, logarithmic`, `step · cosine`."""
     if "choices" in dimension:
         return " · ".join(map(format_value, dimension["choices"]))
     return f"{format_value(dimension['low'])} to {format_value(dimension['high'])}{', logarithmic' if dimension['log'] else ''}"

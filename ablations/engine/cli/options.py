@@ -32,16 +32,16 @@ MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
 RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}
 """Old names of options. They work for one release and are not in the help."""
 ENVIRONMENT_HELP = """environment variables:
-  MLFLOW_TRACKING_URI         default of --tracking-uri
-  RAY_ADDRESS                 Ray cluster to use (default: the local service or a
-                              cluster on this machine, otherwise a temporary Ray)
-  RESNET_ABLATIONS_HOME       folder of local state
-  RESNET_ABLATIONS_STORAGE    folder or address that all nodes of a cluster share"""
+  MLFLOW_TRACKING_URI        default of --tracking-uri
+  RAY_ADDRESS                Ray cluster to use (default: the local service, a
+                             cluster on this machine, or a temporary Ray)
+  RESNET_ABLATIONS_HOME      folder of local state
+  RESNET_ABLATIONS_STORAGE   folder or address that all nodes share"""
 EXAMPLES = """examples:
   python {program} --plan
   python {program} --preset smoke
   python {program} --levels {factor} --seeds 5
-  ray job submit --working-dir . -- python {program} --gpus-per-worker 1"""
+  ray job submit --working-dir . -- python {program} --workers 2"""
 SEARCH_EXAMPLE = """
   python {program} --per-cell --space lr=0.001..1:log --trials 20"""
 
@@ -109,8 +109,8 @@ def add_tracking_options(group: "argparse.ArgumentParser | argparse._ArgumentGro
         "--storage",
         default=paths.default_storage(),
         metavar="URI",
-        help="folder or address of checkpoints: a path, s3://…, gs://… (default: the folder checkpoints in RESNET_ABLATIONS_STORAGE or "
-        "RESNET_ABLATIONS_HOME)",
+        help="folder or address of checkpoints: a path, s3://…, gs://… (default: the folder checkpoints in "
+        "RESNET_ABLATIONS_STORAGE or RESNET_ABLATIONS_HOME)",
     )
 
 
@@ -215,7 +215,7 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
         "--per-cell",
         nargs="*",
         metavar="FACTOR",
-        help="run a search of equal budget for each level of these factors, or of all factors if none is named (default: one search)",
+        help="run a search of equal budget for each level of these factors, of all factors if none is named (default: one search)",
     )
     group.add_argument(
         "--trials", type=int, metavar="N", help=f"trials of each search; with pbt, the population size (default: {DEFAULT_TRIALS})"

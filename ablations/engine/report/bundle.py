@@ -1,4 +1,4 @@
-"""A report with its tables and figures, written to a folder or published to MLflow."""
+"""Write a report with its tables and figures to a folder, or publish it to MLflow."""
 
 import tempfile
 from collections.abc import Callable
@@ -21,19 +21,20 @@ def publish(
     evidence: Evidence,
     findings: Findings,
     *,
-    running: str = "",
+    progress: str = "",
     part: str = "",
     permit: Callable[[], object] = lambda: None,
 ) -> None:
-    """Makes report, tables and figures and logs them to the study's run, with a description that leads there.
+    """Log report, tables and figures to the study's MLflow run, with a description that links to them.
 
     Args:
-        running: how far the study is, where it is not at its end: `12 of 24 runs`.
-        part: a name, where this is of a part of the study only: it goes beside the study's own report, to `parts/<name>`.
-        permit: is called before each step that writes to MLflow, and ends it all with an error.
+        progress: The progress of a study that still runs, such as `12 of 24 runs`; empty for a finished study.
+        part: The name of a part of the study. Its report goes to `parts/<name>`, beside the report of the whole study, and the
+            description does not change.
+        permit: Called before each write to MLflow. An exception that it raises stops the publication.
     """
     with tempfile.TemporaryDirectory() as folder:
-        write(evidence, findings, Path(folder), running=running)
+        write(evidence, findings, Path(folder), progress=progress)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             permit()
             where = Path("parts", part) if part else Path()
@@ -43,13 +44,13 @@ def publish(
         permit()
         mlflow_page.write_overview(client, run_id, evidence, findings)
         permit()
-        client.set_tag(run_id, REPORT_TAG, running or WHOLE)
+        client.set_tag(run_id, REPORT_TAG, progress or WHOLE)
 
 
-def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str = "") -> None:
-    """`report/report.html`, `table.csv`, `.md`, `.tex`, `figures/*.png` and `.svg`, and of a search `search/optuna.journal`."""
+def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str = "") -> None:
+    """Write `report/report.html`, `table.{csv,md,tex}`, `figures/*.{png,svg}` and, for a search, `search/optuna.journal`."""
     with signals.deferred_signals():
-        from ablations.engine.report import (  # matplotlib and jinja2: not for plans and lookups
+        from ablations.engine.report import (  # imported here: plans and queries need no matplotlib and jinja2
             figures,
             html,
             paper_comparison,
@@ -58,23 +59,23 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, running: str 
 
     for name in ("figures", "report"):
         (folder / name).mkdir()
-    pictures = []
+    report_figures = []
     for name, figure in figures.all_figures(evidence, findings).items():
         for suffix in (".png", ".svg"):
             figures.save(figure, (folder / "figures" / name).with_suffix(suffix))
         caption = figures.caption(name, evidence, findings)
         svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        pictures.append(html.ReportFigure(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))
+        report_figures.append(html.ReportFigure(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))
     made = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
     for suffix, table in made.items():
         (folder / f"table.{suffix}").write_text(table(findings), encoding="utf-8")
     page = html.render(
         evidence,
         findings,
-        pictures,
+        report_figures,
         published=paper_comparison.compare_with_published(evidence, findings),
         written_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        running=running,
+        progress=progress,
     )
     (folder / REPORT_PATH).write_text(page, encoding="utf-8")
     if evidence.design.search:

@@ -1,6 +1,7 @@
-"""A study's report: one page that needs nothing else, for a screen, a phone or paper.
+"""The report of a study: one self-contained HTML page for screen, phone and print.
 
-Everything shown is text, whoever wrote it: templates escape all but figures, and the page's own policy lets it load nothing.
+Templates escape all text, since names and messages may come from anyone; only figures are markup. The content security policy of
+the page forbids loading anything.
 """
 
 import base64
@@ -21,34 +22,42 @@ from ablations.engine.analysis.trial_table import format_configuration, format_r
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
-from resnet_core.fields import printable
+from resnet_core.fields import counted, printable
 
 if TYPE_CHECKING:
     from ablations.engine.report.paper_comparison import PaperRow
 
-VERDICT_SYMBOLS = {"matters": "●", "may matter": "◐", "no effect shown": "○", "cannot be said yet": "?"}
-RANKINGS = {"survives": "●", "reverses": "●", "changes": "◐", "no change shown": "○", "no order shown": "○"}
-RANKINGS["cannot be said yet"] = VERDICT_SYMBOLS["cannot be said yet"]
-"""How sure an answer is, to be seen without colour; and that about the order of variants."""
+VERDICT_SYMBOLS = {
+    "matters": "●",
+    "may matter": "◐",
+    "no effect shown": "○",
+    "cannot be said yet": "?",
+    "survives": "●",
+    "reverses": "●",
+    "changes": "◐",
+    "no change shown": "○",
+    "no order shown": "○",
+}
+"""Symbols of the verdicts on factors and on the ranking, so that a verdict does not depend on color alone."""
 THEME_COLORS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
-"""Colours of figures that follow the page's theme."""
+"""Colors in figures that the page replaces by the colors of its theme."""
 MAX_NOTE_CHARACTERS = 300
-"""Characters in the table of results; the list of runs has all."""
+"""Largest length of a note in the table of results, in characters; the list of runs has the whole message."""
 CONFIGURATION_SECTIONS = {"model": "network", "data": "data", "optim": "training"}
-"""Parts of a run's configuration; fields outside of them say how it is executed."""
+"""Headings of the sections of a run's configuration; other fields are about its execution."""
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure with what is said of it."""
+    """A figure of the report with its texts."""
 
     name: str
-    """Of letters, digits, - and _; unique in a report."""
+    """Unique name of letters, digits, `-` and `_`."""
     title: str
     text: str
-    """How to read it."""
+    """How to read the figure."""
     alt: str
-    """What is to be seen, for those who do not see it."""
+    """Alternative text: what the figure shows."""
     svg: str
 
 
@@ -59,14 +68,14 @@ def render(
     *,
     published: Sequence["PaperRow"],
     written_at: str,
-    running: str = "",
+    progress: str = "",
 ) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
-        published: what the paper and others found, beside what was found here.
-        written_at: when, as shown.
-        running: how far the study is, where it is not at its end: `12 of 24 runs`.
+        published: Published results of the same networks.
+        written_at: Time of writing, as the page shows it.
+        progress: The progress of a study that still runs, such as `12 of 24 runs`; empty for a finished study.
     """
     made = {"csv": tables.csv(findings), "md": tables.markdown(findings), "tex": tables.latex(findings)}
     return (
@@ -79,13 +88,13 @@ def render(
             figures=figures,
             published=published,
             written_at=written_at,
-            running=running,
+            progress=progress,
             shared=_shared_settings(evidence.design),
             varied=_varied_settings(evidence.design),
             conditions=_condition_counts(evidence),
             runs=evidence.runs.to_dict("records"),
             downloads={f"{evidence.design.study}.{suffix}": _data_url(text) for suffix, text in made.items()},
-            verdicts=VERDICT_SYMBOLS | RANKINGS,
+            verdicts=VERDICT_SYMBOLS,
             defaults=_searched_defaults(evidence.design),
         )
     )
@@ -115,6 +124,7 @@ def _template_environment() -> Environment:
         "inline_svg": inline_svg,
         "sort_key": _sort_key,
         "multiline": _multiline,
+        "counted": counted,
         "format_range": format_range,
         "format_configuration": format_configuration,
     }
@@ -122,7 +132,7 @@ def _template_environment() -> Environment:
 
 
 def inline_svg(picture: ReportFigure) -> Markup:
-    """A figure as part of a page: said in words too, in the page's colours, every name in it its own."""
+    """Return a figure as inline SVG with an alternative text, the colors of the page's theme, and IDs unique within the page."""
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", picture.svg[picture.svg.index("<svg") :], flags=re.DOTALL)
     opening, drawing = svg.split(">", 1)
     name = f"figure-{picture.name}"
@@ -130,17 +140,19 @@ def inline_svg(picture: ReportFigure) -> Markup:
     drawing = re.sub(r' id="([^"]*)"', lambda id_: f' id="{name}-{id_[1]}"' if id_[1] in used else "", drawing)
     drawing = re.sub(r'(href="|url\()#', rf"\1#{name}-", drawing)
     drawing = re.sub(r"(<style[^>]*>)\s*\*", rf"\1#{name} *", drawing)
-    drawing = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)  # finer than any screen
+    drawing = re.sub(
+        r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing
+    )  # two decimals are finer than any screen
     for colour, variable in THEME_COLORS.items():
         drawing = re.sub(colour, variable, drawing, flags=re.IGNORECASE)
     shape = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', opening)
-    assert shape, "a figure of matplotlib has its size"
+    assert shape, "matplotlib writes the size of a figure"
     head = Markup('<svg id="{}" role="img" aria-label="{}" style="--width: {}" ').format(name, printable(picture.alt), shape[1])
     return head + Markup(f"{shape[0]}>{drawing}")  # noqa: S704 - drawn by this project, from text that matplotlib escapes
 
 
 def _result_rows(findings: Findings) -> list[dict[str, Any]]:
-    """Cells with their comparisons, for the table of results."""
+    """Return the rows of the table of results: cells with their comparisons."""
     by_cell = tables.comparisons_by_cell(findings)
     baselines = {comparison.baseline for comparison in findings.comparisons}
     rows = []
@@ -155,7 +167,7 @@ def _result_rows(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _shared_settings(design: Design) -> dict[str, list[tuple[str, str]]]:
-    """Fields in which all cells agree, by what they are about."""
+    """Return the fields in which all cells agree, by section."""
     first = design.cells[0].spec
     sections: dict[str, list[tuple[str, str]]] = {}
     for name, value in first.items():
@@ -166,14 +178,14 @@ def _shared_settings(design: Design) -> dict[str, list[tuple[str, str]]]:
 
 
 def _varied_settings(design: Design) -> list[tuple[str, list[str]]]:
-    """Fields in which cells differ, with their values: factors, and what follows from them."""
+    """Return the fields in which cells differ, with their values: factors and the fields that depend on them."""
     names = dict.fromkeys(name for cell in design.cells for name in cell.spec)
     values = {name: list(dict.fromkeys(_setting_text(cell.spec.get(name)) for cell in design.cells)) for name in names}
     return [(name, different) for name, different in values.items() if len(different) > 1]
 
 
 def _searched_defaults(design: Design) -> dict[str, list[str]]:
-    """Of the fields that are searched, the values that cells have without a search."""
+    """Return the default values of the searched fields."""
     if not design.search:
         return {}
     cells = design.search.cells
@@ -187,7 +199,7 @@ def _setting_text(value: Any) -> str:
 
 
 def _condition_counts(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:
-    """Under what runs were trained: values of each condition, and of how many runs."""
+    """Return the values of each condition of the runs, with the number of runs."""
     conditions = []
     for name in CONDITION_COLUMNS:
         counts = Counter(str(value) for value in evidence.runs[name].fillna(""))
@@ -196,15 +208,15 @@ def _condition_counts(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:
 
 
 def _data_url(text: str) -> str:
-    """A file within the page."""
+    """Return a data URL that holds a text file within the page."""
     return f"data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def _sort_key(number: float | None) -> str:
-    """Every digit, for sorting; empty where there is none."""
+    """Return a number with every digit, for sorting; empty if there is none."""
     return "" if number is None or number != number else repr(float(number))
 
 
 def _multiline(text: str) -> Markup:
-    """Text of several lines."""
+    """Return text with its line breaks, each line escaped."""
     return Markup("\n").join(printable(line) for line in text.split("\n"))

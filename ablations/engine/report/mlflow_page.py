@@ -1,4 +1,4 @@
-"""What MLflow's own pages say of a study: metrics and description of its run, and a view of its experiment that compares cells."""
+"""The study in MLflow's own interface: metrics and description of its run, and a view of its experiment that compares cells."""
 
 import hashlib
 import re
@@ -14,19 +14,20 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
 from ablations.engine.tracking import mlflow_internals
+from resnet_core.fields import counted
 
 MAX_METRICS_PER_REQUEST = 1000
 REPORT_PATH = "report/report.html"
 MAX_RUNS_IN_FILTER = 100
-"""Runs of a view that are named one by one: their names go into a tag."""
+"""Runs that the filter of the view lists by ID, at most: the filter is stored in a tag, which has a limited length."""
 MAX_METRIC_LABEL_CHARACTERS = 200
-"""Characters of a cell's label in a metric's name: of a longer one the end is replaced by its hash."""
+"""Largest length of a cell's label in a metric name, in characters; the end of a longer label is replaced by a hash."""
 MAX_TABLE_ROWS = 60
-"""Of a description's table, at most: the report has all."""
+"""Rows of the table in the description, at most; the report has all cells."""
 
 
 def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
-    """Writes metrics per cell, and the answer as the description of the study's run and of its experiment."""
+    """Log metrics per cell, and set the description of the study's run and of its experiment."""
     design = evidence.design
     experiment_id = client.get_run(run_id).info.experiment_id
     now = int(time.time() * 1000)
@@ -46,7 +47,7 @@ def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findin
 
 
 def cell_metrics(findings: Findings) -> dict[str, float]:
-    """Findings as MLflow metrics: `test_error_mean/shortcut A depth 20`, `difference_mean/shortcut B depth 20`, …"""
+    """Return findings as MLflow metrics: `test_error_mean/shortcut A depth 20`, `difference_mean/shortcut B depth 20`, …"""
     metrics: dict[str, float | None] = {}
     for cell in findings.cells:
         values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
@@ -61,7 +62,10 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
 
 
 def _metric_suffix(label: str) -> str:
-    """MLflow takes letters, digits, _ - . and spaces in names, not the = and + of a cell, and 250 characters in all."""
+    """Return a cell's label as part of a metric name.
+
+    MLflow allows letters, digits, `_`, `-`, `.` and spaces in names, but not the `=` and `+` of a label, and 250 characters in all.
+    """
     name = re.sub(r"[^\w\-. ]", "", re.sub("[=,]", " ", label))
     if len(name) <= MAX_METRIC_LABEL_CHARACTERS:
         return name
@@ -69,10 +73,10 @@ def _metric_suffix(label: str) -> str:
 
 
 def description(design: Design, findings: Findings, experiment_id: str, run_id: str, *, charted: int) -> str:
-    """Question, answer and table in Markdown, with links to the report and to the view that compares cells.
+    """Return question, answers and table in Markdown, with links to the report and to the view that compares cells.
 
     Args:
-        charted: how many runs that view has. Those that another study trained are in its experiment.
+        charted: Number of runs in that view. Runs that another study trained are in the experiment of that study.
     """
     report = mlflow_internals.artifact_page(experiment_id, run_id, REPORT_PATH)
     lines = [f"**{tables.escape_markdown(design.question)}**", ""]
@@ -82,13 +86,15 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     lines += [f"- ⚠ {tables.escape_markdown(flag)}" for flag in findings.flags]
     charts = mlflow_internals.shared_view_page(experiment_id, run_id)
     completed = sum(cell.error.n for cell in findings.cells)
-    some = f" ({charted} of {completed} runs; the others are in the experiments of the studies that trained them)"
-    lines += ["", f"[Report]({report})" + (f" · [charts of cells]({charts})" + some * (charted < completed) if charted else "")]
-    lines += ["", f"| cell | {findings.evaluation_split} error % | n |", "| --- | ---: | ---: |"]
+    some = f" ({charted} of {counted(completed, 'run')}; the other runs are in the experiments of the studies that trained them)"
+    lines += ["", f"[Report]({report})" + (f" · [Charts of the cells]({charts})" + some * (charted < completed) if charted else "")]
+    lines += ["", f"| cell | {findings.evaluation_split} error, % (mean ± std) | completed runs |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:MAX_TABLE_ROWS]:
         lines.append(
             f"| {tables.escape_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.completed_of_planned(cell)} |"
         )
+    if len(findings.cells) > MAX_TABLE_ROWS:
+        lines += ["", f"The report lists {counted(len(findings.cells) - MAX_TABLE_ROWS, 'more cell')}."]
     return "\n".join(lines)
 
 

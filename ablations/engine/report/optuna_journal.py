@@ -1,6 +1,6 @@
-"""A search as Optuna's own studies, in a file that `optuna-dashboard FILE` opens.
+"""Export a search as Optuna studies, in a file that `optuna-dashboard FILE` opens.
 
-It is a copy to look at. What a search goes on from is in MLflow.
+The file is a copy to look at. A resumed search reads its trials from MLflow.
 """
 
 from pathlib import Path
@@ -15,13 +15,13 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.optuna_trials import frozen_trials
 from ablations.engine.analysis.trial_table import search_design
 
-logging.set_verbosity(logging.WARNING)  # else it tells of every study that is made
+logging.set_verbosity(logging.WARNING)  # otherwise Optuna logs every study that it creates
 
 FILE_NAME = "optuna.journal"
 
 
 def export(evidence: Evidence, path: Path) -> None:
-    """Writes the trials that have ended, a study for each cell of the search: `<study> <label>`."""
+    """Write the ended trials to an Optuna journal, with one Optuna study per cell of the search, named `<study> <label>`."""
     search = search_design(evidence)
     logs = _MemoryBackend()
     storage = JournalStorage(logs)
@@ -34,7 +34,7 @@ def export(evidence: Evidence, path: Path) -> None:
 
 
 class _MemoryBackend(BaseJournalBackend):
-    """A journal in memory: written line by line, a file is locked and synced a thousand times."""
+    """An Optuna journal in memory. Optuna would lock and sync a file once per line, a thousand times."""
 
     def __init__(self) -> None:
         self.written: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Our results beside published ones of the same networks on the same data, and what differs in how they were trained or tested."""
+"""Compare results with published ones of the same networks on the same data, and list differences in training and testing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,58 +12,60 @@ from resnet_core import PRESETS, ConfigError, OptimConfig, RunSpec
 from resnet_core.overrides import from_flat
 
 METRIC_PREFIXES = {"10-crop": "ten_crop", "multi-scale": "multi_scale"}
-"""Protocols of testing, and what our metrics call them; `one view` is the test of every epoch."""
+"""Prefixes of metric names for test protocols with several views. The protocol `one view` is the test of every epoch."""
 CIFAR_TRAIN_IMAGES = 50_000
-"""Training images of the recipe that counts its length in steps."""
+"""Training images of CIFAR-10, whose published recipe gives its length in steps."""
 FIELDS_COMPARED_SEPARATELY = {
     *("data.root", "data.stream", "data.decode_workers", "data.validation", "data.extra_tests"),
     *("optim.epochs", "optim.iterations", "optim.warmup_steps", "optim.warmup_error", "optim.warmup_lr"),
 }
-"""Fields of data and optimiser that are not compared one by one."""
+"""Fields of data and optimizer that have no comparison of their own, since other differences cover them."""
 MODEL_TRAINING_FIELDS = ("model.bn_momentum", "model.zero_init_residual")
-"""Fields of the network that are how it is trained, not what it is."""
+"""Fields of the model that belong to its training rather than its architecture."""
 PAPER_VALUES = {"optim.momentum_form": "caffe", "optim.bn_recalibration": True, "data.normalize": "pixel"}
-"""The paper's own values where presets have PyTorch's: neither is a difference."""
+"""Values of the paper for fields whose presets have PyTorch's values. Neither value counts as a difference."""
 MIN_WARMUP_DEPTH_LAYERS = 110
-"""Layers from which on the paper warms up, for about 400 of 64,000 steps (section 4.2). Here, none passes too."""
+"""Smallest depth, in layers, that the paper trains with a warm-up, of about 400 of 64,000 steps (section 4.2). A run without
+warm-up counts as comparable."""
 FIELD_LABELS = {"optim.lr": "learning rate", "optim.global_batch_size": "batch size", "data.train_examples": "training images"}
-"""What fields are called in print; the others by their own names."""
+"""Names of fields in the report; other fields keep their own names."""
 PLATEAUS = "learning rate divided at set epochs, not at plateaus"
 RANDOM_CROPS = "crops of one shape, not of random shapes and sizes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """One published result of a cell's network, beside ours."""
+    """A published result of a cell's network and the result of this study."""
 
     cell: str
     metric: str
-    """How images are tested: `one view`, `10-crop`, `multi-scale`."""
+    """Test protocol: `one view`, `10-crop` or `multi-scale`."""
     ours: Estimate
-    """Error in percent, over the cell's completed runs."""
+    """Error of this study in percent, over the completed runs of the cell."""
     published: float
-    """Error in percent."""
+    """Published error in percent."""
     published_std: float | None
     runs: int
-    """That the published error is the mean of."""
+    """Number of runs in the published mean."""
     above: bool
-    """Whether the published error is a lower bound only."""
+    """Whether the published error is only a lower bound."""
     source: str
     difference: float | None
-    """Ours minus the published one, in points; None where that is a lower bound and ours is not below it."""
+    """Error of this study minus published error, in percentage points; None if the published error is a lower bound and not above
+    that of this study."""
     differs: tuple[str, ...]
-    """How our training or testing differs: `10 epochs, not 164`."""
+    """Differences in training or testing, such as `10 epochs, not 164`."""
 
     @property
     def comparable(self) -> bool:
-        """Whether the two differ in chance only, as far as is known."""
+        """Whether no difference in training or testing is known."""
         return not self.differs
 
 
 def compare_with_published(evidence: Evidence, findings: Findings) -> tuple[PaperRow, ...]:
-    """Published results of the study's networks on its data, cell by cell, the paper first; nothing for most studies.
+    """Return the published results of the study's networks on its data, cell by cell, the paper first; empty for most studies.
 
-    Cells without completed runs have none, and neither have those that other code of this project trained with other fields.
+    A cell has none without completed runs, or if another version of this project trained it with fields that no longer exist.
     """
     found = {cell.label: cell.error for cell in findings.cells}
     rows = []
@@ -106,12 +108,12 @@ def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate
 
 
 def _is_best_of_five(entry: PublishedResult) -> bool:
-    """Table 6 gives the best of five runs of 110 layers, and their mean."""
+    """Return whether a result is the best of five runs: table 6 gives both the best and the mean for 110 layers."""
     return entry.dataset == "cifar10" and entry.depth == 110 and entry.source == f"{PAPER}, table 6" and entry.runs == 1
 
 
 def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Estimate | None:
-    """The cell's error by a protocol of several views; None where it was not measured."""
+    """Return the error of a cell in a protocol of several views; None if it was not measured."""
     from ablations.engine.analysis.inference import estimate_means
 
     column = f"{evidence.design.evaluation_split}/{METRIC_PREFIXES.get(protocol)}_error"
@@ -124,11 +126,11 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
 
 def _testing_differences(design: Design) -> Iterator[str]:
     if design.evaluation_split != "test":
-        yield "scored on images held out of the training set, not on the test set"
+        yield "evaluated on images held out of the training set, not on the test set"
 
 
 def _training_differences(spec: RunSpec, entry: PublishedResult, train_images: int) -> Iterator[str]:
-    """How a training differs from the published one, judged by the preset that follows it."""
+    """Yield the differences between a training and the published one, whose recipe is the preset of the data set."""
     recipe = PRESETS[entry.dataset]
     yield from _length_difference(spec.optim, recipe.optim, train_images)
     ours, theirs = _compared_fields(spec), _compared_fields(recipe)
@@ -140,13 +142,13 @@ def _training_differences(spec: RunSpec, entry: PublishedResult, train_images: i
         yield f"{spec.precision} arithmetic, not fp32"
     if spec.world_size > 1:
         share = spec.optim.global_batch_size // spec.world_size
-        yield f"BatchNorm over {share} images, the share of each of {spec.world_size} workers"
+        yield f"BatchNorm over {share} images, the part of each of {spec.world_size} workers"
     if entry.dataset == "imagenet":
         yield RANDOM_CROPS if entry.source == TORCHVISION else PLATEAUS
 
 
 def _compared_fields(spec: RunSpec) -> dict[str, Any]:
-    """What, next to length and warm-up, decides how a network is trained and which images it is tested on."""
+    """Return the fields, besides length and warm-up, that decide how a network is trained and which images test it."""
     kept = {
         name: value
         for name, value in spec.flat().items()
@@ -177,7 +179,7 @@ def _warmup_difference(spec: RunSpec) -> Iterator[str]:
 
 def _field_difference(name: str, own: object, usual: object) -> str:
     words = FIELD_LABELS.get(name, name.rpartition(".")[2].replace("_", " "))
-    # Left open are our range of scales, and how many images recipes take.
+    # None means an open choice: no range of scales in this study, or all images in the recipe.
     return f"{words} {'none' if own is None else _field_text(own)}, not {'all' if usual is None else _field_text(usual)}"
 
 

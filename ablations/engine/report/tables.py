@@ -1,6 +1,6 @@
-"""A study's table: a row per cell as CSV for machines, Markdown and LaTeX for people, and how numbers are written.
+"""The table of results, with a row per cell: CSV with every digit, Markdown and LaTeX for people.
 
-Names of factors, levels and messages of runs are other people's text: they are escaped and change no structure.
+Names of factors and levels and messages of runs may hold any text, so they are escaped and cannot change the structure of a table.
 """
 
 import re
@@ -14,14 +14,14 @@ from ablations.engine.analysis.number_format import mean_std, number, p_value, s
 from resnet_core.fields import printable
 
 MAX_NAMED_CELLS = 4
-"""Cells of a note that are named; others are counted."""
+"""Cells that a note names, at most; it counts the others."""
 TEXT_COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "multiply-adds", "s / run")
-"""Of the table for people, after the factors."""
+"""Columns of the Markdown table, after the factors."""
 LATEX_COLUMNS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")
-"""Those that a paper's page has room for."""
+"""Columns of the LaTeX table: those that fit on the page of a paper."""
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|~$&!])")
 FORMULA_PREFIXES = ("=", "+", "-", "@")
-"""What a spreadsheet takes for the start of a formula."""
+"""Characters at which a spreadsheet starts a formula."""
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -56,26 +56,27 @@ LATEX_ESCAPES = {
 
 
 def completed_of_planned(cell: CellFinding) -> str:
-    """`3`, or `2 of 3` where runs did not complete."""
+    """Return the number of completed runs: `3`, or `2 of 3` if some did not complete."""
     return str(cell.planned) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
 
 
 def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
-    """The comparison of every cell that has one, by label."""
+    """Return the comparison of every cell that has one, by label."""
     return {comparison.cell: comparison for comparison in findings.comparisons}
 
 
 def cell_note(cell: CellFinding, comparison: Comparison | None) -> str:
-    """What a row must be read with: which runs did not complete and why, mixed conditions, why there is no p."""
+    """Return the caveats of a row: runs that did not complete and why, mixed conditions, a missing p-value."""
     problems = ", ".join(f"{count} {outcome}" for outcome, count in cell.problems.items())
     parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), *cell.flags, comparison.note if comparison else ""]
     return "; ".join(filter(None, parts))
 
 
 def rows(findings: Findings) -> list[dict[str, Any]]:
-    """A row per cell in the design's order, numbers in full precision, None where there is none.
+    """Return a row per cell in the order of the design. Numbers have full precision; a missing number is None.
 
-    Errors in percent, differences in points, costs of one run; `multiply_adds` of one image's forward pass.
+    Errors are in percent and differences in percentage points. Costs are those of one run, and `multiply_adds` those of the forward
+    pass of one image. Readers of `table.csv` rely on the names of the columns.
     """
     by_cell = comparisons_by_cell(findings)
     scored = findings.evaluation_split
@@ -98,7 +99,7 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
 
 
 def csv(findings: Findings) -> str:
-    """`rows` with a header, every digit kept. Text that a spreadsheet would run as a formula begins with an apostrophe."""
+    """Return `rows` as CSV with a header. Text that a spreadsheet would run as a formula starts with an apostrophe."""
     table = [
         {name: _escape_formula(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)
     ]
@@ -106,7 +107,7 @@ def csv(findings: Findings) -> str:
 
 
 def markdown(findings: Findings) -> str:
-    """The table as GitHub and MLflow show it, and below it what incomplete or mixed cells are to be read with."""
+    """Return the table as Markdown for GitHub and MLflow, followed by the notes on incomplete or mixed cells."""
     heads, lines = _text_table(findings, TEXT_COLUMNS)
     factors = len(heads) - len(TEXT_COLUMNS)
     rules = ["---"] * factors + ["---:"] * len(TEXT_COLUMNS)
@@ -117,7 +118,7 @@ def markdown(findings: Findings) -> str:
 
 
 def latex(findings: Findings) -> str:
-    r"""A float for a paper, in `booktabs`' style; characters that pdfLaTeX may not know are named: `U+4E2D`."""
+    r"""Return a LaTeX float in the style of `booktabs`. Characters that pdfLaTeX may lack are named: `U+4E2D`."""
     heads, lines = _text_table(findings, LATEX_COLUMNS)
     columns = "l" * (len(heads) - len(LATEX_COLUMNS)) + "r" * len(LATEX_COLUMNS)
     label = "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in _factor_names(findings))
@@ -134,7 +135,7 @@ def latex(findings: Findings) -> str:
         r"\toprule",
         " & ".join(map(_escape_latex, heads)) + r" \\",
         r"\midrule",
-        *("{}" + " & ".join(map(_escape_latex, line)) + r" \\" for line in lines),  # {}: a row may not begin with [ or *
+        *("{}" + " & ".join(map(_escape_latex, line)) + r" \\" for line in lines),  # {} because a row may not begin with [ or *
         r"\bottomrule",
         r"\end{tabular}",
         *([r"\par\footnotesize\raggedright", *notes] if notes else []),
@@ -144,7 +145,7 @@ def latex(findings: Findings) -> str:
 
 
 def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Heads, and a line per cell: levels, then these columns."""
+    """Return the heads, and a line per cell: levels, then the columns."""
     by_cell = comparisons_by_cell(findings)
     baselines = {comparison.baseline for comparison in findings.comparisons}
     lines = []
@@ -171,13 +172,15 @@ def _factor_names(findings: Findings) -> Iterable[str]:
 
 def _legend(findings: Findings) -> str:
     return (
-        f"{findings.evaluation_split.capitalize()} error in the final epoch, mean ± standard deviation over n seeds. Differences "
-        "to the baseline are paired by seed, in percentage points, with 95 % t intervals; p is corrected for their number (Holm)."
+        f"{findings.evaluation_split.capitalize()} error in the final epoch in percent, mean ± standard deviation over "
+        "n seeds. Differences "
+        "to the baseline are in percentage points, paired by seed, with 95 % t intervals. p is adjusted for the number of "
+        "comparisons (Holm)."
     )
 
 
 def _notes_with_cells(findings: Findings) -> list[tuple[str, str]]:
-    """Each note once, with the cells that it is about."""
+    """Return each distinct note with the cells that it applies to."""
     by_cell = comparisons_by_cell(findings)
     about: dict[str, list[str]] = {}
     for cell in findings.cells:
@@ -206,7 +209,7 @@ def _is_number(text: str) -> bool:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown displays literally."""
     return MARKDOWN_SPECIAL.sub(r"\\\1", text)
 
 
@@ -214,4 +217,4 @@ def _escape_latex(text: str) -> str:
     text = "".join(
         LATEX_ESCAPES.get(c) or (c if c.isascii() or c in "àâäçéèêëîïôöùûüñßÀÄÇÉÈÖÜÑ°" else f"U+{ord(c):04X}") for c in text
     )
-    return text.replace("--", "-{-}")  # two would become a dash
+    return text.replace("--", "-{-}")  # LaTeX turns two hyphens into a dash

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal, or reads in a log: progress while a study runs, and its table."""
+"""Terminal output: tables that fit the width of the terminal, and the results of a study."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,13 @@ COLUMN_GAP_CHARACTERS = 2
 
 
 class FittedTable:
-    """A table whose first columns name its rows. Where it is too wide, others are left out, and a line says which.
+    """A table that leaves out optional columns if the terminal is too narrow, with a line that lists them.
 
     Args:
-        naming: names of the columns that name a row; these stay, on several lines if need be.
-        columns: names of the others.
-        optional: those of them that may be left out, the first ones first.
-        elsewhere: where to find what is left out. Empty: nothing is said.
+        naming: Names of the first columns, which name a row. They always stay, folded onto several lines if necessary.
+        columns: Names of the other columns.
+        optional: Columns that may be left out, in the order of their removal.
+        elsewhere: Where to find the missing columns; empty to print no line about them.
     """
 
     def __init__(self, naming: Sequence[str], columns: Sequence[str], *, optional: Sequence[str], elsewhere: str = "") -> None:
@@ -43,7 +43,7 @@ class FittedTable:
         for name in self._optional:
             if sum(widths[i] for i in shown) - COLUMN_GAP_CHARACTERS <= options.max_width:
                 break
-            shown = [i for i in shown if i < named or names[i] != name]  # a factor may have the name of a column
+            shown = [i for i in shown if i < named or names[i] != name]  # by position: a factor may have the name of a column
         table = Table(box=None, header_style="dim", padding=(0, COLUMN_GAP_CHARACTERS, 0, 0), pad_edge=False)
         for i in shown:
             if i < named:
@@ -58,8 +58,8 @@ class FittedTable:
             yield Text(f"Not shown in {options.max_width} columns: {', '.join(left_out)} ({self._elsewhere})", "dim")
 
 
-def show_results(console: Console, evidence: Evidence, findings: Findings, again: str) -> None:
-    """Table, answers, what went wrong with which run, and the command that trains what is missing."""
+def show_results(console: Console, evidence: Evidence, findings: Findings, retry_command: str) -> None:
+    """Print the table, the answers, the failures of runs, and the command that trains the missing runs."""
     console.print()
     console.print(result_view(evidence.design, findings))
     for line in search_lines(findings):
@@ -69,12 +69,14 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, again
         print_line(console, f"{cell} seed={seed}: {outcome}, {message}")
     without = sum(cell.without_result for cell in findings.cells)
     if without:
-        have, those = ("has", "that one") if without == 1 else ("have", "those")
-        print_line(console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train just {those}: {again}")
+        have, those = ("has", "this run") if without == 1 else ("have", "these runs")
+        print_line(
+            console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train only {those}: {retry_command}"
+        )
 
 
 def search_lines(findings: Findings) -> list[str]:
-    """What a search chose in each cell, and whether the ranking survives it; none of a study without a search."""
+    """Return lines with the choice of the search in each cell and the verdict on the ranking; none without a search."""
     if findings.search is None:
         return []
     lines = []
@@ -82,13 +84,13 @@ def search_lines(findings: Findings) -> list[str]:
         for each in cell.chosen:
             where = f" for {cell.label}" if cell.label else ""
             level = f" as {each.level}" if len(cell.chosen) > 1 else ""
-            score = f"trial {each.number} of {cell.trials}; validation {each.score:.2f} %, the search's own score"
-            lines.append(f"chosen{where}{level}: {format_configuration(each)} ({score})")
+            score = f"trial {each.number} of {cell.trials}; its validation error, {number_format.percent(each.score)}, is no result"
+            lines.append(f"The search chose{where}{level}: {format_configuration(each)} ({score})")
     return [*lines, findings.search.ranking.text] if findings.search.ranking else lines
 
 
 def result_view(design: Design, findings: Findings) -> RenderableType:
-    """Mean ± std of the final errors over seeds, differences to the baseline, and what that answers."""
+    """Return the table of results (mean ± standard deviation, differences to the baseline), the answers and the caveats."""
     notes = any(cell.problems for cell in findings.cells)
     compared = tables.comparisons_by_cell(findings)
     columns = [f"{design.evaluation_split} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
@@ -110,5 +112,5 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
         table.add_row(row)
     answers = [Text(printable(answer.text)) for answer in findings.answers]
-    flags = [Text(f"Mind: {printable(flag)}") for flag in findings.flags]
+    flags = [Text(f"Caveat: {printable(flag)}") for flag in findings.flags]
     return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, Text(), *answers, *flags)

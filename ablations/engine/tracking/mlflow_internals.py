@@ -82,7 +82,7 @@ DATABASE_LOGGER = Part("mlflow.store.db.utils", "_logger.name")
 @cache
 def _warn(feature: str, reason: str) -> None:
     """Log once which feature is off, and why."""
-    logger.warning("MLflow %s is not as this program knows it (%s): %s", version("mlflow"), reason, feature)
+    logger.warning("MLflow %s is not fully supported (%s): %s", version("mlflow"), reason, feature)
 
 
 def quiet_database_errors() -> None:

@@ -1,4 +1,4 @@
-"""All figures of a study, from its evidence and what was found in it."""
+"""All figures of a study, drawn from its evidence and findings."""
 
 from matplotlib.figure import Figure
 
@@ -17,7 +17,7 @@ __all__ = ["Caption", "all_figures", "caption", "save"]
 
 
 def all_figures(evidence: Evidence, findings: Findings) -> dict[str, Figure]:
-    """Every figure for which there is something to draw, by name, in the order in which a report has them."""
+    """Return every figure that has something to show, by name, in the order of the report."""
     drawn = {
         "curves": curves_figure(evidence),
         "depth": depth_figure(evidence, findings),

@@ -1,4 +1,4 @@
-"""What all figures are drawn with: one style, lines with bands, legends, axes with plain numbers, and files."""
+"""Drawing tools that all figures share: style, lines with bands, legends, axes with plain numbers, and files."""
 
 import math
 import textwrap
@@ -22,7 +22,7 @@ from ablations.engine.report.figures.styles import GRID, INK, MUTED, PAPER, Line
 from resnet_core.fields import printable
 
 STYLE: Any = {
-    "text.parse_math": False,  # labels are whatever a person named
+    "text.parse_math": False,  # labels may hold any text
     "text.color": INK,
     "font.size": 8,
     "axes.titlesize": 8,
@@ -50,50 +50,50 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3.2,
     "legend.frameon": False,
-    "legend.handlelength": 3.2,  # long enough to tell dashes
+    "legend.handlelength": 3.2,  # long enough to distinguish dashes
     "legend.labelspacing": 0.4,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
-    "svg.hashsalt": "resnet-ablations",  # the same figure is the same file
+    "svg.hashsalt": "resnet-ablations",  # so that the same figure gives the same file
 }
 WIDTH_INCHES = 7.2
-"""Inches: the width of a paper's page of text."""
+"""Width of a figure in inches: the text width of a paper."""
 LINE_HEIGHT_INCHES = 0.17
-"""Height of a line of text."""
+"""Height of a line of text in inches."""
 CHARACTER_WIDTH_INCHES = 0.066
-"""Width of a character, about."""
+"""Approximate width of a character in inches."""
 LEGEND_HANDLE_INCHES = 0.6
-"""Width of a legend's line and what is around it."""
+"""Width of the line sample in a legend with its margins, in inches."""
 BOLD_TITLE: Any = {"title_fontproperties": {"weight": "bold", "size": 8}}
 MARKERS_PER_LINE = 8
-"""Markers of a line, about: one at each of 110 layers would hide it."""
+"""Approximate number of markers per line; a marker at each of 110 layers would hide the line."""
 MAX_POINTS_PER_LINE = 120
-"""Of a line, at most: more cannot be seen, and files would grow with the length of the training."""
+"""Points per line, at most. More are not visible and would make files grow with the length of the training."""
 MAX_POINTS_PER_GRAY_LINE = 25
 MIN_RATIO_FOR_LOG_AXIS = 10.0
-"""Axes are logarithmic where what they show spans more."""
+"""An axis is logarithmic if the ratio of its largest to its smallest value is greater."""
 MAX_RATIO_FOR_DENSE_TICKS = 1e3
 MIN_TICK_GAP_FRACTION = 0.06
-"""Between ticks, as a share of the axis: room for a number."""
+"""Smallest gap between ticks as a fraction of the axis, so that the numbers fit."""
 
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """In which everything is drawn and saved. Names may be in any script: what the font lacks is a box, and no warning."""
+    """Apply the style of all figures. A character that the font lacks is drawn as a box, without a warning."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, SVG or PDF, as the suffix says; the same figure gives the same bytes. An SVG has no background."""
+    """Write a PNG, SVG or PDF file, chosen by the suffix. The same figure gives the same bytes. An SVG has no background."""
     dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix)
     with figure_style():
         figure.savefig(path, metadata={dated: None} if dated else None, transparent=path.suffix == ".svg")
 
 
 def seed_envelopes(rows: pd.DataFrame, position: str, value: str) -> dict[str, pd.DataFrame]:
-    """Of each cell a table with `mean`, `low` and `high` of a column over seeds, by another column."""
+    """Return, for each cell, a table with `mean`, `low` and `high` of the column `value` over seeds, indexed by another column."""
     table = rows.groupby(["cell", position])[value].agg(["mean", "min", "max"]).set_axis(["mean", "low", "high"], axis=1)
     return {str(cell): part.droplevel("cell") for cell, part in table.groupby(level="cell")}
 
@@ -101,11 +101,11 @@ def seed_envelopes(rows: pd.DataFrame, position: str, value: str) -> dict[str, p
 def draw_line(
     panel: Axes, seeds: pd.DataFrame, style: LineStyle, marker_phase: float, label: str, width: float = 1.2, *, band: bool = True
 ) -> None:
-    """Mean over seeds at each position (index), and a band from lowest to highest.
+    """Draw the mean over seeds at each position (the index), and a band from the lowest to the highest seed.
 
     Args:
-        marker_phase: where markers start, from 0 to 1, so that those of lines on top of each other alternate.
-        width: of the line, in points of type.
+        marker_phase: Offset of the first marker as a fraction of the marker spacing, so that overlapping lines alternate.
+        width: Width of the line in points.
     """
     seeds = thin_rows(seeds, MAX_POINTS_PER_LINE)
     every = max(1, round(len(seeds) / MARKERS_PER_LINE))
@@ -116,7 +116,7 @@ def draw_line(
 
 
 def line_properties(style: LineStyle) -> dict[str, Any]:
-    """Properties of a line, or of marks if its dash is `none`."""
+    """Return the matplotlib properties of a line, or of markers if its dash is `none`."""
     hollow = style.fill == "hollow"
     return {
         "color": style.color,
@@ -129,34 +129,38 @@ def line_properties(style: LineStyle) -> dict[str, Any]:
 
 
 def draw_gray_lines(panel: Axes, lines: Iterable[pd.DataFrame]) -> None:
-    """The means of cells that are not told apart."""
+    """Draw the means of cells without their own styles, as thin gray lines."""
     points = [np.column_stack([line.index, line["mean"]]) for line in (thin_rows(line, MAX_POINTS_PER_GRAY_LINE) for line in lines)]
     if points:
         panel.add_collection(LineCollection(points, colors=MUTED, linewidths=0.4, alpha=0.15))
         panel.autoscale_view()
 
 
-def thin_rows(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most so many rows, evenly from the first to the last."""
-    if len(table) <= most:
+def thin_rows(table: pd.DataFrame, max_rows: int) -> pd.DataFrame:
+    """Return at most `max_rows` rows, evenly spaced from the first to the last."""
+    if len(table) <= max_rows:
         return table
-    return table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
+    return table.iloc[np.linspace(0, len(table) - 1, max_rows).round().astype(int)]
 
 
 def legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:
-    """Below the panels, where it hides nothing whatever the number of cells; the figure grows by its rows."""
+    """Draw a legend below the panels and increase the height of the figure by its rows, so that it hides nothing."""
     if styles:
         lines = _legend(figure, styles, figure.get_figwidth() - 0.2, loc="outside lower center")
         figure.set_figheight(figure.get_figheight() + lines * LINE_HEIGHT_INCHES)
 
 
 def panel_legend(panel: Axes, title: str, styles: Mapping[str, LineStyle], width: float) -> None:
-    """Above a panel that has its own; width in inches."""
+    """Draw a legend above one panel.
+
+    Args:
+        width: Width of the panel in inches.
+    """
     _legend(panel, styles, width, title=title, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, alignment="left", **BOLD_TITLE)
 
 
 def _legend(parent: Figure | Axes, styles: Mapping[str, LineStyle], width: float, **properties: Any) -> int:
-    """In as few even rows as fit; returns how many lines of text it has."""
+    """Draw a legend in as few even rows as fit, and return its height in lines of text."""
     names = [wrap(name, width - LEGEND_HANDLE_INCHES) for name in styles]
     widest = max(len(line) for name in names for line in name.splitlines())
     columns = max(1, int(width / (LEGEND_HANDLE_INCHES + CHARACTER_WIDTH_INCHES * widest)))
@@ -168,18 +172,18 @@ def _legend(parent: Figure | Axes, styles: Mapping[str, LineStyle], width: float
 
 
 def wrap(text: str, inches: float) -> str:
-    """Text in lines of a width, broken between words where that is possible."""
+    """Return text wrapped to a width in inches, between words where possible."""
     return textwrap.fill(printable(text), max(8, int(inches / CHARACTER_WIDTH_INCHES)), break_on_hyphens=False)
 
 
-def shorten(text: str, most: int = 24) -> str:
-    """Text of at most so many characters, without its middle."""
+def shorten(text: str, max_characters: int = 24) -> str:
+    """Return text of at most `max_characters` characters, with an ellipsis in place of its middle."""
     text = printable(text)
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+    return text if len(text) <= max_characters else f"{text[: max_characters // 2 - 1]}…{text[-(max_characters // 2) :]}"
 
 
 def log_axis(panel: Axes, which: str) -> None:
-    """Makes the `x` or `y` axis logarithmic, with plain numbers at 1, 2 and 5 of each decade, or of many decades at 1."""
+    """Make the `x` or `y` axis logarithmic, with plain numbers at 1, 2 and 5 of each decade, or only at 1 for many decades."""
     axis = _axis(panel, which)
     getattr(panel, f"set_{which}scale")("log", nonpositive="clip")
     low, high = axis.get_view_interval()
@@ -189,7 +193,7 @@ def log_axis(panel: Axes, which: str) -> None:
 
 
 def level_axis(panel: Axes, which: str, levels: Sequence[float]) -> None:
-    """Ticks at rising numeric levels, without those that would touch the one before; logarithmic where levels span decades."""
+    """Set ticks at ascending numeric levels, except where numbers would touch; use a logarithmic axis if levels span decades."""
     if logarithmic := spans_decades(levels):
         log_axis(panel, which)
     positions = np.log10(levels) if logarithmic else np.asarray(levels)
@@ -203,13 +207,13 @@ def level_axis(panel: Axes, which: str, levels: Sequence[float]) -> None:
 
 
 def spans_decades(values: Iterable[float]) -> bool:
-    """Whether positive values differ so much that a linear axis would hide the small ones."""
+    """Return whether values are positive and differ so much that a linear axis would hide the small ones."""
     given = [value for value in values if math.isfinite(value)]
     return bool(given) and min(given) > 0 and max(given) / min(given) > MIN_RATIO_FOR_LOG_AXIS
 
 
 def plain_number(value: float) -> str:
-    """`0.05`, `2,000`, `3×10⁻⁶`: a number without markup."""
+    """Return a number without markup, for the tick of an axis: `0.05`, `2,000`, `3×10⁻⁶`."""
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,.6g}".replace("-", "−")
     mantissa, _, power = f"{value:.2e}".partition("e")
@@ -217,18 +221,18 @@ def plain_number(value: float) -> str:
 
 
 def power_of_ten(power: int) -> str:
-    """`10¹²`."""
+    """Return a power of ten: `10¹²`."""
     return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def unit_prefix(largest: float) -> tuple[float, str]:
-    """A power of 1,000 that leaves numbers up to the largest short, and how to say it: `(1e12, " (×10¹²)")`."""
+    """Return a power of 1,000 that shortens numbers up to `largest`, with its label: `(1e12, " (×10¹²)")`."""
     power = 3 * max(0, math.floor(math.log10(largest) / 3))
     return 10.0**power, f" (×{power_of_ten(power)})" if power else ""
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """The unit for times up to so many seconds, in seconds, and its name."""
+    """Return a unit for times up to `seconds`: its length in seconds and its name."""
     return (3600.0, "hours") if seconds > 2 * 3600 else (1.0, "seconds")
 
 

@@ -1,4 +1,4 @@
-"""Figures of what goes on while networks train: one line per cell, a band over its seeds."""
+"""Figures of the course of training: one line per cell, with a band over its seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,18 +32,18 @@ from ablations.engine.report.figures.styles import (
 from ablations.engine.study.design import Design, DesignCell
 
 FORWARD_PASSES_PER_STEP = 3
-"""A training step costs so many forward passes: the backward pass takes two."""
+"""Cost of a training step in forward passes: the backward pass costs two."""
 MAX_EPOCH_PANELS = 4
-"""Panels next to each other, at most."""
+"""Panels of epochs side by side, at most."""
 MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
-"""Responses are drawn on a logarithmic axis where the largest is so many times the median: before training has settled."""
+"""The axis of responses is logarithmic if the largest exceeds the median by this factor, as early in training."""
 
 
 def curves_figure(evidence: Evidence) -> Figure | None:
-    """Learning curves as in figures 4 and 6 of He et al. 2015: error by epoch, dashed in training, solid on the scored images.
+    """Draw learning curves as in figures 4 and 6 of He et al. 2015: error by epoch, dashed for training, solid for evaluation.
 
-    Of two or more factors, the one with fewest levels has a panel for each. Vertical lines are where the learning rate is
-    divided, if that is the same for all cells. None without a curve.
+    Of two or more factors, the factor with the fewest levels has a panel per level. Vertical lines mark divisions of the learning
+    rate, if they are the same in all cells. Return None without a curve.
     """
     if not len(evidence.curves):
         return None
@@ -71,9 +71,9 @@ def curves_figure(evidence: Evidence) -> Figure | None:
 
 
 def budget_figure(evidence: Evidence) -> Figure | None:
-    """The scored error against what training took so far: epochs, multiply-adds, time. None without a curve.
+    """Draw the evaluation error against the cost of training so far: epochs, multiply-adds, time. Return None without a curve.
 
-    Multiply-adds are three times those of a forward pass, for every image of every epoch.
+    Training costs three times the multiply-adds of the forward pass, per image and epoch.
     """
     if not len(evidence.curves):
         return None
@@ -106,9 +106,10 @@ def budget_figure(evidence: Evidence) -> Figure | None:
 
 
 def responses_figure(evidence: Evidence) -> Figure | None:
-    """Figure 7 of He et al. 2015: standard deviations of layer responses, by layer and sorted, at each cell's last probed epoch.
+    """Draw standard deviations of layer responses at each cell's last probed epoch, as in figure 7 of He et al. 2015.
 
-    Lines are means over seeds, bands go from the lowest to the highest seed. Sorting is within each seed. None without a probe.
+    Lines are means over seeds, and bands range from the lowest to the highest seed. Responses are sorted within each seed. Return
+    None without a probe.
     """
     rows = _main_path_rows(evidence, "responses", "std")
     if not len(rows):
@@ -131,9 +132,10 @@ def responses_figure(evidence: Evidence) -> Figure | None:
 
 
 def gradients_figure(evidence: Evidence) -> Figure | None:
-    """Norms of layers' gradients, by layer and sorted, a column for each probed epoch: of many, four from first to last.
+    """Draw gradient norms by layer and sorted by size, with a column per probed epoch (at most four, from first to last).
 
-    Lines are means over seeds, bands go from the lowest to the highest seed. Sorting is within each seed. None without a probe.
+    Lines are means over seeds, and bands range from the lowest to the highest seed. Responses are sorted within each seed. Return
+    None without a probe.
     """
     rows = _main_path_rows(evidence, "gradients", "gradient_norm")
     if not len(rows):
@@ -161,28 +163,28 @@ def _draw_curves(
     train: Mapping[str, pd.DataFrame],
     scored: Mapping[str, pd.DataFrame],
 ) -> dict[str, LineStyle]:
-    """The curves of a panel's cells; returns what the legend has to name. What the panel's title says is not repeated."""
+    """Draw the curves of a panel, and return the styles for the legend by name, without the levels in the panel's title."""
     present = [cell.label for cell in cells if cell.label in scored]
     draw_gray_lines(panel, [scored[cell] for cell in present if cell in style_map.others])
-    told = [cell for cell in style_map.styles if cell in present]
+    styled = [cell for cell in style_map.styles if cell in present]
     named = {}
-    for i, cell in enumerate(told):
+    for i, cell in enumerate(styled):
         style = style_map.styles[cell]._replace(dash=DASHES[0], fill=FILL_STYLES[0])
         if not style_map.crowded:
-            draw_line(panel, train[cell], style._replace(dash=DASHES[1], fill=FILL_STYLES[1]), i / len(told), "_", 0.9)
-        draw_line(panel, scored[cell], style, i / len(told), cell, band=not style_map.crowded)
+            draw_line(panel, train[cell], style._replace(dash=DASHES[1], fill=FILL_STYLES[1]), i / len(styled), "_", 0.9)
+        draw_line(panel, scored[cell], style, i / len(styled), cell, band=not style_map.crowded)
         named[style_map.name(cell, style_map.dash_factor)] = style
     return named
 
 
 def _legend_order(style_map: StyleMap, named: Mapping[str, LineStyle]) -> list[str]:
-    """The names of a legend in rising order of levels, whichever panel had them first."""
+    """Return the names of a legend in ascending order of levels, whatever the order of the panels."""
     every = dict.fromkeys(style_map.name(cell, style_map.dash_factor) for cell in style_map.styles)
     return [name for name in every if name in named]
 
 
 def lr_drop_epochs(design: Design) -> tuple[float, ...]:
-    """The epochs after which the learning rate is divided, where that is the same in all cells."""
+    """Return the epochs after which the learning rate is divided; empty if they differ between cells."""
     every = set()
     for cell in design.cells:
         step = cell.spec["optim.schedule"] == "step"
@@ -191,20 +193,20 @@ def lr_drop_epochs(design: Design) -> tuple[float, ...]:
 
 
 def _training_epochs(design: Design, cell: DesignCell) -> float:
-    """Length of a training; a last epoch may be partial."""
+    """Return the length of a training in epochs; the last epoch may be partial."""
     iterations, batch = cell.spec["optim.iterations"], cell.spec["optim.global_batch_size"]
     return float(iterations * batch / design.images_per_epoch(cell) if iterations else cell.spec["optim.epochs"])
 
 
 def _multiply_adds_per_epoch(evidence: Evidence) -> dict[str, float]:
-    """What training takes for an epoch, of each cell where it is known."""
+    """Return the multiply-adds of one epoch of training, for each cell with a known cost."""
     forward = evidence.runs.groupby("cell")["flops"].mean().dropna().to_dict()
     cells = (cell for cell in evidence.design.cells if cell.label in forward)
     return {cell.label: FORWARD_PASSES_PER_STEP * forward[cell.label] * evidence.design.images_per_epoch(cell) for cell in cells}
 
 
 def _elapsed_seconds(curves: pd.DataFrame) -> dict[str, pd.Series]:
-    """Seconds from the start of the training to the end of each epoch, mean over seeds, of each cell."""
+    """Return the mean time over seeds from the start of training to the end of each epoch, in seconds, by cell."""
     ordered = curves.sort_values("epoch")
     ordered = ordered.assign(passed=ordered.groupby(["cell", "seed"])["epoch_seconds"].cumsum())
     return {cell: table["mean"] for cell, table in seed_envelopes(ordered, "epoch", "passed").items()}
@@ -220,7 +222,7 @@ def _draw_cells(panel: Axes, style_map: StyleMap, lines: Mapping[str, pd.DataFra
 
 
 def _draw_layers(by_layer: Axes, by_size: Axes, rows: pd.DataFrame, style_map: StyleMap) -> None:
-    """One line per cell, over the layers in their order (`by_layer`) and from the largest value down (`by_size`)."""
+    """Draw one line per cell, over the layers in order (`by_layer`) and sorted from the largest value down (`by_size`)."""
     ranks = rows.groupby(["cell", "seed"])["value"].rank(method="first", ascending=False)
     _draw_cells(by_layer, style_map, seed_envelopes(rows, "layer", "value"))
     _draw_cells(by_size, style_map, seed_envelopes(rows.assign(rank=ranks), "rank", "value"))

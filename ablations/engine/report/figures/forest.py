@@ -1,4 +1,4 @@
-"""The forest plot: each cell's difference to its baseline, with its interval, as a mark and in numbers."""
+"""The forest plot: the difference of each cell to its baseline with its confidence interval, drawn and in numbers."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,18 @@ from ablations.engine.analysis.number_format import signed_with_interval
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, plain_number, wrap
 from ablations.engine.report.figures.styles import GRID, INK, PAPER
 
+NO_PAIRS = "no pair of runs"
+"""Text of a difference whose runs share no completed seed."""
 MAX_ROWS = 40
-"""Differences, at most."""
+"""Rows of the plot, at most."""
 MIN_RATIO_FOR_LOG_AXIS = 20
-"""The axis is logarithmic away from zero where the largest difference is so many times that of a quarter of the rows."""
+"""The axis is symmetric-logarithmic if the largest difference exceeds the lower quartile of all differences by this factor."""
 
 
 def forest_figure(findings: Findings) -> Figure | None:
-    """Differences to the baseline with 95 % intervals: filled where they are certain, hollow where they are not.
+    """Draw the differences to the baseline with 95 % confidence intervals: filled if significant, hollow if not.
 
-    Cells with the same baseline are together. Of many, those that differ most are shown. None without a comparison.
+    Cells with the same baseline are grouped. Of many cells, the figure shows those that differ most. None without a comparison.
     """
     rows = displayed_comparisons(findings)
     if not any(row.difference.n for row in rows):
@@ -47,7 +49,7 @@ def forest_figure(findings: Findings) -> Figure | None:
 
 
 def displayed_comparisons(findings: Findings) -> list[Comparison]:
-    """The comparisons that are shown, those with the same baseline together."""
+    """Return the comparisons that the plot shows, grouped by baseline."""
     by_size = sorted(findings.comparisons, key=lambda each: -abs(each.difference.mean or 0))
     kept = {each.cell for each in by_size[:MAX_ROWS]}
     order = {cell.label: i for i, cell in enumerate(findings.cells)}
@@ -55,7 +57,7 @@ def displayed_comparisons(findings: Findings) -> list[Comparison]:
 
 
 def baseline_levels(findings: Findings) -> str:
-    """The levels of the baseline that others are compared with: `shortcut=A`."""
+    """Return the levels in which baselines differ from the cells compared with them: `shortcut=A`."""
     levels = {cell.label: cell.levels for cell in findings.cells}
     differing: dict[str, str] = {}
     for each in findings.comparisons:
@@ -64,13 +66,8 @@ def baseline_levels(findings: Findings) -> str:
     return " ".join(f"{name}={level}" for name, level in differing.items())
 
 
-def difference_text(estimate: Estimate) -> str:
-    """`+0.28 [−0.57, +1.12]`."""
-    return "no pair of runs" if estimate.mean is None else signed_with_interval(estimate)
-
-
 def _row_name(row: Comparison, findings: Findings) -> str:
-    """A row's cell without the factors that have the same level everywhere."""
+    """Return the cell of a row without the factors that have only one level."""
     levels = {cell.label: cell.levels for cell in findings.cells}
     mine = levels[row.cell]
     differing = [name for name in mine if len({each[name] for each in levels.values()}) > 1]
@@ -78,7 +75,7 @@ def _row_name(row: Comparison, findings: Findings) -> str:
 
 
 def _row_positions(rows: Sequence[Comparison], names: Sequence[str]) -> tuple[list[float], float]:
-    """The middle of each row, and the height of all, in lines of text; a gap parts those with different baselines."""
+    """Return the middle of each row and the total height, in lines of text. A gap separates groups of rows."""
     groups = {row.baseline for row in rows}
     gap = 0.6 if len(groups) < len(rows) else 0.0
     positions, used = [], 0.0
@@ -92,7 +89,11 @@ def _row_positions(rows: Sequence[Comparison], names: Sequence[str]) -> tuple[li
 
 def _draw_row(panel: Axes, difference: Estimate, position: float) -> None:
     panel.text(
-        1.02, position, difference_text(difference), transform=panel.get_yaxis_transform(), verticalalignment="center_baseline"
+        1.02,
+        position,
+        signed_with_interval(difference, NO_PAIRS),
+        transform=panel.get_yaxis_transform(),
+        verticalalignment="center_baseline",
     )
     if difference.mean is None:
         return
@@ -104,7 +105,7 @@ def _draw_row(panel: Axes, difference: Estimate, position: float) -> None:
 
 
 def _set_scale(panel: Axes, differences: Sequence[Estimate]) -> str:
-    """Linear, or logarithmic away from zero where the largest difference would hide others; returns what to say of that."""
+    """Set a linear axis, or a symmetric-logarithmic one if the largest difference would hide others; return a label for that."""
     ends = [(each.low or each.mean, each.high or each.mean) for each in differences if each.mean is not None]
     reach = np.abs(np.array(ends, float)).max(axis=1)
     typical, most = float(np.quantile(reach, 0.25)), float(reach.max())

@@ -1,4 +1,4 @@
-"""Error by the levels of factors: along a scale such as depth, and where the effect of one factor depends on another."""
+"""Figures of the error by levels of factors: along a numeric factor such as depth, and interactions of two factors."""
 
 import itertools
 import math
@@ -37,20 +37,20 @@ from ablations.engine.report.figures.styles import (
 from ablations.engine.study.design import Design
 
 MAX_STYLED_LINES = 7
-"""Told apart in a panel; the others are thin grey lines."""
+"""Lines of a panel with their own styles, at most; the others are thin gray lines."""
 MAX_INTERACTION_PANELS = 3
-"""Interactions next to each other."""
+"""Panels of interactions side by side, at most."""
 MAX_TICKS = 12
-"""Names of levels on an axis."""
+"""Names of levels on an axis, at most."""
 MAX_LEVEL_CHARACTERS = 18
-"""Of a level's name on an axis."""
+"""Length of a level's name on an axis in characters, at most."""
 SIDE_STEP_POINTS = 2.5
-"""Between the intervals of lines at the same level."""
+"""Horizontal offset between the intervals of lines at the same level, in points."""
 
 
 @dataclass(frozen=True)
 class LevelLine:
-    """Means and their intervals along an axis; a position without a mean is left out."""
+    """Means with their confidence intervals along an axis. Positions without a mean are not drawn."""
 
     name: str
     positions: Sequence[float]
@@ -62,9 +62,10 @@ class LevelLine:
 
 
 def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Error by depth, or by another factor of numbers: a line for each combination of the other factors, dashed in training.
+    """Draw the error by depth, or by another numeric factor, with a line per combination of the other factors.
 
-    Bars are 95 % intervals of the mean. None if no factor has two levels that are numbers, or nothing is done.
+    Lines are dashed for training and solid for evaluation; bars are 95 % confidence intervals of the mean. Return None without a
+    numeric factor or a completed run.
     """
     design = evidence.design
     factor = numeric_factor(design)
@@ -95,10 +96,10 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
 
 
 def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Mean error by the levels of one factor, a line for each level of another: parallel lines are no interaction.
+    """Draw the mean error by the levels of one factor, with a line per level of another. Parallel lines mean no interaction.
 
-    Other factors are averaged over, in each seed, over the combinations in which every level of both exists. Bars are 95 %
-    intervals of the mean. The pairs that interact most, at most three; None with fewer than two factors.
+    Errors are averaged per seed over the combinations of the other factors in which every level of both exists. Bars are 95 %
+    confidence intervals of the mean. The figure shows the three pairs that interact most. Return None with fewer than two factors.
     """
     design = evidence.design
     drawn = {pair: lines for pair in interaction_pairs(design, findings) if (lines := _averaged_lines(evidence, *pair))}
@@ -120,27 +121,27 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
 
 
 def numeric_factor(design: Design) -> str | None:
-    """The factor with levels on a scale: depth, else the first."""
+    """Return the numeric factor of the study: depth if it is varied, otherwise the first; None without one."""
     found = [name for name in varied_factors(design) if numeric_levels(design.factors[name])]
     return min(found, key=lambda name: name not in ("depth", "model.depth"), default=None)
 
 
 def interaction_pairs(design: Design, findings: Findings) -> list[tuple[str, str]]:
-    """The pairs of factors whose interaction is drawn, the largest first: the one along the axis, and the one with lines."""
+    """Return the pairs of factors to draw, largest interaction first. The first of a pair is on the axis, the second has lines."""
     sizes = {
         frozenset(pair): max(
             (abs(each.difference.mean or 0) for each in findings.interactions if set(each.factors) == set(pair)), default=0.0
         )
         for pair in itertools.combinations(varied_factors(design), 2)
     }
-    on_scale = numeric_factor(design)  # has a figure with itself along the axis
+    on_scale = numeric_factor(design)  # it has its own figure, with this factor on the axis
     order = sorted(varied_factors(design), key=lambda name: (name == on_scale, -len(design.factors[name])))
     largest = sorted(itertools.combinations(order, 2), key=lambda pair: -sizes[frozenset(pair)])
     return largest[:MAX_INTERACTION_PANELS]
 
 
 def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
-    """Errors by two factors, over combinations of the others that have them all; empty where there is none."""
+    """Return mean errors by two factors, averaged over the combinations of the others that have all levels of both."""
     design = evidence.design
     errors = evidence.runs.pivot_table(index="cell", columns="seed", values="error", dropna=False)
     cells: dict[str, dict[tuple[str, str], str]] = {}
@@ -159,16 +160,16 @@ def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
 
 
 def interval_ends(estimate: Estimate) -> tuple[float, float]:
-    """The ends of a bar: the 95 % interval, or what is known of it."""
+    """Return the ends of the error bar: the 95 % interval, or the mean twice without one."""
     mean = estimate.mean or 0.0
     return (mean if estimate.low is None else estimate.low), (mean if estimate.high is None else estimate.high)
 
 
 def _line_styles(lines: Sequence[LevelLine]) -> dict[str, LineStyle]:
-    """Of the lines that are told apart: all, or of too many those with the lowest errors."""
+    """Return the style of each line that has its own: all lines, or of too many those with the lowest errors."""
     best = sorted(lines, key=lambda line: line.lowest)[:MAX_STYLED_LINES]
-    told = [line for line in lines if line in best]
-    return {line.name: style_at(i) for i, line in enumerate(told)}
+    styled = [line for line in lines if line in best]
+    return {line.name: style_at(i) for i, line in enumerate(styled)}
 
 
 def _draw_lines(panel: Axes, lines: Sequence[LevelLine], styles: Mapping[str, LineStyle], width: float = 1.2) -> None:
@@ -185,13 +186,13 @@ def _draw_lines(panel: Axes, lines: Sequence[LevelLine], styles: Mapping[str, Li
         lengths = abs(np.array(ends, float).reshape(-1, 2).T - means)
         drawn = line_properties(styles[line.name]) | {"label": line.name, "linewidth": width, "elinewidth": 0.8, "capsize": 1.5}
         panel.errorbar(positions, means, lengths, transform=moved, **drawn)
-        # What is drawn beside its position does not count for the axes by itself.
+        # matplotlib ignores shifted artists when it sets the limits of an axis.
         panel.update_datalim([(position, end) for position, pair in zip(positions, ends, strict=True) for end in pair])
     panel.autoscale_view()
 
 
 def _label_levels(panel: Axes, levels: Sequence[str], inches: float) -> None:
-    """The levels on the axis: of many some, and aslant where they would touch each other."""
+    """Label the levels on the axis: a part of many, and rotated if they would touch."""
     every = -(-len(levels) // MAX_TICKS)
     positions = list(range(0, len(levels), every))
     names = [shorten(levels[position], MAX_LEVEL_CHARACTERS) for position in positions]

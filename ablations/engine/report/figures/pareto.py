@@ -1,4 +1,4 @@
-"""Error against cost: which networks are worth what they take."""
+"""The figure of error against cost, with the Pareto front."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -25,20 +25,20 @@ from ablations.engine.report.figures.axes import (
 from ablations.engine.report.figures.styles import MUTED, LineStyle, make_style_map
 from ablations.engine.study.pareto import pareto_front
 
-DISTANCES = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
-"""Points of type between a mark and its name: the first position where it overlaps nothing is taken."""
-SIDES = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0.3, 1), (-0.3, 1), (0.3, -1), (-0.3, -1))
-LINE_FROM = 12.0
-"""Points of type from which on a line joins a name to its mark."""
-LINE_PARTS = 12
-"""In which a line is looked at for what it crosses."""
-LINE: Any = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-MARK_PIXELS = 4.0
-"""Half of a mark, at the resolution of layout."""
+LABEL_DISTANCES_POINTS = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
+"""Distances between a mark and its name to try, in points. The first position without an overlap is used."""
+LABEL_DIRECTIONS = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0.3, 1), (-0.3, 1), (0.3, -1), (-0.3, -1))
+MIN_LEADER_LINE_POINTS = 12.0
+"""Smallest distance in points at which a leader line joins a name to its mark."""
+LEADER_LINE_SAMPLES = 12
+"""Points of a leader line that are checked for overlaps."""
+LEADER_LINE: Any = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+MARK_RADIUS_PIXELS = 4.0
+"""Radius of a mark in pixels."""
 
 
 class Point(NamedTuple):
-    """A cell's mean error, and what it costs."""
+    """The mean error of a cell and its cost."""
 
     cell: str
     cost: float
@@ -46,10 +46,10 @@ class Point(NamedTuple):
 
 
 def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Mean error against multiply-adds of a forward pass, and against training time of a run.
+    """Draw the mean error against the multiply-adds of a forward pass, and against the training time of a run.
 
-    A line joins the cells that no other one beats in both, and they are named; bars are 95 % intervals of the mean. None with
-    fewer than two cells whose costs are known.
+    A step line joins the cells of the Pareto front, which have their names beside them. Bars are 95 % confidence intervals of the
+    mean. Return None with fewer than two cells with known costs.
     """
     errors = {cell.label: cell.error for cell in findings.cells}
     flops, seconds = multiply_add_points(findings), training_time_points(findings)
@@ -76,7 +76,7 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         _set_error_scale(panels[0], [point.error for point in flops])
         drawn = {point.cell for point in flops + seconds}
         legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})
-        figure.draw_without_rendering()  # names are placed among what is drawn: where that is shows only now
+        figure.draw_without_rendering()  # labels need the final positions of the marks
         for panel, points in zip(panels, axes.values(), strict=True):
             _label_points(
                 panel, points, {point.cell: style_map.name(point.cell, separator="\n") for point in pareto_points(points)}
@@ -121,9 +121,9 @@ def _set_error_scale(panel: Axes, errors: Sequence[float]) -> None:
 
 
 def _label_points(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
-    """Names points where there is room; the legend has them all."""
+    """Label points with their names where there is room. The legend has all names."""
     marks = dict(zip([point.cell for point in points], panel.transData.transform([point[1:] for point in points]), strict=True))
-    taken = [_around(mark, MARK_PIXELS) for mark in marks.values()]
+    taken = [_square(mark, MARK_RADIUS_PIXELS) for mark in marks.values()]
     for (x, y), (next_x, next_y) in itertools.pairwise(marks[point.cell] for point in pareto_points(points)):
         taken += [Bbox.from_extents(x, y - 1, next_x, y + 1), Bbox.from_extents(next_x - 1, next_y, next_x + 1, y)]
     texts: list[Bbox] = []
@@ -132,35 +132,39 @@ def _label_points(panel: Axes, points: Sequence[Point], names: Mapping[str, str]
         size = made.get_window_extent().size
         made.remove()
         mark = marks[point.cell]
-        for distance, side in itertools.product(DISTANCES, SIDES):
+        for distance, side in itertools.product(LABEL_DISTANCES_POINTS, LABEL_DIRECTIONS):
             start = mark + distance * np.array(side) * panel.figure.dpi / 72
-            box = _beside(start, size, side)
-            line = [_around(position, 1) for position in np.linspace(mark, start, LINE_PARTS)] if distance >= LINE_FROM else []
+            box = _text_box(start, size, side)
+            line = (
+                [_square(position, 1) for position in np.linspace(mark, start, LEADER_LINE_SAMPLES)]
+                if distance >= MIN_LEADER_LINE_POINTS
+                else []
+            )
             inside = all(panel.bbox.contains(*corner) for corner in box.corners())
             if inside and not box.count_overlaps(taken) and not any(part.count_overlaps(texts) for part in line):
                 offset = distance * side[0], distance * side[1]
                 _annotate(panel, point, names[point.cell], offset)
                 if line:
-                    _annotate(panel, point, "", offset, arrowprops=LINE)
+                    _annotate(panel, point, "", offset, arrowprops=LEADER_LINE)
                 taken += [box, *line]
                 texts.append(box)
                 break
 
 
-def _beside(corner: Sequence[float], size: Sequence[float], side: tuple[float, float]) -> Bbox:
-    """Where a text of a size is, in pixels, that lies to a side of a position."""
+def _text_box(corner: Sequence[float], size: Sequence[float], side: tuple[float, float]) -> Bbox:
+    """Return the bounding box in pixels of a text that starts at `corner` and extends to a side."""
     (x, y), (width, height), (right, up) = corner, size, side
     return Bbox.from_bounds(x if right > 0 else x - width, y if up > 0 else y - height if up < 0 else y - height / 2, width, height)
 
 
-def _around(position: Sequence[float], pixels: float) -> Bbox:
+def _square(position: Sequence[float], pixels: float) -> Bbox:
     x, y = position
     return Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels)
 
 
 def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float], **properties: Any) -> Annotation:
     right, up = offset
-    made = panel.annotate(
+    annotation = panel.annotate(
         name,
         (point.cost, point.error),
         offset,
@@ -170,5 +174,5 @@ def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float],
         fontsize=7,
         **properties,
     )
-    made.set_in_layout(False)  # it has its position among what is drawn already
-    return made
+    annotation.set_in_layout(False)  # its position is final
+    return annotation

@@ -1,4 +1,4 @@
-"""Figures of what the searched fields do to the validation error, by which the search chose."""
+"""Figures of the validation error by the searched fields. Validation errors decided the choice, so they are no results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,27 +41,27 @@ from ablations.engine.report.figures.styles import COLORS, DASHES, INK, MUTED, P
 from ablations.engine.study.design import SearchDesign
 
 MIN_TRIALS_FOR_MEDIANS = 9
-"""Completed trials of a cell from which on a line is drawn through them."""
+"""Fewest completed trials of a cell for a line of medians."""
 MAX_COLUMNS = 4
 MAX_RATIO_FOR_DENSE_TICKS = 30
-"""Logarithmic axes of narrow panels that span more have numbers at powers of ten only."""
+"""The logarithmic axis of a narrow panel has numbers only at powers of ten if it spans a greater ratio."""
 STRIP_WIDTH = 0.8
-"""Of the way from one choice to the next that its trials take."""
+"""Width of the strip of trials of one choice, as a fraction of the distance between choices."""
 HIGHLIGHTED_LINES = 20
-"""Lines that stand out, about: of many trials only the very best."""
+"""Approximate number of highlighted lines, those of the best trials."""
 MIN_LINES_FOR_FAINT = 200
-"""Lines from which on those that do not stand out are fainter."""
+"""Number of lines above which those that are not highlighted are fainter."""
 DEFAULT_STYLE = LineStyle(MUTED, "", DASHES[2], "full")
 ABSENT_HEIGHT = -0.08
-"""Where lines of configurations without a field pass its axis, below its range."""
+"""Height at which a line passes the axis of a field that its trial does not have, below the range from 0 to 1."""
 RANK_COLORS = LinearSegmentedColormap.from_list("faded", [MUTED, COLORS[0]])
-"""From the worst to the best; both are seen on white and on black."""
+"""Colors from the worst to the best trial, visible on white and on black."""
 
 
 def sensitivity_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Validation error against the learning rate, or the field of numbers that moved it most, of all cells.
+    """Draw the validation error against the learning rate, or else the most important numeric field, for all cells.
 
-    Lines join the medians of groups of neighbouring completed trials. None without such a field or a completed trial.
+    Lines join the medians of groups of neighboring completed trials. Return None without such a field or a completed trial.
     """
     search = search_design(evidence)
     field = main_field(search, findings)
@@ -88,7 +88,7 @@ def sensitivity_figure(evidence: Evidence, findings: Findings) -> Figure | None:
 
 
 def slices_figure(evidence: Evidence) -> Figure | None:
-    """Validation error by each searched field, a panel for each: choices as strips. None with one field of numbers."""
+    """Draw the validation error by each searched field, with a panel per field. Return None with one numeric field."""
     search = search_design(evidence)
     by_cell = {cell.label: cell_trials(evidence, cell) for cell in search.cells}
     every = pd.concat(by_cell.values())
@@ -123,7 +123,7 @@ def slices_figure(evidence: Evidence) -> Figure | None:
 
 
 def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Share of each field in what moved the error, with 95 % intervals. None where no cell has any."""
+    """Draw the importance of each field with 95 % intervals. Return None if no cell has importances."""
     assert findings.search
     cells = [cell for cell in findings.search.cells if cell.importances]
     if not cells:
@@ -145,15 +145,15 @@ def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         panel.set_yticks(range(len(fields)), [shorten(field) for field in fields])
         panel.set_xlim(0, 100)
         panel.invert_yaxis()
-        panel.set_xlabel("share of what moved the validation error within the space searched, %")
+        panel.set_xlabel("importance for the validation error within the searched space, % of the total")
         legend(figure, {names[cell.label]: styles[cell.label] for cell in cells if names[cell.label]})
     return figure
 
 
 def parallel_figure(evidence: Evidence) -> Figure | None:
-    """Every completed trial as a line through its cell, its values and its error; the best of each cell are blue and on top.
+    """Draw each completed trial as a line through its cell, values and error. The best trials of each cell are blue and on top.
 
-    None with one field, or fewer than two completed trials.
+    Return None with one field, or with fewer than two completed trials.
     """
     search = search_design(evidence)
     trials = pd.concat([cell_trials(evidence, cell) for cell in search.cells])
@@ -163,12 +163,12 @@ def parallel_figure(evidence: Evidence) -> Figure | None:
     trials = trials.assign(rank=trials.groupby("cell")["error"].rank(ascending=False, method="first", pct=True)).sort_values("rank")
     axes = _parallel_axes(evidence, trials)
     positions = np.column_stack([_axis_heights(dimension, trials[column]) for column, dimension in axes.values()])
-    told = trials["rank"].to_numpy() ** max(3.0, len(trials) / HIGHLIGHTED_LINES)
+    highlight = trials["rank"].to_numpy() ** max(3.0, len(trials) / HIGHLIGHTED_LINES)
     faint = 0.12 * min(1.0, (MIN_LINES_FOR_FAINT / len(trials)) ** 0.5)
     lines = LineCollection(
         [np.column_stack([range(len(axes)), line]) for line in positions],
-        colors=RANK_COLORS(told, alpha=faint + (0.9 - faint) * told),
-        linewidths=0.5 + told,
+        colors=RANK_COLORS(highlight, alpha=faint + (0.9 - faint) * highlight),
+        linewidths=0.5 + highlight,
         rasterized=len(trials) > MIN_MARKS_TO_RASTERIZE,
     )
     width = WIDTH_INCHES / len(axes)
@@ -178,7 +178,7 @@ def parallel_figure(evidence: Evidence) -> Figure | None:
         panel.add_collection(lines)
         for x, (_, dimension) in enumerate(axes.values()):
             _draw_vertical_axis(panel, x, dimension, width, absent=bool((positions[:, x] < 0).any()))
-        titles = [wrap(name.replace("_", "_ "), width).replace("_ ", "_") for name in axes]  # broken at underscores
+        titles = [wrap(name.replace("_", "_ "), width).replace("_ ", "_") for name in axes]  # lines may break at underscores
         panel.set_xticks(range(len(axes)), titles, fontsize=7)
         panel.set_xlim(-0.15, len(axes) - 0.4)
         panel.set_ylim(float(positions.min()) - 0.04, 1.04)
@@ -190,7 +190,7 @@ def parallel_figure(evidence: Evidence) -> Figure | None:
 
 
 def main_field(search: SearchDesign, findings: Findings) -> str | None:
-    """The field that sensitivity is shown of: the learning rate, else of those with numbers the one that moved the error most."""
+    """Return the field of the sensitivity figure: the learning rate, or else the most important numeric field."""
     assert findings.search
     numbers = [field for field, dimension in search.fields.items() if "choices" not in dimension]
     shares: dict[str, float] = dict.fromkeys(numbers, 0.0)
@@ -200,7 +200,7 @@ def main_field(search: SearchDesign, findings: Findings) -> str | None:
 
 
 def group_medians(positions: "pd.Series[Any]", trials: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Medians of position and error of groups of neighbours, as many groups as each has trials; empty with fewer than 9 trials."""
+    """Return medians of position and error of √n groups of √n neighboring trials; empty with fewer than 9 completed trials."""
     completed = (trials["outcome"] == "completed") & positions.notna()
     order = positions[completed].sort_values(kind="stable").index
     if len(order) < MIN_TRIALS_FOR_MEDIANS:
@@ -214,13 +214,13 @@ def _has_one_numeric_field(search: SearchDesign) -> bool:
 
 
 def _default_values(search: SearchDesign, field: str) -> list[float]:
-    """The default values of a field of numbers; more than one where cells differ in it."""
+    """Return the default values of a numeric field: more than one if cells differ in it."""
     given = {cell.spec.get(field) for cell in search.cells}
     return sorted(float(value) for value in given if isinstance(value, int | float))
 
 
 def _set_numeric_axis(panel: Axes, dimension: Mapping[str, Any], defaults: Sequence[float], width: float) -> None:
-    """The range that was searched, and the defaults, which may lie outside of it."""
+    """Set an axis over the searched range and the defaults, which may lie outside of it."""
     for default in defaults:
         panel.axvline(default, color=MUTED, linewidth=1, linestyle=DASHES[2], zorder=1)
     low, high = min([dimension["low"], *defaults]), max([dimension["high"], *defaults])
@@ -243,17 +243,17 @@ def _set_choice_axis(panel: Axes, choices: Sequence[Any], width: float) -> None:
 
 
 def _axis_positions(dimension: Mapping[str, Any], trials: pd.DataFrame, field: str, order: int, cells: int) -> "pd.Series[Any]":
-    """Where trials are along a field's axis: values, or within the strip of their choice, cells beside each other."""
+    """Return the positions of trials on a field's axis: values, or positions in the strip of a choice, cells side by side."""
     if "choices" not in dimension:
         return trials[field].astype(float)
     middle = (order - (cells - 1) / 2) * STRIP_WIDTH / cells
-    spread = (trials["number"] * 0.618034 % 1 - 0.5) * 0.7 * STRIP_WIDTH / cells  # even, and the same every time
+    jitter = (trials["number"] * 0.618034 % 1 - 0.5) * 0.7 * STRIP_WIDTH / cells  # even and reproducible
     index = trials[field].map(lambda value: np.nan if value is None else dimension["choices"].index(value)).astype(float)
-    return index + middle + spread
+    return index + middle + jitter
 
 
 def _parallel_axes(evidence: Evidence, trials: pd.DataFrame) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """By title, the column of the trials that an axis shows, and its range or choices."""
+    """Return, by title, the column that an axis shows and its range or choices."""
     search = search_design(evidence)
     factors = [name for name in varied_factors(evidence.design) if name != "configuration"]
     axes: dict[str, tuple[str, Mapping[str, Any]]] = {}
@@ -268,12 +268,12 @@ def _parallel_axes(evidence: Evidence, trials: pd.DataFrame) -> dict[str, tuple[
 
 
 def _axis_heights(dimension: Mapping[str, Any], values: "pd.Series[Any]") -> list[float]:
-    """Heights of values on an axis from 0 to 1, below it where there is none."""
+    """Return the heights of values on an axis from 0 to 1, or `ABSENT_HEIGHT` without a value."""
     return [ABSENT_HEIGHT if value is None else range_position(dimension, value) for value in values]
 
 
 def _draw_vertical_axis(panel: Axes, x: float, dimension: Mapping[str, Any], width: float, *, absent: bool) -> None:
-    """An axis of the parallel coordinates, with its values beside it."""
+    """Draw one vertical axis with its values beside it."""
     panel.plot([x, x], [0, 1], color=MUTED, linewidth=0.8, zorder=3)
     ticks: dict[float, str] = {ABSENT_HEIGHT: "–"} if absent else {}
     if "choices" in dimension:
@@ -290,12 +290,12 @@ def _draw_vertical_axis(panel: Axes, x: float, dimension: Mapping[str, Any], wid
 
 
 def _characters_in(width: float) -> int:
-    """Characters of small type in so many inches."""
+    """Return the number of small characters that fit in a width in inches."""
     return max(6, int(width / CHARACTER_WIDTH_INCHES * 1.1))
 
 
 def _draw_legend(figure: Figure, evidence: Evidence, trials: pd.DataFrame, line: str = "none") -> None:
-    """Cells, kinds of marks, the chosen trials and the default."""
+    """Draw the legend: cells, kinds of marks, chosen trials and the default."""
     search = search_design(evidence)
     styles = cell_styles(search)
     names = {name: styles[label]._replace(dash=line) for label, name in cell_names(evidence.design).items() if name}

@@ -1,6 +1,6 @@
-"""Figures of what a search tried: errors by trial, and against a second objective.
+"""Figures of the trials of a search: validation error by trial number, and against a second objective.
 
-Errors are those of validation images, by which the search chose: every figure says so on its axis.
+Validation errors decided the choice, so they are no results. Every figure states this on its axis.
 """
 
 import math
@@ -33,20 +33,23 @@ from ablations.engine.study.pareto import pareto_front
 
 ERROR_LABEL = "validation error % (not a result)"
 MIN_MARKS_TO_RASTERIZE = 1500
-"""From so many on, marks are drawn as a picture within the figure: each as a shape of its own would make a page of megabytes."""
+"""Number of marks above which they are rasterized: as separate shapes they would make a page of several megabytes."""
 MIN_MARKS_FOR_SMALL = 150
-"""Marks of a panel from which on they are drawn smaller."""
+"""Number of marks of a figure above which they are smaller."""
 CHOSEN_STYLE = LineStyle(INK, "*", "none", "hollow")
 OUTCOME_STYLES = {
     "completed": LineStyle(INK, "o", "none", "full"),
-    "ended early": LineStyle(INK, "o", "none", "hollow"),
+    "stopped early": LineStyle(INK, "o", "none", "hollow"),
     "diverged": LineStyle(INK, "x", "none", "full"),
 }
-"""How trials are told apart, in the words of a legend."""
+"""Styles of trials by outcome, with the words of the legend."""
 
 
 def history_figure(evidence: Evidence) -> Figure | None:
-    """Last validation error of each trial by its number, and the best of those that completed so far. None without a trial."""
+    """Draw the last validation error of each trial by its number, and the lowest of the completed trials so far.
+
+    Return None without a trial.
+    """
     search = search_design(evidence)
     by_cell = {cell.label: cell_trials(evidence, cell) for cell in search.cells}
     every = pd.concat(by_cell.values())
@@ -75,7 +78,10 @@ def history_figure(evidence: Evidence) -> Figure | None:
 
 
 def search_pareto_figure(evidence: Evidence) -> Figure | None:
-    """Validation error against the second objective: completed trials, each cell's front and what was chosen. None without both."""
+    """Draw the validation error of completed trials against the second objective, with each cell's Pareto front and choice.
+
+    Return None without a second objective or with fewer than two completed trials.
+    """
     search = search_design(evidence)
     if not search.objective:
         return None
@@ -110,22 +116,22 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
 
 
 def cell_styles(search: SearchDesign) -> dict[str, LineStyle]:
-    """The style of each of a search's cells, by label."""
+    """Return the style of each cell of a search, by label."""
     return {cell.label: style_at(position)._replace(dash="none") for position, cell in enumerate(search.cells)}
 
 
 def cell_names(design: Design) -> dict[str, str]:
-    """What figures call a search's cells, by label: empty for the one of a search without factors."""
+    """Return the name of each cell of a search, by label: empty for the only cell of a search without factors."""
     assert design.search
     return {cell.label: short_name(design, cell.levels, "configuration") or cell.label for cell in design.search.cells}
 
 
 def draw_trials(panel: Axes, positions: "pd.Series[Any]", trials: pd.DataFrame, style: LineStyle, marks: int) -> None:
-    """A mark for each trial: filled if it completed, hollow if it was ended early, a cross at the top if it diverged.
+    """Draw a mark per trial: filled if it completed, hollow if it was stopped early, a cross at the top if it diverged.
 
     Args:
-        positions: along the axis, for each of the trials; NaN: not drawn.
-        marks: how many there are in the figure.
+        positions: Position of each trial on the axis; NaN for a trial that is not drawn.
+        marks: Number of marks in the figure.
     """
     many = marks > MIN_MARKS_TO_RASTERIZE
     size = 1.8 if many else 2.4 if marks > MIN_MARKS_FOR_SMALL else 3.8
@@ -151,7 +157,7 @@ def draw_chosen(
     *,
     named: bool = False,
 ) -> None:
-    """Stars where the chosen trials are, with the numbers of the front's if they are to be named."""
+    """Draw a star at each chosen trial, with its number along the Pareto front if `named`."""
     for level, number in chosen.items():
         here = trials["number"] == number
         x, y = float(positions[here].iloc[0]), float(trials["error"][here].iloc[0])
@@ -161,7 +167,7 @@ def draw_chosen(
 
 
 def search_legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:
-    """Below the panels, with a star that can be told from a dot."""
+    """Draw a legend below the panels, with stars large enough to differ from dots."""
     legend(figure, styles)
     for made in figure.legends:
         for handle in made.legend_handles:
@@ -170,13 +176,13 @@ def search_legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:
 
 
 def outcome_styles(trials: pd.DataFrame) -> dict[str, LineStyle]:
-    """The legend's lines for those kinds of marks that were drawn."""
-    kinds = {"completed": "completed", "ended early": "pruned", "diverged": "diverged"}
+    """Return the styles of the outcomes that occur, by the words of the legend."""
+    kinds = {"completed": "completed", "stopped early": "pruned", "diverged": "diverged"}
     return {words: OUTCOME_STYLES[words] for words, outcome in kinds.items() if (trials["outcome"] == outcome).any()}
 
 
 def set_error_axis(panel: Axes, errors: "pd.Series[Any]", search: SearchDesign) -> None:
-    """Logarithmic where errors differ much; below the error of a single image, which may be none, it is linear."""
+    """Make the error axis logarithmic if errors span decades; below the error of one image it is linear, so that it can show 0."""
     one_image = 100 / search.validation_images
     positive = errors[errors > 0]
     if not spans_decades([one_image, *positive] if (errors <= 0).any() else positive):

@@ -1,4 +1,6 @@
-"""How the cells of a study are told apart, in every figure alike: by colour, and by marker and dash for grey print and all eyes."""
+"""Styles of the cells of a study, the same in every figure. Markers and dashes repeat what colors show, for gray print and color
+vision deficiency.
+"""
 
 import math
 from collections import Counter
@@ -11,25 +13,25 @@ from ablations.engine.study.design import Design, DesignCell
 from resnet_core.fields import printable
 
 INK = "#1f2328"
-"""Text and axes, and the line that would be black. A page that holds an SVG replaces this and the next three by its theme's."""
+"""Color of text and axes. A page that embeds an SVG replaces this color and the next three by those of its theme."""
 MUTED = "#57606a"
 GRID = "#d8dee4"
 PAPER = "#ffffff"
-"""The inside of hollow markers; nothing else is painted behind what is drawn."""
+"""Fill color of hollow markers. Figures have no other background."""
 COLORS = ("#0072B2", "#D55E00", "#22A08A", "#A44C79", INK, "#9983EF", "#A84000")
-"""After Okabe and Ito's palette, which differs for all kinds of colour vision; what fades on white or on black is shifted."""
+"""The palette of Okabe and Ito, which all kinds of color vision can distinguish, adjusted for contrast on white and on black."""
 MARKERS = ("o", "s", "^", "D", "v", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 FILL_STYLES = ("full", "hollow", "bottom", "left")
-"""Of markers, one for each kind of dash: where no line is drawn they stand for it."""
+"""Fill styles of markers, one per dash, for figures without lines."""
 MAX_LINES_WITH_BANDS = 12
-"""Lines of a panel with bands, and with training curves beside them."""
+"""Lines of a panel that has bands and training curves, at most."""
 MAX_STYLED_CELLS = 24
-"""Of more cells, so many are told apart; the others are thin grey lines."""
+"""Cells with their own styles, at most; the others are thin gray lines."""
 
 
 class LineStyle(NamedTuple):
-    """How a cell is drawn, in every panel and figure of a study."""
+    """The style of a cell in every panel and figure of a study."""
 
     color: str
     marker: str
@@ -39,18 +41,18 @@ class LineStyle(NamedTuple):
 
 @dataclass(frozen=True)
 class StyleMap:
-    """How a study's cells are drawn."""
+    """The styles of all cells of a study."""
 
     design: Design
     dash_factor: str
-    """The factor that is told by dashes, or by a panel for each of its levels; empty: none."""
+    """Factor whose levels have their own dashes or panels; empty for none."""
     styles: Mapping[str, LineStyle]
-    """Of the cells that are told apart, in the order of the legend: rising levels where they are numbers."""
+    """Style of each cell that has its own, in the order of the legend: numeric levels ascend."""
     others: tuple[str, ...]
-    """The cells that are drawn in grey."""
+    """Cells that are drawn in gray."""
 
     def panels(self) -> dict[str, list[DesignCell]]:
-        """Title of each panel, and its cells; one without a title where no factor is told by dashes."""
+        """Return the cells of each panel by its title; one panel without a title if no factor has dashes."""
         if not self.dash_factor:
             return {"": list(self.design.cells)}
         titles = {level: f"{self.dash_factor}={level}" for level in sorted_levels(self.design.factors[self.dash_factor])}
@@ -61,11 +63,11 @@ class StyleMap:
 
     @property
     def crowded(self) -> bool:
-        """Whether a panel has so many lines that bands and training curves are left out."""
+        """Whether a panel has too many lines for bands and training curves."""
         return max(Counter(style.dash for style in self.styles.values()).values(), default=0) > MAX_LINES_WITH_BANDS
 
     def name(self, cell: str, *without: str, separator: str = " ") -> str:
-        """What a figure calls a cell: the levels in which it differs from others, but for those of some factors."""
+        """Return the name of a cell in figures: its levels of the varied factors, except those in `without`."""
         levels = next(each for each in self.design.cells if each.label == cell).levels
         return short_name(self.design, levels, *without, separator=separator) or cell
 
@@ -73,7 +75,7 @@ class StyleMap:
 def make_style_map(evidence: Evidence) -> StyleMap:
     """Return the styles of a study's cells. They do not depend on which runs have ended, unless cells outnumber the styles.
 
-    Of two or more factors, the one with fewest levels is told by dashes, the combinations of the others by colour and marker.
+    Of two or more factors, the factor with the fewest levels has dashes; colors and markers show the combinations of the others.
     """
     design = evidence.design
     factors = varied_factors(design)
@@ -81,25 +83,25 @@ def make_style_map(evidence: Evidence) -> StyleMap:
     if across and len(design.factors[across]) > len(DASHES):
         across = ""
     positions = {name: sorted_levels(design.factors[name]) for name in factors}
-    told = set(distinguished_cells(evidence))
+    styled = set(distinguished_cells(evidence))
     cells = sorted(design.cells, key=lambda cell: [positions[name].index(cell.levels[name]) for name in factors])
-    cells = [cell for cell in cells if cell.label in told]
+    cells = [cell for cell in cells if cell.label in styled]
     kinds = list(dict.fromkeys(short_name(design, cell.levels, across) for cell in cells))
     styles = {}
     for cell in cells:
         dash = positions[across].index(cell.levels[across]) if across else 0
         styles[cell.label] = style_at(kinds.index(short_name(design, cell.levels, across)), dash)
-    return StyleMap(design, across, styles, tuple(cell.label for cell in design.cells if cell.label not in told))
+    return StyleMap(design, across, styles, tuple(cell.label for cell in design.cells if cell.label not in styled))
 
 
-def style_at(position: int, dash: int = 0) -> LineStyle:
-    """The style of the kind at a position; no two of 49 have the same colour and marker."""
-    again = position // len(COLORS)
-    return LineStyle(COLORS[position % len(COLORS)], MARKERS[(position + again) % len(MARKERS)], DASHES[dash], FILL_STYLES[dash])
+def style_at(number: int, dash: int = 0) -> LineStyle:
+    """Return the style with a number. The first 49 styles differ in color or marker."""
+    cycle = number // len(COLORS)
+    return LineStyle(COLORS[number % len(COLORS)], MARKERS[(number + cycle) % len(MARKERS)], DASHES[dash], FILL_STYLES[dash])
 
 
 def distinguished_cells(evidence: Evidence) -> list[str]:
-    """The cells that are told apart: all, or of too many the baselines, up to half of them, and those with the lowest errors."""
+    """Return the cells with their own styles: all, or of too many the baselines (up to half) and the lowest errors."""
     design = evidence.design
     if len(design.cells) <= MAX_STYLED_CELLS:
         return [cell.label for cell in design.cells]
@@ -111,24 +113,24 @@ def distinguished_cells(evidence: Evidence) -> list[str]:
 
 
 def varied_factors(design: Design) -> list[str]:
-    """The factors with two levels or more."""
+    """Return the factors with at least two levels."""
     return [name for name, levels in design.factors.items() if len(levels) > 1]
 
 
 def short_name(design: Design, levels: Mapping[str, str], *without: str, separator: str = " ") -> str:
-    """`shortcut=A depth=20`, without the factors that have one level only and those that are named."""
+    """Return levels as text, `shortcut=A depth=20`, except factors with one level and those in `without`."""
     return separator.join(printable(f"{name}={levels[name]}") for name in varied_factors(design) if name not in without)
 
 
 def sorted_levels(levels: Iterable[str]) -> list[str]:
-    """The levels by size if they are numbers, else as they come."""
+    """Return the levels in ascending order if all are numbers, otherwise in their given order."""
     given = list(levels)
     values = numeric_levels(given)
     return [level for _, level in sorted(zip(values, given, strict=True))] if values else given
 
 
 def numeric_levels(levels: Sequence[str]) -> list[float] | None:
-    """The levels as numbers; None unless each is a finite one."""
+    """Return the levels as numbers; None unless every level is a finite number."""
     try:
         values = [float(level) for level in levels]
     except ValueError:

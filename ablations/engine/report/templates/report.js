@@ -1,6 +1,6 @@
 "use strict";
 
-/* Tables sort by the column whose head is pressed: numbers by value, all else as text, empty cells last. */
+/* A click on a column head sorts the table: numbers by value, other cells as text, empty cells last. */
 function key(row, column) {
   const cell = row.cells[column];
   const text = cell.dataset.value ?? cell.textContent.trim();
@@ -33,8 +33,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-/* Where a table scrolls sideways, a row's names stay, if they leave room. */
-function hold() {
+/* Keep the names of rows in view while a table scrolls sideways, if they take less than half of its width. */
+function pinRowNames() {
   for (const table of document.querySelectorAll("table.sortable")) {
     const names = [...table.tHead.rows[0].cells].filter((head) => head.classList.contains("name"));
     const widths = names.map((head) => head.offsetWidth);
@@ -49,10 +49,10 @@ function hold() {
     }
   }
 }
-addEventListener("resize", hold);
-hold();
+addEventListener("resize", pinRowNames);
+pinRowNames();
 
-/* Paper has no closed details. */
+/* Open all details for printing, and close them again afterwards. */
 const closed = [];
 addEventListener("beforeprint", () => {
   closed.push(...document.querySelectorAll("details:not([open])"));
