@@ -80,8 +80,8 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     significant = sum(each.difference.significant for each in findings.comparisons)
     text = (
         f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by seed, with 95 % "
-        "confidence intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted for "
-        "the number of comparisons, is below 0.05. A hollow mark is not."
+        "confidence intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted "
+        "for the number of comparisons, is below 0.05. A hollow mark is not."
     )
     more = (
         f" The figure shows the {len(shown)} largest differences; the table has {counted(left_out, 'more difference')}."
