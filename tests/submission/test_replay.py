@@ -116,8 +116,8 @@ def test_a_diverged_run_is_to_diverge_again() -> None:
     assert later[1].startswith("diverged as recorded: in epoch 4, recorded 3")
     at_once = training(outcome="diverged")
     assert verdict(at_once, at_once) == (True, "diverged as recorded: in epoch 1, recorded 1")
-    assert verdict(diverged, training(9, 12)) == (False, "differs: the record diverged, the replay completed")
-    assert verdict(training(9, 12), diverged) == (False, "differs: the record completed, the replay diverged")
+    assert verdict(diverged, training(9, 12)) == (False, "differs: the recorded run diverged, the replay completed")
+    assert verdict(training(9, 12), diverged) == (False, "differs: the recorded run completed, the replay diverged")
 
 
 def test_a_replay_without_a_result_has_no_verdict() -> None:
