@@ -1,5 +1,4 @@
-# `make demo` shows the service at work, `make test` runs every test but those of whole clusters (`make test-cluster`);
-# each sets up what it needs.
+# `make demo` shows the service at work, `make test` checks everything once. Each target sets up what it needs.
 # Ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
 
 PYTHON ?= python3
@@ -9,28 +8,40 @@ RAY_PORT ?= 6379
 
 VENV := .venv
 BIN := $(VENV)/bin
-SERVICE := $(BIN)/python -m ablations.engine
+SERVICE := $(BIN)/python -m ablations
 PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-port $(RAY_PORT)
 
-.PHONY: demo test test-fast test-cluster test-gpu soak lint audit setup up down
+.PHONY: demo test test-fast test-cluster test-all test-gpu soak lint audit setup up down
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
 	@$(SERVICE) up
 	@echo "The service stays up for the next study; make down ends it."
 
+# Tests in three tiers. Durations are for two cores that nothing else uses.
+#   make test          one or more scenarios of everything, real Ray and MLflow included
+#   make test-cluster  several nodes on this machine, Ray's autoscaler, a batch system
+#   make test-all      both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group with
+#                      every signal, randomly timed kills
+# Three workers on two cores, since tests that start Ray wait for most of their time; two workers run those, one after another each.
+IN_PARALLEL := -n 3 --dist loadgroup
+
 test: setup
-	$(BIN)/python -m pytest -m "not alone" -n 2
-	$(BIN)/python -m pytest -m "alone and not cluster"
+	$(BIN)/python -m pytest -m "not alone and not cluster and not nightly" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "alone and not cluster and not nightly and not gpu"
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not nightly" -n 2
 
 test-cluster: setup
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m "cluster and not nightly"
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not alone" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "alone"
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
-
-test-fast: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2
 
 soak: setup
 	$(BIN)/python -m benchmarks.reliability --out $(VENV)/soak.json
@@ -47,7 +58,7 @@ up: setup
 	@$(SERVICE) up $(PORTS)
 
 down:
-	@if [ -x $(BIN)/python ]; then $(SERVICE) down; else echo "nothing was running"; fi
+	@if [ -x $(BIN)/python ]; then $(SERVICE) down; else echo "the service was not running"; fi
 
 setup: $(VENV)/.complete
 

@@ -4,10 +4,10 @@ import sys
 
 
 def main() -> None:
-    """Run a command of the service; the process ends with its exit code."""
+    """Run the command and exit with its exit code."""
     from ablations.engine.environment import signals
 
-    signals.exit_on_signals("interrupted")  # before the imports, which take long
+    signals.exit_on_signals("interrupted")  # before the other imports, which take long
     from ablations.engine.cli import commands
 
     sys.exit(commands.main())

@@ -6,8 +6,7 @@ Cost: 18 runs; digits 6 minutes on 2 CPU cores, cifar10 3.2e16 multiply-adds.
 Expect: at equal depth bottlenecks cost a third less and err a little more; at equal multiply-adds the difference shrinks.
 """
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 STUDY = Study(
     name="blocks",

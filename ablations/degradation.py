@@ -6,8 +6,7 @@ Cost: 24 runs; digits 4 minutes on 2 CPU cores (5 seeds: 7), cifar10 4.9e16 mult
 Expect: the training error of plain networks rises with depth, that of residual ones stays near zero.
 """
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 STUDY = Study(
     name="degradation",

@@ -6,8 +6,7 @@ Cost: 15 runs; digits 5 minutes on 2 CPU cores, cifar10 4.3e16 multiply-adds. --
 Expect: on digits no gain, 20 layers being enough; on CIFAR-10 8.75 % at 20 layers and 6.43 % at 110 (the paper).
 """
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 IMAGENET = {"depth": (18, 34, 50, 101, 152), "block": ("basic", "bottleneck"), "shortcut": ("B",)}
 

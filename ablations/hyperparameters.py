@@ -1,6 +1,6 @@
 """Which hyperparameters suit a network, and is a variant better, or did it just get the better ones?
 
-ray job submit -- python ablations/hyperparameters.py --per-cell shortcut --search lr --set depth=56 --trials 9 --scheduler none
+ray job submit -- python ablations/hyperparameters.py --per-cell shortcut --space lr --set depth=56 --trials 9 --scheduler none
 
 Cost: with --seeds 5 on digits, 36 trials and 40 runs: 15 minutes on 2 CPU cores.
 Expect: the ranking survives: with a learning rate of its own the plain network still fails, and A, B and C hardly gain.
@@ -8,12 +8,11 @@ Expect: the ranking survives: with a learning rate of its own the plain network 
 
 from typing import Any
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 
 def space(trial: Any) -> None:
-    """What is searched unless `--search` says otherwise: names are fields of RunSpec, `trial` is Optuna's."""
+    """What is searched unless `--space` says otherwise: names are fields of RunSpec, `trial` is Optuna's."""
     trial.suggest_float("optim.lr", 1e-3, 1, log=True)
     trial.suggest_float("optim.weight_decay", 1e-6, 1e-2, log=True)
     trial.suggest_float("optim.momentum", 0.8, 0.99)

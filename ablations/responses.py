@@ -7,8 +7,7 @@ Expect: gradients of deep plain networks explode towards the input, those of res
 need more steps than digits have.
 """
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 STUDY = Study(
     name="responses",

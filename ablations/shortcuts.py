@@ -6,8 +6,7 @@ Cost: 24 runs; digits 4 minutes on 2 CPU cores, cifar10 5.0e16 multiply-adds.
 Expect: plain-56 fails to train where A, B and C learn; A and B alike, C no better for its parameters.
 """
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 STUDY = Study(
     name="shortcuts",

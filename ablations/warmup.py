@@ -6,8 +6,7 @@ Cost: 12 runs; digits 5 minutes on 2 CPU cores, cifar10 5.6e16 multiply-adds.
 Expect: on digits a warm-up of 20 steps helps in the mean and seeds scatter widely; the paper needs 400 steps at 110 layers.
 """
 
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
+from ablations import Study, main
 
 STUDY = Study(
     name="warmup",

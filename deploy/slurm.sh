@@ -32,7 +32,7 @@ if [ -z "${MLFLOW_TRACKING_URI:-}" ]; then
     exit 2
   fi
   log="$RESNET_ABLATIONS_HOME/mlflow.log"
-  python -m ablations.engine mlflow --port $((port + 1)) > "$log" 2>&1 &
+  ablations mlflow --port $((port + 1)) > "$log" 2>&1 &
   trap 'kill $! 2> /dev/null && wait $! || true' EXIT
   export MLFLOW_TRACKING_URI="http://127.0.0.1:$((port + 1))"
 fi

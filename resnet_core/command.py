@@ -1,4 +1,4 @@
-"""Command lines whose complaints are one line, as those about every other value are."""
+"""Entry point and argument parser of the commands; errors are one line."""
 
 import argparse
 import signal
@@ -11,7 +11,7 @@ from resnet_core.streams import accept_everything
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with the code that it returns; after Ctrl-C or SIGTERM with a line and 1."""
+    """Run a command and exit with its exit code. Ctrl-C and SIGTERM print one line and exit with code 1."""
     accept_everything()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -23,14 +23,14 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse prints the usage and exits; options are not abbreviated."""
+    """Argument parser that raises ConfigError instead of printing the usage and exiting, and accepts no abbreviated options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # An abbreviation that works today is ambiguous once there is another option.
+        # An abbreviation that works today becomes ambiguous when an option is added.
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # argparse, until Python 3.12, makes an empty list of such a value, whatever its type.
+        # Until Python 3.12, argparse parses `--option=--` as an empty list, whatever the type of the option.
         for word in sys.argv[1:] if args is None else args:
             if word.startswith("--") and word.partition("=")[2] == "--":
                 self.error(f"{word}: accepted: a value")

@@ -1,4 +1,4 @@
-"""Dataclasses whose fields check and convert themselves, and the one form that complaints about a value take."""
+"""`ConfigError`, and dataclasses that check and convert their fields."""
 
 import dataclasses
 import json
@@ -8,25 +8,27 @@ import typing
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from resnet_core.renamed_fields import current_value
+
 SURROGATES = re.compile("[\ud800-\udfff]")
-"""Bytes of a command line that are no text, or broken JSON: no file holds them, and JSON may change them."""
-MESSAGE_LENGTH = 4000
-"""Characters of a complaint, at most: of a longer one the middle is left out."""
+"""Lone surrogates: undecodable bytes of a command line, or broken JSON. UTF-8 files cannot hold them."""
+MAX_MESSAGE_CHARACTERS = 4000
+"""Maximum length of an error message; the middle of a longer one is left out."""
 
 
 class ConfigError(ValueError):
-    """A request that cannot be met. One line: the field, its value and what is accepted."""
+    """Error in a request: one line that names the field, its value and what is accepted."""
 
     def __init__(self, message: str) -> None:
-        message = printable(message)  # it may quote anything: a path, an option, another program's message
-        half = MESSAGE_LENGTH // 2
-        super().__init__(message if len(message) <= MESSAGE_LENGTH else f"{message[:half]} … {message[-half:]}")
+        message = printable(message)  # messages quote paths, options and other programs' messages
+        half = MAX_MESSAGE_CHARACTERS // 2
+        super().__init__(message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:half]} … {message[-half:]}")
 
 
 def printable(text: str) -> str:
-    """One line that does nothing to a terminal: control characters, line breaks and bytes that are no text are escaped.
+    """Return `text` as one line that is safe to print: control characters, line breaks and undecodable bytes are escaped.
 
-    Passwords in addresses are left out.
+    User names and passwords in URLs are removed.
     """
     text = re.sub(r"(?<=://)[^/\s]*@", "", text)
     if text.isprintable():
@@ -35,12 +37,18 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return `1 run`, `2 runs`, `1,437 images`."""
+    """Return a count with its noun in singular or plural: `1 run`, `2 runs`, `1,437 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def reject(name: str, value: object, accepted: str) -> ConfigError:
-    """The one form of every complaint about a value: `name=value: accepted`."""
+    """Return the error for a value that is not accepted: `name=value: accepted`.
+
+    Args:
+        name: dotted name of a field, or an option.
+        value: rejected value.
+        accepted: accepted values, or the reason for the rejection.
+    """
     return ConfigError(f"{name}={_shown(value)}: {accepted}")
 
 
@@ -49,14 +57,21 @@ def _shown(value: object) -> str:
         return value
     try:
         return json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):  # keys that JSON has not, thousands of digits, nested for ever
+    except (TypeError, ValueError, RecursionError):  # keys that JSON lacks, integers of thousands of digits, circular references
         return f"a value of type {type(value).__name__}"
 
 
 class Checked:
-    """Checks and converts the fields of a frozen dataclass against their annotations when it is made."""
+    """Base of frozen dataclasses that check and convert their fields against the annotations on construction.
+
+    Text, as from a command line, and JSON values are converted where they are unambiguous.
+
+    Raises:
+        ConfigError: a field does not accept its value, or fields contradict each other.
+    """
 
     _section: ClassVar[str] = ""
+    """Prefix of the fields' dotted names, such as `optim.`."""
     _hints: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls) -> None:
@@ -69,11 +84,16 @@ class Checked:
 
     @classmethod
     def converted(cls, name: str, value: Any) -> Any:
-        """`value` as the type of field `name`; raises ConfigError if it is not acceptable by itself."""
-        return _convert(f"{cls._section}{name}", value, cls._hints[name])
+        """Return `value` as the type of field `name`; former values of renamed fields become current ones.
+
+        Raises:
+            ConfigError: the field does not accept the value, whatever other fields hold.
+        """
+        dotted = f"{cls._section}{name}"
+        return _convert(dotted, current_value(dotted, value), cls._hints[name])
 
     def _check(self) -> None:
-        """Rules between fields; raises ConfigError."""
+        """Raise ConfigError if a value is out of range or fields contradict each other."""
 
     def _reject(self, name: str, accepted: str) -> ConfigError:
         return reject(f"{self._section}{name}", getattr(self, name), accepted)
@@ -92,7 +112,7 @@ class Checked:
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`; text (from a command line) and JSON values are accepted where they are unambiguous."""
+    """Return `value` as the type `hint`; raise ConfigError if text or a JSON value is not unambiguously of this type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.lower() == "none"):

@@ -1,4 +1,4 @@
-"""The identity of a run: its configuration, its data and the version of the training."""
+"""Identity of a run: a hash of its configuration, its data and the version of the training."""
 
 import ast
 import functools
@@ -9,50 +9,66 @@ from pathlib import Path
 from typing import Any
 
 from resnet_core.config import RunSpec
+from resnet_core.renamed_fields import identity_name, identity_value
 
 TRAINING_VERSION = 1
-"""Version of what a training computes. It is part of every fingerprint, so that a new version trains every run again.
+"""Version of the training's results. It is part of every fingerprint, so that a new version trains every run again.
 
 Raise it, and add a line to the log below, with every change that moves the numbers of an existing configuration.
 `tests/resnet_core/trainings.json` records short trainings and the defaults of `RunSpec`, and `test_recorded_trainings.py` beside it
-fails when they move without a new version. A refactoring, a faster implementation of the same computation and a new field whose
-default leaves everything as it was keep the version.
+fails if they move without a new version. Three kinds of change keep the version: a refactoring, a faster implementation of the same
+computation, and a new field whose default leaves results unchanged. A renamed field goes into `resnet_core.renamed_fields`.
 
 1 (2026-11-27): the version replaces a hash of the sources in the fingerprint. `precision=fp32` no longer uses TF32 on GPUs.
 """
 
 NOT_IDENTITY = ("data.root", "data.decode_workers")
-"""Fields that say where something is or who makes it, not what it is: they do not change a run's result."""
+"""Fields that do not affect a run's result, such as where its images are stored."""
 
 IN_DATA_VERSION = ("data.train_examples", "data.test_examples")
-"""Fields that choose images. In a fingerprint the version of the data, a hash of the chosen images, stands for them: so a number
-of images that is all of them, or more, is the same run as no number."""
+"""Fields that select images. Fingerprints hold a hash of the selected images instead. A limit that selects all images is
+therefore the same run as no limit."""
 
-NOT_TRAINING = ("command.py", "streams.py", "summary.py", "exchange.py", "picture.py", "__main__.py")
-"""Files of this package that show or convert, and that no training runs."""
+NOT_TRAINING = (
+    "command.py",
+    "config/__main__.py",
+    "config/reference.py",
+    "data/__main__.py",
+    "data/picture.py",
+    "model/__main__.py",
+    "model/summary.py",
+    "model/torchvision.py",
+    "streams.py",
+)
+"""Modules of this package that no training imports: commands, displays and conversions."""
 
 
 def fingerprint(spec: RunSpec, *, data_version: str) -> str:
-    """Return the identity of a run: a hash of its configuration, the data's content and `TRAINING_VERSION`.
+    """Return the identity of a run: a hash of its configuration, its data and `TRAINING_VERSION`.
 
     Args:
-        spec: a resolved spec (no field left to the data set).
-        data_version: content hash of the data set.
+        spec: resolved run, without fields left to the data set.
+        data_version: content hash of the data set, `Dataset.version`.
 
     Returns:
-        20 hexadecimal digits.
+        20 hexadecimal digits, equal on every machine and Python version.
     """
     values = {name: value for name, value in spec.flat().items() if name not in IN_DATA_VERSION}
     return _digest(json.dumps([deviations(values), data_version, TRAINING_VERSION], sort_keys=True))
 
 
 def deviations(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `values` (as in `RunSpec.flat`) that differ from the defaults and are part of a run's identity.
+    """Return the fields of `values` that differ from the defaults and are part of a run's identity.
 
-    Identities hold only these, so that a field added later leaves all runs that do not use it as they are.
+    Identities hold only deviations, so that a new field changes no identity of runs that leave it at its default. Renamed fields
+    have their former names and values, for the same reason.
+
+    Args:
+        values: fields by dotted name, as in `RunSpec.flat`.
     """
     defaults = _defaults()
-    return {name: value for name, value in values.items() if name not in NOT_IDENTITY and value != defaults[name]}
+    different = {name: value for name, value in values.items() if name not in NOT_IDENTITY and value != defaults[name]}
+    return {identity_name(name): identity_value(name, value) for name, value in different.items()}
 
 
 @functools.cache
@@ -62,23 +78,26 @@ def _defaults() -> dict[str, Any]:
 
 @functools.cache
 def code_version() -> str:
-    """Return a hash of the sources that train, recorded with every run beside `TRAINING_VERSION`.
+    """Return a hash of the modules that take part in training, recorded with every run beside `TRAINING_VERSION`.
 
-    Comments, docstrings and layout do not count, and every Python version gives the same hash.
+    It ignores comments, docstrings and layout, and is equal for all Python versions.
     """
-    sources = sorted(path for path in Path(__file__).parent.glob("**/*.py") if path.name not in NOT_TRAINING)
-    return _digest("\n".join(f"{p.name}\n{normalised_source(p.read_text(encoding='utf-8'))}" for p in sources))
+    root = Path(__file__).parent
+    sources = {path.relative_to(root).as_posix(): path for path in root.glob("**/*.py")}
+    trained = [name for name in sorted(sources) if name not in NOT_TRAINING]
+    return _digest("\n".join(f"{name}\n{normalized_source(sources[name].read_text(encoding='utf-8'))}" for name in trained))
 
 
-def normalised_source(source: str) -> str:
+def normalized_source(source: str) -> str:
     """Return the syntax tree of Python source as text, without comments, docstrings and layout."""
     return json.dumps(_tree(ast.parse(source)))
 
 
 def _tree(node: Any) -> Any:
-    """Return a syntax tree as plain lists and dicts, the same from every Python version.
+    """Return a syntax tree as plain lists and dicts that are equal for all Python versions.
 
-    `ast.unparse` and `ast.dump` are not. Fields that are empty, or that only newer versions have (`type_params`), are left out.
+    The outputs of `ast.unparse` and `ast.dump` differ between versions. Empty fields, such as the newer `type_params`, are left
+    out.
     """
     if isinstance(node, ast.AST):
         parts = {name: _tree(value) for name, value in ast.iter_fields(node) if value is not None}

@@ -1,4 +1,4 @@
-"""New runs from old ones: fields by name, with values as a command line or a file gives them."""
+"""Override fields of a run by name, with values from code, a command line or a file."""
 
 import difflib
 import functools
@@ -8,13 +8,24 @@ from typing import Any, get_args, get_origin
 
 from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
 from resnet_core.fields import Checked, ConfigError, reject
+from resnet_core.renamed_fields import current_name
 
 
 def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
-    """A new spec with the named fields replaced. Names are dotted (`optim.lr`) or unambiguous last parts (`lr`).
+    """Return a copy of `spec` with the named fields replaced.
+
+    An override of `optim.epochs` alone clears `optim.iterations`, so that the new length applies.
+
+    Args:
+        spec: run to derive from.
+        values: new values, by dotted name (`optim.lr`) or unambiguous last part (`lr`). Text such as `"0.05"` is converted.
 
     Raises:
-        ConfigError: unknown or ambiguous name, or a value the field does not accept.
+        ConfigError: a name is unknown, ambiguous or given twice, or a field does not accept its value.
+
+    Example:
+        >>> override(RunSpec(), {"depth": 56, "optim.lr": "0.05"}).optim.lr
+        0.05
     """
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -23,22 +34,34 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
             raise reject("field", name, "is named twice")
         changes[section][leaf] = value
     if "epochs" in changes.get("optim", {}):
-        changes["optim"].setdefault("iterations", None)  # a recipe's length is in one unit: the one asked for
+        changes["optim"].setdefault("iterations", None)  # the length of a training has one unit: the requested one
     top = changes.pop("", {})
-    # One replace per section, all sections before the top: rules between fields see the final values only.
+    # One `replace` per section, sections before the top level: checks between fields then see final values only.
     nested = {section: replace(getattr(spec, section), **changed) for section, changed in changes.items()}
     return replace(spec, **nested, **top)
 
 
 def from_flat(values: Mapping[str, Any]) -> RunSpec:
-    """The inverse of `RunSpec.flat`, also from JSON (lists for tuples). Raises ConfigError for anything else."""
+    """Return the run that `RunSpec.flat` flattened. JSON (lists for tuples) and former names of fields are accepted.
+
+    Raises:
+        ConfigError: a name is unknown, or a field does not accept its value.
+    """
     if not isinstance(values, Mapping):
         raise reject("RunSpec", values, "accepted: fields by their names")
     return override(RunSpec(), values)
 
 
 def assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """The values of a command line's `NAME=VALUE` by field; raises ConfigError for other texts and for a field named twice."""
+    """Return the values of `NAME=VALUE` arguments, by name as given.
+
+    Args:
+        option: name of the option, for messages.
+        texts: arguments of the option.
+
+    Raises:
+        ConfigError: an argument has another form, or names an unknown field or a field that another argument names.
+    """
     pairs: dict[str, str] = {}
     named = set()
     for text in texts:
@@ -56,13 +79,13 @@ _SECTIONS: dict[str, type[Checked]] = {"model": ModelConfig, "data": DataConfig,
 
 
 def convert(name: str, value: Any) -> Any:
-    """A value for the field with this dotted name, as that field's type; raises ConfigError if it is not acceptable."""
+    """Return `value` as the type of the field with this dotted name; raise ConfigError if the field does not accept it."""
     section, _, leaf = name.rpartition(".")
     return _SECTIONS.get(section, RunSpec).converted(leaf, value)
 
 
 def takes_list(name: str) -> bool:
-    """Return whether the values of the field with this dotted name are lists."""
+    """Return True if the field with this dotted name holds a list."""
     section, _, leaf = name.rpartition(".")
     hint = _SECTIONS.get(section, RunSpec)._hints[leaf]
     return any(get_origin(kind) is tuple for kind in (hint, *get_args(hint)))
@@ -83,9 +106,17 @@ def _all_fields() -> tuple[str, ...]:
 
 
 def field_name(name: str) -> str:
-    """The dotted name of a field given in full or by its last part; raises ConfigError for unknown ones."""
-    if not isinstance(name, str):  # a key of other people's data
+    """Return the current dotted name of a field.
+
+    Args:
+        name: dotted name (`optim.lr`) or unambiguous last part (`lr`), current or former.
+
+    Raises:
+        ConfigError: no field, or several fields, have this name.
+    """
+    if not isinstance(name, str):  # a key from untrusted JSON
         raise reject("field", name, "accepted: a name")
+    name = current_name(name)
     if name in _all_fields():
         return name
     found = _field_names().get(name, ())

@@ -1,4 +1,4 @@
-"""Presets: data set, recipe and sizes that go together."""
+"""Presets: named combinations of data set, training recipe and sizes."""
 
 from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
 from resnet_core.fields import reject
@@ -23,17 +23,34 @@ PRESETS: dict[str, RunSpec] = {
     ),
     "imagenet": RunSpec(
         model=ModelConfig(family="imagenet", depth=34),
-        data=DataConfig(name="imagenet", root="~/data/imagenet", scale=(256, 480), colour=True, extra_tests=("ten_crop",)),
+        data=DataConfig(
+            name="imagenet", root="~/data/imagenet", scale=(256, 480), color_augmentation=True, extra_tests=("ten_crop",)
+        ),
         optim=OptimConfig(epochs=90, global_batch_size=256, milestones=(1 / 3, 2 / 3)),
     ),
 }
-"""`smoke`: seconds. `digits`: minutes on a laptop, no download. `cifar10`: the paper's recipe (section 4.2); `cifar100`: the same.
-`imagenet`: the paper's (section 3.4), with the learning rate divided at epochs 30 and 60 of 90 where the paper waits for
-plateaus."""
+"""Runs by the name of their preset.
+
+- `smoke`: generated images, trains in seconds.
+- `digits`: scikit-learn's digits without a download, trains in minutes on a laptop.
+- `cifar10`, `cifar100`: the paper's CIFAR-10 recipe (section 4.2).
+- `imagenet`: the paper's recipe (section 3.4), but the learning rate drops at epochs 30 and 60 of 90, not at plateaus.
+"""
 
 
 def preset(name: str) -> RunSpec:
-    """A preset by name; raises ConfigError for an unknown one."""
+    """Return the run of a preset.
+
+    Args:
+        name: a key of `PRESETS`: `smoke`, `digits`, `cifar10`, `cifar100` or `imagenet`.
+
+    Raises:
+        ConfigError: no preset has this name.
+
+    Example:
+        >>> preset("cifar10").optim.iterations
+        64000
+    """
     if name not in PRESETS:
         raise reject("preset", name, f"accepted: {', '.join(PRESETS)}")
     return PRESETS[name]

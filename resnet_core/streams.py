@@ -1,4 +1,4 @@
-"""Standard output and error that accept everything: whether anybody can read a program's words never decides about its work."""
+"""Standard output and error whose writes never fail, so that a closed pipe or an ASCII terminal cannot end a training."""
 
 import codecs
 import io
@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 ERRORS = "plain"
-"""Name of the handler, registered here, for characters that an encoding lacks."""
+"""Name of the codec error handler for characters that an encoding lacks."""
 PLAIN = {
     "×": "x",
     "÷": "/",
@@ -37,14 +37,14 @@ PLAIN = {
     "⎥": "]",
     "⎦": "]",
 }
-"""Characters of this program's own messages, in ASCII; others are escaped."""
+"""ASCII replacements for the non-ASCII characters of this program's messages; other characters are escaped."""
 
 
 def accept_everything() -> None:
     """Replace this process's standard output and error by streams whose writes never fail.
 
-    Characters that the encoding lacks are replaced. Text that nobody takes is lost: a closed pipe, a full disk. Streams that
-    something else has put in place of the interpreter's own stay.
+    Characters that the encoding lacks are replaced. Text for a closed pipe or a full disk is dropped. A stream that has already
+    been redirected within Python stays as it is.
     """
     codecs.register_error(ERRORS, _plain)
     if sys.stdout is sys.__stdout__:
@@ -54,11 +54,11 @@ def accept_everything() -> None:
 
 
 class _Accepting(io.FileIO):
-    """A file descriptor of which no write fails."""
+    """File descriptor whose writes never fail."""
 
     def write(self, data: Any) -> int:
         try:
-            while (written := super().write(data)) is None:  # a pipe that is full and does not block
+            while (written := super().write(data)) is None:  # a full pipe in non-blocking mode
                 select.select([], [self], [])
         except OSError:
             return len(data)
@@ -66,9 +66,9 @@ class _Accepting(io.FileIO):
 
 
 def _opened(number: int, before: Any) -> io.TextIOWrapper:
-    if before is None:  # it was closed when Python started
+    if before is None:  # closed when Python started
         _occupy(number)
-        raw, encoding = _Accepting(os.devnull, "w"), "utf-8"  # the number itself may be that of a file by now
+        raw, encoding = _Accepting(os.devnull, "w"), "utf-8"  # the descriptor may belong to a file by now
     else:
         with suppress(OSError):
             before.flush()

@@ -12,10 +12,37 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import local_ray
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses inherit it
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # Ray's default here: a command line under test must not change it for all
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else a server is nine processes
 os.environ |= {"AWS_ACCESS_KEY_ID": "anything", "AWS_SECRET_ACCESS_KEY": "anything"}  # of the tests' object store
+
+
+RAY_LANES = {"trial": "ray 1", "scheduling": "ray 1"}
+"""Groups of tests that start Ray, by folder; the others form a group of their own. The tests of a group run one after another in
+one worker of pytest-xdist: more than two Rays at a time make a machine with two cores so slow that timeouts are reached."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by markers, and before pytest-xdist reads groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that use the shared Ray, and put all that start Ray into groups."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group(RAY_LANES.get(item.path.parent.name, "ray 2")))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop the shared Ray before a test that has not asked for it, which might expect none."""
+    if "cluster" not in getattr(item, "fixturenames", ()):
+        local_ray.stop_unless_used()
+
+
+def pytest_sessionfinish() -> None:
+    local_ray.stop_unless_used()
 
 
 def pytest_runtest_call() -> None:
@@ -58,12 +85,9 @@ def same_services() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Address of a Ray with two CPUs on this machine."""
-    import ray  # here and below: most tests need none of it
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    """Return the address of a Ray with two CPUs on this machine. The modules of a test session share it."""
+    with local_ray.in_use() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

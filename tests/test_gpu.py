@@ -12,8 +12,8 @@ from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import load_dataset, override, preset
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
-from resnet_core.steps import ReplayedStep, make_step
-from resnet_core.training import init_state
+from resnet_core.training.loop import init_state
+from resnet_core.training.steps import ReplayedStep, make_step
 from tests.helpers.training_runs import learned, train, weights_differ
 
 pytestmark = [
@@ -39,7 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "bottleneck": {"block": "bottleneck", "shortcut": "A", "stages": (2, 2, 2), "precision": "bf16"},
     "memory": {"checkpoint_activations": True},
     "NCHW": {"channels_last": False},
-    "updates": {"velocity": "updates", "schedule": "step"},
+    "updates": {"momentum_form": "caffe", "schedule": "step"},
 }
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks import record
 from benchmarks.step.__main__ import CIFAR, DIGITS
 from resnet_core import RunSpec, fit, load_dataset
-from resnet_core.model import ResNet
+from resnet_core.model.network import ResNet
 
 PARTS: dict[str, tuple[Any, str]] = {
     "network": (ResNet, "forward"),

@@ -21,8 +21,8 @@ from ablations.engine.trial.worker import train_epochs
 from benchmarks import record
 from resnet_core import load_dataset, override, preset
 from resnet_core.data.datasets import resolve
-from resnet_core.evaluation import Alive, unwatched
-from resnet_core.training import init_state
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
+from resnet_core.training.loop import init_state
 
 EPOCHS = 4
 """Epochs after the first, which warms up."""
@@ -41,7 +41,7 @@ class NoCheckpoints:
 
 
 @contextmanager
-def safe(journal: Journal) -> Iterator[tuple[Report, Alive]]:
+def safe(journal: Journal) -> Iterator[tuple[Report, Heartbeat]]:
     """As runs are trained."""
 
     def report(values: dict[str, Any]) -> None:
@@ -53,10 +53,10 @@ def safe(journal: Journal) -> Iterator[tuple[Report, Alive]]:
 
 
 @contextmanager
-def unsafe(_: Journal) -> Iterator[tuple[Report, Alive]]:
+def unsafe(_: Journal) -> Iterator[tuple[Report, Heartbeat]]:
     """Nothing is kept, nothing is watched."""
     with mock.patch.object(checkpoints, "CheckpointFolder", NoCheckpoints):
-        yield lambda _: None, unwatched
+        yield lambda _: None, no_heartbeat
 
 
 def seconds_per_epoch(job: Job, variant: Callable[[Journal], Any]) -> float:

@@ -56,7 +56,7 @@ def searched(home: Path, trials: int) -> tuple[float, dict[str, list[float]], li
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": "local", "PYTHONPATH": str(record.ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     sizes = ("data.train_examples=100", "data.test_examples=20", "global_batch_size=32")
-    what = ("--preset", "smoke", "--search", "lr", "momentum", "weight_decay", "--trials", str(trials), "--seeds", "1")
+    what = ("--preset", "smoke", "--space", "lr", "momentum", "weight_decay", "--trials", str(trials), "--seeds", "1")
     command = [sys.executable, "ablations/hyperparameters.py", *what, "--set", *sizes]
     memory: dict[str, list[float]] = {"driver": [], "trials": []}
     began = time.perf_counter()

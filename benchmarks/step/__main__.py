@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks import record
 from resnet_core import DataConfig, ModelConfig, OptimConfig, RunSpec, build_model, fit, load_dataset
 from resnet_core.data.datasets import Dataset, Split, resolve
-from resnet_core.optim import make_optimizer
+from resnet_core.training.optim import make_optimizer
 
 Measure = Callable[[], float]
 
@@ -36,7 +36,7 @@ RESNET18 = RunSpec(
 def bare_loop(net: nn.Module, spec: RunSpec, dataset: Dataset) -> Iterator[float]:
     """Images per second of one epoch after another, with nothing in it but what training needs.
 
-    Images are normalised floats in the network's memory format before the clock starts; there is no augmentation, no
+    Images are normalized floats in the network's memory format before the clock starts; there is no augmentation, no
     shuffling and no metric.
     """
     net.to(memory_format=torch.channels_last).train()
@@ -52,7 +52,7 @@ def bare_loop(net: nn.Module, spec: RunSpec, dataset: Dataset) -> Iterator[float
 
 
 def make_batches(spec: RunSpec, dataset: Dataset) -> list[tuple[Tensor, Tensor]]:
-    """Full batches of normalised images (N, C, H, W), float32, channels_last, and labels."""
+    """Full batches of normalized images (N, C, H, W), float32, channels_last, and labels."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     assert isinstance(dataset.train, Split)
     images = ((torch.from_numpy(dataset.train.images) - mean) / std).contiguous(memory_format=torch.channels_last)

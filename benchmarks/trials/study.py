@@ -3,9 +3,8 @@
 import time
 from typing import Any
 
-from ablations.engine.cli.study import main
+from ablations import Study, main
 from ablations.engine.scheduling import tune_runner
-from ablations.engine.study.definition import Study
 
 SECONDS = 1.0
 EPOCHS = 2

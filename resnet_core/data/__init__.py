@@ -1,4 +1,4 @@
-"""Data sets, splits, augmentation and batches. Importing this costs nothing: torch is loaded by what is used of it."""
+"""Data sets, splits, augmentation and batches. Importing this package does not import torch."""
 
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def make_batches(dataset: "Dataset", spec: "RunSpec", *, device: "torch.device", rank: int = 0) -> "Batches | StreamedBatches":
-    """The batches of a data set for one worker of `spec.world_size`, from memory or from files as the data set has them.
+    """Return the batches of a data set for one of `spec.world_size` workers: from memory, or streamed from files.
 
     Args:
-        dataset: what `load_dataset` gave.
-        spec: a resolved spec.
-        device: where the batches are wanted.
-        rank: which worker this is.
+        dataset: data set from `load_dataset`.
+        spec: resolved run.
+        device: device of the batches.
+        rank: number of this worker, from 0.
     """
     from resnet_core.data.splits import Files
 

@@ -1,4 +1,4 @@
-"""Data sets from the command line: `python -m resnet_core.data prepare` and `show`."""
+"""Commands `python -m resnet_core.data prepare` and `python -m resnet_core.data show`."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Run a command and return the exit code: 0, or 2 with one line on stderr for an invalid request."""
     try:
         options = _parser().parse_args(arguments)
         spec = override(preset(options.preset), assignments("--set", options.set))
@@ -37,13 +37,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def default_cache() -> Path:
-    """Where studies look for decoded data: below `RESNET_ABLATIONS_HOME`, else the user's data folder."""
+    """Return the folder where studies look for decoded data: below `RESNET_ABLATIONS_HOME`, else below the user's data folder."""
     home = os.environ.get("RESNET_ABLATIONS_HOME") or platformdirs.user_data_dir("resnet-ablations")
     return Path(home).expanduser().absolute() / "data"
 
 
 def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
-    """Downloads where asked, reads, checks and caches a data set. Returns a summary."""
+    """Read, check and cache a data set, and return a summary.
+
+    Args:
+        spec: run whose data set is prepared.
+        cache: folder for decoded data.
+        download: download missing CIFAR data into `data.root`.
+
+    Raises:
+        ConfigError: the data are missing, corrupt or not usable.
+    """
     from resnet_core.data.datasets import images, load_dataset
 
     started = time.perf_counter()
@@ -54,7 +63,7 @@ def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
     rows = {
         "data set": spec.data.name + (f" in {spec.data.root}" if spec.data.root else ""),
         "training": images(dataset.train),
-        spec.data.scored_on: f"{images(dataset.test)}: {dataset.scored}",
+        spec.data.evaluation_split: f"{images(dataset.test)}: {dataset.scored}",
         "classes": f"{count:,}: {', '.join(dataset.classes[:10])}{', …' if count > 10 else ''}",
         "images": f"{stored} {dataset.in_channels}×{side}×{side}",
         "mean, std": f"{_numbers(dataset.mean)}; {_numbers(dataset.std)} of 255",
@@ -68,7 +77,16 @@ def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
 
 
 def show(spec: RunSpec, cache: Path, output: Path) -> str:
-    """Writes a picture of some training images as several epochs see them. Returns where."""
+    """Save a picture of some training images as several epochs see them, and return a line that says where.
+
+    Args:
+        spec: run whose images are shown.
+        cache: folder for decoded data.
+        output: file of the picture; its suffix selects the format.
+
+    Raises:
+        ConfigError: the data are not usable, or the picture cannot be written.
+    """
     from resnet_core.data.datasets import load_dataset
     from resnet_core.data.picture import draw_batch
 
@@ -86,7 +104,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _path(text: str) -> Path:
-    """A path of the command line; raises ValueError for what cannot be one."""
+    """Return a path from the command line; raise ValueError if `text` is no valid path."""
     if not text or b"\0" in os.fsencode(text):
         raise ValueError
     return Path(os.path.expanduser(text))
@@ -94,29 +112,29 @@ def _path(text: str) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     shared = Parser(add_help=False)
-    shared.add_argument("--preset", required=True, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    shared.add_argument("--preset", required=True, metavar="NAME", help=f"preset that sets the fields: {', '.join(PRESETS)}")
     shared.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="fields, such as data.root=DIR"
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="override fields, such as data.root=DIR"
     )
     shared.add_argument(
         "--cache",
         type=_path,
         default=default_cache(),
         metavar="DIR",
-        help="folder for decoded data; studies find it where it is by default: %(default)s",
+        help="folder for decoded data (default: %(default)s, where studies look for it)",
     )
     parser = Parser(
         prog="python -m resnet_core.data",
-        description="Prepares and shows data sets.",
+        description="Prepare or show a data set.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     prepared = commands.add_parser("prepare", parents=[shared], help="read, check, hash and cache a data set")
-    prepared.add_argument("--download", action="store_true", help="download CIFAR into data.root if it is not there")
-    shown = commands.add_parser("show", parents=[shared], help="picture of training images, augmented")
-    shown.add_argument("--seed", type=int, default=0, metavar="N", help="of the augmentation (default: %(default)s)")
-    shown.add_argument("--output", type=_path, default=Path("batch.png"), metavar="FILE.png", help="default: %(default)s")
+    prepared.add_argument("--download", action="store_true", help="download CIFAR into data.root if it is missing")
+    shown = commands.add_parser("show", parents=[shared], help="save a picture of augmented training images")
+    shown.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the augmentation (default: %(default)s)")
+    shown.add_argument("--output", type=_path, default=Path("batch.png"), metavar="FILE.png", help="picture (default: %(default)s)")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Batches for training and evaluation, made from whole tensors on the training device without worker processes.
+"""Batches of images in memory, made from whole tensors on the training device without worker processes.
 
-Which image comes when, and how it is augmented, follows from the seed and the epoch alone and is drawn for the global
-batch, of which each worker takes its share: any number of workers sees the same images, and a resumed run goes on exactly.
+Order and augmentation depend on the seed and the epoch only. They are drawn for the global batch, of which each worker takes its
+share. Any number of workers therefore sees the same images, and a resumed run continues exactly.
 """
 
 import hashlib
@@ -18,39 +18,47 @@ from resnet_core.data.views import ten_crops
 from resnet_core.fields import reject
 
 EVALUATION_BATCH = 512
+"""Images per batch of an evaluation."""
 GPU_PIXELS = 2**21
-"""Pixels of the images that are made at once on a GPU: 2,048 images of CIFAR. Where a kernel takes a few microseconds, more images
-to a kernel cost nothing."""
+"""Pixels of the images that a GPU augments at once: 2,048 CIFAR images. Kernels take a few microseconds, so that more images in one
+kernel are free."""
 
 
 class Batches:
-    """A data set on a device, handed out in batches to one worker of `world_size`.
+    """Batches of a data set that is held on a device, for one of `world_size` workers.
 
-    Batches are pairs of images (N, C, H, W), float32, normalised, and labels (N,), int64.
+    A batch is a pair of normalized images (N, C, H, W), float32, and labels (N,), int64.
+
+    Args:
+        dataset: data set in memory.
+        spec: resolved run.
+        device: device of the batches.
+        rank: number of this worker, from 0.
     """
 
     wait_seconds = 0.0
-    """How long training waited for images since the epoch began: they are there."""
+    """Time that training has waited for images since the start of the epoch: none, as they are in memory."""
 
     def __init__(self, dataset: Dataset, spec: RunSpec, *, device: torch.device, rank: int = 0) -> None:
         def to_device(split: object) -> tuple[Tensor, ...]:
-            assert isinstance(split, Split), "make_batches tells what is in memory from what is streamed"
+            assert isinstance(split, Split), "streamed data need StreamedBatches"
             return tuple(torch.as_tensor(array).to(device) for array in split)
 
         self.train_images, self.train_labels = to_device(dataset.train)
         self.test_images, self.test_labels = to_device(dataset.test)
-        self.mean = torch.as_tensor(dataset.subtracted(spec.data.normalise), device=device)
+        self.mean = torch.as_tensor(dataset.subtracted(spec.data.normalize), device=device)
         self.std = torch.tensor(dataset.std, device=device).view(-1, 1, 1)
         self.spec, self.device, self.rank = spec, device, rank
         self.memory_format = torch.channels_last if spec.channels_last else torch.contiguous_format
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches only: a rest is left out of this epoch's random order, so that every step weighs the same."""
+        """Number of full global batches in an epoch. The remainder of the random order is left out, so that all steps weigh the
+        same."""
         return len(self.train_labels) // self.spec.optim.global_batch_size
 
     def train_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's share of every global batch of an epoch, shuffled and augmented."""
+        """Yield this worker's share of every global batch of an epoch (from 0), shuffled and augmented."""
         size = self.train_images.shape[-1]
         batch = self.spec.optim.global_batch_size
         count = self.steps_per_epoch * batch
@@ -67,30 +75,35 @@ class Batches:
         for start in range(0, len(order), at_once):
             mine = slice(start, start + at_once)
             index = order[mine]
-            images = self._normalised(self.train_images[index])
+            images = self._normalized(self.train_images[index])
             if pad or self.spec.data.flip:
                 images = crop_and_flip(F.pad(images, (pad,) * 4), offsets[:, mine], flips[mine], size)
             images = images.contiguous(memory_format=self.memory_format)
             yield from zip(torch.split(images, share), torch.split(self.train_labels[index], share), strict=True)
 
     def _share(self, drawn: Tensor) -> Tensor:
-        """This worker's part of what was drawn for each image of an epoch (…, images), one global batch after the other."""
+        """Return this worker's share of values (…, images) that were drawn for each image of an epoch, in order of the global
+        batches."""
         workers = self.spec.world_size
         by_worker = drawn.view(*drawn.shape[:-1], -1, workers, self.spec.optim.global_batch_size // workers)
         return by_worker[..., self.rank, :].flatten(-2)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's share of the scored images: over all workers every image once, none padded, none dropped."""
+        """Yield this worker's share of the evaluation split. Over all workers every image occurs once; none is padded or
+        dropped."""
         images, labels = (t[self.rank :: self.spec.world_size] for t in (self.test_images, self.test_labels))
-        for start in range(0, len(labels), EVALUATION_BATCH):  # none at all where there are more workers than images
+        for start in range(0, len(labels), EVALUATION_BATCH):  # no batches if there are more workers than images
             mine = slice(start, start + EVALUATION_BATCH)
-            yield self._normalised(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
+            yield self._normalized(images[mine]).contiguous(memory_format=self.memory_format), labels[mine]
 
     def views(self, kind: str) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
-        """The batches of `test`, each as several views of the same images, one after the other, with their labels.
+        """Yield the batches of `test`, each as an iterator over several views of the same images, with their labels.
 
         Args:
-            kind: `ten_crop`, of the images padded as in training.
+            kind: `ten_crop`: ten crops of the images, padded as in training.
+
+        Raises:
+            ConfigError: unknown kind of view.
         """
         if kind != "ten_crop":
             raise reject("data.extra_tests", kind, "accepted for images in memory: ten_crop")
@@ -98,29 +111,32 @@ class Batches:
             crops = ten_crops(F.pad(images, (self.spec.data.pad,) * 4), images.shape[-1])
             yield (crop.contiguous(memory_format=self.memory_format) for crop in crops), labels
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor) -> Tensor:
         return (images - self.mean).div_(self.std)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A CPU generator for one epoch of one seed."""
+    """Return a random generator on the CPU for one epoch of one seed."""
     return torch.Generator().manual_seed(derived_seed(seed, epoch))
 
 
 def derived_seed(seed: int, use: int | str) -> int:
-    """A seed of its own for each use. Hashed, because torch takes only the lowest 32 bits of a seed and fails above 64."""
+    """Return an independent 32-bit seed for each use of a run's seed.
+
+    The seed is hashed because PyTorch uses only its lowest 32 bits and rejects more than 64.
+    """
     digest = hashlib.sha256(f"{seed}/{use}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def crop_and_flip(padded: Tensor, offsets: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Cuts a square out of each image at its own offset and mirrors some: the augmentation of section 4.2, batched.
+    """Crop each image of a batch at its own offset, and mirror some of them: the augmentation of section 4.2.
 
     Args:
-        padded: images (N, C, H, W).
-        offsets: rows and columns of the upper left corners (2, N).
-        flips: which images are mirrored (N,), bool.
-        size: side of the squares.
+        padded: padded images (N, C, H, W).
+        offsets: rows and columns of the upper left corners (2, N), in pixels.
+        flips: True for images to mirror (N,), bool.
+        size: side of the crops, in pixels.
 
     Returns:
         Images (N, C, size, size).

@@ -1,4 +1,4 @@
-"""Data sets that were read before: their arrays in a folder, shared by every process of the machine."""
+"""Cache of decoded data sets: arrays in a folder that all processes of a machine share by memory-mapping."""
 
 import functools
 import hashlib
@@ -15,14 +15,21 @@ import numpy as np
 from resnet_core.config import DataConfig
 from resnet_core.data.splits import Files, Split
 from resnet_core.fields import reject
-from resnet_core.identity import normalised_source
+from resnet_core.identity import normalized_source
 
 READERS = ("cifar", "datasets", "decoding", "folders", "indexing", "sources", "splits")
-"""The modules that decide what is cached."""
+"""Modules whose code determines the cached arrays."""
 
 
 def cache_key(config: DataConfig, state: str) -> str:
-    """What decides the arrays: which are asked for, the files as they are now, and the code that reads them."""
+    """Return the name of a data set's folder in the cache.
+
+    It contains a hash of the configuration, of the state of the files and of the code that reads them.
+
+    Args:
+        config: data set.
+        state: hash of the files' names, sizes and times of change.
+    """
     source: list[Any] = [config.name, config.image_size, config.train_examples, config.test_examples]
     source += [config.validation, config.streamed, state]
     return f"{config.name}-{hashlib.sha256(json.dumps([source, _code()]).encode()).hexdigest()[:16]}"
@@ -30,12 +37,13 @@ def cache_key(config: DataConfig, state: str) -> str:
 
 @functools.cache
 def _code() -> list[str]:
-    return [normalised_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
+    """Return the normalized sources of `READERS`."""
+    return [normalized_source((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")) for name in READERS]
 
 
 @contextmanager
 def writable(cache: Path) -> Iterator[None]:
-    """An OSError within, of a cache that cannot be written, is a ConfigError that names the folder."""
+    """Turn an OSError into a ConfigError that names the cache folder."""
     try:
         yield
     except OSError as error:
@@ -43,7 +51,14 @@ def writable(cache: Path) -> Iterator[None]:
 
 
 def write(folder: Path, meta: dict[str, Any], train: Split | Files, test: Split | Files) -> None:
-    """Writes a data set; the folder is complete or absent whatever happens."""
+    """Write a data set atomically: after a crash, the folder is either complete or absent.
+
+    Args:
+        folder: folder of the data set; an existing one is replaced.
+        meta: JSON values to store beside the arrays.
+        train: training images.
+        test: images that runs are evaluated on.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent))
     for name, part in (("train", train), ("test", test)):
@@ -56,9 +71,9 @@ def write(folder: Path, meta: dict[str, Any], train: Split | Files, test: Split 
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Split, Split] | tuple[dict[str, Any], Files, Files]:
-    """What `write` wrote; raises OSError, EOFError, ValueError or KeyError if it is not all there."""
+    """Return the data set that `write` stored; raise OSError, EOFError, ValueError or KeyError if it is incomplete."""
     meta = json.loads((folder / "meta.json").read_text())
-    # Copy-on-write: pages are shared between processes, and torch may wrap the array without a warning.
+    # Copy-on-write mapping: processes share pages, and torch wraps a writable array without a warning.
     if roots := meta.pop("roots"):
         train_root, test_root = roots
         return meta, _files(folder, "train", train_root), _files(folder, "test", test_root)

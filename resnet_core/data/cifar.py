@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as torchvision keeps them, and their download."""
+"""CIFAR-10 and CIFAR-100 in torchvision's files, and their download."""
 
 import functools
 import hashlib
@@ -15,24 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_core.alive import Alive, acquire, unwatched
 from resnet_core.config import DataConfig
 from resnet_core.data.folders import files_below, readable, state_of
 from resnet_core.data.splits import Split
 from resnet_core.fields import reject
+from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-"""Where torchvision keeps them below `data.root`."""
-GROWTH_POLL_SECONDS = 0.5
+"""Folder of each data set below `data.root`, as torchvision names it."""
+GROWTH_POLL_INTERVAL_SECONDS = 0.5
+"""Time between two looks at the size of a download, in seconds."""
 CORRUPT = (RuntimeError, OSError, EOFError, KeyError)
-"""What torchvision raises for files that are missing or damaged."""
+"""Exceptions that torchvision raises for missing or corrupt files."""
 
 
 def read_cifar(config: DataConfig) -> tuple[tuple[str, ...], Split, Split | None]:
-    """Class names, training and test images; the latter None where scored images are held out of the training images.
+    """Return class names, training images and test images; no test images if a validation split is held out.
 
     Raises:
-        ConfigError: incomplete or corrupt, with the command that gets the data.
+        ConfigError: the files are incomplete or corrupt; the message has the command that downloads them.
     """
     root = cifar_root(config)
     try:
@@ -47,7 +48,7 @@ def read_cifar(config: DataConfig) -> tuple[tuple[str, ...], Split, Split | None
 
 
 def state(config: DataConfig) -> str:
-    """Return a hash of the files' names, sizes and times of change; of no files where there are none."""
+    """Return a hash of the files' names, sizes and times of change. Missing files hash as none."""
     found = hashlib.sha256()
     folder = cifar_root(config) / FOLDERS[config.name]
     with readable(config):
@@ -56,15 +57,17 @@ def state(config: DataConfig) -> str:
     return found.hexdigest()
 
 
-def download(config: DataConfig, *, alive: Alive = unwatched) -> None:
-    """Downloads what is not there yet. Of several processes, also on a shared folder, one does and the others wait for it.
+def download(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> None:
+    """Download a data set unless it is complete.
+
+    Of several processes, also on a shared folder, one downloads and the others wait for it.
 
     Args:
-        config: which data set.
-        alive: called while this process waits for another one, and while files arrive.
+        config: data set, `cifar10` or `cifar100`.
+        heartbeat: called while this process waits for another one, and while files grow.
 
     Raises:
-        ConfigError: not a data set that can be downloaded, or the download failed; nothing is left behind.
+        ConfigError: the data set cannot be downloaded, or the download failed; no partial files are left.
     """
     if config.name not in FOLDERS:
         instead = {"digits": "comes with scikit-learn", "synthetic": "is generated"}.get(config.name, "put it into data.root")
@@ -74,18 +77,18 @@ def download(config: DataConfig, *, alive: Alive = unwatched) -> None:
     root, name = cifar_root(config), FOLDERS[config.name]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with acquire(root / f".{name}.lock", alive):
+        with acquire_lock(root / f".{name}.lock", heartbeat):
             if not _is_complete(config, state(config)):
-                _download(config, root, name, alive)
+                _download(config, root, name, heartbeat)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise reject("data.root", str(root), f"download of {config.name} failed ({reason})") from error
 
 
-def _download(config: DataConfig, root: Path, name: str, alive: Alive) -> None:
-    # Elsewhere first, then renamed: whatever breaks off, the folder is complete or absent, and the archive does not stay.
+def _download(config: DataConfig, root: Path, name: str, heartbeat: Heartbeat) -> None:
+    # Download elsewhere, then rename: after a crash, the folder is complete or absent, and no archive is left.
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-", ignore_cleanup_errors=True) as partial:
-        with _growth_watched(Path(partial), alive):
+        with _heartbeat_on_growth(Path(partial), heartbeat):
             _torchvision(config, Path(partial), train=True, download=True)
         if (root / name).exists():  # incomplete or corrupt
             (root / name).rename(Path(partial) / "before")
@@ -93,17 +96,17 @@ def _download(config: DataConfig, root: Path, name: str, alive: Alive) -> None:
 
 
 @contextmanager
-def _growth_watched(folder: Path, alive: Alive) -> Iterator[None]:
-    """Give a sign of life whenever the files below a folder have grown: torchvision downloads and unpacks without one."""
-    over = threading.Event()
+def _heartbeat_on_growth(folder: Path, heartbeat: Heartbeat) -> Iterator[None]:
+    """Call `heartbeat` whenever the files below a folder have grown, since torchvision downloads and unpacks without callbacks."""
+    finished = threading.Event()
 
     def watch() -> None:
         seen = 0
-        while not over.wait(GROWTH_POLL_SECONDS):
-            with suppress(OSError):  # a file that was renamed meanwhile
+        while not finished.wait(GROWTH_POLL_INTERVAL_SECONDS):
+            with suppress(OSError):  # a file was renamed meanwhile
                 size = sum(path.stat().st_size for path in folder.rglob("*"))
                 if size > seen:
-                    alive()
+                    heartbeat()
                 seen = size
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -111,22 +114,22 @@ def _growth_watched(folder: Path, alive: Alive) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
-@functools.lru_cache(maxsize=len(FOLDERS))  # takes the checksums of all files
+@functools.lru_cache(maxsize=len(FOLDERS))
 def _is_complete(config: DataConfig, _: str) -> bool:
-    """Whether all files are there and whole, in a state of the folder."""
+    """Return True if all files exist with the right checksums. Cached by the state of the folder, as checksums take seconds."""
     try:
-        _torchvision(config, cifar_root(config), train=False)  # compares the checksums of all files
+        _torchvision(config, cifar_root(config), train=False)
     except CORRUPT:
         return False
     return True
 
 
 def cifar_root(config: DataConfig) -> Path:
-    """Where the data are, or would be."""
+    """Return the folder that holds, or will hold, torchvision's folder of the data set."""
     return Path(os.path.expanduser(config.root or "")).absolute()
 
 

@@ -1,7 +1,7 @@
-"""Data sets: read once, split once, hashed once, then shared by every process of the machine.
+"""Data sets: reading, splitting and hashing, once for all processes of a machine.
 
-Images are held in memory as uint8 arrays (N, C, H, W), or stay on disk and are decoded in every epoch. With a cache folder
-arrays are memory-mapped, so that many trials on one machine hold one copy and pay for reading once.
+Images are held in memory as uint8 arrays (N, C, H, W), or stay on disk and are decoded in every epoch. With a cache folder,
+arrays are memory-mapped: many trials on one machine share one copy and read the files once.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_core.alive import Alive, acquire, unwatched
 from resnet_core.config import DataConfig, RunSpec
 from resnet_core.data import cache as cached
 from resnet_core.data import cifar, folders, indexing
@@ -22,54 +21,58 @@ from resnet_core.data.decoding import CHANGES
 from resnet_core.data.sources import decode_files, make_synthetic, read_digits
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
 from resnet_core.fields import counted, reject
+from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
 
 __all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
 
 STATISTICS_SIDE = 256
-"""Pixels of a side, at most, of the streamed images that channel statistics are measured on: 2,048 of them are in memory."""
+"""Maximum side of the streamed images for channel statistics, in pixels. 2,048 of them are held in memory."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on and to score runs on, with what a network and a fingerprint need to know of them."""
+    """Training and evaluation images of a run, with the facts that networks and fingerprints need."""
 
     name: str
+    """Name of the data set, as in `DataConfig.name`."""
     classes: tuple[str, ...]
+    """Names of the classes, in order of their labels."""
     train: Split | Files
-    """Training images: in memory, or on disk if streamed."""
+    """Training images, in memory or streamed from disk."""
     test: Split | Files
-    """The images that runs are scored on: the test set, or the validation images if `data.validation` holds some out."""
+    """Images that runs are evaluated on: the test set, or the validation split if `data.validation` is above 0."""
     version: str
-    """Hash of the content: pixels (streamed: files), labels, class names and which image is in which split."""
+    """Hash of the content: pixels (streamed: files), labels, class names and splits; 20 hexadecimal digits."""
     mean: tuple[float, ...]
-    """Mean of each channel over the training images, in units of 0 to 255."""
+    """Mean of each channel over the training images, on the scale of 0 to 255."""
     std: tuple[float, ...]
-    """Standard deviation of each channel over the training images, in units of 0 to 255."""
+    """Standard deviation of each channel over the training images, on the scale of 0 to 255."""
     crop: int | None = None
-    """Streamed images: side of the squares that are cut out of them, in pixels."""
+    """Side of the crops of streamed images, in pixels; None for images in memory."""
     scored: str = ""
-    """Where the scored images come from, in words."""
+    """Origin of the evaluation images, in words."""
     changed: Mapping[str, int] = field(default_factory=dict)
-    """How many files are changed before they are trained on, by what is done: `decoding.CHANGES`."""
+    """Number of files that decoding changes, by the kind of change, a key of `decoding.CHANGES`."""
     skipped: str = ""
-    """Files in the folder that are passed over, in words."""
+    """Files in the folder that are ignored, in words."""
 
     @property
     def in_channels(self) -> int:
+        """Number of color channels."""
         return 3 if isinstance(self.train, Files) else int(self.train.images.shape[1])
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images that a network gets."""
+        """Side of the network's input images, in pixels."""
         return self._crop if isinstance(self.train, Files) else int(self.train.images.shape[2])
 
     @property
     def summary(self) -> str:
-        """Images, classes, split, and what was changed and skipped, in words."""
+        """Number of images and classes, split, changed and ignored files, in words."""
         return self.described([len(self.train.labels)])
 
     def described(self, trained_on: Collection[int]) -> str:
-        """Return `summary` with these numbers of training images."""
+        """Return `summary` for runs that train on these numbers of images."""
         side, classes = self.image_size, len(self.classes)
         *others, most = sorted(set(trained_on))
         counts = " or ".join([*([", ".join(f"{count:,}" for count in others)] if others else []), counted(most, "image")])
@@ -81,20 +84,24 @@ class Dataset:
 
     @property
     def changes(self) -> str:
-        """How many files are changed in which way before they are trained on, in words."""
+        """Number of files that decoding changes, by the kind of change, in words."""
         return ", ".join(f"{self.changed[name]:,} {words}" for name, words in CHANGES.items() if name in self.changed)
 
     def examples(self, count: int) -> NDArray[np.uint8]:
-        """The first scored images (count, C, H, W), as they are in testing but not normalised."""
+        """Return the first `count` evaluation images (count, C, H, W), uint8, cropped as in testing but not normalized."""
         if isinstance(self.test, Files):
-            return indexing.centre_crops(self.test, count, self._crop)
+            return indexing.center_crops(self.test, count, self._crop)
         return self.test.images[:count]
 
-    def subtracted(self, normalise: str) -> NDArray[np.float32]:
-        """What normalisation subtracts: of `channel` each channel's mean (C, 1, 1), of `pixel` the mean image (C, H, W)."""
-        if normalise == "channel":
+    def subtracted(self, normalize: str) -> NDArray[np.float32]:
+        """Return the mean that normalization subtracts, on the scale of 0 to 255.
+
+        Args:
+            normalize: `channel` for the mean of each channel (C, 1, 1), `pixel` for the mean image (C, H, W).
+        """
+        if normalize == "channel":
             return np.array(self.mean, np.float32).reshape(-1, 1, 1)
-        assert isinstance(self.train, Split), "DataConfig refuses mean images of streamed data"
+        assert isinstance(self.train, Split), "DataConfig rejects mean images of streamed data"
         total: NDArray[np.int64] = self.train.images.sum(0, dtype=np.int64)  # exact, and no float copy of the images
         return np.asarray(total / len(self.train.images), np.float32)
 
@@ -105,7 +112,15 @@ class Dataset:
 
 
 def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
-    """The spec with everything that the data set decides filled in; raises ConfigError where they contradict each other."""
+    """Return the run with the fields filled in that depend on the data set, such as `model.num_classes`.
+
+    Args:
+        spec: run.
+        dataset: its data set.
+
+    Raises:
+        ConfigError: the run and the data set contradict each other.
+    """
     model = spec.model.resolved(num_classes=len(dataset.classes), in_channels=dataset.in_channels)
     if spec.optim.global_batch_size > len(dataset.train.labels):
         raise reject(
@@ -115,7 +130,7 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
         )
     spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
     if spec.model.match_flops or spec.model.match_parameters:
-        from resnet_core.cost import matched  # imports torch, which most plans need not wait for
+        from resnet_core.model.cost import matched  # imports torch, which most plans do not need
 
         model = matched(model, dataset.image_size).resolved()
     return replace(spec, model=model)
@@ -123,18 +138,20 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that is asked for, and what there is of it."""
+    """A requested data set and the current state of its files."""
 
     config: DataConfig
+    """Requested data set."""
     listing: folders.Listing | None
-    """Of data sets that are folders of class folders."""
+    """Files of a folder of class folders; None for other data sets."""
     state: str
     """Hash of the files' names, sizes and times of change; empty for data without files."""
-    alive: Alive
+    heartbeat: Heartbeat
+    """Called while files are read."""
 
     @property
     def scored(self) -> str:
-        """Where the scored images come from, in words."""
+        """Origin of the evaluation images, in words."""
         if self.config.validation:
             return f"{100 * self.config.validation:g} % of each class's training images, held out"
         if self.listing:
@@ -143,33 +160,41 @@ class Source:
 
     @property
     def skipped(self) -> str:
-        """Files that are passed over, in words."""
+        """Files that are ignored, in words."""
         return self.listing.skipped if self.listing else ""
 
 
 MAX_KEPT = 2
-"""Data sets that a process keeps."""
+"""Maximum number of data sets that a process keeps open."""
 _kept: dict[tuple[Path | None, str, str], Dataset] = {}
+"""Open data sets by cache folder, cache key and ignored files, least recently used first."""
 
 
-def load_dataset(config: DataConfig, cache: Path | None = None, *, download: bool = False, alive: Alive = unwatched) -> Dataset:
-    """Reads, checks and splits a data set; of the last two, the same config gives the same object while its files stay as they are.
+def load_dataset(
+    config: DataConfig, cache: Path | None = None, *, download: bool = False, heartbeat: Heartbeat = no_heartbeat
+) -> Dataset:
+    """Read, check and split a data set.
 
-    Files are listed each time: a folder is what it is now, whatever this process or the cache has seen before.
+    Files are listed in every call, so that changes in a folder are noticed. If nothing has changed, one of the last two data sets
+    is returned as the same object.
 
     Args:
-        config: which data set. Augmentation fields do not matter here.
-        cache: folder for decoded copies and file indices, shared by processes. None: read in this process only.
-        download: whether CIFAR data that are missing are downloaded into `data.root`.
-        alive: called for each file that is listed, hashed or decoded, and while another process holds the cache.
+        config: data set and split; augmentation fields are ignored.
+        cache: folder for decoded images and file indices, shared by processes. None: no cache.
+        download: download missing CIFAR data into `data.root`.
+        heartbeat: called for each file that is listed, hashed or decoded, and while another process holds the cache.
 
     Raises:
-        ConfigError: the data are missing, corrupt or not usable, naming the files and what is accepted.
+        ConfigError: the data are missing, corrupt or not usable. The message names the files and what is accepted.
+
+    Example:
+        >>> load_dataset(DataConfig(name="digits")).train.images.shape
+        (1437, 1, 8, 8)
     """
     _check_root(config)
     if download:
-        cifar.download(config, alive=alive)
-    source = _find(config, alive)
+        cifar.download(config, heartbeat=heartbeat)
+    source = _find(config, heartbeat)
     key = cached.cache_key(config, source.state)
     known = (cache, key, source.skipped)
     dataset = _kept.pop(known, None)
@@ -183,32 +208,32 @@ def load_dataset(config: DataConfig, cache: Path | None = None, *, download: boo
 
 
 def _check_root(config: DataConfig) -> None:
-    """Raises ConfigError for what no file system has as a name; the empty one would be the current folder."""
+    """Raise ConfigError if `data.root` is no valid path. An empty one would mean the current folder."""
     if config.root == "" or "\0" in (config.root or ""):
         raise reject("data.root", config.root, "accepted: the name of a folder")
 
 
-def _find(config: DataConfig, alive: Alive) -> Source:
-    """What there is now, without looking into a file."""
+def _find(config: DataConfig, heartbeat: Heartbeat) -> Source:
+    """Return the current state of a data set's files without opening them."""
     if config.name in cifar.FOLDERS:
-        return Source(config, None, cifar.state(config), alive)
+        return Source(config, None, cifar.state(config), heartbeat)
     if config.name not in ("imagefolder", "imagenet"):
-        return Source(config, None, "", alive)
+        return Source(config, None, "", heartbeat)
     reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
     with folders.readable(config):
-        listing = reader(config, alive=alive)
-    return Source(config, listing, listing.state, alive)
+        listing = reader(config, heartbeat=heartbeat)
+    return Source(config, listing, listing.state, heartbeat)
 
 
 def _cached(source: Source, cache: Path, key: str) -> Dataset:
     folder = cache / key
     with cached.writable(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        lock = acquire(cache / f"{key}.lock", source.alive)
-    with lock:  # one process reads, the others wait for it
+        lock = acquire_lock(cache / f"{key}.lock", source.heartbeat)
+    with lock:  # one process reads, the others wait
         try:
             return _read(folder)
-        except (OSError, EOFError, ValueError, KeyError):  # absent, or left half-written by a dying machine
+        except (OSError, EOFError, ValueError, KeyError):  # absent, or incomplete after a machine crashed
             dataset = _build(source)
             meta = {key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop", "changed")}
             with cached.writable(cache):
@@ -229,7 +254,7 @@ def _build(source: Source) -> Dataset:
         if config.streamed:
             return _streamed(source, listing.classes, *files)
         found = [part for part in (listing.train, listing.test) if part]
-        train, test, changed = decode_files(config, *files, found=found, alive=source.alive)
+        train, test, changed = decode_files(config, *files, found=found, heartbeat=source.heartbeat)
         return replace(_in_memory(config, listing.classes, train, test), changed=changed)
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
         "digits": read_digits,
@@ -242,15 +267,17 @@ def _build(source: Source) -> Dataset:
 
 
 def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, Part]:
-    """The images to train on and to score on, as the config wants them."""
-    if config.validation or test is None:  # the test set is left alone
+    """Return the training and the evaluation images: split, then limited in number, as `config` says."""
+    if config.validation or test is None:  # the test set is not read
         whole, (train, test) = len(train.labels), hold_out(train, config.validation)
         if len(test.labels) == 0:
             accepted = f"holds out none of {whole} training images, of which the last of each class stays; accepted: a larger share"
             raise reject("data.validation", config.validation, accepted)
     train, test = subset(train, config.train_examples), subset(test, config.test_examples)
     if len(train.labels) == 0 or len(test.labels) == 0:
-        raise reject("data.root", config.root or config.name, f"accepted: at least one training and one {config.scored_on} image")
+        raise reject(
+            "data.root", config.root or config.name, f"accepted: at least one training and one {config.evaluation_split} image"
+        )
     return train, test
 
 
@@ -260,25 +287,25 @@ def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test:
 
 
 def _streamed(source: Source, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:
-    config, alive = source.config, source.alive
-    digests, changed = indexing.file_digests((train, test), root=config.root, alive=alive)
+    config, heartbeat = source.config, source.heartbeat
+    digests, changed = indexing.file_digests((train, test), root=config.root, heartbeat=heartbeat)
     version = _content_hash(classes, digests[0], train.labels, digests[1], test.labels)
     known = (indexing.IMAGENET_MEAN, indexing.IMAGENET_STD)
     side = min(config.crop, STATISTICS_SIDE)
-    sample = None if config.name == "imagenet" else indexing.sampled_images(train, side, alive=alive)
+    sample = None if config.name == "imagenet" else indexing.sampled_images(train, side, heartbeat=heartbeat)
     mean, std = known if sample is None else _channel_statistics(sample)
     return Dataset(config.name, classes, train, test, version, mean, std, config.crop, changed=changed)
 
 
 def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Exact mean and standard deviation of each channel, from histograms: no float copy of the images."""
+    """Return the exact mean and standard deviation of each channel, from histograms to avoid a float copy of the images."""
     values = np.arange(256.0)
     means, stds = [], []
     for channel in range(images.shape[1]):
         share = np.bincount(images[:, channel].reshape(-1), minlength=256) / images[:, channel].size
         mean = float(share @ values)
         means.append(mean)
-        stds.append(float(np.sqrt(share @ (values - mean) ** 2)) or 1.0)  # a constant channel stays constant
+        stds.append(float(np.sqrt(share @ (values - mean) ** 2)) or 1.0)  # a constant channel stays finite
     return tuple(means), tuple(stds)
 
 
@@ -291,5 +318,5 @@ def _content_hash(classes: tuple[str, ...], *arrays: NDArray[Any]) -> str:
 
 
 def images(part: Split | Files) -> str:
-    """Return `1 image`, `1,437 images`."""
+    """Return the number of images in words: `1 image`, `1,437 images`."""
     return counted(len(part.labels), "image")

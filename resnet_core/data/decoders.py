@@ -1,4 +1,4 @@
-"""Processes that decode images, and the way of the pixels from there to the device."""
+"""Processes that decode images, and the transfer of pixels to the device."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -12,22 +12,22 @@ from resnet_core.data.decoding import View, decode_view
 from resnet_core.fields import ConfigError
 
 CHUNK = 32
-"""Images that one process decodes at a time: a part of a batch, so that all processes work on the next one."""
+"""Number of images that one process decodes at a time: part of a batch, so that all processes work on the next batch."""
 
 Chunk = tuple[Sequence[View], bool]
-"""What to decode, and whether it ends a batch."""
+"""Views to decode, and True if they complete a batch."""
 
 
 class Decoders:
-    """Decodes batch after batch in other processes, ahead of whoever takes them."""
+    """Processes that decode batches ahead of the training."""
 
     def __init__(self, processes: int, batch: int, device: torch.device) -> None:
-        """Starts nothing yet.
+        """Prepare the processes; the first batch starts them.
 
         Args:
-            processes: how many.
-            batch: usual images per batch; two batches are kept in the making.
-            device: where the pixels are wanted.
+            processes: number of processes.
+            batch: typical number of images per batch; about two batches are decoded ahead.
+            device: device of the pixels.
         """
         self._device = device
         self._schedule = _Schedule()
@@ -39,25 +39,28 @@ class Decoders:
             prefetch_factor=max(2, -(-2 * batch // (CHUNK * processes))),
             persistent_workers=True,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # of its own: the global one is left alone
+            generator=torch.Generator(),  # separate, to leave the global generator unchanged
         )
         self._chunks: Iterator[tuple[Tensor | ConfigError, bool]] | None = None
         self._passes = 0
 
     def decode(self, batches: Iterable[Sequence[View]]) -> Iterator[Tensor]:
-        """The pixels of each batch on the device (N, 3, H, W), uint8. All views of a batch have one shape.
+        """Yield the pixels of each batch (N, 3, H, W), uint8, on the device.
+
+        Args:
+            batches: views of each batch, all of one shape within a batch.
 
         Raises:
-            ConfigError: a file is gone or damaged; its text names the file.
-            RuntimeError: somebody asked for other batches meanwhile.
+            ConfigError: a file is missing or damaged; the message names it.
+            RuntimeError: another call of `decode`, or `close`, has ended this one.
         """
         parts = self._parts(batches)
         return self._copied_ahead(parts) if self._device.type == "cuda" else map(_joined, parts)
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Stop the processes."""
         self._passes += 1
-        # Nothing else holds on to DataLoader's iterator: its finaliser runs here, also where a pass was left half-way.
+        # This drops the last reference to DataLoader's iterator, whose finalizer stops the processes, even in the middle of a pass.
         self._chunks = self._loader = None
 
     def _parts(self, batches: Iterable[Sequence[View]]) -> Iterator[list[Tensor]]:
@@ -66,11 +69,11 @@ class Decoders:
         self._passes += 1
         mine = self._passes
         self._schedule.batches = batches
-        self._chunks = iter(self._loader)  # also drops what an abandoned pass left in the queues
+        self._chunks = iter(self._loader)  # also clears the queues of an abandoned pass
         parts: list[Tensor] = []
         while True:
             if mine != self._passes or self._chunks is None:
-                raise RuntimeError("these batches cannot go on: others were begun, or all were closed")
+                raise RuntimeError("these batches were ended: other batches were started, or the decoders were closed")
             chunk = next(self._chunks, None)
             if chunk is None:
                 return
@@ -83,7 +86,7 @@ class Decoders:
                 parts = []
 
     def _copied_ahead(self, batches: Iterable[list[Tensor]]) -> Iterator[Tensor]:
-        """Copies the next batch from pinned memory while the device works on this one."""
+        """Yield batches, copying the next one from pinned memory while the device works on the current one."""
         copying = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         ready: tuple[Tensor, torch.cuda.Event] | None = None
         for parts in chain(batches, (None,)):
@@ -95,13 +98,13 @@ class Decoders:
                 pixels, copied = ready
                 working = torch.cuda.current_stream(self._device)
                 working.wait_event(copied)
-                pixels.record_stream(working)  # made on one stream, used on another: not to be reused too early
+                pixels.record_stream(working)  # allocated on one stream, used on another: delays the reuse of its memory
                 yield pixels
             ready = upcoming
 
 
 class _Schedule:
-    """What is to be decoded next, in chunks. DataLoader asks for them in this process, a few ahead."""
+    """Sampler that yields the next chunks to decode. DataLoader iterates over it in this process, a few chunks ahead."""
 
     batches: Iterable[Sequence[View]] = ()
 
@@ -112,15 +115,15 @@ class _Schedule:
 
 
 class _Decoding(Dataset[tuple[Tensor | ConfigError, bool]]):
-    """What happens in the processes. Nothing but the views decides it."""
+    """Decoding of chunks in the processes, a pure function of the views."""
 
     def __getitem__(self, chunk: Chunk) -> tuple[Tensor | ConfigError, bool]:
         views, ends_batch = chunk
         try:
-            # Channels last, as Pillow has them: only the shape says otherwise.
+            # A permuted view of Pillow's channels-last pixels: no copy.
             return torch.from_numpy(np.stack([decode_view(view) for view in views])).permute(0, 3, 1, 2), ends_batch
         except ConfigError as error:
-            return error, ends_batch  # not raised: DataLoader would wrap its text in a text of its own
+            return error, ends_batch  # returned, not raised: DataLoader would wrap the message
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A picture of training images and of what training makes of them."""
+"""Picture of training images before and after augmentation."""
 
 from dataclasses import replace
 
@@ -14,24 +14,26 @@ from resnet_core.data.decoding import opened, to_8_bits
 from resnet_core.data.splits import Files, Split, subset
 
 CELL = 96
-"""Side of a shown image in pixels, at least."""
+"""Minimum side of a shown image, in pixels."""
 GAP = 4
+"""Space between images, in pixels."""
 TEXT = 14
+"""Height of the text, in pixels."""
 BACKGROUND, BORDER, INK = (255, 255, 255), (225, 225, 225), (40, 40, 40)
 
 
 def draw_batch(dataset: Dataset, spec: RunSpec, *, images: int = 8, epochs: int = 8) -> Image.Image:
-    """One row for each of some training images of all classes: the original, then as it is trained on in each epoch.
+    """Return a picture with a row for each of some training images: the original, then its augmented form in each epoch.
 
     Args:
-        dataset: where the images are taken from.
-        spec: augmentation, normalisation and seed.
-        images: rows.
-        epochs: columns next to the originals.
+        dataset: data set of the images.
+        spec: run with augmentation and seed.
+        images: number of rows.
+        epochs: number of columns beside the originals.
     """
     part = subset(dataset.train, images)
     trained = augmented(dataset, part, spec, epochs)
-    cell = CELL if trained.shape[-1] > CELL else trained.shape[-1] * -(-CELL // trained.shape[-1])  # whole multiples: no blur
+    cell = CELL if trained.shape[-1] > CELL else trained.shape[-1] * -(-CELL // trained.shape[-1])  # integer scale, to avoid blur
     order = np.argsort(part.labels, kind="stable")
     rows = [[original(part, i), *(Image.fromarray(_rgb(pixels)) for pixels in trained[:, i])] for i in order]
     headings = ["original", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
@@ -39,13 +41,13 @@ def draw_batch(dataset: Dataset, spec: RunSpec, *, images: int = 8, epochs: int 
 
 
 def augmented(dataset: Dataset, part: Split | Files, spec: RunSpec, epochs: int) -> NDArray[np.uint8]:
-    """The images of `part` as each epoch trains on them (epochs, N, C, H, W), without the normalisation."""
+    """Return the images of `part` as each epoch trains on them (epochs, N, C, H, W), uint8, without normalization."""
     count = len(part.labels)
-    numbered = part._replace(labels=np.arange(count))  # batches come in random order: the label says which image it is
+    numbered = part._replace(labels=np.arange(count))  # batches are shuffled: labels identify the images
     few = replace(dataset, train=numbered)
     optim = replace(spec.optim, global_batch_size=count)
     batches = make_batches(few, replace(spec, optim=optim, world_size=1), device=torch.device("cpu"))
-    batches.mean = torch.as_tensor(dataset.subtracted(spec.data.normalise))  # of all training images, not of these
+    batches.mean = torch.as_tensor(dataset.subtracted(spec.data.normalize))  # the mean of all training images
     found = np.empty((epochs, count, dataset.in_channels, dataset.image_size, dataset.image_size), np.uint8)
     for epoch in range(epochs):
         for images, places in batches.train_epoch(epoch):
@@ -54,7 +56,7 @@ def augmented(dataset: Dataset, part: Split | Files, spec: RunSpec, epochs: int)
 
 
 def original(part: Split | Files, index: int) -> Image.Image:
-    """An image as it is in the data set."""
+    """Return an image as it is in the data set."""
     if isinstance(part, Files):
         with opened(part.path(index)) as file:
             return to_8_bits(file).convert("RGB")
@@ -62,7 +64,7 @@ def original(part: Split | Files, index: int) -> Image.Image:
 
 
 def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels (C, H, W) with one or three channels as (H, W, 3)."""
+    """Return pixels (C, H, W) of one or three channels as (H, W, 3)."""
     return np.ascontiguousarray(np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3)))
 
 
@@ -70,7 +72,7 @@ def _table(rows: list[list[Image.Image]], names: list[str], headings: list[str],
     font = ImageFont.load_default(TEXT)
     left = GAP * 3 + int(max(font.getlength(name) for name in names))
     top = TEXT + GAP * 3
-    step, apart = cell + GAP, GAP * 3  # the originals stand apart
+    step, apart = cell + GAP, GAP * 3  # a gap after the originals
     picture = Image.new("RGB", (left + step * len(headings) + apart + GAP, top + step * len(rows) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, heading in enumerate(headings):
@@ -86,7 +88,7 @@ def _table(rows: list[list[Image.Image]], names: list[str], headings: list[str],
 
 
 def _fitted(image: Image.Image, cell: int) -> Image.Image:
-    """The image as large as fits into a square cell: small ones in visible pixels."""
+    """Return the image scaled to fit a square cell; small images keep visible pixels."""
     scale = cell / max(image.size)
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), method)

@@ -1,4 +1,4 @@
-"""Data sets to hold in memory that are not CIFAR: handwritten digits, generated classes, decoded folders."""
+"""Data sets in memory other than CIFAR: handwritten digits, generated classes, decoded folders."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,33 +7,35 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_core.alive import Alive, unwatched
 from resnet_core.config import DataConfig
 from resnet_core.data.decoding import decode_square, is_gray, opened
-from resnet_core.data.folders import TEST_SHARE
+from resnet_core.data.folders import TEST_FRACTION
 from resnet_core.data.indexing import read_files
 from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
 from resnet_core.fields import ConfigError, reject
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
 
 MEMORY_LIMIT_GIB = 16
+"""Maximum size of the images in memory, in GiB."""
 SYNTHETIC_CLASSES = 10
 SYNTHETIC_EXAMPLES = 512
+"""Default number of generated training images."""
 SYNTHETIC_BYTES = 3 * 8
-"""For each value of an image while it is made: noise, pattern or result, and their sum are there together, 8 bytes each."""
+"""Memory per value while images are generated, in bytes: three float64 arrays exist at a time."""
 
 
 def read_digits(_: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
-    """Class names, training and test images of scikit-learn's handwritten digits."""
-    from sklearn.datasets import load_digits  # seconds to import, needed once per machine
+    """Return class names, training and test images of scikit-learn's handwritten digits."""
+    from sklearn.datasets import load_digits  # takes seconds to import and is needed once per machine
 
     raw = load_digits()
     images = (raw.images * 15).astype(np.uint8)[:, None]  # 0…16 in the file
-    train, test = hold_out(Split(images, raw.target.astype(np.int64)), TEST_SHARE)
+    train, test = hold_out(Split(images, raw.target.astype(np.int64)), TEST_FRACTION)
     return tuple(map(str, raw.target_names)), train, test
 
 
 def make_synthetic(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
-    """Ten classes, each a fixed random pattern under noise: learnable, and the same on every machine."""
+    """Return generated images of ten classes: a fixed random pattern per class, with noise; equal on every machine."""
     size = config.image_size or 32
     examples = {"train_examples": config.train_examples or SYNTHETIC_EXAMPLES, "test_examples": config.test_examples or 128}
     _check_synthetic(size, examples)
@@ -59,22 +61,27 @@ def _check_synthetic(size: int, examples: dict[str, int]) -> None:
 
 
 def decode_files(
-    config: DataConfig, train: Files, test: Files, *, found: Sequence[Files] = (), alive: Alive = unwatched
+    config: DataConfig, train: Files, test: Files, *, found: Sequence[Files] = (), heartbeat: Heartbeat = no_heartbeat
 ) -> tuple[Split, Split, Counter[str]]:
-    """Return both parts of a folder in memory, and how many images were changed.
+    """Return the decoded training and evaluation images of a folder, and the number of images by kind of change.
 
     Args:
-        config: which data set; its images are made one size.
-        train: images to train on.
-        test: images to score on.
-        found: all images there are. If any of them has colors, all get three channels: how many are used must not change a network.
-        alive: called for each file.
+        config: data set; `image_size` is the size of the decoded images.
+        train: training images.
+        test: evaluation images.
+        found: all images of the folder. If one of them is in color, all get three channels, so that the number of used images
+        does not
+            change the network.
+        heartbeat: called for each file.
+
+    Raises:
+        ConfigError: files cannot be decoded, differ in size, are not square or exceed the memory limit.
     """
     paths = list(_paths(train, test))
     _check_memory(paths, config.image_size)
-    decoded = read_files(lambda path: decode_square(path, config.image_size), paths, root=config.root, alive=alive)
+    decoded = read_files(lambda path: decode_square(path, config.image_size), paths, root=config.root, heartbeat=heartbeat)
     arrays = [image for image, _ in decoded]
-    colors = any(image.shape[2] == 3 for image in arrays) or _have_colors(_paths(*found), set(paths), alive)
+    colors = any(image.shape[2] == 3 for image in arrays) or _have_colors(_paths(*found), set(paths), heartbeat)
     images = _stacked(paths, arrays, 3 if colors else 1)
     border = len(train.labels)
     counts = Counter(change for _, changed in decoded for change in changed)
@@ -85,22 +92,22 @@ def _paths(*parts: Files) -> Iterator[str]:
     return (part.path(i) for part in parts for i in range(len(part.labels)))
 
 
-def _have_colors(paths: Iterable[str], known: set[str], alive: Alive) -> bool:
-    """Whether any image that is not `known` has colors, by its header. Files that are not used may be broken."""
+def _have_colors(paths: Iterable[str], known: set[str], heartbeat: Heartbeat) -> bool:
+    """Return True if an image outside `known` is in color, by its header. Unreadable files are ignored, as they are not used."""
 
     def has_colors(path: str) -> bool:
         with suppress(ConfigError), opened(path) as file:
             return not is_gray(file)
         return False
 
-    return any(read_files(has_colors, (path for path in paths if path not in known), alive=alive))
+    return any(read_files(has_colors, (path for path in paths if path not in known), heartbeat=heartbeat))
 
 
 def _check_memory(paths: list[str], size: int | None) -> None:
-    """Raises ConfigError if all images are too large to hold in memory, judged by the first one that can be decoded."""
+    """Raise ConfigError if the images exceed the memory limit, as estimated from the first decodable one."""
     for path in paths:
-        with suppress(ConfigError):  # all that cannot be decoded are named together
-            # Of what is wanted: one image may be too large already.
+        with suppress(ConfigError):  # undecodable files are reported together later
+            # Decode at size 1 if images are resized: one image may be too large already.
             height, width, channels = decode_square(path, size and 1)[0].shape
             break
     else:

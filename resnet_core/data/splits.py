@@ -1,4 +1,4 @@
-"""Parts of a data set and how they are split: always class by class, and the same for everybody."""
+"""Parts of a data set, and stratified splits that are the same for all runs."""
 
 import math
 import os
@@ -8,25 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLIT_SEED = 0
-"""Fixed: which images are held out does not depend on a run's seed."""
+"""Seed of all splits, fixed so that the held-out images do not depend on a run's seed."""
 
 
 class Split(NamedTuple):
-    """Images in memory (N, C, H, W), uint8, and labels (N,), int64."""
+    """Images in memory and their labels."""
 
     images: NDArray[np.uint8]
+    """Pixels (N, C, H, W), uint8."""
     labels: NDArray[np.int64]
+    """Class numbers (N,), int64."""
 
 
 class Files(NamedTuple):
-    """Images on disk: names below a folder (N,) and labels (N,), int64."""
+    """Images on disk and their labels."""
 
     root: str
+    """Folder of the files."""
     names: NDArray[np.bytes_]
-    """As the file system spells them. One array, not a list: a million names shared with forked processes stay shared."""
+    """Paths below the folder (N,), as bytes. An array, not a list, so that a million names stay shared with forked processes."""
     labels: NDArray[np.int64]
+    """Class numbers (N,), int64."""
 
     def path(self, index: int) -> str:
+        """Return the path of a file by its position."""
         return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
 
 
@@ -34,7 +39,7 @@ Part = TypeVar("Part", bound=Split | Files)
 
 
 def take(part: Part, index: NDArray[Any]) -> Part:
-    """The images with these places, in the order of the whole."""
+    """Return the images at these positions, in their original order."""
     index = np.sort(index)
     if isinstance(part, Files):
         return part._replace(names=part.names[index], labels=part.labels[index])
@@ -42,7 +47,7 @@ def take(part: Part, index: NDArray[Any]) -> Part:
 
 
 def subset(part: Part, count: int | None) -> Part:
-    """At most `count` images, of all classes as evenly as possible."""
+    """Return at most `count` images, balanced over the classes. None: all images."""
     if count is None or count >= len(part.labels):
         return part
     rank, _ = _class_ranks(part.labels)
@@ -50,17 +55,22 @@ def subset(part: Part, count: int | None) -> Part:
 
 
 def hold_out(part: Part, share: float) -> tuple[Part, Part]:
-    """What is left and what is held out: this share of every class, but never the last image of one."""
+    """Return the remaining images and a held-out fraction of every class. At least one image of each class remains.
+
+    Args:
+        part: images to split.
+        share: fraction to hold out, from 0 to below 1.
+    """
     rank, size = _class_ranks(part.labels)
     last = rank == size - 1
     order = np.lexsort((part.labels, (rank + 0.5) / size, last))
-    wanted = math.ceil(len(order) * share - 1e-9)  # a share such as 0.1 is no exact number
-    held = min(wanted, int(np.sum(~last)))
-    return take(part, order[held:]), take(part, order[:held])
+    wanted = math.ceil(len(order) * share - 1e-9)  # 0.1 has no exact floating-point form
+    count = min(wanted, int(np.sum(~last)))
+    return take(part, order[count:]), take(part, order[:count])
 
 
 def _class_ranks(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each image's place in a fixed random order of its class, and how many images the class has."""
+    """Return each image's position in a fixed random order of its class, and the size of its class."""
     order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)

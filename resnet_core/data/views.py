@@ -1,4 +1,4 @@
-"""Several views of each image, whose scores are averaged in the extra tests of a network."""
+"""Views of an image whose class probabilities are averaged in the extra tests of a network."""
 
 from collections.abc import Iterator
 
@@ -9,24 +9,23 @@ MULTI_SCALE_SIDES = (224, 256, 384, 480, 640)
 
 
 def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:
-    """Corners and centre of larger squares, and their mirror images (Krizhevsky et al. 2012, section 4.1).
+    """Yield ten crops of square images (Krizhevsky et al. 2012, section 4.1).
 
     Args:
-        images: squares (N, C, S, S).
-        size: side of the crops, at most S.
+        images: images (N, C, S, S).
+        size: side of the crops in pixels, at most S.
 
-    Returns:
-        Ten times images (N, C, size, size): upper left, upper right, lower left, lower right, centre, each followed by its
-        mirror image.
+    Yields:
+        Crops (N, C, size, size): upper left, upper right, lower left, lower right and center, each followed by its mirror image.
     """
     last = images.shape[-1] - size
-    centre = (last + 1) // 2
-    for row, column in ((0, 0), (0, last), (last, 0), (last, last), (centre, centre)):
+    center = (last + 1) // 2
+    for row, column in ((0, 0), (0, last), (last, 0), (last, last), (center, center)):
         crop = images[:, :, row : row + size, column : column + size]
         yield crop
         yield crop.flip(3)
 
 
 def multi_scale_sides(crop: int) -> tuple[int, ...]:
-    """Shorter sides of whole images for a network trained on crops of this many pixels."""
+    """Return the shorter sides of the multi-scale test, in pixels, for a network that was trained on crops of `crop` pixels."""
     return tuple(round(side * crop / 224) for side in MULTI_SCALE_SIDES)

@@ -40,9 +40,9 @@ from resnet_core import PRESETS, ConfigError, RunSpec, override
 from resnet_core.config import CHANGEABLE, change
 from resnet_core.data import __main__ as data_command
 from resnet_core.data import sources
-from resnet_core.fields import MESSAGE_LENGTH
+from resnet_core.fields import MAX_MESSAGE_CHARACTERS
+from resnet_core.model.summary import main as model_command
 from resnet_core.overrides import _SECTIONS, _all_fields, from_flat
-from resnet_core.summary import main as model_command
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 """Of each fuzzed command or function; random ones where it is given, else always the same."""
@@ -118,7 +118,7 @@ study_options = st.lists(
         st.tuples(st.sampled_from(["--cpus-per-worker", "--gpus-per-worker"]), shares),
         option("--hang-timeout", mostly(st.sampled_from(["0.5", "600", "604800", "1e12"]))),
         st.tuples(st.sampled_from(["--storage", "--tracking-uri"]), odd),
-        st.sampled_from([["--plan"], ["--fresh"], ["--log-models"]]),
+        st.sampled_from([["--plan"], ["--rerun"], ["--log-models"]]),
         st.lists(odd, min_size=1, max_size=2),
     ),
     max_size=4,
@@ -194,7 +194,7 @@ def is_refused(code: int, out: str, err: str) -> bool:
     assert err.startswith("error: ")
     assert err.endswith("\n")
     assert err[:-1].isprintable()
-    assert len(err) < MESSAGE_LENGTH + 100
+    assert len(err) < MAX_MESSAGE_CHARACTERS + 100
     assert "Traceback" not in err
     return True
 
@@ -251,7 +251,7 @@ def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: st
         planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--set", f"{name}={value}"])
         planned_by(watched, SHORTCUTS, ["--preset", "smoke", "--levels", f"{name}={value}"])
     for value in ("None", "1e309", "nan", "[0.5,0.75]"):
-        planned_by(watched, HYPERPARAMETERS, ["--preset", "smoke", "--search", "lr", "--trials", "1", "--set", f"{name}={value}"])
+        planned_by(watched, HYPERPARAMETERS, ["--preset", "smoke", "--space", "lr", "--trials", "1", "--set", f"{name}={value}"])
     for thing in OBJECTS:
         for part, values in (("factors", {name: thing}), ("factors", {name: (thing,)}), ("settings", {name: thing})):
             changes: dict[str, Any] = {"on": {}, "baseline": {}, part: values}
@@ -272,7 +272,7 @@ def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:
         assert_survives_flattening(spec)
         return
     assert message.isprintable()
-    assert len(message) < MESSAGE_LENGTH + 100
+    assert len(message) < MAX_MESSAGE_CHARACTERS + 100
 
 
 @fuzzed
@@ -312,12 +312,12 @@ def is_reached_or_one_line(look: Callable[[], object]) -> bool:
         assert (out, err) == ("", "")
         return True
     assert message.isprintable()
-    assert len(message) < MESSAGE_LENGTH + 100
+    assert len(message) < MAX_MESSAGE_CHARACTERS + 100
     return False
 
 
 def chosen(option: str, address: str) -> Options:
-    return options.parse(SHORTCUTS, [f"{option}={address}"])
+    return options.parse_options(SHORTCUTS, [f"{option}={address}"])
 
 
 @pytest.fixture(scope="module")

@@ -105,10 +105,9 @@ class Node:
     def mlflow_server(self) -> argparse.Namespace:
         """What this project's own command line makes of its call."""
         service = self.mlflow_service()
-        server = service.index("-m")
-        assert service[server - 1] == f"{self.home}/venv/bin/python"
-        assert service[server + 1] == "ablations.engine"
-        return engine._parser().parse_args(service[server + 2 :])
+        command = service.index(f"{self.home}/venv/bin/ablations")
+        given: argparse.Namespace = engine.make_parser().parse_args(service[command + 1 :])
+        return given
 
     def settings(self) -> dict[str, str]:
         """What is in the file of settings."""
@@ -330,7 +329,7 @@ def test_mlflow_listens_on_loopback_where_jobs_look_for_it(head: Node) -> None:
 
 
 def test_mlflow_runs_behind_a_password(head: Node) -> None:
-    assert engine.COMMANDS[head.mlflow_server().command] is mlflow_server
+    assert engine.COMMAND_MODULES[head.mlflow_server().command] is mlflow_server
 
 
 def test_mlflow_is_a_service_that_is_there_once_and_comes_back(head: Node) -> None:

@@ -138,14 +138,14 @@ def test_ray_on_kubernetes_asks_for_a_token() -> None:
 
 def test_mlflow_on_kubernetes_asks_for_the_password_that_jobs_have() -> None:
     (container,) = PODS["mlflow"]["spec"]["containers"]
-    given = engine._parser().parse_args(container["args"][3:])
-    assert container["args"][:3] == ["python", "-m", "ablations.engine"]
-    assert engine.COMMANDS[given.command] is mlflow_server
+    given = engine.make_parser().parse_args(container["args"][1:])
+    assert container["args"][0] == engine.PROGRAM
+    assert engine.COMMAND_MODULES[given.command] is mlflow_server
     address = environment("head")["MLFLOW_TRACKING_URI"].removeprefix("http://")
     assert given.allowed_hosts == [address]
     assert address == f"{found('Service')['metadata']['name']}:{given.port}"
     assert environment("mlflow")["MLFLOW_AUTH_ADMIN_PASSWORD"] == environment("head")["MLFLOW_TRACKING_PASSWORD"]
-    assert environment("head")["MLFLOW_TRACKING_USERNAME"] == mlflow_server.ADMIN
+    assert environment("head")["MLFLOW_TRACKING_USERNAME"] == mlflow_server.ADMIN_USER
 
 
 def test_mlflows_state_is_on_the_volume_that_stays() -> None:

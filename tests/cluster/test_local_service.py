@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ablations.engine.cluster.local_service import CLUSTER, adopt, reason_in
+from ablations.engine.cluster.local_service import RAY_ADDRESS_VARIABLE, failure_reason, select_ray_cluster
 from tests.helpers.local_service import Service, answer, listening
 from tests.helpers.ray_jobs import wait_until
 
@@ -38,15 +38,15 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path, name: str)
         port = taken.getsockname()[1]
         done = service("up", **{name: str(port)})
     assert done.returncode == 2
-    assert f"{name.upper()}_PORT={port}: cannot be listened on" in done.stderr
-    assert f"make up {name.upper()}_PORT={port + 1}" in done.stderr
+    assert f"--{name}-port={port}: is not free" in done.stderr
+    assert f"ablations up --{name}-port {port + 1}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "service.json").exists()
 
 
 def test_what_is_not_running_is_said(tmp_path: Path) -> None:
     service = Service(tmp_path)
-    assert service("down").stdout == "nothing was running\n"
+    assert service("down").stdout == "the service was not running\n"
     assert (service("env").returncode, service("env").stderr.startswith("error: the service is not running")) == (2, True)
 
 
@@ -62,10 +62,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With another Ray on the machine, Ray gives a job the address of either."""
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    adopt()
+    select_ray_cluster()
     assert os.environ["RAY_ADDRESS"] == "192.0.2.1:6379"
-    monkeypatch.setenv(CLUSTER, "127.0.0.1:6380")
-    adopt()
+    monkeypatch.setenv(RAY_ADDRESS_VARIABLE, "127.0.0.1:6380")
+    select_ray_cluster()
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6380"
 
 
@@ -76,13 +76,13 @@ def test_why_a_server_did_not_start_is_said_in_its_own_words_without_colors() ->
         "\x1b[39m\n"
         "2026-11-27 14:07:36,841\tERR scripts.py:1315 -- \x1b[31mRemaining processes will be killed.\x1b[39m\n"
     )
-    assert reason_in(log) == "RuntimeError: Failed to bind to address 127.0.0.1:6379"
-    assert reason_in("\x1b[31mno room\x1b[39m\n\n") == "no room"
-    assert reason_in("") == "it says nothing"
+    assert failure_reason(log) == "RuntimeError: Failed to bind to address 127.0.0.1:6379"
+    assert failure_reason("\x1b[31mno room\x1b[39m\n\n") == "no room"
+    assert failure_reason("") == "its log is empty"
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_and_is_in_mlflow_when_the_job_ends(
     service: Service,
 ) -> None:
@@ -131,13 +131,13 @@ print(model.predict(np.zeros((5, 3, 8, 8), np.float32)).shape, "resnet_core" in 
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_everything_listens_on_loopback_only(service: Service) -> None:
     assert list(listening(service)) == ["127.0.0.1"]
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_page_from_elsewhere_in_a_browser_starts_and_changes_nothing(service: Service) -> None:
     """Also one whose name leads to this machine. What Ray shows without a token, that one can read: see docs/security.md."""
     experiments = f"{service.mlflow}/api/2.0/mlflow/experiments"
@@ -152,14 +152,14 @@ def test_a_page_from_elsewhere_in_a_browser_starts_and_changes_nothing(service: 
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_ray_leaves_no_address_that_other_programs_would_wait_for(service: Service) -> None:
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
     assert not current.exists() or not current.read_text().endswith(f":{service.ports['ray']}")
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
     before = (service.home / "service.json").read_text()
     done = service("up")
@@ -171,13 +171,13 @@ def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_down_ends_what_up_started_and_nothing_else(service: Service) -> None:
     processes = service.processes()
     with subprocess.Popen(["sleep", "60"]) as bystander:
-        assert service("down").stdout == "ended\n"
+        assert service("down").stdout == "the service has ended\n"
         assert bystander.poll() is None
         bystander.terminate()
     psutil.wait_procs(processes, timeout=10)
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert service("down").stdout == "nothing was running\n"
+    assert service("down").stdout == "the service was not running\n"

@@ -178,7 +178,7 @@ def test_a_second_start_keeps_the_password_and_a_deleted_one_is_replaced(at_home
     path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     before = at_home.password()
     first = mlflow_server._environment()
-    assert first[mlflow_server.PASSWORD] == before
+    assert first[mlflow_server.PASSWORD_VARIABLE] == before
     assert mlflow_server._environment() == first
     (at_home.state / "password").unlink()
     subprocess.run(
@@ -194,7 +194,7 @@ def test_credentials_of_somebody_elses_are_left_alone(tmp_path: Path, monkeypatc
     credentials = tmp_path / ".mlflow" / "credentials"
     credentials.parent.mkdir()
     credentials.write_text("[mlflow]\nmlflow_tracking_username = me\n")
-    mlflow_server._give_to_clients("another")
+    mlflow_server._write_client_credentials("another")
     assert credentials.read_text() == "[mlflow]\nmlflow_tracking_username = me\n"
 
 
@@ -202,7 +202,7 @@ def test_a_password_with_a_percent_sign_reaches_the_clients(tmp_path: Path, monk
     from mlflow.utils.credentials import read_mlflow_creds
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    mlflow_server._give_to_clients("100%sure")
+    mlflow_server._write_client_credentials("100%sure")
     assert read_mlflow_creds() == ("admin", "100%sure")
 
 
@@ -211,17 +211,17 @@ def test_a_password_with_a_percent_sign_reaches_the_clients(tmp_path: Path, monk
     [
         (["--port", "0"], {}, "--port=0: accepted: 1 to 65535"),
         (["--allowed-hosts", "name", "*:80"], {}, "--allowed-hosts=name *:80: "),
-        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://me:secret@host/mlflow"}, "has a password or a key in it"),
-        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://host/mlflow?password=secret"}, "has a password or a key in it"),
+        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://me:secret@host/mlflow"}, "contains a password or key"),
+        ([], {"RESNET_ABLATIONS_DATABASE": "postgresql://host/mlflow?password=secret"}, "contains a password or key"),
         ([], {"RESNET_ABLATIONS_DATABASE": "postgresql:///mlflow?host=/nowhere"}, "does not answer"),
         (
             [],
             {"RESNET_ABLATIONS_DATABASE": "mysql://me:secret@host/mlflow"},
             "RESNET_ABLATIONS_DATABASE=mysql: accepted: sqlite:////",
         ),
-        ([], {"RESNET_ABLATIONS_STORAGE": "s3://bucket?endpoint_override=store:9000"}, "an endpoint is AWS_ENDPOINT_URL"),
+        ([], {"RESNET_ABLATIONS_STORAGE": "s3://bucket?endpoint_override=store:9000"}, "AWS_ENDPOINT_URL"),
         ([], {"RESNET_ABLATIONS_DATABASE": "sqlite:///relative.db"}, "accepted: sqlite:////absolute/path"),
-        ([], {"RESNET_ABLATIONS_STORAGE": "s3://key:secret@bucket/folder"}, "has a password or a key in it"),
+        ([], {"RESNET_ABLATIONS_STORAGE": "s3://key:secret@bucket/folder"}, "contains a password or key"),
     ],
 )
 def test_a_wrong_request_is_one_line_that_repeats_no_password(
@@ -314,7 +314,7 @@ def test_runs_and_users_go_to_postgresql_and_files_through_the_server_to_the_buc
     assert not (tmp_path / "state" / "mlflow.db").exists()
     assert not (tmp_path / "state" / "mlflow" / "users.db").exists()
     monkeypatch.setenv("RESNET_ABLATIONS_DATABASE", postgresql)
-    assert mlflow_server._has_users(postgresql)
+    assert mlflow_server._has_users_table(postgresql)
 
 
 def test_a_database_that_has_no_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

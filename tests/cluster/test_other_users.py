@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ablations.engine.cluster.local_service import adopt
+from ablations.engine.cluster.local_service import select_ray_cluster
 from ablations.engine.environment import paths, private_files
 from resnet_core import ConfigError
 from tests.helpers.local_service import Service, listening
@@ -158,7 +158,7 @@ def test_the_folder_of_another_user_is_neither_used_nor_removed(base: Path) -> N
 
 def test_a_folder_for_temporary_files_that_does_not_suit_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", long := str(place / ("x" * 40)))
-    with pytest.raises(ConfigError, match=rf"RAY_TMPDIR={long}: accepted: a folder from the root of at most \d+ bytes"):
+    with pytest.raises(ConfigError, match=rf"RAY_TMPDIR={long}: accepted: an absolute path of at most \d+ bytes"):
         private_files.make_ray_folder()
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv("TMPDIR", long)
@@ -197,7 +197,7 @@ def test_the_ray_of_a_process_is_decided_before_ray_is_imported(place: Path, mon
             if noted is not None:
                 note.write_text(noted)
                 os.chown(note, of_user, of_user)
-            adopt()
+            select_ray_cluster()
             assert os.environ["RAY_ADDRESS"] == expected, (given, noted)
             assert os.environ.get(loopback) == ("0" if expected == "local" else None), (given, noted)
 
@@ -228,7 +228,8 @@ class OtherService(Service):
 
 @as_root
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.nightly
+@pytest.mark.ray
 def test_two_users_have_their_services_side_by_side_and_neither_reaches_the_others_job(place: Path) -> None:
     """With a token, as is right on such a machine, and everything where every user can look for it."""
     person, job = place / "person", place / "job"
@@ -274,7 +275,7 @@ def test_two_users_have_their_services_side_by_side_and_neither_reaches_the_othe
         assert code.read_text() == (job / "main.py").read_text()
 
         folders = [session.parents[1], other.session().parents[1]]
-        assert other.run(sys.executable, "-m", "ablations.engine", "down", folder=other_home).stdout == "ended\n"
+        assert other.run(sys.executable, "-m", "ablations.engine", "down", folder=other_home).stdout == "the service has ended\n"
         psutil.wait_procs(processes, timeout=10)
         assert [folder.exists() for folder in folders] == [True, False]
         assert service.processes()
@@ -299,7 +300,7 @@ def wait_for_copy(service: Service) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_studys_own_ray_leaves_nothing_to_other_users(place: Path) -> None:
     (place / "person").mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}

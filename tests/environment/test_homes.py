@@ -1,4 +1,4 @@
-"""A home folder with any name, and one that was moved."""
+"""Home folders with unusual names, and home folders that were moved."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def opened(shown: str) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_everything_of_a_home_is_in_it_whatever_its_name(
+def test_all_files_of_a_home_are_inside_it_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path, name: str
 ) -> None:
     uri = make_home(home := tmp_path / "of" / name, monkeypatch, empty)
@@ -66,7 +66,7 @@ def test_everything_of_a_home_is_in_it_whatever_its_name(
 
 
 @pytest.mark.parametrize("name", ["new", "sp ace/%20 q?m"])
-def test_records_of_a_home_that_was_moved_follow_it(
+def test_artifact_addresses_are_updated_after_a_home_was_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     run_id = log(connect(make_home(old := tmp_path / "o%ld", monkeypatch, empty)))
@@ -75,21 +75,21 @@ def test_records_of_a_home_that_was_moved_follow_it(
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(new))
     for _ in range(2):
         client = connect(paths.default_tracking_uri())
-    assert capsys.readouterr().err == f"{old} is now {new}: addresses of artifacts in mlflow.db follow.\n"
+    assert capsys.readouterr().err == f"{old} is now {new}: artifact addresses in mlflow.db were updated.\n"
     assert opened(report_address(client, run_id)).is_relative_to(new)
     assert Path(client.download_artifacts(run_id, "report/report.html")).read_text() == "a report"
     assert opened(report_address(client, log(client))).is_relative_to(new)
     assert not old.exists()
 
 
-def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
+def test_a_database_whose_home_is_gone_is_rejected_and_the_home_is_not_recreated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path
 ) -> None:
     run_id = log(connect(make_home(old := tmp_path / "old", monkeypatch, empty)))
     shutil.copy(old / "mlflow.db", tmp_path / "copy.db")
     old.rename(new := tmp_path / "new")
     with pytest.raises(
-        ConfigError, match=rf"^RESNET_ABLATIONS_HOME={old}: artifacts in {tmp_path}/copy.db are in {old}, which is gone"
+        ConfigError, match=rf"^RESNET_ABLATIONS_HOME={old}: artifacts of {tmp_path}/copy.db are in {old}, which is gone"
     ):
         connect(f"sqlite:///{tmp_path}/copy.db")
     assert not old.exists()
@@ -99,8 +99,8 @@ def test_a_database_whose_home_is_gone_is_said_and_the_home_is_not_made_anew(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-def test_a_study_in_a_home_with_any_name_goes_on_after_the_home_was_moved(tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_study_resumes_after_its_home_was_moved_whatever_its_name(tmp_path: Path) -> None:
     def run(home: Path, *more: str) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         environment |= {"RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": "local"}

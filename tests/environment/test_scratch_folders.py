@@ -1,4 +1,4 @@
-"""Folders of killed processes go, those of living ones and of other machines stay."""
+"""Scratch folders of killed processes are removed; those of running processes and other machines stay."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from ablations.engine.environment import scratch_folders
 
 
-def test_only_folders_whose_process_is_known_to_be_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_folders_of_processes_known_to_have_ended_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     own = scratch_folders.owned_folder_name("train-01000000")
@@ -25,7 +25,7 @@ def test_only_folders_whose_process_is_known_to_be_gone_are_removed(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
 
 
-def test_where_machines_cannot_be_told_apart_all_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_is_removed_if_machines_cannot_be_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     monkeypatch.setattr(scratch_folders, "machine_id", lambda: "MacBook")
@@ -34,5 +34,5 @@ def test_where_machines_cannot_be_told_apart_all_stay(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir())
 
 
-def test_where_there_is_no_folder_yet_nothing_happens(tmp_path: Path) -> None:
+def test_a_missing_parent_folder_is_no_error(tmp_path: Path) -> None:
     scratch_folders.remove_abandoned_folders(tmp_path / "tune")

@@ -1,4 +1,4 @@
-"""Who stops a study hears that it was stopped, whatever it was doing."""
+"""A stopped program reports that it was interrupted, in whatever phase the signal arrives."""
 
 import os
 import signal
@@ -25,14 +25,18 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 {program}
 """
+IMPORTS = {
+    "ablations": "from ablations import Study, main",
+    "older packages": "from ablations.engine.cli import main\nfrom ablations.engine.study import Study",
+    "modules": "from ablations.engine.cli.study import main\nfrom ablations.engine.study.definition import Study",
+}
+"""Ways in which study files import the public names."""
 STUDY_FILE = """
-from ablations.engine.cli.study import main
-from ablations.engine.study.definition import Study
 main(Study(name="x", question="?", factors={"depth": (8,)}, baseline={"depth": 8}, preset="no-such"))
 """
-SERVICE = """
+CONSOLE_COMMAND = """
 import runpy
-runpy.run_module("ablations.engine", run_name="__main__", alter_sys=True)
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
 """
 IGNORED = """
 import signal, time
@@ -89,7 +93,7 @@ last_resort.signals.exit_ignoring_first_signal(code)
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: signal.Signals) -> None:
+def test_a_deferred_signal_is_delivered_at_the_end_of_the_block(number: signal.Signals) -> None:
     heard = signals.InterruptHandler()
     done = False
 
@@ -107,7 +111,7 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted(number: sign
         signal.raise_signal(number)
 
 
-def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_that_it_is(
+def test_an_error_that_a_signal_causes_in_a_library_is_reported_as_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def act(*_: object) -> int:
@@ -117,15 +121,15 @@ def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_interruption_t
             raise ImportError("initialization failed") from error
         return 0
 
-    monkeypatch.setattr(study, "_act", act)
+    monkeypatch.setattr(study, "_plan_or_run", act)
     monkeypatch.setattr(sys, "argv", ["shortcuts.py"])
     with pytest.raises(SystemExit) as ended:
         study.main(STUDY)
-    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED}\n")
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"{study.INTERRUPTED_MESSAGE}\n")
 
 
 def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a program."""
+    """Run a program; return its exit code, stdout and stderr."""
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": "local"}
     command = [sys.executable, str(program), *arguments]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
@@ -133,33 +137,33 @@ def ended(home: Path, program: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-@pytest.mark.parametrize(
-    ("program", "imported", "words"),
-    [
-        (
-            STUDY_FILE,
-            "ablations.engine.environment.crash_report",
-            study.INTERRUPTED,
-        ),  # the first import after the signals are handled
-        (STUDY_FILE, "numpy", study.INTERRUPTED),
-        (SERVICE, "psutil", "interrupted"),
-    ],
-)
-def test_a_signal_while_a_program_imports_what_it_needs_is_told_in_a_line(
-    tmp_path: Path, number: signal.Signals, program: str, imported: str, words: str
+@pytest.mark.parametrize("imported", ["ablations.engine.environment.crash_report", "numpy"])  # the first import, and a slow one
+@pytest.mark.parametrize("imports", IMPORTS)
+def test_a_signal_while_a_study_file_imports_is_one_line(
+    tmp_path: Path, number: signal.Signals, imported: str, imports: str
 ) -> None:
+    program = f"{IMPORTS[imports]}\n{STUDY_FILE}"
     path = tmp_path / "study.py"
     path.write_text(WHILE_IMPORTING.format(number=int(number), imported=imported, program=program))
-    assert ended(tmp_path, path) == (1, "", f"{words}\n")
+    assert ended(tmp_path, path) == (1, "", f"{study.INTERRUPTED_MESSAGE}\n")
 
 
-def test_a_signal_where_nothing_can_be_raised_is_not_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", signals.SIGNALS)
+@pytest.mark.parametrize("module", ["ablations", "ablations.engine"])
+def test_a_signal_while_the_console_command_imports_is_one_line(tmp_path: Path, number: signal.Signals, module: str) -> None:
+    path = tmp_path / "program.py"
+    program = CONSOLE_COMMAND.format(module=module)
+    path.write_text(WHILE_IMPORTING.format(number=int(number), imported="psutil", program=program))
+    assert ended(tmp_path, path) == (1, "", "interrupted\n")
+
+
+def test_a_signal_during_a_finalizer_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(IGNORED)
     assert ended(tmp_path, path) == (1, "", "was interrupted\n")
 
 
-def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> None:
+def test_importing_a_study_as_a_library_changes_no_signal_handlers(tmp_path: Path) -> None:
     program = "from ablations.shortcuts import STUDY\nprint('in time')"
     path = tmp_path / "notebook.py"
     path.write_text(WHILE_IMPORTING.format(number=int(signal.SIGTERM), imported="numpy", program=program))
@@ -167,21 +171,21 @@ def test_who_imports_a_study_as_a_library_keeps_its_signals(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize("when", ["start_head_processes", "after the start"])
-def test_sigterm_while_ray_starts_is_an_interruption_like_any_other(tmp_path: Path, when: str) -> None:
+@pytest.mark.ray
+@pytest.mark.parametrize("when", ["start_head_processes", pytest.param("after the start", marks=pytest.mark.nightly)])
+def test_sigterm_while_ray_starts_is_handled_like_any_interrupt(tmp_path: Path, when: str) -> None:
     path = tmp_path / "program.py"
     path.write_text(JOINING)
     assert ended(tmp_path, path, when) == (1, "", "was interrupted\n")
 
 
-def test_a_second_signal_ends_a_program_whose_end_takes_long(tmp_path: Path) -> None:
+def test_a_second_signal_ends_a_slow_shutdown(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(ENDLESS)
     assert ended(tmp_path, path) == (7, "one\n", "")
 
 
-def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_of_ray_is_one_line_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ablations.engine.environment import private_files
     from ablations.engine.scheduling import connection
 
@@ -193,7 +197,7 @@ def test_a_ray_that_does_not_start_is_one_line_that_says_what_to_look_at(tmp_pat
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-def test_a_signal_at_the_very_end_changes_nothing(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_first_signal_during_shutdown_does_not_change_the_exit_code(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import atexit, signal, sys
 atexit.register(signal.raise_signal, {int(number)})  # before it come the callbacks of what was imported later

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends to a cluster, and how its commit is known there."""
+"""The files that `ray job submit --working-dir .` uploads to a cluster, and their commit there."""
 
 import ast
 import json
@@ -31,25 +31,25 @@ LEFT_OUT = [
 
 
 def packed(folder: Path, scratch: Path) -> Path:
-    """The package that Ray makes of a folder, on its way to a cluster."""
+    """Return the archive that Ray makes of a folder for upload."""
     package = scratch / "sent.zip"
     create_package(str(folder), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
     return package
 
 
 def tracked() -> set[str]:
-    """Files of the two packages."""
+    """Return the tracked files of the two packages."""
     files = [path for name in ("ablations", "resnet_core") for path in (PROJECT / name).rglob("*") if path.is_file()]
     return {str(path.relative_to(PROJECT)) for path in files if "__pycache__" not in path.parts}
 
 
-def test_an_upload_is_the_two_packages_and_small(tmp_path: Path) -> None:
+def test_an_upload_contains_the_two_packages_and_is_small(tmp_path: Path) -> None:
     package = packed(PROJECT, tmp_path)
     assert set(ZipFile(package).namelist()) == tracked()
     assert package.stat().st_size < 2_000_000, "Ray takes 100 MB"
 
 
-def test_data_keys_and_notes_that_lie_in_the_folder_are_not_uploaded(tmp_path: Path) -> None:
+def test_data_keys_and_notes_in_the_folder_are_not_uploaded(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     for name in (*LEFT_OUT, "ablations/mine.py", "mine.py"):
         path = folder / name
@@ -61,8 +61,8 @@ def test_data_keys_and_notes_that_lie_in_the_folder_are_not_uploaded(tmp_path: P
 
 
 @pytest.mark.slow
-def test_what_is_uploaded_is_enough_to_plan_a_study_and_is_what_is_imported(tmp_path: Path) -> None:
-    """From a folder that Ray puts first, as it does in drivers and workers; this project is installed in editable mode besides."""
+def test_the_uploaded_code_is_imported_and_can_plan_a_study(tmp_path: Path) -> None:
+    """Import from the unpacked folder, which Ray puts first on `sys.path`, although this project is installed in editable mode."""
     ZipFile(packed(PROJECT, tmp_path)).extractall(tmp_path / "job")
     code = """
 import runpy, sys
@@ -84,7 +84,7 @@ finally:
     assert all(name.startswith(str(tmp_path / "job")) for name in imported)
 
 
-def test_a_commit_is_known_of_a_checkout_and_of_an_archive_and_else_nothing_is_claimed(tmp_path: Path) -> None:
+def test_the_commit_is_known_in_a_checkout_and_in_an_archive_and_unknown_elsewhere(tmp_path: Path) -> None:
     repository = tmp_path / "project"
     engine = repository / "ablations" / "engine" / "environment"
     engine.mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_a_commit_is_known_of_a_checkout_and_of_an_archive_and_else_nothing_is_c
     assert state(inside) == ("unknown", "unknown")
 
 
-def test_local_changes_are_those_of_the_code_that_trains_and_are_named(tmp_path: Path) -> None:
+def test_local_changes_of_the_training_code_are_listed(tmp_path: Path) -> None:
     repository = tmp_path / "project"
     for name in ("ablations/engine/trial/worker.py", "resnet_core/optim.py", "tests/test_x.py", "ablations/shortcuts.py"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def test_local_changes_are_those_of_the_code_that_trains_and_are_named(tmp_path:
     assert "+token = …" in difference
 
 
-def test_what_was_sent_along_is_named_and_sent_along_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uploaded_working_folder_is_recorded_and_part_of_the_resubmit_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x.py", "--seeds", "2"])
     assert "upload" not in provenance.git_state()
     config = {"metadata": {"job_submission_id": "raysubmit_1"}}

@@ -22,12 +22,12 @@ VALUES: dict[str, Any] = {
 
 def identities() -> dict[str, Any]:
     from resnet_core import PRESETS, RunSpec, fingerprint, override
-    from resnet_core.identity import code_version, normalised_source
+    from resnet_core.identity import code_version, normalized_source
 
     specs = {**PRESETS, **{name: override(RunSpec(), {name: value}) for name, value in VALUES.items()}}
     return {
         "code": code_version(),
-        "sources": {str(path): normalised_source(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))},
+        "sources": {str(path): normalized_source(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))},
         "fingerprints": {name: fingerprint(spec, data_version="1") for name, spec in specs.items()},
     }
 

@@ -39,9 +39,9 @@ def _curve(values: str, noise: float, epochs: int) -> Sequence[float]:
     rng = np.random.default_rng(list(hashlib.sha256(values.encode()).digest()))
     optim = OptimConfig(**{name.removeprefix("optim."): value for name, value in json.loads(values).items()})
     changes = {int(text.partition(":")[0]) for text in optim.changes}
-    now, error, errors = optim.in_force(0), 90.0, list[float]()
+    now, error, errors = optim.at_epoch(0), 90.0, list[float]()
     for epoch in range(epochs):
-        now = optim.in_force(epoch) if epoch in changes else now
+        now = optim.at_epoch(epoch) if epoch in changes else now
         step = now.lr / (1 - now.momentum)
         if step > 5:
             return [*errors, math.nan]

@@ -48,12 +48,12 @@ SEARCH = replace(STUDY, name="searched", question="Does each need its own learni
 
 def planned(*arguments: str, study: Study = STUDY) -> Plan:
     """What these options ask for."""
-    return make_plan(study, options.parse(study, arguments).request, cache=paths.data_cache())
+    return make_plan(study, options.parse_options(study, arguments).request, cache=paths.data_cache())
 
 
 def searched(*arguments: str, study: Study = SEARCH) -> SearchPlan:
     """What these options ask of a search."""
-    chosen = options.parse(study, arguments)
+    chosen = options.parse_options(study, arguments)
     assert chosen.search
     return plan_search(study, chosen.request, chosen.search, cache=paths.data_cache())
 
@@ -63,12 +63,12 @@ class Submitted:
 
     def __init__(self, home: Path, *arguments: str, study: Study = STUDY) -> None:
         self.home, uri = home, f"sqlite:///{home}/mlflow.db"
-        chosen = options.parse(study, ["--tracking-uri", uri, "--storage", f"{home}/checkpoints", *arguments])
+        chosen = options.parse_options(study, ["--tracking-uri", uri, "--storage", f"{home}/checkpoints", *arguments])
         self.plan: Plan = searched(*arguments, study=study) if study.space else planned(*arguments, study=study)
         self.client: MlflowClient = connect(uri)
         self.storage = chosen.storage
         with redirect_stdout(io.StringIO()) as out:
-            self.code = (search_submission if study.space else study_submission).execute(self.plan, chosen)
+            self.code = (search_submission.run_search if study.space else study_submission.run_study)(self.plan, chosen)
         self.text = out.getvalue()
         self.entries = run_queries.find_plan_runs(self.client, self.plan)
 

@@ -32,7 +32,7 @@ def found(evidence: Evidence) -> Findings:
             difference = estimate(mine.set_index("seed")["error"] - runs[baseline].set_index("seed")["error"])
             comparisons.append(Comparison(cell=cell.label, baseline=baseline, difference=difference, planned=planned))
     return Findings(
-        scored_on="test",
+        evaluation_split="test",
         cells=tuple(cells),
         comparisons=tuple(comparisons),
         effects=(),

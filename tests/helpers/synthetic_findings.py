@@ -62,7 +62,7 @@ def findings(*cells: CellFinding, **more: object) -> Findings:
         comparisons.append(Comparison(cell=other.label, baseline=cells[0].label, difference=difference, planned=3))
     values = {"comparisons": tuple(comparisons), "effects": (), "interactions": (), "anova": None, "no_anova": "one factor"}
     values |= {"answers": (), "flags": ()}
-    return Findings(scored_on="test", cells=cells, **values | more)  # type: ignore[arg-type]
+    return Findings(evaluation_split="test", cells=cells, **values | more)  # type: ignore[arg-type]
 
 
 def estimate(mean: float, corrected: float = 0.5) -> Estimate:

@@ -42,7 +42,7 @@ def design(
         dataset="digits",
         code_version="c" * 20,
         training_version="1",
-        scored_on="test",
+        evaluation_split="test",
         factors={factor: tuple(levels) for factor, levels in factors.items()},
         baseline={"shortcut": "A"} if baseline is None and "shortcut" in factors else dict(baseline or {}),
         cells=tuple(cells),

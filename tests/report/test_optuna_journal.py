@@ -89,6 +89,6 @@ def test_a_search_that_has_only_begun_is_a_study_without_trials(tmp_path: Path) 
 
 def test_a_thousand_trials_take_seconds(tmp_path: Path) -> None:
     evidence = search_evidence({}, trials=1000)
-    began = time.perf_counter()
+    began = time.process_time()
     export(evidence, tmp_path / "search.journal")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10

@@ -20,9 +20,9 @@ DEPTHS = {"depth": ("20", "110")}
 def of(name: str, changes: Mapping[str, Any] | None = None, factors: Any = DEPTHS, images: int = 50_000) -> Design:
     """A study on `cifar10` or `imagenet` that follows the preset but for some fields."""
     made = design(factors, spec=override(preset(name), changes or {}).flat())
-    scored_on = "validation" if (changes or {}).get("data.validation") else "test"
+    evaluation_split = "validation" if (changes or {}).get("data.validation") else "test"
     cells = tuple(replace(cell, train_images=images) for cell in made.cells)
-    return replace(made, dataset=name, preset=name, cells=cells, scored_on=scored_on)
+    return replace(made, dataset=name, preset=name, cells=cells, evaluation_split=evaluation_split)
 
 
 def rows(made: Design | Evidence, error: float = 8.0) -> tuple[PaperRow, ...]:
@@ -51,7 +51,7 @@ def findings(given: Evidence) -> Findings:
             )
         )
     empty: dict[str, Any] = dict.fromkeys(("comparisons", "effects", "interactions", "answers", "flags"), ())
-    return Findings(scored_on="test", cells=tuple(cells), anova=None, no_anova="", **empty)
+    return Findings(evaluation_split="test", cells=tuple(cells), anova=None, no_anova="", **empty)
 
 
 def differs(name: str, changes: Mapping[str, Any], factors: Any = DEPTHS, images: int = 50_000) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def test_what_differs_from_the_papers_recipe_is_named_and_makes_it_incomparable(
         {"data.root": "/elsewhere", "data.decode_workers": 3, "data.extra_tests": ("ten_crop",)},
         {"channels_last": False, "compile": True, "checkpoint_activations": True},
         {"probes": ("responses",), "probe_epochs": (1,)},
-        {"optim.velocity": "updates", "optim.bn_statistics": "averaged", "data.normalise": "pixel"},
+        {"optim.momentum_form": "caffe", "optim.bn_recalibration": True, "data.normalize": "pixel"},
         {"epochs": 164},
     ],
     ids=str,

@@ -21,7 +21,7 @@ from tests.helpers.synthetic_findings import cell, findings
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -31,7 +31,7 @@ def table_of(width: int, *, factors: int = 2, problems: bool = False) -> list[st
     """Lines of the results of cells that differ in so many factors."""
     names = [f"{chr(97 + i)}_factor" for i in range(factors)]
     cells = [cell(" ".join(f"{name}=level-{j}" for name in names), problems={"failed": 1} if problems else {}) for j in range(3)]
-    design = SimpleNamespace(factors=dict.fromkeys(names), scored_on="test", title="t", question="q?")
+    design = SimpleNamespace(factors=dict.fromkeys(names), evaluation_split="test", title="t", question="q?")
     text = io.StringIO()
     Console(file=text, width=width).print(terminal.result_view(cast(Any, design), findings(*cells)))
     return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -67,7 +67,9 @@ def test_a_log_says_how_far_a_study_is_also_when_nothing_happens(plan: Plan, mon
         return shown.getvalue()[before:].splitlines()[0]
 
     with Progress(Console(file=shown, width=120), plan, plan.runs) as progress:
-        assert said().startswith("0 of 24 done · 0 running (processes start, or wait for room: ray status) · 0 failed")
+        assert said().startswith(
+            "0 of 24 done · 0 running (processes are starting, or wait for free resources: see ray status) · 0 failed"
+        )
         progress.started(plan.runs[0])
         said()
         assert said().startswith("0 of 24 done · 1 running · 0 failed")
@@ -127,7 +129,7 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int,
 def test_a_study_with_missing_results_says_how_many_and_how_to_go_on(missing: int, runs: int, said: str) -> None:
     cells = [cell("a=1"), cell("a=2", None, planned=missing, problems={"missing": missing})]
     rows = pd.DataFrame({"cell": "a=1", "seed": range(runs), "outcome": "missing", "message": ""})
-    design = SimpleNamespace(factors={"a": ("1",)}, scored_on="test", title="t", question="q?")
+    design = SimpleNamespace(factors={"a": ("1",)}, evaluation_split="test", title="t", question="q?")
     text = io.StringIO()
     evidence = cast(Any, SimpleNamespace(design=design, runs=rows))
     terminal.show_results(Console(file=text, width=120), evidence, findings(*cells), "again")

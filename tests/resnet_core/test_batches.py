@@ -36,7 +36,7 @@ def order(batches: Batches, epoch: int = 0) -> list[int]:
     return [int(label) for _, labels in batches.train_epoch(epoch) for label in labels]
 
 
-def normalised(split: Any) -> Tensor:
+def normalized(split: Any) -> Tensor:
     assert isinstance(split, Split)
     pixels = (split.images - np.array([120, 125, 130]).reshape(3, 1, 1)) / np.array([50, 60, 70]).reshape(3, 1, 1)
     return torch.from_numpy(pixels.astype(np.float32))
@@ -81,7 +81,7 @@ def test_crop_and_flip_is_the_loop_over_images(size: int, pad: int) -> None:
 def test_training_images_are_crops_of_the_padded_image_each_equally_likely(pad: int, flip: bool) -> None:
     data = numbered(train=4000, size=3)
     (batch,) = make(data, batch=4000, pad=pad, flip=flip).train_epoch(0)
-    padded = F.pad(normalised(data.train)[batch[1]], (pad,) * 4)  # by the mean
+    padded = F.pad(normalized(data.train)[batch[1]], (pad,) * 4)  # by the mean
     corners = itertools.product((padded, padded.flip(3)) if flip else (padded,), range(2 * pad + 1), range(2 * pad + 1))
     crops = (image[:, :, row : row + 3, column : column + 3] for image, row, column in corners)
     counts = [int(torch.isclose(crop, batch[0]).all((1, 2, 3)).sum()) for crop in crops]
@@ -106,7 +106,7 @@ def test_all_workers_together_see_every_test_image_once_and_as_it_is(images: int
     assert all(0 < len(labels) <= 512 for _, labels in found)
     labels = torch.cat([labels for _, labels in found])
     assert sorted(labels.tolist()) == list(range(images))
-    torch.testing.assert_close(torch.cat([batch for batch, _ in found]), normalised(data.test)[labels])
+    torch.testing.assert_close(torch.cat([batch for batch, _ in found]), normalized(data.test)[labels])
 
 
 @pytest.mark.parametrize(("channels_last", "memory_format"), [(True, torch.channels_last), (False, torch.contiguous_format)])
@@ -122,7 +122,7 @@ def test_the_mean_image_of_the_training_images_is_subtracted_and_borders_stay_ze
     assert isinstance(data.train, Split)
     assert isinstance(data.test, Split)
     mean, std = data.train.images.astype(np.float64).mean(0), np.array(data.std).reshape(3, 1, 1)
-    batches = make(data, world_size=world_size, normalise="pixel", pad=5, flip=False)
+    batches = make(data, world_size=world_size, normalize="pixel", pad=5, flip=False)
     images, labels = next(batches.test())
     np.testing.assert_allclose(images, (data.test.images[labels] - mean) / std, atol=1e-5)
     images, labels = next(batches.train_epoch(0))
@@ -136,7 +136,7 @@ def test_ten_crops_are_corners_and_centre_of_the_padded_image_and_their_mirror_i
     data, seen = numbered(), []
     for rank in range(world_size):
         for views, labels in make(data, rank=rank, world_size=world_size, batch=12, pad=2).views("ten_crop"):
-            padded = F.pad(normalised(data.test), (2,) * 4)[labels]
+            padded = F.pad(normalized(data.test), (2,) * 4)[labels]
             found = list(views)
             assert len(found) == 10
             for i, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]):

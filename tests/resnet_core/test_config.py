@@ -91,8 +91,8 @@ thorough = settings(deadline=None, max_examples=100)
             "optim.changes=4:momentum=0.5: accepted: optim.momentum above 0, before and after",
         ),
         (
-            {"changes": "4:lr=0", "velocity": "updates"},
-            "optim.changes=4:lr=0.0: optim.velocity=updates: updates needs learning rates above 0 and no optim.nesterov",
+            {"changes": "4:lr=0", "momentum_form": "caffe"},
+            "optim.changes=4:lr=0.0: optim.momentum_form=caffe: caffe needs learning rates above 0 and no optim.nesterov",
         ),
         ({"iterations": 0}, "optim.iterations=0: accepted: finite and at least 1"),
         ({"seed": -1}, "seed=-1: accepted: finite and at least 0"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from resnet_core import ConfigError, Cost, ModelConfig, build_model, measure_cost
-from resnet_core.cost import matched, measure_parts
+from resnet_core.model.cost import matched, measure_parts
 
 NETWORKS = [
     ModelConfig(depth=20),

@@ -17,7 +17,7 @@ from PIL import Image
 from ablations.engine.trial import worker
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError, DataConfig, Dataset, RunSpec, load_dataset, preset
-from resnet_core.alive import acquire
+from resnet_core.heartbeat import acquire_lock
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_files_that_are_passed_over_are_counted_anew_and_decode_nothing_anew(ima
 def test_a_sign_of_life_for_each_file_that_is_listed_and_read(images: Path, stream: bool) -> None:
     signs: list[None] = []
     asked = config(images, stream=stream)
-    load_dataset(asked, alive=lambda: signs.append(None))
+    load_dataset(asked, heartbeat=lambda: signs.append(None))
     listed, read = 10, 10 + (8 if stream else 0)  # streamed: hashed, and a sample of the training images decoded
     assert len(signs) == listed + read
 
@@ -121,7 +121,7 @@ from ablations.engine.trial.watchdog import Watchdog
 from resnet_core import load_dataset, preset
 print("ready", flush=True)
 with Watchdog(1.0, lambda: None) as watchdog:
-    print(load_dataset(preset("smoke").data, Path(sys.argv[1]), alive=watchdog.alive).name)
+    print(load_dataset(preset("smoke").data, Path(sys.argv[1]), heartbeat=watchdog.alive).name)
 """
 
 
@@ -144,7 +144,7 @@ def test_a_lock_is_waited_for_with_signs_of_life_and_then_held(tmp_path: Path) -
     held.acquire()
     release = threading.Timer(1.2, held.release)
     release.start()
-    with acquire(tmp_path / "lock", lambda: signs.append(time.monotonic())):
+    with acquire_lock(tmp_path / "lock", lambda: signs.append(time.monotonic())):
         assert len(signs) >= 2
         with pytest.raises(TimeoutError):
             FileLock(tmp_path / "lock").acquire(timeout=0.05)

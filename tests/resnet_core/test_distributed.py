@@ -12,10 +12,10 @@ from torch.multiprocessing.spawn import spawn
 from resnet_core import RunSpec, fit, load_dataset, override, preset
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
-from resnet_core.evaluation import evaluate
-from resnet_core.optim import make_optimizer
-from resnet_core.steps import make_step
-from resnet_core.training import _prepare, _rank, init_state, train_epoch
+from resnet_core.training.evaluation import evaluate
+from resnet_core.training.loop import _prepare, _rank, init_state, train_epoch
+from resnet_core.training.optim import make_optimizer
+from resnet_core.training.steps import make_step
 
 Result = dict[str, Any]
 WORKERS = 4

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from resnet_core import ConfigError, ModelConfig, build_model
-from resnet_core.exchange import from_torchvision, to_torchvision
+from resnet_core.model.torchvision import from_torchvision, to_torchvision
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 DEPTHS = [18, 50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (34, 101, 152))]

@@ -16,6 +16,7 @@ from resnet_core.overrides import from_flat
 from tests.helpers import identities
 
 BASE = RunSpec()
+PACKAGE = Path(identity.__file__).parent
 CHANGED: dict[str, Any] = {
     "model.family": "imagenet",
     "model.depth": 32,
@@ -34,8 +35,8 @@ CHANGED: dict[str, Any] = {
     "model.match_parameters": "B",
     "data.stream": True,
     "data.scale": (40, 80),
-    "data.colour": True,
-    "data.normalise": "pixel",
+    "data.color_augmentation": True,
+    "data.normalize": "pixel",
     "data.validation": 0.1,
     "data.extra_tests": ("ten_crop",),
     "data.pad": 2,
@@ -53,8 +54,8 @@ CHANGED: dict[str, Any] = {
     "optim.warmup_steps": 400,
     "optim.warmup_lr": 0.02,
     "optim.label_smoothing": 0.1,
-    "optim.velocity": "updates",
-    "optim.bn_statistics": "averaged",
+    "optim.momentum_form": "caffe",
+    "optim.bn_recalibration": True,
     "optim.warmup_error": 80.0,
     "optim.changes": ("4:lr=0.04",),
     "checkpoint_activations": True,
@@ -90,7 +91,7 @@ def test_a_fingerprint_changes_with_every_field_but_those_that_cannot_change_a_r
     streamed = override(memory, {"data.stream": True, "data.image_size": 32})
     prints = set()
     for name, value in CHANGED.items():
-        base = streamed if name in ("data.scale", "data.colour") else memory
+        base = streamed if name in ("data.scale", "data.color_augmentation") else memory
         needed: dict[str, Any] = {"depth": 18} if value == "imagenet" else {"depth": 56} if name == "model.match_flops" else {}
         needed |= {"probes": "gradients"} if name == "probe_epochs" else {}
         prints.add(identify(override(base, {name: value} | needed)))
@@ -158,7 +159,7 @@ def test_every_python_computes_the_same_identities(version: str) -> None:
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the package, whose code counts instead of the real one's."""
     copy = tmp_path / "resnet_core"
-    shutil.copytree(Path(identity.__file__).parent, copy)
+    shutil.copytree(PACKAGE, copy)
     monkeypatch.setattr(identity, "__file__", str(copy / "identity.py"))
     monkeypatch.setattr(identity, "code_version", identity.code_version.__wrapped__)  # read anew each time
     return copy
@@ -176,7 +177,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_hash_of_the_sources_changes_with_the_code_not_with_its_words_and_no_fingerprint_does(
     package: Path, old: str, new: str, same: bool
 ) -> None:
-    before, run, file = identity.code_version(), identify(), package / "optim.py"
+    before, run, file = identity.code_version(), identify(), package / "training/optim.py"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
     assert (identity.code_version() == before) is same
@@ -205,15 +206,16 @@ def test_the_hash_of_the_sources_changes_when_a_module_comes_or_is_renamed(packa
 )
 def test_only_text_that_does_nothing_is_left_out_of_the_code(other: str, same: bool) -> None:
     assert other != EXAMPLE
-    assert (identity.normalised_source(other) == identity.normalised_source(EXAMPLE)) is same
+    assert (identity.normalized_source(other) == identity.normalized_source(EXAMPLE)) is same
 
 
 def test_the_hash_of_the_sources_does_not_change_with_what_no_training_runs(package: Path) -> None:
     before = identity.code_version()
     for name in NOT_TRAINING:
-        (file,) = package.rglob(name)
+        file = package / name
         file.write_text(file.read_text() + "\nx = 1\n")
     assert identity.code_version() == before
-    code = "import sys, resnet_core.training; print(*(m.__file__ for name, m in sys.modules.items() if 'resnet_core' in name))"
+    code = "import sys, resnet_core.training.loop; print(*(m.__file__ for name, m in sys.modules.items() if 'resnet_core' in name))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert {file.name for file in package.rglob("*.py")} - {Path(file).name for file in loaded} == set(NOT_TRAINING)
+    imported = {Path(file).relative_to(PACKAGE).as_posix() for file in loaded}
+    assert {file.relative_to(package).as_posix() for file in package.rglob("*.py")} - imported == set(NOT_TRAINING)

@@ -367,7 +367,7 @@ def test_honest_class_names_are_classes(images: Path, names: tuple[str, str]) ->
 def test_all_files_that_cannot_be_decoded_are_named_at_once(
     images: Path, stream: bool, spoilt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "BLOCK", 3)
+    monkeypatch.setattr(indexing, "MAX_QUEUED_FILES", 3)
     paths = [images / "cat" / f"{i:02}.png" for i in range(spoilt)]  # "00.png" comes before all others
     for path in paths:
         path.write_text("no image")

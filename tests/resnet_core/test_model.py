@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core import ModelConfig, build_model
-from resnet_core.model import BasicBlock, Bottleneck, ResNet, ZeroPad, make_shortcut
+from resnet_core import ConfigError, ModelConfig, build_model
+from resnet_core.model.network import BasicBlock, Bottleneck, ResNet, ZeroPad, make_shortcut
 
 TINY = ModelConfig(depth=14, width=8)
 
@@ -168,7 +168,7 @@ def test_every_batchnorm_has_the_momentum_asked_for(shortcut: Any) -> None:
 
 
 def test_option_b_projects_by_hand_worked_numbers() -> None:
-    """Every second pixel, multiplied by a 1×1 kernel from two channels to three, then normalised."""
+    """Every second pixel, multiplied by a 1×1 kernel from two channels to three, then normalized."""
     shortcut = make_shortcut("B", 2, 3, 2)
     assert shortcut is not None
     kernel = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, -1.0]]).view(3, 2, 1, 1)
@@ -283,3 +283,10 @@ def test_a_checkpointing_network_can_be_exported() -> None:
     exported = torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     images = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(exported.module()(images), net(images))
+
+
+@pytest.mark.parametrize("matching", [{"match_flops": "bottleneck"}, {"match_parameters": "B"}])
+def test_a_network_whose_width_depends_on_the_images_is_refused_in_one_line(matching: dict[str, Any]) -> None:
+    (name,) = matching
+    with pytest.raises(ConfigError, match=rf"^model\.{name}=\w+: depends on the size of the images; .*matched first$"):
+        build_model(ModelConfig(depth=20, **matching))

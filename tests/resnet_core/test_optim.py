@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_core import PRESETS, ModelConfig, OptimConfig, build_model
-from resnet_core.optim import learning_rate, make_optimizer, set_learning_rate
+from resnet_core.training.optim import learning_rate, make_optimizer, set_learning_rate
 
 PAPER = PRESETS["cifar10"].optim
 COSINE = OptimConfig(lr=0.2, schedule="cosine")
@@ -56,17 +56,17 @@ def test_momentum_is_pytorchs(nesterov: bool, moved: float) -> None:
     assert before - net.weight.item() == pytest.approx(moved, rel=1e-5)
 
 
-@pytest.mark.parametrize("velocity", ["gradients", "updates"])
-def test_the_velocity_accumulates_what_the_field_says_where_the_rate_drops(velocity: Any) -> None:
+@pytest.mark.parametrize("form", ["pytorch", "caffe"])
+def test_the_momentum_form_decides_what_a_lower_learning_rate_applies_to(form: Any) -> None:
     net = torch.nn.Linear(1, 1, bias=False)
-    config = OptimConfig(momentum=0.9, weight_decay=0.1, velocity=velocity)
+    config = OptimConfig(momentum=0.9, weight_decay=0.1, momentum_form=form)
     optimizer = make_optimizer(net, config)
     expected, v = net.weight.item(), 0.0
     for step, rate in enumerate([0.1, 0.1, 0.01, 0.01, 0.5]):
         gradient = step - 1.5
         total = gradient + 0.1 * expected
-        v = 0.9 * v + (rate * total if velocity == "updates" else total)  # the paper's Caffe, and PyTorch
-        expected -= v if velocity == "updates" else rate * v
+        v = 0.9 * v + (rate * total if form == "caffe" else total)  # the paper's Caffe, and PyTorch
+        expected -= v if form == "caffe" else rate * v
         net.weight.grad = torch.full_like(net.weight, gradient)
         set_learning_rate(optimizer, config, rate)
         optimizer.step()

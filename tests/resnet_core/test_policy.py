@@ -21,8 +21,8 @@ from resnet_core import ConfigError, OptimConfig, RunSpec, fit, load_dataset, ov
 from resnet_core.config import change
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
-from resnet_core.optim import learning_rate
-from resnet_core.training import init_state
+from resnet_core.training.loop import init_state
+from resnet_core.training.optim import learning_rate
 from tests.helpers.training_runs import learned, train, weights_differ
 
 SMOKE = override(preset("smoke"), {"epochs": 5, "lr": 0.05})  # 4 steps an epoch
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 def test_after_each_epoch_the_latest_change_of_each_field_is_in_force() -> None:
     optim = OptimConfig(lr=0.1, changes=("2:lr=0.05", "4:lr=0.2", "4:momentum=0.8", "6:lr=0.1"))
-    held = [optim.in_force(epoch) for epoch in range(7)]
+    held = [optim.at_epoch(epoch) for epoch in range(7)]
     assert [now.lr for now in held] == [0.1, 0.1, 0.05, 0.05, 0.2, 0.2, 0.1]
     assert [now.momentum for now in held] == [0.9] * 4 + [0.8] * 3
     assert held[0] == dataclasses.replace(optim, changes=())
@@ -50,7 +50,7 @@ def test_equal_policies_are_equal_specs_however_written(text: str) -> None:
 
 def test_a_change_keeps_every_digit() -> None:
     value = 0.1 + 0.2
-    assert OptimConfig(changes=(change(1, "weight_decay", value),)).in_force(1).weight_decay == value
+    assert OptimConfig(changes=(change(1, "weight_decay", value),)).at_epoch(1).weight_decay == value
 
 
 @pytest.mark.parametrize("length", [{"epochs": 5}, {"iterations": 17}])
@@ -97,7 +97,7 @@ def test_a_warm_up_keeps_its_rate_whatever_changes() -> None:
     ("recipe", "changes"),
     [
         ({}, "3:lr=0.02"),
-        ({"velocity": "updates", "schedule": "constant"}, "3:lr=0.02,3:momentum=0.5"),
+        ({"momentum_form": "caffe", "schedule": "constant"}, "3:lr=0.02,3:momentum=0.5"),
         ({"decay": "weights", "weight_decay": 0}, "3:weight_decay=0.1"),
         ({"schedule": "cosine", "nesterov": True}, "3:momentum=0.5"),
         ({"precision": "fp16"}, "3:label_smoothing=0.3"),

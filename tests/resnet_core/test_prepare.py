@@ -238,9 +238,9 @@ def test_a_process_compares_the_checksums_of_a_data_set_once(remote: DataConfig,
 def test_a_download_that_grows_gives_signs_of_life_and_one_that_stalls_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar_files, "GROWTH_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(cifar_files, "GROWTH_POLL_INTERVAL_SECONDS", 0.02)
     heard = threading.Semaphore(0)
-    with cifar_files._growth_watched(tmp_path, heard.release):
+    with cifar_files._heartbeat_on_growth(tmp_path, heard.release):
         for size in (10, 20, 30):
             (tmp_path / "archive").write_bytes(bytes(size))
             assert heard.acquire(timeout=10)
@@ -406,9 +406,9 @@ def test_show_writes_a_picture_and_says_where(tmp_path: Path, capsys: pytest.Cap
         assert found.height > 8 * 96
 
 
-@pytest.mark.parametrize("normalise", ["channel", "pixel"])
-def test_shown_images_have_their_own_colours_and_places(normalise: str) -> None:
-    spec = override(preset("smoke"), {"data.pad": 0, "data.flip": False, "data.normalise": normalise})
+@pytest.mark.parametrize("normalize", ["channel", "pixel"])
+def test_shown_images_have_their_own_colours_and_places(normalize: str) -> None:
+    spec = override(preset("smoke"), {"data.pad": 0, "data.flip": False, "data.normalize": normalize})
     data = load(spec.data)
     assert isinstance(data.train, Split)
     part = Split(data.train.images[:5], data.train.labels[:5])
@@ -432,7 +432,7 @@ def test_shown_images_are_augmented_as_in_training() -> None:
 
 
 def test_shown_borders_are_the_mean_of_all_training_images() -> None:
-    spec = override(preset("smoke"), {"data.pad": 8, "data.normalise": "pixel"})
+    spec = override(preset("smoke"), {"data.pad": 8, "data.normalize": "pixel"})
     data = load(spec.data)
     assert isinstance(data.train, Split)
     corners = data.subtracted("pixel").round()[:, ::7, ::7]

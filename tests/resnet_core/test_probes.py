@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from resnet_core import ConfigError, ModelConfig, build_model, fit, override, preset
-from resnet_core.model import ResNet
-from resnet_core.probes import Gradients, Responses, Row, layers
+from resnet_core.model.network import ResNet
+from resnet_core.training.probes import Gradients, Responses, Row, layers
 
 SMOKE = preset("smoke")
 NETWORKS = {

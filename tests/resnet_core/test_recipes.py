@@ -15,9 +15,9 @@ SMOKE = preset("smoke")  # 128 images, 4 steps an epoch, 2 epochs
 CPU = torch.device("cpu")
 CHOICES: dict[str, dict[str, Any]] = {
     "warm-up by error": {"warmup_error": 85.0, "epochs": 4, "pad": 0, "flip": False},
-    "updates in the velocity": {"velocity": "updates", "schedule": "cosine"},
-    "averaged statistics": {"bn_statistics": "averaged"},
-    "per-pixel mean": {"normalise": "pixel"},
+    "updates in the velocity": {"momentum_form": "caffe", "schedule": "cosine"},
+    "averaged statistics": {"bn_recalibration": True},
+    "per-pixel mean": {"normalize": "pixel"},
     "validation split": {"validation": 0.25},
     "ten crops": {"extra_tests": "ten_crop"},
     "checkpointed activations": {"checkpoint_activations": True},
@@ -55,7 +55,7 @@ def test_a_warm_up_that_never_ends_is_not_reported_as_one_that_did() -> None:
 
 def test_averaged_statistics_are_those_of_an_epoch_of_training_images() -> None:
     dataset = load_dataset(SMOKE.data)
-    spec = resolve(override(SMOKE, {"bn_statistics": "averaged"}), dataset)
+    spec = resolve(override(SMOKE, {"bn_recalibration": True}), dataset)
     (*_, last), (*_, saved) = train(spec)
     outputs: list[torch.Tensor] = []
     net = last.state.net.train()

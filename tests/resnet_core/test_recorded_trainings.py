@@ -77,10 +77,10 @@ def other_order(monkeypatch: pytest.MonkeyPatch) -> None:
 def reordered_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refactoring: the same sum in another order of operations."""
 
-    def normalised(self: Batches, images: torch.Tensor) -> torch.Tensor:
+    def normalized(self: Batches, images: torch.Tensor) -> torch.Tensor:
         return images / self.std - self.mean / self.std
 
-    monkeypatch.setattr(Batches, "_normalised", normalised)
+    monkeypatch.setattr(Batches, "_normalized", normalized)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core import ModelConfig, build_model
-from resnet_core.model import BasicBlock, ResNet
+from resnet_core.model.network import BasicBlock, ResNet
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure(depth: int, shortcut: Any, change: Callable[[ResNet], None] = lambda
     return signal
 
 
-DEPTHS = [20, 110, pytest.param(1202, marks=pytest.mark.slow)]
+DEPTHS = [20, 110, pytest.param(1202, marks=[pytest.mark.slow, pytest.mark.nightly])]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -148,7 +148,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from resnet_core import ModelConfig, build_model
-from resnet_core.memory import PeakMemory
+from resnet_core.training.memory import PeakMemory
 
 torch.manual_seed(0)
 images, labels = torch.randn(4, 3, 32, 32), torch.randint(0, 10, (4,))
@@ -168,6 +168,7 @@ print(memory.read_mb() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_recomputing_activations_trains_1202_layers_in_a_fraction_of_the_memory() -> None:
     """Four images, which keep 88 MiB each. Measured with glibc as it is: 400 against 152 MiB, most of the latter being memory

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_core import override, preset, training
-from resnet_core.steps import ReplayedStep, Scores, Step
+from resnet_core import override, preset
+from resnet_core.training import loop as training
+from resnet_core.training.steps import ReplayedStep, Scores, Step
 from tests.helpers.training_runs import learned, train, weights_differ
 
 SMOKE = override(preset("smoke"), {"epochs": 4, "schedule": "cosine"})  # 4 steps an epoch
@@ -15,9 +16,9 @@ CHANGES = {
     "recipe": {},
     "momentum and smoothing change": {"changes": ("2:momentum=0.5", "2:label_smoothing=0.1", "3:weight_decay=0.01")},
     "no momentum": {"momentum": 0.0},
-    "momentum of updates": {"velocity": "updates"},
+    "momentum of updates": {"momentum_form": "caffe"},
     "warm-up by error": {"warmup_error": 85.0},
-    "averaged statistics": {"bn_statistics": "averaged"},
+    "averaged statistics": {"bn_recalibration": True},
     "probes": {"probes": ("gradients", "responses"), "probe_epochs": (1, 3)},
     "bf16": {"precision": "bf16"},
 }
@@ -60,7 +61,7 @@ def make_replayed(network: Any, optimizer: Any, scaler: Any, spec: Any, *, repla
 
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> type[Repeated]:
-    monkeypatch.setattr("resnet_core.steps.Graph", Repeated)
+    monkeypatch.setattr("resnet_core.training.steps.Graph", Repeated)
     monkeypatch.setattr(training, "make_step", make_replayed)
     return Repeated
 
@@ -72,7 +73,7 @@ def test_replayed_steps_train_as_those_that_run_as_written(
     spec = override(SMOKE, changes)
     results, (*_, end) = train(spec)
     assert replayed.replays
-    monkeypatch.setattr("resnet_core.steps.WARM_STEPS", 1000)
+    monkeypatch.setattr("resnet_core.training.steps.WARM_STEPS", 1000)
     as_written, (*_, last) = train(spec)
     assert not replayed.replays
     assert not weights_differ(end["model"], last["model"])

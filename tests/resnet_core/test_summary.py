@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resnet_core import ConfigError, ModelConfig, measure_cost
-from resnet_core.summary import main, make_rows, parse, summarise
+from resnet_core.model.summary import main, make_rows, parse, summarize
 
 RESNET_50 = """\
 conv1     112×112   7×7, 64, stride 2
@@ -62,9 +62,9 @@ def test_the_shortest_command_prints_the_column_of_table_1(capsys: pytest.Captur
 )
 def test_rows_add_up_to_the_networks_cost(config: ModelConfig) -> None:
     cost = measure_cost(config, 40)
-    total = next(line for line in summarise(config, 40).splitlines() if line.startswith("total")).split()
+    total = next(line for line in summarize(config, 40).splitlines() if line.startswith("total")).split()
     assert total[1:] == [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1024:,.1f}"]
-    columns = [re.findall(r"  +([\d,.]+)(?=  |$)", line) for line in summarise(config, 40).splitlines()]
+    columns = [re.findall(r"  +([\d,.]+)(?=  |$)", line) for line in summarize(config, 40).splitlines()]
     rows = [[float(n.replace(",", "")) for n in found[-3:]] for found in columns if len(found) >= 3]
     assert len(rows) == 2 + len(config.stages or (1, 1, 1) + (1,) * (config.family == "imagenet")) + 1
     *parts, last = rows
@@ -103,7 +103,7 @@ def test_stages_show_their_blocks_their_shortcuts_and_where_the_stride_is(config
 
 
 def test_a_plain_network_has_no_column_of_shortcuts() -> None:
-    plain, residual = (summarise(ModelConfig(depth=8, shortcut=option), 32) for option in ("none", "A"))
+    plain, residual = (summarize(ModelConfig(depth=8, shortcut=option), 32) for option in ("none", "A"))
     assert plain.startswith("Plain-8\n")
     assert residual.startswith("ResNet-8\n")
     assert "shortcut" not in plain
@@ -114,7 +114,7 @@ def test_a_plain_network_has_no_column_of_shortcuts() -> None:
     "config", [ModelConfig(depth=1202), ModelConfig(family="imagenet", depth=152, block="bottleneck", shortcut="C", num_classes=9)]
 )
 def test_every_line_fits_between_the_rules_and_columns_are_aligned(config: ModelConfig) -> None:
-    lines = summarise(config, 64).splitlines()
+    lines = summarize(config, 64).splitlines()
     rules = [line for line in lines if set(line) in ({"━"}, {"─"})]
     assert len({len(rule) for rule in rules}) == 1
     rows = [line for line in lines if re.match(r"layer|conv\d|fc|total", line)]
@@ -166,7 +166,7 @@ def test_a_request_that_cannot_be_met_is_one_line_and_exit_code_2(
 def test_the_module_is_a_command() -> None:
     command = [sys.executable, "-W", "error", "-m", "resnet_core.model", "--depth", "8"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout.rstrip("\n") == summarise(ModelConfig(depth=8), 32)
+    assert done.stdout.rstrip("\n") == summarize(ModelConfig(depth=8), 32)
     assert not done.stderr
 
 

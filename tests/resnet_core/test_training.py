@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resnet_core import ConfigError, Diverged, fit, load_dataset, measure_cost, override, preset, training
-from resnet_core.arithmetic import arithmetic
+from resnet_core import ConfigError, Diverged, fit, load_dataset, measure_cost, override, preset
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
-from resnet_core.memory import PeakMemory
-from resnet_core.training import init_state
+from resnet_core.training import loop as training
+from resnet_core.training.arithmetic import arithmetic
+from resnet_core.training.loop import init_state
+from resnet_core.training.memory import PeakMemory
 from tests.helpers.training_runs import CLOCKED, learned, through_a_file, train, weights_differ
 
 SMOKE = preset("smoke")  # 128 images, 4 steps an epoch, 2 epochs
@@ -178,7 +179,7 @@ def test_every_part_of_a_training_uses_the_arithmetic_of_the_spec_and_restores_w
     BACKENDS.mkldnn.matmul.fp32_precision = "bf16"
     before = switches()
     try:
-        for _ in fit(override(SMOKE, {"bn_statistics": "averaged", "extra_tests": "ten_crop", **changes})):
+        for _ in fit(override(SMOKE, {"bn_recalibration": True, "extra_tests": "ten_crop", **changes})):
             assert switches() == before
         with pytest.raises(Diverged):
             list(fit(override(SMOKE, {"lr": 1e9, **changes})))
@@ -287,6 +288,7 @@ def test_the_memory_layout_does_not_change_the_result() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_network_trains_as_the_eager_one_and_saves_the_same_names() -> None:
     (eager, (*_, expected)), (compiled, (*_, saved)) = train(SMOKE), train(override(SMOKE, {"compile": True}))
     assert compiled[-1].metrics["test/loss"] == pytest.approx(eager[-1].metrics["test/loss"], rel=1e-3)

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _internal_kv_put
 from ray.util.state import list_placement_groups
 
@@ -146,11 +145,8 @@ def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_en
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    connection.connect()
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+def address(cluster: str) -> str:
+    return cluster
 
 
 class Timed(RecordingListener):
@@ -239,7 +235,6 @@ def both(address: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_second_study_is_done_long_before_the_first(both: Both) -> None:
     assert {name: outcome for name, (outcome, _) in both.second.ended.items()} == {"second-0": "completed", "second-1": "completed"}
     assert len(both.first.over) < MANY / 2
@@ -249,7 +244,6 @@ def test_a_second_study_is_done_long_before_the_first(both: Both) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all_again_when_it_has_left(both: Both) -> None:
     came, left = min(both.second.began.values()), max(both.second.over.values())
     moments = sorted(both.first.began.values())
@@ -260,15 +254,13 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("needs", "others"),
     [
         (RunResources(cpus_per_worker=2), RunResources(cpus_per_worker=2)),
-        pytest.param(
-            RunResources(), RunResources(workers=2), marks=pytest.mark.cluster
-        ),  # a group that takes the places of two runs
+        # A group that takes the places of two runs.
+        pytest.param(RunResources(), RunResources(workers=2), marks=pytest.mark.nightly),
     ],
     ids=["alike", "group"],
 )
@@ -286,7 +278,6 @@ def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_share, "CLAIM_TIMEOUT_SECONDS", 0.2)
     claim = ResourceClaim(capacity=2, wants=9, runs=2)
@@ -300,7 +291,6 @@ def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from ablations.engine.cli import options
 from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
 from ablations.engine.scheduling import connection, tune_controller, tune_runner
 from ablations.engine.scheduling.tune_runner import RunResources
-from ablations.engine.submission import study_submission
+from ablations.engine.submission import jobs, study_submission
 from ablations.engine.submission.replay import ReplayRequest, replay
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
@@ -156,7 +156,7 @@ class OnNodes(Submitted):
 
     def __init__(self, tracking_uri: str, storage: str) -> None:
         arguments = ("--workers", "4", *ASKED)
-        chosen = options.parse(STUDY, ["--tracking-uri", tracking_uri, "--storage", storage, *arguments])
+        chosen = options.parse_options(STUDY, ["--tracking-uri", tracking_uri, "--storage", storage, *arguments])
         self.plan, self.client, self.storage = planned(*arguments), connect(tracking_uri), storage
         with redirect_stdout(io.StringIO()) as out:
             self.code = study_submission.run_study(self.plan, chosen)
@@ -267,7 +267,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
     asked = {"--storage": f"file://{tmp_path}", "--tracking-uri": group.uri, option: value}
     arguments = [*(part for pair in asked.items() for part in pair), "--workers", "2"]
     with pytest.raises(ConfigError, match=rf"^{option}=.*: a local path on several nodes; set s3://…"):
-        study_submission.prepare_cluster(planned("--workers", "2"), options.parse(STUDY, arguments))
+        jobs.prepare_cluster(planned("--workers", "2"), options.parse_options(STUDY, arguments))
 
 
 def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(

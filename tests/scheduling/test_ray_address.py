@@ -17,7 +17,8 @@ from resnet_core import ConfigError
 from tests.helpers.local_service import free_port
 from tests.helpers.project import PROJECT
 
-MAX_SECONDS = 10.0
+MAX_SECONDS = 20.0
+"""Ray itself would try for minutes."""
 STUDY = ["ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--levels", "shortcut=A", "depth=8"]
 
 
@@ -92,9 +93,10 @@ def test_loopback_is_told_as_what_ray_makes_of_it() -> None:
 
 
 def test_a_cluster_that_this_machine_is_no_node_of_is_told_so(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_address.check(cluster)
     from ray._private import services
 
+    monkeypatch.setattr(ray_address, "ANSWER_TIMEOUT_SECONDS", 60.0)  # on a busy machine
+    ray_address.check(cluster)
     monkeypatch.setattr(services, "find_gcs_addresses", set)
     with pytest.raises(ConfigError, match="this machine is no node of that cluster: ray job submit sends a study there"):
         ray_address.check(cluster)

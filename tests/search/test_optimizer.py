@@ -1,4 +1,4 @@
-"""What a search tries next, and that a kill changes nothing."""
+"""The optimizer: suggestions, decisions, budgets, and resuming after a crash."""
 
 import json
 import math
@@ -22,8 +22,6 @@ KINDS = [
     ("tpe", "asha"),
     ("random", "hyperband"),
     ("random", "pbt"),
-    ("cmaes", "asha"),
-    ("nsga2", "none"),
     pytest.param("gp", "asha", marks=pytest.mark.slow),
 ]
 
@@ -49,12 +47,12 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remembered(told: TrialHistory) -> TrialHistory:
-    """As MLflow gives it back."""
+    """Return a trial as it is read from MLflow: values as JSON types."""
     return replace(told, values=json.loads(json.dumps(told.values)), errors=dict(told.errors))
 
 
 def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: bool = True) -> Search:
-    """A search that is killed after so many epochs, and goes on with a new optimiser, which is killed as soon."""
+    """Return a search that is killed every `after` epochs and resumed with a new optimizer until it is finished."""
     search = Search(Optimizer(branching, settings), curve=of_branching)
     while search.told == {} or any(told.outcome == "stopped" for told in search.told.values()) or not search.optimiser.finished:
         search = Search(Optimizer(branching, settings), curve=of_branching, told=search.told, asked=search.asked)
@@ -64,14 +62,14 @@ def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: boo
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
-def test_a_search_that_is_killed_goes_on_as_if_it_were_not(sampler: str, scheduler: str) -> None:
-    settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler, trials=24 if sampler == "nsga2" else 12)
+def test_a_killed_search_resumes_with_the_same_results(sampler: str, scheduler: str) -> None:
+    settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler, trials=12)
     undisturbed = Search(Optimizer(branching, settings), curve=of_branching)
     undisturbed.run()
     assert str(killed(settings, after=11).told) == str(undisturbed.told)
 
 
-def test_a_population_does_not_depend_on_who_is_faster() -> None:
+def test_a_population_does_not_depend_on_the_order_in_which_members_finish() -> None:
     settings = replace(SETTINGS, sampler="random", scheduler="pbt")
     alone = Search(Optimizer(branching, settings), curve=of_branching)
     alone.run()
@@ -100,7 +98,7 @@ RANGES = st.sampled_from(
     size=st.integers(4, 14),
     seed=st.integers(0, 99),
 )
-def test_a_population_comes_to_its_end_in_any_space(
+def test_a_population_finishes_in_any_space(
     dimensions: list[tuple[str, float, float, bool]], others: str, size: int, seed: int
 ) -> None:
     def narrow(trial: Any) -> None:
@@ -126,7 +124,7 @@ def test_a_population_comes_to_its_end_in_any_space(
             assert limits[name][0] <= float(value) <= limits[name][1]
 
 
-def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_without() -> None:
+def test_a_branch_has_the_same_configuration_with_and_without_its_parents_checkpoint() -> None:
     search = Search(Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
     search.run(workers=3)
     branches = [told for told in search.told.values() if told.number >= 12]
@@ -144,7 +142,7 @@ def test_a_branch_may_start_from_its_parents_state_and_is_the_same_policy_withou
 
 
 @pytest.mark.parametrize("outcome", ["stopped", "failed", "oom"])
-def test_trials_without_a_result_are_asked_for_first_and_keep_their_number_and_values(outcome: str) -> None:
+def test_unfinished_trials_are_resumed_first_with_their_number_and_values(outcome: str) -> None:
     search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=4 * 27)
     again = Optimizer(space, SETTINGS)
@@ -154,7 +152,7 @@ def test_trials_without_a_result_are_asked_for_first_and_keep_their_number_and_v
     assert [begun(again).number for _ in range(2)] == [2, 4], "what nobody heard of is drawn again"
 
 
-def test_the_same_epoch_again_has_the_same_answer_and_counts_once() -> None:
+def test_an_epoch_reported_twice_counts_once_and_gets_the_same_decision() -> None:
     optimiser = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="asha"))
     for _ in range(4):
         begun(optimiser)
@@ -167,7 +165,7 @@ def test_the_same_epoch_again_has_the_same_answer_and_counts_once() -> None:
     assert optimiser.report_epoch(3, 3, 45.0) is Decision.PRUNE  # of four, the best goes on
 
 
-def test_the_budget_counts_trials_that_failed_but_none_that_was_refused() -> None:
+def test_the_budget_counts_failed_trials_but_not_rejected_suggestions() -> None:
     optimiser = Optimizer(space, replace(SETTINGS, trials=3))
     optimiser.end_trial(begun(optimiser).number, "oom")
     refused = begun(optimiser)
@@ -184,7 +182,7 @@ def test_the_budget_counts_trials_that_failed_but_none_that_was_refused() -> Non
     assert [*finished, optimiser.finished] == [False, False, True]
 
 
-def test_a_time_budget_ends_with_the_seconds_that_were_told() -> None:
+def test_a_time_budget_counts_the_training_time_of_ended_trials() -> None:
     settings = replace(SETTINGS, trials=None, seconds=100)
     optimiser = Optimizer(space, settings)
     optimiser.end_trial(begun(optimiser).number, "completed", (1.0,), 60)
@@ -204,14 +202,14 @@ def of_discrete(values: Mapping[str, Any]) -> list[float]:
     return [values["optim.warmup_steps"] + 5.0 * (values["optim.schedule"] != "step")] * 27
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler: str) -> None:
     search = Search(Optimizer(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)
     search.run(workers=4)
     assert len(search.told) == len({str(told.values) for told in search.told.values()}) >= 25  # of 30
 
 
-def test_proposals_that_were_copies_leave_no_trace() -> None:
+def test_repeated_suggestions_do_not_affect_later_ones() -> None:
     settings = replace(SETTINGS, trials=24)
     undisturbed = Search(Optimizer(discrete, settings), curve=of_discrete)
     undisturbed.run()
@@ -222,7 +220,7 @@ def test_proposals_that_were_copies_leave_no_trace() -> None:
     assert list(again.told.values()) == told
 
 
-def test_tpe_learns_from_trials_that_were_ended_early() -> None:
+def test_tpe_learns_from_pruned_trials() -> None:
     optimiser = Optimizer(space, replace(SETTINGS, trials=40))
     rates = []
     while suggestion := optimiser.ask():
@@ -232,7 +230,7 @@ def test_tpe_learns_from_trials_that_were_ended_early() -> None:
     assert sum(rate < 0.01 for rate in rates[20:]) > 15  # at random, a third of the 20
 
 
-def test_what_was_refused_is_not_proposed_again() -> None:
+def test_a_rejected_suggestion_is_not_repeated() -> None:
     optimiser = Optimizer(lambda trial: trial.suggest_int("depth", 20, 23), SETTINGS)
     taken, refused = set(), 0
     while suggestion := optimiser.ask():
@@ -246,7 +244,7 @@ def test_what_was_refused_is_not_proposed_again() -> None:
     assert optimiser.finished
 
 
-def test_trials_outside_the_space_are_passed_over_and_keep_their_numbers() -> None:
+def test_trials_outside_the_space_are_ignored_but_keep_their_numbers() -> None:
     search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=3 * 27)
     outside = replace(search.told[2], values={**search.told[2].values, "optim.lr": 2.0})
@@ -258,7 +256,7 @@ def test_trials_outside_the_space_are_passed_over_and_keep_their_numbers() -> No
 
 
 @pytest.mark.parametrize("trials", [8, 24])
-def test_a_population_is_not_told_another_search(trials: int) -> None:
+def test_a_population_rejects_the_history_of_another_search(trials: int) -> None:
     settings = replace(SETTINGS, sampler="random", scheduler="pbt")
     search = Search(Optimizer(space, settings))
     search.run()
@@ -266,8 +264,8 @@ def test_a_population_is_not_told_another_search(trials: int) -> None:
         Optimizer(space, replace(settings, trials=trials)).load_history(list(search.told.values()))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", pytest.param("gp", marks=pytest.mark.slow)])
-def test_samplers_leave_a_region_that_diverges(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
+def test_samplers_avoid_a_region_that_diverges(sampler: str) -> None:
     def half(trial: Any) -> None:
         trial.suggest_float("lr", 1e-3, 1, log=True)
         trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True)
@@ -292,14 +290,13 @@ def test_samplers_leave_a_region_that_diverges(sampler: str) -> None:
         ({"seconds": 0.0}, "--time-budget=0.0"),
         ({"seconds": math.nan}, "--time-budget"),
         ({"objectives": 2, "scheduler": "asha"}, "--scheduler=asha.*none"),
-        ({"objectives": 2, "sampler": "gp"}, "--sampler=gp.*nsga2"),
-        ({"objectives": 2, "sampler": "cmaes"}, "--sampler=cmaes.*nsga2"),
+        ({"objectives": 2, "sampler": "gp"}, "--sampler=gp.*tpe"),
         ({"scheduler": "pbt"}, "--sampler=tpe.*random"),
         ({"scheduler": "pbt", "sampler": "random", "trials": 3}, "--trials=3.*4 or more"),
         ({"scheduler": "pbt", "sampler": "random", "seconds": 60.0}, "--time-budget=60.0.*pbt"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], complaint: str) -> None:
+def test_settings_that_cannot_be_combined_are_rejected(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         replace(SETTINGS, **changes)
 
@@ -312,6 +309,6 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], c
         lambda trial: trial.suggest_categorical("nesterov", (True, False)) and trial.suggest_float("lr", 0.1, 0.2),
     ],
 )
-def test_a_population_needs_something_that_can_change(unchanging: Space) -> None:
-    with pytest.raises(ConfigError, match=r"--scheduler=pbt: needs a range"):
+def test_a_population_needs_a_field_that_can_change_during_training(unchanging: Space) -> None:
+    with pytest.raises(ConfigError, match=r"--scheduler=pbt: .*range.*optim\.lr"):
         Optimizer(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))

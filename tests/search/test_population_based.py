@@ -1,4 +1,4 @@
-"""Population-based training as a function of what its members reported."""
+"""Population-based training as a function of the errors that its members reported."""
 
 import math
 
@@ -30,7 +30,7 @@ def members(errors: list[float], epoch: int = 2) -> dict[int, Member]:
     return {number: Member(values={"optim.lr": 0.01 * (number + 1)}, errors={epoch: error}) for number, error in enumerate(errors)}
 
 
-def test_members_wait_until_all_have_come_as_far() -> None:
+def test_members_are_paused_until_all_have_reached_the_epoch() -> None:
     told = members([float(number) for number in range(8)])
     told[3].errors.clear()
     assert at(told).epoch == 2
@@ -53,14 +53,14 @@ def test_the_worst_quarter_is_replaced_by_branches_of_the_best() -> None:
         assert text in (f"2:lr={parent * 0.8!r}", f"2:lr={parent * 1.25!r}")
 
 
-def test_branches_are_asked_for_before_their_parents() -> None:
+def test_branches_are_started_before_their_parents_are_resumed() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
     order = ready_members(at(told), told, ())
     assert order[:2] == [8, 9]
     assert order[-2:] == [4, 1]
 
 
-def test_members_that_ended_count_as_the_worst_and_all_are_replaced() -> None:
+def test_failed_members_rank_last_and_are_all_replaced() -> None:
     told = members([math.nan, 1.0, math.nan, 9.0, 0.0, 8.0, 2.0, math.nan])
     for number in (0, 2, 7):
         told[number].outcome = "diverged"
@@ -68,14 +68,14 @@ def test_members_that_ended_count_as_the_worst_and_all_are_replaced() -> None:
     assert sorted(now.members) == [1, 3, 4, 5, 6, 8, 9, 10]
 
 
-def test_when_all_have_ended_nothing_is_left() -> None:
+def test_a_population_whose_members_all_failed_is_finished() -> None:
     told = members([math.nan] * 8)
     for member in told.values():
         member.outcome = "diverged"
     assert not at(told).members
 
 
-def test_who_failed_is_awaited_until_a_branch_has_begun() -> None:
+def test_an_unfinished_member_is_awaited_until_a_branch_has_started() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
     told[1].errors.clear()  # an earlier submission left it without a result
     assert ready_members(at(told), told, ()) == [1]
@@ -93,7 +93,7 @@ def test_branches_are_new_configurations() -> None:
     assert len({str(branch.values) for branch in branches}) == 16
 
 
-def test_where_the_range_is_too_narrow_to_perturb_in_branches_draw_from_it() -> None:
+def test_in_a_range_too_narrow_to_perturb_values_are_sampled() -> None:
     told = members([float(number) for number in range(16)])
     for member in told.values():
         member.values = {"optim.lr": 0.09}
@@ -103,7 +103,7 @@ def test_where_the_range_is_too_narrow_to_perturb_in_branches_draw_from_it() -> 
     assert all(0.088 <= rate < 0.09 for rate in rates)
 
 
-def test_a_range_without_a_new_configuration_leaves_places_empty_and_their_numbers_unused() -> None:
+def test_without_a_new_configuration_a_place_stays_empty_and_its_number_unused() -> None:
     ranges = {"optim.lr": (0.1, math.nextafter(0.1, 1))}
     told = members([float(number) for number in range(16)])
     for number, member in told.items():
@@ -125,7 +125,7 @@ def test_a_range_without_a_new_configuration_leaves_places_empty_and_their_numbe
     assert all(number >= 20 for number in second.branches.keys() - first.branches.keys())
 
 
-def test_a_later_branch_goes_on_from_what_holds_after_all_changes() -> None:
+def test_a_later_branch_perturbs_the_value_after_all_changes() -> None:
     told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
     for number, branch in at(told).branches.items():
         told[number] = Member(values=branch.values)

@@ -1,4 +1,4 @@
-"""Early stopping: which trials go on."""
+"""Early stopping: which trials continue."""
 
 import math
 
@@ -14,12 +14,12 @@ def test_rungs_are_a_27th_a_9th_and_a_third_of_a_training_but_not_its_first_epoc
     assert rungs(epochs) == expected
 
 
-def test_the_best_third_goes_on() -> None:
+def test_the_best_third_continues() -> None:
     errors = {number: {3: float(number)} for number in range(9)}
     assert [should_continue(number, 3, errors, epochs=27) for number in range(9)] == [True] * 3 + [False] * 6
 
 
-def test_the_best_so_far_goes_on_however_few_there_are() -> None:
+def test_the_best_trial_so_far_always_continues() -> None:
     errors = {0: {3: 50.0}}
     assert should_continue(0, 3, errors, epochs=27)
     errors[1] = {3: 40.0}
@@ -28,7 +28,7 @@ def test_the_best_so_far_goes_on_however_few_there_are() -> None:
     assert not should_continue(2, 3, errors, epochs=27)
 
 
-def test_ties_go_on() -> None:
+def test_ties_continue() -> None:
     errors = {number: {3: 50.0} for number in range(9)}
     assert all(should_continue(number, 3, errors, epochs=27) for number in errors)
 
@@ -39,17 +39,17 @@ def test_only_trials_that_reached_the_rung_count() -> None:
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
-def test_an_error_that_is_not_finite_never_goes_on(epoch: int) -> None:
+def test_a_trial_with_a_non_finite_error_never_continues(epoch: int) -> None:
     assert not should_continue(0, epoch, {0: {epoch: math.nan}}, epochs=27)
     assert not should_continue(0, epoch, {0: {epoch: math.inf}}, epochs=27)
 
 
-def test_between_rungs_all_go_on() -> None:
+def test_between_rungs_all_trials_continue() -> None:
     errors = {number: {2: float(number)} for number in range(9)}
     assert all(should_continue(number, 2, errors, epochs=27) for number in errors)
 
 
-def test_a_bracket_is_compared_with_itself_and_from_its_own_rung_on() -> None:
+def test_trials_are_compared_within_their_bracket_from_its_first_rung() -> None:
     numbers = range(200)
     errors = {number: dict.fromkeys((3, 27), number - 1000.0 * bracket(number, 81)) for number in numbers}
     for number in numbers:
@@ -60,7 +60,7 @@ def test_a_bracket_is_compared_with_itself_and_from_its_own_rung_on() -> None:
 
 
 @pytest.mark.parametrize("trials", [40, 1000])
-def test_brackets_train_about_as_many_epochs(trials: int) -> None:
+def test_brackets_train_about_the_same_number_of_epochs(trials: int) -> None:
     cost = [3 + 6 / 3 + 18 / 9 + 54 / 27, 9 + 18 / 3 + 54 / 9, 27 + 54 / 3, 81]  # expected of a trial, by rungs that are passed
     spent = [0.0] * 4
     for number in range(trials):

@@ -1,4 +1,4 @@
-"""A mistake in a study's file is one line that names the field, the value and what is accepted."""
+"""An error in a study file is one line that names the field, the value and what is accepted."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ WRONG = {
     "a level twice": ({"factors": {"width": (8, 8.0)}}, "factors width=8,8: a level is named twice"),
     "a list twice": ({"factors": {"milestones": ([0.5], (0.5,))}}, "factors milestones=[0.5],[0.5]: a level is named twice"),
     "nested lists": ({"factors": {"milestones": ([[0.5]],)}}, "optim.milestones=[0.5]: accepted: a number"),
-    "a baseline of no factor": ({"baseline": {"width": 8}}, "baseline=width: is no factor; accepted: depth"),
+    "a baseline of no factor": ({"baseline": {"width": 8}}, "baseline=width: not a factor; accepted: depth"),
     "a baseline that is no level": ({"baseline": {"depth": 20}}, "baseline depth=20: accepted: a level of it: 8, 14"),
     "a baseline twice": ({"baseline": {"depth": 8, "model.depth": 8}}, "baseline=model.depth: is the same field as depth"),
     "a baseline that is no mapping": ({"baseline": 8}, "baseline=8: accepted: values by field"),
@@ -59,7 +59,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
-def test_a_mistake_is_refused_when_the_study_is_made(changes: Mapping[str, Any], message: str) -> None:
+def test_an_invalid_study_is_rejected_on_creation(changes: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         Study(**{**RIGHT, **changes})
     assert str(error.value).startswith(message) or message in str(error.value)
@@ -67,7 +67,7 @@ def test_a_mistake_is_refused_when_the_study_is_made(changes: Mapping[str, Any],
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_is_missing_is_named(name: str) -> None:
+def test_a_missing_field_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^Study: {name} is missing"):
         Study(**{other: value for other, value in RIGHT.items() if other != name})
 
@@ -77,7 +77,7 @@ def test_fields_are_given_by_name() -> None:
         Study("x", "?")  # type: ignore[call-arg]
 
 
-def test_a_study_has_no_baseline_unless_it_says_so_and_its_values_have_their_fields_types() -> None:
+def test_a_study_has_no_default_baseline_and_values_of_the_fields_types() -> None:
     study = Study(**RIGHT, settings={"milestones": [0.5], "lr": "0.1"})
     assert study.baseline == {}
     assert study.settings == {"milestones": (0.5,), "lr": 0.1}
@@ -99,7 +99,7 @@ def test_a_study_can_be_copied_and_pickled() -> None:
         ("settings=1 / 0, ", 1, "Traceback (most recent call last):"),
     ],
 )
-def test_a_studys_file_exits_with_2_and_one_line_for_a_mistake_and_as_python_does_for_others(
+def test_an_invalid_study_file_exits_with_2_and_other_errors_exit_as_in_python(
     tmp_path: Path, text: str, code: int, message: str
 ) -> None:
     file = tmp_path / "mine.py"

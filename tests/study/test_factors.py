@@ -19,7 +19,7 @@ from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
 from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
-from ablations.engine.submission.study_submission import job_of
+from ablations.engine.submission.jobs import make_job
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
@@ -41,14 +41,14 @@ def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
     """A study whose command line names these factors, beside its own."""
     asked = Study(**BASE | {"factors": {"shortcut": ("A",)}} | study)
-    return make_plan(asked, options.parse(asked, ["--levels", *levels]).request, cache=cache)
+    return make_plan(asked, options.parse_options(asked, ["--levels", *levels]).request, cache=cache)
 
 
 @pytest.mark.parametrize(
     ("name", "levels", "values"),
     [
         ("flip", "true,false", (True, False)),
-        ("data.normalise", "channel,pixel", ("channel", "pixel")),
+        ("data.normalize", "channel,pixel", ("channel", "pixel")),
         ("pad", "0,1", (0, 1)),
         ("precision", "fp32,bf16", ("fp32", "bf16")),
         ("width", "none,8", (None, 8)),
@@ -100,7 +100,7 @@ def test_a_factor_is_the_same_in_a_studys_file_and_on_the_command_line(
         ("train_examples", ("0", "300"), "data.train_examples=0: accepted: finite and at least 1"),
     ],
 )
-def test_what_makes_cells_incomparable_or_is_no_level_is_refused_in_both_places(
+def test_incomparable_or_invalid_levels_are_rejected_in_both_places(
     cache: Path, name: str, levels: tuple[Any, ...], named: str
 ) -> None:
     with pytest.raises(ConfigError) as by_file:
@@ -113,7 +113,7 @@ def test_what_makes_cells_incomparable_or_is_no_level_is_refused_in_both_places(
 
 
 @pytest.mark.parametrize("names", [("depth", "model.depth"), ("model.depth", "depth")])
-def test_a_field_is_one_factor_whatever_it_is_called(cache: Path, names: tuple[str, str]) -> None:
+def test_a_field_is_one_factor_by_its_short_and_its_dotted_name(cache: Path, names: tuple[str, str]) -> None:
     with pytest.raises(ConfigError, match=f"^factors={names[1]}: is the same field as {names[0]}; accepted: one of them"):
         in_file(cache, dict.fromkeys(names, (8, 14)))
     plan = on_command_line(cache, f"{names[1]}=14,20", factors={names[0]: (8, 14)})
@@ -125,13 +125,13 @@ def test_a_field_is_one_factor_whatever_it_is_called(cache: Path, names: tuple[s
 # --- training data ---
 
 
-def test_each_run_is_planned_on_the_data_that_it_trains_on_and_scored_on_those_of_all(cache: Path) -> None:
+def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Path) -> None:
     plan = in_file(cache, {"train_examples": (300, 1437), "flip": (False, True)})
-    chosen = options.parse(plan.study, [])
+    chosen = options.parse_options(plan.study, [])
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
-        assert job_of(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
+        assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
         assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
@@ -152,13 +152,13 @@ def test_a_network_is_logged_with_the_normalisation_of_its_own_training_images(c
     assert len({plan.dataset_for_run(run).mean for run in plan.runs}) == 2
 
 
-def test_more_images_than_there_are_are_all_of_them(cache: Path) -> None:
+def test_more_training_images_than_exist_mean_all(cache: Path) -> None:
     plan = in_file(cache, {"train_examples": (300, 1437, 5000, None)})
     assert [str(cell) for cell in plan.cells] == ["train_examples=300", "train_examples=1437"]
     assert [reason for _, reason in plan.skipped] == ["the same training as train_examples=1437"] * 2
 
 
-def test_a_number_that_is_all_images_is_the_same_run_as_no_number_in_every_study(cache: Path) -> None:
+def test_the_full_number_of_images_and_no_number_are_the_same_run(cache: Path) -> None:
     factor = in_file(cache, {"train_examples": (300, 1437)})
     alone = in_file(cache, {"depth": (8,)})
     assert alone.base.data.train_examples is None
@@ -172,9 +172,7 @@ def test_a_number_that_is_all_images_is_the_same_run_as_no_number_in_every_study
 
 
 @pytest.mark.parametrize(("baseline", "stays"), [(None, "None"), (5000, "5000"), (1437, "1437"), (300, "1437")])
-def test_of_equal_cells_the_baseline_stays_so_that_others_are_compared_with_it(
-    cache: Path, baseline: int | None, stays: str
-) -> None:
+def test_of_equal_cells_the_one_with_the_baseline_is_kept(cache: Path, baseline: int | None, stays: str) -> None:
     levels = (300, 1437, 5000, None)
     plan = in_file(cache, {"train_examples": levels}, baseline={"train_examples": baseline})
     assert [str(cell) for cell in plan.cells] == ["train_examples=300", f"train_examples={stays}"]
@@ -188,7 +186,7 @@ def test_of_equal_cells_the_baseline_stays_so_that_others_are_compared_with_it(
     ]
 
 
-def test_a_studys_data_in_words_names_every_number_of_training_images(cache: Path) -> None:
+def test_the_data_summary_names_every_number_of_training_images(cache: Path) -> None:
     two = in_file(cache, {"train_examples": (None, 300), "flip": (False, True)}).data_summary
     assert two.startswith("300 or 1,437 images to train, 360 images to score (")
     assert in_file(cache, {"train_examples": (1437, 64, 300)}).data_summary.startswith("64, 300 or 1,437 images to train, ")
@@ -202,14 +200,14 @@ def test_a_run_is_the_same_whether_its_amount_of_data_is_a_factor_or_set(cache: 
     assert {run.fingerprint for run in alone.runs} < {run.fingerprint for run in factor.runs}
 
 
-def test_the_studys_page_does_not_depend_on_which_amounts_are_asked_for(cache: Path) -> None:
+def test_the_base_id_does_not_depend_on_the_requested_numbers_of_images(cache: Path) -> None:
     study = {"factors": {"train_examples": (300, 1437)}}
     ids = {on_command_line(cache, f"train_examples={levels}", **study).base_id for levels in ("300,1437", "1437,300", "600")}
     assert len(ids) == 1
     assert in_file(cache, {"flip": (False,)}).base_id not in ids
 
 
-def test_a_design_says_of_each_cell_what_it_is_trained_on(cache: Path) -> None:
+def test_a_design_has_the_training_images_of_each_cell(cache: Path) -> None:
     plan = in_file(cache, {"depth": (8, 14), "train_examples": (300, 5000)})
     design = Design.from_plan(plan, {})
     assert [cell.train_images for cell in design.cells] == [300, 1437, 300, 1437]
@@ -238,7 +236,7 @@ def folder(root: Path, *, train: int, test: int = 4, shade: int = 0) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_folders_are_levels_if_their_test_images_are_the_same(tmp_path: Path, stream: bool) -> None:
+def test_image_folders_can_be_levels_if_their_test_images_are_the_same(tmp_path: Path, stream: bool) -> None:
     full, half = folder(tmp_path / "full", train=6), folder(tmp_path / "half", train=3)
     other = folder(tmp_path / "other", train=6, shade=200)
     settings = {"depth": 8, "data.name": "imagefolder", "global_batch_size": 4, "stream": stream, "image_size": 16}
@@ -249,27 +247,27 @@ def test_folders_are_levels_if_their_test_images_are_the_same(tmp_path: Path, st
             in_file(tmp_path / "cache", others, settings=settings)
 
 
-def test_generated_test_images_change_with_the_number_of_training_images_so_that_it_is_no_factor(cache: Path) -> None:
+def test_the_number_of_generated_images_is_not_a_factor_as_it_changes_the_test_images(cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"^train_examples=64,128: cannot be a factor: cells would be scored on different images"):
         in_file(cache, {"train_examples": (64, 128)}, preset="smoke")
 
 
-def test_fields_that_say_what_becomes_of_images_do_not_select_them(tmp_path: Path) -> None:
+def test_fields_that_transform_images_do_not_select_them(tmp_path: Path) -> None:
     base = DataConfig(name="imagefolder", root=folder(tmp_path, train=2), stream=True, image_size=16)
-    changed: dict[str, Any] = {"scale": (20, 30), "colour": True, "decode_workers": 2, "pad": 1, "flip": False}
+    changed: dict[str, Any] = {"scale": (20, 30), "color_augmentation": True, "decode_workers": 2, "pad": 1, "flip": False}
     changed |= {"extra_tests": ("ten_crop",)}
     for name, value in changed.items():
         assert cache_key(replace(base, **{name: value}), "state") == cache_key(base, "state")
         assert image_selection(replace(base, **{name: value})) == image_selection(base)
-    assert {*changed, "normalise"} == set(TRANSFORM_FIELDS), "normalise is of images in memory"
+    assert {*changed, "normalize"} == set(TRANSFORM_FIELDS), "normalize is of images in memory"
     digits = DataConfig(pad=0)
-    assert cache_key(replace(digits, normalise="pixel"), "state") == cache_key(digits, "state")
+    assert cache_key(replace(digits, normalize="pixel"), "state") == cache_key(digits, "state")
     assert {f.name for f in fields(DataConfig) if selects_images(f"data.{f.name}")} == {
         *("name", "root", "stream", "image_size", "validation", "train_examples", "test_examples")
     }, "every field is decided on here"
 
 
-def test_a_search_is_on_the_same_images_in_all_cells(cache: Path) -> None:
+def test_all_cells_of_a_search_use_the_same_images(cache: Path) -> None:
     def space(trial: Any) -> None:
         trial.suggest_float("lr", 0.01, 0.1)
 
@@ -296,18 +294,18 @@ def test_levels_are_split_at_commas_outside_of_brackets(name: str, text: str, le
 
 
 @pytest.mark.parametrize("text", ["0.5,0.75", "0.5", "[0.5,0.75", "0.5,0.75]", "[[0.5],[0.75]]", "[0.5],0.75", "[0.5][0.75]"])
-def test_a_list_without_brackets_is_never_taken_for_two_levels(cache: Path, text: str) -> None:
+def test_a_list_without_brackets_is_rejected(cache: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--levels=milestones=.*: each level is a list; accepted: lists in brackets"):
         on_command_line(cache, f"milestones={text}")
 
 
-def test_a_level_that_is_a_list_is_shown_as_it_is_given(cache: Path) -> None:
+def test_a_list_level_has_the_text_that_was_given(cache: Path) -> None:
     plan = in_file(cache, {"milestones": ([0.5, 0.75], [0.3])}, baseline={"milestones": [0.3]})
     assert [str(cell) for cell in plan.cells] == ["milestones=[0.5,0.75]", "milestones=[0.3]"]
     assert Design.from_plan(plan, {}).baseline == {"milestones": "[0.3]"}
 
 
-def test_a_setting_that_mlflow_would_cut_is_refused(cache: Path) -> None:
+def test_a_setting_that_mlflow_would_truncate_is_rejected(cache: Path) -> None:
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
     assert MAX_SETTING_CHARACTERS == MAX_PARAM_VAL_LENGTH
@@ -316,5 +314,5 @@ def test_a_setting_that_mlflow_would_cut_is_refused(cache: Path) -> None:
     study = Study(**BASE | {"factors": {"shortcut": ("A",)}})
     plan = make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[0]}), cache=cache)
     assert len(plan.runs[0].spec.probe_epochs) == 1000
-    with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000, which"):
+    with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000"):
         make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[1]}), cache=cache)

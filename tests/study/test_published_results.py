@@ -1,4 +1,4 @@
-"""The table of published results is the paper's, and our networks have the sizes that it prints."""
+"""Published results match the paper, and this project's networks have the sizes that the paper prints."""
 
 import math
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_the_paper_prints_parameters_of_six_networks() -> None:
 
 @pytest.mark.parametrize("entry", sized("flops_billions"), ids=lambda e: f"{e.depth}{e.shortcut}")
 def test_imagenet_networks_have_the_papers_multiply_adds(entry: PublishedResult) -> None:
-    """Table 1, to the digit it prints: rounded, but for 50 layers (3.858, printed 3.8), where the digit is cut off.
+    """Compare with table 1 to the printed digit, which is rounded, except for 50 layers, where 3.858 is printed as 3.8.
 
     No other way of counting explains it: leaving out the projections (3.50) or the stem (3.74) would move 101 and 152 layers away
     from what is printed, and BatchNorm and biases would only add.
@@ -66,12 +66,12 @@ def test_results_of_a_network_are_found_with_the_paper_first() -> None:
     assert (plain.error, plain.is_lower_bound) == (60, True)
 
 
-def test_protocols_of_imagenet_are_told_apart() -> None:
+def test_imagenet_results_are_separated_by_protocol() -> None:
     found = {(e.protocol, e.error, e.top5_error) for e in published_results(BOTTLENECKS, "imagenet")}
     assert found == {("10-crop", 22.85, 6.71), ("multi-scale", 20.74, 5.25), ("one view", 24.7, None)}
 
 
-def test_a_bottleneck_with_its_stride_elsewhere_is_torchvisions() -> None:
+def test_torchvision_results_are_for_bottlenecks_with_stride_in_the_3x3() -> None:
     (theirs,) = published_results(replace(BOTTLENECKS, stride_in="3x3"), "imagenet")
     assert theirs.error == pytest.approx(100 - 76.130)
     assert {e.error for e in published_results(ModelConfig(depth=20, stride_in="3x3"), "cifar10")} >= {8.75}, (
@@ -91,11 +91,11 @@ def test_a_bottleneck_with_its_stride_elsewhere_is_torchvisions() -> None:
         (ModelConfig(depth=20, match_parameters="C"), "cifar10"),
     ],
 )
-def test_nothing_is_published_of_other_networks(model: ModelConfig, dataset: str) -> None:
+def test_other_networks_have_no_published_results(model: ModelConfig, dataset: str) -> None:
     assert published_results(model, dataset) == ()
 
 
-def test_how_a_network_is_trained_does_not_matter() -> None:
+def test_the_training_recipe_does_not_affect_which_results_are_found() -> None:
     varied = ModelConfig(depth=20, bn_momentum=0.3, zero_init_residual=True, num_classes=10)
     assert published_results(varied, "cifar10") == published_results(ModelConfig(depth=20), "cifar10")
 

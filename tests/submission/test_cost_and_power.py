@@ -1,4 +1,4 @@
-"""What a study will cost and can show, before it trains."""
+"""Cost and power of a study, estimated before it trains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
@@ -19,7 +20,6 @@ from ablations.engine.submission.planning.cost_and_power import (
     compute_mode,
     estimate_cost,
     power,
-    runs_at_once,
 )
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec, measure_cost, override
@@ -58,8 +58,8 @@ def deepest(plan: Plan) -> RunSpec:
             "milestones": (0.1,),
             "label_smoothing": 0.1,
         },
-        {"bn_momentum": 0.2, "zero_init_residual": True, "flip": False, "pad": 0, "normalise": "pixel", "decode_workers": 3},
-        {"probes": ("gradients",), "warmup_steps": 3, "velocity": "updates", "decay": "weights"},
+        {"bn_momentum": 0.2, "zero_init_residual": True, "flip": False, "pad": 0, "normalize": "pixel", "decode_workers": 3},
+        {"probes": ("gradients",), "warmup_steps": 3, "momentum_form": "caffe", "decay": "weights"},
     ],
 )
 def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Plan, changes: Mapping[str, Any]) -> None:
@@ -159,13 +159,16 @@ def test_runs_start_in_order_as_soon_as_there_is_room(tmp_path: Path, at_once: i
 
 @pytest.mark.parametrize(
     ("workers", "cpus_per_worker", "gpus_per_worker", "expected"),
-    [(1, 1, 0, 16), (1, 4, 0, 4), (3, 1, 0, 5), (1, 1, 1, 2), (1, 1, 0.25, 8), (2, 1, 1, 1), (1, 32, 0, 0), (1, 0.1, 0, 160)],
+    [
+        *((1, 1, 0, 16), (1, 4, 0, 4), (3, 1, 0, 5), (1, 1, 1, 2), (1, 1, 0.25, 8), (2, 1, 1, 1), (1, 32, 0, 0), (1, 0.1, 0, 160)),
+        (1, 1, 0.4, 4),  # no worker spans two GPUs with a part of each
+    ],
 )
 def test_a_machine_holds_as_many_runs_as_its_scarcest_resource(
     workers: int, cpus_per_worker: float, gpus_per_worker: float, expected: int
 ) -> None:
-    found = runs_at_once(workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, cpus=16, gpus=2)
-    assert found == expected
+    resources = RunResources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+    assert resources.runs_on({"CPU": 16, "GPU": 2}) == expected
 
 
 def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +193,13 @@ def test_a_step_longer_than_the_budget_is_the_only_one(monkeypatch: pytest.Monke
 
 
 def test_costs_are_found_from_two_measurements_and_never_negative() -> None:
-    from ablations.engine.submission.planning.calibration import _fitted
+    from ablations.engine.submission.planning.calibration import _fit
 
-    model = _fitted([(10, 1e9, 10 * 2e-3 + 1.0), (50, 2e9, 50 * 2e-3 + 2.0)])
+    model = _fit([(10, 1e9, 10 * 2e-3 + 1.0), (50, 2e9, 50 * 2e-3 + 2.0)])
     assert (model.per_layer, model.per_multiply_add) == pytest.approx((2e-3, 1e-9))
-    falling = _fitted([(10, 1e9, 3.0), (50, 2e9, 2.0)])
+    falling = _fit([(10, 1e9, 3.0), (50, 2e9, 2.0)])
     assert min(falling.per_layer, falling.per_multiply_add) >= 0
-    assert _fitted([(10, 1e9, 3.0)]).seconds(10, 1e9) == pytest.approx(3)
+    assert _fit([(10, 1e9, 3.0)]).seconds(10, 1e9) == pytest.approx(3)
 
 
 def test_a_gpu_that_is_not_here_is_not_measured(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +215,7 @@ DEPTHS = {"depth": ("20", "56")}
 
 
 def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> None:
-    """34 pairs are the textbook's number for a difference of half a standard deviation (80 % power, 5 %, two-sided)."""
+    """Textbooks give 34 pairs for a difference of half a standard deviation (80 % power, 5 %, two-sided)."""
     made = design(DEPTHS, {"depth": "20"}, seeds=34)
     found = power(made, errors_of(5, 9, 40, depth=20) | errors_of(6, 11, 43, 80, depth=56))  # differences 1, 2, 3
     assert found is not None

@@ -1,4 +1,4 @@
-"""What a person sees of a study before it trains."""
+"""The plan of a study as printed before it trains."""
 
 import io
 from dataclasses import replace
@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def shown(plan: Plan, done: dict[str, RunRecord], estimate: CostEstimate, width: int = 120) -> list[str]:
-    """Lines of a log."""
+    """Return the lines of a log."""
     text = io.StringIO()
     Console(file=text, width=width).print(plan_view(plan, done, estimate))
     return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -59,7 +59,7 @@ def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan
     assert lines[3].startswith("skipped block=bottleneck depth=14: model.depth=14: cifar with bottleneck blocks has depths 9n+2")
     rest = " ".join(lines[4:])
     assert "9 runs, 9 to train, 0 done already: " in rest
-    times = "About 2 h 0 min with 2 at a time, 2 h 50 min one after another, 0.25 GPU-hours for 6 of 9 runs; judged by steps."
+    times = "About 2 h 0 min with 2 at a time, 2 h 50 min one after another, 0.25 GPU-hours for 6 of 9 runs; estimated from steps."
     assert times in rest
 
 
@@ -104,8 +104,8 @@ def test_a_plan_with_nothing_to_train_gives_no_time(plan: Plan) -> None:
 
 def test_where_nothing_is_known_the_plan_says_how_to_find_out(plan: Plan) -> None:
     text = " ".join(shown(plan, {}, NOTHING))
-    assert "not known: no such run has finished; --calibrate measures a few steps here." in text
-    assert "How small a difference it can show is not known before two seeds of a cell are done." in text
+    assert "not known, since no such run has finished; --calibrate times a few steps" in text
+    assert "The smallest detectable difference is not known before two seeds of a cell have finished." in text
 
 
 def test_runs_at_a_time_are_not_named_where_they_are_not_known_or_one(plan: Plan) -> None:
@@ -119,7 +119,7 @@ def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) ->
     text = " ".join(shown(plan, done, NOTHING))
     assert "3 seeds find a difference of 9.6 points; 0.5 points take more than 100 seeds." in text
     assert (
-        "That is with 80 % power at 5 %, if differences vary by 2.9 points between seeds: √2 × the spread between seeds so far."
+        "This holds for 80 % power at the 5 % level and a standard deviation of 2.9 points: √2 × the spread between seeds so far."
         in text
     )
 

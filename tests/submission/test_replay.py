@@ -1,4 +1,4 @@
-"""A finished run is trained again from its record, and the two are compared to the bit."""
+"""A replay trains a finished run again from its record and compares the two bit by bit."""
 
 import io
 import os
@@ -42,7 +42,7 @@ DATA = "d" * 20
 
 
 def training(*errors: float, outcome: str = "completed") -> Training:
-    """A training with these test errors."""
+    """Return a training with these test errors."""
     epochs = {}
     for epoch, error in enumerate(errors, 1):
         epochs[epoch] = {"train/loss": error / 7, "train/error": error / 3, "test/loss": error / 5, "test/error": error}
@@ -87,7 +87,7 @@ def test_seed_noise_is_the_prediction_interval_of_one_more_seed() -> None:
     inside, outside = verdict(training(3.0), training(3.4 + half - 0.01)), verdict(training(3.0), training(3.4 + half + 0.01))
     assert inside[0]
     assert inside[1].startswith("within seed noise: test/error 5.38 %, recorded 3.00 %, difference +2.38 points")
-    assert "3 recorded seeds: 3.40 ± 0.40 %; one more is expected (95 %) within 1.99 points of the mean" in inside[1]
+    assert "3 recorded seeds: 3.40 ± 0.40 %; 95 % of further seeds are expected within 1.99 points of the mean" in inside[1]
     assert not outside[0]
     assert outside[1].startswith("differs: test/error 5.40 %, recorded 3.00 %, difference +2.40 points")
 
@@ -102,7 +102,7 @@ def test_two_seeds_are_too_few_to_know_the_noise() -> None:
     same, text = verdict(training(3.0), training(3.1), SEEDS[:2])
     assert not same
     assert text.startswith("not equal: test/error 3.10 %, recorded 3.00 %, difference +0.10 points")
-    assert "it takes 3 seeds, 2 are recorded" in text
+    assert "needs 3 seeds, and the store has 2" in text
 
 
 def test_a_diverged_run_is_to_diverge_again() -> None:
@@ -113,16 +113,16 @@ def test_a_diverged_run_is_to_diverge_again() -> None:
     )
     later = verdict(diverged, training(9, 12, 40, outcome="diverged"))
     assert later[0]
-    assert later[1].startswith("diverged as recorded: in epoch 4, recorded 3")
+    assert later[1].startswith("diverged as recorded: the replay in epoch 4, the recorded run in epoch 3")
     at_once = training(outcome="diverged")
-    assert verdict(at_once, at_once) == (True, "diverged as recorded: in epoch 1, recorded 1")
+    assert verdict(at_once, at_once) == (True, "diverged as recorded: the replay in epoch 1, the recorded run in epoch 1")
     assert verdict(diverged, training(9, 12)) == (False, "differs: the recorded run diverged, the replay completed")
     assert verdict(training(9, 12), diverged) == (False, "differs: the recorded run completed, the replay diverged")
 
 
 def test_a_replay_without_a_result_has_no_verdict() -> None:
     failed = Training("oom", training(9).epochs, "a batch of 64 images")
-    assert verdict(training(9, 3.4), failed) == (False, "no verdict: the replay ended oom, a batch of 64 images")
+    assert verdict(training(9, 3.4), failed) == (False, "no verdict: the outcome of the replay is oom (a batch of 64 images)")
 
 
 def test_the_environment_is_told_by_what_changed_and_what_is_not_known() -> None:
@@ -143,7 +143,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
 def record(
     client: MlflowClient, spec: RunSpec, status: str = "FINISHED", data: str = DATA, error: float = 10.0, **tags: str
 ) -> str:
-    """Id of a run in MLflow, recorded as a study does, with the same losses and errors."""
+    """Log a run as a study does; return its ID."""
     identity = {"fingerprint": fingerprint(spec, data_version=data), "data_version": data, "code_version": code_version()}
     identity |= {"training_version": str(TRAINING_VERSION)}
     run_id = str(client.create_run("0").info.run_id)
@@ -171,7 +171,7 @@ def test_a_specification_comes_back_from_mlflow_as_it_was(client: MlflowClient, 
 def test_parameters_that_are_not_those_of_the_fingerprint_are_refused(client: MlflowClient) -> None:
     spec = override(preset("smoke"), {"lr": 0.07})
     altered = client.get_run(record(client, spec, fingerprint="0" * 20))
-    with pytest.raises(ConfigError, match="are not those of its fingerprint"):
+    with pytest.raises(ConfigError, match="do not match its fingerprint"):
         read_spec(altered)
     # Of another version, the fingerprint cannot be checked: what it was told to train can be trained all the same.
     assert read_spec(client.get_run(record(client, spec, fingerprint="0" * 20, training_version="0"))) == spec
@@ -185,7 +185,7 @@ def test_parameters_that_are_not_those_of_the_fingerprint_are_refused(client: Ml
 def test_a_specification_that_this_code_does_not_know_is_refused_in_one_line(client: MlflowClient) -> None:
     run_id = record(client, preset("smoke"), training_version="0")
     client.log_param(run_id, "optim.forgotten", "1")
-    with pytest.raises(ConfigError, match=r"means nothing to this code \(optim.forgotten: no such field"):
+    with pytest.raises(ConfigError, match=r"cannot read its specification \(optim.forgotten: no such field"):
         read_spec(client.get_run(run_id))
 
 
@@ -226,11 +226,11 @@ def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
         "bbbbbb": "has no result to compare with, it is killed",
         stopped: "has no result to compare with, it is killed",
         study: "is a study; accepted: one of its runs",
-        "c" * 20: "MLflow knows no such run",
-        "c" * 32: "MLflow knows no such run",
-        "aaaaa": "accepted: an id of 32 characters",
-        "%' or true": "accepted: an id of 32 characters",
-        "": "accepted: an id of 32 characters",
+        "c" * 20: "MLflow has no such run",
+        "c" * 32: "MLflow has no such run",
+        "aaaaa": "accepted: an ID of 32 characters",
+        "%' or true": "accepted: an ID of 32 characters",
+        "": "accepted: an ID of 32 characters",
     }
     for named, accepted in refused.items():
         with pytest.raises(ConfigError) as error:
@@ -239,7 +239,7 @@ def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
 
 
 def test_a_database_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such database"):
+    with pytest.raises(ConfigError, match="the database does not exist"):
         replay(ReplayRequest(run="abcdef", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
     assert not list(tmp_path.iterdir())
 
@@ -272,14 +272,14 @@ def cluster() -> Iterator[None]:
 
 
 class Finished:
-    """A small study that is done, with what its runs left behind."""
+    """A small finished study with the files of its runs."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
         from ablations.engine.submission.study_submission import run_study
 
         uri, self.storage = f"sqlite:///{home}/mlflow.db", home / "checkpoints"
         study = Study(name="small", question="Again?", factors={"shortcut": ("A",)}, baseline={}, preset="smoke")
-        chosen = options.parse(study, ["--tracking-uri", uri, "--storage", str(self.storage), *arguments])
+        chosen = options.parse_options(study, ["--tracking-uri", uri, "--storage", str(self.storage), *arguments])
         self.plan = make_plan(study, chosen.request, cache=paths.data_cache())
         assert run_study(self.plan, chosen) == 0
         self.client = connect(uri)
@@ -292,7 +292,6 @@ class Finished:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
 def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -317,9 +316,8 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     spec = override(preset("smoke"), {"epochs": 10_000})
     spec = resolve(spec, load_dataset(spec.data))
@@ -339,7 +337,7 @@ def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signa
         process.send_signal(sent)
         text, _ = process.communicate(timeout=60)
     assert process.returncode == 1, text
-    assert "trained by version 0 of the training, not 1: equality is not to be expected" in text
+    assert "trained by version 0 of the training code, not 1" in text
     assert "interrupted" in text
     assert "Traceback" not in text
     time.sleep(1)  # a process of Ray's may live a moment longer

@@ -1,4 +1,4 @@
-"""Searches on Ray and MLflow, from trials to the study that confirms them; killed, and gone on with."""
+"""Searches on Ray and MLflow, from trials to the confirming study, also killed and resumed."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from resnet_core.identity import TRAINING_VERSION
 from tests.helpers.project import PROJECT
 from tests.helpers.submission import SEARCH, Submitted
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 class Searched(Submitted):
-    """A search that has been submitted."""
+    """A submitted search."""
 
     plan: SearchPlan
 
@@ -39,14 +39,14 @@ class Searched(Submitted):
         )
 
     def numbers(self) -> dict[str, list[int]]:
-        """Of trials, by cell."""
+        """Return the trials by cell."""
         found: dict[str, list[int]] = {}
         for each in self.past:
             found.setdefault(each.cell, []).append(each.trial.number)
         return found
 
     def attempts(self) -> int:
-        """Of all runs, trials and others."""
+        """Return this of all runs, trials included."""
         experiment = self.client.get_experiment_by_name(self.plan.study.name).experiment_id
         return sum(int(run.data.tags.get("attempts", 0)) for run in self.client.search_runs([experiment]))
 
@@ -57,12 +57,12 @@ class Searched(Submitted):
         return chosen
 
 
-PER_CELL = ("--per-cell", "--search", "lr", "--sampler", "random", "--set", "epochs=8", "--seeds", "1")
+PER_CELL = ("--per-cell", "--space", "lr", "--sampler", "random", "--set", "epochs=8", "--seeds", "1")
 
 
 @pytest.fixture(scope="module")
 def first(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """A search of four trials inside each of two cells."""
+    """A search with four trials in each of two cells."""
     home = tmp_path_factory.mktemp("searched")
     shutil.copy(empty, home / "mlflow.db")
     return Searched(home, *PER_CELL, "--trials", "4")
@@ -156,7 +156,7 @@ def test_more_trials_go_on_where_the_search_ended_or_was_killed(first: Searched,
 
 
 def test_a_population_branches_without_training_twice(cluster: str, home: Path) -> None:
-    found = Searched(home, "--search", "lr", "--scheduler", "pbt", "--trials", "4", "--set", "epochs=5", "--seeds", "1")
+    found = Searched(home, "--space", "lr", "--scheduler", "pbt", "--trials", "4", "--set", "epochs=5", "--seeds", "1")
     assert found.code == 0
     assert sum(not each.trial.branch for each in found.past) == 4
     branches = [each for each in found.past if each.trial.branch]

@@ -1,4 +1,4 @@
-"""A few drawn kills; `python -m benchmarks.reliability` is the long version."""
+"""A few randomly timed kills; `python -m benchmarks.reliability` is the long version."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.reliability.soak import Soak
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.usefixtures("cluster")]
 
 
 def test_a_study_that_is_killed_again_and_again_ends_as_one_that_nobody_killed(tmp_path: Path) -> None:

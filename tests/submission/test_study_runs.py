@@ -1,4 +1,4 @@
-"""A study really runs: Ray, MLflow and a database, on the smallest networks."""
+"""Studies run on real Ray, MLflow and a database, with the smallest networks."""
 
 import itertools
 import shutil
@@ -14,24 +14,24 @@ from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable
 from resnet_core import ConfigError, fit, load_dataset
-from resnet_core.model import ResNet
+from resnet_core.model.network import ResNet
 from tests.helpers.submission import STUDY, Killer, Submitted, planned
 from tests.helpers.training_runs import weights_differ
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 DAMAGED = "epoch-000001-0123456789abcdef.pt"
 PROBED = ("--probe", "responses", "gradients", "--set", "probe_epochs=2")
 
 
 def table(text: str) -> str:
-    """From the study's title to what it says of where its report is."""
+    """Return the output from the study's title to the address of its report."""
     return text[text.index("small on synthetic: Does it run?") : text.index("Report: ")]
 
 
 @pytest.fixture(scope="module")
 def first(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
-    """The study and its probes, submitted once."""
+    """A study with probes, submitted once."""
     home = tmp_path_factory.mktemp("first")
     shutil.copy(empty, home / "mlflow.db")
     return Submitted(home, *PROBED)
@@ -93,7 +93,7 @@ def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -
         for j in range(8):
             Image.new("RGB", (50, 40), (20 * j, 60 * i, 9)).save(home / split / label / f"{j}.jpg")
     data = ["data.name=imagefolder", f"data.root={home}", "data.stream=true", "data.image_size=16", "data.scale=18,24"]
-    others = ["data.colour=true", "global_batch_size=8", "data.extra_tests=multi_scale"]
+    others = ["data.color_augmentation=true", "global_batch_size=8", "data.extra_tests=multi_scale"]
     streamed = Submitted(home, "--levels", "shortcut=A", "--set", *data, *others)
     assert streamed.entry().outcome == "completed", streamed.entry().tags.get("message")
     assert {"data_wait_seconds", "test/multi_scale_error"} <= streamed.entry().metrics.keys()
@@ -124,7 +124,7 @@ def test_cells_with_training_data_of_their_own_are_trained_found_and_reported_wi
 
 @pytest.fixture(scope="module")
 def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submitted, Submitted]:
-    """A search of the validation split, of which one run diverges, one has a bug and one fails; the same once that is mended."""
+    """A study of which one run diverges, one has a bug and one fails; submitted again after the repair."""
     home = tmp_path_factory.mktemp("bad-luck")
     shutil.copy(empty, home / "mlflow.db")
     arguments = ("--levels", "shortcut=A", "optim.lr=0.1,1e30,0.03,0.02", "--set", "data.validation=0.25")

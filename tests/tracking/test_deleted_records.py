@@ -1,4 +1,4 @@
-"""What is deleted in MLflow, before a study or amid one, is told once, with the way back; nothing that was trained is lost."""
+"""Deleting experiments and runs in MLflow, before or during a study: one message says how to continue, and no result is lost."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ def plan(home: Path, request: pytest.FixtureRequest) -> Plan:
 
 
 class Submission(Tracker):
-    """A tracker with what it writes through."""
+    """A tracker with its own journal and writer."""
 
     def __init__(self, client: MlflowClient, plan: Plan) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
@@ -71,26 +71,26 @@ class Submission(Tracker):
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
 
 @pytest.fixture
 def trained(client: MlflowClient, plan: Plan) -> Plan:
-    """A study that is done."""
+    """A finished study."""
     submission = Submission(client, plan)
     submission.started(plan.runs[0])
     submission.train(1, EPOCHS)
     submission.ended(plan.runs[0], "completed")
     assert submission.writer.flush(30) == 0
-    submission.close("FINISHED")
+    submission.study_run.close("FINISHED")
     assert submission.end() == 0
     return plan
 
 
 def shell(command: str) -> None:
-    """Runs a command as a message has it."""
+    """Run a command that a message suggests."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def said_between(text: str, before: str, after: str) -> str:
 
 
 def parsed(plan: Plan, client: MlflowClient, *more: str) -> request.Options:
-    return options.parse(plan.study, ["--tracking-uri", client.tracking_uri, *more])
+    return options.parse_options(plan.study, ["--tracking-uri", client.tracking_uri, *more])
 
 
 @pytest.mark.parametrize("way", ["restore", "remove"])
@@ -119,7 +119,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
         reporting.rebuild_report(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
-    restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("begins anew: ")[2]
+    restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("starts a new one: ")[2]
     assert shlex.quote(client.tracking_uri) in restore
     shell(restore if way == "restore" else remove)
     found = run_queries.find_plan_runs(client, trained)
@@ -134,8 +134,8 @@ Delete = Callable[[MlflowClient, Submission], Callable[[], object]]
 
 
 def the_experiment(client: MlflowClient, submission: Submission) -> Callable[[], object]:
-    client.delete_experiment(submission.experiment_id)
-    return lambda: client.restore_experiment(submission.experiment_id)
+    client.delete_experiment(submission.study_run.experiment_id)
+    return lambda: client.restore_experiment(submission.study_run.experiment_id)
 
 
 def the_run(client: MlflowClient, submission: Submission) -> Callable[[], object]:
@@ -145,8 +145,8 @@ def the_run(client: MlflowClient, submission: Submission) -> Callable[[], object
 
 
 def the_studys_run(client: MlflowClient, submission: Submission) -> Callable[[], object]:
-    client.delete_run(submission.parent_id)
-    return lambda: client.restore_run(submission.parent_id)
+    client.delete_run(submission.study_run.run_id)
+    return lambda: client.restore_run(submission.study_run.run_id)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def begun(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
     submission.train(1, 2)
     assert submission.writer.flush(30) == 0
     yield submission
-    submission._beat.stop_renewing()
+    submission.study_run.lease.stop_renewing()
 
 
 @pytest.mark.parametrize("delete", [the_experiment, the_run, the_studys_run])
@@ -167,20 +167,20 @@ def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it
     for epoch in range(3, EPOCHS + 1):
         begun.train(epoch, epoch)
         if epoch in (3, 40):
-            begun.writer.flush(0.5, at_most=0.5)
+            begun.writer.flush(0.5, max_seconds=0.5)
     begun.ended(plan.runs[0], "completed")
     assert begun.writer.flush(60) == EPOCHS - 1, "nobody waits for what is deleted"
     (warning,) = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert "deleted in MLflow; restore it: MLFLOW_TRACKING_URI=sqlite:///" in warning
-    assert warning.endswith("Training goes on, and records wait.")
-    assert begun.writer.refusals()[0] in warning
+    assert "Training goes on" in warning
+    assert begun.writer.deletion_messages()[0] in warning
     restore()
     deadline = time.monotonic() + 60
     while begun.writer.pending_fingerprints():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert begun.end() == 0
-    assert caplog.records[-1].message == "MLflow takes records again"
+    assert caplog.records[-1].message == "MLflow accepts records again"
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
@@ -273,7 +273,7 @@ def test_an_error_of_mlflow_amid_the_models_says_what_it_is_about(
     [
         ("PERMISSION_DENIED", "MLflow refuses this user (no)"),
         ("UNAUTHENTICATED", "MLflow refuses this user (no)"),
-        ("RESOURCE_EXHAUSTED", "MLflow takes no more requests for now (no)"),
+        ("RESOURCE_EXHAUSTED", "MLflow's rate limit is reached (no)"),
         ("INVALID_PARAMETER_VALUE", "MLflow refuses the request (no)"),
         ("TEMPORARILY_UNAVAILABLE", "MLflow does not answer (no)"),
         ("INTERNAL_ERROR", "MLflow does not answer (no)"),

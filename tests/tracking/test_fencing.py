@@ -1,4 +1,4 @@
-"""Two drivers of one study on machines that share only MLflow: who loses its hold learns of it before it writes again."""
+"""Two drivers of one study on machines that share only MLflow: the one that lost its lease notices before its next write."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from resnet_core import ConfigError
 from tests.helpers.mlflow_proxy import Mode, Proxy
 from tests.helpers.project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 ANOTHER = json.dumps({"name": "process 7 on elsewhere", "machine": "elsewhere", "pid": 7, "born": 0.0, "token": "another"})
 METRICS = {"train/error": 50.0, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -66,7 +66,7 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
 
 
 class Driver(Tracker):
-    """A tracker with what it writes through."""
+    """A tracker with its own journal and writer."""
 
     def __init__(self, client: MlflowClient, plan: Plan) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
@@ -88,23 +88,23 @@ class Driver(Tracker):
         self.ended(self.plan.runs[0], outcome)
 
     def die(self) -> None:
-        """End as if killed: its records stay in its journal, and MLflow names it as the holder."""
+        """End as if killed: records stay in the journal, and MLflow still names this process as the holder."""
         self.writer._closing = self.writer._abandoned = True
         with self.writer._changed:
             self.writer._changed.notify_all()
         self.writer._thread.join(10)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
 
     def finish(self) -> None:
-        """End as a study does whose process lets it go."""
+        """End as a study does, with a release of the lease."""
         assert self.writer.close(10) == 0
-        self.close("FAILED")
+        self.study_run.close("FAILED")
         self.journal.__exit__(None, None, None)
 
     def end(self) -> int:
         waiting = self.writer.close(10)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -121,13 +121,13 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     driver.started(plan.runs[0])
     driver.epochs(1, 2)
     assert driver.writer.flush(30) == 0
-    client.set_tag(driver.parent_id, HOLDER_TAG, ANOTHER)
+    client.set_tag(driver.study_run.run_id, HOLDER_TAG, ANOTHER)
     driver.epochs(3, 4)
     assert driver.succeeded.wait(30)
     assert driver.lost_to.startswith("process 7 on elsewhere holds it now; ")
     with pytest.raises(LeaseLost):
-        driver.close("FAILED")
-    before = client.get_run(driver.parent_id)
+        driver.study_run.close("FAILED")
+    before = client.get_run(driver.study_run.run_id)
     driver.ended_with("stopped")
     assert driver.end() == 0, "nothing waits: the other one reports all of its epochs"
     assert sorted(path.suffix for path in driver.journal.folder.iterdir()) == ["", ".refused"]
@@ -137,7 +137,7 @@ def test_a_holder_that_was_succeeded_learns_of_it_before_its_next_write_and_leav
     assert steps(client, plan) == [1, 2]
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     assert entry.status == "RUNNING", "it is the other's to end"
-    assert client.get_run(driver.parent_id).data.tags == before.data.tags
+    assert client.get_run(driver.study_run.run_id).data.tags == before.data.tags
 
 
 def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothing(
@@ -159,8 +159,8 @@ def test_a_request_that_is_on_its_way_when_another_one_takes_over_doubles_nothin
         assert first.writer.flush(30) == 0
         first.epochs(3)
         assert sent.wait(30)
-        holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER_TAG])
-        client.set_tag(first.parent_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
+        holder = json.loads(client.get_run(first.study_run.run_id).data.tags[HOLDER_TAG])
+        client.set_tag(first.study_run.run_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
         monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
         monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
         second = Driver(client, plan)
@@ -185,7 +185,7 @@ def test_records_of_a_holder_that_was_succeeded_are_not_delivered_while_the_othe
     first.started(plan.runs[0])
     first.epochs(1, 2)
     assert first.writer.flush(30) == 0
-    client.set_tag(first.parent_id, HOLDER_TAG, ANOTHER)
+    client.set_tag(first.study_run.run_id, HOLDER_TAG, ANOTHER)
     first.epochs(3, 4)
     assert first.succeeded.wait(30)
     first.die()
@@ -204,13 +204,13 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
     first.started(plan.runs[0])
     first.epochs(1)
     assert first.writer.flush(30) == 0
-    holder = json.loads(client.get_run(first.parent_id).data.tags[HOLDER_TAG])
+    holder = json.loads(client.get_run(first.study_run.run_id).data.tags[HOLDER_TAG])
     with first.writer._changed:  # killed before its thread has sent these
         first.writer._closing = first.writer._abandoned = True
         first.epochs(2, 3, 4)
         first.ended_with("completed")
     first.die()
-    client.set_tag(first.parent_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
+    client.set_tag(first.study_run.run_id, HOLDER_TAG, json.dumps(holder | {"machine": "elsewhere"}))
     with monkeypatch.context() as patched:
         patched.setenv("RESNET_ABLATIONS_HOME", str(home / "another"))
         patched.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
@@ -237,7 +237,7 @@ def test_records_of_a_holder_that_was_succeeded_stay_out_when_its_successor_has_
 
 @pytest.fixture
 def trained(client: MlflowClient, plan: Plan) -> Plan:
-    """A study whose runs are done, and that nobody holds."""
+    """A study with finished runs and no holder."""
     driver = Driver(client, plan)
     driver.started(plan.runs[0])
     last = {**METRICS, "train/loss": 2.0, "test/loss": 2.5, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
@@ -262,7 +262,7 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
         publish(client, run_id, *arguments, **named)
 
     monkeypatch.setattr(bundle, "publish", taken_over)
-    asked = options.parse(trained.study, ["--tracking-uri", client.tracking_uri])
+    asked = options.parse_options(trained.study, ["--tracking-uri", client.tracking_uri])
     assert study_submission.run_study(trained, asked) == 1
     assert held == [True]
     parent = parent_of(client, trained)
@@ -286,7 +286,7 @@ def test_a_study_without_a_table_does_not_seem_to_run(
         raise MlflowException("a signal, as a library may report it")
 
     monkeypatch.setattr(results, "gather", interrupted)
-    assert study_submission.run_study(trained, options.parse(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
+    assert study_submission.run_study(trained, options.parse_options(trained.study, ["--tracking-uri", client.tracking_uri])) == 1
     assert "There is no table: " in capsys.readouterr().out
     assert parent_of(client, trained).info.status == "KILLED"
 
@@ -309,19 +309,19 @@ def test_after_a_gap_a_holder_beats_and_looks_again_at_what_mlflow_has(
     (entry,) = run_queries.find_plan_runs(client, plan).values()
     for name, value in METRICS.items():  # another study, elsewhere, trains the run as well
         client.log_metric(entry.run_id, name, value, step=2)
-    before = client.get_run(driver.parent_id).data.tags[HEARTBEAT_TAG]
+    before = client.get_run(driver.study_run.run_id).data.tags[HEARTBEAT_TAG]
     monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
     time.sleep(0.6)
     driver.epochs(2, 3)
     assert driver.end() == 0
     assert steps(client, plan) == [1, 2, 3]
-    assert client.get_run(driver.parent_id).data.tags[HEARTBEAT_TAG] != before
+    assert client.get_run(driver.study_run.run_id).data.tags[HEARTBEAT_TAG] != before
     assert not driver.lost_to
 
 
 @pytest.mark.parametrize("clock", ["time", "clock_gettime"])
 def test_a_gap_is_seen_by_either_clock(monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
-    then, real = lease._Clocks(), getattr(time, clock)
+    then, real = lease._Stopwatch(), getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda *which: real(*which) + 90)
     assert 90 <= then.seconds() < 100
 
@@ -390,7 +390,7 @@ EPOCHS = 2000
 
 
 class Machine:
-    """A driver with a home, a Ray and a host name of its own."""
+    """A driver with its own home folder, Ray and host name."""
 
     def __init__(self, home: Path, uri: str) -> None:
         code = f"import runpy, sys; sys.path.insert(0, {str(PROJECT)!r}); {LEASE}; sys.argv[:1] = []; "
@@ -418,7 +418,7 @@ class Machine:
                 process.resume()
 
     def living(self) -> list[str]:
-        """Names of the processes that it had when it stood still and that have not ended."""
+        """Return the names of its processes that existed when it was suspended and have not ended."""
         found = []
         for process in self.known:
             with suppress(psutil.NoSuchProcess):
@@ -440,7 +440,7 @@ class Machine:
 
 @pytest.fixture
 def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
-    """A driver that stood still while another one, elsewhere, took its study over; it has just gone on."""
+    """A driver that was suspended while another one took its study over, and has just been resumed."""
     if subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no right to another host name")
 
@@ -468,13 +468,14 @@ def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine
             yield first, second
 
 
+@pytest.mark.ray
 def test_a_driver_that_stood_still_while_another_took_over_stops_in_one_line(
     client: MlflowClient, two: tuple[Machine, Machine]
 ) -> None:
     first, second = two
     assert first.process.wait(60) == 1
     said = first.output.read_text()
-    assert f"shortcuts: process {second.process.pid} on second-host holds it now; this one had not been heard of for" in said
+    assert f"shortcuts: process {second.process.pid} on second-host holds it now; this process had sent no heartbeat for" in said
     assert "Traceback" not in said
     assert "There is no table" not in said
     once(lambda: not first.living())

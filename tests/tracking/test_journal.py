@@ -1,4 +1,4 @@
-"""A journal keeps submissions apart and outlives the process that wrote it."""
+"""The journal excludes concurrent submissions of a study, and its records survive the process that wrote them."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_records_of_a_home_that_was_moved_are_found(tmp_path: Path, monkeypatch:
 
 
 class Holder:
-    """A process that holds a study and some of its runs, with two records and half of a third not delivered."""
+    """A process that holds a study and some runs, with two and a half undelivered records."""
 
     def __init__(self, study: str = "small", runs: str = "ab") -> None:
         code = f"""
@@ -138,7 +138,7 @@ def test_what_cannot_be_written_is_told_and_does_not_end_a_study(caplog: pytest.
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Files can be made and none can grow, as on a full disk."""
+    """Let files be created but not grow, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:

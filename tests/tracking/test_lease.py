@@ -1,4 +1,4 @@
-"""Submissions that meet: one holds a study or a run, the others are told, wait, or succeed it."""
+"""Concurrent submissions: one holds a study or a run; others are rejected, wait, or take over."""
 
 import json
 import os
@@ -23,13 +23,13 @@ from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, StudyLeas
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 EPOCHS = 300
 
 
 class Command:
-    """A study, submitted as a process of its own."""
+    """A study submitted in its own process."""
 
     def __init__(self, cluster: str, home: Path, study: str, *arguments: str) -> None:
         command = [sys.executable, f"ablations/{study}.py", "--preset", "smoke", "--levels", *arguments]
@@ -38,7 +38,7 @@ class Command:
         self.process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
     def end(self) -> tuple[int, str, str]:
-        """Waits; returns exit code, output and errors."""
+        """Wait for the end; return exit code, output and errors."""
         out, error = self.process.communicate(timeout=150)
         return self.process.returncode, out, error
 
@@ -51,14 +51,14 @@ class Command:
 
 
 def children(home: Path) -> list[dict[str, str]]:
-    """Tags of the database's runs that have a fingerprint."""
+    """Return the tags of all runs that have a fingerprint."""
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return [run.data.tags for run in client.search_runs(experiments, "tags.fingerprint != ''")]
 
 
 class PassedOn:
-    """A study that is submitted again while it runs; its holder is killed, the next one interrupted, the third left alone."""
+    """A study submitted again while it runs. Its first holder is killed, the second interrupted, the third completes."""
 
     study = ("shortcuts", "shortcut=A", "depth=8", "--seeds", "1", "--set", f"optim.epochs={EPOCHS}")
 
@@ -78,7 +78,7 @@ class PassedOn:
         self.ended = Command(cluster, home, *self.study).end()
 
     def newest(self) -> int:
-        """Epoch of the newest checkpoint."""
+        """Return the epoch of the latest checkpoint."""
         return max((int(path.name[6:12]) for path in self.home.glob("checkpoints/*/epoch-*.pt")), default=0)
 
     def wait_for(self, command: Command, true: Callable[[], bool]) -> None:
@@ -139,7 +139,7 @@ def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: s
 
 
 class Elsewhere:
-    """A holder on a machine that shares nothing but MLflow."""
+    """A holder on a machine that shares only MLflow."""
 
     def __init__(self, client: MlflowClient, machine: str = "elsewhere") -> None:
         self.client, self.run_id = client, client.create_run("0").info.run_id
@@ -198,7 +198,7 @@ def test_a_holder_on_another_machine_that_stands_still_is_succeeded(client: Mlfl
     beat = StudyLease(client, elsewhere.run_id, "small")
     assert 1.0 <= time.monotonic() - began < 10
     assert f"process {os.getpid()} on" in get_holder(client, elsewhere.run_id)
-    beat.stop()
+    beat.release()
     assert get_holder(client, elsewhere.run_id) == "nobody"
 
 
@@ -214,7 +214,7 @@ def test_a_holder_beats_in_less_than_half_the_time_after_which_it_counts_as_dead
         assert time.monotonic() < deadline
         seen.add(client.get_run(run_id).data.tags.get(HEARTBEAT_TAG, ""))
         time.sleep(0.02)
-    beat.stop()
+    beat.release()
 
 
 def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
@@ -229,7 +229,7 @@ def test_a_holder_beats_while_a_look_of_another_thread_waits_for_an_answer(
             assert time.monotonic() < deadline, seen
             seen.add(client.get_run(run_id).data.tags.get(HEARTBEAT_TAG, ""))
             time.sleep(0.02)
-    beat.stop()
+    beat.release()
 
 
 def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succeeded_at_once(client: MlflowClient) -> None:
@@ -244,5 +244,5 @@ def test_a_holder_on_this_machine_is_looked_up_and_one_that_was_killed_is_succee
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:  # whoever started it may never ask how it ended
             time.sleep(0.01)
         began = time.monotonic()
-        StudyLease(client, run_id, "small").stop()
-        assert time.monotonic() - began < 1
+        StudyLease(client, run_id, "small").release()
+        assert time.monotonic() - began < lease.LEASE_TIMEOUT_SECONDS / 2

@@ -1,4 +1,4 @@
-"""What the tracker writes to a real database, and what the ledger finds there again."""
+"""What the tracker writes to a real database is what queries read back."""
 
 import json
 import os
@@ -25,7 +25,8 @@ from ablations.engine.submission import study_submission
 from ablations.engine.tracking import results, run_queries, writer
 from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
 from ablations.engine.tracking.journal import Journal
-from ablations.engine.tracking.tracker import Tracker, origin_tags
+from ablations.engine.tracking.study_run import origin_tags
+from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from resnet_core import ConfigError
 
@@ -49,7 +50,7 @@ def plan(tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
 
 
 class Submission(Tracker):
-    """A tracker with what it writes through."""
+    """A tracker with its own journal and writer."""
 
     def __init__(self, client: MlflowClient, plan: Plan, *, rerun: bool = False) -> None:
         self.journal = Journal(client.tracking_uri, plan.study.name, plan.base_id)
@@ -59,12 +60,12 @@ class Submission(Tracker):
         self.closed = False
 
     def flush(self, seconds: float = 10) -> int:
-        """Ends what writes; returns how many records wait."""
+        """Close writer and journal; return the number of undelivered records."""
         if self.closed:
             return 0
         self.closed = True
         waiting = self.writer.close(seconds)
-        self._beat.stop_renewing()
+        self.study_run.lease.stop_renewing()
         self.journal.__exit__(None, None, None)
         return waiting
 
@@ -77,7 +78,7 @@ def tracker(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
 
 
 def children(client: MlflowClient, tracker: Submission) -> list[MlflowRun]:
-    return list(client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{tracker.parent_id}'"))
+    return list(client.search_runs([tracker.study_run.experiment_id], f"tags.mlflow.parentRunId = '{tracker.study_run.run_id}'"))
 
 
 def train(tracker: Submission, plan: Plan, *, runs: int | None = None) -> None:
@@ -240,7 +241,7 @@ def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowCli
     (child,) = children(client, again)
     assert (child.info.status, child.data.tags["attempts"]) == ("FINISHED", "2")
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
-    assert again.parent_id == tracker.parent_id
+    assert again.study_run.run_id == tracker.study_run.run_id
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
     old = run_queries.find_plan_runs(client, plan)
     data = {"data_version": plan.dataset.version}
     for number in range(30):
-        client.create_run(tracker.experiment_id, tags={**data, "fingerprint": f"another {number}"})
+        client.create_run(tracker.study_run.experiment_id, tags={**data, "fingerprint": f"another {number}"})
     run_record = Mock(side_effect=run_queries.run_record)
     monkeypatch.setattr(run_queries, "run_record", run_record)
     monkeypatch.setattr(run_queries, "MIN_RUNS_READ", 5)
@@ -368,13 +369,13 @@ def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.Mon
 
 
 def another(plan: Plan, tmp_path: Path) -> Plan:
-    """Another study that has the first one's runs."""
+    """Another study with the same runs."""
     study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
     return make_plan(study, StudyRequest(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, client: MlflowClient, tracker: Submission, plan: Plan) -> None:
-    """The tracker's process dies with all records of a run undelivered."""
+    """Let the tracker's process crash with all records of a run undelivered."""
     with monkeypatch.context() as outage:
         for name in ("search_runs", "create_run", "log_batch"):
             outage.setattr(client, name, lambda *_, **__: (_ for _ in ()).throw(OSError("down")))
@@ -431,16 +432,16 @@ def test_records_that_mlflow_will_never_take_are_put_aside_and_hold_up_nobody(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cut_off(monkeypatch, client, tracker, plan)
-    client.delete_experiment(tracker.experiment_id)
+    client.delete_experiment(tracker.study_run.experiment_id)
     other = another(plan, tmp_path)
     second = Submission(client, other)
     assert len(second.journal.recovered) == 4
     train(second, other, runs=1)
     assert "experiment" in (second.journal.folder / f"{second.journal._file.stem}.refused").read_text()
-    client.restore_experiment(tracker.experiment_id)
+    client.restore_experiment(tracker.study_run.experiment_id)
 
 
-@pytest.mark.parametrize("culprit", ["kind", "settle"])
+@pytest.mark.parametrize("culprit", ["kind", "flush"])
 def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_go(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, culprit: str
 ) -> None:
@@ -453,11 +454,11 @@ def test_nothing_is_delivered_any_longer_when_a_study_that_failed_to_start_lets_
         release(journal, *error)
 
     monkeypatch.setattr(Journal, "__exit__", noted)
-    failing = {"kind": (study_submission.Submission, "__init__"), "settle": (Writer, "settle")}[culprit]
+    failing = {"kind": (study_submission.StudySubmission, "__init__"), "flush": (Writer, "flush")}[culprit]
     monkeypatch.setattr(*failing, Mock(side_effect=[ConfigError("it does not start"), 0]))
     uri = ["--tracking-uri", client.tracking_uri, "--storage", str(tmp_path)]
     with pytest.raises(ConfigError, match="it does not start"):
-        study_submission.run_study(plan, options.parse(plan.study, uri))
+        study_submission.run_study(plan, options.parse_options(plan.study, uri))
     assert not left
 
 

@@ -26,7 +26,7 @@ from ablations.engine.trial.job import Job
 from ablations.engine.trial.worker import train_epochs
 from resnet_core import RunSpec, build_model, fit, override, preset
 from resnet_core.overrides import from_flat
-from resnet_core.training import init_state
+from resnet_core.training.loop import init_state
 from tests.helpers.checkpoints import epoch_of, small_disk, state
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import make_job
@@ -113,7 +113,7 @@ def test_what_storage_spoils_is_found_out_before_an_older_one_is_removed(
 
 @contextmanager
 def small_files(path: Path, size: str) -> Iterator[None]:
-    """RunResources no rights: files of this process end at a size."""
+    """Limit the size of files of this process; this takes no rights."""
     path.mkdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size.removesuffix("m")) * 2**20, before[1]))

@@ -6,15 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
 
-from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling import tune_runner
 from ablations.engine.trial import ddp_group
 from ablations.engine.trial.liveness import PeerMonitor, StallDetector
 from tests.helpers.project import PROJECT
@@ -97,14 +96,6 @@ def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypat
 # On a Ray of two CPUs
 
 
-@pytest.fixture(scope="module")
-def two_cpus() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
-    connection.connect()
-    yield
-    ray.shutdown()
-
-
 def process(title: str) -> psutil.Process:
     """Return the process of this program's Ray that has this title, once it is there."""
     found: list[psutil.Process] = []
@@ -123,8 +114,7 @@ def process(title: str) -> psutil.Process:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.usefixtures("cluster")
 def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) -> None:
     """A driver that takes its time leaves them in the group's queue when the leader has the outcome."""
 
@@ -143,8 +133,7 @@ def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.usefixtures("cluster")
 def test_a_run_whose_process_is_stopped_goes_on_in_another(tmp_path: Path) -> None:
     def stop(heard: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 3)
@@ -182,25 +171,35 @@ class Interrupted(RecordingListener):
         deaths = [reason for reason, _ in self.deaths.get("group", [])]
         return [*self.restarts[before[0] :], *deaths[before[1] :]][0]
 
+    def stop_leader(self) -> None:
+        process(CLEANER).kill()  # else Ray Train might free what the group had reserved; without a dashboard it does not
+        psutil.Process(self.pids["group"]).suspend()
+
+
+DISTURBANCES: dict[str, Callable[[Interrupted], object]] = {
+    "controller killed": lambda _: process(CONTROLLER).kill(),
+    "controller stopped": lambda _: process(CONTROLLER).suspend(),
+    "queue killed": lambda _: process(QUEUE).kill(),
+    "queue stopped": lambda _: process(QUEUE).suspend(),
+    "leader stopped": Interrupted.stop_leader,
+}
+"""How a group is disturbed, in this order."""
+
 
 @pytest.fixture(scope="module")
-def reasons(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run of two workers was told each time it was taken up again."""
+def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The reason that a run of two workers was given after each disturbance that one of the selected tests is about."""
     folder = tmp_path_factory.mktemp("group")
     heard = Interrupted(folder)
+    users = [item for item in request.session.items if isinstance(item, pytest.Function) and "reasons" in item.fixturenames]
+    selected = {item.callspec.params["what"] for item in users}
     told: dict[str, str] = {}
-
-    def stop_leader() -> None:
-        process(CLEANER).kill()  # else Ray Train might free what the group had reserved; without a dashboard it does not
-        psutil.Process(heard.pids["group"]).suspend()
 
     def disturb(_: RecordingListener) -> None:
         try:
-            told["controller killed"] = heard.after(lambda: process(CONTROLLER).kill())
-            told["controller stopped"] = heard.after(lambda: process(CONTROLLER).suspend())
-            told["queue killed"] = heard.after(lambda: process(QUEUE).kill())
-            told["queue stopped"] = heard.after(lambda: process(QUEUE).suspend())
-            told["leader stopped"] = heard.after(stop_leader)
+            for what, act in DISTURBANCES.items():
+                if what in selected:
+                    told[what] = heard.after(lambda act=act: act(heard))  # type: ignore[misc]
             heard.goes_on()
         finally:
             os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
@@ -211,14 +210,15 @@ def reasons(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("controller killed", "its process was killed"),
+        pytest.param("controller killed", "its process was killed", marks=pytest.mark.nightly),
         ("controller stopped", "the controller of its workers stood still for |made no step for 12 s"),
         ("queue killed", "its process was killed"),
-        ("queue stopped", "made no step for 12 s|the controller of its workers stood still for "),
+        pytest.param(
+            "queue stopped", "made no step for 12 s|the controller of its workers stood still for ", marks=pytest.mark.nightly
+        ),
         ("leader stopped", "its process stood still for "),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_group_goes_on_whichever_of_its_processes_is_killed_or_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1"]
     asked = ["--levels", "shortcut=A", "depth=8", "--set", "optim.epochs=5000"]
@@ -248,8 +248,7 @@ def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.usefixtures("cluster")
 def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needs = tune_runner.RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
     heard = RecordingListener(lambda _: None)
@@ -261,7 +260,8 @@ def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, cap
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.nightly
+@pytest.mark.ray
 def test_groups_train_whatever_the_shell_says_of_ray_trains_version(tmp_path: Path) -> None:
     command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--workers", "2"]
     state = {"RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_TRAIN_V2_ENABLED": "0"}

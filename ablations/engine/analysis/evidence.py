@@ -50,7 +50,7 @@ class Evidence:
     """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: errors in percent
     and the duration of the epoch in seconds."""
     probes: pd.DataFrame
-    """The columns of `resnet_core.probes.Row` with `cell` and `seed`; empty if nothing was probed."""
+    """The columns of `resnet_core.training.probes.Row` with `cell` and `seed`; empty if nothing was probed."""
     trials: pd.DataFrame | None = None
     """A row per trial of a search: `cell` (label of a `SearchCell`), `number` (from 0 within the cell), `run_id`, `outcome`
     (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (training so far, without the

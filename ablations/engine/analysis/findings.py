@@ -250,7 +250,7 @@ class SearchFindings:
 class Findings:
     """All findings about a study."""
 
-    scored_on: str
+    evaluation_split: str
     cells: tuple[CellFinding, ...]
     """One per cell, in the order of the design."""
     comparisons: tuple[Comparison, ...]

@@ -47,7 +47,7 @@ def analyze_study(evidence: Evidence) -> Findings:
     of_levels, of_pairs = estimate_effects(design, table.errors), estimate_interactions(design, table.errors)
     variance = _anova(design, table.errors, cells)
     return Findings(
-        scored_on=design.scored_on,
+        evaluation_split=design.evaluation_split,
         cells=cells,
         comparisons=_comparisons(design, table),
         effects=of_levels,

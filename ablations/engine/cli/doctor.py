@@ -1,52 +1,66 @@
-"""`python -m ablations.engine doctor`: what is wrong with a cluster, and what to do about it."""
+"""The options of `ablations doctor`."""
 
 import argparse
 
 from ablations.engine.cli import options
 from ablations.engine.cluster import local_service
-from ablations.engine.cluster.doctor.request import Request
+from ablations.engine.cluster.doctor.request import DoctorRequest
 from ablations.engine.environment import paths, validation
 from resnet_core import PRESETS, override, preset
 from resnet_core.fields import reject
 from resnet_core.overrides import assignments
 
-HELP = "check every node of the cluster, what they share and what they show to the world"
+HELP = "check every node of a cluster and print what to repair"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of the command line; what studies have too means the same here."""
-    parser.description = "Exit code 0: nothing is wrong; 1: something is; 2: the request was wrong."
-    parser.epilog = options.EPILOG
+    """Add the options of the command. Those that studies have as well mean the same."""
+    parser.description = (
+        "Check versions, clocks, disks, GPUs, open ports, storage, data, MLflow and the network of every node, and print one "
+        "line for each check. Exit code 0: no check failed; 1: a check failed; 2: wrong options."
+    )
+    parser.epilog = options.ENVIRONMENT_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = options.fill(parser.description)
     parser.add_argument(
-        "--preset", default="digits", metavar="NAME", help=f"whose data: {', '.join(PRESETS)} (default: %(default)s)"
+        "--preset",
+        default="digits",
+        metavar="NAME",
+        help=f"preset whose data are checked: {', '.join(PRESETS)} (default: digits)",
     )
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="as studies have it, as in data.root=~/photos"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override fields of the preset, as in data.root=~/photos",
     )
-    parser.add_argument("--storage", default=paths.default_storage(), metavar="URI", help="checkpoints (default: %(default)s)")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: the service's, MLFLOW_TRACKING_URI, or local)")
     parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="ask for so many workers, as a run would, and wait for the nodes that they bring (default: the nodes that are there)",
+        help="reserve N workers as a run does, which makes an autoscaler add nodes, and check them (default: check current nodes)",
     )
-    parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
-    parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="default: 0")
-    parser.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="for --workers (default: 600)")
+    parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")
+    parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="GPUs of each worker (default: 0)")
+    parser.add_argument(
+        "--wait", type=float, default=600.0, metavar="SECONDS", help="how long to wait for --workers (default: 600)"
+    )
+    options.add_tracking_options(parser)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Prints the list; returns 0 if nothing is wrong, else 1. Raises ConfigError for a wrong request."""
-    local_service.adopt()
+    """Run the checks. Return 0 if none failed, otherwise 1. Raise ConfigError for wrong options."""
+    local_service.select_ray_cluster()
     request = _request(given)
     paths.protect_home()
-    from ablations.engine.cluster.doctor.doctor import check_up  # Ray takes seconds to import
+    from ablations.engine.cluster.doctor.checklist import run_checks  # imports Ray, which takes seconds
 
-    return check_up(request)
+    return run_checks(request)
 
 
-def _request(given: argparse.Namespace) -> Request:
+def _request(given: argparse.Namespace) -> DoctorRequest:
     if given.workers is not None and given.workers < 1:
         raise reject("--workers", given.workers, "accepted: 1 or more")
     if not 0 < given.wait < float("inf"):
@@ -55,12 +69,12 @@ def _request(given: argparse.Namespace) -> Request:
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
-    return Request(
+    return DoctorRequest(
         data=override(preset(given.preset), assignments("--set", given.set)).data,
         storage=paths.storage_address("--storage", given.storage),
         tracking_uri=tracking_uri,
         workers=given.workers,
         cpus_per_worker=given.cpus_per_worker,
         gpus_per_worker=given.gpus_per_worker,
-        wait=given.wait,
+        worker_timeout_seconds=given.wait,
     )

@@ -1,7 +1,10 @@
-"""The command line's options, parsed and checked before anything starts."""
+"""The options of a study's command line: parsing, checks before anything starts, and help."""
 
 import argparse
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 
 from ablations.engine.environment import paths
@@ -24,31 +27,44 @@ from resnet_core.fields import ConfigError, reject
 from resnet_core.overrides import assignments, field_name
 
 PLACEMENTS = ("pack", "spread")
-MAX_HANG_SECONDS = 7 * 24 * 3600
-"""A week. The watchdog's timer takes some 290 years, and there would be no watchdog beyond."""
-EPILOG = (
-    "Environment: MLFLOW_TRACKING_URI, RAY_ADDRESS; RESNET_ABLATIONS_HOME is the folder of local state, RESNET_ABLATIONS_STORAGE "
-    "a folder or address that all nodes share."
-)
+MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
+"""One week. The watchdog's timer overflows at some 290 years, and a run would have no watchdog."""
+RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}
+"""Old names of options. They work for one release and are not in the help."""
+ENVIRONMENT_HELP = """environment variables:
+  MLFLOW_TRACKING_URI        default of --tracking-uri
+  RAY_ADDRESS                Ray cluster to use (default: the local service, a
+                             cluster on this machine, or a temporary Ray)
+  RESNET_ABLATIONS_HOME      folder of local state
+  RESNET_ABLATIONS_STORAGE   folder or address that all nodes share"""
+EXAMPLES = """examples:
+  python {program} --plan
+  python {program} --preset smoke
+  python {program} --levels {factor} --seeds 5
+  ray job submit --working-dir . -- python {program} --workers 2"""
+SEARCH_EXAMPLE = """
+  python {program} --per-cell --space lr=0.001..1:log --trials 20"""
 
 
-def parse(study: Study, arguments: Sequence[str]) -> Options:
-    """The command line's options; raises ConfigError for wrong ones."""
-    given = _parser(study).parse_args(arguments)
+def parse_options(study: Study, arguments: Sequence[str]) -> Options:
+    """Return the parsed command line of a study. Raise ConfigError for wrong options."""
+    given = make_parser(study).parse_args([_current_name(word) for word in arguments])
     check_positive("--workers", given.workers)
     check_positive("--max-concurrent", given.max_concurrent)
     if given.placement not in PLACEMENTS:
         raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
-    if not 0 < given.hang_timeout <= MAX_HANG_SECONDS:
-        raise reject("--hang-timeout", given.hang_timeout, f"accepted: seconds above 0, at most {MAX_HANG_SECONDS} (a week)")
+    if not 0 < given.hang_timeout <= MAX_HANG_TIMEOUT_SECONDS:
+        accepted = f"accepted: seconds above 0, at most {MAX_HANG_TIMEOUT_SECONDS} (a week)"
+        raise reject("--hang-timeout", given.hang_timeout, accepted)
     check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
-    for one, others in (("report", ("plan", "fresh", "log_models")), ("plan", ("log_models",))):
+    for one, others in (("report", ("plan", "rerun", "log_models")), ("plan", ("log_models",))):
         if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):
             raise ConfigError(f"--{one}, --{other.replace('_', '-')}: accepted: one of them")
     if given.calibrate is not None and not given.plan:
         raise ConfigError("--calibrate: accepted with --plan only")
     check_address("--storage", given.storage)
-    check_address("--tracking-uri", given.tracking_uri)
+    tracking_uri = paths.default_tracking_uri() if given.tracking_uri is None else given.tracking_uri
+    check_address("--tracking-uri", tracking_uri)
     levels = {name: split_levels(name, text) for name, text in assignments("--levels", given.levels).items()}
     request = StudyRequest(
         preset=given.preset,
@@ -61,160 +77,194 @@ def parse(study: Study, arguments: Sequence[str]) -> Options:
     )
     return Options(
         request=request,
-        search=_search(given) if study.space else None,
+        search=_search_request(given) if study.space else None,
         cpus_per_worker=given.cpus_per_worker,
         gpus_per_worker=given.gpus_per_worker,
         max_concurrent=given.max_concurrent,
         placement=given.placement,
         hang_timeout=given.hang_timeout,
         storage=paths.storage_address("--storage", given.storage),
-        tracking_uri=given.tracking_uri,
+        tracking_uri=tracking_uri,
         plan=given.plan,
         calibrate=given.calibrate,
         report=given.report,
-        rerun=given.fresh,
+        rerun=given.rerun,
         log_models=given.log_models,
     )
 
 
-def _parser(study: Study) -> argparse.ArgumentParser:
-    factors = "; ".join(f"{name}: {', '.join(map(format_level, levels))}" for name, levels in study.factors.items())
-    parser = Parser(description=f"{study.question}  Factors: {factors}.", epilog=EPILOG)
-    what = parser.add_argument_group("what to run")
-    what.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
-    what.add_argument("--seeds", type=int, metavar="N", help=f"replicates of every cell (default: {study.seeds})")
-    what.add_argument(
+def fill(text: str) -> str:
+    """Return text wrapped to the width of the terminal, for help that argparse leaves as it is."""
+    return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100) - 2)
+
+
+def add_tracking_options(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """Add `--tracking-uri` and `--storage`, which studies, `replay` and `doctor` have in common."""
+    group.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or database (default: MLFLOW_TRACKING_URI, otherwise the local service or a database)",
+    )
+    group.add_argument(
+        "--storage",
+        default=paths.default_storage(),
+        metavar="URI",
+        help="folder or address of checkpoints: a path, s3://…, gs://… (default: the folder checkpoints in "
+        "RESNET_ABLATIONS_STORAGE or RESNET_ABLATIONS_HOME)",
+    )
+
+
+def make_parser(study: Study) -> argparse.ArgumentParser:
+    """Return the parser of a study's command line."""
+    factors = "\n".join(f"  {name}: {', '.join(map(format_level, levels))}" for name, levels in study.factors.items())
+    first = next(iter(study.factors), None)
+    example = f"{first}={','.join(map(format_level, study.factors[first][:2]))}" if first else "depth=20,56"
+    parser = Parser(
+        usage="%(prog)s [options]",
+        description=f"{fill(study.question)}\n\nfactors and levels:\n{factors}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    examples = (EXAMPLES + (SEARCH_EXAMPLE if study.space else "")).format(program=parser.prog, factor=example)
+    parser.epilog = f"{examples}\n\n{ENVIRONMENT_HELP}".replace("%", "%%")
+    group = parser.add_argument_group("study")
+    group.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
+    group.add_argument("--seeds", type=int, metavar="N", help=f"number of replicates of each cell (default: {study.seeds})")
+    group.add_argument(
         "--levels",
         nargs="+",
         action="extend",
         default=[],
         metavar="FACTOR=A,B",
-        help="other levels, as in depth=20,56 shortcut=A,B; of any field, and a level that is a list is in brackets: "
+        help="replace the levels of a factor, or add a field as a factor: depth=20,56; if each level is a list, write "
         "'milestones=[0.5,0.75],[0.3,0.6]'",
     )
-    what.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of RunSpec, as in optim.lr=0.05"
+    group.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="override fields of every run: optim.lr=0.05"
     )
-    what.add_argument(
+    group.add_argument(
         "--probe",
         nargs="+",
         action="extend",
         default=[],
         metavar="NAME",
-        help="look inside the networks, besides what the study looks at: responses (figure 7), gradients; --set probe_epochs=1,10",
+        help="record layer statistics besides those of the study: responses, gradients; choose epochs by --set probe_epochs=1,10",
     )
-    what.add_argument("--data-download", action="store_true", help="download the data set where it is missing (cifar10, cifar100)")
-    what.add_argument("--fresh", action="store_true", help="train again what is done, as a new attempt; nothing is deleted")
-    if study.space:
-        _add_search(parser)
-    where = parser.add_argument_group("on what")
-    where.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of a run (default: 1)")
-    where.add_argument(
-        "--placement",
-        default="pack",
-        metavar="NAME",
-        help="a run's workers on as few nodes as can be, or on as many: pack, spread (default: %(default)s)",
+    group.add_argument(
+        "--plan", action="store_true", help="print cells, cost and the smallest detectable difference; start nothing"
     )
-    where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="default: 1")
-    where.add_argument(
-        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="0 to 1; a fraction shares a GPU between runs (default: 0)"
+    group.add_argument(
+        "--calibrate",
+        action=argparse.BooleanOptionalAction,
+        help="let --plan train a few steps here to estimate times that no finished run provides (default: not on a cluster)",
     )
-    where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: as many as the cluster holds)")
-    where.add_argument(
+    group.add_argument(
+        "--report",
+        action="store_true",
+        help="rebuild the report of the latest submission from MLflow, of all cells or of these --levels and --seeds",
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("--rerun", action="store_true", help="train finished runs again, as a new attempt; nothing is deleted")
+    group.add_argument(
+        "--data-download", action="store_true", help="download the data set if it is missing (cifar10 and cifar100 only)"
+    )
+    group.add_argument("--log-models", action="store_true", help="log the final network of each run to MLflow")
+    group.add_argument(
         "--hang-timeout",
         type=float,
         default=600.0,
         metavar="SECONDS",
-        help="a process that makes no step for so long is ended and its run goes on from the last checkpoint; reading the data, "
-        "reading or writing a checkpoint count as one step each (default: 600)",
+        help="end a process without progress for this time, and retry its run from the last checkpoint (default: 600); one step, "
+        "reading the data, or reading or writing a checkpoint is progress",
     )
-    records = parser.add_argument_group("where results go")
-    records.add_argument(
-        "--storage",
-        default=paths.default_storage(),
-        metavar="URI",
-        help="checkpoints: a folder or s3://… (default: %(default)s)",
+    group = parser.add_argument_group("cluster")
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of each run (default: 1)")
+    group.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")
+    group.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="GPUs of each worker, 0 to 1; with a fraction, several workers share a GPU (default: 0)",
     )
-    records.add_argument(
-        "--tracking-uri", default=paths.default_tracking_uri(), metavar="URI", help="MLflow (default: %(default)s)"
+    group.add_argument(
+        "--placement",
+        default="pack",
+        metavar="NAME",
+        help="pack: workers of a run on few nodes; spread: on many nodes (default: pack)",
     )
-    records.add_argument("--log-models", action="store_true", help="log the final network of every run to MLflow")
-    show = parser.add_argument_group("look first")
-    show.add_argument(
-        "--plan",
-        action="store_true",
-        help="print cells, what is skipped or done already, what it costs and how small a difference it can find; start nothing",
+    group.add_argument(
+        "--max-concurrent", type=int, metavar="N", help="maximum number of runs at a time (default: as many as fit on the cluster)"
     )
-    show.add_argument(
-        "--calibrate",
-        action=argparse.BooleanOptionalAction,
-        help="whether --plan trains a few steps here to estimate times that no finished run tells (default: not on a cluster)",
-    )
-    show.add_argument(
-        "--report",
-        action="store_true",
-        help="make the report of what was submitted last again, from MLflow alone, of all or of these --levels and --seeds",
-    )
+    add_tracking_options(parser.add_argument_group("tracking"))
+    if study.space:
+        _add_search_options(parser.add_argument_group("search"))
     return parser
 
 
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to search")
+def _add_search_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--search",
+        "--space",
         nargs="+",
         action="extend",
         default=[],
         metavar="FIELD",
-        help="what to search: fields of the study's space, or any field of RunSpec with a range or choices, as in "
-        "lr=0.001..1:log width=8,16,24 (default: the study's whole space)",
+        help="fields to search: names of the study's space, or any field with a range or choices, as in lr=0.001..1:log "
+        "width=8,16,24 (default: the study's whole space)",
     )
     group.add_argument(
         "--per-cell",
         nargs="*",
         metavar="FACTOR",
-        help="a search of equal budget inside each level of these factors (default of --per-cell alone: all of the study)",
+        help="run a search of equal budget for each level of these factors, of all factors if none is named (default: one search)",
     )
     group.add_argument(
-        "--trials",
-        type=int,
-        metavar="N",
-        help=f"budget of each search; of pbt, the size of its population (default: {DEFAULT_TRIALS})",
+        "--trials", type=int, metavar="N", help=f"trials of each search; with pbt, the population size (default: {DEFAULT_TRIALS})"
     )
     group.add_argument(
-        "--time-budget", metavar="TIME", help="another budget of each search: its trials' training time, as in 90s, 30m or 8h"
+        "--time-budget", metavar="TIME", help="training time of each search: 90s, 30m, 8h (default: bounded by --trials only)"
     )
-    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; of pbt random)")
+    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; random with pbt)")
     group.add_argument(
         "--scheduler",
         metavar="NAME",
-        help=f"who ends hopeless trials early: {', '.join(SCHEDULERS)} (default: asha; with --against none)",
+        help=f"method that stops poor trials early: {', '.join(SCHEDULERS)} (default: asha; none with --objective)",
     )
     group.add_argument(
-        "--against", metavar="COST", help=f"weigh error against {' or '.join(OBJECTIVES)}: the search is for the front of both"
+        "--objective",
+        metavar="COST",
+        help=f"second objective besides the error: {' or '.join(OBJECTIVES)}; the search finds the Pareto front (default: none)",
     )
     group.add_argument(
         "--validation",
         type=float,
         default=DEFAULT_VALIDATION_SHARE,
         metavar="SHARE",
-        help="of every class's training images, held out to score trials on; the test set is not read (default: %(default)s)",
+        help="share of each class's training images held out to score trials; the test set is not read (default: %(default)s)",
     )
-    group.add_argument("--search-seed", type=int, default=0, metavar="N", help="another one is another search (default: 0)")
+    group.add_argument("--search-seed", type=int, default=0, metavar="N", help="seed of the search (default: 0)")
 
 
-def _search(given: argparse.Namespace) -> SearchRequest:
+def _current_name(word: str) -> str:
+    """Return a word of the command line with the current name of its option, and print a note if it has an old one."""
+    option, mark, value = word.partition("=")
+    if option not in RENAMED_OPTIONS:
+        return word
+    print(f"note: {option} is now called {RENAMED_OPTIONS[option]}; the next release drops the old name", file=sys.stderr)
+    return f"{RENAMED_OPTIONS[option]}{mark}{value}"
+
+
+def _search_request(given: argparse.Namespace) -> SearchRequest:
     check_positive("--trials", given.trials)
-    if given.fresh:
-        raise ConfigError("--fresh: a search goes on from the trials that are there; accepted: another --search-seed")
+    if given.rerun:
+        raise ConfigError("--rerun: a search continues from its finished trials; accepted: another --search-seed")
     return SearchRequest(
         per_cell=given.per_cell,
-        space=tuple(given.search),
+        space=tuple(given.space),
         trials=given.trials,
         seconds=None if given.time_budget is None else _seconds("--time-budget", given.time_budget),
         sampler=given.sampler,
         scheduler=given.scheduler,
-        objective=given.against,
+        objective=given.objective,
         seed=given.search_seed,
         validation_share=given.validation,
     )
@@ -231,5 +281,5 @@ def _seconds(option: str, text: str) -> float:
 def _overrides(given: argparse.Namespace) -> dict[str, str]:
     overrides = assignments("--set", given.set)
     if given.probe and "probes" in map(field_name, overrides):
-        raise reject("--set", "probes", "--probe names them too")
+        raise reject("--set", "probes", "--probe sets them as well; accepted: one of the two")
     return overrides

@@ -1,1 +1,1 @@
-"""The local service, MLflow's server, and the doctor that examines a cluster."""
+"""The servers that studies use: the local service, the MLflow server of a cluster, and the doctor that checks a cluster."""

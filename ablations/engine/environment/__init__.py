@@ -1,1 +1,1 @@
-"""What a process lives in: folders, storage, provenance, the terminal, signals. Knows nothing of studies."""
+"""The environment of a process: folders, storage, provenance, terminal output, signals. Independent of studies."""

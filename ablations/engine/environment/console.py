@@ -1,4 +1,4 @@
-"""Plain output to a terminal or a job's log."""
+"""Plain-text output to a terminal or to the log of a Ray job."""
 
 import sys
 
@@ -11,17 +11,17 @@ LOG_WIDTH_CHARACTERS = 120
 
 
 def make_console() -> Console:
-    """A console of the terminal's width, or of a fixed one where output goes to a file or a job's log."""
+    """Return a console as wide as the terminal, or `LOG_WIDTH_CHARACTERS` wide if stdout is a file or a job's log."""
     return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH_CHARACTERS)
 
 
 def print_line(console: Console, text: str) -> None:
-    """One line, which may hold anything: names of files, errors of libraries."""
+    """Print one line without interpreting markup in it. Control characters, as in file names or library errors, are escaped."""
     console.print(Text(printable(text)), soft_wrap=True)
 
 
 def format_duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Return a duration as text: `45 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,6 +1,6 @@
-"""How a program ends, whatever happens: an exit code, and one line on standard error where it did not do what was asked.
+"""Top-level error handling of a program: an exit code, and one line on standard error after a failure.
 
-Of an error that nobody thought of, the rest is in a file, for whoever mends it.
+The traceback of an unexpected error goes to a file in `<home>/logs`, so that the terminal stays readable.
 """
 
 import os
@@ -17,46 +17,50 @@ from resnet_core.streams import accept_everything
 
 
 def run_program(work: Callable[[], int], interrupted: str) -> int:
-    """Run a program's work and return the exit code: that of the work, 1 after a signal or an error, 2 for a wrong request.
+    """Run `work` and return an exit code: its own, 1 after a signal or an unexpected error, 2 after a ConfigError.
 
     Args:
-        interrupted: the last line of a program that was asked to stop.
+        work: the body of the program; returns its exit code.
+        interrupted: line to print on standard error after SIGINT or SIGTERM.
     """
     accept_everything()
     interrupts = signals.InterruptHandler()
     try:
-        return _tried(work, interrupts)
+        return _run_and_report(work, interrupts)
     except KeyboardInterrupt:
-        signals.exit_on_signals(interrupted)  # another one finds nothing left to do
+        signals.exit_on_signals(interrupted)  # a second signal exits at once: nothing is left to clean up
         print(interrupted, file=sys.stderr)
         return signals.INTERRUPTED_EXIT_CODE
 
 
-def _tried(work: Callable[[], int], interrupts: signals.InterruptHandler) -> int:
+def _run_and_report(work: Callable[[], int], interrupts: signals.InterruptHandler) -> int:
     try:
         return work()
     except Exception as error:
-        if interrupts.received:  # a library that is interrupted may make an error of its own of it
+        if interrupts.received:  # a library may turn the interrupt into an error of its own
             raise KeyboardInterrupt from error
         if isinstance(error, ConfigError):
             print(f"error: {redact_secrets(str(error))}", file=sys.stderr)
             return 2
-        print(f"error: {write(error)}", file=sys.stderr)  # what nobody thought of is no wall of text either
+        print(f"error: {write(error)}", file=sys.stderr)
         return 1
 
 
 def write(error: Exception) -> str:
-    """Writes the traceback to a file in `<home>/logs`; returns what to say, in one line."""
-    said = redact_secrets(f"{type(error).__name__}: {error}".partition("\n")[0][:500])
+    """Write the traceback of an unexpected error to a file in `<home>/logs`; return one line that names the error and the file.
+
+    If no file can be written, the returned text includes the traceback, so that it is not lost.
+    """
+    message = redact_secrets(f"{type(error).__name__}: {error}".partition("\n")[0][:500])
     lines = [redact_secrets(line) for part in traceback.format_exception(error) for line in part.splitlines()]
     try:
-        where = _write("\n".join(lines) + "\n")
-    except (OSError, ConfigError) as reason:  # better in the way than lost
-        return f"{said} (its traceback could be written to no file: {reason})\n" + "\n".join(lines)
-    return f"{said} (this was not foreseen; its traceback: {where})"
+        path = _write_to_log_folder("\n".join(lines) + "\n")
+    except (OSError, ConfigError) as reason:
+        return f"{message} (unexpected error; its traceback could not be written to a file: {reason})\n" + "\n".join(lines)
+    return f"{message} (unexpected error; traceback: {path})"
 
 
-def _write(text: str) -> Path:
+def _write_to_log_folder(text: str) -> Path:
     folder = paths.home() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.txt"

@@ -1,4 +1,7 @@
-"""Where things are kept. Nothing is ever written relative to the current folder: a submitted job's is temporary."""
+"""Locations of local state and of checkpoints.
+
+No path is relative to the current folder, since that of a submitted Ray job is temporary.
+"""
 
 import os
 import re
@@ -11,25 +14,25 @@ import platformdirs
 from resnet_core.fields import reject
 
 STORES = dict.fromkeys(("s3", "gs", "gcs"), "bucket") | dict.fromkeys(("abfs", "abfss"), "container") | {"hdfs": "host"}
-"""Schemes that pyarrow reaches, and what their addresses begin with."""
+"""URI schemes that pyarrow supports, and the name of the first part of their addresses."""
 ACCEPTED_STORAGE = "accepted: a folder, file:///FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, abfss://…, hdfs://HOST/FOLDER"
 
 
 def home() -> Path:
-    """Local state: MLflow's database, decoded data. `RESNET_ABLATIONS_HOME`, else the user's data folder."""
+    """Return the home folder, with MLflow's database and decoded data: `RESNET_ABLATIONS_HOME`, or else the user's data folder."""
     name = "RESNET_ABLATIONS_HOME"
     return absolute_path(name, os.environ.get(name) or platformdirs.user_data_dir("resnet-ablations"))
 
 
 def protect_home() -> None:
-    """Make `home` if it does not exist, and let only its owner read and change it; say so if others could until now.
+    """Create `home` if it does not exist, and remove the permissions of other users; print a line if they had any.
 
-    A folder that another user owns, that holds the user's own home folder, or that is made for everybody (`/tmp`) keeps its mode.
+    A folder keeps its mode if another user owns it, if it contains the user's own home folder, or if it is shared (`/tmp`).
     """
     folder = home()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:  # whoever writes there says so
+    except OSError:  # the first write there reports the error
         return
     found = folder.stat()
     mode = stat.S_IMODE(found.st_mode)
@@ -39,8 +42,8 @@ def protect_home() -> None:
         folder.chmod(mode & 0o700)
     except OSError as error:
         raise reject("RESNET_ABLATIONS_HOME", str(folder), f"cannot be made private ({error})") from error
-    say = f"{folder} was open to other users (mode {mode:04o}) and is private now (0700)"
-    print(f"{say}; to share results, use --storage and an MLflow server.", file=sys.stderr)
+    change = f"{folder} was open to other users (mode {mode:04o}) and is private now (0700)"
+    print(f"{change}; to share results, use --storage and an MLflow server.", file=sys.stderr)
 
 
 def _holds_user_home(folder: Path) -> bool:
@@ -51,37 +54,38 @@ def _holds_user_home(folder: Path) -> bool:
 
 
 def absolute_path(field: str, folder: str) -> Path:
-    """Where a folder is, from the root; raises ConfigError for `~` of somebody who has none, or without a current folder."""
+    """Return the absolute path of a folder; raise ConfigError if the current folder or the home folder of `~` does not exist."""
     try:
         return Path(folder).expanduser().absolute()
     except (OSError, RuntimeError) as error:
-        raise reject(field, folder, f"accepted: a folder from the root, or with ~ of a user who has one ({error})") from error
+        raise reject(field, folder, f"accepted: an absolute path, or ~ of a user with a home folder ({error})") from error
 
 
 def storage_address(option: str, address: str) -> str:
-    """Return where checkpoints go: a folder from the root, or an address as it is.
+    """Return the location of checkpoints: a folder as an absolute path, or a URI unchanged.
 
     Raises:
-        ConfigError: the address has no scheme that pyarrow knows, or names no bucket.
+        ConfigError: pyarrow does not support the URI's scheme, or the URI names no bucket.
     """
     scheme, mark, rest = address.partition("://")
     if not mark:
         return str(absolute_path(option, address))
     if scheme not in (*STORES, "file"):
-        raise reject(option, address, f"{scheme}:// is no storage; {ACCEPTED_STORAGE}")
+        raise reject(option, address, f"{scheme}:// is not supported; {ACCEPTED_STORAGE}")
     if scheme == "file" and not rest.startswith("/"):
-        raise reject(option, address, f"its folder does not begin at the root; {ACCEPTED_STORAGE}")
+        raise reject(option, address, f"its path is not absolute; {ACCEPTED_STORAGE}")
     if scheme in STORES and not re.split("[/?#]", rest)[0].rpartition("@")[2]:
         raise reject(option, address, f"names no {STORES[scheme]}; {ACCEPTED_STORAGE}")
     return address
 
 
 def data_cache() -> Path:
+    """Return the folder of downloaded and decoded data sets."""
     return home() / "data"
 
 
 def shared_folder(folder: str) -> str:
-    """A folder in the storage that a cluster's nodes share, `RESNET_ABLATIONS_STORAGE`; where that is not set, in `home`."""
+    """Return a folder in the storage that a cluster's nodes share, `RESNET_ABLATIONS_STORAGE`; if it is not set, in `home`."""
     storage = os.environ.get("RESNET_ABLATIONS_STORAGE") or str(home())
     if "://" not in storage:
         return f"{str(absolute_path('RESNET_ABLATIONS_STORAGE', storage)).rstrip('/')}/{folder}"
@@ -90,14 +94,15 @@ def shared_folder(folder: str) -> str:
 
 
 def default_storage() -> str:
-    """Where checkpoints go."""
+    """Return the default location of checkpoints."""
     return shared_folder("checkpoints")
 
 
 def sqlite_uri(path: Path) -> str:
-    """Return the address of an SQLite database: SQLAlchemy decodes `%`, and options begin at `?`."""
+    """Return the URI of an SQLite database, with `%` and `?` escaped, which have a meaning to SQLAlchemy."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def default_tracking_uri() -> str:
+    """Return the tracking URI: `MLFLOW_TRACKING_URI`, or else the database in `home`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home() / "mlflow.db")

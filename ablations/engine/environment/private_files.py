@@ -1,7 +1,7 @@
 """Files that no other user of the machine may read or replace: Ray's token and Ray's temporary folder.
 
-Ray opens the folders that it makes to everybody (mode 0777), among them the one that a submitted job starts in, and writes its
-token with whatever umask is in force. Here both are made before Ray makes them.
+Ray creates its folders with mode 0777, including the working folder of a submitted job, and its token with the process's umask.
+This module creates both with private modes before Ray does.
 """
 
 import fcntl
@@ -19,11 +19,11 @@ from resnet_core.fields import reject
 PREFIX = "abl-"
 MAX_SOCKET_PATH_BYTES = 107
 RAY_SUFFIX_BYTES = len(f"/{PREFIX}12345678/r/session_2026-11-27_14-19-28_688167_4194304/sockets/dash_MetricsHead")
-"""What Ray and this module append to a folder: the longest path of a socket. A process ID has at most 7 digits."""
+"""Longest path of a socket that Ray and this module append to a folder, in bytes. A process ID has at most 7 digits."""
 
 
 def ray_token() -> str | None:
-    """Return the token that this process shows to Ray, from where Ray looks for it; None if there is none."""
+    """Return the token with which this process authenticates to Ray, from the places where Ray reads it; None if there is none."""
     if text := os.environ.get("RAY_AUTH_TOKEN"):
         return text.strip()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file())
@@ -34,13 +34,13 @@ def ray_token() -> str | None:
 
 
 def protect_token(*, create: bool) -> None:
-    """Make `~/.ray/auth_token` readable by its owner only; with `create`, also make a token where Ray would.
+    """Make `~/.ray/auth_token` readable by its owner only; with `create`, first generate a token if there is none.
 
     Raises:
         ConfigError: the file belongs to another user, or cannot be written.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return  # Ray does not look at the file
+        return  # Ray does not read the file
     path = _token_file()
     try:
         if create and not path.exists():
@@ -48,7 +48,7 @@ def protect_token(*, create: bool) -> None:
         with suppress(FileNotFoundError):
             _tighten_token(path)
     except OSError as error:
-        accepted = "accepted: a file of this user, RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled where nobody else uses the machine"
+        accepted = "accepted: a file of this user, RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled on a machine without other users"
         raise reject("Ray's token", str(path), f"cannot be kept private ({error}); {accepted}") from error
 
 
@@ -58,7 +58,7 @@ def _token_file() -> Path:
 
 def _create_token(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(FileExistsError):  # a process that started at the same time made one: both use that
+    with suppress(FileExistsError):  # another process has just created one, which both use
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(file, secrets.token_hex(32).encode())  # as `ray get-auth-token --generate` does
         os.close(file)
@@ -67,44 +67,45 @@ def _create_token(path: Path) -> None:
 def _tighten_token(path: Path) -> None:
     found = path.stat()
     if found.st_uid != os.geteuid():
-        raise PermissionError(f"it belongs to user {found.st_uid}, this is user {os.geteuid()}")
+        raise PermissionError(f"it belongs to user {found.st_uid}, but this process runs as user {os.geteuid()}")
     if mode := stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(stat.S_IMODE(found.st_mode) & ~mode)
-        say = f"{path} could be read by other users (mode {stat.S_IMODE(found.st_mode):04o}) and is private now; "
-        print(f"{say}for a new token, delete it before Ray starts again.", file=sys.stderr)
+        change = f"{path} could be read by other users (mode {stat.S_IMODE(found.st_mode):04o}) and is private now; "
+        print(f"{change}for a new token, delete it before Ray starts again.", file=sys.stderr)
 
 
 def make_ray_folder() -> tuple[Path, int]:
-    """Make a private folder for Ray's temporary files.
+    """Create a private folder for Ray's temporary files.
 
-    A folder of its own for each start needs no fixed name, which another user could take first. It is in `RAY_TMPDIR`, `TMPDIR` or
-    `/tmp`: not in the home folder, which may be shared over NFS, where sockets do not work, and not in `XDG_RUNTIME_DIR`, which
-    goes away when the user logs out.
+    Each start gets a new folder with a random name, since another user could occupy a fixed name first. It is in `RAY_TMPDIR`,
+    `TMPDIR` or `/tmp`. It is not in the home folder, which may be on NFS, where sockets do not work, and not in
+    `XDG_RUNTIME_DIR`, which is removed when the user logs out.
 
     Returns:
-        The folder for Ray, and an open file that locks it: the folder is in use for as long as any process keeps that open.
+        The folder for Ray, and an open file descriptor that locks it. Ray's processes inherit the descriptor, so the folder counts
+        as used while any of them is alive.
 
     Raises:
-        ConfigError: there is no place for it.
+        ConfigError: the folder cannot be created.
     """
-    base = _base()
+    base = _temporary_base()
     remove_unused_ray_folders()
     try:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))  # mode 0700
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (folder / "lock").exists():  # else `sweep` in another process was faster
+            if (folder / "lock").exists():  # otherwise another process removed the folder before it was locked
                 return folder / "r", lock
             os.close(lock)
     except OSError as error:
-        raise reject("RAY_TMPDIR", str(base), f"Ray's temporary folder cannot be made there ({error})") from error
+        raise reject("RAY_TMPDIR", str(base), f"Ray's temporary folder cannot be created there ({error})") from error
 
 
 def remove_unused_ray_folders() -> None:
-    """Remove the folders that `ray_folder` made for this user and that no process uses any more."""
-    for folder in _base().glob(f"{PREFIX}????????"):
-        with suppress(OSError):  # of another user, or one that is being made or removed at this moment
+    """Remove the folders that `make_ray_folder` created for this user and that no process uses any more."""
+    for folder in _temporary_base().glob(f"{PREFIX}????????"):
+        with suppress(OSError):  # in use, or being created or removed right now
             if folder.lstat().st_uid != os.geteuid():
                 continue
             lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
@@ -115,12 +116,14 @@ def remove_unused_ray_folders() -> None:
                 os.close(lock)
 
 
-def _base() -> Path:
-    """Return the folder for temporary files: where Ray would put its own, if sockets have room there."""
+def _temporary_base() -> Path:
+    """Return the parent of temporary folders: the one that Ray would use, if it is safe and short enough for socket paths."""
     if chosen := os.environ.get("RAY_TMPDIR"):
         if not _fits(Path(chosen)):
             most = MAX_SOCKET_PATH_BYTES - RAY_SUFFIX_BYTES
-            raise reject("RAY_TMPDIR", chosen, f"accepted: a folder from the root of at most {most} bytes, for the sake of sockets")
+            raise reject(
+                "RAY_TMPDIR", chosen, f"accepted: an absolute path of at most {most} bytes, since socket paths are limited"
+            )
         if _others_may_rename(Path(chosen)):
             raise reject("RAY_TMPDIR", chosen, "accepted: a folder of yours or of root, whose entries other users cannot rename")
         return Path(chosen)
@@ -133,19 +136,19 @@ def _fits(folder: Path) -> bool:
 
 
 def _others_may_rename(folder: Path) -> bool:
-    """Return whether another user than root could put a folder in the place of one in here."""
+    """Return whether a user other than root and this one could replace an entry of the folder."""
     try:
         found = folder.stat()
-    except OSError:  # whoever makes something in it says so
+    except OSError:  # creating something in it reports the error
         return False
     open_to_others = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
     return bool(open_to_others) or found.st_uid not in (0, os.geteuid())
 
 
 def local_cluster_address() -> str | None:
-    """Return the address that `ray start` noted on this machine, if this user or root started it; None otherwise.
+    """Return the address of the cluster that `ray start` recorded on this machine; None if neither this user nor root did so.
 
-    Every user may write to Ray's folder, and a driver runs what the cluster sends it, so another user's note is not followed.
+    Every user may write to Ray's folder, and a driver executes what its cluster sends. A record of another user is not trusted.
     """
     base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own folder
     path = Path(base, "ray", "ray_current_cluster")
@@ -153,7 +156,9 @@ def local_cluster_address() -> str | None:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & stat.S_IWOTH:
-                print(f"Ray: {path} is another user's and is not followed; RAY_ADDRESS=HOST:PORT joins a cluster.", file=sys.stderr)
+                print(
+                    f"Ray: {path} belongs to another user and is ignored; RAY_ADDRESS=HOST:PORT joins a cluster.", file=sys.stderr
+                )
                 return None
             return file.read(300).strip() or None
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Where a submission came from, and how to submit it again: command, commit, versions, machine."""
+"""Provenance of a submission: command, commit, local changes, versions and machine, and the command that resubmits it."""
 
 import difflib
 import json
@@ -25,18 +25,18 @@ SECRET = re.compile(
 )
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL)
 ARCHIVED = "$Format:%H$"
-"""The commit, in an archive that git made: there, `export-subst` in .gitattributes fills it in."""
+"""The commit, in an archive made by `git archive`, which replaces the text (`export-subst` in .gitattributes)."""
 MAX_DIFF_CHARACTERS = 100_000
-"""Characters of local changes that are kept."""
+"""Maximum length of the stored local changes."""
 MAX_CHANGED_CHARACTERS = 1000
-"""Characters of the list of changed files, at most."""
+"""Maximum length of the list of changed files."""
 CODE = ("..", "../../../resnet_core")
-"""Folders of the code that trains, seen from this one. Studies, tests and documents are not part of it."""
+"""Folders of the training code, relative to this one. Studies, tests and documentation are not part of it."""
 UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
 
 
 def submission_origin() -> dict[str, str]:
-    """Where this process comes from, by name."""
+    """Return the provenance of this process by name: command, commit, local changes, versions, platform and time."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         "command": _command(sys.argv),
@@ -50,14 +50,14 @@ def submission_origin() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str]:
-    """Return the commit of this project's files, and whether and where the code that trains differs from it.
+    """Return the commit of this project's files, and the files of the training code that differ from it.
 
-    `unknown` where nothing tells. Of files that a submission sent along, also the name that Ray gave them: a hash of their names
-    and contents.
+    Values are `unknown` outside a repository. If the job uploaded its working folder, the result also has Ray's name for it, a hash
+    of file names and contents.
     """
     upload = _upload()
     of_upload = {"upload": upload} if upload else {}
-    if _git("ls-files", "--error-unmatch", __file__) is None:  # no git, or a folder in another project
+    if _git("ls-files", "--error-unmatch", __file__) is None:  # no git, or inside the repository of another project
         return {"git.commit": "unknown" if ARCHIVED.startswith("$") else ARCHIVED, "git.dirty": "unknown", **of_upload}
     commit, changed = _git("rev-parse", "HEAD"), _changed_code()
     if commit is None or changed is None:
@@ -67,7 +67,7 @@ def git_state() -> dict[str, str]:
 
 
 def _changed_code() -> list[str] | None:
-    """Return the files of the code that trains that differ from the commit, from the top of the repository; None: not known."""
+    """Return the files of the training code that differ from the commit, relative to the repository; None if git fails."""
     changed = _python_files(CODE, "diff", "--name-only", "HEAD")
     new = _python_files(CODE, *UNTRACKED)
     return None if changed is None or new is None else changed + [f"{name} (untracked)" for name in new]
@@ -79,9 +79,9 @@ def _python_files(folders: Sequence[str], *command: str) -> list[str] | None:
 
 
 def _local_changes() -> str:
-    """Return how files differ from the commit, without what looks like a secret; nothing in another project's repository.
+    """Return the diff to the commit, without text that looks like a secret; empty inside the repository of another project.
 
-    Untracked files are among them if they are Python of this project, studies included.
+    It includes untracked Python files of this project, such as studies.
     """
     top = Path(__file__).resolve().parents[3]
     if _git("rev-parse", "--show-toplevel") != str(top):
@@ -96,13 +96,13 @@ def _local_changes() -> str:
 
 
 def redact_secrets(text: str) -> str:
-    """One printable line, without the passwords of addresses and the rest of it after what is named like a secret."""
+    """Return a printable line without secrets: passwords in addresses, and everything after a name such as `token=`."""
     return SECRET.sub(r"\1…", printable(text))
 
 
 def resubmit_command() -> str:
-    """What submits this study again: what is done is not trained again, whatever this submission was told."""
-    words = [word for word in sys.argv if word not in ("--fresh", "--report")]
+    """Return the command that submits this study again, without the options that would train or report finished runs anew."""
+    words = [word for word in sys.argv if word not in ("--rerun", "--fresh", "--report")]
     if not submission_id():
         return _command(words)
     return f"ray job submit {'--working-dir . ' if _upload() else ''}-- {_command(words)}"
@@ -113,12 +113,12 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _upload() -> str:
-    """What a submission sent along as its working folder: Ray's name for it, or an address."""
+    """Return Ray's name or the address of the working folder that the job uploaded; empty if there is none."""
     return printable(_job_config().get("runtime_env", {}).get("working_dir", "").removeprefix("gcs://"))
 
 
 def submission_id() -> str | None:
-    """The name that `ray job submit` gave this program, if that started it."""
+    """Return the job's submission ID; None if `ray job submit` did not start this program."""
     name: str | None = _job_config().get("metadata", {}).get("job_submission_id")
     return name
 
@@ -144,8 +144,11 @@ def _git(*arguments: str) -> str | None:
 
 
 def machine_id() -> str:
-    """Where a process is found by its number: a name alone may be that of two machines, or of two containers of one."""
+    """Return an ID of the machine or container in which process IDs are unique: host name, boot ID and PID namespace.
+
+    A host name alone may belong to two machines, or to two containers of one. On systems other than Linux it is all there is.
+    """
     known = [socket.gethostname()]
-    with suppress(OSError):  # Linux tells; elsewhere the name has to do
+    with suppress(OSError):
         known += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return " ".join(known)

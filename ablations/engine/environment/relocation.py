@@ -1,4 +1,4 @@
-"""A home folder that was moved or renamed: MLflow stores absolute addresses of artifacts, which have to follow it."""
+"""Support for moving the home folder: MLflow stores absolute artifact addresses, which must be updated afterwards."""
 
 import sqlite3
 import sys
@@ -10,36 +10,36 @@ from ablations.engine.environment import paths
 from resnet_core.fields import reject
 
 MARK = "/artifacts/"
-"""Stands between the address of a home folder and the name of a study."""
+"""Separator between the address of a home folder and the name of a study."""
 COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 
 
 def update_artifact_addresses(database: Path) -> None:
-    """Make the addresses in MLflow's database name the home folder that it is in now, if that was moved; say so.
+    """Update the artifact addresses in MLflow's database if the home folder was moved, and print a line about it.
 
-    Without this, MLflow would make the old folder anew and write there.
+    Otherwise MLflow would recreate the old folder and write there.
 
     Raises:
-        ConfigError: a home folder with artifacts is gone, and the database is not in the present one.
+        ConfigError: a home folder with artifacts no longer exists, and the database is outside the current home folder.
     """
-    for old in _homes(database):
+    for old in _home_addresses(database):
         if _folder(old).exists():
             continue
         home = paths.home()
         if database.parent.resolve() != home.resolve():
-            accepted = f"accepted: the folder's new place, if it holds {database}, or a link in the old place"
+            accepted = f"accepted: the folder's new location, if it contains {database}, or a link at the old location"
             raise reject(
-                "RESNET_ABLATIONS_HOME", str(home), f"artifacts in {database} are in {_folder(old)}, which is gone; {accepted}"
+                "RESNET_ABLATIONS_HOME", str(home), f"artifacts of {database} are in {_folder(old)}, which is gone; {accepted}"
             )
         with closing(sqlite3.connect(database)) as connection, connection:
             for table, column in COLUMNS:
                 change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
                 connection.execute(change, (home.as_uri() + MARK, len(old + MARK) + 1, len(old + MARK), old + MARK))
-        print(f"{_folder(old)} is now {home}: addresses of artifacts in {database.name} follow.", file=sys.stderr)
+        print(f"{_folder(old)} is now {home}: artifact addresses in {database.name} were updated.", file=sys.stderr)
 
 
-def _homes(database: Path) -> list[str]:
-    """Return the addresses of the home folders that hold studies' artifacts."""
+def _home_addresses(database: Path) -> list[str]:
+    """Return the addresses of the home folders that contain artifacts of studies."""
     with closing(sqlite3.connect(database)) as connection:
         try:
             locations = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()

@@ -1,4 +1,4 @@
-"""Folders that a process removes at its end, named so that those of killed processes can be told apart and removed too."""
+"""Temporary folders whose names identify the process that owns them, so that folders of killed processes can be removed."""
 
 import hashlib
 import os
@@ -13,20 +13,20 @@ from ablations.engine.environment.provenance import machine_id
 OWNER = re.compile(r"-on-([0-9a-f]{12})-(\d+)$")
 
 
-def owned_folder_name(beginning: str) -> str:
-    """Return a folder name that says where, and under which number, this process runs."""
-    return f"{beginning}-on-{_machine()}-{os.getpid()}"
+def owned_folder_name(prefix: str) -> str:
+    """Return a folder name that ends with a hash of this machine's ID and with the ID of this process."""
+    return f"{prefix}-on-{_machine_hash()}-{os.getpid()}"
 
 
 def remove_abandoned_folders(parent: Path) -> None:
-    """Remove the folders whose process ran on this machine and is gone. Other machines may share `parent`; theirs stay."""
-    if " " not in machine_id():  # a name alone, which may be that of two
+    """Remove the folders whose process ran on this machine and has ended. Folders of other machines that share `parent` stay."""
+    if " " not in machine_id():  # a host name alone, which two machines may share
         return
     for folder in parent.glob("*-on-*"):
         owner = OWNER.search(folder.name)
-        if owner and owner[1] == _machine() and not psutil.pid_exists(int(owner[2])):
+        if owner and owner[1] == _machine_hash() and not psutil.pid_exists(int(owner[2])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _machine() -> str:
+def _machine_hash() -> str:
     return hashlib.sha256(machine_id().encode()).hexdigest()[:12]

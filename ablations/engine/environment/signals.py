@@ -1,4 +1,4 @@
-"""Ctrl-C, and `ray job stop` as the same."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM (`kill`, `ray job stop`): both ask a program to stop."""
 
 import os
 import signal
@@ -11,26 +11,27 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED_EXIT_CODE = 1
-"""Exit code of a program that was asked to stop: its work is not done."""
+"""Exit code of a program that was asked to stop before its work was done."""
 SIGNAL_RETRY_SECONDS = 0.05
 
 _report_unraisable = sys.unraisablehook
 
 
 def is_imported_by_program() -> bool:
-    """Return whether the module that calls this is imported by the very file that Python runs: not by a library, nor by hand."""
+    """Return whether the calling module is imported by the file that Python executes, rather than by a library or interactively."""
     frame: FrameType | None = sys._getframe(2)
-    while frame and "importlib" in frame.f_code.co_filename:
+    # A package's `__getattr__` imports what the program's `from package import name` asks for.
+    while frame and ("importlib" in frame.f_code.co_filename or frame.f_code.co_name == "__getattr__"):
         frame = frame.f_back
     return frame is not None and frame.f_globals["__name__"] == "__main__" and "__file__" in frame.f_globals
 
 
-def exit_on_signals(words: str) -> None:
-    """Let signals end this process at once, with a line: while it imports what it needs, there is nothing to leave in order."""
+def exit_on_signals(message: str) -> None:
+    """Make SIGINT and SIGTERM print `message` and exit at once, for phases such as imports that need no cleanup."""
 
     def end(*_: object) -> None:
         with suppress(OSError):
-            os.write(2, f"{words}\n".encode())  # a print here could be one inside of another
+            os.write(2, f"{message}\n".encode())  # `print` is not reentrant, and the signal may have interrupted one
         os._exit(INTERRUPTED_EXIT_CODE)
 
     for number in SIGNALS:
@@ -38,11 +39,11 @@ def exit_on_signals(words: str) -> None:
 
 
 class InterruptHandler:
-    """Signals that ask this program to stop, each a KeyboardInterrupt, wherever it is."""
+    """Handler that raises KeyboardInterrupt for SIGINT and SIGTERM, and remembers that one arrived."""
 
     def __init__(self) -> None:
         self.received = False
-        sys.unraisablehook = _retry
+        sys.unraisablehook = _retry_interrupt
         for number in SIGNALS:
             signal.signal(number, self._interrupt)
 
@@ -51,10 +52,10 @@ class InterruptHandler:
         raise KeyboardInterrupt
 
 
-def _retry(ignored: Any) -> None:
-    """Repeat a signal that came where nothing can be raised, as in a callback of the garbage collector: it would be lost."""
-    if ignored.exc_type is not KeyboardInterrupt:
-        _report_unraisable(ignored)
+def _retry_interrupt(unraisable: Any) -> None:
+    """Send SIGINT again if KeyboardInterrupt was raised where Python discards exceptions, such as in `__del__`."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        _report_unraisable(unraisable)
         return
     main = threading.main_thread().ident
     assert main is not None
@@ -64,17 +65,20 @@ def _retry(ignored: Any) -> None:
 
 
 def exit_ignoring_first_signal(code: int) -> NoReturn:
-    """Exit the program with this code. All is said, and Ray ends its processes: a first signal is ignored, a second ends it."""
+    """Exit the program. The first signal is ignored while Ray stops its processes; a second one exits at once.
 
-    def end(*_: object) -> None:
+    All results have been reported by then, so the exit code stays the same.
+    """
+
+    def exit_now(*_: object) -> None:
         os._exit(code)
 
-    def wait(*_: object) -> None:
+    def ignore_once(*_: object) -> None:
         for number in SIGNALS:
-            signal.signal(number, end)
+            signal.signal(number, exit_now)
 
     for number in SIGNALS:
-        signal.signal(number, wait)
+        signal.signal(number, ignore_once)
     sys.exit(code)
 
 
@@ -86,17 +90,32 @@ def interrupt_main_thread() -> None:
 
 
 @contextmanager
-def deferred_signals() -> Iterator[None]:
-    """Signals wait for the end of this. A library whose start is interrupted may make an error of its own of it."""
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield
-        return
-    waiting: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in SIGNALS}
+def sigterm_as_sigint() -> Iterator[None]:
+    """Deliver SIGTERM as SIGINT inside the block, for libraries that handle SIGINT only; restore both handlers afterwards."""
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        if waiting:
-            signal.raise_signal(waiting[0])
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM until the end of the block, where the first one is raised again.
+
+    A library that is interrupted while it starts may turn the interrupt into an error of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers in the main thread only
+        yield
+        return
+    pending: list[int] = []
+    previous = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if pending:
+            signal.raise_signal(pending[0])

@@ -1,4 +1,4 @@
-"""Where checkpoints go: a folder of this machine, a shared one, or an object store, each through pyarrow."""
+"""Storage of checkpoints through pyarrow: a local folder, a shared folder or an object store."""
 
 import os
 import signal
@@ -14,18 +14,18 @@ from pyarrow import ArrowException, fs
 from resnet_core.fields import ConfigError, reject
 
 CHECK_TIMEOUT_SECONDS = 12
-"""How long a check waits for an object store, in seconds."""
+"""Time that a check waits for an object store, in seconds."""
 CHECK_RETRY_SECONDS = 5
-"""How long a check lets Google's library retry, in seconds. Its last error then comes before the timeout."""
+"""Time that Google's library retries during a check, in seconds. Its last error must arrive before the timeout of the check."""
 RETRY_SECONDS = 60
-"""How long a run lets Google's library retry, in seconds. Its own default, 15 minutes, is longer than the hang timeout."""
+"""Time that Google's library retries during a run, in seconds. Its default, 15 minutes, is longer than the hang timeout."""
 
 
 def open_storage(storage: str, retry_seconds: int = RETRY_SECONDS) -> tuple[fs.FileSystem, str, str]:
-    """Return the file system of a folder or URI, the path there, and a name for it without keys that the URI may hold.
+    """Return the file system of a folder or URI, the path in it, and a name for messages, without credentials.
 
     Raises:
-        ArrowException, OSError: nothing can be reached by this address.
+        ArrowException, OSError: pyarrow cannot open the address.
     """
     if "://" not in storage:
         return fs.LocalFileSystem(), storage.rstrip("/"), storage
@@ -37,23 +37,26 @@ def open_storage(storage: str, retry_seconds: int = RETRY_SECONDS) -> tuple[fs.F
 
 
 def without_credentials(storage: str) -> str:
-    """Return a name for a storage without keys that its address may hold."""
+    """Return the address of a storage without credentials and parameters, for messages."""
     address = storage.partition("?")[0]
     scheme, mark, rest = address.rpartition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 def check_still_exists(storage: str) -> None:
-    """Raise OSError where the folder that `make_storage` made is gone. Whoever made it again would fill another disk."""
+    """Raise OSError if the folder that `make_storage` created is gone.
+
+    The disk was probably unmounted: recreating the folder would fill another disk.
+    """
     files, path, name = open_storage(storage)
     if isinstance(files, fs.LocalFileSystem) and not Path(path).is_dir():
         raise FileNotFoundError(f"storage {name} is gone")
 
 
 def check_storage(storage: str) -> None:
-    """Raise ConfigError where this process cannot keep checkpoints. Makes nothing, and returns within seconds."""
+    """Raise ConfigError if this process cannot store checkpoints there. Creates nothing, and returns within seconds."""
     try:
-        reason = _why_not_local(storage) if _is_local(storage) else _why_not_remote(storage)
+        reason = _local_error(storage) if _is_local(storage) else _remote_error(storage)
     except (ArrowException, OSError) as error:
         reason = _first_line(error)
     if reason:
@@ -61,7 +64,7 @@ def check_storage(storage: str) -> None:
 
 
 def make_storage(storage: str) -> None:
-    """Make the folder of a storage in a file system; raise ConfigError where it cannot be made or written."""
+    """Create the folder of a local storage; raise ConfigError if it cannot be created or written. Object stores need no folder."""
     if not _is_local(storage):
         return
     try:
@@ -77,7 +80,7 @@ def make_storage(storage: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder in one that is there, shared as `share` says, unless it is there already."""
+    """Create a folder in an existing one, with its group's permissions (`apply_group_permissions`), unless it exists."""
     try:
         path.mkdir()
     except FileExistsError:
@@ -88,56 +91,56 @@ def make_folder(path: Path) -> None:
 
 
 def apply_group_permissions(path: Path) -> None:
-    """Give the group of a shared folder the same rights to what was made in it, whatever this process's umask.
+    """Give the group of a shared parent folder the same permissions for `path`, regardless of this process's umask.
 
-    A folder is shared if it has the setgid bit: what is made in it belongs to its group.
+    A folder is shared if it has the setgid bit, so that new entries belong to its group.
     """
     folder, made = path.parent.stat().st_mode, path.stat().st_mode
     group = folder & (stat.S_IRWXG if stat.S_ISDIR(made) else stat.S_IRGRP | stat.S_IWGRP)
     if folder & stat.S_ISGID and group & ~made:
-        with suppress(OSError):  # some file systems keep no modes
+        with suppress(OSError):  # some file systems store no modes
             path.chmod(stat.S_IMODE(made) | group)
 
 
 def print_store_error(seconds: int) -> None:
-    """Print why the store whose address is on stdin cannot be used, or nothing; the main function of `_why_not_remote`'s process.
+    """Print why the store whose address is on stdin cannot be used, or nothing. Main function of a process of its own.
 
-    pyarrow's calls hear no signal and cannot be canceled, so the kernel ends this process when it takes too long.
+    pyarrow's calls ignore signals and cannot be canceled, so SIGALRM kills the process after `seconds`.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.alarm(seconds)
     try:
         files, path, _ = open_storage(sys.stdin.read(), CHECK_RETRY_SECONDS)
         if files.get_file_info(path.partition("/")[0] or "/").type is fs.FileType.NotFound:
-            raise FileNotFoundError("there is no such bucket")
+            raise FileNotFoundError("the bucket does not exist")
     except (ArrowException, OSError) as error:
         print(_first_line(error), flush=True)
-    os._exit(0)  # pyarrow's own end may wait for the network
+    os._exit(0)  # pyarrow's shutdown may wait for the network
 
 
-def _why_not_remote(storage: str) -> str:
-    """Return why an object store cannot be used, after `ANSWER_TIMEOUT_SECONDS` at most; empty if it can."""
-    # The code of a Ray job is where Ray unpacked it.
+def _remote_error(storage: str) -> str:
+    """Return why an object store cannot be used, or an empty string, within `CHECK_TIMEOUT_SECONDS`."""
+    # Ray unpacks the code of a job to a folder that only `sys.path` names.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONUTF8": "1"}
     command = [
         sys.executable,
         "-c",
         f"from ablations.engine.environment.storage import print_store_error; print_store_error({CHECK_TIMEOUT_SECONDS})",
     ]
-    asked = subprocess.run(command, input=storage, env=environment, capture_output=True, encoding="utf-8", check=False)  # noqa: S603
-    if asked.returncode == -signal.SIGALRM:
+    check = subprocess.run(command, input=storage, env=environment, capture_output=True, encoding="utf-8", check=False)  # noqa: S603
+    if check.returncode == -signal.SIGALRM:
         return f"no answer within {CHECK_TIMEOUT_SECONDS} s"
-    if asked.returncode:
-        return asked.stderr.strip().rpartition("\n")[2] or f"the process that asked ended with {asked.returncode}"
-    return asked.stdout.strip()
+    if check.returncode:
+        return check.stderr.strip().rpartition("\n")[2] or f"the process that checked it ended with exit code {check.returncode}"
+    return check.stdout.strip()
 
 
-def _why_not_local(storage: str) -> str:
-    """Return why a folder cannot be made or written; empty if it can."""
+def _local_error(storage: str) -> str:
+    """Return why a folder cannot be created or written, or an empty string."""
     path = Path(open_storage(storage)[1] or "/")
     there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
     if not there.is_dir():
-        return f"{there} is no folder"
+        return f"{there} is not a folder"
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written by this user"
 
 
@@ -151,5 +154,5 @@ def _refused(storage: str, reason: str) -> ConfigError:
 
 
 def _first_line(error: Exception) -> str:
-    """Return an error's first line, without the details that Google's library adds to it."""
+    """Return the first line of an error's text, without the details that Google's library appends."""
     return str(error).partition("\n")[0].partition(" error_info=")[0]

@@ -12,7 +12,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.environment import signals
 from ablations.engine.report import mlflow_page
 from ablations.engine.report.mlflow_page import REPORT_PATH
-from ablations.engine.tracking.tracker import REPORT_TAG, WHOLE
+from ablations.engine.tracking.study_run import REPORT_TAG, WHOLE
 
 
 def publish(

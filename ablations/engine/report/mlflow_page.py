@@ -1,7 +1,6 @@
 """The study in MLflow's own interface: metrics and description of its run, and a view of its experiment that compares cells."""
 
 import hashlib
-import json
 import re
 import time
 
@@ -14,6 +13,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
+from ablations.engine.tracking import mlflow_internals
 from resnet_core.fields import counted
 
 MAX_METRICS_PER_REQUEST = 1000
@@ -34,14 +34,16 @@ def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findin
     metrics = [Metric(name, value, now, 0) for name, value in cell_metrics(findings).items()]
     for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
-    state = runs_view_state(evidence, run_id)
-    here = len(client.search_runs([experiment_id], str(state["searchFilter"]), max_results=MAX_RUNS_IN_FILTER))
+    shown = view_filter(evidence, run_id)
+    view = view_tag(evidence, run_id)
+    here = len(client.search_runs([experiment_id], shown, max_results=MAX_RUNS_IN_FILTER)) if view else 0
     text = description(design, findings, experiment_id, run_id, charted=here)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
-    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.scored_on}/error")
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.evaluation_split}/error")
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{run_id}", json.dumps(state))
+    for name, value in (view or {}).items():
+        client.set_experiment_tag(experiment_id, name, value)
 
 
 def cell_metrics(findings: Findings) -> dict[str, float]:
@@ -49,7 +51,9 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
     metrics: dict[str, float | None] = {}
     for cell in findings.cells:
         values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
-        metrics |= {f"{findings.scored_on}_error_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()}
+        metrics |= {
+            f"{findings.evaluation_split}_error_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()
+        }
     for comparison in findings.comparisons:
         difference = comparison.difference
         values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.p_adjusted}
@@ -74,17 +78,17 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     Args:
         charted: Number of runs in that view. Runs that another study trained are in the experiment of that study.
     """
-    report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT_PATH}"
+    report = mlflow_internals.artifact_page(experiment_id, run_id, REPORT_PATH)
     lines = [f"**{tables.escape_markdown(design.question)}**", ""]
     if findings.search and findings.search.ranking:
         lines.append(f"- {tables.escape_markdown(findings.search.ranking.text)}")
     lines += [f"- {tables.escape_markdown(answer.text)}" for answer in findings.answers]
     lines += [f"- ⚠ {tables.escape_markdown(flag)}" for flag in findings.flags]
-    charts = f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"
+    charts = mlflow_internals.shared_view_page(experiment_id, run_id)
     completed = sum(cell.error.n for cell in findings.cells)
     some = f" ({charted} of {counted(completed, 'run')}; the other runs are in the experiments of the studies that trained them)"
     lines += ["", f"[Report]({report})" + (f" · [Charts of the cells]({charts})" + some * (charted < completed) if charted else "")]
-    lines += ["", f"| cell | {findings.scored_on} error, % (mean ± std) | completed runs |", "| --- | ---: | ---: |"]
+    lines += ["", f"| cell | {findings.evaluation_split} error, % (mean ± std) | completed runs |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:MAX_TABLE_ROWS]:
         lines.append(
             f"| {tables.escape_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.completed_of_planned(cell)} |"
@@ -94,37 +98,26 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     return "\n".join(lines)
 
 
-def runs_view_state(evidence: Evidence, run_id: str) -> dict[str, object]:
-    """Return the state of MLflow's runs page: runs grouped by cell, selected columns, and charts of the mean over seeds.
-
-    The format is that of MLflow 3.17, which stores it in a tag when a user shares a view.
-    """
-    scored_on, runs = evidence.design.scored_on, evidence.runs
+def view_filter(evidence: Evidence, run_id: str) -> str:
+    """Return the MLflow filter of the study's completed runs, for the view that compares cells."""
+    runs = evidence.runs
     ids = runs["run_id"][runs["outcome"] == "completed"]
-    children = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
-    named = ", ".join(f"'{each}'" for each in ids)
-    scored = f"{scored_on}/error"
-    charts = [_chart("line", scored), _chart("line", "train/error"), _chart("line", f"{scored_on}/loss")]
-    charts += [_chart("bar", scored), _chart("bar", "train_seconds"), _chart("bar", "parameters")]
+    if 0 < len(ids) <= MAX_RUNS_IN_FILTER:
+        return "attributes.run_id IN ({})".format(", ".join(f"'{each}'" for each in ids))
+    return f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.outcome = 'completed'"
+
+
+def view_tag(evidence: Evidence, run_id: str) -> dict[str, str] | None:
+    """Return the experiment tag of a view that averages each cell's runs over its seeds; None if this MLflow has no such views."""
+    scored = f"{evidence.design.evaluation_split}/error"
     columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
     columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
-    return {
-        "searchFilter": f"attributes.run_id IN ({named})" if 0 < len(ids) <= MAX_RUNS_IN_FILTER else children,
-        "orderByKey": "tags.`cell`",
-        "orderByAsc": True,
-        "selectedColumns": columns,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "cell"}]},
-        "runsHiddenMode": "SHOW_ALL",
-        "useGroupedValuesInCharts": True,
-        "compareRunCharts": charts,
-        "compareRunSections": [{"uuid": "study", "name": "Cells", "display": True, "isReordered": True}],
-    }
-
-
-def _chart(kind: str, metric: str) -> dict[str, object]:
-    chart: dict[str, object] = {"uuid": f"{kind}-{metric}", "type": kind.upper(), "metricKey": metric}
-    chart |= {"metricSectionId": "study", "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
-    if kind == "line":
-        chart |= {"selectedMetricKeys": [metric], "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear"}
-        chart |= {"lineSmoothness": 0, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "range": {}}
-    return chart
+    return mlflow_internals.shared_view_tag(
+        run_id,
+        search_filter=view_filter(evidence, run_id),
+        columns=columns,
+        group_by_tag="cell",
+        title="Cells",
+        lines=[scored, "train/error", f"{evidence.design.evaluation_split}/loss"],
+        bars=[scored, "train_seconds", "parameters"],
+    )

@@ -22,7 +22,7 @@ FIELDS_COMPARED_SEPARATELY = {
 """Fields of data and optimizer that have no comparison of their own, since other differences cover them."""
 MODEL_TRAINING_FIELDS = ("model.bn_momentum", "model.zero_init_residual")
 """Fields of the model that belong to its training rather than its architecture."""
-PAPER_VALUES = {"optim.velocity": "updates", "optim.bn_statistics": "averaged", "data.normalise": "pixel"}
+PAPER_VALUES = {"optim.momentum_form": "caffe", "optim.bn_recalibration": True, "data.normalize": "pixel"}
 """Values of the paper for fields whose presets have PyTorch's values. Neither value counts as a difference."""
 MIN_WARMUP_DEPTH_LAYERS = 110
 """Smallest depth, in layers, that the paper trains with a warm-up, of about 400 of 64,000 steps (section 4.2). A run without
@@ -116,7 +116,7 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
     """Return the error of a cell in a protocol of several views; None if it was not measured."""
     from ablations.engine.analysis.inference import estimate_means
 
-    column = f"{evidence.design.scored_on}/{METRIC_PREFIXES.get(protocol)}_error"
+    column = f"{evidence.design.evaluation_split}/{METRIC_PREFIXES.get(protocol)}_error"
     if column not in evidence.runs:
         return None
     runs = evidence.runs[(evidence.runs["cell"] == cell.label) & (evidence.runs["outcome"] == "completed")]
@@ -125,7 +125,7 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
 
 
 def _testing_differences(design: Design) -> Iterator[str]:
-    if design.scored_on != "test":
+    if design.evaluation_split != "test":
         yield "evaluated on images held out of the training set, not on the test set"
 
 

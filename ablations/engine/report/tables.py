@@ -79,7 +79,7 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
     pass of one image. Readers of `table.csv` rely on the names of the columns.
     """
     by_cell = comparisons_by_cell(findings)
-    scored = findings.scored_on
+    scored = findings.evaluation_split
     table = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
@@ -163,7 +163,7 @@ def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], 
             "s / run": number(cell.seconds, 1),
         }
         lines.append([*map(printable, cell.levels.values()), *(shown[column] for column in columns)])
-    return [*map(printable, _factor_names(findings)), f"{findings.scored_on} {columns[0]}", *columns[1:]], lines
+    return [*map(printable, _factor_names(findings)), f"{findings.evaluation_split} {columns[0]}", *columns[1:]], lines
 
 
 def _factor_names(findings: Findings) -> Iterable[str]:
@@ -172,7 +172,7 @@ def _factor_names(findings: Findings) -> Iterable[str]:
 
 def _legend(findings: Findings) -> str:
     return (
-        f"{findings.scored_on.capitalize()} error in the final epoch in percent, mean ± standard deviation over "
+        f"{findings.evaluation_split.capitalize()} error in the final epoch in percent, mean ± standard deviation over "
         "n seeds. Differences "
         "to the baseline are in percentage points, paired by seed, with 95 % t intervals. p is adjusted for the number of "
         "comparisons (Holm)."

@@ -99,6 +99,10 @@ class RunResources:
         held = replace(self, workers=1)._runs_with(head, growth)
         return reject("--workers", self.workers, f"each needs {self._worker()}; all nodes that may come hold {held} of them")
 
+    def runs_on(self, resources: Mapping[str, float]) -> int:
+        """Return how many such runs a single node with these resources (`CPU`, `GPU`) holds at a time."""
+        return self._workers_on(resources) // self.workers
+
     def _worker(self) -> str:
         return f"{self.cpus_per_worker:g} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
 
@@ -147,7 +151,7 @@ def is_own_node_lost() -> bool:
 
 
 def starts_local_ray() -> bool:
-    """Return whether Ray would start on this machine: `local_service.adopt` has found no cluster to join."""
+    """Return whether Ray would start on this machine: `local_service.select_ray_cluster` has found no cluster to join."""
     return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") in ("", "local")
 
 

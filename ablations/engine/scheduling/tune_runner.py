@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from ray import tune
 from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine.environment import scratch_folders
+from ablations.engine.environment import scratch_folders, signals
 from ablations.engine.scheduling import tune_controller
 from ablations.engine.scheduling.capacity import RunResources, has_autoscaler
 from ablations.engine.scheduling.connection import CAPACITY_INTERVAL_SECONDS, check_reachable, connect
@@ -153,17 +152,14 @@ def _fit(
         ),
     )
     tune_controller.install(lambda: room.places)
-    interrupt = signal.getsignal(signal.SIGINT)
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Tune stops at SIGINT
     try:
-        tuner.fit()
+        with signals.sigterm_as_sigint():  # Tune stops at SIGINT only, and leaves its own handler installed
+            tuner.fit()
     except KeyboardInterrupt:
         pass  # a second signal, or one before Tune listened
     except ClusterLost as lost:
         print(f"Ray: {lost}", file=sys.stderr)
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own, which nobody listens to any more
         shutil.rmtree(scratch / name, ignore_errors=True)
 
 

@@ -1,1 +1,1 @@
-"""Which configurations a search tries next."""
+"""Search over configurations: space, samplers, early stopping, population-based training, and the plan of a search."""

@@ -1,7 +1,7 @@
-"""Which configuration a search tries next, which trial is worth going on with, and how both go on after a kill.
+"""The optimizer of a search: it suggests configurations, decides which trials continue, and resumes after a crash.
 
-An optimiser is a function of what it was told: a new one that is told the same trials goes on as the old one would have. What it
-proposes depends on these, the seed and the trial's number only.
+An optimizer is a function of the trials that it knows: a new one with the same history continues as the old one would have. Its
+suggestions depend on the history, the seed and the trial's number only.
 """
 
 import math
@@ -32,19 +32,23 @@ from resnet_core.overrides import convert
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """Who searches, and for how long. Raises ConfigError, naming the command line's options, for what does not go together."""
+    """Sampler, scheduler and budget of a search.
+
+    Raises:
+        ConfigError: two settings cannot be combined. The message names the options of the command line.
+    """
 
     sampler: str
     scheduler: str
     trials: int | None
-    """Budget: how many trials are begun; of a population, how many members it has."""
+    """Number of trials to start; with `pbt`, the size of the population. None: no limit."""
     seconds: float | None
-    """Another budget: no trial is begun once those that ended have trained so long."""
+    """Training time of ended trials after which no trial is started, in seconds. None: no limit."""
     epochs: int
-    """Of a trial that is not ended early."""
+    """Epochs of a trial that is not stopped early."""
     seed: int
     objectives: int = 1
-    """Results of a trial, each to be small; the first one is the error in percent."""
+    """Number of objectives, all minimized. The first one is the error in percent."""
 
     def __post_init__(self) -> None:
         for option, value, accepted in (("--sampler", self.sampler, SAMPLERS), ("--scheduler", self.scheduler, SCHEDULERS)):
@@ -57,15 +61,15 @@ class SearchSettings:
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise reject("--time-budget", self.seconds, "accepted: above 0 and finite")
         if self.objectives > 1 and self.scheduler != "none":
-            raise reject("--scheduler", self.scheduler, "compares errors only; accepted with two objectives: none")
-        if self.objectives > 1 and self.sampler in ("gp", "cmaes"):
-            raise reject("--sampler", self.sampler, "accepted with two objectives: nsga2, tpe, random")
+            raise reject("--scheduler", self.scheduler, "compares one objective only; accepted with two objectives: none")
+        if self.objectives > 1 and self.sampler == "gp":
+            raise reject("--sampler", self.sampler, "accepted with two objectives: tpe, random")
         if self.scheduler == "pbt":
             self._check_population()
 
     def _check_population(self) -> None:
         if self.sampler != "random":
-            raise reject("--sampler", self.sampler, "accepted with --scheduler pbt: random, from where a population starts")
+            raise reject("--sampler", self.sampler, "accepted with --scheduler pbt: random, which draws the first generation")
         if self.seconds is not None:
             raise reject("--time-budget", self.seconds, "not accepted with --scheduler pbt, which trains all its members")
         if self.trials is None or self.trials < MIN_POPULATION:
@@ -73,24 +77,24 @@ class SearchSettings:
 
 
 class Decision(Enum):
-    """What becomes of a trial that has reported an epoch."""
+    """What happens to a trial after it has reported an epoch."""
 
     CONTINUE = auto()
     PRUNE = auto()
-    """It ends, as `pruned`."""
+    """Stop the trial for good, with the outcome `pruned`."""
     PAUSE = auto()
-    """It ends for now: `ask` gives it again, or `dropped` names it."""
+    """Stop the trial for now. Later `ask` returns it again, or `evicted` lists it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A trial to begin or to go on with."""
+    """A trial to start or to resume."""
 
     number: int
     values: Mapping[str, Any]
-    """By dotted field, as `override` takes them."""
+    """Values by dotted field name, as `override` takes them."""
     branch: tuple[int, int] | None = None
-    """Number and epoch of a trial whose state it may start from: that is what its own first epochs would give."""
+    """Number and epoch of a trial whose checkpoint equals the result of this trial's own first epochs, if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,206 +103,222 @@ class TrialHistory:
 
     number: int
     values: Mapping[str, Any]
-    """As they were suggested: neither fewer nor more fields."""
+    """Values by dotted field name: exactly the fields that were suggested."""
     outcome: str
-    """`completed`, `pruned` or `diverged`; with any other it is to be trained further."""
+    """`completed`, `pruned` or `diverged`. A trial with any other outcome is trained further."""
     errors: Mapping[int, float]
-    """In percent, by epoch from 1."""
+    """Error in percent by epoch, from 1."""
     results: tuple[float, ...] = ()
+    """Value of each objective; empty unless the trial is completed."""
     seconds: float = 0.0
+    """Training time in seconds."""
 
 
 class Optimizer:
-    """The search inside one cell."""
+    """The search inside one cell of the study."""
 
     def __init__(self, space: Space, settings: SearchSettings) -> None:
         self._settings = settings
-        self._proposals = Suggester(
+        self._suggester = Suggester(
             space, settings.sampler, trials=settings.trials, seed=settings.seed, objectives=settings.objectives
         )
         self._size = settings.trials or 0 if settings.scheduler == "pbt" else 0
-        """Of the population; 0: there is none."""
-        self._ranges = _perturbable(space) if self._size else {}
+        """Size of the population; 0 without population-based training."""
+        self._ranges = _perturbable_ranges(space) if self._size else {}
         self._members: dict[int, Member] = {}
         self._seconds: dict[int, float] = {}
+        """Training time of ended trials in seconds, by number."""
         self._running: set[int] = set()
-        self._again: list[int] = []
-        self._answers: dict[int, tuple[int, Decision]] = {}
-        """The newest epoch of a trial that was decided on, and how."""
+        self._unfinished: list[int] = []
+        """Trials of earlier submissions that are to be trained further."""
+        self._decisions: dict[int, tuple[int, Decision]] = {}
+        """Newest epoch of each running trial that was decided on, and the decision."""
         self._next = 0
-        self._free: list[int] = []
-        """Numbers below that no trial has."""
-        self._fresh: int | None = None
-        """The trial asked for last, if its configuration was drawn."""
+        """Lowest number above those of all trials."""
+        self._unused: list[int] = []
+        """Numbers below `_next` that no trial has, ascending."""
+        self._last_new: int | None = None
+        """Number of the trial that the last `ask` returned, if its configuration is new."""
         self._exhausted = False
 
     def load_history(self, history: Sequence[TrialHistory]) -> int:
-        """Learns what earlier submissions found, before the first `ask`; returns how many trials lie outside the space.
+        """Load the trials of earlier submissions, before the first `ask`; return how many lie outside the space.
 
-        Those are passed over, but keep their numbers. Trials that have no result yet are the first to be asked for again.
+        Trials outside the space are ignored, but their numbers stay taken. Unfinished trials are the first that `ask` returns.
 
         Raises:
-            ConfigError: a population is told trials that are not its own.
+            ConfigError: with population-based training, a trial does not belong to this population.
         """
         outside = 0
-        self._next = max((told.number + 1 for told in history), default=0)
-        # Some may have been handed out, and killed before anybody heard of them.
-        self._free = sorted({*range(self._next)} - {told.number for told in history})
-        for told in sorted(history, key=lambda told: told.number):
-            if self._enter(told):
-                self._answers[told.number] = max(told.errors, default=1) - 1, Decision.CONTINUE
-                if told.outcome in ("completed", "pruned", "diverged"):
-                    self.end_trial(told.number, told.outcome, told.results, told.seconds)
+        self._next = max((past.number + 1 for past in history), default=0)
+        # A trial may have been handed out and killed before MLflow recorded it.
+        self._unused = sorted({*range(self._next)} - {past.number for past in history})
+        for past in sorted(history, key=lambda past: past.number):
+            if self._add_known(past):
+                self._decisions[past.number] = max(past.errors, default=1) - 1, Decision.CONTINUE
+                if past.outcome in ("completed", "pruned", "diverged"):
+                    self.end_trial(past.number, past.outcome, past.results, past.seconds)
                 else:
-                    self._again.append(told.number)
+                    self._unfinished.append(past.number)
             else:
                 outside += 1
         if outside and self._size:
-            accepted = "accepted: --trials and --search as before, or another --search-seed"
-            raise reject("--scheduler", "pbt", f"this search has trials that are not of such a population; {accepted}")
+            accepted = "accepted: --trials and --space as before, or another --search-seed"
+            raise reject("--scheduler", "pbt", f"this search has trials that do not belong to such a population; {accepted}")
         return outside
 
     def ask(self) -> Suggestion | None:
-        """The next trial; None: none now, or, if `finished`, never again."""
-        self._fresh = None
+        """Return the next trial; None if there is none now, or, once `finished`, none at all."""
+        self._last_new = None
         if self._size:
             return self._ask_population()
-        if self._again:
-            return self._resumed(self._again.pop(0))
-        return None if self._used_up else self._drawn(self._free[0] if self._free else self._next)
+        if self._unfinished:
+            return self._start(self._unfinished.pop(0))
+        return None if self._budget_used_up else self._suggest(self._unused[0] if self._unused else self._next)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing runs and nothing is left to ask for."""
-        left = ready_members(self._standing(), self._members, self._running) if self._size else self._again or not self._used_up
-        return not self._running and not left
+        """Whether no trial is running and `ask` will return no more."""
+        if self._running:
+            return False
+        if self._size:
+            return not ready_members(self._generation(), self._members, self._running)
+        return not self._unfinished and self._budget_used_up
 
     @property
     def known_trials(self) -> Collection[int]:
-        """Of the trials that it knows: begun, or told and of its space."""
+        """Numbers of the trials that were started, or loaded and inside the space."""
         return self._members.keys()
 
     @property
     def budget_spent(self) -> tuple[int, float]:
-        """Trials begun, and the seconds of training that were told."""
+        """Number of trials started, and training time of ended trials in seconds."""
         return len(self._members), sum(self._seconds.values())
 
     def report_epoch(self, number: int, epoch: int, error: float) -> Decision:
-        """Learns a trial's error in percent after an epoch. The same epoch again, as after a restart, changes nothing."""
-        now = self._standing() if self._size else None
+        """Record a trial's error after an epoch, in percent, and decide whether the trial continues.
+
+        Reporting an epoch again, as after a restart, changes nothing and returns the same decision.
+        """
+        generation = self._generation() if self._size else None
         self._members[number].errors.setdefault(epoch, error)
-        if now:
-            return self._decided_together(number, epoch, now)
-        last, answer = self._answers.get(number, (0, Decision.CONTINUE))
+        if generation:
+            return self._decide_in_population(number, epoch, generation)
+        last, decision = self._decisions.get(number, (0, Decision.CONTINUE))
         if epoch > last:
-            answer = self._decided(number, epoch)
-            self._answers[number] = epoch, answer
-        return answer
+            decision = self._decide(number, epoch)
+            self._decisions[number] = epoch, decision
+        return decision
 
     def end_trial(self, number: int, outcome: str, results: Sequence[float] = (), seconds: float = 0.0) -> None:
-        """Learns that a trial is over, for this submission at least.
+        """Record that a trial has ended, at least in this submission.
 
         Args:
-            results: of a completed trial, one for each objective.
-            seconds: training time of all its epochs, those of earlier submissions included.
+            number: the trial's number.
+            outcome: `completed`, `pruned`, `diverged` or a failure.
+            results: value of each objective of a completed trial.
+            seconds: training time of all its epochs, including those of earlier submissions.
         """
         member = self._members[number]
         member.outcome = outcome
         self._seconds[number] = seconds
         self._running.discard(number)
-        self._answers.pop(number, None)
+        self._decisions.pop(number, None)
         if not self._is_branch(number):
-            self._proposals.tell(number, outcome, results, member.errors)
+            self._suggester.tell(number, outcome, results, member.errors)
 
     def reject_suggestion(self, number: int) -> None:
-        """Learns that the trial just asked for cannot be begun. If its configuration was drawn, it is given another, at no cost."""
-        if number != self._fresh:
+        """Record that the trial which `ask` returned last cannot be started.
+
+        If its configuration is new, the next `ask` suggests another one for the same number, and no budget is spent. Otherwise the
+        trial ends as `failed`.
+        """
+        if number != self._last_new:
             self.end_trial(number, "failed")
             return
         self._running.discard(number)
         del self._members[number]
-        self._proposals.reject(number)
-        self._free.insert(0, number)
+        self._suggester.reject(number)
+        self._unused.insert(0, number)
 
     def evicted(self) -> Sequence[int]:
-        """Members of a population that waited and have lost their place to a branch: they are to end, as `pruned`."""
-        return evicted_members(self._standing(), self._members, self._running) if self._size else ()
+        """Return the paused members of a population that branches have replaced. The caller ends them as `pruned`."""
+        return evicted_members(self._generation(), self._members, self._running) if self._size else ()
 
     @property
-    def _used_up(self) -> bool:
-        trials, seconds = self.budget_spent
-        most, longest = self._settings.trials, self._settings.seconds
-        return self._exhausted or (most is not None and trials >= most) or (longest is not None and seconds >= longest)
+    def _budget_used_up(self) -> bool:
+        spent, budget = self.budget_spent, (self._settings.trials, self._settings.seconds)
+        return self._exhausted or any(limit is not None and used >= limit for used, limit in zip(spent, budget, strict=True))
 
     def _is_branch(self, number: int) -> bool:
         return 0 < self._size <= number
 
-    def _enter(self, told: TrialHistory) -> bool:
-        """Learns of a trial of an earlier submission; returns False if it lies outside the space."""
-        values = {name: convert(name, value) for name, value in told.values.items()}
-        if (CHANGES in values) != self._is_branch(told.number):
+    def _add_known(self, past: TrialHistory) -> bool:
+        """Add a trial of an earlier submission; return False if it lies outside the space."""
+        values = {name: convert(name, value) for name, value in past.values.items()}
+        if (CHANGES in values) != self._is_branch(past.number):
             return False
-        if not self._is_branch(told.number) and not self._proposals.add_known(told.number, values):
+        if not self._is_branch(past.number) and not self._suggester.add_known(past.number, values):
             return False
-        self._members[told.number] = Member(values=values, errors=dict(told.errors))
-        self._seconds[told.number] = told.seconds
+        self._members[past.number] = Member(values=values, errors=dict(past.errors))
+        self._seconds[past.number] = past.seconds
         return True
 
-    def _drawn(self, number: int) -> Suggestion | None:
-        """A new trial."""
-        values = self._proposals.suggest(number)
+    def _suggest(self, number: int) -> Suggestion | None:
+        """Start a trial with a new configuration; return None if the space is exhausted."""
+        values = self._suggester.suggest(number)
         if values is None:
             self._exhausted = True
             return None
         self._members[number] = Member(values=values)
-        if number in self._free:
-            self._free.remove(number)
-        self._next, self._fresh = max(self._next, number + 1), number
-        return self._resumed(number)
+        if number in self._unused:
+            self._unused.remove(number)
+        self._next, self._last_new = max(self._next, number + 1), number
+        return self._start(number)
 
-    def _resumed(self, number: int, branch: Branch | None = None) -> Suggestion:
+    def _start(self, number: int, branch: Branch | None = None) -> Suggestion:
         self._running.add(number)
         start = (branch.parent, branch.epoch) if branch else None
         return Suggestion(number=number, values=self._members[number].values, branch=start)
 
-    def _decided(self, number: int, epoch: int) -> Decision:
+    def _decide(self, number: int, epoch: int) -> Decision:
         if self._settings.scheduler == "none":
             return Decision.CONTINUE
         errors = {other: member.errors for other, member in self._members.items()}
         hyperband = self._settings.scheduler == "hyperband"
-        on = should_continue(number, epoch, errors, epochs=self._settings.epochs, hyperband=hyperband)
-        return Decision.CONTINUE if on else Decision.PRUNE
+        promising = should_continue(number, epoch, errors, epochs=self._settings.epochs, hyperband=hyperband)
+        return Decision.CONTINUE if promising else Decision.PRUNE
 
-    def _standing(self) -> GenerationState:
+    def _generation(self) -> GenerationState:
         settings = self._settings
         return replay_generations(self._members, self._ranges, size=self._size, epochs=settings.epochs, seed=settings.seed)
 
     def _ask_population(self) -> Suggestion | None:
-        now = self._standing()
-        for number in ready_members(now, self._members, self._running):
-            branch = now.branches.get(number)
+        generation = self._generation()
+        for number in ready_members(generation, self._members, self._running):
+            branch = generation.branches.get(number)
             if branch and number not in self._members:
                 self._members[number] = Member(values=branch.values)
             if number in self._members:
-                return self._resumed(number, branch)
-            if suggestion := self._drawn(number):
+                return self._start(number, branch)
+            if suggestion := self._suggest(number):
                 return suggestion
-            self._members[number] = Member(values={}, outcome="failed")  # the space has fewer configurations
+            self._members[number] = Member(values={}, outcome="failed")  # the space has too few configurations for the population
         return None
 
-    def _decided_together(self, number: int, epoch: int, now: GenerationState) -> Decision:
-        if number not in now.members or not math.isfinite(self._members[number].errors[epoch]):
+    def _decide_in_population(self, number: int, epoch: int, generation: GenerationState) -> Decision:
+        if number not in generation.members or not math.isfinite(self._members[number].errors[epoch]):
             return Decision.PRUNE
-        if now.epoch is None or epoch < now.epoch:
+        if generation.epoch is None or epoch < generation.epoch:
             return Decision.CONTINUE
         self._running.discard(number)
         return Decision.PAUSE
 
 
-def _perturbable(space: Space) -> dict[str, tuple[float, float]]:
+def _perturbable_ranges(space: Space) -> dict[str, tuple[float, float]]:
+    """Return the range of each field that population-based training can perturb; raise ConfigError if there is none."""
     found = {name: ends for name, ends in numeric_ranges(space).items() if name in PERTURBABLE}
     if not found:
-        raise reject(
-            "--scheduler", "pbt", f"needs a range to search of one of {', '.join(PERTURBABLE)}, which can change in a training"
-        )
+        accepted = f"accepted: --space with a range for one of {', '.join(PERTURBABLE)}, which can change during a training"
+        raise reject("--scheduler", "pbt", accepted)
     return found

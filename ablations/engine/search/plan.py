@@ -1,4 +1,4 @@
-"""A search as a plan: what is searched, inside which cells, with what budget; and the study that confirms what it chose."""
+"""The plan of a search: its cells, space and budget, and the study that confirms the chosen configurations."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,79 +23,85 @@ from resnet_core.fields import counted, reject
 from resnet_core.overrides import field_name
 
 MAX_FRONT_CONFIGURATIONS = 4
-"""Configurations of a front that are confirmed, at most: from the cheapest to the most accurate."""
+"""Maximum number of configurations of a Pareto front that are confirmed, from the cheapest to the most accurate."""
 FIRST_TRIAL_SEED = MAX_RUNS
-"""Trials have seeds from here on: no run of a study has them."""
+"""Lowest seed of trials. It is above the seeds of all runs of a study."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenConfiguration:
-    """A configuration that a search chose."""
+    """A configuration that a search chose, to be confirmed."""
 
     level: str
-    """Of the factor `configuration`."""
+    """Level of the factor `configuration`, such as `tuned`."""
     number: int
-    """Of the trial."""
+    """Number of the trial."""
     values: Mapping[str, Any]
-    """By field."""
+    """Values of the searched fields, by dotted name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredTrial:
-    """What a completed trial came to."""
+    """A completed trial with its scores."""
 
     values: Mapping[str, Any]
     error: float
-    """Validation, final epoch, in percent."""
+    """Validation error of the final epoch, in percent."""
     loss: float
+    """Validation loss of the final epoch."""
     cost: float | None
-    """What error is weighed against."""
+    """Value of the second objective; None if there is none."""
 
     @property
     def objectives(self) -> tuple[float, ...]:
+        """Value of each objective."""
         return (self.error,) if self.cost is None else (self.error, self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan(Plan):
-    """A search, resolved. As a plan it is the study that confirms: the default configuration, and those chosen once it is over."""
+    """A resolved search. Its cells and runs are those of the study that confirms it: the default and the chosen configurations."""
 
     spaces: Mapping[Cell, Space]
-    """What is searched in each cell: branches may depend on its levels."""
+    """Space of each cell. Conditional parts of a space may depend on the levels of the cell."""
     settings: SearchSettings
     fields: Mapping[str, Mapping[str, Any]]
-    """What is searched: `SearchDesign.fields`."""
+    """Searched fields, as in `SearchDesign.fields`."""
     objective: str | None
+    """Second objective besides the error: `flops` or `seconds`."""
     specs: Mapping[Cell, RunSpec]
-    """The default configuration in each of the search's cells, on all training data."""
+    """Default configuration of each cell of the search, trained on all training images."""
     trial_specs: Mapping[Cell, RunSpec]
-    """What the trials of each cell are, with the default values of the fields that are searched."""
+    """Configuration of the trials of each cell, with default values for the searched fields."""
     seeds: int
+    """Number of replicates of each confirmed configuration."""
     chosen: Mapping[Cell, Sequence[ChosenConfiguration]]
+    """Chosen configurations, by cell of the search; empty until the search has ended."""
 
     @property
     def max_trials(self) -> int | None:
-        """Of all searches; None where that is not known beforehand."""
+        """Maximum number of trials of all cells; None if it is not known in advance."""
         settings = self.settings
         return None if settings.scheduler == "pbt" or not settings.trials else settings.trials * len(self.trial_specs)
 
     @property
     def baseline(self) -> Mapping[str, Level]:
+        """Reference levels of the factors: without factors, the default configuration."""
         return self.study.baseline if self.study.factors else {CONFIGURATION: DEFAULT}
 
     @property
     def trial_data(self) -> Dataset:
-        """What trials are trained and scored on."""
+        """Data set on which all trials are trained and scored."""
         return self.dataset_for_spec(next(iter(self.trial_specs.values())))
 
     def trial_run(self, cell: Cell, trial: SearchTrial) -> Run:
-        """A trial as a run; raises ConfigError if there is no such configuration."""
+        """Return the run of a trial; raise ConfigError if its configuration is invalid."""
         spec = resolve(override(self.trial_specs[cell], trial.values), self.trial_data)
         check_storable(spec)
         return Run(cell, spec.seed, spec, fingerprint(spec, data_version=self.trial_data.version), trial)
 
     def confirmation_plan(self, chosen: Mapping[Cell, Sequence[ChosenConfiguration]]) -> "SearchPlan":
-        """The plan of the study that compares what was chosen with the default configuration, on fresh seeds."""
+        """Return the plan of the study that compares chosen configurations with the default one, on seeds that no trial had."""
         specs, skipped = {}, list(self.skipped)
         for cell, spec in self.specs.items():
             specs[_configured(cell, DEFAULT)] = spec
@@ -116,7 +122,7 @@ class SearchPlan(Plan):
         )
 
     def preview_plan(self) -> "SearchPlan":
-        """The plan of the study that confirms, before it is known what: what will be chosen stands there as the default."""
+        """Return the confirmation plan before the search, with a copy of the default in place of each future choice."""
         specs = {_configured(cell, level): spec for cell, spec in self.specs.items() for level in (DEFAULT, TUNED)}
         runs = [
             run if dict(run.cell.levels)[CONFIGURATION] == DEFAULT else replace(run, fingerprint=f"{run.fingerprint}-{TUNED}")
@@ -125,10 +131,10 @@ class SearchPlan(Plan):
         return replace(self, cells=tuple(specs), runs=tuple(runs))
 
     def remaining_trials(self, ended: Mapping[Cell, int]) -> list[Run]:
-        """Trials that a number of trials leaves to train, as costly as those of the default configuration.
+        """Return the trials left to train, as runs of the default configuration, for estimates of cost.
 
         Args:
-            ended: by the search's cell.
+            ended: number of ended trials by cell of the search.
         """
         return [
             Run(cell, spec.seed, spec, f"{cell} trial={number}")
@@ -137,7 +143,7 @@ class SearchPlan(Plan):
         ]
 
     def to_design(self) -> SearchDesign:
-        """The search as plain data."""
+        """Return the design of the search as plain data."""
         settings, data = self.settings, self.trial_data
         return SearchDesign(
             cells=tuple(
@@ -165,13 +171,15 @@ class SearchPlan(Plan):
 
 
 def choose_configurations(scored: Mapping[int, ScoredTrial]) -> tuple[ChosenConfiguration, ...]:
-    """Of completed trials the one with the lowest error, by loss among equals; with a second objective up to four along the front.
+    """Choose the completed trial with the lowest error; the lower loss breaks ties. With two objectives, choose along the front.
+
+    Of a Pareto front with more than `MAX_FRONT_CONFIGURATIONS` trials, evenly spaced ones are chosen, including both ends.
 
     Args:
-        scored: by number.
+        scored: completed trials by number.
     """
     by_loss = sorted(scored, key=lambda number: (scored[number].loss, number))
-    points = [scored[number].objectives[::-1] for number in by_loss]  # cost first: the front starts at the cheapest trial
+    points = [scored[number].objectives[::-1] for number in by_loss]  # cost first, so that the front starts at the cheapest trial
     unique = {points[i]: by_loss[i] for i in reversed(pareto_front(points))}  # of equal points, the one with the lowest loss
     front = list(reversed(unique.values()))
     if not front or len(scored[front[0]].objectives) == 1:
@@ -186,16 +194,18 @@ def choose_configurations(scored: Mapping[int, ScoredTrial]) -> tuple[ChosenConf
 def draft_search(
     study: Study, request: StudyRequest, search: SearchRequest
 ) -> tuple[Draft, Mapping[Cell, Space], Mapping[str, Mapping[str, Any]]]:
-    """A search without its data: its cells, the space of each, and all that is searched; raises ConfigError if it is wrong."""
+    """Expand a search without reading data; raise ConfigError if any part of the request is invalid.
+
+    Returns:
+        The draft with the cells of the search, the space of each cell, and the searched fields as in `SearchDesign.fields`.
+    """
     study = _inside(study.for_preset(request.preset or study.preset), request, search)
     drafted = make_draft(study, request)
     for name in filter(selects_images, map(field_name, drafted.factors)):
-        raise reject(
-            "--per-cell", name, "a search is on the same images in all cells; accepted: other factors, or --set NAME=VALUE"
-        )
+        raise reject("--per-cell", name, "all cells of a search use the same images; accepted: other factors, or --set NAME=VALUE")
     given = {field_name(name) for name in request.overrides}
     if "data.validation" in given:
-        raise reject("--set", "data.validation", "accepted: --validation SHARE; results are of all training images")
+        raise reject("--set", "data.validation", "accepted: --validation SHARE; final results use all training images")
     if not 0 < search.validation_share < 1:
         raise reject("--validation", search.validation_share, "accepted: a share between 0 and 1, such as 0.2")
     data = {name for name in drafted.base.flat() if name.startswith("data.")}
@@ -206,16 +216,18 @@ def draft_search(
     for cell, spec in drafted.specs.items():
         found |= check_space(spaces[cell], spec)
     for name in asked.keys() - found.keys():
-        raise reject("--search", name, f"the space suggests it under other values only; accepted: choices, {name}=A,B")
+        raise reject(
+            "--space", name, f"the space suggests it only together with values that are not searched; accepted: choices, {name}=A,B"
+        )
     return replace(drafted, searched=(*found, "optim.changes", "data.validation")), spaces, found
 
 
 def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, cache: Path) -> SearchPlan:
-    """Expands a search into its cells and its control; raises ConfigError with one line if any part of the request is wrong."""
+    """Resolve a search on its data; raise ConfigError if any part of the request is invalid."""
     drafted, spaces, fields = draft_search(study, request, search)
     settings = _settings(search, drafted)
     for space in spaces.values():
-        Optimizer(space, settings)  # refuses what does not go together
+        Optimizer(space, settings)  # raises ConfigError if the scheduler cannot search the space
     held_out = override(drafted.base, {"data.validation": search.validation_share}).data
     plan, data = (
         resolve_draft(drafted, request, cache=cache),
@@ -253,10 +265,10 @@ def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, c
 
 
 def _inside(study: Study, request: StudyRequest, search: SearchRequest) -> Study:
-    """The study with just those factors inside whose levels to search."""
+    """Return the study with only the factors that `--per-cell` names."""
     if search.per_cell is None:
         if request.levels:
-            raise reject("--levels", next(iter(request.levels)), "accepted with --per-cell: a search inside each of these levels")
+            raise reject("--levels", next(iter(request.levels)), "accepted with --per-cell, which searches at each of these levels")
         return replace(study, on={}, factors={}, baseline={})
     known = {field_name(name): name for name in (*study.factors, *request.levels)}
     wanted = [known.get(field_name(name), name) for name in search.per_cell] or list(known.values())
@@ -272,14 +284,14 @@ def _inside(study: Study, request: StudyRequest, search: SearchRequest) -> Study
 
 
 def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
-    """Who searches, and how long; raises ConfigError for what does not go together."""
+    """Return sampler, scheduler and budget with defaults filled in; raise ConfigError if they cannot be combined."""
     scheduler = search.scheduler or ("none" if search.objective else "asha")
     sampler = search.sampler or ("random" if scheduler == "pbt" else "tpe")
     if search.objective not in (None, *OBJECTIVES):
-        raise reject("--against", search.objective, f"accepted: {', '.join(OBJECTIVES)}")
+        raise reject("--objective", search.objective, f"accepted: {', '.join(OBJECTIVES)}")
     if scheduler == "pbt" and drafted.base.optim.iterations:
         raise reject(
-            "--scheduler", "pbt", "changes a training after some epochs, and this one counts steps; accepted: --set optim.epochs=N"
+            "--scheduler", "pbt", "needs a training whose length is set in epochs, not iterations; accepted: --set optim.epochs=N"
         )
     if search.seed < 0:
         raise reject("--search-seed", search.seed, "accepted: 0 or more")
@@ -300,7 +312,7 @@ def _configured(cell: Cell, level: str) -> Cell:
 
 
 def describe_budget(plan: SearchPlan) -> str:
-    """`4 searches of 12 trials for optim.lr, by tpe and asha`."""
+    """Return a description such as `4 searches, each of 12 trials, for optim.lr, by tpe and asha`."""
     settings, searches = plan.settings, len(plan.trial_specs)
     limits = [counted(settings.trials, "trial")] if settings.trials else []
     if settings.scheduler == "pbt":

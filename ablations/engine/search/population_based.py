@@ -1,9 +1,9 @@
-"""Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), as a function of what its members reported.
+"""Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), as a function of the errors that members reported.
 
-A population trains as many members at a time as it is large. At the end of each generation all are compared: the worst quarter, and
-those that ended before, are over, and as many branches of the best quarter take their places. A branch is its parent up to that
-epoch, and then goes on with other hyperparameters: as a configuration, the parent's with more `optim.changes`. All members have the
-same seed, so a branch trained from the beginning gives what its parent's checkpoint would have given.
+At the end of each generation all members are compared. Branches of the best quarter replace the worst quarter and members that have
+failed. A branch equals its parent up to that epoch and then continues with other hyperparameters: its configuration is that of the
+parent with more entries in `optim.changes`. All members have the same seed, so training a branch from the beginning gives the same
+result as continuing from its parent's checkpoint.
 """
 
 import math
@@ -17,66 +17,72 @@ from resnet_core.config import change
 
 CHANGES = "optim.changes"
 PERTURBABLE = ("optim.label_smoothing", "optim.lr", "optim.momentum", "optim.weight_decay")
-"""Fields that may change during a training."""
+"""Fields that can change during a training."""
 PERTURBATION_FACTORS = (0.8, 1.25)
 GENERATIONS = 5
 MIN_POPULATION = 4
-"""Members of which a quarter can be replaced."""
+"""Smallest population of which a quarter can be replaced."""
 MAX_BELOW_ONE = 0.999
 MAX_PERTURBATION_ATTEMPTS = 20
-"""How often a new configuration is sought in each of two ways. Both are exhausted only by a range of a few numbers."""
+"""Number of attempts to find a new configuration, first by perturbing and then by sampling. Only tiny ranges exhaust both."""
 
 
 @dataclass(kw_only=True)
 class Member:
-    """A trial, as far as it is known."""
+    """A trial that belongs to a search, with its errors so far."""
 
     values: Mapping[str, Any]
+    """Values of the searched fields, by dotted name."""
     errors: dict[int, float] = field(default_factory=dict)
-    """In percent, by epoch from 1."""
+    """Error in percent by epoch, from 1."""
     outcome: str = ""
-    """Empty: it runs, waits or is to be trained again."""
+    """Outcome of an ended trial; empty if it is running, paused or to be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """A member that begins as another one."""
+    """A member that continues another one with changed hyperparameters."""
 
     parent: int
+    """Number of the parent."""
     epoch: int
-    """At the end of which it leaves its parent."""
+    """Last epoch that it shares with its parent."""
     values: Mapping[str, Any]
+    """Values of the searched fields, with `optim.changes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationState:
-    """How far a population is."""
+    """The current generation of a population."""
 
     epoch: int | None
-    """At the end of which members wait for each other; None: they train to the end."""
+    """Epoch after which members are paused until all have reached it; None in the last generation."""
     members: Sequence[int]
-    """In the order in which to go on: branches before their parents, whose checkpoints they need."""
+    """Numbers of the members, in the order in which to resume them: branches before their parents, whose checkpoints they need."""
     branches: Mapping[int, Branch]
-    """All so far, by number."""
+    """Branches of all generations so far, by number."""
 
 
 def replay_generations(
-    told: Mapping[int, Member], ranges: Mapping[str, tuple[float, float]], *, size: int, epochs: int, seed: int
+    started: Mapping[int, Member], ranges: Mapping[str, tuple[float, float]], *, size: int, epochs: int, seed: int
 ) -> GenerationState:
-    """The generation that the members are in, by replaying those before it.
+    """Return the current generation, by replaying all earlier ones.
 
     Args:
-        told: members that were begun, by number: the first ones `size`, then branches in the order of their generations.
+        started: members that were started, by number: the first `size`, then branches in the order of their generations.
         ranges: lowest and highest value of the fields that branches perturb.
-        epochs: of a whole training.
+        size: number of members in a generation.
+        epochs: epochs of a whole training.
+        seed: seed of the perturbations.
     """
     members, branches, free = list(range(size)), dict[int, Branch](), size
     interval = max(1, epochs // GENERATIONS)
     for epoch in range(interval, epochs, interval):
-        decided = any(number >= free for number in told)  # a branch was begun: whoever had not come so far was given up
-        if not decided and any(number not in told or _awaited(told[number], epoch) for number in members):
+        # Once a branch of this epoch was started, the generation is decided, and members that have not reached it are evicted.
+        decided = any(number >= free for number in started)
+        if not decided and any(number not in started or _awaited(started[number], epoch) for number in members):
             return GenerationState(epoch=epoch, members=members, branches=branches)
-        scores = {number: _score(told.get(number), epoch) for number in members}
+        scores = {number: _score(started.get(number), epoch) for number in members}
         ranked = sorted(members, key=lambda number: (scores[number], number))
         alive = sum(map(math.isfinite, scores.values()))
         stay, quarter = min(alive, size - size // 4), size // 4
@@ -88,39 +94,42 @@ def replay_generations(
             rng = np.random.default_rng([seed, epoch, number])
             parent = parents[rng.integers(len(parents))]
             changed: Mapping[str, Any] | None
-            if number in told:
-                changed = told[number].values
+            if number in started:
+                changed = started[number].values
             else:
-                known = [*(each.values for each in told.values()), *(each.values for each in branches.values())]
-                changed = _changed(told[parent].values, epoch, ranges, known, rng)
-            if changed is not None:  # else its place stays empty until the next generation, and its number unused
+                known = [*(each.values for each in started.values()), *(each.values for each in branches.values())]
+                changed = _new_values(started[parent].values, epoch, ranges, known, rng)
+            if changed is not None:  # otherwise the place stays empty until the next generation, and its number is not used
                 branches[number] = Branch(parent=parent, epoch=epoch, values=changed)
         free = places.stop
         members = [*(number for number in places if number in branches), *others, *parents]
     return GenerationState(epoch=None, members=members, branches=branches)
 
 
-def ready_members(now: GenerationState, told: Mapping[int, Member], running: Collection[int]) -> list[int]:
-    """Members that can begin or go on, in their order."""
-    idle = (number for number in now.members if number not in running)
-    return [number for number in idle if number not in told or not (told[number].outcome or now.epoch in told[number].errors)]
+def ready_members(state: GenerationState, started: Mapping[int, Member], running: Collection[int]) -> list[int]:
+    """Return the members that can be started or resumed, in order."""
+    idle = (number for number in state.members if number not in running)
+    return [n for n in idle if n not in started or not (started[n].outcome or state.epoch in started[n].errors)]
 
 
-def evicted_members(now: GenerationState, told: Mapping[int, Member], running: Collection[int]) -> list[int]:
-    """Those that have not ended, and whose place another one has."""
-    return [number for number, each in told.items() if not each.outcome and number not in now.members and number not in running]
+def evicted_members(state: GenerationState, started: Mapping[int, Member], running: Collection[int]) -> list[int]:
+    """Return the paused members that branches have replaced."""
+    return [n for n, each in started.items() if not each.outcome and n not in state.members and n not in running]
 
 
 def perturb(name: str, value: float, low: float, high: float, factor: float) -> float:
-    """Return a value times a factor, within its range; of momentum, the distance to 1, which its effect is proportional to."""
+    """Return a value multiplied by a factor and clipped to its range.
+
+    Of momentum, the distance to 1 is multiplied, since its effect is proportional to that.
+    """
     moved = 1 - (1 - value) * factor if name == "optim.momentum" else value * factor
-    return _within(name, moved, low, high)
+    return _clip(name, moved, low, high)
 
 
-def _within(name: str, value: float, low: float, high: float) -> float:
-    """Return the nearest value of the range that a training can go on with."""
+def _clip(name: str, value: float, low: float, high: float) -> float:
+    """Return the nearest valid value in the range. Momentum and label smoothing stay below 1, and no value becomes 0."""
     below_one = name in ("optim.momentum", "optim.label_smoothing") and high >= 1
-    floor = low or high / 1000  # from zero, no factor leads away
+    floor = low or high / 1000  # no factor could move a value away from 0
     return min(max(value, floor), max(low, MAX_BELOW_ONE) if below_one else high)
 
 
@@ -133,26 +142,26 @@ def _score(member: Member | None, epoch: int) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _changed(
+def _new_values(
     values: Mapping[str, Any],
     epoch: int,
     ranges: Mapping[str, tuple[float, float]],
     known: Collection[Mapping[str, Any]],
     rng: np.random.Generator,
 ) -> Mapping[str, Any] | None:
-    """Return an unknown configuration with other hyperparameters from the end of an epoch on, or None if none is found.
+    """Return a new configuration whose hyperparameters change after `epoch`, or None if none is found.
 
-    The hyperparameters are perturbed until the configuration is new. In a narrow range factors soon lead to its ends only, which
-    are known after a few branches; then values are drawn from the range instead.
+    The hyperparameters are perturbed until the configuration is new. In a narrow range, factors soon reach only its ends, which a
+    few branches use up. Values are then sampled from the range instead.
     """
-    before = {name: _in_force(values, name) for name in sorted(ranges)}
+    before = {name: _current_value(values, name) for name in sorted(ranges)}
     now = dict(before)
     for attempt in range(2 * MAX_PERTURBATION_ATTEMPTS):
         for name in now:
             if attempt < MAX_PERTURBATION_ATTEMPTS:
                 now[name] = perturb(name, now[name], *ranges[name], factor=PERTURBATION_FACTORS[rng.integers(2)])
             else:
-                now[name] = _within(name, rng.uniform(*ranges[name]), *ranges[name])
+                now[name] = _clip(name, rng.uniform(*ranges[name]), *ranges[name])
         changes = [change(epoch, _leaf(name), now[name]) for name in now if now[name] != before[name]]
         found = {**values, CHANGES: (*values.get(CHANGES, ()), *changes)}
         if changes and found not in known:
@@ -160,8 +169,8 @@ def _changed(
     return None
 
 
-def _in_force(values: Mapping[str, Any], name: str) -> float:
-    """The value of a field after all changes."""
+def _current_value(values: Mapping[str, Any], name: str) -> float:
+    """Return the value of a field after all changes."""
     changed = [text.partition("=")[2] for text in values.get(CHANGES, ()) if text.partition(":")[2].startswith(f"{_leaf(name)}=")]
     return float(changed[-1] if changed else values[name])
 

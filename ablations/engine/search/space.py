@@ -1,7 +1,7 @@
-"""What is searched: the space of a study, restricted or replaced on the command line.
+"""The space of a search: that of the study, restricted or extended on the command line.
 
-A space is a function of a trial. It calls `suggest_float`, `suggest_int` and `suggest_categorical` with names of `RunSpec` fields,
-dotted or last parts (`lr`), and may branch on the values that they return.
+A space is a function of an Optuna trial. It calls `suggest_float`, `suggest_int` and `suggest_categorical` with names of `RunSpec`
+fields, dotted (`optim.lr`) or short (`lr`), and may branch on the values that they return.
 """
 
 import json
@@ -21,51 +21,56 @@ from resnet_core.overrides import convert, field_name
 
 Space: TypeAlias = Callable[[Any], object]
 Dimension: TypeAlias = FloatDistribution | IntDistribution | CategoricalDistribution
-"""Where the values of a field come from: a range, perhaps on a logarithmic scale, or choices."""
+"""The values of a field: a range, on a linear or logarithmic scale, or choices."""
 SPACE_SAMPLES = 200
-"""Random configurations from which a space is known."""
+"""Number of random configurations from which the fields and ranges of a space are inferred."""
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces every study
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs the creation of every study otherwise
 
 
 def parse_space(texts: Sequence[str]) -> dict[str, Dimension | None]:
-    """What `--search` names, by dotted field: `lr` (None: as the study's space has it), `lr=0.001..1:log`, `width=8,16,24`.
+    """Return the dimension of each field that `--space` names, such as `lr`, `lr=0.001..1:log` or `width=8,16,24`.
+
+    The dimension of a field without one is None: it is taken from the study's space.
 
     Raises:
-        ConfigError: no such field, a field named twice, or no range or choices that the field accepts.
+        ConfigError: unknown or repeated field, or a range or choices that the field does not accept.
     """
     fields: dict[str, Dimension | None] = {}
     for text in texts:
         name, equals, given = text.partition("=")
         field = field_name(name)
         if field in fields:
-            raise reject("--search", text, "is named twice")
+            raise reject("--space", text, "is named twice")
         fields[field] = _dimension(text, field, given) if equals else None
     return fields
 
 
 def restrict_space(space: Space | None, fields: Mapping[str, Dimension | None], default: RunSpec, fixed: Collection[str]) -> Space:
-    """The study's space restricted to `fields` (empty: all of it), where those with a dimension of their own have that.
+    """Return the study's space restricted to `fields`; without any, all of it.
 
-    Fields of the space that are not searched have the value of `default`, so that branches on them still work.
+    Other fields of the space get their value in `default`, so that branches on them still work.
 
     Args:
-        fixed: dotted names of fields that may not be searched. The space may suggest them all the same: they keep their default.
+        space: the study's space, if it has one.
+        fields: fields to search. A dimension replaces that of the study's space.
+        default: default configuration.
+        fixed: dotted names of fields that cannot be searched. If the space suggests one, it gets its default.
 
     Raises:
-        ConfigError: a field is to be searched that is fixed, or that has no dimension here and none in the study's space.
+        ConfigError: a field to search is fixed, or has a dimension neither in `fields` nor in the study's space.
     """
     known = list(_distributions(sample_space(space))) if space else []
     for name, dimension in fields.items():
         if name in fixed:
-            raise reject("--search", name, "may not be searched: it is given, a factor, or the same in all trials")
+            raise reject("--space", name, "cannot be searched: it is a factor, set by --set, or the same in all trials")
         if dimension is None and name not in known:
             others = f"accepted: {', '.join(known)}; " if known else ""
-            raise reject("--search", name, f"{others}another field needs a range or choices: {name}=LOW..HIGH or {name}=A,B")
+            raise reject("--space", name, f"{others}other fields need a range or choices: {name}=LOW..HIGH or {name}=A,B")
     values = default.flat()
 
     def composed(trial: Any) -> None:
-        restricted = _Restricted(trial, fields, fixed, values)
+        restricted = _RestrictedTrial(trial, fields, fixed, values)
         if space:
             space(restricted)
         for name, dimension in fields.items():
@@ -76,23 +81,23 @@ def restrict_space(space: Space | None, fields: Mapping[str, Dimension | None], 
 
 
 def check_space(space: Space, default: RunSpec) -> dict[str, dict[str, Any]]:
-    """The fields that a space searches, in the form of `SearchDesign.fields`; of ranges that differ between branches, the union.
+    """Return the fields of a space, as in `SearchDesign.fields`. If ranges differ between branches, the result has their union.
 
     Raises:
-        ConfigError: the space fails, suggests something that no field accepts, nothing at all, or no configuration that exists.
+        ConfigError: the space raises an error, suggests nothing or an invalid value, or has no valid configuration.
     """
     trials = sample_space(space)
     distributions = _distributions(trials)
     if not distributions:
-        raise ConfigError("--search: the space suggests nothing; accepted: FIELD=LOW..HIGH or FIELD=A,B")
+        raise ConfigError("--space: the space suggests nothing; accepted: FIELD=LOW..HIGH or FIELD=A,B")
     refusals = [_refusal(default, field_values(trial.params)) for trial in trials]
     if all(refusals):
-        raise ConfigError(f"--search: no configuration of the space exists, the last one because {refusals[-1]}")
+        raise ConfigError(f"--space: no configuration of the space is valid; the last one: {refusals[-1]}")
     return {name: _union(name, found) for name, found in distributions.items()}
 
 
 def sample_space(space: Space) -> list[optuna.Trial]:
-    """Trials with random configurations, always the same; raises ConfigError if the space fails."""
+    """Return trials with random configurations, the same in every call; raise ConfigError if the space raises an error."""
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     trials = [study.ask() for _ in range(SPACE_SAMPLES)]
     for trial in trials:
@@ -100,13 +105,13 @@ def sample_space(space: Space) -> list[optuna.Trial]:
             space(trial)
         except ConfigError:
             raise
-        except Exception as error:  # it is a person's code
+        except Exception as error:  # the space is user code, which may raise anything
             raise ConfigError(f"the study's space fails: {type(error).__name__}: {error}") from error
     return trials
 
 
 def numeric_ranges(space: Space) -> dict[str, tuple[float, float]]:
-    """The lowest and highest value of each field that every configuration has from a range, by dotted name."""
+    """Return the lowest and highest value of each field that has a range in every configuration, by dotted name."""
     trials = sample_space(space)
     always = set.intersection(*({field_name(name) for name in trial.params} for trial in trials))
     unions = {name: _union(name, found) for name, found in _distributions(trials).items() if name in always}
@@ -114,23 +119,23 @@ def numeric_ranges(space: Space) -> dict[str, tuple[float, float]]:
 
 
 def field_values(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a trial as values of fields, by dotted name; raises ConfigError for one that the field does not accept."""
+    """Return the parameters of a trial as values of fields, by dotted name; raise ConfigError for an invalid value."""
     return {field_name(name): convert(field_name(name), value) for name, value in params.items()}
 
 
 def params_for_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters with which a trial of `space` has just these values of fields; None if none has."""
-    trial = _Replayed(values)
+    """Return the parameters of a trial of `space` that give exactly these values of fields; None if there are none."""
+    trial = _ReplayedTrial(values)
     try:
         space(trial)
-        create_trial(value=0, params=trial.params, distributions=trial.distributions)  # raises for values outside
+        create_trial(value=0, params=trial.params, distributions=trial.distributions)  # raises ValueError outside a range
     except (KeyError, ValueError):
         return None
     return trial.params if set(map(field_name, trial.params)) == set(values) else None
 
 
-class _Suggesting(ABC):
-    """A trial to a space. All that it suggests goes through one method."""
+class _TrialAdapter(ABC):
+    """An object that a space can use as an Optuna trial. All suggestions go through the method `suggest`."""
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
         return self.suggest(name, FloatDistribution(low, high, log=log, step=step))
@@ -145,8 +150,8 @@ class _Suggesting(ABC):
     def suggest(self, name: str, dimension: Dimension) -> Any: ...
 
 
-class _Restricted(_Suggesting):
-    """Asks another trial for what is searched, and has defaults for the rest."""
+class _RestrictedTrial(_TrialAdapter):
+    """A trial that passes suggestions of searched fields on to an Optuna trial and returns defaults for other fields."""
 
     def __init__(
         self, trial: Any, fields: Mapping[str, Dimension | None], fixed: Collection[str], values: Mapping[str, Any]
@@ -166,13 +171,13 @@ class _Restricted(_Suggesting):
 
 
 def _as_suggested(field: str, value: Any, dimension: Dimension) -> Any:
-    """A field's value as the choice that stands for it, if there is one: branches compare with that."""
+    """Return the choice that stands for a field's value, or the value itself. Branches of a space compare with choices."""
     choices = dimension.choices if isinstance(dimension, CategoricalDistribution) else ()
     return next((choice for choice in choices if json.dumps(convert(field, choice)) == json.dumps(value)), value)
 
 
-class _Replayed(_Suggesting):
-    """Has the values of an earlier trial; raises KeyError for a field of which that has none, or none of the choices."""
+class _ReplayedTrial(_TrialAdapter):
+    """A trial that returns the values of an earlier one. It raises KeyError for a field without a value or a value not offered."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -193,9 +198,9 @@ def _dimension(text: str, field: str, given: str) -> Dimension:
         return _range(text, field, given)
     choices = [convert(field, choice) for choice in given.split(",")]
     if any(isinstance(choice, tuple) for choice in choices):
-        raise reject("--search", text, "lists can be searched in a study's space only")
+        raise reject("--space", text, "lists cannot be searched from the command line; accepted: a study with a space")
     if len(choices) < 2 or len(set(choices)) < len(choices):
-        raise reject("--search", text, f"accepted: two or more different values, {field}=A,B, or a range, {field}=LOW..HIGH")
+        raise reject("--space", text, f"accepted: two or more different values, {field}=A,B, or a range, {field}=LOW..HIGH")
     return CategoricalDistribution(choices)
 
 
@@ -203,15 +208,15 @@ def _range(text: str, field: str, given: str) -> Dimension:
     ends, _, scale = given.partition(":")
     low, high = (convert(field, end) for end in ends.split("..", maxsplit=1))
     if type(low) not in (int, float) or type(high) is not type(low):
-        raise reject("--search", text, f"{field} is no number; accepted: choices, {field}=A,B")
+        raise reject("--space", text, f"{field} is not a number; accepted: choices, {field}=A,B")
     if scale not in ("", "log") or not (math.isfinite(high - low) and low < high) or (scale and low <= 0):
-        raise reject("--search", text, "accepted: LOW..HIGH, rising and finite, or LOW..HIGH:log with LOW above 0")
+        raise reject("--space", text, "accepted: LOW..HIGH with LOW < HIGH, both finite, or LOW..HIGH:log with LOW above 0")
     kind = IntDistribution if type(low) is int else FloatDistribution
     return kind(low, high, log=bool(scale))
 
 
 def _distributions(trials: Sequence[optuna.Trial]) -> dict[str, list[BaseDistribution]]:
-    """The different distributions that trials had for each field, by dotted name."""
+    """Return the distinct distributions of each field in these trials, by dotted name."""
     found: dict[str, list[BaseDistribution]] = {}
     for trial in trials:
         for name, distribution in trial.distributions.items():
@@ -222,7 +227,7 @@ def _distributions(trials: Sequence[optuna.Trial]) -> dict[str, list[BaseDistrib
 
 
 def _union(name: str, found: Sequence[Any]) -> dict[str, Any]:
-    """As JSON has it. Optuna lets the range of a field differ between branches, but neither its kind nor its choices."""
+    """Return the union of a field's distributions as JSON. Optuna lets only the range differ between branches."""
     if isinstance(found[0], CategoricalDistribution):
         choices: list[Any] = json.loads(json.dumps([convert(name, choice) for choice in found[0].choices]))
         return {"choices": choices}
@@ -230,7 +235,7 @@ def _union(name: str, found: Sequence[Any]) -> dict[str, Any]:
 
 
 def _refusal(default: RunSpec, values: Mapping[str, Any]) -> str:
-    """Why there is no such configuration; empty if there is."""
+    """Return why a configuration is invalid; empty if it is valid."""
     try:
         override(default, values)
     except ConfigError as error:

@@ -1,6 +1,6 @@
-"""Which trials are worth going on with: successive halving, asynchronous (ASHA, Li et al. 2020, arXiv:1810.05934), and Hyperband.
+"""Early stopping of trials: asynchronous successive halving (ASHA, Li et al. 2020, arXiv:1810.05934) and Hyperband.
 
-A decision is a function of the errors reported so far: there is no state that could be lost.
+A decision is a function of the errors reported so far, so there is no state that a crash could lose.
 """
 
 import math
@@ -9,26 +9,27 @@ from functools import cache
 from itertools import pairwise
 
 REDUCTION = 3
-"""η of the papers: one of so many trials goes on from a rung."""
+"""Reduction factor (η in the papers): one of this many trials continues after a rung."""
 MIN_EPOCHS = 3
-"""Epochs before which nothing is compared: deep networks still guess. Of 48 trials with 56 layers on digits, 42 had an error of
-80 to 90 % after their first epoch, one that ended at 3.5 % among them."""
+"""First epoch at which trials are compared. Earlier, deep networks still guess: of 48 trials with 56 layers on digits, 42 had an
+error of 80 to 90 % after the first epoch, and one of these ended at 3.5 %."""
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
-    """After how many epochs trials are compared: a 27th, a 9th and a 3rd of a whole training, but not before `EARLIEST`."""
+    """Return the epochs at which trials are compared: a 27th, a 9th and a 3rd of a training, but not before `MIN_EPOCHS`."""
     return tuple(sorted({round(epochs / REDUCTION**power) for power in (1, 2, 3)} - set(range(MIN_EPOCHS)) - {epochs}))
 
 
 @cache
 def bracket(number: int, epochs: int) -> int:
-    """The bracket of a trial: how many of the first rungs it passes without being compared.
+    """Return the Hyperband bracket of a trial: the number of first rungs that it skips.
 
-    Brackets get trials in proportion to the inverse of what a trial in them costs, so that each trains about as many epochs (Li et
-    al. 2018, arXiv:1603.06560). They are spread by multiples of the golden ratio: evenly, however many trials there are.
+    The number of trials in a bracket is inversely proportional to the expected cost of a trial, so that all brackets train about
+    the same number of epochs (Li et al. 2018, arXiv:1603.06560). Multiples of the golden ratio distribute trials evenly over the
+    brackets, whatever the number of trials.
     """
-    weights = [1 / _cost(passed, epochs) for passed in range(len(rungs(epochs)) + 1)]
+    weights = [1 / _expected_epochs(skipped, epochs) for skipped in range(len(rungs(epochs)) + 1)]
     place = number * GOLDEN_RATIO % 1 * sum(weights)
     return next((which for which in range(len(weights)) if place < sum(weights[: which + 1])), len(weights) - 1)
 
@@ -36,30 +37,32 @@ def bracket(number: int, epochs: int) -> int:
 def should_continue(
     number: int, epoch: int, errors: Mapping[int, Mapping[int, float]], *, epochs: int, hyperband: bool = False
 ) -> bool:
-    """Whether a trial is to be trained beyond `epoch`, whose error it has just reported.
+    """Return whether a trial continues after `epoch`, whose error it has just reported.
 
-    At a rung it is if its error is among the best third of all that its bracket has reported there, itself included and rounded
-    down; the best so far always goes on, and so do ties. Unlike in the paper nothing waits for a rung to fill: a trial that is not
-    among the best now is over (the stopping variant). An error that is not finite never goes on.
+    At a rung, a trial continues if its error is among the best third of those that its bracket has reported there so far, including
+    its own. The best trial and ties with it always continue. A trial that does not continue is stopped for good, as in the stopping
+    variant of ASHA: no trial is paused until a rung fills. A trial whose error is not finite never continues.
 
     Args:
-        errors: of all trials, by number and epoch, in percent.
-        epochs: of a whole training.
-        hyperband: whether there are brackets; without, all trials are in one, with every rung.
+        number: the trial's number.
+        epoch: the epoch just reported, from 1.
+        errors: errors of all trials by number and epoch, in percent.
+        epochs: epochs of a whole training.
+        hyperband: whether trials are divided into brackets; otherwise all are in one bracket with every rung.
     """
     error = errors[number][epoch]
     if not math.isfinite(error):
         return False
-    passed = bracket(number, epochs) if hyperband else 0
-    if epoch not in rungs(epochs)[passed:]:
+    skipped = bracket(number, epochs) if hyperband else 0
+    if epoch not in rungs(epochs)[skipped:]:
         return True
     rivals = [
-        curve[epoch] for other, curve in errors.items() if epoch in curve and (not hyperband or bracket(other, epochs) == passed)
+        curve[epoch] for other, curve in errors.items() if epoch in curve and (not hyperband or bracket(other, epochs) == skipped)
     ]
     return sum(rival < error for rival in rivals) < max(1, len(rivals) // REDUCTION)
 
 
-def _cost(passed: int, epochs: int) -> float:
-    """Epochs that a trial is expected to train which passes the first rungs."""
-    ends = (0, *rungs(epochs)[passed:], epochs)
+def _expected_epochs(skipped: int, epochs: int) -> float:
+    """Return the expected number of epochs of a trial that skips the first rungs."""
+    ends = (0, *rungs(epochs)[skipped:], epochs)
     return sum((end - start) / float(REDUCTION) ** index for index, (start, end) in enumerate(pairwise(ends)))

@@ -1,4 +1,4 @@
-"""Configurations for new trials: Optuna's study of one search."""
+"""Suggestions for new trials: an Optuna study for each search, filled from the trials that MLflow has."""
 
 import json
 import math
@@ -8,74 +8,84 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
-from ablations.engine.search.samplers import TRIAL_NUMBER, make_sampler
+from ablations.engine.search.samplers import make_sampler
 from ablations.engine.search.space import Space, field_values, params_for_values
 
 MAX_REPEATED_SUGGESTIONS = 50
-"""Proposals in a row that were made before: the space has nothing new."""
+"""Number of suggestions in a row that repeat known configurations, after which the space counts as exhausted."""
 WORST_ERROR = 100.0
-"""In percent."""
+"""Highest possible error, in percent."""
 
 
 class Suggester:
-    """Proposes the configuration of a trial from those of other trials and what they gave.
+    """Suggests the configuration of a new trial from earlier trials and their results.
 
     Args:
-        space: what is searched.
-        sampler: `tpe`, `random`, `gp`, `cmaes` or `nsga2`.
-        trials: budget of the search; None: not known.
-        seed: all proposals follow from it, the trials told and the new trial's number.
-        objectives: results of a trial.
+        space: the space to search.
+        sampler: `tpe`, `random` or `gp`.
+        trials: budget of the search; None if it has none.
+        seed: seed of the search. A suggestion depends on it, on the trials known and on the new trial's number only.
+        objectives: number of objectives.
     """
 
     def __init__(self, space: Space, sampler: str, *, trials: int | None, seed: int, objectives: int) -> None:
         self._space, self._sampler, self._budget, self._seed, self._objectives = space, sampler, trials, seed, objectives
         self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._open: dict[int, Trial] = {}
+        """Trials without a result, by number."""
         self._known: set[str] = set()
+        """Keys of all configurations that were suggested or added."""
         self._number, self._draws = -1, 0
-        self._aside: list[Trial] = []
-        """Proposals that the trial of this number was not to have: to Optuna they run, while it draws another one."""
+        self._discarded: list[Trial] = []
+        """Suggestions discarded for the current number. To Optuna they are running, so that it suggests something else."""
 
     def add_known(self, number: int, values: Mapping[str, Any]) -> bool:
-        """Learns the configuration of a trial; returns False if the space does not hold it. Numbers rise."""
+        """Add a trial of an earlier submission; return False if its configuration lies outside the space.
+
+        Numbers must be added in ascending order.
+        """
         params = params_for_values(self._space, values)
         if params is None:
             return False
         self._study.enqueue_trial(params)
-        self._open[number] = self._suggested(number)
+        self._open[number] = self._ask()
         self._known.add(_key(values))
         return True
 
     def suggest(self, number: int) -> dict[str, Any] | None:
-        """A configuration for a new trial; None if the space has no more. For the same number as before: another one."""
+        """Return a configuration for a new trial, or None if the space is exhausted; for the same number again, another one."""
         if number != self._number:
-            for trial in self._aside:  # others do not know of them: they may not matter to the next trial
+            for trial in self._discarded:  # a resumed search would not know them, so the next trial must not depend on them
                 self._study.tell(trial, state=TrialState.FAIL)
-            self._number, self._draws, self._aside = number, 0, []
+            self._number, self._draws, self._discarded = number, 0, []
         for _ in range(MAX_REPEATED_SUGGESTIONS):
             seeds = (self._seed, number, self._draws)
             self._study.sampler = make_sampler(self._sampler, seeds, trials=self._budget, objectives=self._objectives)
             self._draws += 1
-            trial = self._suggested(number)
+            trial = self._ask()
             values = field_values(trial.params)
             if _key(values) not in self._known:
                 self._open[number] = trial
                 self._known.add(_key(values))
                 return values
-            self._aside.append(trial)
+            self._discarded.append(trial)
         return None
 
     def reject(self, number: int) -> None:
-        """Takes back what was just drawn: it is not to be proposed again."""
-        self._aside.append(self._open.pop(number))
+        """Discard the last suggestion, which cannot be trained. It is not suggested again."""
+        self._discarded.append(self._open.pop(number))
 
     def tell(self, number: int, outcome: str, results: Sequence[float], errors: Mapping[int, float]) -> None:
-        """Learns how a trial ended.
+        """Record how a trial ended.
 
-        To TPE one that was ended early is worse than every completed one, by the epochs it had and its last error, and one that
-        diverged is worse than all. Other samplers know completed trials only, and would come back to where none completes: to
-        them the last error is a result.
+        TPE ranks a pruned trial below all completed ones, by its number of epochs and its last error, and a diverged trial last.
+        GP uses completed trials only and would return to regions where none completes, so it gets the last error as the result.
+
+        Args:
+            number: the trial's number.
+            outcome: `completed`, `pruned` or `diverged`; any other one counts as failed, and samplers ignore it.
+            results: one value for each objective of a completed trial.
+            errors: error in percent by epoch.
         """
         trial, last = self._open.pop(number), errors[max(errors)] if errors else math.nan
         if outcome == "completed":
@@ -87,12 +97,10 @@ class Suggester:
                 trial.report(last, max(errors))
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            error = last if outcome == "pruned" and math.isfinite(last) else WORST_ERROR
-            self._study.tell(trial, [error, *[math.inf] * (self._objectives - 1)])
+            self._study.tell(trial, last if outcome == "pruned" and math.isfinite(last) else WORST_ERROR)
 
-    def _suggested(self, number: int) -> Trial:
+    def _ask(self) -> Trial:
         trial = self._study.ask()
-        trial.set_user_attr(TRIAL_NUMBER, number)
         self._space(trial)
         return trial
 

@@ -1,4 +1,4 @@
-"""The data of a study's cells: which images each is trained on, and whether all are scored on the same ones."""
+"""Comparability of cells: they may be trained on different images, but must be scored on the same ones."""
 
 import hashlib
 import json
@@ -17,32 +17,32 @@ from resnet_core.data.indexing import file_digests
 from resnet_core.data.splits import Files, Split
 from resnet_core.overrides import field_name
 
-TRANSFORM_FIELDS = ("scale", "colour", "normalise", "extra_tests", "decode_workers", "pad", "flip")
-"""Fields of `DataConfig` that say what becomes of images, not which images there are."""
+TRANSFORM_FIELDS = ("scale", "color_augmentation", "normalize", "extra_tests", "decode_workers", "pad", "flip")
+"""Fields of `DataConfig` that transform images without affecting which images are selected."""
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(DataConfig) if f.name in TRANSFORM_FIELDS}
 
 
 def image_selection(config: DataConfig) -> DataConfig:
-    """Return what of a configuration decides which images there are, with the other fields at their defaults."""
+    """Return a configuration with only the fields that select images; the other fields have their defaults."""
     return replace(config, **_DEFAULTS)
 
 
 def selects_images(field: str) -> bool:
-    """Return whether a field, by its dotted name, decides which images there are."""
+    """Return whether a field, given by its dotted name, affects which images are selected."""
     section, _, leaf = field.rpartition(".")
     return section == "data" and leaf not in TRANSFORM_FIELDS
 
 
 def load_datasets(specs: Iterable[RunSpec], cache: Path, *, download: bool) -> dict[DataConfig, Dataset]:
-    """Return the data sets of these runs, each loaded once, by `images_of`; raises ConfigError for one that cannot be used."""
+    """Load the data sets of these runs, each once; return them by `image_selection`. Raise ConfigError for an unusable one."""
     wanted = dict.fromkeys(image_selection(spec.data) for spec in specs)
     return {config: load_dataset(config, cache, download=download) for config in wanted}
 
 
 def same_test_images(one: Dataset, other: Dataset) -> bool:
-    """Return whether runs on two data sets are scored on the same images, cut to the same size.
+    """Return whether runs on two data sets are scored on the same images, cropped to the same size.
 
-    Normalisation may differ: each run normalises images by its own training images.
+    Normalization may differ: each run normalizes images by the statistics of its own training images.
     """
     if one.version == other.version and one.crop == other.crop:
         return True
@@ -58,13 +58,13 @@ def same_test_images(one: Dataset, other: Dataset) -> bool:
     return False
 
 
-def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Dataset], scored_on: str) -> None:
-    """Raise ConfigError if the cells that these factors make would be scored on different images.
+def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Dataset], evaluation_split: str) -> None:
+    """Raise ConfigError if the cells of these factors would be scored on different images.
 
     Args:
         factors: levels by field.
-        data: of all cells.
-        scored_on: name of the images that count, `test` or `validation`.
+        data: data sets of all cells.
+        evaluation_split: name of the images that runs are scored on, `test` or `validation`.
     """
     if all(same_test_images(data[0], other) for other in data[1:]):
         return
@@ -72,13 +72,13 @@ def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Data
         f"{name}={','.join(map(format_level, levels))}" for name, levels in factors.items() if selects_images(field_name(name))
     ]
     reason = f"cannot be a factor: cells would be scored on different images of {data[0].name}"
-    raise ConfigError(f"{' '.join(guilty)}: {reason}; accepted: what leaves the {scored_on} images as they are")
+    raise ConfigError(f"{' '.join(guilty)}: {reason}; accepted: fields that do not change the {evaluation_split} images")
 
 
 def test_images_digest(dataset: Dataset) -> str:
-    """Return a hash of what runs are scored on: classes, labels, and images.
+    """Return a hash of the images, labels and classes that runs are scored on.
 
-    Of streamed images it holds the names only: a data set does not keep the hashes of their content.
+    For streamed images it covers file names only, since a data set does not keep hashes of their content.
     """
     digest = hashlib.sha256(json.dumps([dataset.classes, dataset.crop]).encode())
     images = dataset.test.images if isinstance(dataset.test, Split) else dataset.test.names
@@ -89,8 +89,8 @@ def test_images_digest(dataset: Dataset) -> str:
 
 
 def training_key(spec: RunSpec, dataset: Dataset) -> str:
-    """Return a key that is equal for cells whose runs differ in the seed only.
+    """Return a key that is equal for two cells if their trainings are identical for equal seeds.
 
-    A `train_examples` above the size of the training set counts as all images.
+    A `train_examples` above the size of the training set is equivalent to all images.
     """
     return fingerprint(replace(spec, seed=0), data_version=dataset.version)

@@ -1,4 +1,4 @@
-"""What a study's file says: a question, and the design of the experiment that answers it, checked when it is made."""
+"""The `Study` class, which a study file instantiates. All fields are checked on creation."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,9 @@ from resnet_core.fields import reject
 from resnet_core.overrides import convert, field_name
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""Safe as an MLflow experiment, in an address and as a file's name on every system."""
+"""Pattern of a study's name: valid as the name of an MLflow experiment, in a URL and as a file name on every system."""
 PRESET_OVERRIDES = ("factors", "baseline", "settings")
-"""Of a study, what may be other on some presets."""
+"""Fields of a study that `on` may override for a preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +23,25 @@ class Study:
     name: str
     """Name of the MLflow experiment."""
     question: str
-    """One sentence, shown wherever results are."""
+    """The question in one sentence, shown next to all results."""
     factors: Mapping[str, Sequence[Level]]
-    """What is varied: a `RunSpec` field (`depth`, `optim.lr`) and its levels."""
+    """Levels of each factor, by `RunSpec` field: `{"depth": (20, 56), "optim.lr": (0.05, 0.1)}`."""
     baseline: Mapping[str, Level] = field(default_factory=dict)
-    """Levels that others are compared with. Factors not named are compared at equal level."""
+    """Reference levels: each cell is compared with the cell that has these levels and is otherwise equal."""
     seeds: int = 3
-    """Replicates of every cell: seeds 0, 1, …"""
+    """Number of replicates of every cell, with seeds 0, 1, …"""
     preset: str = "digits"
-    """What it runs on unless `--preset` says otherwise."""
+    """Preset to run on unless `--preset` overrides it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """`RunSpec` fields in which all runs differ from the preset: `{"probes": ("responses",)}`."""
+    """`RunSpec` fields that override the preset in all runs: `{"probes": ("responses",)}`."""
     space: Callable[[Any], object] | None = None
-    """Makes the study a search: called with an `optuna.Trial`, suggests `RunSpec` fields by their names, as in
-    `trial.suggest_float("optim.lr", 1e-3, 1, log=True)`. Factors are then what `--per-cell` searches inside of."""
+    """Search space, which makes the study a search: a function that takes an `optuna.Trial` and suggests `RunSpec` fields, as in
+    `trial.suggest_float("optim.lr", 1e-3, 1, log=True)`. With `--per-cell`, each combination of levels has its own search."""
     on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Other or more factors, baseline levels and settings on some presets: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
+    """Overrides of factors, baseline and settings by preset: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
 
     def __new__(cls, *args: object, **given: object) -> Self:
-        """Refuse fields that do not exist, and missing ones, as every other mistake in a study is refused."""
+        """Raise ConfigError for unknown or missing fields, instead of the TypeError of a dataclass."""
         every = {f.name: f for f in fields(cls)}
         for name in (*map(repr, args), *(name for name in given if name not in every)):
             raise ConfigError(f"Study: {name}: no such field; accepted, by name: {', '.join(every)}")
@@ -51,11 +51,11 @@ class Study:
         return super().__new__(cls)
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
-        """For `copy` and `pickle`, which call `__new__` too."""
+        """Return the arguments with which `copy` and `pickle` call `__new__`."""
         return (), vars(self)
 
     def __post_init__(self) -> None:
-        """Check every field and convert levels and settings to the types of their fields; raises ConfigError."""
+        """Check every field and convert levels and settings to the types of their `RunSpec` fields; raise ConfigError."""
         if not (isinstance(self.name, str) and STUDY_NAME.fullmatch(self.name)):
             raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
         if not (isinstance(self.question, str) and self.question.strip()):
@@ -85,7 +85,7 @@ class Study:
                 raise ConfigError(f"on {preset}: {error}") from error
 
     def for_preset(self, preset: str) -> "Study":
-        """The study as it is on a preset."""
+        """Return the study with the overrides for a preset applied."""
         merged: dict[str, Any] = {}
         for part, changes in self.on.get(preset, {}).items():
             own = values_by_field(part, getattr(self, part))
@@ -102,12 +102,12 @@ def check_preset(option: str, preset: object) -> None:
 
 
 def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]]) -> dict[str, Level]:
-    """The baseline under the names of the factors; raises ConfigError if it is of other factors or not among their levels."""
+    """Return the baseline under the names of the factors; raise ConfigError for an unknown factor or level."""
     names = {field_name(name): name for name in factors}
     found: dict[str, Level] = {}
     for dotted, (name, level) in values_by_field("baseline", baseline).items():
         if dotted not in names:
-            raise reject("baseline", name, f"is no factor; accepted: {', '.join(factors)}")
+            raise reject("baseline", name, f"not a factor; accepted: {', '.join(factors)}")
         found[names[dotted]] = converted = convert(dotted, level)
         levels = factors[names[dotted]]
         if converted not in levels:
@@ -118,7 +118,7 @@ def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]]) 
 
 
 def _checked_settings(settings: object) -> dict[str, Any]:
-    """The settings as values of their fields; raises ConfigError for what a setting cannot be."""
+    """Return the settings converted to the types of their fields; raise ConfigError for a field that cannot be a setting."""
     found: dict[str, Any] = {}
     for dotted, (name, value) in values_by_field("settings", settings).items():
         if dotted in NOT_SETTINGS:

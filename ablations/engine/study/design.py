@@ -1,4 +1,4 @@
-"""What a submission asked for, as plain data that is kept in MLflow and read back without Ray, MLflow or torch."""
+"""The design of a submitted study as plain data, stored as JSON in MLflow and read back without Ray, MLflow or torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,83 +9,87 @@ from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from resnet_core.fields import ConfigError
 from resnet_core.identity import TRAINING_VERSION, code_version
+from resnet_core.renamed_fields import current_fields, current_name, current_value
 
 
 @dataclass(frozen=True, kw_only=True)
 class DesignCell:
-    """One combination of levels, and its runs."""
+    """One combination of levels, and the fingerprints of its runs."""
 
     label: str
-    """`shortcut=A depth=20`."""
+    """Name of the cell, such as `shortcut=A depth=20`."""
     levels: Mapping[str, str]
-    """Level of each factor, as shown."""
+    """Level of each factor, as text."""
     spec: Mapping[str, Any]
-    """`RunSpec.flat()` of its runs, seed aside."""
+    """`RunSpec.flat()` of its runs, without the seed."""
     fingerprints: tuple[str, ...]
-    """Of its runs, by seed: 0, 1, …"""
+    """Fingerprints of its runs, in the order of their seeds 0, 1, …"""
     data_version: str
-    """Of the images that its runs are trained and scored on. Cells of a study may differ in training images."""
+    """Version of the images that its runs are trained and scored on. Cells of a study may differ in training images."""
     train_images: int
+    """Number of training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCell:
-    """A combination of levels inside which configurations are searched for."""
+    """A combination of levels that has a search of its own."""
 
     label: str
-    """`shortcut=A`; empty where the search has no factors."""
+    """Name of the cell, such as `shortcut=A`; empty if the search has no factors."""
     levels: Mapping[str, str]
-    """Level of each factor, as shown."""
+    """Level of each factor, as text."""
     spec: Mapping[str, Any]
-    """`RunSpec.flat()` of its trials, seed aside, with the default values of the fields that are searched."""
+    """`RunSpec.flat()` of its trials, without the seed, and with default values for the searched fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchDesign:
-    """How configurations are searched for. Trials are scored on validation images, with one seed for all."""
+    """The design of a search. All trials are scored on validation images and have the same seed."""
 
     cells: tuple[SearchCell, ...]
-    """Each has a search of its own, with the same budget."""
+    """Cells of the search. Each has a search of its own, with the same budget."""
     fields: Mapping[str, Mapping[str, Any]]
-    """What is searched: `{"optim.lr": {"low": 0.001, "high": 1.0, "log": True}, "model.width": {"choices": [8, 16]}}`."""
+    """Searched fields: `{"optim.lr": {"low": 0.001, "high": 1.0, "log": True}, "model.width": {"choices": [8, 16]}}`."""
     sampler: str
-    """`tpe`, `random`, `gp`, `cmaes` or `nsga2`."""
+    """`tpe`, `random` or `gp`; in earlier searches also `cmaes` or `nsga2`."""
     scheduler: str
-    """Who ends trials early: `asha`, `hyperband`, `pbt` or `none`."""
+    """Early stopping of trials: `asha`, `hyperband`, `pbt` or `none`."""
     trials: int
-    """Budget of each cell's search; of a population (`pbt`), how many are trained at a time."""
+    """Number of trials of each cell's search, 0 if not limited; with `pbt`, the size of the population."""
     seconds: float | None
-    """Another budget: training time of each cell's search."""
+    """Training time of each cell's search, in seconds; None if not limited."""
     objective: str | None
-    """A second objective beside the validation error: `flops` or `seconds`."""
+    """Second objective besides the validation error: `flops` or `seconds`."""
     epochs: int
-    """Of a trial that is not ended early."""
+    """Epochs of a trial that is not stopped early."""
     seed: int
-    """Of sampler and trials. No run that results are reported of has it."""
+    """Seed of the sampler and of all trials. No run whose results are reported has this seed."""
     train_images: int
+    """Number of images that trials are trained on."""
     validation_images: int
+    """Number of held-out training images that trials are scored on."""
     data_version: str
-    """Of the training images without those held out."""
+    """Version of the split into training and validation images."""
     base: str
-    """Identity of the study's run in MLflow."""
+    """`Plan.base_id` of the study."""
     chosen: Mapping[str, Mapping[str, int]]
-    """What the search chose: by label of the search's cell, and by level of the factor `configuration` (`tuned`, or `front-1`, …
-    with a second objective), the number of the trial. Empty while it searches."""
+    """Numbers of the chosen trials, by label of the search's cell and by level of the factor `configuration`: `tuned`, or with two
+    objectives `front-1`, …. Empty until the search has ended."""
 
     @property
     def tag(self) -> str:
-        """Name of the tag that its trials bear in MLflow. A population has trials, and numbers, of its own."""
+        """Name of the MLflow tag that marks its trials. Population-based training numbers its trials separately."""
         return f"trial.{self.base}.pbt" if self.scheduler == "pbt" else f"trial.{self.base}"
 
     def restricted_to(self, levels: Mapping[str, tuple[str, ...]]) -> Self:
-        """The searches inside these levels of these factors."""
+        """Return the design with only the cells that have these levels."""
         cells = [cell for cell in self.cells if all(cell.levels.get(name) in of_factor for name, of_factor in levels.items())]
         return replace(self, cells=tuple(cells))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a submission asked for: all that a report needs to know besides the runs themselves. Kept with the study in MLflow."""
+    """The design of a submitted study: everything that a report needs besides the runs. Stored in MLflow with the study."""
 
     study: str
     question: str
@@ -93,26 +97,26 @@ class Design:
     dataset: str
     code_version: str
     """Hash of the sources of `resnet_core` at the submission."""
-    scored_on: str
-    """`test` or `validation`."""
+    evaluation_split: str
+    """Images that runs are scored on: `test` or `validation`."""
     factors: Mapping[str, tuple[str, ...]]
-    """Levels as shown, in the study's order."""
+    """Levels of each factor as text, in the study's order."""
     baseline: Mapping[str, str]
-    """Levels that others are compared with; a factor that is not named is compared at equal level."""
+    """Reference levels: each cell is compared with the cell that has these levels and is otherwise equal."""
     cells: tuple[DesignCell, ...]
     skipped: tuple[tuple[str, str], ...]
-    """Combinations that do not exist, and why."""
+    """Combinations that cannot be trained, each with the reason."""
     origin: Mapping[str, str]
-    """Where the submission came from: command, commit, versions, …; shown as it is."""
+    """Origin of the submission, shown in the report as it is: command, commit, versions, …"""
     training_version: str = ""
-    """`TRAINING_VERSION` of the submission; empty for those of before 2026-11-27, whose fingerprints hold `code_version`."""
+    """`TRAINING_VERSION` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
     search: SearchDesign | None = None
-    """Where the study's configurations are searched for: its cells have a factor `configuration` with the level `default`, and
-    those that the search chose once it is over."""
+    """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
+    and, once the search has ended, the levels of the chosen configurations."""
 
     @classmethod
     def from_plan(cls, plan: Plan, origin: Mapping[str, str]) -> Self:
-        """A plan as plain data."""
+        """Return the design of a plan."""
         of_cell: dict[Cell, list[Run]] = {cell: [] for cell in plan.cells}
         for run in sorted(plan.runs, key=lambda run: run.seed):
             of_cell[run.cell].append(run)
@@ -123,7 +127,7 @@ class Design:
             dataset=plan.dataset.name,
             code_version=code_version(),
             training_version=str(TRAINING_VERSION),
-            scored_on=plan.base.data.scored_on,
+            evaluation_split=plan.base.data.evaluation_split,
             factors={name: tuple(map(format_level, levels)) for name, levels in plan.factors.items()},
             baseline={name: format_level(level) for name, level in plan.baseline.items()},
             cells=tuple(
@@ -143,26 +147,33 @@ class Design:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The design that `to_json` wrote."""
+        """Return the design that `to_json` wrote, in this version or an earlier one."""
         values = json.loads(text)
-        # Designs of earlier versions have these once, for all cells.
+        # Earlier versions stored these once for all cells.
         of_all = {name: values.pop(name) for name in ("data_version", "train_images") if name in values}
-        cells = [of_all | cell | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
+        if "scored_on" in values:  # the name of `evaluation_split` until 2026-11-27
+            values["evaluation_split"] = values.pop("scored_on")
+        cells = [of_all | _current(cell) | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
         values["cells"] = tuple(DesignCell(**cell) for cell in cells)
-        values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
+        values["factors"] = {
+            current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
+        }
+        values["baseline"] = _current_levels(values["baseline"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
-        if search := values.get("search"):  # studies of earlier versions have none
+        if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")
-            search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
+            search["cells"] = tuple(SearchCell(**_current(cell)) for cell in search["cells"])
+            search["fields"] = _current_dimensions(search["fields"])
             values["search"] = SearchDesign(**search)
         return cls(**values)
 
     def to_json(self) -> str:
+        """Return the design as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     def restricted_to(self, levels: Mapping[str, tuple[str, ...]], seeds: int | None) -> Self:
-        """Of what was asked, these levels of these factors and the first so many seeds; raises ConfigError if that is nothing."""
+        """Return the design with only these levels and the first `seeds` seeds; raise ConfigError if no cell is left."""
         cells = tuple(
             replace(cell, fingerprints=cell.fingerprints[:seeds])
             for cell in self.cells
@@ -170,7 +181,7 @@ class Design:
         )
         if not cells:
             asked = " ".join(f"{name}={','.join(self.factors[name])}" for name in levels if name in self.factors)
-            raise ConfigError(f"--levels: nothing of that is in MLflow; accepted: {asked}")
+            raise ConfigError(f"--levels: MLflow has no runs with these levels; accepted: {asked}")
         factors = {name: tuple(level for level in all_ if level in levels.get(name, all_)) for name, all_ in self.factors.items()}
         return replace(self, cells=cells, factors=factors, search=self.search and self.search.restricted_to(levels))
 
@@ -179,18 +190,18 @@ class Design:
         return f"{self.study} on {self.dataset}"
 
     def baseline_label(self, cell: DesignCell) -> str | None:
-        """Label of the cell that another is compared with; None for a baseline itself, and where there is no such cell."""
+        """Return the label of the cell that `cell` is compared with; None if there is none or if `cell` is a baseline itself."""
         wanted = {**cell.levels, **self.baseline}
         return next((other.label for other in self.cells if other.levels == wanted and other is not cell), None)
 
     @property
     def data_versions(self) -> tuple[str, ...]:
-        """Those of all cells, each once."""
+        """Distinct data versions of the cells."""
         return tuple(dict.fromkeys(cell.data_version for cell in self.cells))
 
     @property
     def training_images(self) -> dict[str, int]:
-        """How many images are trained on where, if cells differ in that: `{"train_examples=300": 300, …}`. Else empty."""
+        """Number of training images by level or cell: `{"train_examples=300": 300, …}`. Empty if all cells share a data set."""
         if len(self.data_versions) == 1:
             return {}
         for factor in self.factors:
@@ -201,12 +212,35 @@ class Design:
         return {cell.label: cell.train_images for cell in self.cells}
 
     def images_per_epoch(self, cell: DesignCell) -> int:
-        """Images that training sees in a whole epoch: full global batches only."""
+        """Return the number of images that training sees in an epoch, which has full global batches only."""
         batch = int(cell.spec["optim.global_batch_size"])
         return cell.train_images // batch * batch
 
 
+def _current(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored cell under the current names and values of its fields. Its label stays: tags of runs hold it."""
+    return {**cell, "levels": _current_levels(cell["levels"]), "spec": current_fields(cell["spec"])}
+
+
+def _current_levels(levels: Mapping[str, str]) -> dict[str, str]:
+    return {current_name(name): _current_level(name, level) for name, level in levels.items()}
+
+
+def _current_level(name: str, level: str) -> str:
+    return format_level(current_value(current_name(name), level))
+
+
+def _current_dimensions(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the searched fields and their choices under current names and values."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, dimension in fields.items():
+        current = current_name(name)
+        choices = {"choices": [current_value(current, choice) for choice in dimension["choices"]]} if "choices" in dimension else {}
+        found[current] = {**dimension, **choices}
+    return found
+
+
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the seed, and as JSON has it: the same before and after MLflow."""
+    """Return the values without the seed, after a round trip through JSON, so that they equal those read from MLflow."""
     values: dict[str, Any] = json.loads(json.dumps({name: value for name, value in spec.items() if name != "seed"}))
     return values

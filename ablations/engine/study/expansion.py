@@ -1,4 +1,4 @@
-"""From a study and a request to its cells and runs."""
+"""Expansion of a study and a request into cells and runs."""
 
 import itertools
 import math
@@ -19,15 +19,15 @@ from resnet_core.fields import reject
 from resnet_core.overrides import convert, field_name
 
 MAX_RUNS = 10_000
-"""Runs of a study, at most: beyond, a typing error is more likely than the time to train them."""
+"""Maximum number of runs of a study. A larger number is more likely a typing error than intended."""
 LENGTH_FIELDS = frozenset({"optim.epochs", "optim.iterations"})
-"""Units of a training's length."""
+"""Fields that set the length of a training, each in its own unit."""
 MAX_SETTING_CHARACTERS = 6000
-"""Length of a field's value as text, at most: MLflow cuts a longer parameter without a word."""
+"""Maximum length of a field's value as text. MLflow truncates longer parameters silently."""
 
 
 def make_draft(study: Study, request: StudyRequest) -> Draft:
-    """Expands a study into cells; raises ConfigError with one line if any part of the request is wrong."""
+    """Expand a study into cells, without reading data; raise ConfigError if any part of the request is invalid."""
     preset = request.preset or study.preset
     check_preset("--preset", preset)
     study = study.for_preset(preset)
@@ -44,22 +44,22 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
             raise reject("--set", name, f"accepted: {option}")
     taken = sorted(asked.keys() & {field_name(n) for n in factors})
     if taken:
-        raise ConfigError(f"--set {taken[0]}: is a factor of this study; choose its levels with --levels")
+        raise ConfigError(f"--set {taken[0]}: is a factor of this study; set its levels with --levels")
     settings = _settings(study, request, asked, {field_name(name) for name in factors})
     specs, skipped = _cells(PRESETS[preset], settings, factors)
     return Draft(study=study, preset=preset, factors=factors, seeds=seeds, specs=specs, skipped=tuple(skipped))
 
 
 def make_plan(study: Study, request: StudyRequest, *, cache: Path) -> Plan:
-    """Expands a study into runs; raises ConfigError with one line if any part of the request is wrong."""
-    # Bad runs surface before the data are read; only the data's own fields wait for them.
+    """Expand a study into runs; raise ConfigError if any part of the request is invalid."""
+    # Most invalid requests are found before the data are read, which may take long.
     return resolve_draft(make_draft(study, request), request, cache=cache)
 
 
 def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan:
-    """The runs of a draft, on its data; raises ConfigError if no cell exists there."""
+    """Read the data of a draft and return its plan; raise ConfigError if no cell can be trained on them."""
     data = load_datasets(drafted.specs.values(), cache, download=request.download)
-    check_comparable(drafted.factors, list(data.values()), drafted.base.data.scored_on)
+    check_comparable(drafted.factors, list(data.values()), drafted.base.data.evaluation_split)
     specs, impossible = _on_data(drafted.specs, data, drafted.study.baseline)
     return Plan(
         study=drafted.study,
@@ -75,21 +75,21 @@ def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan
 
 
 def expand_runs(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataConfig, Dataset]) -> tuple[Run, ...]:
-    """The runs of these cells, in the order in which to start them."""
+    """Return the runs of these cells in the order in which to start them."""
     runs: list[Run] = []
     versions = {cell: data[image_selection(spec.data)].version for cell, spec in specs.items()}
     for seed in range(seeds):
         seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
         replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=versions[cell])) for cell, spec in seeded]
-        # Longest first within a seed: complete replicates early, and no long run alone at the end.
+        # Seed by seed, so that replicates are complete early; deepest first, so that no long run is left alone at the end.
         runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
     return tuple(runs)
 
 
 def _settings(study: Study, request: StudyRequest, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
-    """The fields in which all runs differ from the preset, as the study and the request want them."""
+    """Return the fields in which all runs differ from the preset: the study's settings, overridden by the request."""
     settings = {field_name(name): value for name, value in study.settings.items()}
-    if LENGTH_FIELDS & (asked.keys() | varied):  # in the unit that is asked for
+    if LENGTH_FIELDS & (asked.keys() | varied):  # the requested length replaces that of the settings, which may have another unit
         settings = {name: value for name, value in settings.items() if name not in LENGTH_FIELDS}
     settings |= {**asked, "world_size": request.workers}
     if request.probes:
@@ -99,15 +99,17 @@ def _settings(study: Study, request: StudyRequest, asked: Mapping[str, Any], var
 
 
 def _factors(study: Study, request: StudyRequest) -> dict[str, tuple[Level, ...]]:
-    """The study's factors with the request's levels, in the study's order and under its names."""
+    """Return the study's factors with the requested levels, in the study's order and under its names."""
     own = {field_name(name): name for name in study.factors}
-    # Through RunSpec's own conversion, so that "20" is 20 and an unknown level says what is accepted.
+    # Levels are converted to the types of their RunSpec fields: "20" becomes 20, and an unknown level is rejected.
     asked = {own.get(field_name(name), name): levels for name, levels in validated_factors("--levels", request.levels).items()}
     factors = {name: tuple(levels) for name, levels in study.factors.items()} | asked
     for name, level in study.baseline.items():
         if level not in factors[name]:
             raise reject(
-                "--levels", f"{name}={','.join(map(format_level, factors[name]))}", f"must hold the baseline {format_level(level)}"
+                "--levels",
+                f"{name}={','.join(map(format_level, factors[name]))}",
+                f"must include the baseline {format_level(level)}",
             )
     return factors
 
@@ -115,12 +117,12 @@ def _factors(study: Study, request: StudyRequest) -> dict[str, tuple[Level, ...]
 def _cells(
     preset: RunSpec, settings: Mapping[str, Any], factors: Mapping[str, tuple[Level, ...]]
 ) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
-    """All combinations that exist, and the others with the reason. A level that exists nowhere is an error."""
+    """Return the valid combinations, and the invalid ones with the reason. Raise ConfigError if a level is never valid."""
     specs, skipped = {}, []
     for levels in itertools.product(*factors.values()):
         cell = Cell(tuple(zip(factors, levels, strict=True)))
         try:
-            # At once: a preset's or a setting's value may fit only together with a level, or be replaced by it.
+            # All overrides are applied together: a setting may be valid only in combination with a level.
             values = {**settings, **{field_name(name): level for name, level in cell.levels}}
             _check_length(values)
             specs[cell] = override(preset, values)
@@ -133,7 +135,7 @@ def _cells(
 
 
 def _check_levels_exist(specs: Collection[Cell], refused: Sequence[tuple[Cell, str]]) -> None:
-    """Raises ConfigError with the reason where a level, or everything, exists nowhere."""
+    """Raise ConfigError with the reason if a level, or every combination, is invalid."""
     exist = {choice for cell in specs for choice in cell.levels}
     for cell, reason in refused:
         if not specs or not exist.issuperset(cell.levels):
@@ -141,26 +143,31 @@ def _check_levels_exist(specs: Collection[Cell], refused: Sequence[tuple[Cell, s
 
 
 def check_storable(spec: RunSpec) -> None:
-    """Raises ConfigError for a value that MLflow would not store whole: no run could be found or trained again from it."""
+    """Raise ConfigError for a value that MLflow would truncate: the run could be neither found nor replayed."""
     for name, value in spec.flat().items():
         if isinstance(value, (str, tuple)) and len(text := str(value)) > MAX_SETTING_CHARACTERS:
-            accepted = f"{len(text):,} characters; accepted: at most {MAX_SETTING_CHARACTERS:,}, which is what MLflow stores"
+            accepted = f"{len(text):,} characters; accepted: at most {MAX_SETTING_CHARACTERS:,}, the limit of MLflow"
             raise reject(name, f"{text[:40]}…", accepted)
 
 
 def _check_length(values: Mapping[str, Any]) -> None:
-    """Raises ConfigError where both units of a training's length are named: one would be ignored without a word."""
+    """Raise ConfigError if both the epochs and the iterations are given: one would be ignored silently."""
     iterations = convert("optim.iterations", values.get("optim.iterations"))
     if iterations is not None and "optim.epochs" in values:
-        raise reject("optim.iterations", iterations, "is the length of the training, and so is optim.epochs; accepted: one of them")
+        raise reject(
+            "optim.iterations",
+            iterations,
+            "conflicts with optim.epochs, which sets the length of the training too; accepted: one of them",
+        )
 
 
 def _on_data(
     specs: Mapping[Cell, RunSpec], data: Mapping[DataConfig, Dataset], baseline: Mapping[str, Level]
 ) -> tuple[dict[Cell, RunSpec], list[tuple[Cell, str]]]:
-    """What each cell is on its data, and the cells that do not exist there or are the same as another one, with the reason.
+    """Resolve each cell on its data. Return the cells to train, and the skipped ones with the reason.
 
-    Of cells that are the same one with the baseline's levels stays, since others are compared with it; else the first.
+    A cell is skipped if it cannot be trained on its data, or if its training equals that of another cell. Of equal cells the one
+    with the baseline's levels is kept, since others are compared with it; otherwise the first.
     """
     found: dict[Cell, RunSpec] = {}
     alike: dict[str, list[Cell]] = {}

@@ -1,4 +1,4 @@
-"""Factors of a study and their levels: one check for those of a study's file and those of the command line."""
+"""Validation of factors and their levels, shared by study files and the command line."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from resnet_core.fields import ConfigError, reject
 from resnet_core.overrides import convert, field_name, takes_list
 
 Level = str | float | bool | None | Sequence[Any]
-"""A value of a `RunSpec` field; once checked, of that field's type, with tuples for lists."""
+"""A value of a `RunSpec` field. Validated levels have the field's type, with tuples instead of lists."""
 
 NOT_FACTORS = {
     "seed": "every cell is trained with the same seeds; accepted: --seeds N",
@@ -17,19 +17,19 @@ NOT_FACTORS = {
     "data.test_examples": "cells would be scored on different images; accepted: --set data.test_examples=N",
     "data.extra_tests": "cells would be scored differently; accepted: --set data.extra_tests=NAME",
 }
-"""Fields in which cells must agree to be comparable, and how they are set for all. Other fields that change the test images are
-found once the data are read."""
+"""Fields that must be equal in all cells, and how to set them for all. Other fields that change the test images are detected after
+the data are read."""
 NOT_SETTINGS = {"seed": "--seeds N", "world_size": "--workers N"}
-"""Fields that are no settings, and the options that are for them."""
+"""Fields that have options of their own and cannot be settings."""
 _PARTS = re.compile(r"(?:\[[^\[\]]*\]|[^,])+")
 _BRACKETS = re.compile(r"\s*\[[^\[\]]*\]\s*")
 
 
 def split_levels(name: str, text: str) -> tuple[str, ...]:
-    """Split the levels of a command line's `NAME=A,B` at its commas. A level that is a list is in brackets: `[0.5,0.75],[0.3]`.
+    """Split the levels of `NAME=A,B` from the command line at commas. A level that is a list is in brackets: `[0.5,0.75],[0.3]`.
 
     Raises:
-        ConfigError: unknown field, or levels of a field of lists without brackets.
+        ConfigError: unknown field, or a list without brackets.
     """
     levels = tuple(_PARTS.findall(text))
     if takes_list(field_name(name)) and not all(_BRACKETS.fullmatch(each) or each.lower() == "none" for each in levels):
@@ -39,14 +39,14 @@ def split_levels(name: str, text: str) -> tuple[str, ...]:
 
 
 def validated_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]]:
-    """Return factors with their levels as values of the fields.
+    """Return the factors with their levels converted to the types of the fields.
 
     Args:
-        source: where they come from, for messages: `factors` of a study's file, or `--levels`.
+        source: origin of the factors for error messages: `factors` of a study file, or `--levels`.
         factors: levels by field.
 
     Raises:
-        ConfigError: unknown field, one that cannot be a factor, a field named twice, or levels that it does not accept.
+        ConfigError: unknown or repeated field, a field that cannot be a factor, or an invalid or repeated level.
     """
     found: dict[str, tuple[Level, ...]] = {}
     for dotted, (name, levels) in values_by_field(source, factors).items():
@@ -59,15 +59,15 @@ def validated_factors(source: str, factors: object) -> dict[str, tuple[Level, ..
         if dotted in NOT_FACTORS:
             raise reject(f"{source} {name}", text, f"cannot be a factor: {NOT_FACTORS[dotted]}")
         if len(set(found[name])) != len(levels):
-            raise reject(f"{source} {name}", text, "a level is named twice")
+            raise reject(f"{source} {name}", text, "a level is named twice; accepted: each level once")
     return found
 
 
 def values_by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
-    """Return values with the names they were given under, by dotted field.
+    """Return the given name and value of each field, by the field's dotted name.
 
     Raises:
-        ConfigError: no mapping, an unknown field, or a field named twice, in full and by its last part.
+        ConfigError: not a mapping, an unknown field, or a field given twice, such as `lr` and `optim.lr`.
     """
     if not isinstance(values, Mapping):
         raise reject(source, values, "accepted: values by field, such as {'depth': …}")
@@ -84,7 +84,7 @@ def values_by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
 
 
 def format_level(level: object) -> str:
-    """Return a level as text: `0.1`, `A`, `None`, `[0.5,0.75]`. Two different levels of a field never look alike."""
+    """Return a level as text: `0.1`, `A`, `None`, `[0.5,0.75]`. Different levels of a field have different texts."""
     if isinstance(level, (list, tuple)):
         return f"[{','.join(map(format_level, level))}]"
     short = f"{level:g}" if isinstance(level, float) else str(level)

@@ -14,16 +14,17 @@ from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset
 from resnet_core.identity import NOT_IDENTITY, deviations
 from resnet_core.overrides import field_name
+from resnet_core.renamed_fields import identity_name
 
 CONFIGURATION = "configuration"
-"""The factor that a search adds to its study: what it chose, beside the default."""
+"""Name of the factor that a search adds to its study. It compares the chosen configurations with the default one."""
 DEFAULT, TUNED = "default", "tuned"
-"""Its levels; of a front, `front-1`, `front-2`, …"""
+"""Levels of that factor. With two objectives, `front-1`, `front-2`, … take the place of `tuned`."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of levels, in the order of the study's factors."""
+    """One combination of factor levels, in the order of the study's factors."""
 
     levels: tuple[tuple[str, Level], ...]
 
@@ -33,16 +34,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTrial:
-    """What makes a run a trial of a search."""
+    """The part of a run that belongs to a search: its number and the suggested values."""
 
     number: int
-    """From 0, within the cell."""
+    """Number of the trial within its cell, from 0."""
     tag: str
-    """Name of the tag in MLflow that says so."""
+    """Name of the MLflow tag that marks the run as a trial of this search."""
     values: Mapping[str, Any]
-    """Of the searched fields, as they were suggested."""
+    """Values of the searched fields, as suggested."""
     branch: tuple[int, int] | None = None
-    """Number of the trial, and its epoch, the state of which this one may start from."""
+    """Number and epoch of the trial from whose checkpoint this one may start."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,21 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study, resolved: every run with its identity, in the order in which to start them."""
+    """A resolved study: all runs with their fingerprints, in the order in which to start them."""
 
     study: Study
     preset: str
     base: RunSpec
-    """The first cell, with fields left to the data set: what all runs share but for factors and seed."""
+    """Configuration of the first cell before fields are resolved from the data set. Runs differ from it in factors and seed."""
     factors: Mapping[str, tuple[Level, ...]]
     cells: tuple[Cell, ...]
     skipped: tuple[tuple[Cell, str], ...]
-    """Combinations that do not exist, and why."""
+    """Combinations that cannot be trained, each with the reason."""
     runs: tuple[Run, ...]
     data: Mapping[DataConfig, Dataset]
-    """The data sets of all runs, by `comparability.images_of`. Cells may differ in training images, never in those scored on."""
+    """Data sets of all runs, by `comparability.image_selection`. Cells may differ in training images, but not in test images."""
     searched: Collection[str] = ()
-    """Fields in which runs differ besides factors and seed: those that a search chooses."""
+    """Fields that a search chooses, in which runs differ besides factors and seed."""
 
     @property
     def title(self) -> str:
@@ -84,58 +85,58 @@ class Plan:
 
     @property
     def baseline(self) -> Mapping[str, Level]:
-        """Levels that others are compared with."""
+        """Reference levels of the factors."""
         return self.study.baseline
 
     @property
     def dataset(self) -> Dataset:
-        """Data of the first cell. Others may differ from it in training images, and in what follows from them, only."""
+        """Data set of the first cell. Those of other cells may differ in training images and in what depends on them."""
         return self.dataset_for_spec(self.base)
 
     def dataset_for_spec(self, spec: RunSpec) -> Dataset:
-        """What runs with this spec are trained and scored on."""
+        """Return the data set on which runs with this spec are trained and scored."""
         return self.data[image_selection(spec.data)]
 
     def dataset_for_run(self, run: Run) -> Dataset:
-        """What a run is trained and scored on."""
+        """Return the data set on which a run is trained and scored."""
         return self.dataset_for_spec(run.spec)
 
     def training_images(self, run: Run) -> int:
-        """How many images a run is trained on."""
+        """Return the number of images that a run is trained on."""
         return len(self.dataset_for_run(run).train.labels)
 
     @property
     def data_summary(self) -> str:
-        """The images of all cells in words, with each number of training images: `300 or 1,437 images to train, …`."""
+        """Description of the images of all cells, such as `300 or 1,437 images to train, …`."""
         data = sorted((self.dataset_for_run(run) for run in self.runs if run.seed == 0), key=lambda each: len(each.train.labels))
         return data[-1].described([len(each.train.labels) for each in data]) if data else self.dataset.summary
 
     def shared_fields(self) -> dict[str, Any]:
-        """The fields that all runs have in common."""
+        """Return the fields that all runs have in common, by dotted name."""
         return _shared(self.base, self.factors, self.searched)
 
     @property
     def base_id(self) -> str:
-        """Identity of the base configuration: what, with the study's name, one parent run in MLflow stands for."""
+        """Hash of the base configuration. MLflow has one parent run for each study name and base configuration."""
         selected = any(selects_images(field_name(name)) for name in self.factors if name != CONFIGURATION)
-        # Where cells have data of their own, the base is the same whichever of them are asked for.
+        # If cells differ in training images, the hash must not depend on which of the cells are requested.
         data = test_images_digest(self.dataset) if selected else self.dataset.version
         shared = self.shared_fields()
-        varied = sorted(self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY})
+        varied = sorted(map(identity_name, self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY}))
         text = json.dumps([deviations(shared), varied, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A study as far as it is known without its data."""
+    """A study whose cells are expanded, before its data are read."""
 
     study: Study
     preset: str
     factors: Mapping[str, tuple[Level, ...]]
     seeds: int
     specs: Mapping[Cell, RunSpec]
-    """With fields left to the data set."""
+    """Configuration of each cell, before fields are resolved from the data set."""
     skipped: tuple[tuple[Cell, str], ...]
     searched: Collection[str] = ()
 
@@ -144,7 +145,7 @@ class Draft:
         return next(iter(self.specs.values()))
 
     def shared_fields(self) -> dict[str, Any]:
-        """The fields that all runs have in common."""
+        """Return the fields that all runs have in common, by dotted name."""
         return _shared(self.base, self.factors, self.searched)
 
 

@@ -1,4 +1,4 @@
-"""Published results of these networks, to set beside measured ones: He et al. 2015 (arXiv:1512.03385) and reproductions."""
+"""Published results of these networks, for comparison with measured ones: He et al. 2015 (arXiv:1512.03385) and reproductions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,19 +14,19 @@ Protocol = Literal["one view", "10-crop", "multi-scale"]
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedResult:
-    """One published result. Errors in percent, on CIFAR-10's test set or ImageNet's validation set; None: not published."""
+    """One published result. Errors are in percent, on CIFAR-10's test set or ImageNet's validation set; None: not published."""
 
     dataset: Literal["cifar10", "imagenet"]
     depth: int
     shortcut: Literal["none", "A", "B", "C"]
     block: Literal["basic", "bottleneck"] = "basic"
     protocol: Protocol = "one view"
-    """`one view`: the whole image (cifar10) or its centre. `10-crop`: corners and centre, and mirrored. `multi-scale`: fully
-    convolutional at shorter sides 224, 256, 384, 480, 640 (section 3.4)."""
+    """`one view`: the whole image (CIFAR-10) or its center. `10-crop`: four corners and the center, each also mirrored.
+    `multi-scale`: fully convolutional at shorter sides 224, 256, 384, 480, 640 (section 3.4)."""
     stride_in: Literal["1x1", "3x3"] | None = None
-    """Where a bottleneck has its stride; None for basic blocks."""
+    """Convolution of a bottleneck that has the stride; None for basic blocks."""
     error: float | None = None
-    """Top-1 error: the mean where `runs` is above 1, else that of one run (table 6, 110 layers: the best of five)."""
+    """Top-1 error: the mean if `runs` is above 1, otherwise that of one run (table 6, 110 layers: the best of five)."""
     std: float | None = None
     """Standard deviation of the top-1 error over `runs`."""
     runs: int = 1
@@ -34,10 +34,11 @@ class PublishedResult:
     is_lower_bound: bool = False
     """Whether `error` is a lower bound only."""
     parameters_millions: str | None = None
-    """As printed: the digits tell the precision."""
+    """Number of parameters in millions, as printed, since the digits show the precision."""
     flops_billions: str | None = None
-    """Multiply-adds, as printed. Table 1 cuts off some digits and rounds others: 50 layers count 3.858."""
+    """Billions of multiply-adds, as printed. Table 1 truncates some numbers and rounds others: 50 layers have 3.858."""
     source: str
+    """Publication, with the number of the table."""
 
     @property
     def family(self) -> Literal["cifar", "imagenet"]:
@@ -65,10 +66,10 @@ def _table(number: str) -> str:
 
 
 FLOPS = {18: "1.8", 34: "3.6", 50: "3.8", 101: "7.6", 152: "11.3"}
-"""Billions of multiply-adds (table 1): option A with basic blocks, B with bottlenecks; plain networks have those of A."""
+"""Billions of multiply-adds by depth (table 1): shortcut A with basic blocks, B with bottlenecks. Plain networks equal A."""
 
 PUBLISHED: tuple[PublishedResult, ...] = (
-    # Table 6. The best of five runs for 110 layers, whose mean and deviation it gives, too.
+    # Table 6. For 110 layers it gives the best of five runs as well as their mean and standard deviation.
     _cifar(20, 8.75, parameters_millions="0.27", source=_table("6")),
     _cifar(32, 7.51, parameters_millions="0.46", source=_table("6")),
     _cifar(44, 7.17, parameters_millions="0.66", source=_table("6")),
@@ -112,13 +113,13 @@ PUBLISHED: tuple[PublishedResult, ...] = (
 
 
 def published_results(model: ModelConfig, dataset_name: str) -> tuple[PublishedResult, ...]:
-    """What is published of this architecture on this data set, the paper first; nothing for most.
+    """Return the published results of an architecture on a data set, the paper's first. Most architectures have none.
 
-    A bottleneck with its stride elsewhere is another network, and so is one of another width. Initial scales and BatchNorm's
-    momentum are how a network is trained.
+    The place of a bottleneck's stride and the width are part of the architecture. Initial scales and the momentum of BatchNorm are
+    not: they belong to the training recipe.
     """
     if model.match_flops or model.match_parameters:
-        return ()  # of another width
+        return ()  # these change the width
     wanted = _architecture(model)
     return tuple(
         entry

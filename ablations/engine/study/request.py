@@ -1,52 +1,53 @@
-"""What a submission asks for, before it is resolved into a plan."""
+"""The request of a submission, as parsed from the command line and before it is resolved into a plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SAMPLERS = ("tpe", "random", "gp", "cmaes", "nsga2")
+SAMPLERS = ("tpe", "random", "gp")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = {"flops": "flops", "seconds": "train_seconds"}
-"""What error can be weighed against, and the metric that it is."""
+"""Second objectives that a search may minimize besides the error, and the MLflow metric of each."""
 DEFAULT_TRIALS = 24
-"""Of a search for which no budget is asked."""
+"""Number of trials of a search without a requested budget."""
 DEFAULT_VALIDATION_SHARE = 0.2
-"""Share of the training images that trials are scored on, where none is asked."""
+"""Share of the training images that is held out for validation by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """What a submission asks of a search."""
+    """The part of a request that concerns a search."""
 
     per_cell: Sequence[str] | None = None
-    """Factors inside whose levels to search; empty: all of the study; None: one search, without factors."""
+    """Factors whose combinations of levels each have a search. Empty: all factors. None: one search, without factors."""
     space: Sequence[str] = ()
-    """What is searched: fields of the study's space, or others with a range; empty: the whole space."""
+    """Fields to search: of the study's space, or others with a range. Empty: the whole space of the study."""
     trials: int | None = None
-    """Budget of each cell's search; of a population, its size."""
+    """Number of trials of each cell's search; with `pbt`, the size of its population."""
     seconds: float | None = None
-    """Another budget: training time of each cell's search."""
+    """Training time of each cell's search, in seconds."""
     sampler: str | None = None
     scheduler: str | None = None
     objective: str | None = None
-    """A second objective."""
+    """Second objective, one of `OBJECTIVES`."""
     seed: int = 0
     validation_share: float = DEFAULT_VALIDATION_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What the command line asks of a study."""
+    """The part of a request that concerns the study: its size and its overrides."""
 
     preset: str | None = None
     seeds: int | None = None
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     probes: Sequence[str] = ()
-    """What to look at besides the study's own probes."""
+    """Probes to record besides those of the study."""
     workers: int = 1
+    """Number of training processes of each run."""
     download: bool = False
-    """Whether data that are missing may be downloaded."""
+    """Whether missing data may be downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Options:
 
     request: StudyRequest
     search: SearchRequest | None
-    """Of a study that searches."""
+    """None for a study without a search."""
     cpus_per_worker: float
     gpus_per_worker: float
     max_concurrent: int | None
@@ -65,7 +66,7 @@ class Options:
     tracking_uri: str
     plan: bool
     calibrate: bool | None
-    """Whether a plan may measure; None: where it does not disturb a cluster."""
+    """Whether a plan may measure the training speed. None: only where that does not disturb a cluster."""
     report: bool
     rerun: bool
     log_models: bool

@@ -1,4 +1,4 @@
-"""Final networks as MLflow models: self-contained programs from pixels to scores, which load without this project."""
+"""Final networks as MLflow models: self-contained programs from pixels to class scores, which load without this project."""
 
 import logging
 from collections.abc import Mapping
@@ -18,20 +18,23 @@ from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import build_model
 from resnet_core.data.datasets import Dataset
 
-LOGGED = "model"
-"""Tag of runs whose model is in MLflow already."""
+LOGGED_TAG = "model"
+"""Tag of runs whose model MLflow has."""
 
 
 class PixelsToScores(nn.Module):
-    """A network behind its data set's normalisation: images (N, C, H, W) of 0 to 255 in, scores (N, classes) out."""
+    """Network preceded by the normalization of its data set.
+
+    Input: images (N, C, H, W) with values from 0 to 255. Output: scores (N, classes).
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, dataset: Dataset, normalise: str) -> None:
+    def __init__(self, net: nn.Module, dataset: Dataset, normalize: str) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalise)).unsqueeze(0))
+        self.register_buffer("mean", torch.from_numpy(dataset.subtracted(normalize)).unsqueeze(0))
         self.register_buffer("std", torch.tensor(dataset.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,56 +43,55 @@ class PixelsToScores(nn.Module):
 
 
 def log_models(
-    client: MlflowClient, plan: Plan, entries: Mapping[str, RunRecord], folders: Mapping[str, str], storage: str
+    client: MlflowClient, plan: Plan, records: Mapping[str, RunRecord], folders: Mapping[str, str], storage: str
 ) -> list[str]:
     """Log the final network of every completed run that has none in MLflow yet, with signature and input example.
 
     Returns:
-        Of each that could not be logged, why, in one line. A server that does not answer ends it at the first.
+        One line for each model that could not be logged. If the server does not answer, later models are not tried.
     """
     mlflow.set_tracking_uri(client.tracking_uri)
     for name in ("mlflow", "torch.export"):
         logging.getLogger(name).setLevel(logging.ERROR)
     problems = []
     for run in plan.runs:
-        entry = entries.get(run.fingerprint)
-        if entry is None or entry.outcome != "completed" or LOGGED in entry.tags:
+        record = records.get(run.fingerprint)
+        if record is None or record.outcome != "completed" or LOGGED_TAG in record.tags:
             continue
         try:
-            _log_network(client, plan, run, entry, CheckpointFolder(storage, folders[run.fingerprint]))
-        except Exception as error:  # of a store's own library, a disk, an exporter: the study has its results
-            away = isinstance(error, MlflowException) and error.error_code not in PERMANENT_ERRORS
-            said = describe_error(error) if isinstance(error, MlflowException) else f"{error}".partition("\n")[0]
-            problems.append(
-                f"{run}: its model was not logged{', nor those after it' if away else ''}: {said or type(error).__name__}"
-            )
-            if away:
+            _log_network(client, plan, run, record, CheckpointFolder(storage, folders[run.fingerprint]))
+        except Exception as error:  # store, disk or exporter; the study has its results
+            server_is_down = isinstance(error, MlflowException) and error.error_code not in PERMANENT_ERRORS
+            reason = describe_error(error) if isinstance(error, MlflowException) else f"{error}".partition("\n")[0]
+            others = ", nor those after it" if server_is_down else ""
+            problems.append(f"{run}: its model was not logged{others}: {reason or type(error).__name__}")
+            if server_is_down:
                 break
     return problems
 
 
-def _log_network(client: MlflowClient, plan: Plan, run: Run, entry: RunRecord, checkpoints: CheckpointFolder) -> None:
+def _log_network(client: MlflowClient, plan: Plan, run: Run, record: RunRecord, checkpoints: CheckpointFolder) -> None:
     saved = checkpoints.latest()
     if saved is None:
         raise FileNotFoundError(f"there is no checkpoint in {checkpoints.where}")
-    _log(client, run, entry, pixels_to_scores(plan, run, saved["model"]), plan.dataset_for_run(run))
+    _log(client, run, record, pixels_to_scores(plan, run, saved["model"]), plan.dataset_for_run(run))
 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:
-    """Return a run's network behind the normalisation that it was trained with, which is that of its own training images."""
+    """Return a run's network preceded by the normalization with which it was trained."""
     net = build_model(run.spec.model)
     net.load_state_dict(weights)
-    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalise).eval()
+    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalize).eval()
 
 
-def _log(client: MlflowClient, run: Run, entry: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:
-    # Two images: a batch of one would be exported as a constant.
+def _log(client: MlflowClient, run: Run, record: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:
+    # Two images: torch.export would make a batch size of one a constant.
     example = np.asarray(dataset.examples(2), np.float32)
     with torch.inference_mode():
         signature = infer_signature(example, model(torch.from_numpy(example)).numpy())
-    before = client.get_run(entry.run_id).info
+    before = client.get_run(record.run_id).info
     try:
-        with mlflow.start_run(run_id=entry.run_id):
+        with mlflow.start_run(run_id=record.run_id):
             mlflow.pytorch.log_model(
                 model,
                 name="model",
@@ -98,6 +100,6 @@ def _log(client: MlflowClient, run: Run, entry: RunRecord, model: PixelsToScores
                 serialization_format="pt2",
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
             )
-        client.set_tag(entry.run_id, LOGGED, "pt2")
+        client.set_tag(record.run_id, LOGGED_TAG, "pt2")
     finally:
-        client.set_terminated(entry.run_id, before.status, before.end_time)  # the run itself ended when it ended
+        client.set_terminated(record.run_id, before.status, before.end_time)  # keep the time at which training ended

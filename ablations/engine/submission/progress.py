@@ -15,22 +15,25 @@ from ablations.engine.report.terminal import FittedTable
 from ablations.engine.study.plan import Plan, Run
 
 TOTALS_INTERVAL_SECONDS = 60.0
+"""Time without output after which a log gets a line of totals, in seconds."""
 
 
 class Progress:
-    """Live table of what is running, above a line of totals. Not in a terminal: a line for each finished run, or after a minute
-    without any a line of totals."""
+    """Progress of runs: in a terminal, a live table of running ones above a line of totals; in a log, one line per ended run.
+
+    After a minute without a line, a log gets the line of totals.
+    """
 
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
         self.console, self.plan, self.todo = console, plan, todo
-        self.scored_on = plan.base.data.scored_on
+        self.evaluation_split = plan.base.data.evaluation_split
         self.total: int | None = len(todo)
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
         self.outcomes: dict[str, str] = {}
         self.began: float | None = None
-        self.heard = time.monotonic()
+        self.last_line = time.monotonic()
         self._lock, self._over = threading.Lock(), threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._live = (
@@ -56,7 +59,7 @@ class Progress:
     def started(self, run: Run) -> None:
         with self._lock:
             self.running[run.fingerprint] = (run, {})
-            self.began = self.began or time.monotonic()  # processes are up: what it took to get there does not repeat
+            self.began = self.began or time.monotonic()  # not earlier: the start of processes does not count for the estimate
 
     def epoch(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
         with self._lock:
@@ -67,38 +70,39 @@ class Progress:
         with self._lock:
             _, metrics = self.running.pop(run.fingerprint, (run, {}))
             self.outcomes[run.fingerprint] = outcome
-        error = metrics.get(f"{self.scored_on}/error")
-        result = message if outcome != "completed" or error is None else f"{self.scored_on} error {error:.2f} %"
+        error = metrics.get(f"{self.evaluation_split}/error")
+        result = message if outcome != "completed" or error is None else f"{self.evaluation_split} error {error:.2f} %"
         print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
-        self.heard = time.monotonic()
+        self.last_line = time.monotonic()
 
     def interrupted(self, run: Run, message: str) -> None:
-        """Its process died; it waits for another."""
+        """Show that a run's process ended and the run waits for another one."""
         self.paused(run)
         self.note(run, message)
 
     def paused(self, run: Run) -> None:
-        """It waits for others."""
+        """Show that a run waits, and no longer runs."""
         with self._lock:
             self.running.pop(run.fingerprint, None)
 
     def note(self, run: Run, message: str) -> None:
+        """Print a message about a run."""
         print_line(self.console, f"{run}: {message}")
 
     def counted(self, ended: int, of: str = " of ") -> str:
-        """`12 of 24`, or how many where it is not known of how many."""
+        """Return `12 of 24`, or the number alone if the total is not known."""
         return f"{ended:>{len(str(self.total))}}{of}{self.total}" if self.total else str(ended)
 
     def _beat(self) -> None:
-        # Also where nothing is heard, for nodes may take long to come, or never do.
-        while not self._over.wait(max(0.0, self.heard + TOTALS_INTERVAL_SECONDS - time.monotonic())):
-            if time.monotonic() >= self.heard + TOTALS_INTERVAL_SECONDS:
+        # Also before the first event, since nodes may take long to start, or never do.
+        while not self._over.wait(max(0.0, self.last_line + TOTALS_INTERVAL_SECONDS - time.monotonic())):
+            if time.monotonic() >= self.last_line + TOTALS_INTERVAL_SECONDS:
                 with self._lock:
                     self.console.print(self._totals())
-                self.heard = time.monotonic()
+                self.last_line = time.monotonic()
 
-    def _share(self) -> float:
-        """Share of the work that is done, weighing epochs by depth."""
+    def _fraction_done(self) -> float:
+        """Return the share of the work that is done. Epochs count in proportion to the network's depth."""
         done = total = 0.0
         for run in self.todo:
             epochs = self._total_epochs(run)
@@ -111,24 +115,24 @@ class Progress:
         return run.spec.optim.total_epochs(self.plan.training_images(run))
 
     def _eta(self) -> str:
-        share = self._share()
+        fraction = self._fraction_done()
         elapsed = time.monotonic() - (self.began or time.monotonic())
-        if share == 1:
+        if fraction == 1:
             return f"took {format_duration(elapsed)}"
-        return f"{format_duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "no estimate yet"
+        return f"{format_duration(elapsed * (1 - fraction) / fraction)} left" if fraction > 0.02 else "no estimate yet"
 
     def _totals(self) -> Text:
         failed = sum(outcome not in ("completed", "diverged", "pruned") for outcome in self.outcomes.values())
         running = f"{len(self.running)} running"
         if not self.running and len(self.outcomes) != self.total:
-            running += " (processes start, or wait for room: ray status)"
+            running += " (processes are starting, or wait for free resources: see ray status)"
         parts = [f"{self.counted(len(self.outcomes) - failed).lstrip()} done", running, f"{failed} failed"]
         if self.reused:
             parts.append(f"{self.reused} reused")
         return Text(" · ".join([*parts, self._eta()]))
 
     def _render(self) -> RenderableType:
-        errors = ("train/error", f"{self.scored_on}/error")
+        errors = ("train/error", f"{self.evaluation_split}/error")
         columns = ("epoch", *(name.replace("/", " ") for name in errors))
         table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:

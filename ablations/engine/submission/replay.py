@@ -1,4 +1,4 @@
-"""Trains a finished run again from its record in MLflow, and says whether the result is the same."""
+"""Replay: train a finished run again from its record in MLflow, and compare the results."""
 
 import re
 import time
@@ -31,48 +31,50 @@ from resnet_core.overrides import from_flat
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 FINGERPRINT = re.compile("[0-9a-f]{6,20}")
-"""A fingerprint, or enough of its beginning."""
+"""A fingerprint, or at least its first 6 characters."""
 PROGRESS_INTERVAL_SECONDS = 5.0
-"""Epochs are mentioned no more often."""
+"""Minimum time between two lines of progress, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayRequest:
-    """Which run to train again, and with what."""
+    """A run to train again, and the resources to use."""
 
     run: str
-    """Its id in MLflow, its fingerprint, or the first 6 characters or more of that."""
+    """ID of the run in MLflow, or its fingerprint, or at least the first 6 characters of that."""
     tracking_uri: str
     data_root: str | None = None
-    """Where the data are now. None: where the run read them."""
+    """Folder of the data; None: the one from which the run read them."""
     cpus_per_worker: float = 1.0
+    """CPUs of each worker."""
     gpus_per_worker: float = 0.0
+    """GPUs of each worker; below 1, runs share a GPU."""
     download: bool = False
-    """Whether data that are missing may be downloaded."""
+    """Whether missing data may be downloaded."""
     storage: str = field(default_factory=paths.default_storage)
-    """Where the checkpoints are meanwhile, in a folder that is removed at the end."""
+    """Storage for checkpoints, in a folder that is removed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """What MLflow knows of a finished run."""
+    """A finished run as MLflow has it."""
 
     run_id: str
     tags: Mapping[str, str]
     spec: RunSpec
     training: Training
     seeds: tuple[float, ...]
-    """Final errors of the completed runs that differ in the seed only, this one among them."""
+    """Final errors of all completed replicates of the run, which differ in the seed only, including its own."""
 
 
 def replay(request: ReplayRequest) -> int:
-    """Trains a run again, writes nothing to MLflow and says what came out.
+    """Train a run again without writing to MLflow, and print how the result compares.
 
     Returns:
-        The exit code: 0 if the result is exactly equal or within seed noise, 1 if it differs or nothing can be said.
+        The exit code: 0 if the result is equal or within seed noise, 1 if it differs or cannot be compared.
 
     Raises:
-        ConfigError: there is no such run, it has not finished, or it cannot be trained here.
+        ConfigError: the run does not exist, has not finished, or cannot be trained here.
     """
     console = make_console()
     try:
@@ -82,13 +84,15 @@ def replay(request: ReplayRequest) -> int:
         print_line(console, f"replay of {tags['mlflow.runName']}, fingerprint {tags['fingerprint']}, run {recorded.run_id}")
         if tags.get("training_version") != str(TRAINING_VERSION):
             by = f"version {tags['training_version']}" if "training_version" in tags else "an earlier version"
-            print_line(console, f"trained by {by} of the training, not {TRAINING_VERSION}: equality is not to be expected")
+            print_line(console, f"trained by {by} of the training code, not {TRAINING_VERSION}: results may differ")
         listener = _Listener(console, recorded, dataset)
         _train(recorded, request, listener)
     except KeyboardInterrupt:
-        print_line(console, "interrupted: nothing is left of this replay")
+        print_line(console, "interrupted: this replay has no result")
         return 1
-    same, lines = compare_trainings(recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.scored_on}/error")
+    same, lines = compare_trainings(
+        recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.evaluation_split}/error"
+    )
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
     for line in (*lines, environment_changes({**tags, "git.commit": _commit(tags)}, here)):
@@ -97,14 +101,18 @@ def replay(request: ReplayRequest) -> int:
 
 
 def find_run(client: MlflowClient, named: str) -> MlflowRun:
-    """The finished run with this id or fingerprint, of repeated ones the newest; raises ConfigError if there is not exactly one."""
+    """Return the finished run with this ID or fingerprint; of repeated ones, the newest.
+
+    Raises:
+        ConfigError: there is no such run, or more than one, or it has not finished.
+    """
     if not (RUN_ID.fullmatch(named) or FINGERPRINT.fullmatch(named)):
-        raise reject("run", named, "accepted: an id of 32 characters, a fingerprint of 20, or the first 6 or more of that")
+        raise reject("run", named, "accepted: an ID of 32 characters, a fingerprint of 20 characters, or at least its first 6")
     where = f"attributes.run_id = '{named}'" if RUN_ID.fullmatch(named) else f"tags.fingerprint LIKE '{named}%'"
     found = list(run_queries.search_runs(client, where))
     fingerprints = sorted({run.data.tags.get("fingerprint", "") for run in found})
     if not found:
-        raise reject("run", named, "MLflow knows no such run")
+        raise reject("run", named, "MLflow has no such run")
     if fingerprints == [""]:
         raise reject("run", named, "is a study; accepted: one of its runs")
     if len(fingerprints) > 1:
@@ -122,7 +130,7 @@ def _generation(run: MlflowRun) -> int:
 def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
     uri = request.tracking_uri
     if is_new_database(uri):
-        raise reject("--tracking-uri", uri, "there is no such database")
+        raise reject("--tracking-uri", uri, "the database does not exist")
     try:
         client = connect(uri)
         run = find_run(client, request.run)
@@ -133,7 +141,7 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        seeds = replicate_errors(client, run, f"{spec.data.scored_on}/error")
+        seeds = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
     except MlflowException as error:
         raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
@@ -141,7 +149,11 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
 
 
 def read_spec(run: MlflowRun) -> RunSpec:
-    """What a run was told to train; raises ConfigError if that is nothing to this code, or not what its fingerprint stands for."""
+    """Return the specification of a run.
+
+    Raises:
+        ConfigError: this code cannot read it, or it does not match the run's fingerprint.
+    """
     tags, defaults, texts = run.data.tags, RunSpec().flat(), dict(run.data.params)
     for name in texts:
         if isinstance(defaults.get(name), tuple):  # as Python writes it: ('responses',)
@@ -149,56 +161,56 @@ def read_spec(run: MlflowRun) -> RunSpec:
     try:
         spec = from_flat(texts)
     except ConfigError as error:
-        raise reject("run", run.info.run_id, f"its specification means nothing to this code ({error})") from error
+        raise reject("run", run.info.run_id, f"this version of the code cannot read its specification ({error})") from error
     unaltered = fingerprint(spec, data_version=tags["data_version"]) == tags["fingerprint"]
     if tags.get("training_version") == str(TRAINING_VERSION) and not unaltered:
-        raise reject("run", run.info.run_id, "its parameters in MLflow are not those of its fingerprint")
+        raise reject("run", run.info.run_id, "its parameters in MLflow do not match its fingerprint")
     return spec
 
 
 def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
-    """What is compared of each epoch."""
-    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.scored_on) for quantity in ("loss", "error"))
+    """Return the names of the metrics to compare in each epoch."""
+    return tuple(f"{images}/{quantity}" for images in ("train", spec.data.evaluation_split) for quantity in ("loss", "error"))
 
 
 def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
-    """Final errors of the completed runs that differ from this one in the seed only, and its own; of repeated ones the newest."""
+    """Return the final errors of all completed runs that differ in the seed only; of repeated ones, the newest."""
     tags = run.data.tags
     where = run_queries.training_version_filter(tags.get("training_version", ""), tags["code_version"])
     where += f" and tags.data_version = '{tags['data_version']}'"
     where += " and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
-    wanted = _all_but_seed(run)
-    found = [other for other in run_queries.search_runs(client, where) if _all_but_seed(other) == wanted]
+    wanted = _params_without_seed(run)
+    found = [other for other in run_queries.search_runs(client, where) if _params_without_seed(other) == wanted]
     newest = {other.data.tags["fingerprint"]: other for other in sorted(found, key=_generation)}
     newest[tags["fingerprint"]] = run
     return tuple(other.data.metrics[scored] for other in newest.values() if other.data.tags["outcome"] == "completed")
 
 
-def _all_but_seed(run: MlflowRun) -> dict[str, str]:
+def _params_without_seed(run: MlflowRun) -> dict[str, str]:
     left_out = ("seed", *NOT_IDENTITY, *IN_DATA_VERSION)
-    return {name: text for name, text in run.data.params.items() if name not in left_out}
+    return {name: text for name, text in run_queries.current_params(run).items() if name not in left_out}
 
 
 def _dataset(recorded: RecordedRun, *, download: bool) -> Dataset:
     data, wanted = recorded.spec.data, recorded.tags["data_version"]
     dataset = load_dataset(data, paths.data_cache(), download=download)
     if dataset.version != wanted:
-        accepted = f"accepted: data of the recorded version {wanted}; here is {dataset.version}"
+        accepted = f"accepted: data of the recorded version {wanted}; these have version {dataset.version}"
         raise reject("data.root", data.root or data.name, accepted)
     return dataset
 
 
 class _Listener:
-    """A `tune_adapters.RunListener` that keeps what it hears."""
+    """A `tune_adapters.RunListener` that stores the results."""
 
     def __init__(self, console: Console, recorded: RecordedRun, dataset: Dataset) -> None:
         spec = recorded.spec
-        self.console, self.names, self.scored_on = console, compared_metrics(spec), spec.data.scored_on
+        self.console, self.names, self.evaluation_split = console, compared_metrics(spec), spec.data.evaluation_split
         self.total_epochs = spec.optim.total_epochs(len(dataset.train.labels))
         self.epochs: dict[int, dict[str, float]] = {}
         self.training = Training("", self.epochs)
         self.conditions: Mapping[str, str] = {}
-        self.said = -PROGRESS_INTERVAL_SECONDS
+        self.printed_at = -PROGRESS_INTERVAL_SECONDS
 
     def started(self, fingerprint: str) -> None: ...
 
@@ -212,21 +224,23 @@ class _Listener:
                 print_line(self.console, report["note"])
             self.conditions = report["conditions"]
             self.epochs[report["epoch"]] = metrics = {name: report["metrics"][name] for name in self.names}
-            if time.monotonic() > self.said + PROGRESS_INTERVAL_SECONDS:
-                errors = ", ".join(f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.scored_on))
+            if time.monotonic() > self.printed_at + PROGRESS_INTERVAL_SECONDS:
+                errors = ", ".join(
+                    f"{images} error {metrics[f'{images}/error']:.2f} %" for images in ("train", self.evaluation_split)
+                )
                 print_line(self.console, f"epoch {report['epoch']} of {self.total_epochs}: {errors}")
-                self.said = time.monotonic()
+                self.printed_at = time.monotonic()
 
     def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
         if outcome:
             self.training = Training(outcome, self.epochs, reason)
         else:
-            print_line(self.console, f"{reason}; it goes on from its last checkpoint")
+            print_line(self.console, f"{reason}; the run continues from its last checkpoint")
 
 
 def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:
-    """Trains as a study does; raises KeyboardInterrupt where it was stopped before its end."""
-    from ablations.engine.scheduling import connection, tune_runner  # Ray: only for a request that is right
+    """Train the run as a study does; raise KeyboardInterrupt if interrupted."""
+    from ablations.engine.scheduling import connection, tune_runner  # imports Ray, which only a valid request needs
 
     needs = tune_runner.RunResources(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
@@ -256,7 +270,7 @@ def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -
 
 @contextmanager
 def _temporary_folder(storage: str) -> Iterator[str]:
-    """Name of a folder of its own in the storage, which is removed at the end."""
+    """Yield the name of a new folder in the storage, which is removed at the end."""
     name = f"replay-{uuid.uuid4().hex}"
     try:
         yield name

@@ -1,4 +1,4 @@
-"""A study's report in MLflow: made from what MLflow knows alone, while the study runs and at its end."""
+"""Report of a study in MLflow, made from MLflow alone: while the study runs, at its end, and on demand."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft
 from ablations.engine.study.request import Options
-from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking import mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
@@ -34,23 +34,26 @@ from resnet_core.overrides import field_name
 logger = logging.getLogger(__name__)
 
 UPDATE_INTERVAL_SECONDS = 60.0
-"""A report is made anew while its study runs, at most so often."""
+"""Minimum time between two reports of a running study, in seconds."""
 MAX_TIME_SHARE = 0.02
-"""Of the driver's time that this may take in the long run: what takes longer is done less often."""
+"""Maximum share of the driver's time that reports may take. Reports that take longer are made less often."""
 FINAL_TIMEOUT_SECONDS = 60.0
-"""How long the end of a study waits for a report that is being made."""
+"""Time for which the end of a study waits for a report in progress, in seconds."""
 
 
 INTERRUPTED_TIMEOUT_SECONDS = 1.0
-"""The same for a study that is asked to stop."""
+"""The same time for an interrupted study, in seconds."""
 
 
 class ReportUpdater:
-    """Makes the report anew from time to time, in a thread of its own, between `with` and its end.
+    """Context in which a thread updates the report of a running study.
 
     Args:
-        progress: how many runs have ended, and how far that is: `12 of 24 runs`. Where the number has not changed, nothing is made.
-        permit: is called before each step that writes to MLflow; its error ends this report.
+        client: MLflow client.
+        run_id: ID of the study's own run.
+        design: design of the study.
+        progress: returns the number of ended runs, and the progress as text (`12 of 24 runs`). Without new runs, no report is made.
+        permit: called before each write to MLflow; an error ends this report.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class ReportUpdater:
 
     @property
     def busy(self) -> bool:
-        """Whether a report is still being stored, which would overwrite a later one."""
+        """Whether a report is still being stored. It would overwrite a later one."""
         return self._thread.is_alive()
 
     def __enter__(self) -> "ReportUpdater":
@@ -76,40 +79,40 @@ class ReportUpdater:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(FINAL_TIMEOUT_SECONDS if kind is None else INTERRUPTED_TIMEOUT_SECONDS)  # who stops a study does not wait
+        self._thread.join(FINAL_TIMEOUT_SECONDS if kind is None else INTERRUPTED_TIMEOUT_SECONDS)  # an interrupted study ends soon
 
     def _may_write(self) -> None:
-        """Raise an error once a later report may be made, by this process or by another one."""
+        """Raise an error if a later report may exist, by this process or another one."""
         if self._stopped.is_set():
             raise InterruptedError("the study has ended")
         self.permit()
 
     def _run(self) -> None:
-        shown, pause = 0, UPDATE_INTERVAL_SECONDS
+        reported, pause = 0, UPDATE_INTERVAL_SECONDS
         while not self._stopped.wait(pause):
             ended, so_far = self.progress()
-            if ended == shown:
+            if ended == reported:
                 continue
             began = time.monotonic()
             try:
                 evidence = results.gather(self.client, self.design)
                 findings = analyze_study(evidence)
                 publish(self.client, self.run_id, evidence, findings, progress=so_far, permit=self._may_write)
-                shown = ended
-            except Exception:  # a server that is away, a disk that is full: training goes on, and the next one tries again
-                logger.debug("no report this time", exc_info=True)
+                reported = ended
+            except Exception:  # the server is down, the disk full: training goes on, and the next report may succeed
+                logger.debug("the report could not be updated", exc_info=True)
             pause = seconds_until_next_report(time.monotonic() - began)
 
 
 def seconds_until_next_report(seconds: float) -> float:
-    """Seconds until the next report, if this one took so long."""
+    """Return the time until the next report, given the duration of this one."""
     return max(UPDATE_INTERVAL_SECONDS, seconds / MAX_TIME_SHARE)
 
 
 def rebuild_report(drafted: Draft, options: Options) -> int:
-    """Makes the report of a study again, from MLflow alone, whole or of a part; returns the exit code."""
+    """Make the report of a study, or of a part of it, from MLflow alone; return the exit code."""
     if is_new_database(options.tracking_uri):
-        raise reject("--tracking-uri", options.tracking_uri, "there is no such database")
+        raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
     client, console = connect(options.tracking_uri), make_console()
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
@@ -123,7 +126,7 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
         seeds = max(len(cell.fingerprints) for cell in evidence.design.cells)
         part = " ".join([*(f"{name}={texts}" for name, texts in chosen.items()), f"seeds={seeds}"])
-        flag = f"a part of what was submitted: {part}; p is corrected for the comparisons of this part"
+        flag = f"a part of what was submitted: {part}; p values are corrected for the comparisons of this part"
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
     terminal.show_results(console, evidence, findings, resubmit_command())
@@ -141,38 +144,38 @@ def publish_report(
     part: str = "",
     permit: Callable[[], object] = lambda: None,
 ) -> None:
-    """Publishes a report and says where it is. Results do not depend on it: what goes wrong here is told, and that is all.
+    """Publish a report and print its address. Failures are printed, since no result depends on the report.
 
     Raises:
-        HoldLost: `permit` did; another process has taken the study over.
+        LeaseLost: another process has taken the study over, as `permit` found.
     """
     try:
         publish(client, run_id, evidence, findings, part=part, permit=permit)
     except LeaseLost:
         raise
     except Exception as error:  # a store's own library may raise anything
-        said = describe_error(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
-        print_line(console, f"The report could not be made or stored: {said}")
+        reason = describe_error(error) if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}".splitlines()[0]
+        print_line(console, f"The report could not be made or stored: {reason}")
     else:
         print_report_address(console, client, run_id, part=part)
 
 
 def print_report_address(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:
-    """Say where a report is."""
+    """Print the address of a report."""
     try:
         print_line(console, f"Report: {report_address(client, run_id, part=part)}")
     except MlflowException as error:
-        print_line(console, f"Where the report is cannot be told: {describe_error(error)}")
+        print_line(console, f"The address of the report is not known: {describe_error(error)}")
 
 
 def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
-    """Where a person opens the report."""
+    """Return the address at which a person opens a report."""
     page = f"parts/{part}/{REPORT_PATH}" if part else REPORT_PATH
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))
-        return f"{where}/#/experiments/{run.experiment_id}/runs/{run_id}/artifacts/{page}"
+        return f"{where}/{mlflow_internals.artifact_page(run.experiment_id, run_id, page)}"
     where = f"{run.artifact_uri}/{page}"
     path = unquote(where.removeprefix("file://"))
-    # A path with a space is no link in a terminal, and an escaped one is no path: then the whole address is both.
+    # A path with a space is no link in a terminal, and an escaped path is no path; the file:// address works as both.
     return where if path != where.removeprefix("file://") else path

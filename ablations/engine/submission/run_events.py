@@ -1,4 +1,4 @@
-"""What the scheduler hears of runs, passed on to MLflow and to the terminal."""
+"""Events of runs, passed on from the scheduler to MLflow and to the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from ablations.engine.study.plan import Run
 from ablations.engine.submission import progress
 from ablations.engine.tracking.tracker import Tracker
 
-MENTIONED_WAIT = 0.1
-"""Share of an epoch above which waiting for images is mentioned."""
+MAX_SILENT_WAIT_SHARE = 0.1
+"""Share of an epoch spent waiting for images above which the terminal suggests more CPUs."""
 
 
 class RunEvents:
@@ -17,15 +17,15 @@ class RunEvents:
     def __init__(self, runs: Sequence[Run], tracker: Tracker, progress: progress.Progress) -> None:
         self.runs = {run.fingerprint: run for run in runs}
         self.tracker, self.progress = tracker, progress
-        self.open: dict[str, Run] = {}
-        self.left = set(self.runs)
-        """Fingerprints of runs that have not come to their end."""
+        self.active: dict[str, Run] = {}
+        self.unfinished = set(self.runs)
+        """Fingerprints of runs that have not ended."""
         self.reasons: dict[str, str] = {}
-        """Why a run's process died."""
-        self.waited: set[str] = set()
+        """Reasons why the latest processes of runs ended, by fingerprint."""
+        self.mentioned: set[str] = set()
 
     def started(self, fingerprint: str) -> None:
-        run = self.open[fingerprint] = self.runs[fingerprint]
+        run = self.active[fingerprint] = self.runs[fingerprint]
         self.tracker.started(run, self.reasons.pop(fingerprint, ""))
         self.progress.started(run)
 
@@ -35,19 +35,19 @@ class RunEvents:
             self._end(run, report["outcome"], report.get("message", ""), report.get("traceback", ""))
         elif "restart" in report:
             self.tracker.started(run, report["restart"])
-            self.progress.note(run, f"{report['restart']}; it goes on from its last checkpoint")
+            self.progress.note(run, f"{report['restart']}; the run continues from its last checkpoint")
         else:
             if "note" in report:
                 self.progress.note(run, report["note"])
             self.tracker.epoch(run, report["epoch"], report["metrics"], report["conditions"], report["probes"])
             self.progress.epoch(run, report["epoch"], report["metrics"])
-            self._mention_waiting(run, report["metrics"])
+            self._mention_data_wait(run, report["metrics"])
 
-    def _mention_waiting(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Says once where decoding, not training, sets the pace."""
+    def _mention_data_wait(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Print once per run that decoding images is slower than training."""
         share = metrics.get("data_wait_seconds", 0) / metrics["epoch_seconds"]
-        if share > MENTIONED_WAIT and run.fingerprint not in self.waited:
-            self.waited.add(run.fingerprint)
+        if share > MAX_SILENT_WAIT_SHARE and run.fingerprint not in self.mentioned:
+            self.mentioned.add(run.fingerprint)
             self.progress.note(run, f"waited for images {share:.0%} of an epoch: more --cpus-per-worker would decode faster")
 
     def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
@@ -56,21 +56,21 @@ class RunEvents:
             self._end(run, outcome, reason)
         else:
             self.reasons[fingerprint] = reason
-            self.progress.interrupted(run, f"{reason}; it goes on from its last checkpoint")
+            self.progress.interrupted(run, f"{reason}; the run continues from its last checkpoint")
 
-    def stop_active(self, lost: str = "") -> bool:
-        """Ends what was interrupted; returns whether all runs had come to their end.
+    def stop_active(self, lost_to: str = "") -> bool:
+        """End the runs that are still active; return whether all runs had ended.
 
         Args:
-            lost: who holds the study instead of this process, where that is why it stops.
+            lost_to: description of the process that has taken the study over; empty if the study was interrupted.
         """
-        for run in list(self.open.values()):
-            self._end(run, "stopped", "another process has taken the study over" if lost else "the study was interrupted")
-        return not self.left
+        for run in list(self.active.values()):
+            self._end(run, "stopped", "another process has taken the study over" if lost_to else "the study was interrupted")
+        return not self.unfinished
 
     def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
-        self.open.pop(run.fingerprint, None)
+        self.active.pop(run.fingerprint, None)
         if outcome != "stopped":
-            self.left.discard(run.fingerprint)
+            self.unfinished.discard(run.fingerprint)
         self.tracker.ended(run, outcome, message, traceback)
         self.progress.ended(run, outcome, message)

@@ -1,4 +1,4 @@
-"""Between the scheduler and the searches: which job is next, which is to end, and what MLflow hears of it."""
+"""Source of a search's trials: connects the scheduler with the state of the search, with MLflow and with the terminal."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,48 +17,51 @@ class TrialSource(RunEvents):
     """A `tune_adapters.RunSource` and `tune_adapters.RunListener`.
 
     Args:
-        claim: holds runs for this process, and no others; returns those that another process holds.
-        job_of: the job of a run, which may start from the state of another run after some epochs.
+        state: state of the study's searches.
+        tracker: tracker of the study.
+        progress: progress in the terminal.
+        claim: claims exactly these runs for this process; returns those that another process has claimed.
+        make_job: makes the job of a run; of a second run, its parent, it may continue the training.
     """
 
     def __init__(
         self,
-        searches: SearchState,
+        state: SearchState,
         tracker: Tracker,
         progress: Progress,
         *,
         claim: Callable[[Iterable[str]], Mapping[str, str]],
-        job_of: Callable[[Run, Run | None], Job],
+        make_job: Callable[[Run, Run | None], Job],
     ) -> None:
         super().__init__((), tracker, progress)
-        self.searches, self.claim, self.job_of = searches, claim, job_of
+        self.state, self.claim, self.make_job = state, claim, make_job
         self._decisions: dict[str, Decision] = {}
-        """Of runs that are to end."""
+        """Decisions to stop running trials, by fingerprint, until their process has ended."""
         self._paused: set[str] = set()
 
     def next(self) -> Job | None:
-        for run in self.searches.dropped():
-            self._end(run, "pruned", "its place in the population went to a copy of a better one")
-        following = self.searches.next(self._is_free)
-        if following is None:
+        for evicted in self.state.evicted_runs():
+            self._end(evicted, "pruned", "replaced in the population by a copy of a better trial")
+        run = self.state.next_run(self._is_free)
+        if run is None:
             return None
-        self.runs[following.fingerprint] = following
-        self.left.add(following.fingerprint)
-        return self.job_of(following, self.searches.parent(following))
+        self.runs[run.fingerprint] = run
+        self.unfinished.add(run.fingerprint)
+        return self.make_job(run, self.state.parent_run(run))
 
     @property
     def finished(self) -> bool:
-        return self.searches.finished
+        return self.state.is_finished
 
     def stops(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
-        decision = self.searches.report(self.runs[fingerprint], report["epoch"], report["metrics"])
+        decision = self.state.report_epoch(self.runs[fingerprint], report["epoch"], report["metrics"])
         if decision is Decision.CONTINUE:
             return False
         self._decisions[fingerprint] = decision
         return True
 
     def started(self, fingerprint: str) -> None:
-        if fingerprint in self._paused:  # to MLflow it has run all the time
+        if fingerprint in self._paused:  # in MLflow it has been running all the time
             self._paused.remove(fingerprint)
             self.progress.started(self.runs[fingerprint])
         else:
@@ -68,18 +71,18 @@ class TrialSource(RunEvents):
         super().reported(fingerprint, report)
         run, decision = self.runs[fingerprint], self._decisions.pop(fingerprint, Decision.CONTINUE)
         if decision is Decision.PRUNE:
-            self._end(run, "pruned", f"ended early, after epoch {report['epoch']}")
+            self._end(run, "pruned", f"pruned after epoch {report['epoch']}")
         elif decision is Decision.PAUSE:
             self._paused.add(fingerprint)
             self.progress.paused(run)
 
     def _is_free(self, run: Run) -> bool:
         try:
-            return run.fingerprint not in self.claim({*self.left, run.fingerprint})
-        except ConfigError:  # a full disk: others cannot be told now, and a study goes on
+            return run.fingerprint not in self.claim({*self.unfinished, run.fingerprint})
+        except ConfigError:  # a full disk: the claim is not visible to others, and the study goes on
             return True
 
     def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
         super()._end(run, outcome, message, traceback)
         if outcome != "stopped":
-            self.searches.end(run, outcome)
+            self.state.record_end(run, outcome)

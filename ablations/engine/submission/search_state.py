@@ -1,4 +1,4 @@
-"""The searches of a study, one in each cell: what they try next, what became of it, and what they choose."""
+"""State of a study's searches, one per cell: suggested and ended trials, and the configurations chosen."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,88 +10,91 @@ from ablations.engine.study.request import OBJECTIVES
 from ablations.engine.tracking.search_trials import UNFINISHED_OUTCOMES, PastTrial
 from resnet_core import ConfigError
 
-MAX_REFUSED = 100
-"""Configurations that do not exist, one after another, before a search gives up."""
+MAX_INVALID_SUGGESTIONS = 100
+"""Consecutive suggestions of invalid configurations after which a search gives up."""
 
 
 class SearchState:
-    """The searches of a study.
+    """State of a study's searches.
 
     Args:
         plan: the study.
-        past: its trials that MLflow knows.
-        adopt: makes a run that has its result already, whichever study trained it, a trial of this one; None for others.
+        past: its trials that MLflow has.
+        adopt: makes a run that any search has trained a trial of this one; returns None for other runs.
     """
 
     def __init__(self, plan: SearchPlan, past: Iterable[PastTrial], adopt: Callable[[Run], PastTrial | None]) -> None:
         self.plan, self.adopt = plan, adopt
-        self.optimisers = {cell: Optimizer(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
+        self.optimizers = {cell: Optimizer(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
         self.errors: dict[Cell, ConfigError] = {}
-        """Why a search cannot go on."""
+        """Errors that ended searches early, by cell."""
         self._tag = plan.to_design().tag
-        self.ended_in: Counter[Cell] = Counter()
-        """Trials that have come to their end."""
+        self.ended_trials_in: Counter[Cell] = Counter()
+        """Number of ended trials by cell."""
         self._longest: Counter[Cell] = Counter()
-        """Epochs that a trial has trained, at most."""
-        self._asked: Counter[Cell] = Counter()
-        self._refused: Counter[Cell] = Counter()
+        """Largest number of epochs that any trial has trained, by cell."""
+        self._started: Counter[Cell] = Counter()
+        """Number of started trials by cell."""
+        self._invalid: Counter[Cell] = Counter()
+        """Number of consecutive invalid suggestions by cell."""
         self._runs: dict[tuple[Cell, int], Run] = {}
         self._metrics: dict[str, dict[int, Mapping[str, float]]] = {}
-        """Of runs that are under way, by epoch."""
-        self._scored: dict[Cell, dict[int, ScoredTrial]] = {cell: {} for cell in self.optimisers}
-        self.outside = self._retell(past)
-        """How many past trials are not of the space that is searched now."""
+        """Metrics of running trials, by fingerprint and epoch."""
+        self._scored: dict[Cell, dict[int, ScoredTrial]] = {cell: {} for cell in self.optimizers}
+        self.trials_outside_space = self._load_history(past)
+        """Number of past trials that lie outside the space searched now."""
 
     @property
-    def finished(self) -> bool:
-        return all(cell in self.errors or optimiser.finished for cell, optimiser in self.optimisers.items())
+    def is_finished(self) -> bool:
+        """Whether all searches have ended."""
+        return all(cell in self.errors or optimizer.finished for cell, optimizer in self.optimizers.items())
 
     @property
-    def ended(self) -> int:
-        """Trials that have come to their end, of all searches."""
-        return self.ended_in.total()
+    def ended_trials(self) -> int:
+        """Number of ended trials of all searches."""
+        return self.ended_trials_in.total()
 
     @property
-    def share(self) -> float:
-        """Of the budgets that is used up, about."""
-        return sum(map(self._share, self.optimisers)) / len(self.optimisers)
+    def fraction_done(self) -> float:
+        """Approximate fraction of all budgets that is used, from 0 to 1."""
+        return sum(map(self._fraction_done, self.optimizers)) / len(self.optimizers)
 
-    def dropped(self) -> list[Run]:
-        """Runs that waited and lost their place: they are to end, as `pruned`."""
-        return [self._runs[cell, number] for cell, optimiser in self.optimisers.items() for number in optimiser.evicted()]
+    def evicted_runs(self) -> list[Run]:
+        """Return paused runs that were evicted from a population and must end as `pruned`."""
+        return [self._runs[cell, number] for cell, optimizer in self.optimizers.items() for number in optimizer.evicted()]
 
-    def next(self, is_free: Callable[[Run], bool]) -> Run | None:
-        """A run of the search that has begun the fewest trials, so that all come along alike; None: there is none now.
+    def next_run(self, is_free: Callable[[Run], bool]) -> Run | None:
+        """Return a run of the search with the fewest started trials, so that all advance evenly; None if there is none now.
 
         Args:
-            is_free: whether no other study trains a run at this moment. Such a one is left to it.
+            is_free: returns whether no other study is training a run. If one is, the run is left to it.
         """
-        for cell in sorted(self.optimisers, key=lambda cell: self._asked[cell]):
+        for cell in sorted(self.optimizers, key=lambda cell: self._started[cell]):
             run = self._next_in(cell, is_free)
             if run is not None:
-                self._asked[cell] += 1
+                self._started[cell] += 1
                 return run
         return None
 
-    def parent(self, run: Run) -> Run | None:
-        """The run from whose state another one may start."""
+    def parent_run(self, run: Run) -> Run | None:
+        """Return the run from whose checkpoint another one starts; None if it starts from scratch."""
         assert run.trial is not None
         return self._runs.get((run.cell, run.trial.branch[0])) if run.trial.branch else None
 
-    def report(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> Decision:
-        """Whether a run goes on after this epoch."""
+    def report_epoch(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> Decision:
+        """Record the metrics of an epoch; return whether the run continues, pauses or is pruned."""
         assert run.trial is not None
         self._metrics.setdefault(run.fingerprint, {})[epoch] = metrics
         self._longest[run.cell] = max(self._longest[run.cell], epoch)
-        for reached in self._reached(run, epoch):
-            decision = self.optimisers[run.cell].report_epoch(run.trial.number, reached, metrics["validation/error"])
+        for reached in self._default_epochs(run, epoch):
+            decision = self.optimizers[run.cell].report_epoch(run.trial.number, reached, metrics["validation/error"])
             if decision is not Decision.CONTINUE:
                 return decision
         return Decision.CONTINUE
 
-    def end(self, run: Run, outcome: str) -> None:
-        """A run has come to its end."""
-        self.ended_in[run.cell] += 1
+    def record_end(self, run: Run, outcome: str) -> None:
+        """Record the end of a run."""
+        self.ended_trials_in[run.cell] += 1
         trial, metrics = run.trial, self._metrics.pop(run.fingerprint, {})
         assert trial is not None
         results: tuple[float, ...] = ()
@@ -100,102 +103,106 @@ class SearchState:
             results = found.objectives
         start = trial.branch[1] if trial.branch else 0
         seconds = sum(of_epoch["epoch_seconds"] for epoch, of_epoch in metrics.items() if epoch > start)
-        self.optimisers[run.cell].end_trial(trial.number, outcome, results, seconds)
+        self.optimizers[run.cell].end_trial(trial.number, outcome, results, seconds)
 
     def choices(self) -> dict[Cell, Sequence[ChosenConfiguration]]:
-        """What each search chose."""
+        """Return the configurations that each search chooses, by cell."""
         return {cell: choose_configurations(scored) for cell, scored in self._scored.items()}
 
-    def _share(self, cell: Cell) -> float:
-        settings, optimiser = self.plan.settings, self.optimisers[cell]
-        if cell in self.errors or optimiser.finished:
+    def _fraction_done(self, cell: Cell) -> float:
+        settings, optimizer = self.plan.settings, self.optimizers[cell]
+        if cell in self.errors or optimizer.finished:
             return 1.0
         if settings.scheduler == "pbt":
             return self._longest[cell] / settings.epochs
-        shares = [self.ended_in[cell] / settings.trials] if settings.trials else []
-        shares += [optimiser.budget_spent[1] / settings.seconds] if settings.seconds else []
-        return min(max(shares), 1.0)
+        fractions = [self.ended_trials_in[cell] / settings.trials] if settings.trials else []
+        fractions += [optimizer.budget_spent[1] / settings.seconds] if settings.seconds else []
+        return min(max(fractions), 1.0)
 
     def _next_in(self, cell: Cell, is_free: Callable[[Run], bool]) -> Run | None:
-        optimiser = self.optimisers[cell]
-        while cell not in self.errors and (suggestion := optimiser.ask()) is not None:
-            run = self._run_of(cell, suggestion)
+        optimizer = self.optimizers[cell]
+        while cell not in self.errors and (suggestion := optimizer.ask()) is not None:
+            run = self._make_run(cell, suggestion)
             if run is None:
                 continue
-            self._refused[cell] = 0
+            self._invalid[cell] = 0
             self._runs[cell, suggestion.number] = run
             if past := self.adopt(run):
-                self._tell(cell, past)
+                self._add_finished(cell, past)
             elif is_free(run):
                 return run
             else:
-                optimiser.reject_suggestion(suggestion.number)
+                optimizer.reject_suggestion(suggestion.number)
         return None
 
-    def _run_of(self, cell: Cell, suggestion: Suggestion) -> Run | None:
+    def _make_run(self, cell: Cell, suggestion: Suggestion) -> Run | None:
         trial = SearchTrial(number=suggestion.number, tag=self._tag, values=suggestion.values, branch=suggestion.branch)
         try:
             return self.plan.trial_run(cell, trial)
-        except ConfigError as error:  # values that do not go together, or not with this cell
-            self.optimisers[cell].reject_suggestion(suggestion.number)
-            self._refused[cell] += 1
-            if self._refused[cell] >= MAX_REFUSED:
-                message = f"--search: {MAX_REFUSED} configurations in a row do not exist, the last because {error}"
-                self.errors[cell] = ConfigError(message)
+        except ConfigError as error:  # values that contradict each other, or the cell
+            self.optimizers[cell].reject_suggestion(suggestion.number)
+            self._invalid[cell] += 1
+            if self._invalid[cell] >= MAX_INVALID_SUGGESTIONS:
+                count = f"{MAX_INVALID_SUGGESTIONS} suggested configurations in a row"
+                self.errors[cell] = ConfigError(f"--space: {count} are invalid, the last because {error}")
             return None
 
-    def _reached(self, run: Run, epoch: int) -> range:
-        """Epochs of a default training that an epoch of this one comes to: other batches may make it longer or shorter."""
+    def _default_epochs(self, run: Run, epoch: int) -> range:
+        """Return the epochs of a default training to which an epoch of this run corresponds.
+
+        Other batch sizes make a training longer or shorter in epochs.
+        """
         whole = run.spec.optim.total_epochs(self.plan.training_images(run))
         return range((epoch - 1) * self.plan.settings.epochs // whole + 1, epoch * self.plan.settings.epochs // whole + 1)
 
-    def _retell(self, past: Iterable[PastTrial]) -> int:
-        of_cell: dict[str, list[PastTrial]] = {str(cell): [] for cell in self.optimisers}
+    def _load_history(self, past: Iterable[PastTrial]) -> int:
+        """Pass past trials to the optimizers; return the number of those outside the space."""
+        of_cell: dict[str, list[PastTrial]] = {str(cell): [] for cell in self.optimizers}
         for each in past:
             of_cell.get(each.cell, []).append(each)
         outside = 0
-        for cell, optimiser in self.optimisers.items():
+        for cell, optimizer in self.optimizers.items():
             trials = of_cell[str(cell)]
-            self._asked[cell] = len(trials)
-            outside += optimiser.load_history([self._told(cell, each) for each in trials])
+            self._started[cell] = len(trials)
+            outside += optimizer.load_history([self._history_of(cell, each) for each in trials])
             for each in trials:
-                if each.trial.number in optimiser.known_trials:
+                if each.trial.number in optimizer.known_trials:
                     self._runs[cell, each.trial.number] = self.plan.trial_run(cell, each.trial)
-                    self.ended_in[cell] += self._has_ended(each)
-                    self._remember(cell, each)
+                    self.ended_trials_in[cell] += self._has_ended(each)
+                    self._add_score(cell, each)
         return outside
 
     def _has_ended(self, past: PastTrial) -> bool:
-        """Whether a past trial is over. Where none is to be ended early, one that was goes on."""
+        """Return whether a past trial has ended. Without a scheduler that prunes, a pruned trial is continued."""
         return past.outcome not in (*UNFINISHED_OUTCOMES, *(("pruned",) if self.plan.settings.scheduler == "none" else ()))
 
-    def _told(self, cell: Cell, past: PastTrial) -> TrialHistory:
-        """A past trial as an optimiser is told of it."""
+    def _history_of(self, cell: Cell, past: PastTrial) -> TrialHistory:
+        """Return a past trial in the form in which optimizers read it."""
         run, completed = self.plan.trial_run(cell, past.trial), past.record.completed
         return TrialHistory(
             number=past.trial.number,
             values=past.trial.values,
             outcome=past.outcome if self._has_ended(past) else "stopped",
-            errors={reached: of["error"] for epoch, of in past.epochs.items() for reached in self._reached(run, epoch)},
+            errors={reached: of["error"] for epoch, of in past.epochs.items() for reached in self._default_epochs(run, epoch)},
             results=_scored(past.trial, past.record.metrics, self.plan.objective).objectives if completed else (),
             seconds=past.seconds,
         )
 
-    def _tell(self, cell: Cell, past: PastTrial) -> None:
-        """Of a run that is trained already: what would have been decided on the way does not matter."""
-        optimiser, known = self.optimisers[cell], self._told(cell, past)
+    def _add_finished(self, cell: Cell, past: PastTrial) -> None:
+        """Pass an adopted trial to the optimizer, whose decisions after its epochs no longer matter."""
+        optimizer, known = self.optimizers[cell], self._history_of(cell, past)
         for epoch, error in known.errors.items():
-            optimiser.report_epoch(known.number, epoch, error)
-        optimiser.end_trial(known.number, known.outcome, known.results, known.seconds)
-        self.ended_in[cell] += 1
-        self._remember(cell, past)
+            optimizer.report_epoch(known.number, epoch, error)
+        optimizer.end_trial(known.number, known.outcome, known.results, known.seconds)
+        self.ended_trials_in[cell] += 1
+        self._add_score(cell, past)
 
-    def _remember(self, cell: Cell, past: PastTrial) -> None:
+    def _add_score(self, cell: Cell, past: PastTrial) -> None:
         if past.record.completed:
             self._scored[cell][past.trial.number] = _scored(past.trial, past.record.metrics, self.plan.objective)
 
 
-def _scored(trial: SearchTrial, metrics: Mapping[str, float], against: str | None) -> ScoredTrial:
-    """What a trial came to, by the metrics of its last epoch."""
-    cost = metrics[OBJECTIVES[against]] if against else None
+def _scored(trial: SearchTrial, metrics: Mapping[str, float], objective: str | None) -> ScoredTrial:
+    """Return the scores of a trial, from the metrics of its last epoch."""
+    cost = metrics[OBJECTIVES[objective]] if objective else None
     return ScoredTrial(values=trial.values, error=metrics["validation/error"], loss=metrics["validation/loss"], cost=cost)

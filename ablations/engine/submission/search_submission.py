@@ -1,4 +1,4 @@
-"""A search from plan to table: its trials first, then the study that compares what they chose with the default configuration."""
+"""Submission of a search: its trials, then the study that compares the chosen configurations with the default one."""
 
 import time
 from collections.abc import Callable
@@ -16,16 +16,11 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission import progress
+from ablations.engine.submission.jobs import checkpoint_folder, make_job, prepare_cluster
+from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.search_source import TrialSource
 from ablations.engine.submission.search_state import SearchState
-from ablations.engine.submission.study_submission import (
-    POLL_INTERVAL_SECONDS,
-    Submission,
-    checkpoint_folder,
-    job_of,
-    prepare_cluster,
-    submit,
-)
+from ablations.engine.submission.study_submission import POLL_INTERVAL_SECONDS, StudySubmission
 from ablations.engine.tracking import run_queries, search_trials
 from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.tracking.run_queries import RunRecord
@@ -37,12 +32,13 @@ from resnet_core.identity import TRAINING_VERSION
 
 
 def run_search(plan: Plan, options: Options) -> int:
-    """Brings a search to its end and prints what it found; returns the exit code: 0 if every run has a result, else 1."""
+    """Train what a search lacks and print what it found; return the exit code: 0 if every run has a result, else 1."""
+    assert isinstance(plan, SearchPlan)
     return submit(plan, options, SearchSubmission)
 
 
-class SearchSubmission(Submission):
-    """A search's way through the cluster and MLflow, once it is held."""
+class SearchSubmission(StudySubmission):
+    """Work on a search whose lock this process holds."""
 
     plan: SearchPlan
 
@@ -50,9 +46,10 @@ class SearchSubmission(Submission):
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
         past = search_trials.read_trials(client, plan.to_design(), by)
-        self.searches = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by))
-        self.searched = not self.searches.finished
-        self.needs = prepare_cluster(plan, options) if self.searched else None  # refuses before anything is written
+        self.state = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by).adopt)
+        self.has_trials_left = not self.state.is_finished
+        # Rejects a wrong request before anything is written.
+        self.needs = prepare_cluster(plan, options) if self.has_trials_left else None
         known = {each.record.tags["fingerprint"]: each.record for each in past}
         self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt_main_thread)
         self.up_to_date = False
@@ -64,51 +61,53 @@ class SearchSubmission(Submission):
         return replace(super().design, search=self.plan.to_design())
 
     def train(self) -> bool:
-        """SearchState, then trains what was chosen, and the default; returns False if it was asked to stop."""
-        if self.searched and not self._search():
+        """Run the search, then train the chosen and the default configurations; return False if interrupted."""
+        if self.has_trials_left and not self._search():
             return False
-        for cell, error in self.searches.errors.items():
-            print_line(self.console, f"{cell or self.plan.study.name}: the search ended early. {error}")
-        choices = self.searches.choices()
+        for cell, error in self.state.errors.items():
+            print_line(self.console, f"{cell or self.plan.study.name}: the search ended early: {error}")
+        choices = self.state.choices()
         for cell in (cell for cell, chosen in choices.items() if not chosen):
-            print_line(self.console, f"{cell or self.plan.study.name}: no trial was completed, so there is nothing to confirm")
+            print_line(self.console, f"{cell or self.plan.study.name}: no trial has completed, so that no configuration was chosen")
         self.plan = self.plan.confirmation_plan(choices)
         try:
-            self.tracker.add_known_runs(self._once_it_answers(self._look_up))
+            self.tracker.add_known_runs(self._retry_until_mlflow_answers(self._claim_and_look_up))
         except KeyboardInterrupt:
             return False
-        self.up_to_date &= not self.searched
+        self.up_to_date &= not self.has_trials_left
         self._log_design()
         return super().train()
 
-    def _once_it_answers(self, look_up: Callable[[], dict[str, RunRecord]]) -> dict[str, RunRecord]:
-        """What MLflow knows. A server that is down when the search ends is waited for."""
-        told = ""
+    def _retry_until_mlflow_answers(self, look_up: Callable[[], dict[str, RunRecord]]) -> dict[str, RunRecord]:
+        """Return the result of a query. While MLflow is down, repeat it, since a finished search must not be lost."""
+        printed = ""
         while True:
             try:
                 return look_up()
             except MlflowException as error:
-                if (why := describe_error(error)) != told:
-                    print_line(self.console, f"waiting for MLflow, which knows what is trained already: {why}")
-                told = why
+                if (why := describe_error(error)) != printed:
+                    print_line(self.console, f"waiting for MLflow, to learn which runs are trained already: {why}")
+                printed = why
                 time.sleep(POLL_INTERVAL_SECONDS)
 
     def is_complete(self, findings: Findings) -> bool:
-        return super().is_complete(findings) and not self.searches.errors
+        """Return whether every run has a result and no search ended early."""
+        return super().is_complete(findings) and not self.state.errors
 
     def _search(self) -> bool:
-        """Trains what the searches ask for; returns False if it was asked to stop."""
+        """Train the trials that the search suggests; return False if interrupted."""
         assert self.needs is not None
         from ablations.engine.scheduling import tune_runner
 
         print_line(self.console, f"Data of the search: {self.plan.trial_data.summary}")
         self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {describe_budget(self.plan)}.")
-        if self.searches.outside:
-            outside, verb = counted(self.searches.outside, "earlier trial"), "is" if self.searches.outside == 1 else "are"
-            self.console.print(f"{outside} {verb} not of the space searched now, and {verb} passed over.")
-        with SearchProgress(self.console, self.plan, self.searches) as progress:
-            source = TrialSource(self.searches, self.tracker, progress, claim=self.journal.claim, job_of=self._job_of)
-            with self.report_updated(progress.made):
+        if self.state.trials_outside_space:
+            outside = self.state.trials_outside_space
+            verb = "lies" if outside == 1 else "lie"
+            self.console.print(f"{counted(outside, 'earlier trial')} {verb} outside the space searched now and will be ignored.")
+        with SearchProgress(self.console, self.plan, self.state) as progress:
+            source = TrialSource(self.state, self.tracker, progress, claim=self.journal.claim, make_job=self._make_job)
+            with self.report_updates(progress.progress_made):
                 try:
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"
                     timeout = self.options.hang_timeout
@@ -117,10 +116,10 @@ class SearchSubmission(Submission):
                     )
                 finally:
                     source.stop_active(self.tracker.lost_to)
-        return self.searches.finished
+        return self.state.is_finished
 
-    def _job_of(self, run: Run, parent: Run | None) -> Job:
-        job = job_of(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
+    def _make_job(self, run: Run, parent: Run | None) -> Job:
+        job = make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
         if parent is None:
             return job
         assert run.trial is not None
@@ -130,18 +129,18 @@ class SearchSubmission(Submission):
 
 
 class SearchProgress(progress.Progress):
-    """Progress of trials, of which only the budget is known beforehand."""
+    """Progress of a search, of which only the budget is known beforehand."""
 
-    def __init__(self, console: Console, plan: SearchPlan, searches: SearchState) -> None:
+    def __init__(self, console: Console, plan: SearchPlan, state: SearchState) -> None:
         super().__init__(console, plan, ())
-        self.scored_on = "validation"
-        self.searches, self.total, self.began_at = searches, plan.max_trials, searches.share
+        self.evaluation_split = "validation"
+        self.state, self.total, self.began_at = state, plan.max_trials, state.fraction_done
         self.reused = 0
 
-    def made(self) -> tuple[int, str]:
-        """For `reporting.ReportUpdater`."""
-        noun = "trial" if (self.total or self.searches.ended) == 1 else "trials"
-        return len(self.outcomes), f"{self.counted(self.searches.ended).lstrip()} {noun}"
+    def progress_made(self) -> tuple[int, str]:
+        """Return how many trials have ended, as a number and as text."""
+        noun = "trial" if (self.total or self.state.ended_trials) == 1 else "trials"
+        return len(self.outcomes), f"{self.counted(self.state.ended_trials).lstrip()} {noun}"
 
-    def _share(self) -> float:
-        return (self.searches.share - self.began_at) / max(1 - self.began_at, 1e-9)
+    def _fraction_done(self) -> float:
+        return (self.state.fraction_done - self.began_at) / max(1 - self.began_at, 1e-9)

@@ -1,1 +1,1 @@
-"""MLflow: what is written while a study runs, and what is read back from it."""
+"""MLflow: records written while a study runs, and queries that read them back."""

@@ -1,4 +1,4 @@
-"""Connecting to an MLflow server or database."""
+"""Connections to an MLflow server or database."""
 
 import logging
 import os
@@ -6,23 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 from ablations.engine.environment import relocation
+from ablations.engine.tracking import mlflow_internals
 from ablations.engine.tracking.mlflow_errors import PERMISSION_ERRORS, DeletedInMlflow, describe_error
 from resnet_core.fields import ConfigError, reject
 
 CONNECT_TIMEOUT_SECONDS = 10
-"""How long PostgreSQL may take to be reached."""
-ACCEPTED = "accepted: a server that runs, http://…, or a database, sqlite:////FOLDER/FILE or postgresql://…"
-CREDENTIALS = "accepted: a user who may, by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"
+"""Timeout for connecting to PostgreSQL, in seconds."""
+ACCEPTED = "accepted: a running server, http://…, or a database, sqlite:////FOLDER/FILE or postgresql://…"
+CREDENTIALS = (
+    "accepted: a user with permission, named by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"
+)
 
 
 def is_new_database(uri: str) -> bool:
-    """Whether this is a database that does not exist yet: no run can be known. Raises ConfigError where none can be."""
-    path = _file_of(uri)
+    """Return whether the address names an SQLite database that does not exist yet, and so knows no run.
+
+    Raises:
+        ConfigError: the file cannot be examined, for example because a parent is no folder.
+    """
+    path = _sqlite_file(uri)
     if path is None:
         return False
     try:
@@ -30,68 +38,75 @@ def is_new_database(uri: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        raise _refused(uri, error) from error
+        raise _rejected_uri(uri, error) from error
     return False
 
 
 def create_database_file(uri: str) -> None:
-    """Of a database that is new, the empty file: where that cannot be made, nothing else need start. Raises ConfigError."""
-    path = _file_of(uri)
+    """Create the empty file of a new SQLite database; raise ConfigError, before anything else starts, if that is impossible."""
+    path = _sqlite_file(uri)
     assert path is not None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
-        raise _refused(uri, error) from error
+        raise _rejected_uri(uri, error) from error
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of a tracking server that answers, or of a database; raises ConfigError otherwise."""
+    """Return a client of a tracking server or database; raise ConfigError if it does not answer."""
     if is_new_database(uri):
         create_database_file(uri)
-    # MLflow's own retries would repeat what may have arrived, such as the creation of a run; `delivery` looks first.
+    # MLflow's own retries would repeat requests that may have arrived, such as creating a run. `RunDelivery` looks first.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run; the study says it once
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports every table of a new database
-    # As this one does. It also logs a traceback of each error that it raises, which whoever asked is told of anyway.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # MLflow would print two lines for each run
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each table of a new database
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_TIMEOUT_SECONDS))
     try:
         if not uri.startswith("http"):
-            from mlflow.store.db import utils  # takes its time: only where MLflow needs it as well
-
-            utils.MAX_RETRY_COUNT = 1  # of the ten times that a database is tried, the last comes after 100 s
+            mlflow_internals.quiet_database_errors()
+            _check_database(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
-        if path := _file_of(uri):
+        if path := _sqlite_file(uri):
             relocation.update_artifact_addresses(path)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a database's own library raises, or that there is none
-        raise _refused(uri, error) from error
+    except Exception as error:  # a database's driver may raise anything, and may be missing
+        raise _rejected_uri(uri, error) from error
     return client
 
 
-def _file_of(uri: str) -> Path | None:
-    """Return the file of an SQLite database; None for what has no file."""
+def _check_database(uri: str) -> None:
+    """Connect to a database once. MLflow itself tries a database ten times, for 100 s in all."""
+    if uri.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            sqlalchemy.inspect(engine)
+        finally:
+            engine.dispose()
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database; None for any other address."""
     if not uri.startswith("sqlite:///"):
         return None
     path = make_url(uri).database
     return Path(path) if path and path != ":memory:" else None
 
 
-def _refused(uri: str, error: Exception) -> ConfigError:
+def _rejected_uri(uri: str, error: Exception) -> ConfigError:
     accepted = CREDENTIALS if getattr(error, "error_code", "") in PERMISSION_ERRORS else ACCEPTED
     return reject("--tracking-uri", uri, f"{describe_error(error)}; {accepted}")
 
 
 @contextmanager
 def mlflow_errors_as_config_errors(uri: str) -> Iterator[None]:
-    """Before anything has started, a tracking server that does not answer is the request's error, and so is what was deleted."""
+    """Turn MLflow's errors into ConfigError. Before anything has started, an unreachable or deleted study is a wrong request."""
     try:
         yield
     except DeletedInMlflow as error:
         raise ConfigError(str(error)) from error
     except MlflowException as error:
-        raise _refused(uri, error) from error
+        raise _rejected_uri(uri, error) from error

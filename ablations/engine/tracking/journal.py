@@ -1,14 +1,14 @@
-"""The journal of a submission: the study and the runs that it holds, and the records that MLflow has not taken yet.
+"""Journal of a submission: a local lock on the study and its runs, and the records that MLflow has not accepted yet.
 
-A journal is three files in `<home>/journals`: `<name>.hold` is locked for as long as its process lives, `<name>.runs` says who that
-is and what it holds, `<name>.jsonl` keeps the records. The lock is the kernel's and ends with the process, however that ended, so
-nobody has to guess whether a holder is alive. What a dead one left behind, the next submission to the same MLflow takes over.
+A journal is three files in `<home>/journals`. `<name>.hold` stays locked as long as its process lives, `<name>.runs` names that
+process and the runs it trains, and `<name>.jsonl` stores the records. The operating system releases the lock when the process ends,
+however it ends, so that no holder has to be presumed alive or dead. The next submission to the same MLflow delivers the records of
+dead processes.
 
-It keeps submissions apart that share `<home>`: all of one machine, and all jobs of one cluster, which run on its head.
+The lock works between submissions that share `<home>`: all of one machine, and all jobs of one cluster, which run on its head node.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ablations.engine.environment import paths
 from ablations.engine.environment.provenance import submission_id
 from resnet_core.fields import ConfigError, reject
@@ -30,60 +32,62 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Something that MLflow is to know of a run: plain values, which outlive the process that wrote them."""
+    """An event of a run that MLflow must log: plain values, which outlive the process that wrote them."""
 
     kind: str
-    """start, epoch, probes or end."""
+    """Event: start, epoch, probes or end."""
     fingerprint: str
     generation: int
+    """Number of the attempt: 1, or more after `--rerun`."""
     experiment_id: str
-    """Where the run is, or is to be made."""
+    """Experiment of the run, or the one in which to create it."""
     run: str
-    """Its cell and seed, for people."""
+    """Cell and seed, for messages."""
     time_ms: int
+    """Time of the event, in milliseconds since 1970."""
     values: Mapping[str, Any] = field(default_factory=dict)
     study_run: str = ""
-    """The study's run in MLflow."""
+    """ID of the study's own run in MLflow."""
     token: str = ""
-    """Token of the process that held the study: see `heartbeat`."""
+    """Lease token of the process that wrote the record: see `lease`."""
 
     @property
     def key(self) -> tuple[str, int]:
-        """What one MLflow run stands for."""
+        """Fingerprint and generation, which identify one MLflow run."""
         return self.fingerprint, self.generation
 
 
 class Journal:
-    """Holds a study for this process from `with` to its end.
+    """Journal of one submission, which holds the study for this process until the `with` block ends.
 
     Args:
-        tracking_uri: the MLflow that the study is tracked in.
-        study: its name.
-        base_id: its base configuration: a study with another one is another study.
+        tracking_uri: address of the MLflow that tracks the study.
+        study: name of the study.
+        base_id: hash of its base configuration. Studies that differ in it are different studies.
 
     Raises:
-        ConfigError: another living process holds the study, or there can be no journal.
+        ConfigError: another living process holds the study, or the home folder cannot be written.
     """
 
     def __init__(self, tracking_uri: str, study: str, base_id: str) -> None:
         self.study, self.folder = study, paths.home() / "journals"
         address = tracking_uri.rstrip("/").replace("//localhost", "//127.0.0.1")
-        address = address.removeprefix(f"{paths.sqlite_uri(paths.home())}/")  # the records of a home that is moved stay known
+        address = address.removeprefix(f"{paths.sqlite_uri(paths.home())}/")  # the home may move
         self._tracking = hashlib.sha256(address.encode()).hexdigest()[:8]  # the address itself may hold a password
         name = f"{study}-{base_id}-{self._tracking}"
         self._hold, self._runs, self._file = (self.folder / f"{name}{suffix}" for suffix in (".hold", ".runs", ".jsonl"))
         self._broken: set[tuple[str, int]] = set()
-        """Runs of which a record could not be kept."""
+        """Runs with a record that could not be written to disk."""
         self._synced = True
         with self._mutex():
-            self._lock = self._take()
-            self._adopt()
+            self._lock = self._acquire_hold()
+            self._recover_orphans()
             self._records = self._file.open("ab", buffering=0)
-            others = self._others_hold()
+            others = self._claims_of_others()
             self.recovered: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
-            """What dead processes left to be delivered, oldest first. A living one that trains a run anew reports all of it."""
-            self._kept = {record.fingerprint for record in self.recovered}
-            self._write_runs(self._kept)
+            """Undelivered records of dead processes, oldest first. A living process that trains a run again reports all of it."""
+            self._recorded = {record.fingerprint for record in self.recovered}
+            self._write_runs(self._recorded)
 
     def __enter__(self) -> "Journal":
         return self
@@ -93,158 +97,153 @@ class Journal:
             if not os.fstat(self._records.fileno()).st_size:
                 _remove(self._hold)
             self._records.close()
-            os.close(self._lock)
+            self._lock.release()
 
     def claim(self, fingerprints: Iterable[str]) -> Mapping[str, str]:
-        """Holds these runs, but for those that another living process holds: returned, with who that is.
+        """Claim runs for this process and give up earlier claims, except on runs with undelivered records.
 
-        Of others that it held, it keeps those of which records wait.
+        Returns:
+            The runs that other living processes have claimed, by fingerprint, with a description of the process.
         """
         wanted = set(fingerprints)
         with self._mutex():
-            others = self._others_hold()
-            self._write_runs(wanted - others.keys() | self._kept)
+            others = self._claims_of_others()
+            self._write_runs(wanted - others.keys() | self._recorded)
         return {fingerprint: others[fingerprint] for fingerprint in wanted & others.keys()}
 
     def claimed_elsewhere(self) -> Mapping[str, str]:
-        """Fingerprints of runs that other living processes hold, and which process that is."""
+        """Return the runs that other living processes have claimed, by fingerprint, with a description of the process."""
         with self._mutex():
-            return self._others_hold()
+            return self._claims_of_others()
 
     def append(self, record: Record) -> None:
-        """Keeps a record until `clear`. A process that is killed does not lose it; after `sync`, nor does a machine."""
-        self._kept.add(record.fingerprint)
+        """Store a record until `clear`. It survives a crash of the process; after `sync`, also one of the machine."""
+        self._recorded.add(record.fingerprint)
         if record.key in self._broken:
-            return  # its end must not outlive what came before
+            return  # without the earlier record, later ones would tell half of the run
         line = _line(record)
         try:
             if self._records.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:  # a full disk must not end a study: the record is still delivered from memory
+        except OSError as error:  # a full disk must not stop training; the record is delivered from memory
             self._broken.add(record.key)
-            logger.warning("%s cannot be written (%s): records of %s wait in memory only", self._file, error, record.run)
+            logger.warning("%s cannot be written (%s): records of %s are kept in memory only", self._file, error, record.run)
         self._synced = False
 
     def sync(self) -> None:
-        """Brings what was appended to the disk itself."""
+        """Flush appended records to the disk."""
         if not self._synced:
             self._synced = True
-            with suppress(OSError, ValueError):  # ValueError: closed, by the end of a study that no longer waits
+            with suppress(OSError, ValueError):  # ValueError: the study has ended and closed the file
                 os.fsync(self._records.fileno())
 
     def quarantine(self, records: Iterable[Record]) -> Path:
-        """Keeps records that MLflow will never take where nothing tries to deliver them; returns where."""
+        """Move records that MLflow will never accept to a file that nothing delivers; return its path."""
         path = self._file.with_suffix(".refused")
         with suppress(OSError), path.open("ab") as file:
             file.writelines(map(_line, records))
         return path
 
     def clear(self) -> None:
-        """Forgets all records: they are delivered."""
-        self._kept.clear()
+        """Delete all records, which are delivered."""
+        self._recorded.clear()
         self._broken.clear()
         with suppress(OSError, ValueError):
             self._records.truncate(0)
 
-    def _take(self) -> int:
-        lock = _lock(self._hold)
+    def _acquire_hold(self) -> FileLock:
+        lock = _try_lock(self._hold)
         if lock is None:
             raise study_is_locked_error(self.study, _read(self._runs).get("holder", "another process"))
         return lock
 
     @contextmanager
     def _mutex(self) -> Iterator[None]:
-        """For the moments in which a process looks at the journals of others."""
-        file = None
+        """Exclude other processes while this one examines and changes journals."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.folder / "mutex", os.O_RDWR | os.O_CREAT)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            with FileLock(self.folder / "mutex"):
+                yield
         except OSError as error:
             raise reject("RESNET_ABLATIONS_HOME", str(paths.home()), f"cannot be written ({error})") from error
-        finally:
-            if file is not None:
-                os.close(file)
 
-    def _others(self) -> list[Path]:
-        """The holds of all that submit to the same MLflow."""
+    def _other_holds(self) -> list[Path]:
+        """Return the lock files of all other submissions to the same MLflow."""
         return sorted(path for path in self.folder.glob(f"*-{self._tracking}.hold") if path != self._hold)
 
-    def _adopt(self) -> None:
-        """Makes the records of dead processes our own."""
-        for path in self._others():
-            lock = _lock(path)
+    def _recover_orphans(self) -> None:
+        """Move the records of dead processes into this journal."""
+        for path in self._other_holds():
+            lock = _try_lock(path)
             if lock is not None:
                 with self._file.open("ab") as ours:
                     ours.writelines(map(_line, _records(path.with_suffix(".jsonl"))))
                     ours.flush()
                     os.fsync(ours.fileno())
                 _remove(path)
-                os.close(lock)
+                lock.release()
 
-    def _others_hold(self) -> dict[str, str]:
+    def _claims_of_others(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        for path in self._others():
-            lock = _lock(path)
+        for path in self._other_holds():
+            lock = _try_lock(path)
             if lock is None:
                 if content := _read(path.with_suffix(".runs")):
                     found |= dict.fromkeys(content["runs"], f"{content['study']}, {content['holder']}")
             else:
-                os.close(lock)
+                lock.release()
         return found
 
     def _write_runs(self, runs: Iterable[str]) -> None:
-        # Beside the old one first: if the disk is full, that stays, and the study still holds what it trains.
+        # Replaces the file atomically: on a full disk the old one stays, and with it the claims on runs in training.
         new = self._runs.with_suffix(".new")
         new.write_text(json.dumps({"study": self.study, "holder": describe_process(), "runs": sorted(runs)}))
         new.replace(self._runs)
 
 
 def study_is_locked_error(study: str, holder: str) -> ConfigError:
-    """What a second submission of a running study is told."""
-    return reject("study", study, f"is running already: {holder} holds it; wait for its end or stop it")
+    """Return the error for a study that another process is running."""
+    return reject("study", study, f"is running already: {holder} holds it; wait until it ends, or stop it")
 
 
 def describe_process() -> str:
-    """Who this is: job, process, machine."""
+    """Describe this process by job, process ID and machine."""
     job = submission_id()
     return f"{f'job {job}, ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
 
 
-def _lock(path: Path) -> int | None:
-    """An open file that holds the lock of `path`; None if another process has it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
+def _try_lock(path: Path) -> FileLock | None:
+    """Lock a file until `release` or the end of this process; return None if another process has locked it."""
+    lock = FileLock(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
+        lock.acquire(timeout=0)
+    except Timeout:
         return None
-    return file
+    return lock
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):  # of a process that dies before it has written it
+    except (OSError, ValueError):  # its process died before it wrote the file
         return {}
     return content
 
 
 def _remove(hold: Path) -> None:
-    """A journal's files, the hold last: whoever is killed before that leaves it to the next one."""
+    """Delete a journal's files, the lock last: if this process is killed halfway, the next one finds the rest."""
     for suffix in (".jsonl", ".new", ".runs", ".hold"):
         hold.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _line(record: Record) -> bytes:
-    # A line begins with its separator: what follows half a line, of a full disk or a killed process, is whole.
+    # The separator comes first, so that a record after half a line (full disk, killed process) is still readable.
     return f"\n{json.dumps(asdict(record))}".encode()
 
 
 def _records(path: Path) -> list[Record]:
     found = []
     for line in path.read_text(errors="replace").split("\n") if path.exists() else ():
-        with suppress(ValueError, TypeError):  # half a line: nothing relied on it yet
+        with suppress(ValueError, TypeError):  # half a line: the process had not relied on it yet
             found.append(Record(**json.loads(line)))
     return found

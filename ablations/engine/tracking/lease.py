@@ -1,14 +1,14 @@
-"""The lease on a study, as MLflow knows it: for drivers on machines that share nothing but the tracking server.
+"""Lease on a study in MLflow, for drivers on machines that share nothing but the tracking server.
 
-On one machine, and for the jobs of one cluster, the journal's lock decides. Here the holder writes its name, a token and a beat
-into the study's run. A holder on this machine is looked up among its processes; one elsewhere counts as dead when its beat has
-stood still for `LEASE_TIMEOUT_SECONDS`, and is succeeded.
+On one machine, and for the jobs of one cluster, the lock of `journal` decides. Across machines, the holder writes its name, a
+token and a heartbeat into tags of the study's run. A holder on this machine is alive if its process is. A holder elsewhere counts
+as dead when its heartbeat has not changed for `LEASE_TIMEOUT_SECONDS`; another process may then take the study over.
 
-It may be alive all the same: stopped, or cut off from MLflow. So every holder looks whether the token is still its own before it
-writes. MLflow has no conditional write, and a request may be on its way while its sender stands still: therefore whoever succeeds
-such a holder deletes the runs that carry its token and begins them anew. For a deleted run MLflow takes nothing.
+A holder presumed dead may be alive: suspended, or cut off from MLflow. Each holder therefore checks before each write that the
+token is still its own. MLflow has no conditional write, so that a request may still arrive after the check. Fencing closes this
+race: the new holder deletes the runs that carry the old token and starts them again. MLflow accepts nothing for a deleted run.
 
-A holder's name stays when it lets go, marked as ended: records that its predecessor left in a journal are told by their token.
+The holder's tag stays after its release, marked as ended, so that a token in older records can still be recognized.
 """
 
 import json
@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -33,157 +34,167 @@ from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, deleted_run
 logger = logging.getLogger(__name__)
 
 RENEW_INTERVAL_SECONDS = 20.0
+"""Time between two heartbeats, in seconds."""
 LEASE_TIMEOUT_SECONDS = 60.0
+"""Time without a heartbeat after which a holder on another machine counts as dead, in seconds."""
 RACE_WAIT_SECONDS = 1.0
+"""Time between writing the token and reading it back, in seconds. Of several processes that write at once, the last one wins."""
 CHECK_INTERVAL_SECONDS = 1.0
-"""For so long after it was read, a token is not read again. Nobody is succeeded before `LEASE_TIMEOUT_SECONDS` without a beat."""
+"""Time for which a token that was read counts as current, in seconds. It is far below `LEASE_TIMEOUT_SECONDS`."""
 HOLDER_TAG, HEARTBEAT_TAG = "holder", "holder.beat"
+"""Tags of a study's run: its holder as JSON, and the holder's latest heartbeat."""
 RUN_HOLDER_TAG = "holder.token"
-"""Tag of a run: the token of the driver that trains it."""
+"""Tag of a run: token of the driver that trains it."""
 
 
-class LeaseLost(Exception):  # noqa: N818 - what happened, not a mistake
+class LeaseLost(Exception):  # noqa: N818 - an event, not a mistake
     """Another process has taken the study over. The message says which."""
 
 
 class StudyLease:
-    """Holds a study's run until `stop`.
+    """Lease on a study's run in MLflow, renewed by a thread until `release` or `stop_renewing`.
 
     Args:
-        client: the MLflow that all drivers of the study share.
-        run_id: the study's run there.
-        study: its name.
-        on_lease_lost: is called once, from any thread, when another process has taken the study over.
+        client: client of the MLflow that all drivers of the study share.
+        run_id: ID of the study's own run.
+        study: name of the study, for messages.
+        on_lease_lost: called once, from any thread, when another process has taken the study over.
 
     Raises:
-        ConfigError: a living process on another machine holds it.
+        ConfigError: a living process holds the study.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, study: str, on_lease_lost: Callable[[], object] = lambda: None) -> None:
         self.client, self.run_id, self.study, self.on_lease_lost = client, run_id, study, on_lease_lost
-        before, self.expired_token = _check_free(client, run_id, study)
-        """Token of a holder that was succeeded because its beat stood still; empty if its process is known to have ended."""
+        before = _wait_until_free(client, run_id, study)
+        self.expired_token = "" if before.has_ended else before.token
+        """Token of a previous holder that is only presumed dead; empty if its process is known to have ended."""
         self.token = uuid.uuid4().hex[:16]
         self.lost_to = ""
-        """Who holds the study instead, in one line; empty while this process does."""
+        """Description of the process that has taken the study over; empty while this process holds it."""
         self.gaps = 0
-        """How often this process stood still or was cut off from MLflow for so long that what it knew of runs may be outdated."""
-        self._beats = 0
+        """Number of suspensions of this process, or outages of MLflow, long enough to make its knowledge of runs stale."""
+        self._heartbeats = 0
         self._lock = threading.Lock()
         name = {"name": describe_process(), "machine": machine_id(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-        self._name = name | {"token": self.token, "before": before}
-        tags = {HOLDER_TAG: json.dumps(self._name), HEARTBEAT_TAG: self._next_beat()}
-        self._seen = _Clocks()
+        self._holder = name | {"token": self.token, "before": before.token}
+        tags = {HOLDER_TAG: json.dumps(self._holder), HEARTBEAT_TAG: self._next_heartbeat()}
+        self._checked = _Stopwatch()
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if client.tracking_uri.startswith("http"):  # also what looks local: a tunnel's other end is anywhere
-            time.sleep(RACE_WAIT_SECONDS)  # another one may have found it free at the same moment: the last to write has it
+        if client.tracking_uri.startswith("http"):  # also for a local address, which may be a tunnel to another machine
+            time.sleep(RACE_WAIT_SECONDS)
             holder = get_holder(client, run_id)
             if holder.get("token") != self.token:
                 raise study_is_locked_error(study, holder.get("name", "another process"))
         self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Make sure that this process still holds the study, before it writes.
+        """Make sure that this process still holds the study. Call it before each write.
 
-        After a gap, it first gives a beat and waits: whoever is about to take over either sees the beat or is seen here.
+        After a gap, first send a heartbeat and wait: a process that is about to take over sees it, or its own token is seen here.
 
         Raises:
-            HoldLost: another process has taken it over, or this one has let it go.
-            DeletedInMlflow: the study's run, or its experiment, was deleted.
+            LeaseLost: another process has taken the study over, or this one has released it.
+            DeletedInMlflow: the study's run or its experiment was deleted.
             MlflowException: MLflow does not answer.
         """
         with self._lock:
-            self._confirm()
+            self._check()
 
-    def stop(self) -> None:
-        """Let go, unless another process has taken over meanwhile: that stays the holder."""
-        with self._lock:  # else a look that is under way would miss the token
+    def release(self) -> None:
+        """Give the study up, unless another process has taken it over meanwhile."""
+        with self._lock:  # a check in progress must not miss the token
             self._stopped.set()
             if get_holder(self.client, self.run_id).get("token") == self.token:
-                self.client.set_tag(self.run_id, HOLDER_TAG, json.dumps(self._name | {"ended": True}))
+                self.client.set_tag(self.run_id, HOLDER_TAG, json.dumps(self._holder | {"ended": True}))
 
     def stop_renewing(self) -> None:
-        """Beat no longer, without a word to MLflow, which may be down: this process is done with the study."""
+        """Send no further heartbeat, without a request to MLflow, which may be down. This process writes nothing more."""
         self._stopped.set()
 
-    def _confirm(self) -> None:
-        """As `check`, for whoever has the lock."""
-        self._check_lost()
-        seconds = self._seen.seconds()
+    def _check(self) -> None:
+        """Do the work of `check`, with the lock held."""
+        self._raise_if_lost()
+        seconds = self._checked.seconds()
         if seconds < CHECK_INTERVAL_SECONDS:
             return
-        seen = _Clocks()
-        self._look(seconds)
+        now = _Stopwatch()
+        self._compare_token(seconds)
         if seconds > LEASE_TIMEOUT_SECONDS / 2:
-            self._beat()
+            self._send_heartbeat()
             time.sleep(RACE_WAIT_SECONDS)
-            seen = _Clocks()
-            self._look(seconds)
+            now = _Stopwatch()
+            self._compare_token(seconds)
             self.gaps += 1
-        self._seen = seen
+        self._checked = now
 
-    def _check_lost(self) -> None:
+    def _raise_if_lost(self) -> None:
         if self.lost_to:
             raise LeaseLost(self.lost_to)
         if self._stopped.is_set():
-            raise LeaseLost("this process has let the study go")
+            raise LeaseLost("this process has released the study")
 
-    def _look(self, seconds: float) -> None:
-        run = _run(self.client, self.run_id, f"the run of the study {self.study}")
+    def _compare_token(self, seconds: float) -> None:
+        """Raise LeaseLost if MLflow names another token.
+
+        Args:
+            seconds: time since the last check, for the message.
+        """
+        run = _active_run(self.client, self.run_id, f"the run of the study {self.study}")
         holder = _holder(run)
         if holder.get("token") == self.token:
             return
-        self._check_lost()
+        self._raise_if_lost()
         self._stopped.set()
         what = "holds it now" if is_held(holder) else "took it over meanwhile, and has ended"
         who = f"{holder.get('name', 'another process')} {what}"
-        self.lost_to = f"{who}; this one had not been heard of for {seconds:.0f} s and stops, nothing more is written"
+        self.lost_to = f"{who}; this process had sent no heartbeat for {seconds:.0f} s, stops and writes nothing more"
         self.on_lease_lost()
-        self._check_lost()
+        self._raise_if_lost()
 
-    def _beat(self) -> None:
-        self.client.set_tag(self.run_id, HEARTBEAT_TAG, self._next_beat())
+    def _send_heartbeat(self) -> None:
+        self.client.set_tag(self.run_id, HEARTBEAT_TAG, self._next_heartbeat())
 
-    def _next_beat(self) -> str:
-        self._beats += 1
-        return f"{self.token}-{self._beats}"
+    def _next_heartbeat(self) -> str:
+        self._heartbeats += 1
+        return f"{self.token}-{self._heartbeats}"
 
-    def _run(self) -> None:
+    def _renew_until_stopped(self) -> None:
         while not self._stopped.wait(RENEW_INTERVAL_SECONDS):
-            with suppress(Exception):  # a server that is down is not asked by anybody else either
-                self._look_and_beat()
+            with suppress(Exception):  # while the server is down, no other process can take over either
+                self._renew()
 
-    def _look_and_beat(self) -> None:
+    def _renew(self) -> None:
         if self._lock.acquire(timeout=RENEW_INTERVAL_SECONDS / 4):
             try:
-                self._confirm()
+                self._check()
             finally:
                 self._lock.release()
-        # Else somebody's look waits for MLflow, for up to two minutes. Without a beat, this process would count as dead.
+        # Without the lock, another thread's check waits for MLflow, for up to two minutes. The heartbeat must not wait as long.
         if not (self.lost_to or self._stopped.is_set()):
-            self._beat()
+            self._send_heartbeat()
 
 
-class _Clocks:
-    """A moment. By one clock alone a suspended machine or a virtual one that was frozen may have spent no time."""
+class _Stopwatch:
+    """Time since its creation, by two clocks: either one may stop while the machine is suspended or its virtual machine frozen."""
 
     def __init__(self) -> None:
         self.wall, self.running = time.time(), time.clock_gettime(_RUNNING)
 
     def seconds(self) -> float:
-        """Return the seconds since then, by the clock that counted more."""
+        """Return the seconds since creation, by the clock that has advanced more."""
         return max(time.time() - self.wall, time.clock_gettime(_RUNNING) - self.running)
 
 
 _RUNNING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""A clock that nobody sets; on Linux one that goes on while the machine is suspended."""
+"""Clock that nobody sets. On Linux it also advances while the machine is suspended."""
 
 
 def get_holder(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """Return who holds a study's run, or held it last: name, machine, process and token; nothing if nobody did or it is gone.
+    """Return the latest holder of a study's run: name, machine, process and token. Empty if there is none or the run is gone.
 
-    `before` is the token of the holder before that one; `ended` is there if it has let go.
+    `before` is the token of the holder before that one; `ended` is true after a release.
     """
     try:
         return _holder(client.get_run(run_id))
@@ -199,43 +210,54 @@ def _holder(run: Any) -> dict[str, Any]:
 
 
 def is_held(holder: dict[str, Any]) -> bool:
-    """Return whether this is the name of a process that has not let go."""
+    """Return whether the holder exists and has not released the study."""
     return bool(holder) and not holder.get("ended")
 
 
-def _run(client: MlflowClient, run_id: str, what: str) -> Any:
-    """Return a run that is not deleted."""
+def _active_run(client: MlflowClient, run_id: str, what: str) -> Any:
+    """Return a run; raise DeletedInMlflow if it was deleted."""
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
         if is_missing(error):
-            raise DeletedInMlflow(
-                f"{what} was deleted in MLflow for good; the same command, given again, begins a new one"
-            ) from error
+            message = f"{what} was deleted in MLflow permanently; the same command, given again, starts a new one"
+            raise DeletedInMlflow(message) from error
         raise
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise deleted_run(client, what, run_id, run.info.experiment_id)
     return run
 
 
-def _check_free(client: MlflowClient, run_id: str, study: str) -> tuple[str, str]:
-    """Return the last holder's token, and the same if that is only presumed dead; raise ConfigError for one that lives."""
+@dataclass(frozen=True)
+class _PreviousHolder:
+    """The holder whose lease this process takes over."""
+
+    token: str
+    """Its token; empty if there was no holder."""
+    has_ended: bool
+    """Whether its process is known to have ended, not only presumed dead."""
+
+
+def _wait_until_free(client: MlflowClient, run_id: str, study: str) -> _PreviousHolder:
+    """Return the previous holder, after waiting for the lease of one on another machine to expire.
+
+    Raises:
+        ConfigError: the holder is alive.
+    """
     run = client.get_run(run_id)
     holder = _holder(run)
     token = str(holder.get("token", ""))
     if not is_held(holder):
-        return token, ""
+        return _PreviousHolder(token, has_ended=True)
     if holder.get("machine") == machine_id():
-        if holder["pid"] != os.getpid() and _lives(holder["pid"], holder["born"]):
+        if holder["pid"] != os.getpid() and _is_alive(holder["pid"], holder["born"]):
             raise study_is_locked_error(study, holder["name"])
-        return token, ""
-    name, token, has_ended = _living(client, run_id, run.data.tags.get(HEARTBEAT_TAG), holder)
-    if name:
-        raise study_is_locked_error(study, name)
-    return token, "" if has_ended else token
+        return _PreviousHolder(token, has_ended=True)
+    return _wait_for_expiry(client, run_id, study, run)
 
 
-def _lives(pid: int, born: float) -> bool:
+def _is_alive(pid: int, born: float) -> bool:
+    """Return whether a process of this machine lives; `born` is its creation time, since process IDs are used again."""
     try:
         process = psutil.Process(pid)
         return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
@@ -243,16 +265,17 @@ def _lives(pid: int, born: float) -> bool:
         return False
 
 
-def _living(client: MlflowClient, run_id: str, last: str | None, holder: dict[str, Any]) -> tuple[str, str, bool]:
-    """Return the name of the living process that holds the run, empty if none does, the last holder's token, and if that let go."""
-    logger.warning("looking for up to %.0f s whether %s is alive", LEASE_TIMEOUT_SECONDS, holder["name"])
+def _wait_for_expiry(client: MlflowClient, run_id: str, study: str, first: Any) -> _PreviousHolder:
+    """Watch the heartbeat of a holder on another machine for `LEASE_TIMEOUT_SECONDS`; raise ConfigError if it changes."""
+    holder, heartbeat = _holder(first), first.data.tags.get(HEARTBEAT_TAG)
+    logger.warning("waiting up to %.0f s to see whether %s is alive", LEASE_TIMEOUT_SECONDS, holder["name"])
     deadline = time.monotonic() + LEASE_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(5.0, LEASE_TIMEOUT_SECONDS / 10))
         run = client.get_run(run_id)
         now = _holder(run)
         if not is_held(now):
-            return "", str(now.get("token", "")), True
-        if now != holder or run.data.tags.get(HEARTBEAT_TAG) != last:  # it beats, or another one that waited has succeeded it
-            return str(now["name"]), "", False
-    return "", str(holder.get("token", "")), False
+            return _PreviousHolder(str(now.get("token", "")), has_ended=True)
+        if now != holder or run.data.tags.get(HEARTBEAT_TAG) != heartbeat:  # alive, or another process has taken over first
+            raise study_is_locked_error(study, str(now["name"]))
+    return _PreviousHolder(str(holder.get("token", "")), has_ended=False)

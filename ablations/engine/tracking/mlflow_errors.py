@@ -1,51 +1,51 @@
-"""What MLflow's errors mean: a server that does not answer, one that refuses, and what was deleted there, with the way back."""
+"""Meaning of MLflow's errors: a server that does not answer, refused requests, and deleted experiments and runs."""
 
 import shlex
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_STATE
 
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
-"""Codes of MLflow for requests that it will not accept later either."""
+"""MLflow's error codes for requests that will fail again on retry."""
 PERMISSION_ERRORS = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED")
 RATE_LIMIT_ERRORS = ("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 class DeletedInMlflow(MlflowException):
-    """An experiment or run that a study writes to was deleted in MLflow. The message says which, and how to go on."""
+    """An experiment or run that a study writes to was deleted in MLflow. The message names it and the ways to continue."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, INVALID_STATE)
+        super().__init__(message)
+        self.error_code = "INVALID_STATE"
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what MLflow says, at most 200 characters."""
+    """Return the first line of an error's message, at most 200 characters."""
     return str(error).partition("\n")[0][:200]
 
 
 def describe_error(error: Exception) -> str:
-    """Say in one line what went wrong between a study and MLflow."""
+    """Return one line that says what went wrong between a study and MLflow."""
     if isinstance(error, DeletedInMlflow):
         return str(error)
-    code, said = getattr(error, "error_code", ""), first_line(error)
+    code, message = getattr(error, "error_code", ""), first_line(error)
     if code in PERMISSION_ERRORS:
-        return f"MLflow refuses this user ({said})"
+        return f"MLflow refuses this user ({message})"
     if code in RATE_LIMIT_ERRORS:
-        return f"MLflow takes no more requests for now ({said})"
+        return f"MLflow's rate limit is reached ({message})"
     if code in PERMANENT_ERRORS:
-        return f"MLflow refuses the request ({said})"
-    return f"MLflow does not answer ({said})"
+        return f"MLflow refuses the request ({message})"
+    return f"MLflow does not answer ({message})"
 
 
 def is_missing(error: MlflowException) -> bool:
-    """Return whether the error says that what was asked for does not exist."""
+    """Return whether the error says that the requested object does not exist."""
     return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
 
 def check_experiment(client: MlflowClient, experiment: Experiment | None) -> None:
-    """Raise DeletedInMlflow if an experiment is in MLflow's trash, where it keeps its name and takes nothing."""
+    """Raise DeletedInMlflow if an experiment is in MLflow's trash, where it still occupies its name but accepts no run."""
     if experiment is None or experiment.lifecycle_stage == LifecycleStage.ACTIVE:
         return
     uri, number = client.tracking_uri, experiment.experiment_id
@@ -59,7 +59,7 @@ def check_experiment(client: MlflowClient, experiment: Experiment | None) -> Non
     remove = f"mlflow gc --experiment-ids {number} {store}"
     raise DeletedInMlflow(
         f"the experiment {experiment.name} was deleted in MLflow; restore it: {restore}; "
-        f"or delete it for good, and the study begins anew: {remove}"
+        f"or delete it permanently, so that the study starts a new one: {remove}"
     )
 
 
@@ -72,9 +72,9 @@ def deleted_run(client: MlflowClient, what: str, run_id: str, experiment_id: str
     """Return the error for a run that was deleted, alone or with its experiment.
 
     Args:
-        what: the run, for people.
-        run_id: its id; empty if MLflow has it no longer, not even in its trash.
-        experiment_id: where it is.
+        what: name of the run in the message.
+        run_id: its ID; empty if it is not in MLflow's trash either.
+        experiment_id: ID of its experiment.
     """
     try:
         check_experiment(client, client.get_experiment(experiment_id))
@@ -84,10 +84,10 @@ def deleted_run(client: MlflowClient, what: str, run_id: str, experiment_id: str
         if not is_missing(error):
             raise
         return DeletedInMlflow(
-            f"the experiment of {what} was deleted in MLflow for good; the same command, given again, begins anew"
+            f"the experiment of {what} was deleted in MLflow permanently; the same command, given again, starts a new one"
         )
     if not run_id:
-        return DeletedInMlflow(f"{what} was deleted in MLflow for good; the same command, given again, logs it anew")
+        return DeletedInMlflow(f"{what} was deleted in MLflow permanently; the same command, given again, logs it anew")
     restore = f"{_command(client.tracking_uri)} runs restore --run-id {run_id}"
     return DeletedInMlflow(
         f"{what} was deleted in MLflow; restore it: {restore}; or give the same command again, which logs it anew"
@@ -95,7 +95,13 @@ def deleted_run(client: MlflowClient, what: str, run_id: str, experiment_id: str
 
 
 def find_deleted(client: MlflowClient, what: str, where: str, experiment_id: str) -> DeletedInMlflow:
-    """Return the error for a run that is no longer found, by a filter that finds it among the deleted ones."""
+    """Return the error for a run that a search no longer finds.
+
+    Args:
+        what: name of the run in the message.
+        where: MLflow filter that finds the run among the deleted ones.
+        experiment_id: ID of its experiment.
+    """
     try:
         found = client.search_runs([experiment_id], where, run_view_type=ViewType.DELETED_ONLY, max_results=1)
     except MlflowException as error:

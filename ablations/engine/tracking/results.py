@@ -1,4 +1,4 @@
-"""What MLflow knows of a study, as evidence."""
+"""Evidence of a study, read from MLflow."""
 
 import logging
 import math
@@ -18,44 +18,46 @@ logger = logging.getLogger(__name__)
 
 
 def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
-    """What MLflow knows of a design's runs and trials; without curves of runs and probes if no details are asked for."""
+    """Return the runs and trials of a design that MLflow has; without curves and probes of runs unless `details`."""
     wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
-    entries = run_queries.find_by_fingerprint(client, wanted)
+    records = run_queries.find_by_fingerprint(client, wanted)
     of_run = [
-        (cell.label, seed, fingerprint, entries.get(fingerprint))
+        (cell.label, seed, fingerprint, records.get(fingerprint))
         for cell in design.cells
         for seed, fingerprint in enumerate(cell.fingerprints)
     ]
     runs = pd.DataFrame(_row(design, *run) for run in of_run)
-    completed = {entry.run_id: (cell, seed) for cell, seed, _, entry in of_run if details and entry and entry.completed}
+    completed = {record.run_id: (cell, seed) for cell, seed, _, record in of_run if details and record and record.completed}
     by = run_queries.training_version_filter(design.training_version, design.code_version)
     searched = (
         search_trials.trial_tables(search_trials.read_trials(client, design.search, by), design.search)
         if design.search
         else (None, None)
     )
-    return Evidence(design, runs, _curves(client, completed, design.scored_on), _probes(client, completed, design), *searched)
+    return Evidence(
+        design, runs, _curves(client, completed, design.evaluation_split), _probes(client, completed, design), *searched
+    )
 
 
-def _row(design: Design, cell: str, seed: int, fingerprint: str, entry: RunRecord | None) -> dict[str, Any]:
-    """A row of `Evidence.runs`."""
+def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:
+    """Return a row of `Evidence.runs`."""
     row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
     row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITION_COLUMNS, "")}
     row |= dict.fromkeys(("error", *RESULT_METRICS), math.nan)
-    if entry:
-        names = {f"{design.scored_on}/error": "error", **{metric: name for name, metric in RESULT_METRICS.items()}}
-        row |= {name: entry.tags.get(name, "") for name in CONDITION_COLUMNS} | {"precision": entry.params.get("precision", "")}
-        running = entry.status == "RUNNING"  # whatever an earlier attempt came to
-        row |= {"run_id": entry.run_id, "outcome": "running" if running else entry.outcome or entry.status.lower()}
-        row |= {"message": "" if running else entry.tags.get("message", ""), "attempts": int(entry.tags.get("attempts", 0))}
-        if entry.completed:
-            row |= {names.get(metric, metric): value for metric, value in entry.metrics.items()}
+    if record:
+        names = {f"{design.evaluation_split}/error": "error", **{metric: name for name, metric in RESULT_METRICS.items()}}
+        row |= {name: record.tags.get(name, "") for name in CONDITION_COLUMNS} | {"precision": record.params.get("precision", "")}
+        running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
+        row |= {"run_id": record.run_id, "outcome": "running" if running else record.outcome or record.status.lower()}
+        row |= {"message": "" if running else record.tags.get("message", ""), "attempts": int(record.tags.get("attempts", 0))}
+        if record.completed:
+            row |= {names.get(metric, metric): value for metric, value in record.metrics.items()}
     return row
 
 
-def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scored_on: str) -> pd.DataFrame:
-    """`Evidence.curves` of runs by id."""
-    names = {"train/error": "train_error", f"{scored_on}/error": "error", "epoch_seconds": "epoch_seconds"}
+def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], evaluation_split: str) -> pd.DataFrame:
+    """Return `Evidence.curves` of completed runs, given as cell and seed by run ID."""
+    names = {"train/error": "train_error", f"{evaluation_split}/error": "error", "epoch_seconds": "epoch_seconds"}
     long = run_queries.metric_histories(client, list(completed), list(names))
     curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
     cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
@@ -64,7 +66,7 @@ def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], scor
 
 
 def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], design: Design) -> pd.DataFrame:
-    """`Evidence.probes`."""
+    """Return `Evidence.probes`."""
     probed = {cell.label for cell in design.cells if cell.spec["probes"]}
     frames = []
     with tempfile.TemporaryDirectory() as folder:
@@ -72,8 +74,8 @@ def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], desi
             if cell in probed:
                 try:
                     path = client.download_artifacts(run_id, run_queries.PROBES_ARTIFACT, folder)
-                except Exception as error:  # whatever a store's own library raises: the study's other results do not depend on it
-                    logger.warning("what was probed in %s seed=%s cannot be read: %s", cell, seed, str(error).partition("\n")[0])
+                except Exception as error:  # a store's own library may raise anything; other results do not depend on it
+                    logger.warning("the probes of %s seed=%s cannot be read: %s", cell, seed, str(error).partition("\n")[0])
                     continue
                 frames.append(pd.read_csv(path).assign(cell=cell, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["probe"])

@@ -1,8 +1,8 @@
-"""The way of one run's records to MLflow: however often one is sent, it is there once.
+"""Delivery of one run's records to MLflow, exactly once.
 
-An answer can be lost, a server can die between two requests, and so can this process: what is not known to have arrived is sent
-again. Each delivery therefore looks at what MLflow has, or changes nothing the second time. And before each write it makes sure
-that this process still holds the study.
+A response may be lost, and the server or this process may crash between two requests. Records that are not known to have arrived
+are sent again. Each delivery therefore first reads what MLflow has, or sends a request that changes nothing the second time. Before
+each write it makes sure that this process still holds the study.
 """
 
 import os
@@ -20,7 +20,9 @@ from ablations.engine.tracking.mlflow_errors import find_deleted
 from ablations.engine.tracking.run_queries import PROBES_ARTIFACT, search_runs
 
 MAX_METRICS_PER_REQUEST = 1000
-"""As many metrics as MLflow takes in one request."""
+"""Metrics that MLflow accepts in one request."""
+MAX_TAG_CHARACTERS = 4000
+"""Characters of a message that are kept in a tag."""
 
 MLFLOW_STATUS = {
     "completed": "FINISHED",
@@ -30,26 +32,26 @@ MLFLOW_STATUS = {
     "failed": "FAILED",
     "stopped": "KILLED",
 }
-"""MLflow's status for each outcome: a run has FINISHED if it has a result. One that a search ended early can be gone on with."""
+"""MLflow's status of a run by outcome. A run with a result is FINISHED; one that a search pruned may still be continued."""
 
 
-class StaleDelivery(Exception):  # noqa: N818 - what happened, not a mistake
-    """This process stood still and holds its study nevertheless. What a delivery knew of its run may be out of date."""
+class StaleDelivery(Exception):  # noqa: N818 - an event, not a mistake
+    """This process was suspended or cut off, though it still holds its study: what a delivery knows of its run may be outdated."""
 
 
-class StaleRecords(Exception):  # noqa: N818 - as above
-    """Another process has taken over the study of records that an earlier submission left, and trains their run itself."""
+class StaleRecords(Exception):  # noqa: N818 - an event, not a mistake
+    """Records of an earlier submission belong to a study that another process has taken over, which trains their run itself."""
 
     error_code = "INVALID_STATE"
-    """As MLflow's own refusals: nobody takes these records any more."""
+    """Error code in the form of MLflow's refusals: these records will never be accepted."""
 
 
 class RunDelivery:
-    """The way of one run to MLflow.
+    """Delivery of one run.
 
     Args:
-        client: where to.
-        lease: this process's hold on the study, once there is one.
+        client: MLflow client.
+        lease: this process's lease on the study; None while records of earlier submissions are delivered.
     """
 
     def __init__(self, client: MlflowClient, lease: StudyLease | None = None) -> None:
@@ -57,54 +59,54 @@ class RunDelivery:
         self._gaps = lease.gaps if lease else 0
         self._run_id = ""
         self.logged = 0
-        """The last epoch that MLflow has."""
+        """Latest epoch that MLflow has."""
         self._finished = False
-        self._known: dict[str, str] | None = None
-        """The run's tags, once looked up."""
+        self._tags: dict[str, str] | None = None
+        """Tags of the run; None until they are read."""
 
     def deliver(self, records: Sequence[Record]) -> int:
-        """Delivers the first record, of epochs as many as fit one request; returns how many are done with."""
+        """Deliver the first record, or as many epochs as fit in one request; return the number of records that are done."""
         first = records[0]
         if not self._run_id:
             self._find(first)
         if first.kind != "epoch" or not self._run_id:
-            self._permit(first)
+            self._check_may_write(first)
         if self._finished:
-            for tag in _of_search(first):  # another search trained it in between
+            for tag in _trial_tags(first):  # another search trained the run meanwhile
                 self.client.set_tag(self._run_id, tag.key, tag.value)
-            return len(records)  # they arrived; the answer did not
+            return len(records)  # all of them had arrived, and only the response was lost
         if not self._run_id:
             if first.kind != "start":
                 raise find_deleted(self.client, f"the run {first.run}", _filter(first), first.experiment_id)
             self._create(first)
         match first.kind:
             case "start":
-                self._start(first)
+                self._deliver_start(first)
             case "probes":
-                self._probes(first)
+                self._deliver_probes(first)
             case "end":
-                self._end(first)
+                self._deliver_end(first)
             case _:
-                return self._epochs(records)
+                return self._deliver_epochs(records)
         return 1
 
     def suspend(self, last: Record) -> None:
-        """Of a run whose records wait: not running, and without a result."""
+        """Mark a run with undelivered records as stopped, neither running nor finished."""
         if not self._run_id:
             self._find(last)
-        self._permit(last)
+        self._check_may_write(last)
         if self._run_id and self.client.get_run(self._run_id).info.status != "FINISHED":
-            tags = [RunTag("outcome", "stopped"), RunTag("message", "MLflow did not take all of its records yet")]
+            tags = [RunTag("outcome", "stopped"), RunTag("message", "MLflow has not accepted all of its records yet")]
             self.client.log_batch(self._run_id, tags=tags)
             self.client.set_terminated(self._run_id, "KILLED", last.time_ms)
 
-    def _permit(self, record: Record) -> None:
+    def _check_may_write(self, record: Record) -> None:
         """Make sure that a record may be written now.
 
         Raises:
-            HoldLost: this process has lost its study to another one.
-            StaleDelivery: it has not, but may have been asleep since this delivery looked at its run.
-            StaleRecords: the record is of an earlier process, and another one holds that one's study, or has held it since then.
+            LeaseLost: another process has taken this process's study over.
+            StaleDelivery: this process still holds its study, but may have been suspended since this delivery read its run.
+            StaleRecords: an earlier process wrote the record, and a third process holds or has since held that one's study.
         """
         if self.lease and record.token == self.lease.token:
             self.lease.check()
@@ -113,19 +115,19 @@ class RunDelivery:
         elif record.token:
             holder = get_holder(self.client, record.study_run)
             ours = is_held(holder) and (holder.get("machine"), holder.get("pid")) == (machine_id(), os.getpid())
-            # What the holder before this process left is its to deliver: nobody has come between them.
-            may = {holder.get("token"), (holder.get("before") or record.token) if ours else ""}
-            if holder and record.token not in may:
+            # Records of the direct predecessor may be delivered: no other process has held the study in between.
+            accepted = {holder.get("token"), (holder.get("before") or record.token) if ours else ""}
+            if holder and record.token not in accepted:
                 who = f"another process, before {holder['name']}," if ours else holder["name"]
                 raise StaleRecords(f"{who} has taken over its study")
 
     def _find(self, record: Record) -> None:
-        found = list(search_runs(self.client, _filter(record)))  # a run that two studies share is in either's experiment
+        found = list(search_runs(self.client, _filter(record)))  # a run that two studies share is in either one's experiment
         found.sort(key=lambda run: (run.info.status != "FINISHED", not run.data.metrics))
         if found[1:]:
-            self._permit(record)
+            self._check_may_write(record)
         for other in found[1:]:
-            if not other.data.metrics:  # made by a request that seemed to have failed and was repeated
+            if not other.data.metrics:  # created by a request whose response was lost, so that it was sent again
                 self.client.delete_run(other.info.run_id)
         if found:
             self._run_id, self._finished = found[0].info.run_id, found[0].info.status == "FINISHED"
@@ -136,21 +138,21 @@ class RunDelivery:
         tags = {**record.values["tags"], "fingerprint": record.fingerprint, "generation": str(record.generation)}
         self._run_id = self.client.create_run(record.experiment_id, start_time=record.time_ms, tags=tags).info.run_id
 
-    def _start(self, record: Record) -> None:
+    def _deliver_start(self, record: Record) -> None:
         run, values = self.client.get_run(self._run_id), record.values
         run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        # Parameters are those of the first start: a later one may have its data elsewhere.
+        # MLflow's parameters are immutable, and a later start may have its data in another folder: the first start's stay.
         params = [] if run.data.params else [Param(name, str(value)) for name, value in values["params"].items()]
         context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")
         self.client.log_inputs(run_id, [DatasetInput(Dataset(**values["dataset"]), [context])])
-        tags = [*_of_search(record), RunTag("attempts", str(values["attempts"])), RunTag(RUN_HOLDER_TAG, record.token)]
+        tags = [*_trial_tags(record), RunTag("attempts", str(values["attempts"])), RunTag(RUN_HOLDER_TAG, record.token)]
         if values["reason"]:
             tags.append(RunTag("last_interruption", values["reason"]))
         self.client.log_batch(run_id, params=params, tags=tags)
 
-    def _epochs(self, records: Sequence[Record]) -> int:
+    def _deliver_epochs(self, records: Sequence[Record]) -> int:
         metrics: list[Metric] = []
         logged, count = self.logged, 0
         for record in records:
@@ -162,43 +164,43 @@ class RunDelivery:
                 metrics += [Metric(name, value, record.time_ms, logged) for name, value in values["metrics"].items()]
             count += 1
         if metrics:
-            tags = self._conditions(records[0])
-            self._permit(records[0])  # the last thing before the write
+            tags = self._condition_tags(records[0])
+            self._check_may_write(records[0])  # directly before the write
             self.client.log_batch(self._run_id, metrics=metrics, tags=tags)
             self.logged = logged
         return count
 
-    def _conditions(self, record: Record) -> list[RunTag]:
-        """Tags that say under what the run is trained; of one that went on elsewhere, all that it was trained under."""
-        if self._known is None:
-            self._known = dict(self.client.get_run(self._run_id).data.tags)
+    def _condition_tags(self, record: Record) -> list[RunTag]:
+        """Return tags for the conditions of training that are new. A run that continued elsewhere lists all its conditions."""
+        if self._tags is None:
+            self._tags = dict(self.client.get_run(self._run_id).data.tags)
         changed = {}
         for name, value in record.values["conditions"].items():
-            before = self._known.get(name, "")
+            before = self._tags.get(name, "")
             if value not in before.split(", "):
                 changed[name] = f"{before}, {value}" if before else value
-        self._known |= changed
+        self._tags |= changed
         return [RunTag(name, value) for name, value in changed.items()]
 
-    def _probes(self, record: Record) -> None:
+    def _deliver_probes(self, record: Record) -> None:
         self.client.log_text(self._run_id, pd.DataFrame(record.values["rows"]).to_csv(index=False), PROBES_ARTIFACT)
 
-    def _end(self, record: Record) -> None:
+    def _deliver_end(self, record: Record) -> None:
         run_id, status = self._run_id, MLFLOW_STATUS[record.values["outcome"]]
         if self.client.get_run(run_id).info.status == "FINISHED":
-            return  # another one came to its end: that stands
-        tags = [RunTag("outcome", record.values["outcome"]), RunTag("message", record.values["message"][:4000])]
-        self.client.log_batch(run_id, tags=tags)
+            return  # another process has finished the run, and its result stays
+        message = record.values["message"][:MAX_TAG_CHARACTERS]
+        self.client.log_batch(run_id, tags=[RunTag("outcome", record.values["outcome"]), RunTag("message", message)])
         if record.values["traceback"] and status == "FAILED":
             self.client.log_text(run_id, record.values["traceback"], "traceback.txt")
         self.client.set_terminated(run_id, status, record.time_ms)
 
 
 def _filter(record: Record) -> str:
-    """Return what finds a record's run in MLflow."""
+    """Return the MLflow filter that finds a record's run."""
     return f"tags.fingerprint = '{record.fingerprint}' and tags.generation = '{record.generation}'"
 
 
-def _of_search(record: Record) -> list[RunTag]:
-    """What makes a run a trial of a search. A run may be one of several."""
+def _trial_tags(record: Record) -> list[RunTag]:
+    """Return the tags that make a run a trial of searches. One run may be a trial of several."""
     return [RunTag(name, value) for name, value in record.values.get("tags", {}).items() if name.startswith("trial.")]

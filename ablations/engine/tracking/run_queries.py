@@ -1,7 +1,7 @@
-"""Which runs are done: MLflow, looked up by fingerprint. There is no other record."""
+"""Queries for runs in MLflow, by fingerprint. MLflow is the only record of which runs are done."""
 
 import gc
-import logging
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -13,42 +13,35 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
-from mlflow.store.tracking.dbmodels.models import SqlMetric
-from mlflow.store.tracking.rest_store import RestStore
-from mlflow.utils.rest_utils import http_request, verify_rest_response
-from sqlalchemy import select
 
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan
+from ablations.engine.tracking import mlflow_internals
 from ablations.engine.tracking.mlflow_errors import check_experiment
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
-
-logger = logging.getLogger(__name__)
+from resnet_core.renamed_fields import current_fields
 
 PAGE_SIZE = 1000
+"""Runs in one page of a search."""
 MIN_RUNS_READ = 100
-"""Runs that are read in any case when some are looked up."""
+"""Minimum number of runs to read when some are looked up."""
 RUNS_READ_PER_LOOKUP = 2
-"""For each that is looked up, so many are read. To read one takes 5 ms, to ask for one 28 ms, from a server on SQLite."""
+"""Runs to read per run that is looked up. A server on SQLite needs 5 ms for one of many, 28 ms for a single one."""
 MAX_COMPLETED_RUNS = 1000
-"""Runs that are read to tell how long others will take: the newest."""
-MAX_RUNS_PER_REQUEST = 100
-"""Runs in one question to MLflow's server, at most."""
-MAX_VALUES_PER_RESPONSE = 25_000
-"""In one answer."""
+"""Maximum number of runs, newest first, from which the duration of others is estimated."""
 DESIGN_ARTIFACT = "design.json"
-"""Artifact of a study's run: what was last asked of it."""
+"""Artifact of a study's run: the design that was last submitted."""
 DESIGN_TAG = "design"
-"""Its hash."""
+"""Tag of a study's run: hash of that design."""
 PROBES_ARTIFACT = "probes.csv"
-"""Artifact of a run: what its probes saw."""
+"""Artifact of a run: the measurements of its probes."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What MLflow knows of one run."""
+    """One run as MLflow has it."""
 
     run_id: str
     experiment_id: str
@@ -56,7 +49,7 @@ class RunRecord:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """Last value of each metric: that of the final epoch, once the run is done."""
+    """Last value of each metric; the final epoch's, once the run has finished."""
 
     @property
     def has_result(self) -> bool:
@@ -77,24 +70,24 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CompletedRun:
-    """A completed run on the data of a plan, of whatever study."""
+    """A completed run of any study, as a measurement of how long training takes."""
 
     spec: Mapping[str, str]
-    """Its `RunSpec.flat()`, as text."""
+    """Its flattened `RunSpec`, as text."""
     train_images: int
     seconds: float
-    """Of its training and tests: `train_seconds`."""
+    """Duration of training and tests, in seconds."""
     device: str
     on_gpu: bool
 
 
 def find_plan_runs(client: MlflowClient, plan: Plan) -> dict[str, RunRecord]:
-    """The entry of each of the plan's runs that MLflow knows, whichever study trained it; of repeated ones the newest."""
+    """Return, by fingerprint, those of the plan's runs that MLflow has, from any study. Of repeated runs, the newest counts."""
     return find_by_fingerprint(client, {run.fingerprint: plan.dataset_for_run(run).version for run in plan.runs})
 
 
 def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
-    """Return the entries of any runs.
+    """Return runs by fingerprint.
 
     Args:
         wanted: data version by fingerprint.
@@ -106,9 +99,9 @@ def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict
 
 
 def _find(client: MlflowClient, wanted: Set[str], data: str) -> dict[str, RunRecord]:
-    """Return those of `find_by_fingerprint` that were trained on one version of the data."""
-    # Of runs trained like these, the newest first; then what is not among them, one by one. So a small study pays for its own
-    # runs and not for all that there are.
+    """Return runs by fingerprint, among those trained on one version of the data."""
+    # First the newest runs on the same data, then one request for each run that is not among them. A small study so pays for its
+    # own runs only, not for all runs that MLflow has.
     enough = max(MIN_RUNS_READ, RUNS_READ_PER_LOOKUP * len(wanted))
     like_these = search_runs(client, f"tags.data_version = '{data}'", page=min(PAGE_SIZE, enough))
     found = _newest(islice(like_these, enough), wanted)
@@ -119,37 +112,37 @@ def _find(client: MlflowClient, wanted: Set[str], data: str) -> dict[str, RunRec
 
 
 def training_version_filter(training_version: str, code_version: str) -> str:
-    """Return the filter of runs that one version of the training trained.
+    """Return the MLflow filter of runs that were trained by one version of the training code.
 
-    Runs of before 2026-11-27 have no `training_version`: for them, the hash of the sources took its place.
+    Runs from before 2026-11-27 have no `training_version`; the hash of the sources identifies their training code.
     """
     return f"tags.training_version = '{training_version}'" if training_version else f"tags.code_version = '{code_version}'"
 
 
 def _newest(runs: Iterable[MlflowRun], wanted: Set[str]) -> dict[str, RunRecord]:
-    """By fingerprint, the last generation of those that are wanted."""
+    """Return the latest generation of each wanted run, by fingerprint."""
     found: dict[str, RunRecord] = {}
     for run in runs:
-        fingerprint, entry = run.data.tags.get("fingerprint", ""), run_record(run)
-        if fingerprint in wanted and entry.generation > (found[fingerprint].generation if fingerprint in found else 0):
-            found[fingerprint] = entry
+        fingerprint, record = run.data.tags.get("fingerprint", ""), run_record(run)
+        if fingerprint in wanted and record.generation > (found[fingerprint].generation if fingerprint in found else 0):
+            found[fingerprint] = record
     return found
 
 
 def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
-    """Those with a result."""
-    return {fingerprint: entry for fingerprint, entry in known.items() if entry.has_result}
+    """Return the runs that have a result."""
+    return {fingerprint: record for fingerprint, record in known.items() if record.has_result}
 
 
 def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[CompletedRun]:
-    """The newest completed runs on each of these data sets, of all studies: they tell how long others take."""
+    """Yield the newest completed runs of all studies on each of these data sets."""
     for version, images in {each.version: len(each.train.labels) for each in data}.items():
         where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
         for run in islice(search_runs(client, where), MAX_COMPLETED_RUNS):
             metrics, tags = run.data.metrics, run.data.tags
             if "train_seconds" in metrics:
                 yield CompletedRun(
-                    spec=run.data.params,
+                    spec=current_params(run),
                     train_images=images,
                     seconds=metrics["train_seconds"],
                     device=tags.get("device", ""),
@@ -160,15 +153,18 @@ def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[Co
 def find_design(
     client: MlflowClient, study: str, preset: str, shared: Mapping[str, Any], *, whole: bool = False
 ) -> tuple[str, Design]:
-    """The study's run in MLflow that has these settings, by its id, and what was last asked of it.
+    """Return the ID of a study's own run in MLflow and the design that was last submitted for it.
 
     Args:
-        shared: `Plan.shared()`, or as much of it as is to be found. Of several, the newest counts.
-        whole: whether there may be no other shared settings.
+        client: MLflow client.
+        study: name of the study.
+        preset: name of its preset.
+        shared: settings to match: `Plan.shared_fields()` or a part of it. Of several matches, the newest counts.
+        whole: reject runs that have further shared settings.
 
     Raises:
-        ConfigError: there is none.
-        DeletedInMlflow: its experiment was deleted.
+        ConfigError: there is no such run.
+        DeletedInMlflow: the study's experiment was deleted.
     """
     experiment = client.get_experiment_by_name(study)
     check_experiment(client, experiment)
@@ -177,8 +173,8 @@ def find_design(
     wanted = {name: str(value) for name, value in shared.items()}
     defaults = {name: str(value) for name, value in RunSpec().flat().items()}
     for run in runs:
-        params = run.data.params
-        # A study of before a field existed has the field's default.
+        params = current_params(run)
+        # A study that was submitted before a field existed has the field's default.
         same = all(params.get(name, defaults.get(name)) == value for name, value in wanted.items())
         if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
             with tempfile.TemporaryDirectory() as folder:
@@ -188,39 +184,24 @@ def find_design(
 
 
 def metric_histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Metrics of many runs by epoch: `run_id`, `metric`, `epoch`, `value`."""
-    # MLflow's client asks for one metric of one run at a time, and makes an object of every value.
-    store = client._tracking_client.store
-    read = _history_by_http if isinstance(store, RestStore) else _history_from_database
-    rows: list[tuple[str, str, int, float]] = []
-    for start in range(0, len(run_ids), MAX_RUNS_PER_REQUEST):
-        rows += read(store, run_ids[start : start + MAX_RUNS_PER_REQUEST], metrics)
+    """Return metrics of many runs by epoch, with columns `run_id`, `metric`, `epoch` and `value`.
+
+    MLflow's public API returns one metric of one run per request, so that the fast way comes first.
+    """
+    rows = mlflow_internals.read_histories(client.tracking_uri, run_ids, metrics)
+    if rows is None:
+        rows = [
+            (run_id, name, metric.step, metric.value)
+            for run_id in run_ids
+            for name in metrics
+            for metric in client.get_metric_history(run_id, name)
+            if not math.isnan(metric.value)
+        ]
     return pd.DataFrame(rows, columns=["run_id", "metric", "epoch", "value"]).drop_duplicates(["run_id", "metric", "epoch"])
 
 
-def _history_from_database(store: Any, run_ids: Sequence[str], metrics: Sequence[str]) -> Iterable[tuple[str, str, int, float]]:
-    with store.ManagedSessionMaker() as session:
-        wanted = select(SqlMetric.run_uuid, SqlMetric.key, SqlMetric.step, SqlMetric.value)
-        rows = session.execute(wanted.where(SqlMetric.run_uuid.in_(run_ids), SqlMetric.key.in_(metrics), ~SqlMetric.is_nan))
-        return [tuple(row) for row in rows]
-
-
-def _history_by_http(store: RestStore, run_ids: Sequence[str], metrics: Sequence[str]) -> Iterable[tuple[str, str, int, float]]:
-    path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-    rows = []
-    for metric in metrics:
-        question = {"run_id": list(run_ids), "metric_key": metric}
-        answer = http_request(store.get_host_creds(), path, "GET", params=question)
-        found = verify_rest_response(answer, path).json()["metrics"]
-        if len(found) >= MAX_VALUES_PER_RESPONSE and len(run_ids) > 1:  # cut off there
-            half = len(run_ids) // 2
-            return [*_history_by_http(store, run_ids[:half], metrics), *_history_by_http(store, run_ids[half:], metrics)]
-        rows += [(each["run_id"], metric, each["step"], each["value"]) for each in found]
-    return rows
-
-
 def search_runs(client: MlflowClient, where: str, page: int = PAGE_SIZE) -> Iterator[MlflowRun]:
-    """Runs of all studies, those that began last first."""
+    """Yield the runs of all studies that match an MLflow filter, the latest start first."""
     experiments = [e.experiment_id for e in _pages(client.search_experiments, max_results=PAGE_SIZE)]
     return _pages(client.search_runs, experiment_ids=experiments, filter_string=where, max_results=page)
 
@@ -228,7 +209,7 @@ def search_runs(client: MlflowClient, where: str, page: int = PAGE_SIZE) -> Iter
 def _pages(query: Any, **arguments: Any) -> Iterator[Any]:
     token = None
     while True:
-        with _uncollected():
+        with _without_garbage_collection():
             page = query(**arguments, page_token=token)
         yield from page
         token = page.token
@@ -237,9 +218,11 @@ def _pages(query: Any, **arguments: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """MLflow makes a hundred small objects of every run. That Python looks through all there are again and again meanwhile is three
-    quarters of the time that reading from a database takes."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Suspend Python's garbage collector.
+
+    MLflow makes a hundred small objects for each run. Scanning them again and again takes three quarters of the time of a read.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -250,4 +233,11 @@ def _uncollected() -> Iterator[None]:
 
 
 def run_record(run: MlflowRun) -> RunRecord:
-    return RunRecord(run.info.run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.params, run.data.metrics)
+    """Return a run of MLflow's client as a plain record."""
+    info, tags, metrics = run.info, run.data.tags, run.data.metrics
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics)
+
+
+def current_params(run: MlflowRun) -> dict[str, str]:
+    """Return the parameters of a run, under the current names and values of renamed fields."""
+    return {name: str(value) for name, value in current_fields(run.data.params).items()}

@@ -1,4 +1,4 @@
-"""The trials of a search, read back from MLflow: its only memory."""
+"""Trials of a search, read from MLflow, which is the only memory of a search."""
 
 import json
 import math
@@ -14,23 +14,24 @@ from ablations.engine.study.design import SearchDesign
 from ablations.engine.study.plan import Run, SearchTrial
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.run_queries import RunRecord
+from resnet_core.renamed_fields import current_fields
 
 METRICS = {"validation/error": "error", "validation/loss": "loss", "epoch_seconds": "seconds"}
 UNFINISHED_OUTCOMES = ("running", "stopped", "killed", "failed", "oom")
-"""Outcomes of trials that the next submission trains."""
+"""Outcomes of trials that the next submission continues."""
 COLUMNS = ("cell", "number", "run_id", "outcome", "epochs", "error", "loss", "seconds", "gpu_hours", "flops", "changes", "attempts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PastTrial:
-    """A trial as MLflow has it."""
+    """A trial that MLflow has."""
 
     cell: str
-    """Label of the search's cell."""
+    """Label of the cell that is searched."""
     trial: SearchTrial
     record: RunRecord
     epochs: Mapping[int, Mapping[str, float]]
-    """By epoch, from 1: `error`, `loss`, `seconds`."""
+    """`error`, `loss` and `seconds` by epoch, from 1."""
 
     @property
     def outcome(self) -> str:
@@ -38,41 +39,43 @@ class PastTrial:
 
     @property
     def seconds(self) -> float:
-        """Training time, without that of the trial it branched from."""
+        """Training time in seconds, without that of the trial from which this one branched."""
         return sum(epoch["seconds"] for number, epoch in self.epochs.items() if number > self.start)
 
     @property
     def start(self) -> int:
-        """Epochs that it has from the trial it branched from."""
+        """Number of epochs taken over from the trial from which this one branched."""
         return self.trial.branch[1] if self.trial.branch else 0
 
 
 def trial_tag_value(run: Run) -> str:
-    """What the tag of a trial says. A run that several searches share has one of each."""
+    """Return the value of the tag that makes a run a trial of a search. A run that several searches share has one tag for each."""
     assert run.trial is not None
     number, values, branch = run.trial.number, dict(run.trial.values), run.trial.branch
     return json.dumps({"cell": str(run.cell), "number": number, "values": values, "branch": branch})
 
 
 def read_trials(client: MlflowClient, search: SearchDesign, training_version_filter: str) -> list[PastTrial]:
-    """Return the trials in a search's cells and within its budget that MLflow knows, by cell and number.
+    """Return the trials of a search that MLflow has, within its cells and its budget, sorted by cell and number.
 
     Args:
-        training_version_filter: which version of the training counts, from `run_queries.training_version_filter`.
+        client: MLflow client.
+        search: the search.
+        training_version_filter: filter of the training code that counts, from `run_queries.training_version_filter`.
     """
     where = f"tags.`{search.tag}` LIKE '%' and {training_version_filter}"
     where += f" and tags.data_version = '{search.data_version}' and params.seed = '{search.seed}'"
-    entries = [run_queries.run_record(run) for run in run_queries.search_runs(client, where)]
-    epochs = _epochs(client, entries)
-    past = [_past(search.tag, entry, json.loads(entry.tags[search.tag]), epochs.get(entry.run_id, {})) for entry in entries]
+    records = [run_queries.run_record(run) for run in run_queries.search_runs(client, where)]
+    epochs = _epochs(client, records)
+    past = [_past(search.tag, record, json.loads(record.tags[search.tag]), epochs.get(record.run_id, {})) for record in records]
     cells = {cell.label for cell in search.cells}
-    most = math.inf if search.scheduler == "pbt" else search.trials or math.inf  # an earlier submission may have had more
+    most = math.inf if search.scheduler == "pbt" else search.trials or math.inf  # earlier budgets may have been larger
     found = [each for each in past if each.cell in cells and each.trial.number < most]
     return sorted(found, key=lambda each: (each.cell, each.trial.number))
 
 
 class SharedTrialLookup:
-    """Trials that other searches have trained already. To call it is to make one a trial of this search too."""
+    """Finished trials of other searches, which this one can adopt instead of training them again."""
 
     def __init__(self, client: MlflowClient, search: SearchDesign, training_version_filter: str) -> None:
         self.client, self.search = client, search
@@ -82,37 +85,38 @@ class SharedTrialLookup:
             run.data.tags.get("fingerprint", ""): run_queries.run_record(run) for run in run_queries.search_runs(client, where)
         }
 
-    def __call__(self, run: Run) -> PastTrial | None:
-        entry = self._trained.get(run.fingerprint)
-        if entry is None:
+    def adopt(self, run: Run) -> PastTrial | None:
+        """Make a run that another search has trained a trial of this search; return None if there is no such run."""
+        record = self._trained.get(run.fingerprint)
+        if record is None:
             return None
         try:
-            self.client.set_tag(entry.run_id, self.search.tag, trial_tag_value(run))
+            self.client.set_tag(record.run_id, self.search.tag, trial_tag_value(run))
             return _past(
-                self.search.tag, entry, json.loads(trial_tag_value(run)), _epochs(self.client, [entry]).get(entry.run_id, {})
+                self.search.tag, record, json.loads(trial_tag_value(run)), _epochs(self.client, [record]).get(record.run_id, {})
             )
         except MlflowException:
-            return None  # trained here: its last checkpoint is there, or it takes the time it takes
+            return None  # then this search trains it, which costs time only
 
 
-def _epochs(client: MlflowClient, entries: Sequence[RunRecord]) -> dict[str, dict[int, dict[str, float]]]:
+def _epochs(client: MlflowClient, records: Sequence[RunRecord]) -> dict[str, dict[int, dict[str, float]]]:
     """Metrics by run and epoch."""
     epochs: dict[str, dict[int, dict[str, float]]] = {}
-    histories = run_queries.metric_histories(client, [entry.run_id for entry in entries], list(METRICS))
+    histories = run_queries.metric_histories(client, [record.run_id for record in records], list(METRICS))
     for run_id, metric, epoch, value in histories.itertuples(index=False, name=None):
         epochs.setdefault(run_id, {}).setdefault(epoch, {})[METRICS[metric]] = value
     return epochs
 
 
-def _past(tag: str, entry: RunRecord, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
+def _past(tag: str, record: RunRecord, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
     branch = tuple(said["branch"]) if said["branch"] else None
-    trial = SearchTrial(number=said["number"], tag=tag, values=said["values"], branch=branch)
+    trial = SearchTrial(number=said["number"], tag=tag, values=current_fields(said["values"]), branch=branch)
     whole = {epoch: values for epoch, values in sorted(epochs.items()) if len(values) == len(METRICS)}
-    return PastTrial(cell=said["cell"], trial=trial, record=entry, epochs=whole)
+    return PastTrial(cell=said["cell"], trial=trial, record=record, epochs=whole)
 
 
 def trial_tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`Evidence.trials` and `Evidence.trial_curves`."""
+    """Return trials as `Evidence.trials` and `Evidence.trial_curves`."""
     rows, curves = [], []
     completed = [each.record.metrics for each in past if each.record.completed]
     gpus = max((each["gpu_hours"] / each["train_seconds"] for each in completed if "gpu_hours" in each), default=math.nan)

@@ -1,4 +1,4 @@
-"""Records of runs on their way to MLflow: each run's in order, from a thread that training never waits for."""
+"""Writer of records to MLflow: a thread delivers each run's records in order, and training never waits for it."""
 
 import logging
 import math
@@ -21,48 +21,50 @@ from resnet_core.fields import printable
 logger = logging.getLogger(__name__)
 
 RETRY_INTERVAL_SECONDS = 2.0
+"""Time between two attempts to deliver a run's records, in seconds."""
 JOB_KILLED = "its job was killed"
+"""Message of runs that a killed submission left unfinished."""
 
 _Key = tuple[str, int]
-"""Fingerprint and generation: one MLflow run."""
+"""Fingerprint and generation, which identify one MLflow run."""
 
 
 class Writer:
-    """Delivers records from a thread of its own, so that training never waits for the tracking server.
+    """Delivers records from its own thread, so that training never waits for the tracking server.
 
-    One run's records wait for each other, not for those of other runs.
+    Records of one run are delivered in order. They do not wait for those of other runs.
 
     Args:
-        client: where to.
-        journal: keeps what is not delivered yet. What it inherited is delivered first.
+        client: MLflow client.
+        journal: stores records until they are delivered. Records that it recovered are delivered first.
     """
 
     def __init__(self, client: MlflowClient, journal: Journal) -> None:
         self.client, self.journal = client, journal
         self._deliveries: dict[_Key, RunDelivery] = {}
-        self._waiting: dict[_Key, deque[Record]] = {}
+        self._pending: dict[_Key, deque[Record]] = {}
         self._retry_at: dict[_Key, float] = {}
         self._failing: set[_Key] = set()
-        """Runs of which MLflow did not take a record when last asked."""
-        self._refused: dict[_Key, str] = {}
-        """Of these, those that were deleted there, and what to do about it."""
+        """Runs whose last delivery failed."""
+        self._deleted: dict[_Key, str] = {}
+        """Failing runs that were deleted in MLflow, with a message that says how to continue."""
         self._lease: StudyLease | None = None
         self._closing = self._abandoned = False
-        self._taken = 0
-        """How many records are done with."""
+        self._delivered = 0
+        """Number of records that are delivered or set aside."""
         self._changed = threading.Condition()
         for record in journal.recovered:
             self._queue(record)
-        for records in self._waiting.values():
-            if records[-1].kind != "end":  # its process died; if it is trained again, that starts it again
+        for records in self._pending.values():
+            if records[-1].kind != "end":  # its process was killed; a new start record follows if the run is trained again
                 values = {"outcome": "stopped", "message": JOB_KILLED, "traceback": ""}
                 records.append(replace(records[-1], kind="end", values=values))
-        self._inherited = set(self._waiting)
+        self._recovered = set(self._pending)
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Returns at once. Once another process has taken the study over, records are dropped: it reports all of its runs anew."""
+        """Queue a record and return at once. After the loss of the lease, drop it: the new holder reports all runs anew."""
         with self._changed:
             if self.lost_to:
                 return
@@ -71,82 +73,82 @@ class Writer:
             self._changed.notify_all()
 
     def pending_fingerprints(self) -> set[str]:
-        """Fingerprints of runs whose records are on their way."""
+        """Return the fingerprints of runs with undelivered records."""
         with self._changed:
-            return {fingerprint for fingerprint, _ in self._waiting}
+            return {fingerprint for fingerprint, _ in self._pending}
 
     def set_lease(self, lease: StudyLease) -> None:
-        """Write records with the token of this hold on the study only while it lasts."""
+        """Write records of this process only while it holds the lease."""
         with self._changed:
             self._lease = lease
-            self._deliveries.clear()  # those of what an earlier submission left
+            self._deliveries.clear()  # they belong to records of earlier submissions
 
     def release(self) -> None:
-        """Write nothing more for the study. Whether MLflow still names this process as its holder does not matter then."""
+        """Stop writing for the study, without a request to MLflow."""
         if self._lease:
             self._lease.stop_renewing()
 
     @property
     def lost_to(self) -> str:
-        """Who holds the study instead of this process; empty while that is not so."""
+        """Description of the process that has taken the study over; empty while this process holds it."""
         return self._lease.lost_to if self._lease else ""
 
-    def refusals(self) -> list[str]:
-        """Return what was deleted in MLflow while its records wait, and how to go on."""
+    def deletion_messages(self) -> list[str]:
+        """Return one message for each object whose deletion in MLflow blocks records, with the way to continue."""
         with self._changed:
-            return list(dict.fromkeys(self._refused.values()))
+            return list(dict.fromkeys(self._deleted.values()))
 
-    def flush(self, patience: float, at_most: float = math.inf) -> int:
-        """Waits until everything is delivered; returns how many records are not. What was deleted there is not waited for.
+    def flush(self, idle_seconds: float, max_seconds: float = math.inf) -> int:
+        """Wait until all records are delivered, except those of deleted runs; return the number of undelivered ones.
 
         Args:
-            patience: seconds in which nothing is taken, after which this gives up. A server may be slow, as long as it takes some.
-            at_most: seconds, whatever is taken.
+            idle_seconds: timeout in seconds without any delivery. A slow server may take longer in all.
+            max_seconds: timeout in seconds for all deliveries.
         """
-        deadline = time.monotonic() + at_most
+        deadline = time.monotonic() + max_seconds
         with self._changed:
             while not self._is_over():
-                left = min(patience, deadline - time.monotonic())
-                if not self._changed.wait_for(partial(self._has_taken_more, self._taken), left):
+                left = min(idle_seconds, deadline - time.monotonic())
+                if not self._changed.wait_for(partial(self._has_delivered_more, self._delivered), left):
                     break
             return self._count()
 
-    def close(self, patience: float, at_most: float = math.inf) -> int:
-        """As `settle`, and ends the thread. What is not delivered stays in the journal, and its runs do not look as if they ran."""
-        deadline = time.monotonic() + min(patience, at_most)
-        self.flush(patience, at_most)
+    def close(self, idle_seconds: float, max_seconds: float = math.inf) -> int:
+        """Flush, then end the thread; mark runs with undelivered records, which stay in the journal, as stopped."""
+        deadline = time.monotonic() + min(idle_seconds, max_seconds)
+        self.flush(idle_seconds, max_seconds)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(max(0.5, deadline - time.monotonic()))  # it may sit in a request that nobody answers
+        self._thread.join(max(0.5, deadline - time.monotonic()))  # it may wait for a response that never comes
         with self._changed:
             self._abandoned = True
             if self._lease and self.lost_to:
-                self._put_own_aside(self._lease.token)
+                self._quarantine_own(self._lease.token)
             return self._count()
 
-    def _put_own_aside(self, token: str) -> None:
-        """Have nobody deliver records of a study that was lost to another process, which reports all of its runs."""
-        own = [record for records in self._waiting.values() for record in records if record.token == token]
+    def _quarantine_own(self, token: str) -> None:
+        """Set aside the undelivered records of a lost study, whose new holder reports all runs itself."""
+        own = [record for records in self._pending.values() for record in records if record.token == token]
         if own:
             self.journal.quarantine(own)
-        others = {key: deque(r for r in records if r.token != token) for key, records in self._waiting.items()}
-        self._waiting = {key: records for key, records in others.items() if records}
-        if not self._waiting:  # else the next submission puts them aside, when it sees whose study it is
+        others = {key: deque(r for r in records if r.token != token) for key, records in self._pending.items()}
+        self._pending = {key: records for key, records in others.items() if records}
+        if not self._pending:  # otherwise the next submission sets them aside, when it sees that they are stale
             self.journal.clear()
 
-    def _has_taken_more(self, than: int) -> bool:
-        return self._taken > than or self._is_over()
+    def _has_delivered_more(self, than: int) -> bool:
+        return self._delivered > than or self._is_over()
 
     def _is_over(self) -> bool:
-        """Return whether nothing more will be delivered: all is, or the rest will not be taken."""
-        return bool(self.lost_to) or self._waiting.keys() <= self._refused.keys()
+        """Return whether nothing more will be delivered: nothing is pending, or only records of deleted runs."""
+        return bool(self.lost_to) or self._pending.keys() <= self._deleted.keys()
 
     def _queue(self, record: Record) -> None:
-        self._waiting.setdefault(record.key, deque()).append(record)
+        self._pending.setdefault(record.key, deque()).append(record)
 
     def _count(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._pending.values()))
 
     def _run(self) -> None:
         while True:
@@ -154,16 +156,16 @@ class Writer:
                 if self._closing:
                     break
                 now = time.monotonic()
-                due = next((key for key in self._waiting if self._retry_at.get(key, 0) <= now), None)
+                due = next((key for key in self._pending if self._retry_at.get(key, 0) <= now), None)
                 if due is None:
-                    self._changed.wait(min((self._retry_at[key] - now for key in self._waiting), default=None))
+                    self._changed.wait(min((self._retry_at[key] - now for key in self._pending), default=None))
                     continue
-                records = tuple(self._waiting[due])
+                records = tuple(self._pending[due])
             self._advance(due, records)
-        self._give_up()
+        self._suspend_pending()
 
     def _advance(self, key: _Key, records: Sequence[Record]) -> None:
-        """Delivers the first of a run's records, or as many as fit one request."""
+        """Deliver the first of a run's records, or as many epochs as fit in one request."""
         with self._changed:
             known = key in self._deliveries
             delivery = self._deliveries.setdefault(key, RunDelivery(self.client, self._lease))
@@ -177,69 +179,70 @@ class Writer:
         except StaleDelivery:
             self._deliveries.clear()
             return
-        except Exception as error:  # whatever a store's own library raises; this thread must live
-            self._deliveries.pop(key, None)  # what it knew of the run may not be so
+        except Exception as error:  # a store's own library may raise anything, and this thread must go on
+            self._deliveries.pop(key, None)  # its knowledge of the run may be wrong
             refused = getattr(error, "error_code", "") in PERMANENT_ERRORS
             if refused and known:
-                return  # looks anew, and then says what has become of the run
-            if not (refused and key in self._inherited):
+                return  # the next delivery reads the run again, and then says what is wrong
+            if not (refused and key in self._recovered):
                 self._postpone(key, records[0], error)
                 return
-            # Behind them may be records of this process, which begins the run anew.
+            # Behind them may be records of this process, which starts the run again.
             records = tuple(takewhile(lambda record: record.token == records[0].token, records))
             aside = self.journal.quarantine(records)
-            logger.warning("records of %s wait in %s, MLflow refuses them: %s", records[0].run, aside, _short(error))
+            logger.warning("MLflow refuses the records of %s, which are kept in %s: %s", records[0].run, aside, _short(error))
             count = len(records)
-        self._take(key, records[:count])
+        self._remove(key, records[:count])
 
     def _postpone(self, key: _Key, record: Record, error: Exception) -> None:
-        """Has a run's records sent again later, and says so once for each cause."""
+        """Schedule a retry for a run's records, and log each cause once."""
         with self._changed:
             if isinstance(error, DeletedInMlflow):
-                if str(error) not in self._refused.values():
-                    logger.warning("%s. Training goes on, and records wait.", error)
-                self._refused[key] = str(error)
+                if str(error) not in self._deleted.values():
+                    logger.warning("%s. Training goes on, and records are kept until then.", error)
+                self._deleted[key] = str(error)
             else:
-                self._refused.pop(key, None)
-                if not self._failing - self._refused.keys():
+                self._deleted.pop(key, None)
+                if not self._failing - self._deleted.keys():
                     what = f"{record.kind} of {record.run}"
                     logger.warning(
-                        "MLflow does not take the %s: records wait and are sent again until it does (%s)", what, _short(error)
+                        "MLflow does not accept the %s; records are kept and retried until it does (%s)", what, _short(error)
                     )
             self._failing.add(key)
             self._retry_at[key] = time.monotonic() + RETRY_INTERVAL_SECONDS
             self._changed.notify_all()
         self.journal.sync()
 
-    def _take(self, key: _Key, records: Sequence[Record]) -> None:
-        """Is done with the first of a run's records."""
+    def _remove(self, key: _Key, records: Sequence[Record]) -> None:
+        """Remove records that are delivered or set aside from the front of a run's queue."""
         with self._changed:
-            if key not in self._waiting:  # put aside while this was on its way
+            if key not in self._pending:  # set aside during the delivery
                 return
-            self._taken += len(records)
+            self._delivered += len(records)
             self._retry_at.pop(key, None)
-            self._refused.pop(key, None)
+            self._deleted.pop(key, None)
             if key in self._failing:
                 self._failing.remove(key)
                 if not self._failing:
-                    logger.warning("MLflow takes records again")
+                    logger.warning("MLflow accepts records again")
             if records[-1].kind == "end":
                 self._deliveries.pop(key, None)
-            rest = self._waiting.pop(key)
+            rest = self._pending.pop(key)
             for _ in records:
                 rest.popleft()
             if rest:
-                self._waiting[key] = rest  # behind the other runs
+                self._pending[key] = rest  # other runs come first now
             else:
-                self._inherited.discard(key)
-            if not self._waiting:
+                self._recovered.discard(key)
+            if not self._pending:
                 self.journal.clear()
             self._changed.notify_all()
 
-    def _give_up(self) -> None:
-        for key, records in self._waiting.items():
+    def _suspend_pending(self) -> None:
+        """Mark runs with undelivered records as stopped, as far as MLflow answers."""
+        for key, records in self._pending.items():
             if self._abandoned or self.lost_to:
-                return  # from here on, another process may deliver them
+                return  # another process may deliver them from now on
             try:
                 self._deliveries.setdefault(key, RunDelivery(self.client, self._lease)).suspend(records[-1])
             except Exception:

@@ -124,7 +124,7 @@ def _train_epochs(
         tell(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
     if rank == 0 and len(history) < spec.optim.total_epochs(len(dataset.train.labels)):
         checkpoints.check_writable()
-    for result in fit(spec, dataset=dataset, device=device, restore=restore, alive=alive):
+    for result in fit(spec, dataset=dataset, device=device, restore=restore, heartbeat=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
         tell(result.epoch, result.metrics, result.state.probes if result.last else [])
@@ -141,7 +141,7 @@ def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
 
     cache = paths.data_cache() if os.environ.get("RESNET_ABLATIONS_HOME") else Path(job.cache)
     try:
-        dataset = load_dataset(spec.data, cache, download=job.download, alive=alive)
+        dataset = load_dataset(spec.data, cache, download=job.download, heartbeat=alive)
         if dataset.version != job.data_version:
             accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
             raise reject("data.root", spec.data.root or spec.data.name, accepted)

@@ -1,4 +1,4 @@
-"""How fast workers on different nodes add up their gradients, and whether the sum is right."""
+"""Check of the all-reduce between nodes: bandwidth, and correctness of the sum."""
 
 import socket
 import statistics
@@ -13,63 +13,64 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ablations.engine.cluster.doctor.check import Check, listed, ok, unchecked, wrong
+from ablations.engine.cluster.doctor.check import Check, failed, join_names, not_checked, passed
 from ablations.engine.cluster.doctor.nodes import Node
 
 Backend = Literal["gloo", "nccl"]
 
-MEGABYTES = 64
-"""Of a tensor. Gradients of ResNet-50 are 102 MB, of ResNet-110 on CIFAR 7 MB."""
+TENSOR_MB = 64
+"""Size of the reduced tensor, in MB. The gradients of ResNet-50 have 102 MB, those of ResNet-110 on CIFAR 7 MB."""
 REPETITIONS = 5
 MIN_GB_PER_SECOND = 0.05
-"""Below, each step of ResNet-50 waits for more than two seconds. A network of 1 Gb/s gives about 0.1."""
-RESERVE_SECONDS = 5.0
-STARTING_SECONDS = 60.0
-"""For processes to start and to load torch, which a cold disk makes slow."""
-SECONDS = 25.0
-"""To meet and to measure."""
+"""Minimum bandwidth. Below it, each step of ResNet-50 waits more than 2 seconds. A 1 Gb/s network reaches about 0.1 GB/s."""
+RESERVATION_TIMEOUT_SECONDS = 5.0
+START_TIMEOUT_SECONDS = 60.0
+"""Time limit for starting the processes and importing torch, which is slow from a cold disk."""
+MEASUREMENT_TIMEOUT_SECONDS = 25.0
+"""Time limit for the rendezvous and the measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reduction:
-    """A measurement of a group."""
+class AllReduceMeasurement:
+    """Times and correctness of the all-reduces of one group."""
 
     workers: int
     seconds: Sequence[float]
-    """Of the slowest worker, for each repetition."""
+    """Time of the slowest worker in each repetition."""
     correct: bool
 
     @property
     def gb_per_second(self) -> float:
-        """Algorithm bandwidth: size of the tensor divided by the median time."""
-        return MEGABYTES / 1000 / statistics.median(self.seconds)
+        """Algorithm bandwidth: tensor size divided by the median time."""
+        return TENSOR_MB / 1000 / statistics.median(self.seconds)
 
 
-class Member:
+class GroupMember:
     """One worker of the group, in a process of its own."""
 
     def address(self) -> str:
-        """Where the group can meet, if this is its first member; once torch is loaded."""
+        """Import torch and return an address at which this worker, as rank 0, can host the rendezvous."""
         import torch.distributed  # noqa: F401
 
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def reduce(self, backend: Backend, address: str, rank: int, workers: int, seconds: float) -> tuple[list[float], bool]:
-        """Seconds of each repetition, and whether every sum was right."""
+    def reduce(self, backend: Backend, address: str, rank: int, workers: int, timeout_seconds: float) -> tuple[list[float], bool]:
+        """Run the all-reduces; return the seconds of each repetition, and whether every sum was correct."""
         import torch
         import torch.distributed as group
 
         device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
-        group.init_process_group(backend, init_method=address, rank=rank, world_size=workers, timeout=timedelta(seconds=seconds))
+        limit = timedelta(seconds=timeout_seconds)
+        group.init_process_group(backend, init_method=address, rank=rank, world_size=workers, timeout=limit)
         times, correct = [], True
-        for _ in range(1 + REPETITIONS):  # the first one connects
-            tensor = torch.full((MEGABYTES * 1_000_000 // 4,), float(rank + 1), device=device)
+        for _ in range(1 + REPETITIONS):  # the first one opens the connections and is not counted
+            tensor = torch.full((TENSOR_MB * 1_000_000 // 4,), float(rank + 1), device=device)
             group.barrier()
             began = time.perf_counter()
             group.all_reduce(tensor)
-            total = float(tensor[-1])  # waits for a GPU
+            total = float(tensor[-1])  # waits until a GPU has finished
             times.append(time.perf_counter() - began)
             correct &= total == workers * (workers + 1) / 2 and bool((tensor == total).all())
         group.destroy_process_group()
@@ -77,18 +78,22 @@ class Member:
 
 
 def _reserve(nodes: Sequence[Node], bundle: Mapping[str, float]) -> PlacementGroup | None:
-    """Takes this of each node; None if somebody else was faster."""
+    """Reserve a bundle on each node. Return None if another program took one of them first."""
     selectors = [{"ray.io/node-id": node.id} for node in nodes]
     reserved = placement_group([dict(bundle)] * len(nodes), bundle_label_selector=selectors)
-    if reserved.wait(RESERVE_SECONDS):
+    if reserved.wait(RESERVATION_TIMEOUT_SECONDS):
         return reserved
     remove_placement_group(reserved)
     return None
 
 
-def measure(reserved: PlacementGroup, backend: Backend) -> Reduction | str:
-    """A worker in each part of what is reserved; a string says why there is no result. What is reserved is free afterwards."""
-    member: Any = ray.remote(Member)
+def measure(reserved: PlacementGroup, backend: Backend) -> AllReduceMeasurement | str:
+    """Measure a group with one worker in each bundle, then remove the placement group.
+
+    Returns:
+        The measurement, or a string that says why there is none.
+    """
+    member: Any = ray.remote(GroupMember)
     bundles = reserved.bundle_specs
     members = [
         member.options(
@@ -99,53 +104,61 @@ def measure(reserved: PlacementGroup, backend: Backend) -> Reduction | str:
         for index, bundle in enumerate(bundles)
     ]
     address = ""
+    limit = MEASUREMENT_TIMEOUT_SECONDS
     try:
-        address = ray.get([actor.address.remote() for actor in members], timeout=STARTING_SECONDS)[0]
-        results = [actor.reduce.remote(backend, address, rank, len(members), SECONDS) for rank, actor in enumerate(members)]
-        times, correct = zip(*ray.get(results, timeout=SECONDS), strict=True)
+        address = ray.get([actor.address.remote() for actor in members], timeout=START_TIMEOUT_SECONDS)[0]
+        results = [actor.reduce.remote(backend, address, rank, len(members), limit) for rank, actor in enumerate(members)]
+        times, correct = zip(*ray.get(results, timeout=limit), strict=True)
     except ray.exceptions.GetTimeoutError:
-        return f"no result after {SECONDS:.0f} s" if address else f"its processes did not start in {STARTING_SECONDS:.0f} s"
+        return f"no result after {limit:.0f} s" if address else f"the processes did not start within {START_TIMEOUT_SECONDS:.0f} s"
     except RayError as error:
         return ([line for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1].strip()
     finally:
         for actor in members:
             ray.kill(actor)
         remove_placement_group(reserved)
-    return Reduction(workers=len(members), seconds=[max(each) for each in zip(*times, strict=True)], correct=all(correct))
+    slowest = [max(each) for each in zip(*times, strict=True)]
+    return AllReduceMeasurement(workers=len(members), seconds=slowest, correct=all(correct))
 
 
-def over_nodes(backend: Backend, resource: str, nodes: Sequence[Node]) -> Check:
-    """Of one worker on each node that has a free CPU, or a free GPU; nothing is measured where fewer than two have."""
+def check_across_nodes(backend: Backend, resource: str, nodes: Sequence[Node]) -> Check:
+    """Check a group with one worker on each node that has a free CPU or GPU. Fewer than two such nodes: nothing is measured."""
     name = f"all-reduce {backend}"
     fit = [node for node in nodes if (node.cpus if resource == "CPU" else node.gpus) >= 1]
     if len(fit) < 2:
-        return unchecked(name, f"it takes two nodes with a {resource}")
+        return not_checked(name, f"needs two nodes with a {resource}")
     free = ray._private.state.available_resources_per_node()
     idle = [node for node in fit if free.get(node.id, {}).get(resource, 0) >= 1]
     reserved = _reserve(idle, {resource: 1}) if len(idle) > 1 else None
     if reserved is None:
-        return unchecked(name, f"busy: of {len(fit)} nodes with a {resource} fewer than two have one free")
-    check = judge(backend, measure(reserved, backend))
-    if len(idle) < len(fit) and check.state == "ok":
-        return ok(name, f"{check.value}; busy, so left out: {listed(node.name for node in fit if node not in idle)}")
+        return not_checked(name, f"the cluster is busy: fewer than two of {len(fit)} nodes have a free {resource}")
+    check = evaluate(backend, measure(reserved, backend))
+    if len(idle) < len(fit) and check.status == "ok":
+        return passed(
+            name, f"{check.detail}; not measured because busy: {join_names(node.name for node in fit if node not in idle)}"
+        )
     return check
 
 
-def judge(backend: Backend, reduction: Reduction | str) -> Check:
-    """Of one group."""
+def evaluate(backend: Backend, measurement: AllReduceMeasurement | str) -> Check:
+    """Return the verdict on one group."""
     name = f"all-reduce {backend}"
     remedy = (
-        f"open all ports between nodes; {backend.upper()}_SOCKET_IFNAME names the network's interface, where a node has several"
+        f"open all ports between the nodes; if a node has several network interfaces, name the right one in "
+        f"{backend.upper()}_SOCKET_IFNAME"
     )
-    if isinstance(reduction, str):
-        return wrong(name, reduction, remedy)
-    value = f"{reduction.gb_per_second:.2f} GB/s (median of {len(reduction.seconds)}, {MEGABYTES} MB, {reduction.workers} workers)"
-    if not reduction.correct:
-        return wrong(
+    if isinstance(measurement, str):
+        return failed(name, measurement, remedy)
+    detail = (
+        f"{measurement.gb_per_second:.2f} GB/s (median of {len(measurement.seconds)}, {TENSOR_MB} MB, "
+        f"{measurement.workers} workers)"
+    )
+    if not measurement.correct:
+        return failed(
             name,
-            f"the sum is wrong; {value}",
-            "take out one node after the other until it is right: its memory or network is broken",
+            f"the sum is wrong; {detail}",
+            "a node's memory or network is broken: take out one node at a time until the sum is right",
         )
-    if reduction.gb_per_second < MIN_GB_PER_SECOND:
-        return wrong(name, f"{value}, below {MIN_GB_PER_SECOND}", f"--workers 1 does without; {remedy}")
-    return ok(name, value)
+    if measurement.gb_per_second < MIN_GB_PER_SECOND:
+        return failed(name, f"{detail}; at least {MIN_GB_PER_SECOND} are needed", f"{remedy}; --workers 1 needs no all-reduce")
+    return passed(name, detail)

@@ -1,59 +1,62 @@
-"""What a check found: one line, and what to do where something is wrong.
-
->>> spread({"a": "2.4", "b": "2.4", "c": "9.9"})
-'2.4 on 2 nodes, 9.9 on c'
->>> spread({"a": "2.4"})
-'2.4'
-"""
+"""The result of a check: one line, and a remedy if the check failed."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "wrong", "not checked"]
+Status = Literal["ok", "failed", "not checked"]
 
-MAX_NAMED = 3
-"""Nodes that a line names; of more it says how many."""
+MAX_LISTED_NAMES = 3
+"""Maximum number of names in a line. The line counts the others."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the list."""
+    """The result of one check."""
 
     name: str
-    state: State
-    value: str
-    """What was measured, or why nothing was."""
+    status: Status
+    detail: str
+    """The measured value, or the reason why nothing was measured."""
     remedy: str = ""
-    """What to do where something is wrong."""
+    """What to do if the check failed."""
 
 
-def ok(name: str, value: str) -> Check:
-    return Check(name, "ok", value)
+def passed(name: str, detail: str) -> Check:
+    """Return a check that passed."""
+    return Check(name, "ok", detail)
 
 
-def wrong(name: str, value: str, remedy: str) -> Check:
-    return Check(name, "wrong", value, remedy)
+def failed(name: str, detail: str, remedy: str) -> Check:
+    """Return a check that failed, with what to do about it."""
+    return Check(name, "failed", detail, remedy)
 
 
-def unchecked(name: str, why: str) -> Check:
-    return Check(name, "not checked", why)
+def not_checked(name: str, reason: str) -> Check:
+    """Return a check that could not be carried out."""
+    return Check(name, "not checked", reason)
 
 
-def listed(names: Iterable[str]) -> str:
-    """`a, b, c and 5 more`."""
+def join_names(names: Iterable[str]) -> str:
+    """Return the first names in alphabetical order and the number of the others: `a, b, c and 5 more`."""
     names = sorted(names)
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_LISTED_NAMES
+    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def spread(values: Mapping[str, str]) -> str:
-    """Which nodes have which value, the commonest first."""
+def describe_values(values: Mapping[str, str]) -> str:
+    """Return which nodes have which value, the most common value first.
+
+    >>> describe_values({"a": "2.4", "b": "2.4", "c": "9.9"})
+    '2.4 on 2 nodes, 9.9 on c'
+    >>> describe_values({"a": "2.4"})
+    '2.4'
+    """
     counted = Counter(values.values()).most_common()
     if len(counted) == 1:
         return counted[0][0]
     (most, count), *others = counted
-    where = f"{count} nodes" if count > 1 else listed(node for node in values if values[node] == most)
-    parts = [f"{value} on {listed(node for node in values if values[node] == value)}" for value, _ in others]
+    where = f"{count} nodes" if count > 1 else join_names(node for node in values if values[node] == most)
+    parts = [f"{value} on {join_names(node for node in values if values[node] == value)}" for value, _ in others]
     return ", ".join([f"{most} on {where}", *parts])

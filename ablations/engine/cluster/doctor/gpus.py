@@ -1,9 +1,10 @@
-"""Whether a node's GPUs are those that Ray counts, and multiply matrices right.
+"""Check of the GPUs: each node has as many as Ray counts, and each multiplies matrices correctly.
 
     python -m ablations.engine.cluster.doctor.gpus
 
-prints what a process sees that no one has hidden GPUs from. That is why it is a process of its own: a Ray task sees what it has
-reserved, and nothing is reserved here. Where less than 2 GB are free nothing is multiplied: whoever has the rest may want it.
+prints the GPUs that are visible to a process without a Ray reservation. It is a process of its own because a Ray task sees only
+the GPUs that it has reserved, and this check reserves none. A GPU with less than 2 GB of free memory is not tested, because the
+program that uses the rest may need it.
 """
 
 import json
@@ -15,135 +16,146 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ablations.engine.cluster.doctor.check import Check, listed, ok, spread, unchecked, wrong
+from ablations.engine.cluster.doctor.check import Check, describe_values, failed, join_names, not_checked, passed
 
-SIZE = 1024
-"""Rows of the matrices. Their entries are small whole numbers, so that the product is exact in every precision."""
+MATRIX_SIZE = 1024
+"""Number of rows of the matrices. Their entries are small integers, so that the product is exact in every precision."""
 MIN_FREE_GB = 2.0
-"""Of its memory. A process's CUDA context takes up to 0.6 GB."""
-SECONDS = 20.0
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-MIB = 2**20 / 1e9
-DRIVER = Path("/proc/driver/nvidia/gpus")
-"""Where it lists them, on Linux."""
-TOOL_SECONDS = 8.0
+"""Minimum free GPU memory for the test. The CUDA context of a process takes up to 0.6 GB."""
+MEASUREMENT_TIMEOUT_SECONDS = 20.0
+VISIBLE_DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
+GB_PER_MIB = 2**20 / 1e9
+DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
+"""Folder in which the NVIDIA driver lists the GPUs, on Linux."""
+NVIDIA_SMI_TIMEOUT_SECONDS = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU."""
+    """One GPU that torch sees."""
 
     name: str
     free_gb: float | None
-    """None where nvidia-smi does not tell, as of a part of a GPU."""
+    """Free memory; None if nvidia-smi does not report it, as for a MIG slice."""
     correct: bool | None
-    """Of the product; None: not tried."""
+    """Whether the matrix product was correct; None: not tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpus:
-    """Those of a node."""
+class NodeGpus:
+    """The GPUs of one node."""
 
     cuda: str = ""
-    """What torch was built with."""
+    """CUDA version that torch was built with."""
     driver: str = ""
-    seen: Sequence[Gpu] = ()
+    visible: Sequence[Gpu] = ()
     error: str = ""
+    """Why torch could not list the GPUs."""
 
 
-def present() -> bool:
-    """Whether this machine's driver has any. nvidia-smi, asked for that, hangs where one of them is lost."""
-    return any(DRIVER.glob("*"))
+def has_gpus() -> bool:
+    """Return whether the NVIDIA driver of this machine lists a GPU. It does not call nvidia-smi, which hangs if a GPU is lost."""
+    return any(DRIVER_FOLDER.glob("*"))
 
 
-def measure() -> Gpus:
-    """Of the node of this process, as its raylet sees them."""
+def measure() -> NodeGpus:
+    """Return the GPUs of the node of this process, as its raylet sees them."""
     import psutil
 
     raylet = psutil.Process().parent()
-    visible = raylet.environ().get(VISIBLE) if raylet else None
-    environment = {name: value for name, value in os.environ.items() if name != VISIBLE}
-    environment |= {VISIBLE: visible} if visible is not None else {}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # a job's code is where Ray unpacked it
+    visible = raylet.environ().get(VISIBLE_DEVICES_VARIABLE) if raylet else None
+    environment = {name: value for name, value in os.environ.items() if name != VISIBLE_DEVICES_VARIABLE}
+    environment |= {VISIBLE_DEVICES_VARIABLE: visible} if visible is not None else {}
+    # Ray unpacks a job's code into a folder that only this process has on its path.
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", "ablations.engine.cluster.doctor.gpus"]
+    limit = MEASUREMENT_TIMEOUT_SECONDS
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)  # noqa: S603
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        return Gpus(error=f"torch does not answer within {SECONDS:g} s")
+        return NodeGpus(error=f"torch does not answer within {limit:g} s")
     if done.returncode:
-        return Gpus(error=(done.stderr.strip().splitlines() or ["torch ended without a word"])[-1])
+        return NodeGpus(error=(done.stderr.strip().splitlines() or ["torch ended without a message"])[-1])
     found = json.loads(done.stdout)
-    return Gpus(**{**found, "seen": [Gpu(**gpu) for gpu in found["seen"]]})
+    return NodeGpus(**{**found, "visible": [Gpu(**gpu) for gpu in found["visible"]]})
 
 
-def look() -> Gpus:
-    """What this process sees."""
+def measure_visible() -> NodeGpus:
+    """Return the GPUs that this process sees, each tested unless it is busy."""
     import torch
 
-    driver, free = nvidia_smi()
-    seen = []
+    driver, free = query_nvidia_smi()
+    visible = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        room = free.get(f"GPU-{getattr(properties, 'uuid', '')}")
-        busy = room is not None and room < MIN_FREE_GB
-        seen.append(Gpu(name=properties.name, free_gb=room, correct=None if busy else _multiplies(index)))
-    return Gpus(cuda=torch.version.cuda or "", driver=driver, seen=seen)
+        free_gb = free.get(f"GPU-{getattr(properties, 'uuid', '')}")
+        busy = free_gb is not None and free_gb < MIN_FREE_GB
+        visible.append(Gpu(name=properties.name, free_gb=free_gb, correct=None if busy else _multiplies_correctly(index)))
+    return NodeGpus(cuda=torch.version.cuda or "", driver=driver, visible=visible)
 
 
-def judge(counted: Mapping[str, float], gpus: Mapping[str, Gpus]) -> Check:
-    """Of all nodes that have any, by name.
+def evaluate(counted: Mapping[str, float], gpus: Mapping[str, NodeGpus]) -> Check:
+    """Return the verdict on the GPUs of all nodes.
 
     Args:
-        counted: how many Ray counts.
-        gpus: what was measured.
+        counted: number of GPUs that Ray counts, by node name.
+        gpus: measured GPUs, by node name.
     """
-    failed = {node: found.error for node, found in gpus.items() if found.error}
-    if failed:
-        remedy = "nvidia-smi there says more; restart the node, or reinstall its driver"
-        return wrong("GPUs", f"on {listed(failed)} torch fails ({failed[min(failed)]})", remedy)
-    other = [f"{node}: Ray counts {counted[node]:g}, torch sees {len(gpus[node].seen)}" for node in gpus]
-    other = [text for text, node in zip(other, gpus, strict=True) if counted[node] != len(gpus[node].seen)]
-    if other:
-        remedy = "a driver that suits torch's CUDA; in containers the NVIDIA runtime; ray start --num-gpus with the right number"
-        return wrong("GPUs", listed(other), remedy)
-    bad = [f"{index} of {node}" for node, found in gpus.items() for index, gpu in enumerate(found.seen) if gpu.correct is False]
-    if bad:
-        return wrong(
-            "GPUs", f"a product of two matrices is wrong on GPU {listed(bad)}", "take the node out: nvidia-smi -q shows errors"
+    errors = {node: found.error for node, found in gpus.items() if found.error}
+    if errors:
+        remedy = "run nvidia-smi there for details; restart the node, or reinstall its driver"
+        return failed("GPUs", f"torch fails on {join_names(errors)} ({errors[min(errors)]})", remedy)
+    differing = [
+        f"{node}: Ray counts {counted[node]:g}, torch sees {len(gpus[node].visible)}"
+        for node in gpus
+        if counted[node] != len(gpus[node].visible)
+    ]
+    if differing:
+        remedy = (
+            "start Ray with the right number (ray start --num-gpus); if torch sees too few, install a driver that supports its "
+            "CUDA version, and in containers the NVIDIA runtime"
         )
-    seen = [gpu for found in gpus.values() for gpu in found.seen]
-    if not seen:
-        return unchecked("GPUs", "the cluster has none")
-    builds = {node: f"CUDA {found.cuda}, driver {found.driver or 'unknown'}" for node, found in gpus.items() if found.seen}
+        return failed("GPUs", join_names(differing), remedy)
+    broken = [
+        f"{index} of {node}" for node, found in gpus.items() for index, gpu in enumerate(found.visible) if gpu.correct is False
+    ]
+    if broken:
+        remedy = "take the node out of the cluster; nvidia-smi -q shows its errors"
+        return failed("GPUs", f"a matrix product is wrong on GPU {join_names(broken)}", remedy)
+    visible = [gpu for found in gpus.values() for gpu in found.visible]
+    if not visible:
+        return not_checked("GPUs", "the cluster has none")
+    builds = {node: f"CUDA {found.cuda}, driver {found.driver or 'unknown'}" for node, found in gpus.items() if found.visible}
     if len(set(builds.values())) > 1:
-        return wrong("GPUs", spread(builds), "the same torch and driver on all nodes: one image")
-    tried = sum(gpu.correct is not None for gpu in seen)
-    free = [gpu.free_gb for gpu in seen if gpu.free_gb is not None]
-    memory = f", {min(free):.0f} GB free or more" if free else ""
-    return ok(
-        "GPUs",
-        f"{len(seen)}, as Ray counts; {tried} multiply right, {len(seen) - tried} are busy{memory}; {next(iter(builds.values()))}",
-    )
+        return failed(
+            "GPUs", describe_values(builds), "install the same torch and driver on all nodes, for instance from one image"
+        )
+    tested = sum(gpu.correct is not None for gpu in visible)
+    free = [gpu.free_gb for gpu in visible if gpu.free_gb is not None]
+    memory = f"; at least {min(free):.0f} GB free" if free else ""
+    busy = f", {len(visible) - tested} too busy to test" if tested < len(visible) else ""
+    count = f"{len(visible)} GPU{'' if len(visible) == 1 else 's'}, as Ray counts"
+    return passed("GPUs", f"{count}; {tested} multiply correctly{busy}{memory}; {next(iter(builds.values()))}")
 
 
-def _multiplies(index: int) -> bool:
+def _multiplies_correctly(index: int) -> bool:
     import torch
 
-    numbers = torch.arange(SIZE * SIZE, dtype=torch.float32).reshape(SIZE, SIZE)
+    numbers = torch.arange(MATRIX_SIZE * MATRIX_SIZE, dtype=torch.float32).reshape(MATRIX_SIZE, MATRIX_SIZE)
     left, right = numbers % 5 - 2, numbers % 7 - 3
     return torch.equal((left.cuda(index) @ right.cuda(index)).cpu(), left @ right)
 
 
-def nvidia_smi() -> tuple[str, dict[str, float]]:
-    """The driver's version, and free memory in GB of each GPU; nothing where the tool is missing."""
+def query_nvidia_smi() -> tuple[str, dict[str, float]]:
+    """Return the driver's version and each GPU's free memory in GB by UUID. Both are empty if nvidia-smi is missing."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return "", {}
     command = [tool, "--query-gpu=driver_version,uuid,memory.free", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TOOL_SECONDS)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_TIMEOUT_SECONDS)  # noqa: S603
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return (rows[0][0] if rows else ""), {uuid: float(free) * MIB for _, uuid, free in rows if free.isdigit()}
+    return (rows[0][0] if rows else ""), {uuid: float(free) * GB_PER_MIB for _, uuid, free in rows if free.isdigit()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(look())))
+    print(json.dumps(asdict(measure_visible())))

@@ -1,4 +1,4 @@
-"""What a node's processes of Ray and MLflow listen on, and who may talk to them."""
+"""Checks of the network exposure: on which addresses Ray and MLflow listen, and whether they ask for a token or password."""
 
 import ipaddress
 import urllib.error
@@ -9,80 +9,77 @@ from http import HTTPStatus
 
 import psutil
 
-from ablations.engine.cluster.doctor.check import Check, listed, ok, unchecked, wrong
+from ablations.engine.cluster.doctor.check import Check, failed, join_names, not_checked, passed
 
-ANSWER_SECONDS = 5.0
-MLFLOW_QUESTION = "/api/2.0/mlflow/experiments/get?experiment_id=0"
-RAY_QUESTION = "/api/jobs/"
+ANSWER_TIMEOUT_SECONDS = 5.0
+MLFLOW_PROBE_PATH = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+RAY_PROBE_PATH = "/api/jobs/"
 RAY_PROGRAMS = ("raylet", "gcs_server", "dashboard", "autoscaler", "monitor", "ray::")
-AUTHENTICATION = (
-    "export RAY_AUTH_MODE=token and ray get-auth-token --generate before every ray start and command; one machine: make up"
+AUTHENTICATION_REMEDY = (
+    "run ray get-auth-token --generate once, and set RAY_AUTH_MODE=token wherever Ray starts or is used; on a single machine, "
+    "ablations up listens on loopback only"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Socket:
-    """What a process listens on."""
+class ListeningSocket:
+    """A socket on which a process of Ray or MLflow listens."""
 
     program: str
     """`ray` or `mlflow`."""
     address: str
     port: int
     password: bool | None = None
-    """Whether MLflow asks for one; None: not tried, or it does not say."""
+    """Whether MLflow asks for a password; None: not tried, or no answer."""
 
     @property
     def loopback(self) -> bool:
         return _ip(self.address).is_loopback
 
-    @property
-    def everywhere(self) -> bool:
-        return _ip(self.address).is_unspecified
-
 
 @dataclass(frozen=True, kw_only=True)
-class Exposure:
-    """How a node can be reached."""
+class NodeExposure:
+    """How other machines can reach a node."""
 
-    sockets: Sequence[Socket]
+    sockets: Sequence[ListeningSocket]
     addresses: Sequence[str]
-    """Of its network interfaces."""
+    """Addresses of the node's network interfaces."""
     token: bool
     """Whether Ray's processes ask each other for a token."""
 
     @property
-    def public(self) -> list[str]:
-        """Addresses of interfaces that the world can route to, and sockets listen on."""
+    def public_addresses(self) -> list[str]:
+        """Publicly routable addresses of interfaces on which a socket listens."""
         bound = {_ip(socket.address) for socket in self.sockets}
         versions = {ip.version for ip in bound if ip.is_unspecified} | ({4} if ipaddress.IPv6Address("::") in bound else set())
         return [text for text in self.addresses if (ip := _ip(text)).is_global and (ip in bound or ip.version in versions)]
 
 
-def measure() -> Exposure:
-    """Of the node of this process, which is one of Ray's: processes of other clusters on this machine do not count."""
+def measure() -> NodeExposure:
+    """Return the exposure of the node of this process. Processes of other Ray clusters on this machine do not count."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled  # there is no public door to it
 
     sockets = {}
     for connection in psutil.net_connections("inet"):
-        # Of processes of other users there is no number.
+        # Sockets of other users' processes have no process ID.
         if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr:
             program = _program(connection.pid)
             address, port = connection.laddr.ip, connection.laddr.port
             if program and (program, address, port) not in sockets:
-                password = asks_for_password(_local_url(address, port)) if program == "mlflow" else None
-                sockets[program, address, port] = Socket(program=program, address=address, port=port, password=password)
+                password = requires_password(_local_url(address, port)) if program == "mlflow" else None
+                sockets[program, address, port] = ListeningSocket(program=program, address=address, port=port, password=password)
     interfaces = psutil.net_if_addrs().values()
     addresses = [
         entry.address.partition("%")[0] for entries in interfaces for entry in entries if entry.family.name.startswith("AF_INET")
     ]
-    return Exposure(sockets=list(sockets.values()), addresses=addresses, token=is_token_auth_enabled())
+    return NodeExposure(sockets=list(sockets.values()), addresses=addresses, token=is_token_auth_enabled())
 
 
-def asks_for_password(url: str, question: str = MLFLOW_QUESTION) -> bool | None:
-    """Whether a server refuses who does not say who it is; None if it does not answer."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would refuse in the server's name
+def requires_password(url: str, path: str = MLFLOW_PROBE_PATH) -> bool | None:
+    """Return whether a server refuses a request without credentials; None if it does not answer."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy could refuse in the server's place
     try:
-        with direct.open(f"{url}{question}", timeout=ANSWER_SECONDS):
+        with direct.open(f"{url}{path}", timeout=ANSWER_TIMEOUT_SECONDS):
             return False
     except urllib.error.HTTPError as error:
         return error.code == HTTPStatus.UNAUTHORIZED
@@ -90,61 +87,63 @@ def asks_for_password(url: str, question: str = MLFLOW_QUESTION) -> bool | None:
         return None
 
 
-def judge_ports(exposures: Mapping[str, Exposure]) -> Check:
-    """Of all nodes, by name."""
-    public = {node: addresses for node, exposure in exposures.items() if (addresses := exposure.public)}
+def evaluate_ports(exposures: Mapping[str, NodeExposure]) -> Check:
+    """Return the verdict on the open ports of all nodes, by node name."""
+    public = {node: addresses for node, exposure in exposures.items() if (addresses := exposure.public_addresses)}
     if public:
-        shown = (f"{node} listens on {listed(addresses)}" for node, addresses in public.items())
-        remedy = "give nodes private addresses only, or bind to loopback (make up), and reach them by an SSH tunnel"
-        return wrong("ports", f"the world can route to them: {listed(shown)}", remedy)
-    mlflow = _sockets(exposures, "mlflow")
-    bare = [f"{node}:{socket.port}" for node, socket in mlflow if not socket.loopback and not socket.password]
-    if bare:
-        return wrong(
-            "ports", f"MLflow is open without a password on {listed(bare)}", "python -m ablations.engine mlflow runs it with one"
+        shown = (f"{node} listens on {join_names(addresses)}" for node, addresses in public.items())
+        remedy = (
+            "give the nodes private addresses only, or listen on loopback only (ablations up), and reach them through an SSH tunnel"
         )
+        return failed("ports", f"reachable from the internet: {join_names(shown)}", remedy)
+    mlflow = _sockets(exposures, "mlflow")
+    unprotected = [f"{node}:{socket.port}" for node, socket in mlflow if not socket.loopback and not socket.password]
+    if unprotected:
+        remedy = "start it with ablations mlflow, which asks for a password"
+        return failed("ports", f"MLflow is open without a password on {join_names(unprotected)}", remedy)
     beyond = {node for node, socket in [*_sockets(exposures, "ray"), *mlflow] if not socket.loopback}
     if not beyond:
-        return ok("ports", "those of Ray and MLflow are open on loopback only")
-    return ok("ports", f"open beyond loopback on {listed(beyond)}, but on private addresses only")
+        return passed("ports", "Ray and MLflow listen on loopback only")
+    return passed("ports", f"Ray and MLflow listen on private addresses only ({join_names(beyond)})")
 
 
-def judge_token(exposures: Mapping[str, Exposure], job_server: bool | None) -> Check:
-    """Whether Ray asks for a token.
+def evaluate_token(exposures: Mapping[str, NodeExposure], job_server: bool | None) -> Check:
+    """Return the verdict on Ray's token authentication.
 
     Args:
-        exposures: of all nodes, by name.
-        job_server: whether that of the dashboard refuses who has none; None if there is none.
+        exposures: exposure of all nodes, by node name.
+        job_server: whether the dashboard's job server refuses requests without a token; None: it does not answer.
     """
     without = [node for node, exposure in exposures.items() if not exposure.token]
     if not without and job_server is not False:
-        return ok("authentication", f"token; the job server {'refuses who has none' if job_server else 'cannot be asked'}")
+        answer = "refuses requests without one" if job_server else "does not answer"
+        return passed("authentication", f"Ray asks for a token; the job server {answer}")
     if all(socket.loopback for _, socket in _sockets(exposures, "ray")):
-        why = "no token; Ray listens on loopback only, so whoever logs in to this machine can run any code in your name"
-        return unchecked("authentication", why)
-    where = f"Ray on {listed(without)}" if without else "the job server"
-    return wrong("authentication", f"{where} asks for no token: who reaches its ports can run any code", AUTHENTICATION)
+        reason = "Ray asks for no token and listens on loopback only: every user of this machine can run code in your name"
+        return not_checked("authentication", reason)
+    where = f"Ray on {join_names(without)}" if without else "the job server"
+    return failed("authentication", f"{where} asks for no token: whoever reaches its ports can run any code", AUTHENTICATION_REMEDY)
 
 
-def _sockets(exposures: Mapping[str, Exposure], program: str) -> list[tuple[str, Socket]]:
+def _sockets(exposures: Mapping[str, NodeExposure], program: str) -> list[tuple[str, ListeningSocket]]:
     return [(node, socket) for node, exposure in exposures.items() for socket in exposure.sockets if socket.program == program]
 
 
 def _program(pid: int) -> str:
-    """`ray` for a process of this process's own cluster, `mlflow` for a server, else nothing."""
+    """Return `ray` for a process of this process's own cluster, `mlflow` for an MLflow server, and otherwise an empty string."""
     try:
         process = psutil.Process(pid)
         line, parent = " ".join(process.cmdline()), process.parent()
         if "mlflow" in line and ("server" in line or "uvicorn" in line):
             return "mlflow"
         family = f"{line} {' '.join(parent.cmdline()) if parent else ''}"
-    except psutil.Error:  # gone, or another user's
+    except psutil.Error:  # the process has ended or belongs to another user
         return ""
     return "ray" if _session() in family and any(name in line for name in RAY_PROGRAMS) else ""
 
 
 def _session() -> str:
-    """Name of this cluster's session, which stands in the command lines of its processes, or of their parents."""
+    """Return the name of this cluster's session. Each of its processes, or the parent, has it in the command line."""
     import ray
 
     return str(ray.get_runtime_context().get_session_name())

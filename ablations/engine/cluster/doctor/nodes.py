@@ -1,10 +1,9 @@
-"""Asks every node of a cluster something, all at once, and never waits longer than it is told to.
+"""Run functions on every node of a cluster at the same time, within a time limit.
 
-What is asked is a function of this package with its arguments: it runs in a Ray task on its node, which takes no CPU and no GPU
-from whatever else runs there.
+The functions must be importable from this package. Each runs in a Ray task on its node. The task reserves no CPU and no GPU, so
+that it also runs on a busy node.
 """
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,36 +14,36 @@ import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-CONNECT_SECONDS = 2.0
+from ablations.engine.environment.network import accepts_connections
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node that Ray takes for alive."""
+    """A node that Ray considers alive."""
 
     id: str
     name: str
-    """Its address; with the beginning of its id where several nodes have that."""
-    address: tuple[str, int]
-    """Where its raylet listens."""
+    """The node's address. If several nodes share an address, the first digits of the node ID follow it."""
+    address: str
+    """Host and port on which the node's raylet listens."""
     head: bool
     cpus: float
     gpus: float
 
 
 @dataclass(frozen=True)
-class Silence:
-    """Why a node gave no answer."""
+class NoAnswer:
+    """Why a node returned no result."""
 
     reason: str
     lost: bool
-    """Whether the node, or the process that was asked, is gone: nothing that a remedy would help."""
+    """Whether the node or the process that ran the function is gone, so that there is nothing to repair on it."""
 
 
-def alive() -> list[Node]:
-    """The nodes of the cluster, the head first."""
+def alive_nodes() -> list[Node]:
+    """Return the nodes of the cluster, the head first."""
     found = [node for node in ray.nodes() if node["Alive"]]
     addresses = Counter(node["NodeManagerAddress"] for node in found)
     nodes = []
@@ -54,7 +53,7 @@ def alive() -> list[Node]:
             Node(
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
-                address=(address, node["NodeManagerPort"]),
+                address=f"{address}:{node['NodeManagerPort']}",
                 head="node:__internal_head__" in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
@@ -63,56 +62,67 @@ def alive() -> list[Node]:
     return sorted(nodes, key=lambda node: (not node.head, node.name))
 
 
-class Question(Generic[Answer]):
-    """A function for each node, which run from now on."""
+class NodeTasks(Generic[Answer]):
+    """One running Ray task for each node.
+
+    Args:
+        functions: the function that each node runs. The tasks start at once.
+    """
 
     def __init__(self, functions: Mapping[Node, Callable[[], Answer]]) -> None:
         task = ray.remote(num_cpus=0, max_retries=0)(_call)
-        self._asked = {
+        self._node_by_result = {
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(function): node
             for node, function in functions.items()
         }
 
-    def answers(self, seconds: float) -> tuple[dict[Node, Answer], dict[Node, Silence]]:
-        """What the nodes answered within this time from now, and why the others did not."""
-        done, late = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=max(seconds, 0)) if self._asked else ([], [])
+    def results(self, timeout_seconds: float) -> tuple[dict[Node, Answer], dict[Node, NoAnswer]]:
+        """Return the results that arrive within the time limit, and why the other nodes returned none. Cancel unfinished tasks."""
+        results = list(self._node_by_result)
+        done, late = ray.wait(results, num_returns=len(results), timeout=max(timeout_seconds, 0)) if results else ([], [])
         answers: dict[Node, Answer] = {}
-        silent: dict[Node, Silence] = {}
+        no_answers: dict[Node, NoAnswer] = {}
         for ref in done:
             try:
-                answers[self._asked[ref]] = ray.get(ref)
+                answers[self._node_by_result[ref]] = ray.get(ref)
             except RayError as error:
-                silent[self._asked[ref]] = _silence(error)
+                no_answers[self._node_by_result[ref]] = _explain_no_answer(error)
         for ref in late:
             ray.cancel(ref, force=True)
-            node = self._asked[ref]
-            silent[node] = Silence(f"does not answer within {seconds:.0f} s", lost=not accepts(node.address))
-        return answers, silent
+            node = self._node_by_result[ref]
+            # Ray itself needs some 15 s to notice that a machine is gone.
+            no_answers[node] = NoAnswer(
+                f"does not answer within {timeout_seconds:.0f} s", lost=not accepts_connections(node.address)
+            )
+        return answers, no_answers
 
 
-def ask(functions: Mapping[Node, Callable[[], Answer]], seconds: float) -> tuple[dict[Node, Answer], dict[Node, Silence]]:
-    """Asks, and waits for the answers."""
-    return Question(functions).answers(seconds)
+def run_on_nodes(
+    functions: Mapping[Node, Callable[[], Answer]], timeout_seconds: float
+) -> tuple[dict[Node, Answer], dict[Node, NoAnswer]]:
+    """Run a function on each node; return the results, and why the other nodes returned none."""
+    return NodeTasks(functions).results(timeout_seconds)
 
 
-def skews(nodes: list[Node], rounds: int, seconds: float) -> dict[Node, float]:
-    """By how many seconds each node's clock is off this process's, at least: no more than the way there and back can hide.
+def clock_skews(nodes: list[Node], rounds: int, timeout_seconds: float) -> dict[Node, float]:
+    """Return a lower bound on the clock skew of each node relative to this process, in seconds. Positive: the node is ahead.
 
-    Of a few rounds the one that hides least is taken. A node that does not answer is left out.
+    A node's clock reading must lie between the moments of request and reply; only what lies outside counts as skew. The largest
+    bound of several rounds is the tightest, because a short round trip hides least. Nodes that do not answer are left out.
     """
     best: dict[Node, float] = {}
     for _ in range(rounds):
         sent = time.time()
-        answers, _ = ask(dict.fromkeys(nodes, time.time), seconds)
+        answers, _ = run_on_nodes(dict.fromkeys(nodes, time.time), timeout_seconds)
         received = time.time()
-        for node, there in answers.items():
-            off = min(there - sent, 0) + max(there - received, 0)
-            best[node] = max(best.get(node, 0.0), off, key=abs)
+        for node, reading in answers.items():
+            skew = min(reading - sent, 0) + max(reading - received, 0)
+            best[node] = max(best.get(node, 0.0), skew, key=abs)
     return best
 
 
-def temporary_folder() -> str:
-    """Where Ray keeps logs, sockets and what it spills, on this node."""
+def ray_temp_folder() -> str:
+    """Return the folder of Ray's logs, sockets and spilled objects on this node."""
     return str(ray.get_runtime_context().get_temp_dir())
 
 
@@ -120,19 +130,10 @@ def _call(function: Callable[[], Answer]) -> Answer:
     return function()
 
 
-def _silence(error: RayError) -> Silence:
+def _explain_no_answer(error: RayError) -> NoAnswer:
     lost = isinstance(error, (LocalRayletDiedError, NodeDiedError, TaskUnschedulableError, WorkerCrashedError))
     cause: Any = error.cause if isinstance(error, RayTaskError) and error.cause else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    # Of a function that cannot be imported there, Ray hands on the traceback, whose last line says why.
-    said = lines[-1] if isinstance(error, RayTaskError) and lines else "".join(lines[:1])
-    return Silence("is gone" if lost else f"cannot run this project's code ({said or type(cause).__name__})", lost)
-
-
-def accepts(address: tuple[str, int]) -> bool:
-    """Whether something listens there. That a machine is gone Ray itself finds out only after some 15 s."""
-    try:
-        with socket.create_connection(address, timeout=CONNECT_SECONDS):
-            return True
-    except OSError:
-        return False
+    # If a node cannot import the function, Ray returns a traceback. Its last line has the reason.
+    reason = lines[-1] if isinstance(error, RayTaskError) and lines else "".join(lines[:1])
+    return NoAnswer("is gone" if lost else f"cannot run this project's code ({reason or type(cause).__name__})", lost)

@@ -1,60 +1,65 @@
-"""The cheap part of the doctor's list: what would fail a study, or falsify it, on one of several nodes."""
+"""The cheap checks that run before each study on several nodes: whatever would fail the study or falsify its results."""
 
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ablations.engine.cluster.doctor.check import listed
-from ablations.engine.cluster.doctor.node_facts import Facts, judge_clocks, judge_disks, judge_versions, measure
+from ablations.engine.cluster.doctor.check import join_names
+from ablations.engine.cluster.doctor.node_facts import NodeFacts, evaluate_clocks, evaluate_disks, evaluate_versions, measure
 from ablations.engine.environment import paths
 from resnet_core.fields import ConfigError
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from ablations.engine.cluster.doctor.shared_storage import Written
+    from ablations.engine.cluster.doctor.shared_storage import WriteResult
 
-SECONDS = 10.0
-"""For one node to answer. Most answer in 2."""
-LOOKING_SECONDS = 5.0
-DOCTOR = "python -m ablations.engine doctor"
+NODE_ANSWER_TIMEOUT_SECONDS = 10.0
+"""Time limit for a node's first answer. Most answer within 2 seconds."""
+SECOND_ANSWER_TIMEOUT_SECONDS = 5.0
+"""Time limit for each later answer, when the node's process has already started."""
+DOCTOR_COMMAND = "ablations doctor"
 
 
-def examine(storage: str) -> None:
-    """Raises ConfigError where a node has other versions, cannot use the storage or sees another, or has no room or a wrong clock.
+def check_nodes(storage: str) -> None:
+    """Check versions, storage, disks and clocks of all nodes. On a single node, return at once.
 
-    It returns at once on one node. A node that goes meanwhile, or is too busy to answer, is no error: studies survive that.
+    A node that leaves in the meantime, or is too busy to answer, raises no error: studies survive that.
 
     Args:
-        storage: where checkpoints go, which this process could write to.
-    """
-    from ablations.engine.cluster.doctor import nodes, shared_storage  # Ray and pyarrow
+        storage: address of the checkpoint storage, which this process could write to.
 
-    present = nodes.alive()
-    if len(present) == 1:
+    Raises:
+        ConfigError: a node has other versions, cannot use the storage or sees a different one, has a full disk or a wrong clock.
+    """
+    from ablations.engine.cluster.doctor import nodes, shared_storage  # Ray and pyarrow take long to import
+
+    alive = nodes.alive_nodes()
+    if len(alive) == 1:
         return
-    with shared_storage.folder_in(storage, present) as folder:
-        asked = {node: partial(_look, str(paths.home()), storage, folder, node.id) for node in present}
-        answers, silent = nodes.ask(asked, SECONDS)
-        there = list(answers)
-        seen = shared_storage.look(storage, folder, there, LOOKING_SECONDS)
-    if mute := listed(f"{node.name} {silence.reason}" for node, silence in silent.items() if not silence.lost):
-        logger.warning("not examined: %s; %s says more", mute, DOCTOR)
-    if not there:
+    with shared_storage.temporary_folder(storage, alive) as folder:
+        functions = {node: partial(_measure_node, str(paths.home()), storage, folder, node.id) for node in alive}
+        answers, no_answers = nodes.run_on_nodes(functions, NODE_ANSWER_TIMEOUT_SECONDS)
+        answering = list(answers)
+        read = shared_storage.read_on_nodes(storage, folder, answering, SECOND_ANSWER_TIMEOUT_SECONDS)
+    if silent := join_names(f"{node.name} {answer.reason}" for node, answer in no_answers.items() if not answer.lost):
+        logger.warning("not checked: %s; %s says more", silent, DOCTOR_COMMAND)
+    if not answering:
         return
     facts = {node.name: fact for node, (fact, _) in answers.items()}
-    stored = shared_storage.Storage({node.name: written for node, (_, written) in answers.items()}, seen)
+    stored = shared_storage.StorageMeasurements({node.name: written for node, (_, written) in answers.items()}, read)
+    skews = nodes.clock_skews(answering, 1, SECOND_ANSWER_TIMEOUT_SECONDS)
     for check in (
-        shared_storage.judge(storage, {node.name: node.id for node in there}, stored),
-        judge_versions(facts),
-        judge_disks(facts),
-        judge_clocks({node.name: skew for node, skew in nodes.skews(there, 1, LOOKING_SECONDS).items()}),
+        shared_storage.evaluate(storage, {node.name: node.id for node in answering}, stored),
+        evaluate_versions(facts),
+        evaluate_disks(facts),
+        evaluate_clocks({node.name: skew for node, skew in skews.items()}),
     ):
-        if check.state == "wrong":
-            raise ConfigError(f"{check.name}: {check.value}; {check.remedy} ({DOCTOR} shows all)")
+        if check.status == "failed":
+            raise ConfigError(f"{check.name}: {check.detail}; {check.remedy} ({DOCTOR_COMMAND} shows all)")
 
 
-def _look(home: str, storage: str, folder: str, name: str) -> "tuple[Facts, Written]":
-    from ablations.engine.cluster.doctor.shared_storage import write
+def _measure_node(home: str, storage: str, folder: str, name: str) -> "tuple[NodeFacts, WriteResult]":
+    from ablations.engine.cluster.doctor.shared_storage import write_test_file
 
-    return measure(home), write(storage, folder, name)
+    return measure(home), write_test_file(storage, folder, name)

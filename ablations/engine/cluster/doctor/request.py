@@ -1,4 +1,4 @@
-"""What a doctor is asked to look at."""
+"""The options of `ablations doctor` after parsing."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ from resnet_core import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What shall be checked."""
+class DoctorRequest:
+    """What the doctor checks."""
 
     data: DataConfig
     storage: str
     tracking_uri: str
     workers: int | None
-    """Workers to ask for, as a run would; None: the nodes that are there."""
+    """Number of workers to reserve, as a run would; None: check the nodes that are in the cluster now."""
     cpus_per_worker: float
     gpus_per_worker: float
-    wait: float
-    """Seconds, for those workers."""
+    worker_timeout_seconds: float
+    """How long to wait for the workers."""

@@ -1,7 +1,7 @@
-"""Whether every node can keep checkpoints, and all in one place.
+"""Check of the checkpoint storage: every node can write to it, and all nodes see the same place.
 
-Each node writes a file there as a checkpoint is written. When all have, each looks which files it sees, and reads one that another
-node wrote: looking earlier might make a network's file system remember that there was nothing.
+Each node writes a file in the way a checkpoint is written. When all have written, each node lists the folder and reads a file of
+another node. Listing it earlier might make a network file system cache that the folder is empty.
 """
 
 import time
@@ -14,48 +14,48 @@ from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
-from ablations.engine.cluster.doctor.check import Check, listed, ok, wrong
-from ablations.engine.cluster.doctor.nodes import Node, ask
+from ablations.engine.cluster.doctor.check import Check, failed, join_names, passed
+from ablations.engine.cluster.doctor.nodes import Node, run_on_nodes
 from ablations.engine.environment.storage import apply_group_permissions, make_folder, open_storage, without_credentials
 
 MEGABYTE = 1_000_000
-CLEANING_SECONDS = 5.0
+CLEANUP_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Written:
-    """How a node's writing went."""
+class WriteResult:
+    """The outcome of one node's writing."""
 
     seconds: float
-    """For a megabyte: written, renamed where storage is a file system, read back."""
+    """Time to write 1 MB, rename the file (file systems only) and read it back."""
     error: str = ""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a node sees of the others."""
+class ReadResult:
+    """The files that one node sees in the folder."""
 
     names: frozenset[str]
     error: str = ""
 
 
 @dataclass(frozen=True)
-class Storage:
-    """What was measured, by node. Nodes that did not answer are in neither."""
+class StorageMeasurements:
+    """Results by node name. Nodes that did not answer are in neither mapping."""
 
-    written: Mapping[str, Written]
-    seen: Mapping[str, Seen]
+    written: Mapping[str, WriteResult]
+    read: Mapping[str, ReadResult]
 
 
-def write(storage: str, folder: str, name: str) -> Written:
-    """Writes a megabyte from the node of this process, and reads it back."""
+def write_test_file(storage: str, folder: str, name: str) -> WriteResult:
+    """Write 1 MB from the node of this process and read it back."""
     began = time.monotonic()
     content = _content(name)
     try:
         files, root, _ = open_storage(storage)
         path = f"{root}/{folder}/{name}"
         if isinstance(files, fs.LocalFileSystem):
-            # The root was made by whoever asks. Made here, it would hide that a share is not mounted.
+            # The process that asks has made the root. Making it here would hide that a share is not mounted.
             make_folder(Path(root, folder))
             partial_file = Path(f"{path}.partial")
             partial_file.write_bytes(content)
@@ -66,14 +66,14 @@ def write(storage: str, folder: str, name: str) -> Written:
                 stream.write(content)
         with files.open_input_file(path) as file:
             if file.read() != content:
-                raise OSError("what was read back is not what was written")
+                raise OSError("the content read back differs from the content written")
     except (ArrowException, OSError) as error:
-        return Written(time.monotonic() - began, _reason(error, storage))
-    return Written(time.monotonic() - began)
+        return WriteResult(time.monotonic() - began, _reason(error, storage))
+    return WriteResult(time.monotonic() - began)
 
 
-def see(storage: str, folder: str, other: str) -> Seen:
-    """Which files the node of this process sees; it reads that of another node."""
+def list_and_read(storage: str, folder: str, other: str) -> ReadResult:
+    """List the folder from the node of this process, and read the file of another node if it is there."""
     names: frozenset[str] = frozenset()
     try:
         files, root, _ = open_storage(storage)
@@ -82,67 +82,71 @@ def see(storage: str, folder: str, other: str) -> Seen:
         if other in names:
             with files.open_input_file(f"{root}/{folder}/{other}") as file:
                 if file.read() != _content(other):
-                    raise OSError("what another node wrote reads differently")
+                    raise OSError("a file of another node has different content here")
     except (ArrowException, OSError) as error:
-        return Seen(names, _reason(error, storage))
-    return Seen(names)
+        return ReadResult(names, _reason(error, storage))
+    return ReadResult(names)
 
 
-def clean(storage: str, folder: str) -> None:
-    """Removes what was written, as the node of this process sees it."""
+def remove_folder(storage: str, folder: str) -> None:
+    """Remove the test files, as the node of this process sees them."""
     with suppress(ArrowException, OSError):
         files, root, _ = open_storage(storage)
         files.delete_dir(f"{root}/{folder}")
 
 
 @contextmanager
-def folder_in(storage: str, nodes: Sequence[Node]) -> Iterator[str]:
-    """A name for a folder in the storage, which every node removes in the end."""
+def temporary_folder(storage: str, nodes: Sequence[Node]) -> Iterator[str]:
+    """Yield the name of a new folder in the storage; afterwards every node removes it."""
     folder = f".doctor-{uuid.uuid4().hex[:12]}"
     try:
         yield folder
     finally:
-        functions: dict[Node, Callable[[], None]] = {node: partial(clean, storage, folder) for node in nodes}
-        ask(functions, CLEANING_SECONDS)
+        functions: dict[Node, Callable[[], None]] = {node: partial(remove_folder, storage, folder) for node in nodes}
+        run_on_nodes(functions, CLEANUP_TIMEOUT_SECONDS)
 
 
-def look(storage: str, folder: str, nodes: Sequence[Node], seconds: float) -> dict[str, Seen]:
-    """Lets every node look, when all have written; by their names."""
+def read_on_nodes(storage: str, folder: str, nodes: Sequence[Node], timeout_seconds: float) -> dict[str, ReadResult]:
+    """Let every node list the folder and read the next node's file. Call it when all have written. Return results by node name."""
     ring = dict(zip(nodes, [*nodes[1:], *nodes[:1]], strict=True))
-    seen, _ = ask({node: partial(see, storage, folder, following.id) for node, following in ring.items()}, seconds)
-    return {node.name: view for node, view in seen.items()}
+    functions = {node: partial(list_and_read, storage, folder, following.id) for node, following in ring.items()}
+    results, _ = run_on_nodes(functions, timeout_seconds)
+    return {node.name: result for node, result in results.items()}
 
 
-def judge(storage: str, ids: Mapping[str, str], measured: Storage) -> Check:
-    """Whether it is one place, where every node can write.
+def evaluate(storage: str, ids: Mapping[str, str], measured: StorageMeasurements) -> Check:
+    """Return the verdict: whether every node can write to the storage, and all see one place.
 
     Args:
-        storage: its address.
-        ids: under which name each node wrote, by node.
-        measured: what came of it.
+        storage: address of the storage.
+        ids: name of the file that each node wrote, by node name.
+        measured: results of writing and reading.
     """
     place = without_credentials(storage)
-    failed = {node: written.error for node, written in measured.written.items() if written.error}
-    if failed:
-        one = min(failed)
-        remedy = "mount the share there, or let the node's role or user write; keys and endpoint come from each node's environment"
-        return wrong("storage", f"{listed(failed)} cannot write {place} ({failed[one]})", remedy)
-    unread = {node: seen.error for node, seen in measured.seen.items() if seen.error}
-    if unread:
-        remedy = "let every node's user read what the others write: one user id on all, or a group that shares the folder"
-        return wrong("storage", f"{listed(unread)} cannot read {place} as others wrote it ({unread[min(unread)]})", remedy)
+    write_errors = {node: result.error for node, result in measured.written.items() if result.error}
+    if write_errors:
+        remedy = (
+            "mount the share on that node, and give its user or role permission to write; keys and endpoint of an object store "
+            "come from each node's environment"
+        )
+        return failed("storage", f"{join_names(write_errors)} cannot write {place} ({write_errors[min(write_errors)]})", remedy)
+    read_errors = {node: result.error for node, result in measured.read.items() if result.error}
+    if read_errors:
+        remedy = "let all nodes read each other's files: one user ID on all, or a group that owns the folder"
+        detail = f"{join_names(read_errors)} cannot read files of other nodes in {place} ({read_errors[min(read_errors)]})"
+        return failed("storage", detail, remedy)
     written = {ids[node] for node in measured.written}
-    views = {node: seen.names & written for node, seen in measured.seen.items()}
+    views = {node: result.names & written for node, result in measured.read.items()}
     if any(view != written for view in views.values()):
-        # The head comes first: of two halves as large as each other, the other one is named.
+        # The head comes first: if two halves are equally large, the half without the head is named.
         smallest = min(reversed(views.values()), key=len)
         alone = [node for node, view in views.items() if view == smallest]
-        remedy = "mount one share on all nodes, or use one bucket of one account: s3://…, gs://…"
-        return wrong("storage", f"{place} is another place on {listed(alone)} than on the other nodes", remedy)
-    slowest = max(measured.written.values(), key=lambda written: written.seconds, default=Written(0))
+        remedy = "mount one share at this path on all nodes, or use a bucket: s3://…, gs://…"
+        return failed("storage", f"{place} is a different place on {join_names(alone)} than on the other nodes", remedy)
+    slowest = max(measured.written.values(), key=lambda result: result.seconds, default=WriteResult(0))
     count = len(measured.written)
-    one_place = f", one place for {count} nodes" if count > 1 else ""
-    return ok("storage", f"{place}{one_place}; 1 MB written and read in {slowest.seconds:.2f} s or less")
+    shared = f", the same for {count} nodes" if count > 1 else ""
+    return passed("storage", f"{place}{shared}; 1 MB written and read in {slowest.seconds:.2f} s or less")
 
 
 def _content(name: str) -> bytes:
@@ -150,5 +154,5 @@ def _content(name: str) -> bytes:
 
 
 def _reason(error: Exception, storage: str) -> str:
-    """The first line, without the address, which may hold keys."""
+    """Return the first line of an error. The address in it is replaced, because it may contain keys."""
     return str(error).partition("\n")[0].replace(storage, without_credentials(storage))

@@ -38,7 +38,7 @@ def caption(name: str, evidence: Evidence, findings: Findings) -> Caption:
 
 def _curves(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     style_map = make_style_map(evidence)
-    on = findings.scored_on
+    on = findings.evaluation_split
     text = (
         f"{on} error after each epoch."
         if style_map.crowded
@@ -62,14 +62,15 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         for name, cells in lines.items()
     ]
     text = (
-        f"Error in the final epoch: dashed for training, solid for {findings.scored_on} images. {_marks_text(evidence, findings)}"
+        f"Error in the final epoch: dashed for training, solid for {findings.evaluation_split} images. "
+        f"{_marks_text(evidence, findings)}"
     )
     more = (
         f" The {MAX_STYLED_LINES} lines with the lowest errors, of {len(lines)}, have their own styles; the others are gray."
         if len(lines) > MAX_STYLED_LINES
         else ""
     )
-    return f"Error by {factor}", text + more, f"Mean {findings.scored_on} error, {_list_or_ends(said)}."
+    return f"Error by {factor}", text + more, f"Mean {findings.evaluation_split} error, {_list_or_ends(said)}."
 
 
 def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
@@ -78,7 +79,8 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     by_size = sorted(findings.comparisons, key=lambda each: -abs(each.difference.mean or 0))
     significant = sum(each.difference.significant for each in findings.comparisons)
     text = (
-        f"Difference in {findings.scored_on} error to {baseline_levels(findings)} in points, paired by seed, with 95 % confidence "
+        f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by "
+        "seed, with 95 % confidence "
         "intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted for the "
         "number of comparisons, is below 0.05. A hollow mark is not."
     )
@@ -124,7 +126,7 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         for point in pareto_points(multiply_add_points(findings))
     ]
     text = (
-        f"{_sentence(findings.scored_on)} error against the cost of a network. The step line is the Pareto "
+        f"{_sentence(findings.evaluation_split)} error against the cost of a network. The step line is the Pareto "
         "front: the cells that no "
         "other cell beats in both cost and error. "
         f"{_marks_text(evidence, findings)}{_gray_text(evidence)}"
@@ -139,7 +141,7 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
 def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     bands = len(make_style_map(evidence).styles) <= MAX_LINES_WITH_BANDS
     text = (
-        f"{findings.scored_on} error against the cost of training so far: epochs, multiply-adds (three forward "
+        f"{findings.evaluation_split} error against the cost of training so far: epochs, multiply-adds (three forward "
         "passes per image and "
         "epoch) and time. "
         f"{_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
@@ -302,7 +304,7 @@ def _gray_text(evidence: Evidence) -> str:
 def _errors_text(findings: Findings, evidence: Evidence) -> str:
     cells = sorted((cell for cell in findings.cells if cell.error.n), key=lambda cell: cell.error.mean or 0)
     said = [f"{short_name(evidence.design, cell.levels) or cell.label} {percent(cell.error.mean)}" for cell in cells]
-    return f"Mean {findings.scored_on} error in the final epoch: {_list_or_ends(said)}."
+    return f"Mean {findings.evaluation_split} error in the final epoch: {_list_or_ends(said)}."
 
 
 def _medians_text(evidence: Evidence, probe: str, quantity: str) -> str:

@@ -47,7 +47,7 @@ def curves_figure(evidence: Evidence) -> Figure | None:
     """
     if not len(evidence.curves):
         return None
-    style_map, on = make_style_map(evidence), evidence.design.scored_on
+    style_map, on = make_style_map(evidence), evidence.design.evaluation_split
     train, scored = (seed_envelopes(evidence.curves, "epoch", value) for value in ("train_error", "error"))
     groups = style_map.panels()
     columns = 2 if len(groups) == 4 else len(groups)
@@ -99,7 +99,7 @@ def budget_figure(evidence: Evidence) -> Figure | None:
             panel.set_xlabel(label)
             if spans_decades(max(line.index) for line in lines.values()):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{evidence.design.scored_on} error %")
+        panels[0].set_ylabel(f"{evidence.design.evaluation_split} error %")
         panels[0].set_ylim(bottom=0)
         legend(figure, {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in scored})
     return figure

@@ -88,7 +88,7 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         _draw_lines(panel, train, {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()}, 0.9)
         _draw_lines(panel, scored, styles)
         panel.set_xlabel(factor)
-        panel.set_ylabel(f"error % (dashed: train, solid: {findings.scored_on})")
+        panel.set_ylabel(f"error % (dashed: train, solid: {findings.evaluation_split})")
         panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
         if len(scored) > 1:
             legend(figure, styles)
@@ -115,7 +115,7 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
             _label_levels(panel, sorted_levels(design.factors[along]), width)
             panel.set_xlabel(shorten(along, MAX_LEVEL_CHARACTERS))
             panel_legend(panel, by, styles, width)
-        panels[0].set_ylabel(f"{findings.scored_on} error %")
+        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
         panels[0].set_ylim(0, min(100.0, panels[0].get_ylim()[1]))
     return figure
 

@@ -72,7 +72,7 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
             panel.margins(x=0.1)
             if spans_decades(point.cost for point in points):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{findings.scored_on} error %")
+        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
         _set_error_scale(panels[0], [point.error for point in flops])
         drawn = {point.cell for point in flops + seconds}
         legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})

@@ -1,4 +1,4 @@
-"""What a study will cost and what it can show, before it trains: seconds of its missing runs, smallest difference it detects."""
+"""Cost and power of a study before it trains: duration of its missing runs, and the smallest difference it can detect."""
 
 import bisect
 import heapq
@@ -16,59 +16,62 @@ from resnet_core.data.datasets import Dataset
 from resnet_core.fields import counted
 
 SPEED_FIELDS = ("global_batch_size", "image_size", "stream", "scale", "extra_tests")
-"""Of the optimiser's and the data's fields, those that decide how long a step takes on the same images."""
-OTHER_FIELDS = ("zero_init_residual", "bn_momentum", "probes", "probe_epochs", "seed")
-"""Of all others, those that do not."""
+"""Fields of the optimizer and the data that change the duration of a step on the same images."""
+NO_SPEED_FIELDS = ("zero_init_residual", "bn_momentum", "probes", "probe_epochs", "seed")
+"""Other fields, which do not change it."""
 TARGET_POINTS = 0.5
-"""A plan says how many seeds a difference of so many points of error needs."""
+"""Difference, in points of error, for which a plan prints the number of seeds needed."""
 MAX_SEEDS = 100
-"""More are not looked for."""
+"""Largest number of seeds considered."""
 ROUNDING = 1e-9
-"""In percent of error."""
+"""Standard deviation below which values differ by rounding only, in points of error."""
 
 
 ComputeMode = tuple[str, bool, bool, bool]
-"""How a step is computed: precision, only by deterministic algorithms, channels last, activations computed again."""
+"""How a step is computed: precision, deterministic algorithms, channels last, activation checkpointing."""
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of training on one device."""
+    """Linear model of the training time on one device."""
 
     per_layer: float
-    """Of each layer in each step, however little it computes."""
+    """Seconds of each layer in each step, independent of its size."""
     per_multiply_add: float
+    """Seconds of each multiply-add."""
 
     def seconds(self, layers: float, multiply_adds: float) -> float:
-        """Of so many layers, each counted in each step, and so many multiply-adds."""
+        """Return the seconds of a training. `layers` is the number of layers times the number of steps."""
         return self.per_layer * layers + self.per_multiply_add * multiply_adds
 
 
 Measure = Callable[[Sequence[RunSpec]], Mapping[ComputeMode, CostModel]]
-"""Measures how fast such networks train here; see `calibration.calibrate`."""
+"""Function that times networks on this machine, such as `calibration.calibrate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostEstimate:
-    """How long the missing runs of a study will train."""
+    """Estimated duration of a study's missing runs."""
 
     seconds: Mapping[str, float]
-    """Of each run, by fingerprint; without those of which nothing is known."""
+    """Seconds by fingerprint, for the runs that can be estimated."""
     source: str
-    """What that is judged by; empty where nothing is known."""
+    """Source of the estimate; empty if there is none."""
     at_once: int | None
-    """Runs at a time; None: not known."""
+    """Number of concurrent runs; None if it is not known."""
     hours: float | None
-    """From the first start to the last end; None where runs at a time are not known."""
+    """Hours from the first start to the last end; None if the number of concurrent runs is not known."""
     gpu_hours: float
+    """Hours of all runs times their GPUs."""
 
     @property
     def runs_estimated(self) -> int:
+        """Number of runs with an estimate."""
         return len(self.seconds)
 
     @property
     def total_seconds(self) -> float:
-        """One after another."""
+        """Seconds of all runs one after another."""
         return sum(self.seconds.values())
 
 
@@ -81,17 +84,17 @@ def estimate_cost(
     at_once: int | None = None,
     gpus_per_worker: float = 0,
 ) -> CostEstimate:
-    """How long the missing runs will train, judged by finished runs of the same shape, else by what `measure` finds.
+    """Estimate the duration of missing runs, from completed runs with the same network and settings, else from `measure`.
 
-    Starting processes, talk between workers and reading images from disk are not in what is measured.
+    `measure` leaves out the start of processes, communication between workers and reading from disk.
 
     Args:
         plan: the study.
-        missing: its runs to train, in the order in which they start.
+        missing: runs to train, in the order in which they start.
         finished: completed runs on the same data.
-        measure: called once, with the runs that no finished one tells of. None: these stay open.
-        at_once: runs at a time; None: not known.
-        gpus_per_worker: what a worker takes; 0: training is on CPUs.
+        measure: called once, with the specifications that no completed run covers. None: those have no estimate.
+        at_once: number of concurrent runs; None if it is not known.
+        gpus_per_worker: GPUs of each worker; 0 for training on CPUs.
     """
     candidates = [past for past in finished if past.on_gpu == (gpus_per_worker > 0)]
     seconds, devices = _from_finished(plan, missing, candidates)
@@ -113,21 +116,15 @@ def estimate_cost(
 
 
 def compute_mode(spec: RunSpec) -> ComputeMode:
-    """Networks of one mode differ in time by layers and multiply-adds only."""
+    """Return the compute mode of a run. Within a mode, durations differ by layers and multiply-adds only."""
     return spec.precision, spec.deterministic, spec.channels_last, spec.checkpoint_activations
 
 
 def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0) -> int:
-    """Of training on so many images, where backward costs twice a forward pass, and testing on others."""
+    """Return the multiply-adds of training on some images and testing on others. A backward pass counts as two forward passes."""
     from resnet_core import measure_cost  # imports torch
 
     return measure_cost(spec.model, image_size).flops * (3 * trained + tested)
-
-
-def runs_at_once(workers: int, *, cpus_per_worker: float, gpus_per_worker: float, cpus: int, gpus: int) -> int:
-    """How many runs a machine holds at a time, as Ray places them."""
-    fits = [cpus / cpus_per_worker] + ([gpus / gpus_per_worker] if gpus_per_worker else [])
-    return int(min(fits) + 1e-9) // workers
 
 
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
@@ -160,7 +157,7 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Comple
 
 def _decides_speed(name: str) -> bool:
     section, _, leaf = name.rpartition(".")
-    return leaf in SPEED_FIELDS if section in ("optim", "data") else leaf not in OTHER_FIELDS
+    return leaf in SPEED_FIELDS if section in ("optim", "data") else leaf not in NO_SPEED_FIELDS
 
 
 def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
@@ -172,7 +169,7 @@ def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
 
 
 def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
-    """When the last run ends, if each starts as soon as there is room."""
+    """Return when the last run ends, if each starts as soon as a place is free."""
     ends = [0.0] * min(at_once, max(1, len(seconds)))
     for duration in seconds:
         heapq.heapreplace(ends, ends[0] + duration)
@@ -181,32 +178,32 @@ def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """The smallest true differences that a study finds with 80 % power at 5 %, two-sided. In points of error."""
+    """Smallest true differences that a study detects with 80 % power at a two-sided level of 5 %, in points of error."""
 
     seeds: int
     comparisons: int
     spread: float
-    """Standard deviation of differences between seeds."""
+    """Standard deviation of paired differences over seeds, in points of error."""
     source: str
-    """What the spread is taken from."""
+    """Source of the standard deviation."""
     alone: float | None
-    """In a comparison on its own; None: too few seeds for a test."""
+    """Detectable difference of a single comparison; None if the seeds are too few for a test."""
     p_adjusted: float | None
-    """In one of all comparisons, corrected for their number."""
+    """Detectable difference of one of all comparisons, corrected for their number."""
     seeds_needed: int | None
-    """For `corrected` to be at most `TARGET_POINTS`; None: more than `MAX_SEEDS`."""
+    """Seeds needed for `corrected` to reach `TARGET_POINTS`; None if more than `MAX_SEEDS`."""
 
 
 def power(design: Design, errors: Mapping[str, float]) -> Power | None:
-    """What differences a study can find; None where nothing is known of their spread.
+    """Return which differences a study can detect; None if nothing is known about their standard deviation.
 
     Args:
-        design: the study.
-        errors: of its completed runs so far, in percent by fingerprint.
+        design: design of the study.
+        errors: errors of its completed runs, in percent, by fingerprint.
     """
     from ablations.engine.analysis.inference import smallest_detectable  # imports scipy
 
-    found = _spread(design, errors)
+    found = _difference_std(design, errors)
     if found is None:
         return None
     spread, source = found
@@ -228,20 +225,20 @@ def power(design: Design, errors: Mapping[str, float]) -> Power | None:
     )
 
 
-def _spread(design: Design, errors: Mapping[str, float]) -> tuple[float, str] | None:
-    """Standard deviation of paired differences, and where it is from: the best that is known."""
+def _difference_std(design: Design, errors: Mapping[str, float]) -> tuple[float, str] | None:
+    """Return the best known standard deviation of paired differences, and its source; None if there is none."""
     by_cell = {
         cell.label: {seed: errors[name] for seed, name in enumerate(cell.fingerprints) if name in errors} for cell in design.cells
     }
-    differences, spreads = [], []
+    differences, stds = [], []
     for cell in design.cells:
         own, other = by_cell[cell.label], by_cell.get(design.baseline_label(cell) or "", {})
         differences += _std([own[seed] - other[seed] for seed in own.keys() & other.keys()])
-        spreads += _std(list(own.values()))
+        stds += _std(list(own.values()))
     if differences:
         return statistics.median(differences), f"the median of {counted(len(differences), 'comparison')} so far"
-    if spreads:
-        return statistics.median(spreads) * math.sqrt(2), "√2 × the spread between seeds so far"
+    if stds:
+        return statistics.median(stds) * math.sqrt(2), "√2 × the spread between seeds so far"
     if design.dataset == "cifar10":
         known = [entry.std for entry in PUBLISHED if entry.dataset == "cifar10" and entry.std is not None]
         return statistics.median(known) * math.sqrt(2), f"√2 × the spread between seeds in {len(known)} published results"
@@ -249,5 +246,5 @@ def _spread(design: Design, errors: Mapping[str, float]) -> tuple[float, str] | 
 
 
 def _std(values: Sequence[float]) -> list[float]:
-    """The sample standard deviation, if there is one; values equal but for rounding do not say how far others would be apart."""
+    """Return the sample standard deviation, or nothing for fewer than two values or values that differ by rounding only."""
     return [std] if len(values) > 1 and (std := statistics.stdev(values)) > ROUNDING else []

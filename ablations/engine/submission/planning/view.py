@@ -1,4 +1,4 @@
-"""What a person sees of a study before it trains: its cells, their cost, how long they take and what they can show."""
+"""Terminal view of a plan: the cells of a study, their cost and duration, and the differences it can detect."""
 
 import statistics
 from collections import Counter
@@ -20,12 +20,15 @@ from resnet_core.fields import counted, printable
 
 
 def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate, trials: Sequence[Run] = ()) -> RenderableType:
-    """What a study would do: cells with their cost, how many of their runs exist already, and what is skipped and why.
+    """Return a table of cells with cost, duration and finished runs, and lines about skipped cells, total cost and power.
 
-    Memory is that of the activations which a training step keeps; time is that of one run, measured where the cell is done.
+    Memory is that of the activations of a training step. Time is that of one run, measured if the cell has a finished run.
 
     Args:
-        trials: those of a search that come first.
+        plan: the study.
+        done: its finished runs by fingerprint.
+        estimate: estimated duration of the missing runs.
+        trials: trials of a search, which come before the study's runs.
     """
     missing = [run for run in plan.runs if run.fingerprint not in done]
     lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
@@ -37,7 +40,7 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), estimate))
-    scored = f"{plan.base.data.scored_on}/error"
+    scored = f"{plan.base.data.evaluation_split}/error"
     errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.from_plan(plan, {}), errors))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
@@ -53,7 +56,7 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
     return [
         f"First {describe_budget(plan)}{left}",
         data,
-        "Then the study above, where what will be tuned is counted as the default",
+        "Then the study above. Its cost is that of the default configuration, since the tuned one is not known yet",
     ]
 
 
@@ -85,7 +88,7 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
 
 
 def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
-    """Of training alone: tests in between are not counted."""
+    """Return the multiply-adds of training. Tests in between are not counted."""
     size = plan.dataset.image_size
     of_spec = Counter(replace(run.spec, seed=0) for run in missing)
     steps = {spec: spec.optim.total_steps(len(plan.dataset_for_spec(spec).train.labels)) for spec in of_spec}
@@ -93,22 +96,22 @@ def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
 
 
 def _time(missing: int, estimate: CostEstimate) -> str:
-    """How long the missing runs take, or how to find out."""
+    """Return a line on the duration of the missing runs, or on how to estimate it."""
     if not estimate.runs_estimated:
-        return "How long they take is not known: no such run has finished; --calibrate measures a few steps here."
+        return "Their duration is not known, since no such run has finished; --calibrate times a few steps on this machine."
     parts = [f"{_format_seconds(estimate.total_seconds)} one after another"]
     if estimate.hours is not None and estimate.at_once != 1:
         parts.insert(0, f"{_format_seconds(3600 * estimate.hours)} with {estimate.at_once} at a time")
     if estimate.gpu_hours:
         parts.append(f"{estimate.gpu_hours:.2g} GPU-hours")
     some = "" if estimate.runs_estimated == missing else f" for {estimate.runs_estimated} of {counted(missing, 'run')}"
-    return f"About {', '.join(parts)}{some}; judged by {estimate.source}."
+    return f"About {', '.join(parts)}{some}; estimated from {estimate.source}."
 
 
 def _power_lines(found: Power | None) -> list[str]:
-    """What differences the study can show."""
+    """Return lines on the differences that the study can detect."""
     if found is None:
-        return ["How small a difference it can show is not known before two seeds of a cell are done."]
+        return ["The smallest detectable difference is not known before two seeds of a cell have finished."]
     if found.alone is None or found.p_adjusted is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
@@ -119,7 +122,7 @@ def _power_lines(found: Power | None) -> list[str]:
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
         f"{finds}; {_format_points(TARGET_POINTS)} take {need} seeds.",
-        f"That is with 80 % power at 5 %, if differences vary by {_format_points(found.spread)} between seeds: {found.source}.",
+        f"This holds for 80 % power at the 5 % level and a standard deviation of {_format_points(found.spread)}: {found.source}.",
     ]
 
 

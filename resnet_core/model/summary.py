@@ -1,6 +1,6 @@
-"""The architecture of a network as table 1 of He et al. 2015 shows it, with what each part costs.
+"""Architecture table of a network in the form of table 1 of He et al. 2015, with the cost of each part.
 
-python -m resnet_core.model --family imagenet --depth 50
+`python -m resnet_core.model --family imagenet --depth 50` prints one.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from torch import nn
 
 from resnet_core.command import Parser
 from resnet_core.config import ModelConfig
-from resnet_core.cost import NOTHING, Cost, matched, measure_parts
+from resnet_core.config.reference import field_references
 from resnet_core.fields import ConfigError, reject
-from resnet_core.model import BasicBlock, Bottleneck, ZeroPad, build_model
+from resnet_core.model.cost import NOTHING, Cost, matched, measure_parts
+from resnet_core.model.network import BasicBlock, Bottleneck, ZeroPad, build_model
 
 HEADINGS = ("layer", "output", "stack", "shortcut", "parameters", "multiply-adds", "activations (KiB)")
 RIGHT_ALIGNED = HEADINGS[-3:]
@@ -24,7 +25,7 @@ RIGHT_ALIGNED = HEADINGS[-3:]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table; `stack` and `shortcut` may take several lines."""
+    """Row of the table. `stack` and `shortcut` may have several lines."""
 
     layer: str
     output: str
@@ -40,10 +41,17 @@ def numbers(cost: Cost) -> list[tuple[str]]:
     return [(f"{cost.parameters:,}",), (f"{cost.flops:,}",), (f"{cost.activation_bytes / 2**10:,.1f}",)]
 
 
-def summarise(config: ModelConfig, image_size: int) -> str:
-    """The table of a network on square images of `image_size` pixels, as text.
+def summarize(config: ModelConfig, image_size: int) -> str:
+    """Return the architecture table of a network as text.
 
-    Activations are what training in float32 keeps of one image for the backward pass.
+    Activations are those that training in float32 keeps for the backward pass, per image.
+
+    Args:
+        config: network; fields that are None become the paper's.
+        image_size: side of the square images, in pixels.
+
+    Raises:
+        ConfigError: no width matches `match_flops` or `match_parameters`.
     """
     config = matched(config, image_size).resolved()
     rows = make_rows(config, image_size)
@@ -69,7 +77,8 @@ def describe(config: ModelConfig, image_size: int) -> str:
 
 
 def make_rows(config: ModelConfig, image_size: int) -> list[Row]:
-    """Rows of a resolved network: stem, stages, classifier. A pooling layer belongs to the stage after it, as in the paper."""
+    """Return the rows of a resolved network: stem, stages and classifier. As in the paper, a pooling layer belongs to the next
+    stage."""
     with torch.device("meta"):
         net = build_model(config)
     parts = {part.name: part for part in measure_parts(config, image_size)}
@@ -100,7 +109,7 @@ def convolutions(block: nn.Module) -> list[nn.Conv2d]:
 
 
 def draw(blocks: Sequence[BasicBlock | Bottleneck]) -> tuple[str, ...]:
-    """A stage as the paper draws it: its first block's convolutions in brackets, times the number of blocks."""
+    """Return a stage as in the paper: the convolutions of its first block in brackets, times the number of blocks."""
     convs = convolutions(blocks[0])
     texts = [kernel(conv) for conv in convs]
     width = max(map(len, texts))
@@ -114,7 +123,8 @@ def draw(blocks: Sequence[BasicBlock | Bottleneck]) -> tuple[str, ...]:
 
 
 def name_shortcuts(blocks: Sequence[BasicBlock | Bottleneck]) -> tuple[str, ...]:
-    """What the blocks of a stage add: one line if all the same, else one for the first and one for the others."""
+    """Return the shortcuts of a stage: one line if all blocks have the same, else one for the first block and one for the
+    others."""
     named = [name_shortcut(block.downsample) for block in blocks]
     if not named[0]:
         return ()
@@ -135,7 +145,7 @@ def name_shortcut(module: nn.Module | None) -> str:
 
 
 def table(rows: Sequence[Row], total: Cost, config: ModelConfig) -> list[str]:
-    """Aligned lines between rules; a plain network has no column of shortcuts."""
+    """Return the aligned lines of the table between its rules. A plain network has no shortcut column."""
     shown = [name != "shortcut" or config.shortcut != "none" for name in HEADINGS]
     body = [row.cells() for row in rows]
     footer = [("total",), ("",), ("",), ("",), *numbers(total)]
@@ -164,14 +174,19 @@ def table(rows: Sequence[Row], total: Cost, config: ModelConfig) -> list[str]:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[ModelConfig, int]:
-    """The network and the image size that a command line asks for. Bottlenecks are the default where no basic network has the
-    depth, and option B is theirs, as in table 1."""
+    """Return the network and the image size of a command line.
+
+    Bottleneck blocks are the default where no network of basic blocks has the depth. Their default shortcut is option B, as in
+    table 1.
+    """
     parser = Parser(
-        prog="python -m resnet_core.model", description="Prints the architecture of a network and what each part of it costs."
+        prog="python -m resnet_core.model", description="Print the architecture of a network and the cost of each part."
     )
+    descriptions = {each.name: each.description for each in field_references()}
     for field in fields(ModelConfig):
         flags = [f"--{field.name.replace('_', '-')}", *(["--classes"] if field.name == "num_classes" else [])]
-        parser.add_argument(*flags, default=argparse.SUPPRESS, metavar=_accepted(ModelConfig._hints[field.name]))
+        description = descriptions[f"model.{field.name}"].replace("%", "%%").replace("`", "")
+        parser.add_argument(*flags, default=argparse.SUPPRESS, metavar=_accepted(ModelConfig._hints[field.name]), help=description)
     parser.add_argument("--image-size", type=int, help="side in pixels (cifar: 32, imagenet: 224)", metavar="N")
     given = vars(parser.parse_args(arguments))
     image_size = given.pop("image_size")
@@ -189,7 +204,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[ModelConfig, int]:
 
 
 def _accepted(hint: Any) -> str:
-    """What a field takes, for the help text: `cifar|imagenet`, `N`, `N,N,…`, `true|false`."""
+    """Return the accepted values of a field for the help text: `cifar|imagenet`, `N`, `N,N,…` or `true|false`."""
     for kind in (hint, *get_args(hint)):
         if get_origin(kind) is Literal:
             return "|".join(get_args(kind))
@@ -199,10 +214,10 @@ def _accepted(hint: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table; returns the exit code: a request that cannot be met is one line on stderr and 2."""
+    """Print an architecture table and return the exit code: 0, or 2 with one line on stderr for an invalid request."""
     try:
         config, image_size = parse(arguments)
-        print(summarise(config, image_size))
+        print(summarize(config, image_size))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate as a pure function of the step."""
+"""SGD, and the learning rate as a pure function of the step."""
 
 import math
 
@@ -9,11 +9,18 @@ from resnet_core.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_up: bool = False) -> float:
-    """Learning rate of step `step` (from 0) of `total_steps`; of a warm-up by training error as long as that is `warming_up`."""
+    """Return the learning rate of a step.
+
+    Args:
+        config: schedule.
+        step: number of the step, from 0.
+        total_steps: steps of the whole training.
+        warming_up: True while a warm-up by training error lasts.
+    """
     if warming_up or step < config.warmup_steps:
         return config.warmup_lr
     if config.schedule == "step":
-        # round: 0.55 of 100 steps is step 55, not 55.00000000000001
+        # rounded: 0.55 × 100 is 55.00000000000001 in floating point
         drops = sum(step >= round(milestone * total_steps) for milestone in config.milestones)
         return config.lr / 10.0**drops
     if config.schedule == "cosine":
@@ -22,7 +29,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_u
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """SGD over the model's parameters, with or without weight decay on BatchNorm and biases."""
+    """SGD over the parameters of a network; `config.decay` decides whether BatchNorm and biases decay."""
     parameters = list(model.parameters())
     decayed = [p for p in parameters if _decays(p, config)]
     kept = [p for p in parameters if not _decays(p, config)]
@@ -36,7 +43,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     )
     if config.momentum:
         for parameter in parameters:
-            # Else the first step makes it of whatever memory holds, also where a loss scaler then skips that step.
+            # SGD would create it uninitialized in the first step, even if a loss scaler then skips that step.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
@@ -46,17 +53,17 @@ def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:
 
 
 def set_momentum_and_decay(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Sets momentum and weight decay of the next steps: a restored optimiser has those of its past."""
+    """Set momentum and weight decay of the next steps. A restored optimizer has those of its checkpoint."""
     for group in optimizer.param_groups:
         group["momentum"] = config.momentum
         group["weight_decay"] = config.weight_decay if _decays(group["params"][0], config) else 0.0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, rate: float) -> None:
-    """Sets the rate of the next step, and keeps that of past steps where the velocity accumulates updates."""
+    """Set the learning rate of the next step. With `momentum_form="caffe"`, past gradients keep their learning rate."""
     for group in optimizer.param_groups:
-        if config.velocity == "updates" and config.momentum and group["lr"] != rate:
-            # PyTorch multiplies the whole velocity by the new rate: undo that for what is in it already.
-            velocity = [optimizer.state[parameter]["momentum_buffer"] for parameter in group["params"]]
-            torch._foreach_mul_(velocity, group["lr"] / rate)
+        if config.momentum_form == "caffe" and config.momentum and group["lr"] != rate:
+            # PyTorch multiplies the whole momentum buffer by the new rate. Rescale the buffer to undo this for past gradients.
+            buffers = [optimizer.state[parameter]["momentum_buffer"] for parameter in group["params"]]
+            torch._foreach_mul_(buffers, group["lr"] / rate)
         group["lr"] = rate

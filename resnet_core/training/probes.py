@@ -1,7 +1,7 @@
-"""What goes on inside a network: how strongly its layers respond, and how large their gradients are.
+"""Probes: measurements of layer responses and gradients inside a network.
 
-`Responses` watches an evaluation that happens anyway, `Gradients` the steps of an epoch. Both add up on the device and wait for
-it once, in `read`. What they return are plain values, one per row, fit for a checkpoint and for a table.
+`Responses` measures during an evaluation, `Gradients` during the steps of an epoch. Both accumulate on the device and wait for it
+once, in `read`, which returns one number per row, as plain values for checkpoints and tables.
 """
 
 import functools
@@ -12,42 +12,42 @@ from typing import Any, NamedTuple, Self, TypedDict
 import torch
 from torch import Tensor, distributed, nn
 
-from resnet_core.model import ResNet
+from resnet_core.model.network import ResNet
 
 
 class Row(TypedDict):
-    """One number about one layer."""
+    """One measured number of one layer."""
 
     probe: str
     """`responses` or `gradients`."""
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     layer: int
-    """Position on the main path: 1 is the stem, the last is the linear layer, so that it ends with the network's depth. 0: a
-    projection shortcut, which is beside the path."""
+    """Position on the main path, from 1 (the stem) to the network's depth (the linear layer). 0: a projection shortcut, which is
+    not on the main path."""
     name: str
-    """Of the convolution or linear layer, as in the state dict: `layer1.0.conv2`."""
+    """Name of the convolution or linear layer in the state dict: `layer1.0.conv2`."""
     quantity: str
-    """`responses`: `std` of the layer's response; `scale`, mean of |γ| of a block's last BatchNorm. `gradients`:
-    `gradient_norm`, `weight_norm`."""
+    """`responses`: `std`, standard deviation of the layer's response, or `scale`, mean of |γ| of a block's last BatchNorm.
+    `gradients`: `gradient_norm` or `weight_norm`."""
     value: float
 
 
 class Layer(NamedTuple):
-    """A weighted layer and where it is."""
+    """A weighted layer and its position in the network."""
 
     number: int
-    """`Row.layer`."""
+    """Position on the main path, as in `Row.layer`."""
     name: str
     weighted: nn.Conv2d | nn.Linear
     norm: nn.BatchNorm2d | None
-    """The BatchNorm behind a convolution."""
+    """BatchNorm after a convolution; None for the linear layer."""
     ends_block: bool
-    """Whether it is the last of a residual function."""
+    """True for the last layer of a residual function."""
 
 
 def layers(net: ResNet) -> list[Layer]:
-    """The weighted layers in the order of the main path, each projection shortcut behind its block."""
+    """Return the weighted layers in the order of the main path; projection shortcuts follow their block."""
     return list(_layers(net))
 
 
@@ -66,10 +66,13 @@ def _layers(net: ResNet) -> Iterator[Layer]:
 
 
 class Responses:
-    """Standard deviations of layer responses (section 4.2, "Analysis of layer responses", figure 7), in one evaluation.
+    """Probe for the standard deviations of layer responses in one evaluation (section 4.2, figure 7).
 
-    The response of a 3×3 layer is the output of its BatchNorm, before the non-linearity and the addition; its deviation is over
-    all images, channels and pixels. ImageNet's 7×7 stem and the 1×1 layers of bottlenecks have none here.
+    The response of a 3×3 layer is the output of its BatchNorm, before nonlinearity and addition. Its standard deviation is over all
+    images, channels and pixels. The 7×7 stem of ImageNet networks and the 1×1 layers of bottlenecks are not measured.
+
+    Args:
+        net: network to measure.
 
     Example:
         >>> with Responses(net) as responses:
@@ -81,7 +84,7 @@ class Responses:
         self.layers = layers(net)
         self.watched = [layer for layer in self.layers if layer.norm and layer.weighted.kernel_size == (3, 3)]
         self.sums = torch.zeros(len(self.watched), 3, dtype=torch.float64, device=net.fc.weight.device)
-        """Of each watched layer: number of elements, their sum, and the sum of their squares."""
+        """Number of elements, sum and sum of squares (layers, 3) of each measured layer's response."""
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Self:
@@ -97,18 +100,18 @@ class Responses:
     @staticmethod
     @torch.no_grad()
     def _add(sums: Tensor, _: nn.Module, __: Any, response: Tensor) -> None:
-        # In single precision within an image, in double over images: as fast as one long single-precision sum, where
-        # `torch.var_mean` takes 15 times longer on a CPU, and a thousand times more exact.
+        # Single precision within an image, double over images. This is as fast as one long single-precision sum and a thousand
+        # times more exact; `torch.var_mean` takes 15 times longer on a CPU.
         single = torch.promote_types(response.dtype, torch.float32)
         total = response.sum((1, 2, 3), dtype=single).double().sum()
         squares = torch.linalg.vector_norm(response, dim=(1, 2, 3), dtype=single).double().square().sum()
         sums += torch.stack([torch.full_like(total, response.numel()), total, squares])
 
     def read(self, epoch: int) -> list[Row]:
-        """The rows of all workers' images together. Every worker must call it, also one without images.
+        """Return the rows over the images of all workers. Every worker must call it, even one without images.
 
         Args:
-            epoch: what the rows say it was, from 1.
+            epoch: number of the epoch for the rows, from 1.
         """
         sums = self.sums.clone()
         if distributed.is_available() and distributed.is_initialized():
@@ -123,9 +126,12 @@ class Responses:
 
 
 class Gradients:
-    """Norm of the gradient of each convolution's and the linear layer's weight, mean over the steps of an epoch.
+    """Probe for the norm of the gradient of each layer's weight, averaged over the steps of an epoch.
 
-    Workers of DistributedDataParallel have equal gradients, hence equal rows.
+    Workers of DistributedDataParallel have equal gradients and therefore equal rows.
+
+    Args:
+        net: network to measure.
 
     Example:
         >>> gradients = Gradients(net)
@@ -144,24 +150,24 @@ class Gradients:
 
     @torch.no_grad()
     def add(self, scale: float | Tensor = 1.0) -> None:
-        """Takes in one step, after the backward pass and before the optimiser's step.
+        """Measure the gradients of one step, after the backward pass and before the optimizer's step.
 
         Args:
-            scale: what the loss was multiplied by (fp16). As a tensor on the device it needs no wait: what
-                `GradScaler.scale(torch.ones((), device=…))` gives, not the number of `get_scale()`.
+            scale: factor that the loss was multiplied by (fp16). Pass a tensor on the device, from
+                `GradScaler.scale(torch.ones((), device=…))`: the number from `get_scale()` waits for the device.
         """
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)).double() / scale
-        # A step that overflows with fp16 is skipped by the scaler, too.
+        # The scaler also skips steps that overflow in fp16.
         finite = norms.isfinite().all()
         self.sums += torch.where(finite, norms, 0)
         self.steps += finite
 
     def read(self, epoch: int) -> list[Row]:
-        """The mean norms of gradients, and the norms of the weights as they are now, so that a ratio can be shown.
+        """Return the mean norms of the gradients and the current norms of the weights, from which ratios follow.
 
         Args:
-            epoch: what the rows say it was, from 1.
+            epoch: number of the epoch for the rows, from 1.
         """
         weights = torch.stack(torch._foreach_norm([weight.detach() for weight in self.weights])).double()
         values = torch.cat([self.sums / self.steps, weights]).tolist()

@@ -1,34 +1,36 @@
-"""Loss and error over all scored images and all workers."""
+"""Loss and error over all images of the evaluation split and over all workers."""
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_core.alive import Alive as Alive
-from resnet_core.alive import unwatched as unwatched
-from resnet_core.arithmetic import autocast
 from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
-from resnet_core.model import ResNet
+from resnet_core.heartbeat import Heartbeat, no_heartbeat
+from resnet_core.model.network import ResNet
+from resnet_core.training.arithmetic import autocast
 
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False, alive: Alive = unwatched
+    network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False, heartbeat: Heartbeat = no_heartbeat
 ) -> dict[str, float]:
-    """Loss and error (percent) over all scored images, each counted once whatever the number of workers.
+    """Return `loss` and `error` over the evaluation split, and `error_top5` if there are 100 classes or more.
 
-    From 100 classes on, also the top-5 error.
+    Every image counts once, whatever the number of workers.
 
     Args:
-        network: may be wrapped for data-parallel training.
-        batches: the images.
-        eager: never runs compiled code, which does not call hooks.
-        alive: called after every batch.
+        network: network, possibly wrapped by DistributedDataParallel.
+        batches: images of the run.
+        eager: bypass compiled code, which does not call hooks.
+        heartbeat: called after every batch.
+
+    Returns:
+        Mean loss in nats and errors in percent.
     """
     network.eval()
-    # Workers may hold different numbers of batches here: call the network itself, never DDP's collectives.
+    # Workers may have different numbers of batches, so DDP's collectives would deadlock. Call the network itself.
     network = network.module if isinstance(network, DistributedDataParallel) else network
     forward = network.forward if eager else network
     totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
@@ -36,19 +38,24 @@ def evaluate(
         with autocast(batches.spec, batches.device):
             logits = forward(images)
         totals.add(F.cross_entropy(logits.float(), labels), logits, labels)
-        alive()
+        heartbeat()
     return totals.reduce()
 
 
 @torch.inference_mode()
-def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str, *, alive: Alive = unwatched) -> dict[str, float]:
-    """Error (percent) over all scored images where the scores of each are the mean over several views of it.
+def evaluate_views(
+    net: ResNet, batches: Batches | StreamedBatches, kind: str, *, heartbeat: Heartbeat = no_heartbeat
+) -> dict[str, float]:
+    """Return the errors over the evaluation split when the class probabilities of several views of each image are averaged.
 
     Args:
-        net: the network.
-        batches: where the views come from.
-        kind: one of `DataConfig.extra_tests`.
-        alive: called after every view of a batch.
+        net: network.
+        batches: images of the run.
+        kind: type of views, one of `DataConfig.extra_tests`.
+        heartbeat: called after every view of a batch.
+
+    Returns:
+        `error`, and `error_top5` if there are 100 classes or more, in percent.
     """
     net.eval()
     totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
@@ -57,14 +64,19 @@ def evaluate_views(net: ResNet, batches: Batches | StreamedBatches, kind: str, *
         for images in views:
             with autocast(batches.spec, batches.device):
                 scores.append(net(images).float().softmax(1))
-            alive()
+            heartbeat()
         mean = torch.stack(scores).mean(0)
         totals.add(F.nll_loss(mean.log(), labels), mean, labels)
     return {name: value for name, value in totals.reduce().items() if name != "loss"}
 
 
 class Totals:
-    """Losses and counts on the device, kept step by step and added up once: a step costs few operations and no waiting."""
+    """Losses and counts of errors, kept on the device for each step and summed once, so that no step waits for the device.
+
+    Args:
+        device: device of the losses and logits.
+        top5: count top-5 errors too.
+    """
 
     def __init__(self, device: torch.device, *, top5: bool = False) -> None:
         self.device = device
@@ -73,6 +85,7 @@ class Totals:
         self.wrong: dict[str, list[Tensor]] = {name: [] for name in ("error", "error_top5")[: 1 + top5]}
 
     def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss (), logits (N, classes) and labels (N,)."""
         self.counts.append(len(labels))
         self.losses.append(mean_loss)
         self.wrong["error"].append((logits.argmax(1) != labels).sum())
@@ -80,7 +93,7 @@ class Totals:
             self.wrong["error_top5"].append((logits.topk(5).indices != labels[:, None]).all(1).sum())
 
     def reduce(self) -> dict[str, float]:
-        """Loss and errors (percent) over all images and workers; a worker may have none."""
+        """Return the mean loss and the errors in percent over all images and workers. A worker may have no images."""
         sums = torch.zeros(2 + len(self.wrong), dtype=torch.float64, device=self.device)
         if self.counts:
             counts = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
@@ -93,5 +106,5 @@ class Totals:
 
 
 def is_distributed() -> bool:
-    """Whether this process is one worker of a group."""
+    """Return True if this process is a worker of a `torch.distributed` process group."""
     return distributed.is_available() and distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds and memory, counted on the network itself without computing anything."""
+"""Parameters, multiply-adds and activation memory of a network, counted on the meta device without computing anything."""
 
 import functools
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from resnet_core.config import ModelConfig
 from resnet_core.fields import reject
-from resnet_core.model import ResNet, build_model
+from resnet_core.model.network import ResNet, build_model
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one forward pass for one image."""
+    """Size of a network and cost of its forward pass for one image."""
 
     parameters: int
-    """Trainable numbers."""
+    """Number of trainable parameters."""
     flops: int
-    """Multiply-adds of convolutions and linear layers: what the paper's table 1 calls FLOPs."""
+    """Multiply-adds of convolutions and linear layers for one image; the paper's table 1 calls them FLOPs."""
     activation_bytes: int
-    """Bytes that training in float32 keeps of every image for the backward pass, the image itself included."""
+    """Memory that training in float32 keeps for the backward pass, in bytes per image, including the image."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.parameters + other.parameters, self.flops + other.flops, self.activation_bytes + other.activation_bytes)
@@ -40,23 +40,33 @@ NOTHING = Cost(0, 0, 0)
 
 @dataclass(frozen=True)
 class Part:
-    """A direct child of the network, with the functions that follow it: `conv1`, `bn1`, `maxpool`, `layer1`, …, `fc`."""
+    """A direct child of the network, such as `conv1`, `layer1` or `fc`, with the functions that follow it."""
 
     name: str
     output: tuple[int, ...]
-    """Shape of the module's output for one image: (channels, height, width), or (classes,)."""
+    """Shape of the output for one image: (channels, height, width), or (classes,)."""
     cost: Cost
 
 
 def measure_cost(config: ModelConfig, image_size: int) -> Cost:
-    """What a network costs on square images of `image_size` pixels. Fields left open are filled in as by `build_model`."""
+    """Return the cost of a network.
+
+    Args:
+        config: network; fields that are None become the paper's.
+        image_size: side of the square images, in pixels.
+
+    Example:
+        >>> measure_cost(ModelConfig(depth=20), image_size=32).parameters
+        269722
+    """
     return sum((part.cost for part in measure_parts(config, image_size)), NOTHING)
 
 
 def measure_parts(config: ModelConfig, image_size: int) -> tuple[Part, ...]:
-    """The network's direct children in the order they compute, whose costs add up to the network's.
+    """Return the direct children of a network in the order of computation. Their costs add up to the network's.
 
-    Blocks after the first one of a stage are equal, so networks of one and of two blocks per stage tell of any number of them.
+    All blocks after the first one of a stage cost the same. Measuring networks of one and two blocks per stage is therefore
+    enough for any depth.
     """
     config = matched(config, image_size).resolved()
     one, two = (_measure(_with_blocks(config, blocks), image_size) for blocks in (1, 2))
@@ -68,7 +78,7 @@ def measure_parts(config: ModelConfig, image_size: int) -> tuple[Part, ...]:
 
 
 def _with_blocks(config: ModelConfig, blocks: int) -> ModelConfig:
-    """The resolved network with this many blocks in every stage."""
+    """Return the network with this number of blocks in every stage."""
     stages = (blocks,) * len(config.stages or ())
     return replace(config, stages=stages, depth=2 + config.layers_per_block * sum(stages))
 
@@ -76,7 +86,7 @@ def _with_blocks(config: ModelConfig, blocks: int) -> ModelConfig:
 @functools.lru_cache
 def _measure(config: ModelConfig, image_size: int) -> tuple[Part, ...]:
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
-        # In evaluation an image keeps the same activations as in training, and BatchNorm accepts a single one.
+        # Evaluation mode keeps the same activations per image as training mode, and BatchNorm then accepts a single image.
         net = build_model(config).eval()
         order: list[str] = []
         outputs: dict[str, tuple[int, ...]] = {}
@@ -91,7 +101,7 @@ def _measure(config: ModelConfig, image_size: int) -> tuple[Part, ...]:
 
 
 def _count_flops(net: ResNet, order: list[str]) -> dict[str, int]:
-    """Counts multiply-adds from now on, by the last name in `order`."""
+    """Register hooks that count multiply-adds; return the counts by the child that computes, the last name in `order`."""
     counts: dict[str, int] = {}
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
@@ -106,15 +116,15 @@ def _count_flops(net: ResNet, order: list[str]) -> dict[str, int]:
 
 @contextmanager
 def _counted_activations(net: ResNet, order: list[str]) -> Iterator[dict[str, int]]:
-    """Counts the bytes of what autograd saves, weights and statistics apart, by the last name in `order`."""
-    # Several functions save one tensor, or views of it: storages count, each once. They are held so that none is reused.
+    """Count the bytes that autograd saves, without weights and statistics, by the child that computes, the last name in `order`."""
+    # Several functions may save one tensor or views of it, so each storage counts once. References keep storages from being reused.
     known = {tensor.untyped_storage()._cdata for tensor in (*net.parameters(), *net.buffers())}
     held: list[Tensor] = []
     counts: dict[str, int] = {}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if tensor.ndim > 1 and storage._cdata not in known:  # vectors are statistics of channels, not of an image
+        if tensor.ndim > 1 and storage._cdata not in known:  # vectors are channel statistics and do not grow with the batch
             known.add(storage._cdata)
             held.append(tensor)
             counts[order[-1]] = counts.get(order[-1], 0) + storage.nbytes()
@@ -125,18 +135,17 @@ def _counted_activations(net: ResNet, order: list[str]) -> Iterator[dict[str, in
 
 
 def matched(config: ModelConfig, image_size: int) -> ModelConfig:
-    """The network with `match_flops` or `match_parameters` turned into the width that comes closest to what they ask for.
+    """Return the network with `match_flops` or `match_parameters` replaced by the width that comes closest to the reference.
 
-    The reference of `match_flops="basic"` is the same network with basic blocks and the paper's width, that of
-    `match_parameters="C"` the same network with option C and the paper's width.
+    The reference of `match_flops="basic"` is the same network with basic blocks and the paper's width. The reference of
+    `match_parameters="C"` is the same network with option C and the paper's width.
 
     Args:
-        config: the network; `width` is None where one of the two is set. The number of classes and of colour channels count,
-            so those of the data set should be filled in; the paper's are used otherwise.
-        image_size: side of the images in pixels, which multiply-adds depend on.
+        config: network. The numbers of classes and of color channels affect its cost, so fill in those of the data set first.
+        image_size: side of the square images, in pixels.
 
     Raises:
-        ConfigError: even the closest width, of 8 or more, is more than 10 % away.
+        ConfigError: even the closest width of 8 or more misses the reference by more than 10 %.
     """
     option = replace(config, match_flops=None, match_parameters=None)
     if config.match_flops:
@@ -152,8 +161,8 @@ def matched(config: ModelConfig, image_size: int) -> ModelConfig:
         count: int = getattr(measure_cost(config, image_size), quantity)
         return count
 
-    # Both are quadratic in the width, every convolution having two sides and every other layer one, so that three networks
-    # tell of all others.
+    # Both costs are quadratic in the width: convolutions have two sides that grow with it, other layers one. Three networks
+    # determine the polynomial.
     at = {width: cost(replace(option, width=width)) for width in (8, 16, 24)}
     slope, curvature = Fraction(at[16] - at[8], 8), Fraction(at[24] - 2 * at[16] + at[8], 128)
 

@@ -1,37 +1,40 @@
-"""The state of a training: what it changes, and what a checkpoint holds."""
+"""State of a training: everything that it changes and that a checkpoint holds."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from resnet_core.model import ResNet
-from resnet_core.probes import Row
+from resnet_core.model.network import ResNet
+from resnet_core.training.probes import Row
 
 Metrics = dict[str, float]
+"""Metrics of an epoch, by name."""
 
 
 @dataclass
 class TrainState:
-    """Everything that training changes."""
+    """Everything that a training changes."""
 
     net: ResNet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    """Number of finished steps."""
     warmup_steps: int | None = None
-    """How long a warm-up by training error took, once it is over."""
+    """Length of the warm-up by training error in steps; None before its end."""
     history: list[Metrics] = field(default_factory=list)
-    """Metrics of every finished epoch: a restored run can report again what its predecessor could not deliver."""
+    """Metrics of every finished epoch. A resumed run reports again those that were not delivered before the interruption."""
     probes: list[Row] = field(default_factory=list)
-    """What the probes saw so far."""
+    """Rows that the probes have measured so far."""
 
     @property
     def epoch(self) -> int:
+        """Number of finished epochs."""
         return len(self.history)
 
     def save(self) -> dict[str, Any]:
-        """Return everything as plain values, copied: later steps do not change them."""
+        """Return a copy of the state as tensors, numbers, lists and dicts."""
         state = {
             "model": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -44,15 +47,17 @@ class TrainState:
         return {name: _copied(value) for name, value in state.items()}
 
     def load(self, saved: dict[str, Any]) -> None:
+        """Restore a state that `save` returned; `saved` stays unchanged."""
         self.net.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(_copied(saved["optimizer"]))  # it would take the tensors themselves, and train them
+        self.optimizer.load_state_dict(_copied(saved["optimizer"]))  # copied: the optimizer would keep and train these tensors
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.warmup_steps = saved["step"], saved["warmup_steps"]
         self.history, self.probes = list(saved["history"]), list(saved["probes"])
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of plain values and tensors. `copy.deepcopy` takes five times as long for a network's many small tensors."""
+    """Return a deep copy of plain values and tensors. `copy.deepcopy` takes five times as long for a network's many small
+    tensors."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):

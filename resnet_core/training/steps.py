@@ -1,7 +1,7 @@
-"""One training step: as it is written, or on a GPU replayed as a CUDA graph.
+"""One training step: eager, or replayed as a CUDA graph on a GPU.
 
-A step of a CIFAR network is hundreds of kernels of a few microseconds each. Launched one by one from Python, most of the time goes
-into launching; a graph of all of them is launched at once. It computes the same.
+A step of a CIFAR network runs hundreds of kernels of a few microseconds each, so that launching them one by one from Python takes
+most of the time. A CUDA graph launches all of them at once, and computes the same.
 """
 
 import functools
@@ -12,25 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core.arithmetic import autocast
 from resnet_core.config import RunSpec
-from resnet_core.evaluation import is_distributed
-from resnet_core.probes import Gradients
+from resnet_core.training.arithmetic import autocast
+from resnet_core.training.evaluation import is_distributed
+from resnet_core.training.probes import Gradients
 
 Scores = tuple[Tensor, Tensor]
-"""Mean loss (), and logits (N, classes) as they were trained on; the logits are valid until the next step."""
+"""Mean loss () and logits (N, classes) of a training step. The logits are valid until the next step."""
 WARM_STEPS = 3
-"""So many steps run as written before one is captured: libraries choose algorithms and reserve memory, compilers compile."""
+"""Number of eager steps before the capture, in which libraries choose algorithms and reserve memory, and compilers compile."""
 
 
 class Step:
-    """Forward pass, backward pass and update by one batch. The optimiser has its learning rate, momentum and decay already."""
+    """Eager training step: forward pass, backward pass and update. Set learning rate, momentum and decay in the optimizer
+    before."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec) -> None:
         self.network, self.optimizer, self.scaler, self.spec = network, optimizer, scaler, spec
 
     def __call__(self, images: Tensor, labels: Tensor, smoothing: float = 0.0, gradients: Gradients | None = None) -> Scores:
-        """Trains on images (N, C, H, W) and labels (N,), and shows the gradients to the probe if there is one."""
+        """Train on one batch.
+
+        Args:
+            images: images (N, C, H, W), float32.
+            labels: labels (N,), int64.
+            smoothing: label smoothing, a fraction.
+            gradients: probe that measures the gradients of this step.
+        """
         with autocast(self.spec, images.device):
             logits: Tensor = self.network(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
@@ -45,19 +53,19 @@ class Step:
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all graphs of a process: its libraries keep some 64 MB for every stream that they were used on."""
+    """Return the stream of all graphs of this process. Libraries keep some 64 MB for every stream that they were used on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Graph:
-    """Work on a GPU that is captured once, then repeated on the same memory."""
+    """CUDA graph: work on a GPU that is captured once, then replayed on the same memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = side_stream(device)
         self.graph = torch.cuda.CUDAGraph()
 
     def warm(self, work: Callable[[], Scores]) -> Scores:
-        """Does it where it will be captured: what PyTorch keeps of a backward pass belongs to a stream."""
+        """Run `work` eagerly on the stream of the capture. State that PyTorch keeps of a backward pass belongs to a stream."""
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -66,20 +74,21 @@ class Graph:
         return scores
 
     def capture(self, work: Callable[[], Scores]) -> Scores:
-        """Does nothing yet. Every replay writes into what is returned."""
-        # Other threads of the process may reserve memory meanwhile.
+        """Capture `work` without running it, and return the tensors that every replay writes to."""
+        # "thread_local": other threads of the process may allocate memory during the capture.
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             return work()
 
     def replay(self) -> None:
+        """Run the captured work."""
         self.graph.replay()
 
 
 class ReplayedStep(Step):
-    """A step on batches of one shape that is captured after a few steps.
+    """Training step that is captured as a CUDA graph after a few eager steps. All batches must have the same shape.
 
-    A graph keeps momentum, decay and label smoothing as they were when it was captured, and is captured anew where they change.
-    The learning rate may change with every step: the GPU reads it. Steps with a probe run as written, and no graph holds memory.
+    A graph fixes momentum, weight decay and label smoothing, and is captured again when they change. The learning rate may change
+    in every step, since the GPU reads it from a tensor. Steps with a probe run eagerly, and their epochs hold no graph.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec) -> None:
@@ -109,7 +118,7 @@ class ReplayedStep(Step):
 
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:
-        """The optimiser finds its learning rate in a tensor, in warm steps too: a replayed one then rounds as they do."""
+        """Pass the learning rate to the optimizer as a tensor. Eager steps do so too, so that replayed steps round as they do."""
         groups = self.optimizer.param_groups
         (rate,) = {group["lr"] for group in groups}
         self.rate.fill_(rate)
@@ -125,11 +134,19 @@ class ReplayedStep(Step):
 def make_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec, *, replay: bool = True
 ) -> Step:
-    """A step, with `replay` a replayed one where that pays and can be done.
+    """Return the training step of a run: replayed if `replay` is True and a CUDA graph is possible and faster, else eager.
 
-    It cannot where the scaler of fp16 decides on the host, nor where workers wait for each other. Streamed images train networks
-    whose kernels take longer than their launch, on batches whose memory a graph would hold twice.
+    A graph is impossible if the gradient scaler of `fp16` decides on the host, or if workers wait for each other. It is not
+    faster with streamed images: their networks have kernels that take longer than their launch, and a graph would hold their
+    batches twice.
+
+    Args:
+        network: callable form of the network.
+        optimizer: optimizer of its parameters.
+        scaler: gradient scaler, enabled for `fp16`.
+        spec: resolved run.
+        replay: allow CUDA graphs.
     """
     on_gpu = next(network.parameters()).device.type == "cuda"
-    pays = on_gpu and not is_distributed() and not spec.data.streamed and spec.precision != "fp16"
-    return (ReplayedStep if replay and pays else Step)(network, optimizer, scaler, spec)
+    replayable = on_gpu and not is_distributed() and not spec.data.streamed and spec.precision != "fp16"
+    return (ReplayedStep if replay and replayable else Step)(network, optimizer, scaler, spec)

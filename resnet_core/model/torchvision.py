@@ -1,4 +1,4 @@
-"""Exchange of networks with torchvision, whose ResNets are the ImageNet family with option B and the stride in the 3×3."""
+"""Exchange of networks with torchvision, whose ResNets are the ImageNet family with option B and `stride_in="3x3"`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,14 +8,17 @@ from torch import Tensor, nn
 
 from resnet_core.config import IMAGENET_STAGES, ModelConfig
 from resnet_core.fields import ConfigError, reject
-from resnet_core.model import ResNet, build_model
+from resnet_core.model.network import ResNet, build_model
 
 if TYPE_CHECKING:
     import torchvision
 
 
 def to_torchvision(net: ResNet) -> "torchvision.models.ResNet":
-    """The same network as a `torchvision.models.ResNet` with its own copy of the weights.
+    """Return a `torchvision.models.ResNet` that computes the same as `net`, with its own copy of the weights.
+
+    Args:
+        net: network of the ImageNet family with option B, width 64 and, for bottlenecks, `stride_in="3x3"`.
 
     Raises:
         ConfigError: torchvision has no such network.
@@ -42,11 +45,11 @@ def to_torchvision(net: ResNet) -> "torchvision.models.ResNet":
 
 
 def from_torchvision(source: nn.Module | Mapping[str, Tensor], *, depth: int) -> ResNet:
-    """The network of a torchvision ResNet, or of its state dict (such as published weights), with its own copy of the weights.
+    """Return the network of a torchvision ResNet or of its state dict, such as published weights, with its own copy of the weights.
 
     Args:
-        source: a `torchvision.models.ResNet`, or what its `state_dict()` returns.
-        depth: 18, 34, 50, 101 or 152. The number of classes is that of the source.
+        source: a `torchvision.models.ResNet` or its `state_dict()`, with any number of classes.
+        depth: 18, 34, 50, 101 or 152.
 
     Raises:
         ConfigError: the source is not a torchvision ResNet of this depth.
@@ -66,7 +69,7 @@ def from_torchvision(source: nn.Module | Mapping[str, Tensor], *, depth: int) ->
     with torch.device("meta"):
         net = build_model(config)
     expected = net.state_dict()
-    # Weights published before BatchNorm counted its batches lack the count.
+    # Weights that were published before BatchNorm counted its batches lack `num_batches_tracked`.
     absent = {name: torch.zeros_like(count, device=fc.device) for name, count in expected.items() if name.endswith("_tracked")}
     state = absent | dict(state)
     for name in sorted(expected.keys() ^ state.keys()):
@@ -83,7 +86,7 @@ def from_torchvision(source: nn.Module | Mapping[str, Tensor], *, depth: int) ->
 
 
 def _check_strides(source: nn.Module, net: ResNet, depth: int) -> None:
-    """Strides do not show in a state dict: those of a network with the stride in the 1×1 would be lost silently."""
+    """Raise ConfigError if strides differ. A state dict lacks strides, so `stride_in="1x1"` would be lost silently."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and (stride := getattr(source.get_submodule(name), "stride", None)) != module.stride:
             raise _reject(name, f"has stride {stride}, not {module.stride}", depth)

@@ -1,9 +1,7 @@
 """The networks of He et al. 2015 (arXiv:1512.03385): CIFAR and ImageNet families, residual with options A, B, C, or plain.
 
-Modules carry torchvision's names (`conv1`, `layer1.0.bn2`, `layer2.0.downsample.0`, `fc`), so that a network with option B
-and torchvision's ResNet exchange state dicts.
-
-`python -m resnet_core.model --depth 56` prints a network as table 1 of the paper does.
+Modules have torchvision's names (`conv1`, `layer1.0.bn2`, `layer2.0.downsample.0`, `fc`), so that a network with option B
+and torchvision's ResNet can exchange state dicts.
 """
 
 import math
@@ -17,33 +15,40 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from resnet_core.config import ModelConfig
+from resnet_core.fields import reject
 
 
 def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) -> "ResNet":
-    """A freshly initialised network. Initial weights follow from torch's global seed.
+    """Return a network with initial weights that are drawn from PyTorch's global random generator.
 
     Args:
-        config: what to build; fields left open are filled in as the paper does.
-        checkpoint_activations: whether training computes activations twice and keeps few (`ResNet.checkpoint_activations`).
+        config: network to build; fields that are None become the paper's.
+        checkpoint_activations: recompute activations in the backward pass to save memory; see `ResNet.checkpoint_activations`.
+
+    Raises:
+        ConfigError: `match_flops` or `match_parameters` is set. `resnet_core.model.cost.matched` replaces it by a width.
 
     Example:
         >>> net = build_model(ModelConfig(family="cifar", depth=20, shortcut="A"))
         >>> net(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    for name in ("match_flops", "match_parameters"):
+        if (value := getattr(config, name)) is not None:
+            raise reject(f"model.{name}", value, "depends on the size of the images; call resnet_core.model.cost.matched first")
     net = ResNet(config.resolved())
     net.checkpoint_activations = checkpoint_activations
     return net
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution without bias, which BatchNorm's shift would make redundant, and its BatchNorm (section 3.4)."""
+    """Return a convolution and its BatchNorm (section 3.4). The convolution has no bias: BatchNorm's shift makes one redundant."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     return conv, nn.BatchNorm2d(out_channels)
 
 
 class ZeroPad(nn.Module):
-    """Option A where the size changes: every `stride`-th pixel, zeros for the new channels, no parameters (section 3.3)."""
+    """Shortcut of option A where the shape changes: subsample by `stride`, append zero channels; no parameters (section 3.3)."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
@@ -54,7 +59,7 @@ class ZeroPad(nn.Module):
 
 
 def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    """What a block adds to its residual function: None adds nothing (a plain network)."""
+    """Return the shortcut connection of a block with option `none`, `A`, `B` or `C`; None for a plain block."""
     changes = stride != 1 or in_channels != out_channels
     if option == "none":
         return None
@@ -64,7 +69,7 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions (figure 5, left); the first carries the stride."""
+    """Block of two 3×3 convolutions, the first with the stride (figure 5, left)."""
 
     expansion = 1
 
@@ -81,7 +86,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1 to fewer channels, 3×3, 1×1 to four times as many (figure 5, right)."""
+    """Block of a 1×1 convolution that reduces the channels, a 3×3, and a 1×1 that quadruples them (figure 5, right)."""
 
     expansion = 4
 
@@ -102,23 +107,23 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks, global average pooling, one linear layer.
+    """Network of a stem, stages of blocks, global average pooling and a linear layer.
 
     Args:
-        config: a resolved ModelConfig.
+        config: resolved configuration, from `ModelConfig.resolved`.
 
-    Shapes:
-        input (N, in_channels, H, W), float; output (N, num_classes), unnormalised.
+    Shape:
+        Input: float images (N, in_channels, H, W). Output: logits (N, num_classes).
     """
 
     checkpoint_activations = False
-    """Whether training keeps the inputs of segments of blocks only, and computes the rest again for the backward pass: the same
-    numbers, memory that grows with the square root of the depth (Chen et al. 2016, arXiv:1604.06174). Forward hooks within
+    """True if training keeps only the inputs of segments of blocks and recomputes other activations in the backward pass. Results
+    are equal, and memory grows with the square root of the depth (Chen et al. 2016, arXiv:1604.06174). Forward hooks within
     blocks are called in both passes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.width and config.stages and config.num_classes and config.in_channels, "a resolved config"  # noqa: PT018
+        assert config.width and config.stages and config.num_classes and config.in_channels, "config is not resolved"  # noqa: PT018
         self.config = config
         block = BasicBlock if config.block == "basic" else Bottleneck
         kernel, stride = (3, 1) if config.family == "cifar" else (7, 2)
@@ -134,10 +139,11 @@ class ResNet(nn.Module):
                 channels = planes * block.expansion
             self.add_module(name, nn.Sequential(*layers))
         self.fc = nn.Linear(channels, config.num_classes)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """He initialisation (arXiv:1502.01852, eq. 15, by outputs). Other weights keep PyTorch's: BatchNorm starts at 1 and 0."""
+    def _initialize(self) -> None:
+        """Draw convolution weights by He et al. 2015 (arXiv:1502.01852, equation 15, fan-out). Other parameters keep PyTorch's
+        defaults."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -147,6 +153,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes) of images (N, in_channels, H, W)."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         segmented = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for name in self.stages:
@@ -156,30 +163,30 @@ class ResNet(nn.Module):
         return logits
 
     def _in_segments(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """The stage's output, keeping for the backward pass the input of every segment only.
+        """Return the output of a stage, keeping only the input of each segment for the backward pass.
 
-        With √n blocks in a segment, the n/√n kept inputs and the activations of the one segment that is computed again take
-        about the same memory.
+        With √n of n blocks in a segment, the kept inputs take about as much memory as the activations of the one segment that is
+        being recomputed.
         """
         blocks, length = list(stage.children()), math.isqrt(sum(self.config.stages or ()))
         for start in range(0, len(blocks), length):
             segment = nn.Sequential(*blocks[start : start + length])
 
             def contexts(segment: nn.Module = segment) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-                return nullcontext(), _statistics_kept(segment)
+                return nullcontext(), _frozen_statistics(segment)
 
-            # The compiler brings its own recomputation, which has no effects, and refuses other contexts.
+            # `torch.compile` recomputes without side effects, and rejects other context functions.
             context_fn: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
             x = checkpoint(segment, x, use_reentrant=False, preserve_rng_state=False, **context_fn)
         return x
 
 
 @contextmanager
-def _statistics_kept(segment: nn.Module) -> Iterator[None]:
-    """BatchNorms normalise by the batch as in training, but their running statistics stay as they are.
+def _frozen_statistics(segment: nn.Module) -> Iterator[None]:
+    """Keep running statistics constant while BatchNorms still normalize by the batch.
 
-    Statistics that move by nothing, not absent ones: a BatchNorm without statistics saves fewer tensors for the backward pass
-    than the first computation did, which `checkpoint` refuses.
+    Momentum is set to zero rather than removing the statistics. A BatchNorm without statistics saves fewer tensors than in the
+    first computation, which `checkpoint` rejects.
     """
     norms = [module for module in segment.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -190,10 +197,3 @@ def _statistics_kept(segment: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches
-
-
-if __name__ == "__main__":
-    from resnet_core.command import run
-    from resnet_core.summary import main
-
-    run(main)

@@ -1,0 +1,250 @@
+"""Private and undocumented parts of MLflow. No other module of the engine uses any.
+
+Each feature checks its parts before it uses them: they exist and have the known parameters, columns or words. If a part has
+changed, one warning says which feature is off. The caller then falls back to the public API or goes on without the feature.
+
+`mlflow.utils.mlflow_tags` and `mlflow.environment_variables` count as public: MLflow documents these tags and variables.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+HistoryRow = tuple[str, str, int, float]
+"""Run ID, metric, epoch and value."""
+MAX_RUNS_PER_REQUEST = 100
+"""Runs in one request for metric histories; MLflow's server refuses more."""
+MAX_VALUES_PER_RESPONSE = 25_000
+"""Values in one response of MLflow's server, which truncates longer ones silently."""
+HISTORY_ROUTE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+"""Route of MLflow's own charts. The REST API returns one metric of one run per request."""
+HISTORY_TABLE = "metrics"
+HISTORY_COLUMNS = ("run_uuid", "key", "step", "value", "is_nan")
+RUNS_PAGE_WORDS = (
+    *("mlflow.sharedViewState.", "viewStateShareKey", "compareRunsMode", "compareRunCharts", "compareRunSections"),
+    *("useGroupedValuesInCharts", "runsHiddenMode", "selectedColumns", "groupByKeys", "useGlobalXaxisKey"),
+)
+"""Names that the web pages of MLflow 3.17 use for a shared view of the runs of an experiment."""
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Experiment tag that makes MLflow's web pages show training runs instead of GenAI traces. An unknown tag has no effect."""
+
+
+class MissingPart(Exception):  # noqa: N818 - it never leaves this module
+    """A private part of MLflow is gone or has changed. The message says which."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A function or class of MLflow, by module and name, and the parameters that it must accept."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Return the part; raise MissingPart if it does not exist or does not accept the parameters."""
+        where = f"{self.module}.{self.name}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # MLflow's own imports may be deprecated
+                found: Any = importlib.import_module(self.module)
+            for name in self.name.split("."):
+                found = getattr(found, name)
+        except (ImportError, AttributeError) as error:
+            raise MissingPart(f"{where} does not exist") from error
+        if self.parameters:
+            accepted = inspect.signature(found).parameters
+            if missing := [name for name in self.parameters if name not in accepted]:
+                raise MissingPart(f"{where} has no parameter {missing[0]}")
+        return found
+
+
+HOST_CREDENTIALS = Part("mlflow.utils.credentials", "get_default_host_creds", ("store_uri",))
+HTTP_REQUEST = Part("mlflow.utils.rest_utils", "http_request", ("host_creds", "endpoint", "method"))
+VERIFY_RESPONSE = Part("mlflow.utils.rest_utils", "verify_rest_response", ("response", "endpoint"))
+USER_STORE = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore")
+USER_STORE_INIT = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore.init_db", ("db_uri",))
+USER_STORE_UPDATE = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore.update_user", ("username", "password"))
+DATABASE_LOGGER = Part("mlflow.store.db.utils", "_logger.name")
+
+
+@cache
+def _warn(feature: str, reason: str) -> None:
+    """Log once which feature is off, and why."""
+    logger.warning("MLflow %s is not fully supported (%s): %s", version("mlflow"), reason, feature)
+
+
+def quiet_database_errors() -> None:
+    """Stop MLflow from logging the traceback of each database error. It raises the same error, which the caller reports."""
+    try:
+        logging.getLogger(DATABASE_LOGGER.load()).setLevel(logging.CRITICAL)
+    except MissingPart as error:
+        _warn("database errors are logged with their tracebacks", str(error))
+
+
+def read_histories(tracking_uri: str, run_ids: Sequence[str], metrics: Sequence[str]) -> list[HistoryRow] | None:
+    """Return all values of some metrics of many runs in few requests; None if this MLflow has no known way to do so."""
+    read = _read_over_http if tracking_uri.startswith("http") else _read_from_database
+    rows: list[HistoryRow] = []
+    try:
+        for start in range(0, len(run_ids), MAX_RUNS_PER_REQUEST):
+            rows += read(tracking_uri, run_ids[start : start + MAX_RUNS_PER_REQUEST], metrics)
+    except MissingPart as error:
+        _warn("metric histories are read run by run, which is slower", str(error))
+        return None
+    return rows
+
+
+def _read_from_database(uri: str, run_ids: Sequence[str], metrics: Sequence[str]) -> Iterable[HistoryRow]:
+    import sqlalchemy
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy import column, select, table
+
+    # MLflow, too, waits 20 s for a database that another process has locked.
+    engine = sqlalchemy.create_engine(uri, connect_args={"timeout": 20} if uri.startswith("sqlite") else {})
+    try:
+        found = sqlalchemy.inspect(engine)
+        there = {each["name"] for each in found.get_columns(HISTORY_TABLE)} if found.has_table(HISTORY_TABLE) else set()
+        if missing := [name for name in HISTORY_COLUMNS if name not in there]:
+            raise MissingPart(f"the database has no column {HISTORY_TABLE}.{missing[0]}")
+        columns: list[Any] = [column(name) for name in HISTORY_COLUMNS]
+        run_id, metric, step, value, is_nan = columns
+        query = select(run_id, metric, step, value).select_from(table(HISTORY_TABLE))
+        query = query.where(run_id.in_(run_ids), metric.in_(metrics), is_nan.is_(sqlalchemy.false()))
+        with engine.connect() as connection:
+            return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise MlflowException(str(error)) from error
+    finally:
+        engine.dispose()
+
+
+def _read_over_http(uri: str, run_ids: Sequence[str], metrics: Sequence[str]) -> Iterable[HistoryRow]:
+    credentials, request, verify = HOST_CREDENTIALS.load(), HTTP_REQUEST.load(), VERIFY_RESPONSE.load()
+    rows: list[HistoryRow] = []
+    for metric in metrics:
+        query = {"run_id": list(run_ids), "metric_key": metric}
+        response = request(credentials(uri), HISTORY_ROUTE, "GET", params=query)
+        if response.status_code in (404, 405):
+            raise MissingPart(f"the server has no route {HISTORY_ROUTE}")
+        try:
+            found = [
+                (str(each["run_id"]), metric, int(each["step"]), float(each["value"]))
+                for each in verify(response, HISTORY_ROUTE).json()["metrics"]
+            ]
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise MissingPart(f"the server's route {HISTORY_ROUTE} answers in another form") from error
+        if len(found) >= MAX_VALUES_PER_RESPONSE and len(run_ids) > 1:  # truncated
+            half = len(run_ids) // 2
+            return [*_read_over_http(uri, run_ids[:half], metrics), *_read_over_http(uri, run_ids[half:], metrics)]
+        rows += [row for row in found if not math.isnan(row[3])]
+    return rows
+
+
+def set_user_password(database_uri: str, username: str, password: str) -> bool:
+    """Change a user's password in the database of MLflow's basic authentication; return False if this MLflow has no known way.
+
+    MLflow's public API changes a password only on a running server and with the old password, which may be lost.
+    The environment variable MLFLOW_AUTH_CONFIG_PATH must name the server's configuration: MLflow reads it on import.
+    """
+    try:
+        make_store = USER_STORE.load()
+        USER_STORE_INIT.load()
+        USER_STORE_UPDATE.load()
+    except MissingPart as error:
+        _warn("the administrator's password cannot be changed", str(error))
+        return False
+    store = make_store()
+    store.init_db(database_uri)
+    store.update_user(username, password=password)
+    return True
+
+
+def artifact_page(experiment_id: str, run_id: str, artifact: str) -> str:
+    """Return the fragment of the web address at which MLflow shows an artifact."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{artifact}"
+
+
+def shared_view_page(experiment_id: str, key: str) -> str:
+    """Return the fragment of the web address at which MLflow shows the charts of a shared view."""
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
+
+
+def shared_view_tag(
+    key: str,
+    *,
+    search_filter: str,
+    columns: Sequence[str],
+    group_by_tag: str,
+    title: str,
+    lines: Sequence[str],
+    bars: Sequence[str],
+) -> dict[str, str] | None:
+    """Return the experiment tag of a view of MLflow's runs page, in the form in which that page shares views.
+
+    Args:
+        key: key of the view, for `shared_view_page`.
+        search_filter: filter of the runs to show.
+        columns: columns of the table, as MLflow's filters name them.
+        group_by_tag: tag by whose values runs are sorted and averaged.
+        title: title of the charts.
+        lines: metrics to chart by epoch.
+        bars: metrics whose last values to chart.
+
+    Returns:
+        The tag's name and value; None if the web pages of this MLflow have no such views.
+    """
+    if missing := _missing_words(RUNS_PAGE_WORDS):
+        _warn("experiments have no page with charts of their cells", f"its web pages do not mention {missing[0]}")
+        return None
+    state: Mapping[str, Any] = {
+        "searchFilter": search_filter,
+        "orderByKey": f"tags.`{group_by_tag}`",
+        "orderByAsc": True,
+        "selectedColumns": list(columns),
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": group_by_tag}]},
+        "runsHiddenMode": "SHOW_ALL",
+        "useGroupedValuesInCharts": True,
+        "compareRunCharts": [*(_chart("line", metric) for metric in lines), *(_chart("bar", metric) for metric in bars)],
+        "compareRunSections": [{"uuid": "study", "name": title, "display": True, "isReordered": True}],
+    }
+    return {f"mlflow.sharedViewState.{key}": json.dumps(state)}
+
+
+def _chart(kind: str, metric: str) -> dict[str, object]:
+    chart: dict[str, object] = {"uuid": f"{kind}-{metric}", "type": kind.upper(), "metricKey": metric}
+    chart |= {"metricSectionId": "study", "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    if kind == "line":
+        chart |= {"selectedMetricKeys": [metric], "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear"}
+        chart |= {"lineSmoothness": 0, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "range": {}}
+    return chart
+
+
+@cache
+def _missing_words(words: tuple[str, ...]) -> list[str]:
+    """Return the words that the web pages of the installed MLflow do not contain; nothing if it is installed without pages.
+
+    A server is assumed to have the version of its clients. Reading the pages takes 0.1 s.
+    """
+    import mlflow
+
+    missing = set(words)
+    pages = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    files = sorted(pages.glob("*.js"), key=lambda file: file.stat().st_size, reverse=True)
+    for file in files if missing else ():
+        text = file.read_text(encoding="utf-8", errors="replace")
+        missing -= {word for word in missing if word in text}
+        if not missing:
+            break
+    return [word for word in words if word in missing] if files else []
