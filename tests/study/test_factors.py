@@ -225,6 +225,21 @@ def test_a_design_of_an_earlier_version_is_read(cache: Path) -> None:
     assert Design.from_json(json.dumps(stored | of_all)) == design
 
 
+def test_a_design_under_former_names_of_fields_is_read(cache: Path) -> None:
+    design = Design.from_plan(in_file(cache, {"momentum_form": ("pytorch", "caffe"), "optim.bn_recalibration": (False, True)}), {})
+    stored = json.loads(design.to_json())
+    stored["scored_on"] = stored.pop("evaluation_split")
+    stored["factors"] = {"velocity": ["gradients", "updates"], "optim.bn_statistics": ["running", "averaged"]}
+    forms, statistics = {"pytorch": "gradients", "caffe": "updates"}, {"False": "running", "True": "averaged"}
+    for cell in stored["cells"]:
+        form, recalibrated = cell["levels"].values()
+        cell["levels"] = {"velocity": forms[form], "optim.bn_statistics": statistics[recalibrated]}
+        spec = cell["spec"]
+        spec["optim.velocity"], spec["optim.bn_statistics"] = forms[form], statistics[recalibrated]
+        del spec["optim.momentum_form"], spec["optim.bn_recalibration"]
+    assert Design.from_json(json.dumps(stored)) == design
+
+
 def folder(root: Path, *, train: int, test: int = 4, shade: int = 0) -> str:
     for split, count in (("train", train), ("test", test)):
         for label in range(2):
