@@ -124,7 +124,8 @@ def _power_lines(found: Power | None) -> list[str]:
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
         f"{finds}; {_format_points(TARGET_POINTS)} take {need} seeds.",
-        f"This holds for 80 % power at the 5 % level and a standard deviation of {_format_points(found.difference_std)}: {found.source}.",
+        f"This holds for 80 % power at the 5 % level and a standard deviation of "
+        f"{_format_points(found.difference_std)}: {found.source}.",
     ]
 
 
