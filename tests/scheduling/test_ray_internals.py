@@ -187,7 +187,7 @@ OFF = {
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_study_whose_ray_has_changed_is_trained_and_says_what_is_off(tmp_path: Path) -> None:
     script = tmp_path / "study.py"
     script.write_text(CHANGED)
