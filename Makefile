@@ -18,12 +18,15 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study. To end it: make down"
 
-# Tests in three tiers. Durations are for two cores that nothing else uses.
-#   make test          one or more scenarios of everything, real Ray and MLflow included
-#   make test-cluster  several nodes on this machine, Ray's autoscaler, a batch system
-#   make test-all      both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group with
-#                      every signal, randomly timed kills
-# Three workers on two cores, since tests that start Ray wait for most of their time; two workers run those, one after another each.
+# Tests in tiers, selected by the markers in pyproject.toml. Estimated minutes on two cores that nothing else uses:
+#   make test-fast      4   nothing that starts Ray or servers
+#   make test          13   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+#   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
+#   make test-all      40   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
+#                           with every signal, randomly timed kills, two users' services
+# .ci/run checks each change with lint, make test and make test-cluster; make test-all is for every night.
+# Three workers on two cores, since tests that start Ray wait for much of their time. Such tests run in two of the workers, one after
+# another in each, and share one Ray and one MLflow server per worker where they can.
 IN_PARALLEL := -n 3 --dist loadgroup
 
 test: setup

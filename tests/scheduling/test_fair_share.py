@@ -261,7 +261,7 @@ def test_a_study_shares_the_cluster_only_while_another_study_runs(both: Both) ->
 @pytest.mark.parametrize(
     ("needs", "others"),
     [
-        (RunResources(cpus_per_worker=2), RunResources(cpus_per_worker=2)),
+        pytest.param(RunResources(cpus_per_worker=2), RunResources(cpus_per_worker=2), marks=pytest.mark.cluster),
         # A group that takes the places of two runs.
         pytest.param(RunResources(), RunResources(workers=2), marks=pytest.mark.nightly),
     ],
