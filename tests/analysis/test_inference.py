@@ -150,11 +150,11 @@ def test_sums_of_squares_are_type_ii_where_runs_are_missing() -> None:
 @pytest.mark.parametrize(
     ("errors", "seeds", "why"),
     [
-        ([8.0] * 8, [0, 1, 2, 3] * 2, "all errors are equal"),
+        ([8.0] * 8, [0, 1, 2, 3] * 2, "same error"),
         ([8.0, 9, 10, 11, 9, 10, 11, 12], [0, 1, 2, 3] * 2, "explain every error"),
-        ([8.0, 9, 10, 12], [0, 1] * 2, "fewer than 3 seeds"),
-        ([8.0, 9, 10, 12], [0, 1, 2, 0], "leave nothing"),
-        ([8.0, 9, 10, 9, 8, 9.5], [0, 0, 1, 2, 2, 2], "tell cells from seeds"),
+        ([8.0, 9, 10, 12], [0, 1] * 2, "needs 3 seeds"),
+        ([8.0, 9, 10, 12], [0, 1, 2, 0], "no residual degrees of freedom"),
+        ([8.0, 9, 10, 9, 8, 9.5], [0, 0, 1, 2, 2, 2], "cells from those of seeds"),
     ],
 )
 def test_why_there_is_no_analysis_of_variance(errors: list[float], seeds: list[int], why: str) -> None:
@@ -169,7 +169,8 @@ def test_why_there_is_no_analysis_of_variance(errors: list[float], seeds: list[i
 def test_too_many_levels_are_said_and_not_waited_for() -> None:
     a, b, seeds = np.array(np.meshgrid(range(40), range(40), range(3))).reshape(3, -1).tolist()
     found = fit_anova(np.random.default_rng(0).normal(size=len(seeds)).tolist(), seeds, {"a": a, "b": b})
-    assert found == "1602 coefficients are too many"
+    assert isinstance(found, str)
+    assert "1,602 coefficients" in found
 
 
 @pytest.mark.parametrize(("n", "comparisons"), [(3, 1), (3, 100), (4, 1), (5, 1), (10, 10), (50, 1)])

@@ -115,8 +115,8 @@ def test_only_seeds_that_both_completed_are_compared_and_the_others_are_named() 
     part = compared(found, "shortcut=none depth=20")
     assert part.difference.mean == pytest.approx(np.mean((2 + NOISE["none"] - NOISE["A"])[[0, 2]]))
     assert (part.difference.n, part.difference.p) == (2, None)
-    assert part.note == "2 of 3 pairs: seed 1 diverged; 2 seeds: no p"
-    assert compared(found, "shortcut=B depth=56").note == "2 of 3 pairs: seed 0 missing in the baseline; 2 seeds: no p"
+    assert all(each in part.note for each in ("2 of 3 pairs", "seed 1 diverged", "no p-value"))
+    assert "seed 0 missing in the baseline" in compared(found, "shortcut=B depth=56").note
 
 
 def test_a_comparison_without_any_pair_says_so() -> None:
@@ -125,14 +125,15 @@ def test_a_comparison_without_any_pair_says_so() -> None:
         given = without(given, f"shortcut=none depth=20/{seed}", "diverged" if seed else "oom")
     found = compared(analyze_study(given), "shortcut=none depth=20")
     assert (found.difference.n, found.difference.mean) == (0, None)
-    assert found.note == "0 of 5 pairs: seed 0 oom, 4 seeds diverged"
+    assert all(each in found.note for each in ("0 of 5 pairs", "seed 0 oom", "4 seeds diverged"))
 
 
-@pytest.mark.parametrize(("more", "note"), [(0.0, "identical"), (0.3, "all 3 differences are equal")])
+@pytest.mark.parametrize(("more", "note"), [(0.0, "no difference"), (0.3, "same difference")])
 def test_equal_differences_have_no_p_and_the_note_says_so(more: float, note: str) -> None:
     given = evidence(truth=lambda levels, seed: 8 + 0.1 * seed + more * (levels["shortcut"] == "none"))
     found = compared(analyze_study(given), "shortcut=none depth=20")
-    assert (found.difference.std, found.difference.low, found.difference.p, found.note) == (0, None, None, note)
+    assert (found.difference.std, found.difference.low, found.difference.p) == (0, None, None)
+    assert note in found.note
 
 
 def test_correction_is_over_all_comparisons_that_have_a_p() -> None:
@@ -218,10 +219,11 @@ def test_analysis_of_variance_says_what_it_was_made_from() -> None:
     whole = analyze_study(evidence(truth=truth))
     assert whole.anova is not None
     assert [term.term for term in whole.anova.terms] == ["seed", "shortcut", "depth", "shortcut × depth"]
-    assert (whole.anova.residual_df, whole.anova.note, whole.no_anova) == (10, "complete: 18 runs", "")
+    assert (whole.anova.residual_df, whole.no_anova) == (10, "")
+    assert "18 planned runs" in whole.anova.note
     part = analyze_study(without(evidence(truth=truth), "shortcut=none depth=56/0")).anova
     assert part is not None
-    assert part.note.startswith("unbalanced: 17 of 18 runs")
+    assert "17 of 18 runs" in part.note
 
 
 def test_analysis_of_variance_warns_of_unequal_spread() -> None:
@@ -230,7 +232,7 @@ def test_analysis_of_variance_warns_of_unequal_spread() -> None:
 
     found = analyze_study(evidence(truth=truth)).anova
     assert found is not None
-    assert "trust the intervals" in found.note
+    assert "equal variances" in found.note
 
 
 def test_why_there_is_no_analysis_of_variance() -> None:
@@ -238,16 +240,17 @@ def test_why_there_is_no_analysis_of_variance() -> None:
     for seed in range(3):
         given = without(given, f"shortcut=B depth=20/{seed}", "oom")
     cases = {
-        "no completed run: shortcut=B depth=20": given,
-        "1 of 6 combinations do not exist": evidence(missing_cell(design(), "shortcut=A depth=20")),
-        "fewer than 3 seeds": evidence(design(seeds=2)),
+        "no run completed in shortcut=B depth=20": given,
+        "the design lacks 1 of 6 combinations": evidence(missing_cell(design(), "shortcut=A depth=20")),
+        "it needs 3 seeds": evidence(design(seeds=2)),
         "no factor has two levels": evidence(design({"depth": ("20",)})),
-        "all errors are equal": evidence(truth=lambda *_: 8.0),
-        "the terms explain every error exactly": evidence(truth=lambda levels, seed: float(levels["depth"]) + seed),
+        "all runs have the same error": evidence(truth=lambda *_: 8.0),
+        "the residual variance is zero": evidence(truth=lambda levels, seed: float(levels["depth"]) + seed),
     }
     for why, case in cases.items():
         found = analyze_study(case)
-        assert (found.anova, found.no_anova) == (None, why)
+        assert found.anova is None
+        assert found.no_anova.startswith(why)
 
 
 def test_names_of_factors_and_levels_may_hold_anything() -> None:
@@ -273,32 +276,35 @@ def test_runs_that_are_owed_and_runs_that_diverged_are_flagged_apart() -> None:
     given = without(evidence(), "shortcut=B depth=56/1", "diverged")
     assert analyze_study(given).flags == ("1 of 18 runs diverged (shortcut=B depth=56)",)
     found = analyze_study(without(given, "shortcut=A depth=20/2", "running"))
-    assert found.flags[0] == "incomplete: 1 of 18 runs without a result (shortcut=A depth=20)"
+    assert "1 of 18 runs" in found.flags[0]
+    assert "shortcut=A depth=20" in found.flags[0]
     assert not found.complete
 
 
 def test_few_seeds_are_flagged() -> None:
-    assert analyze_study(evidence(design(seeds=2))).flags == ("2 seeds: no p-values",)
-    assert analyze_study(evidence(design(seeds=1))).flags == ("1 seed: no p-values",)
+    for seeds in (1, 2):
+        (flag,) = analyze_study(evidence(design(seeds=seeds))).flags
+        assert "no p-values" in flag
+        assert flag.endswith(str(seeds))
 
 
 @pytest.mark.parametrize(
     ("condition", "value", "shown"),
     [
-        ("code_version", "0123456789abcdef0123", "code version differs: cccccccc (4 cells), 01234567"),
-        ("code_version", f"{'c' * 20}, {'0' * 20}", "code version differs: cccccccc (4 cells), cccccccc, 00000000"),
-        ("data_version", "0123456789abcdef0123", "data version differs: dddddddd (4 cells), 01234567"),
-        ("world_size", "4", "world size differs: 1 (4 cells), 4"),
-        ("precision", "bf16", "precision differs: fp32 (4 cells), bf16"),
-        ("device", "NVIDIA H200", "device differs: AMD EPYC (4 cells), NVIDIA H200"),
-        ("torch", "2.15.0", "torch differs: 2.14.1 (4 cells), 2.15.0"),
-        ("python", "3.12.1", "python differs: 3.11 (4 cells), 3.12"),
+        ("code_version", "0123456789abcdef0123", "code version: cccccccc (4 cells), 01234567"),
+        ("code_version", f"{'c' * 20}, {'0' * 20}", "code version: cccccccc (4 cells), cccccccc, 00000000"),
+        ("data_version", "0123456789abcdef0123", "data version: dddddddd (4 cells), 01234567"),
+        ("world_size", "4", "world size: 1 (4 cells), 4"),
+        ("precision", "bf16", "precision: fp32 (4 cells), bf16"),
+        ("device", "NVIDIA H200", "device: AMD EPYC (4 cells), NVIDIA H200"),
+        ("torch", "2.15.0", "torch: 2.14.1 (4 cells), 2.15.0"),
+        ("python", "3.12.1", "python: 3.11 (4 cells), 3.12"),
     ],
 )
 def test_conditions_that_differ_between_cells_are_named_with_their_cells(condition: str, value: str, shown: str) -> None:
     given = changed(evidence(), ["shortcut=B depth=20", "shortcut=B depth=56"], **{condition: value})
     found = analyze_study(given)
-    assert found.flags == (f"{shown} (shortcut=B depth=20, shortcut=B depth=56)",)
+    assert found.flags == (f"Runs differ in {shown} (shortcut=B depth=20, shortcut=B depth=56)",)
     assert not any(cell.flags for cell in found.cells)
 
 
@@ -306,7 +312,7 @@ def test_conditions_that_differ_within_a_cell_are_said_of_the_cell_and_the_study
     given = evidence()
     given.runs.loc[given.runs["fingerprint"] == "shortcut=A depth=20/2", "torch"] = "2.15.0"
     found = analyze_study(given)
-    assert found.flags == ("torch differs: 2.14.1 (17 runs), 2.15.0 (1 run)",)
+    assert found.flags == ("Runs differ in torch: 2.14.1 (17 runs), 2.15.0 (1 run)",)
     assert {cell.label: cell.flags for cell in found.cells if cell.flags} == {
         "shortcut=A depth=20": ("trained with torch 2.14.1 and 2.15.0",)
     }
@@ -324,13 +330,12 @@ def test_what_is_unknown_varied_or_of_no_result_is_not_flagged() -> None:
 
 def test_local_changes_are_flagged_with_the_files() -> None:
     where = {"git__dirty": "true", "git__changed": "resnet_core/optim.py, resnet_core/new.py (untracked)"}
-    assert analyze_study(changed(evidence(), ["shortcut=B depth=20"], **where)).flags == (
-        "3 runs trained from a commit with local changes in resnet_core/optim.py, resnet_core/new.py (untracked)",
-    )
+    (flag,) = analyze_study(changed(evidence(), ["shortcut=B depth=20"], **where)).flags
+    assert "3 runs" in flag
+    assert "resnet_core/optim.py, resnet_core/new.py (untracked)" in flag
     # Runs of before the files were recorded.
-    assert analyze_study(changed(evidence(), ["shortcut=B depth=20"], git__dirty="true")).flags == (
-        "3 runs trained from a commit with local changes",
-    )
+    (flag,) = analyze_study(changed(evidence(), ["shortcut=B depth=20"], git__dirty="true")).flags
+    assert "3 runs" in flag
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

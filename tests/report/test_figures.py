@@ -61,7 +61,7 @@ def test_words_for_those_who_do_not_see_hold_the_main_numbers() -> None:
     worst = next(cell for cell in findings.cells if cell.label == "shortcut=none depth=56").error.mean
     assert f"shortcut=none depth=56 {worst:.2f} %" in caption("curves", given, findings).alt
     assert f"{worst:.2f} % at 56" in caption("depth", given, findings).alt
-    assert "1 of 4 differences are certain" in caption("differences", given, findings).alt
+    assert "1 of 4 differences" in caption("differences", given, findings).alt
     assert "shortcut=A depth=56" in caption("cost", given, findings).alt
 
 
@@ -157,7 +157,7 @@ def test_of_many_cells_the_baselines_and_the_best_are_told_apart_and_the_others_
     assert len(grey.get_segments()) == 100 - MAX_STYLED_CELLS
     for name in ("curves", "budget", "cost"):
         assert f"{MAX_STYLED_CELLS} of 100 cells" in caption(name, given, findings).text
-    assert "50 smaller ones" in caption("differences", given, findings).text
+    assert "50 more" in caption("differences", given, findings).text
 
 
 def test_long_curves_are_thinned_from_the_first_to_the_last_epoch() -> None:

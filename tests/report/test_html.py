@@ -82,7 +82,7 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
         assert [text for text, _ in line[:2]] == list(one.levels.values())
         assert line[2] == (number_format.mean_std(one.error), repr(one.error.mean))
         assert line[3] == (number_format.interval(one.error), repr(one.error.low))
-        assert number(values["train error"][1]) == one.train_error.mean
+        assert number(values["train error, %"][1]) == one.train_error.mean
         costs = ("parameters", "multiply-adds", "images/s", "memory, MB", "seconds", "GPU-hours")
         found_costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
         assert tuple(number(values[name][1]) for name in costs) == found_costs
@@ -90,10 +90,10 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
             difference = comparison.difference
             text, value = values["difference"]
             assert number(value) == difference.mean
-            assert text.removeprefix("● certain: ") == number_format.signed(difference.mean)
+            assert text.removeprefix("● significant: ") == number_format.signed(difference.mean)
             assert text.startswith("●") == difference.significant
             assert values["95 % interval"] == (number_format.signed_interval(difference), repr(difference.low))
-            assert values["p"] == (number_format.p_value(difference.p_adjusted), repr(difference.p_adjusted))
+            assert values["p, adjusted"] == (number_format.p_value(difference.p_adjusted), repr(difference.p_adjusted))
         else:
             assert values["difference"][0] == "baseline"
 
@@ -148,7 +148,7 @@ def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
 
 def test_a_running_study_says_how_far_it_is() -> None:
     assert "12 of 24 runs had ended" in Page(made(progress="12 of 24 runs")).text
-    assert "Written while" not in Page(made()).text
+    assert "Interim report" not in Page(made()).text
 
 
 def test_verdicts_differ_by_more_than_colour() -> None:
@@ -158,7 +158,7 @@ def test_verdicts_differ_by_more_than_colour() -> None:
 
 def test_why_there_is_no_analysis_of_variance_is_said() -> None:
     found = replace(found_in(synthetic_study.evidence()), anova=None, no_anova="2 cells have no completed run")
-    assert "There is none: 2 cells have no completed run." in Page(made(found=found)).text
+    assert "2 cells have no completed run" in Page(made(found=found)).text
 
 
 def test_published_errors_are_shown_with_what_makes_them_incomparable() -> None:

@@ -90,7 +90,7 @@ def test_both_results_of_table_6_for_110_layers_are_there_and_told_apart() -> No
         ({"model.zero_init_residual": True}, "zero init residual on, not off"),
         ({"precision": "bf16"}, "bf16 arithmetic, not fp32"),
         ({"precision": "tf32"}, "tf32 arithmetic, not fp32"),
-        ({"world_size": 4}, "BatchNorm over 32 images, the share of each of 4 workers"),
+        ({"world_size": 4}, "BatchNorm over 32 images, the part of each of 4 workers"),
     ],
     ids=str,
 )
@@ -131,7 +131,7 @@ def test_110_layers_may_warm_up_as_the_paper_does_and_not_otherwise() -> None:
 
 def test_held_out_images_are_not_the_test_set() -> None:
     found = differs("cifar10", {"data.validation": 0.1}, images=45_000)
-    assert found == ("scored on images held out of the training set, not on the test set",)
+    assert found == ("evaluated on images held out of the training set, not on the test set",)
 
 
 def test_nothing_published_stands_beside_other_data_or_other_networks() -> None:

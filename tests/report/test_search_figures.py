@@ -87,7 +87,7 @@ def test_history_has_every_trial_and_the_best_that_completed_so_far() -> None:
         completed = given.trials[(given.trials["cell"] == cell.label) & (given.trials["outcome"] == "completed")]
         best = completed.sort_values("number")["error"].cummin().tolist()
         assert np.asarray(line.get_ydata()).tolist() == [*best, best[-1]]
-    assert names(figure) == ["shortcut=none", "shortcut=A", "shortcut=B", "completed", "ended early", "diverged"]
+    assert names(figure) == ["shortcut=none", "shortcut=A", "shortcut=B", "completed", "stopped early", "diverged"]
     assert "not a result" in panel.get_ylabel()
 
 

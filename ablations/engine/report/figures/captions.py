@@ -44,7 +44,7 @@ def _curves(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         if style_map.crowded
         else f"Error after each epoch: dashed for training, solid for {on} images."
     )
-    alt = f"Learning curves over {counted(int(evidence.curves['epoch'].max()), 'epoch')}. {_errors_text(findings, evidence)}"
+    alt = f"Lines over {counted(int(evidence.curves['epoch'].max()), 'epoch')}. {_errors_text(findings, evidence)}"
     divided = " Dotted lines mark the epochs at which the learning rate is divided." if lr_drop_epochs(evidence.design) else ""
     over = _lines_text(evidence, findings, bands=not style_map.crowded)
     return "Learning curves", f"{_sentence(text)} {over}{divided}{_gray_text(evidence)}", alt
@@ -80,9 +80,8 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     significant = sum(each.difference.significant for each in findings.comparisons)
     text = (
         f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by seed, with 95 % "
-        "confidence "
-        "intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted for the "
-        "number of comparisons, is below 0.05. A hollow mark is not."
+        "confidence intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted "
+        "for the number of comparisons, is below 0.05. A hollow mark is not."
     )
     more = (
         f" The figure shows the {len(shown)} largest differences; the table has {counted(left_out, 'more difference')}."

@@ -75,6 +75,7 @@ def _on_a_cluster() -> bool:
 
 def _runs_at_once(plan: Plan, options: Options) -> int | None:
     """Return how many runs the cluster or this machine holds at a time; None if only a cluster could tell."""
+
     resources = RunResources(
         workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
     )
