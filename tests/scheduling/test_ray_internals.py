@@ -3,8 +3,10 @@
 import ast
 import importlib
 import os
+import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from ablations.engine.scheduling.ray_internals import cluster, compatibility, key_value_store, train, tune
 from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, is_available
@@ -147,6 +150,27 @@ def test_a_replacement_that_ray_would_never_call_turns_its_feature_off(
         owner = getattr(owner, each)
     monkeypatch.setattr(owner, last, lambda *_: None)
     assert_off(name, capsys)
+
+
+# Ray Train
+
+
+class Observer:
+    def started(self) -> None:
+        self.lock = threading.Lock()  # which cannot be pickled, like the heartbeat's
+
+    def stepped(self, state: str) -> None: ...
+
+    def finished(self) -> None: ...
+
+
+def test_copies_of_a_callback_have_observers_of_their_own() -> None:
+    """Train pickles callbacks for the controller, and once more for each worker after the controller has started."""
+    (callback,) = train.controller_callbacks(Observer())
+    pickled = cloudpickle.dumps(callback)
+    one, other = pickle.loads(pickled), pickle.loads(pickled)
+    one.after_controller_start(None)
+    cloudpickle.dumps(other)
 
 
 # Done without

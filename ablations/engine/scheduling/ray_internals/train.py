@@ -101,19 +101,24 @@ def controller_callbacks(observer: TrainObserver) -> "list[ControllerCallback]":
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
     class ObserveController(ControllerCallback, WorkerGroupCallback):
+        """Holds the observer itself: Train pickles callbacks twice, and all copies of this class share one closure."""
+
+        def __init__(self, observer: TrainObserver) -> None:
+            self.observer = observer
+
         def after_controller_start(self, train_run_context: Any) -> None:
-            observer.started()
+            self.observer.started()
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-            observer.stepped(type(current_state).__name__)
+            self.observer.stepped(type(current_state).__name__)
 
         def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-            observer.stepped("")
+            self.observer.stepped("")
 
         def after_controller_finish(self, result: Any) -> None:
-            observer.finished()
+            self.observer.finished()
 
-    return [ObserveController()]
+    return [ObserveController(observer)]
 
 
 @needs(TRAIN_ERRORS, otherwise=False)
