@@ -1,5 +1,5 @@
-# `make demo` shows the service at work, `make test` checks everything once. Each target sets up what it needs.
-# Ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
+# `make demo` runs a study on the local service, `make test` runs the tests. Each target installs what it needs into .venv.
+# Other ports: make up MLFLOW_PORT=5001 DASHBOARD_PORT=8266 RAY_PORT=6380
 
 PYTHON ?= python3
 MLFLOW_PORT ?= 5000
@@ -16,7 +16,7 @@ PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-p
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
 	@$(SERVICE) up
-	@echo "The service stays up for the next study; make down ends it."
+	@echo "The service stays up for the next study. To end it: make down"
 
 # Tests in three tiers. Durations are for two cores that nothing else uses.
 #   make test          one or more scenarios of everything, real Ray and MLflow included
@@ -62,7 +62,7 @@ down:
 
 setup: $(VENV)/.complete
 
-# Complete only at the end: an interrupted set-up is done again. Whatever built the environment, pip finishes it.
+# The marker file is written last, so that an interrupted set-up starts again. An environment made by other means is completed.
 $(VENV)/.complete: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,7 @@ from ablations import Study, main
 
 
 def space(trial: Any) -> None:
-    """What is searched unless `--space` says otherwise: names are fields of RunSpec, `trial` is Optuna's."""
+    """Suggest the hyperparameters of a trial (an `optuna.Trial`). Names are fields of `RunSpec`; `--space` restricts them."""
     trial.suggest_float("optim.lr", 1e-3, 1, log=True)
     trial.suggest_float("optim.weight_decay", 1e-6, 1e-2, log=True)
     trial.suggest_float("optim.momentum", 0.8, 0.99)

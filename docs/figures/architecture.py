@@ -5,12 +5,16 @@
 An arrow from one package to another is an import. Arrows that follow from two others are left out.
 """
 
-import ast
+import sys
 from html import escape
 from itertools import chain
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from tests import test_architecture  # noqa: E402  # of the folder that was put on the path
+
 PICTURE = Path(__file__).with_suffix(".svg")
 PURPOSE = {
     "studies": ("what to vary, what to compare with", ""),
@@ -25,6 +29,7 @@ PURPOSE = {
     "analysis": ("paired differences, conclusions", "statsmodels, SciPy"),
     "study": ("factors, cells, runs: plain data", ""),
     "environment": ("folders, storage, signals, terminal", ""),
+    test_architecture.RAY_INTERNALS: ("checked before use, with fallbacks", "private API of Ray"),
     "resnet_core": ("configurations, networks, data, training", "PyTorch"),
 }
 """What each box says: its purpose, and the library that it wraps."""
@@ -37,38 +42,18 @@ Graph = dict[str, set[str]]
 
 
 def rows() -> list[tuple[str, ...]]:
-    """Return the packages from top to bottom: the floors of tests/test_architecture.py between the studies and the core."""
-    test = next((PROJECT / "tests").rglob("test_architecture.py"))
-    values = {
-        node.targets[0].id: node.value
-        for node in ast.parse(test.read_text()).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    return [("studies",), *reversed(ast.literal_eval(values["FLOORS"])), ("resnet_core",)]
+    """Return the packages from top to bottom. What imports nothing else of the engine stands beside the core."""
+    *floors, lowest = reversed(test_architecture.FLOORS)
+    return [("studies",), *floors, ("resnet_core", *lowest)]
 
 
 def imports() -> Graph:
     """Return which packages each package imports."""
-    engine = PROJECT / "ablations" / "engine"
     graph: Graph = {"studies": {"cli"}, "resnet_core": set()}
-    for folder in filter(Path.is_dir, sorted(engine.glob("[!_]*"))):
-        modules = chain.from_iterable(_imported(file) for file in folder.rglob("*.py"))
-        graph[folder.name] = {package for name in modules if (package := _package(name))} - {folder.name}
+    for _, name, modules in test_architecture.engine():
+        packages = {"resnet_core" if module.startswith("resnet_core") else test_architecture.package(module) for module in modules}
+        graph.setdefault(name, set()).update(package for package in packages if package not in (None, name))
     return graph
-
-
-def _imported(file: Path) -> set[str]:
-    nodes = list(ast.walk(ast.parse(file.read_text())))
-    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return found | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
-
-
-def _package(module: str) -> str | None:
-    parts = module.split(".")
-    if parts[0] == "resnet_core":
-        return "resnet_core"
-    return parts[2] if parts[:2] == ["ablations", "engine"] and len(parts) > 2 else None
 
 
 def reduced(graph: Graph) -> Graph:

@@ -98,23 +98,17 @@ def test_the_command_and_the_shipped_studies_run_from_any_folder(installed: Inst
     assert [path.name for path in folder.iterdir()] == ["my_study.py"]
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_study_file_in_a_folder_of_its_own_is_submitted_and_its_results_are_in_mlflow(
     installed: Installed, service: Service, folder: Path
 ) -> None:
     ports = [word for name, port in service.ports.items() for word in (f"--{name}-port", port)]
     up = service.run(str(installed.command), "up", *ports, folder=folder)
     assert up.returncode == 0, up.stderr
-    submit = ["ray.scripts.scripts", "job", "submit", "--working-dir", ".", "--", "python", "my_study.py"]
-    options = ["--preset", "smoke", "--seeds", "1"]
-    job = service.run(
-        str(installed.python),
-        "-m",
-        *submit,
-        *options,
-        folder=folder,
-        RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{service.ports['dashboard']}",
-    )
+    ray = [str(installed.python), "-m", "ray.scripts.scripts"]
+    address = {"RAY_API_SERVER_ADDRESS": service.dashboard}
+    study = ["python", "my_study.py", "--preset", "smoke", "--seeds", "1"]
+    job = service.run(*ray, "job", "submit", "--working-dir", ".", "--", *study, folder=folder, **address)
     assert job.returncode == 0, job.stdout + job.stderr
     client = MlflowClient(service.mlflow)
     experiment = client.get_experiment_by_name("zero-init")
@@ -124,21 +118,8 @@ def test_a_study_file_in_a_folder_of_its_own_is_submitted_and_its_results_are_in
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert parent.data.tags["git.commit"] == "unknown"
     assert "report.html" in {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "report")}
-    plain = service.run(
-        str(installed.python),
-        "-m",
-        "ray.scripts.scripts",
-        "job",
-        "submit",
-        "--",
-        "python",
-        "my_study.py",
-        *options,
-        "--plan",
-        folder=service.home,
-        RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{service.ports['dashboard']}",
-    )
-    assert "2 runs, 0 to train" in plain.stdout, "a job without a working folder starts where `ablations up` ran"
+    listing = service.run(*ray, "job", "submit", "--", "ls", folder=service.home, **address)
+    assert "my_study.py" in listing.stdout, "a job without a working folder starts where `ablations up` ran"
     down = service.run(str(installed.command), "down", folder=folder)
     assert down.stdout == "the service has ended\n"
     assert [path.name for path in folder.iterdir()] == ["my_study.py"]

@@ -78,11 +78,11 @@ def interrupted(self):
     signal.raise_signal(signal.SIGTERM)
 
 def work():
-    from ablations.engine.scheduling import tune_runner as scheduler
+    from ablations.engine.scheduling import connection
 
     if when:
         setattr(ray._private.node.Node, sys.argv[1], interrupted)
-    scheduler.connect()
+    connection.connect()
     signal.raise_signal(signal.SIGTERM)
     return 0
 
@@ -192,7 +192,7 @@ def test_a_failed_start_of_ray_is_one_line_with_a_remedy(tmp_path: Path, monkeyp
     (taken := tmp_path / "taken").write_text("a file where Ray wants a folder")
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(private_files, "make_ray_folder", lambda: (taken, 0))
-    with pytest.raises(ConfigError, match=r"^Ray does not start on this machine \(.+\). What may be short: .*RAY_ADDRESS"):
+    with pytest.raises(ConfigError, match=r"^Ray does not start on this machine \(.+\). .*RAY_ADDRESS"):
         connection.connect()
 
 

@@ -11,6 +11,7 @@ import ray
 from ray.util.state import list_actors, list_placement_groups
 
 from ablations.engine.scheduling import tune_runner
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.trial.job import Job
 from resnet_core import RunSpec, load_dataset, override, preset
 from resnet_core.data.datasets import resolve
@@ -90,7 +91,7 @@ def run_jobs(
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
     for thread in threads:
         thread.start()
-    needs = tune_runner.RunResources(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
+    needs = RunResources(workers=jobs[0].spec["world_size"], gpus_per_worker=gpus)
     tune_runner.train_runs(jobs, needs, max_concurrent=max_concurrent, listener=heard, scratch=folder / "tune")
     for thread in threads:
         thread.join(1)

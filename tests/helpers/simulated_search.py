@@ -1,4 +1,4 @@
-"""A search without trainings: learning curves of a known response, and workers in a time of their own."""
+"""A simulated search: learning curves from a known response, and workers in simulated time."""
 
 import hashlib
 import heapq
@@ -25,11 +25,11 @@ def space(trial: Any) -> None:
 
 
 def curve(values: Mapping[str, Any], noise: float = 0.5, epochs: int = EPOCHS) -> Sequence[float]:
-    """Errors in percent after each epoch, NaN where it diverges: a bowl around a step size, lr/(1 - momentum), of 1.
+    """Return the error after each epoch in percent, NaN if it diverges: a bowl around a step size lr/(1 - momentum) of 1.
 
-    The best configuration is far from the middle of the space, where a sampler that learns nothing might begin. Small steps learn
-    slowly and there is noise: over the space, the error after a 27th, a 9th and a 3rd of the epochs has a rank correlation of 0.92,
-    0.94 and 0.97 with the last one.
+    The best configuration is far from the middle of the space, where a sampler without knowledge might start. Small steps learn
+    slowly, and errors are noisy. Over the space, the error after a 27th, a 9th and a 3rd of the epochs has a rank correlation of
+    0.92, 0.94 and 0.97 with the last one.
     """
     return _curve(json.dumps(values, sort_keys=True), noise, epochs)
 
@@ -52,80 +52,80 @@ def _curve(values: str, noise: float, epochs: int) -> Sequence[float]:
 
 
 def true_error(values: Mapping[str, Any]) -> float:
-    """Of a whole training, without noise."""
+    """Return the final error of a whole training without noise, in percent."""
     return curve(values, noise=0)[-1]
 
 
 @dataclass
 class Search:
-    """An optimiser, and what it had trained."""
+    """An optimizer and the simulated trials that it has started."""
 
-    optimiser: Optimizer
+    optimizer: Optimizer
     epochs: int = EPOCHS
     curve: Curve = curve
     results: Callable[[Mapping[str, Any], float], tuple[float, ...]] = lambda values, error: (error,)
-    told: dict[int, TrialHistory] = field(default_factory=dict)
-    asked: list[int] = field(default_factory=list)
-    """Numbers, as often as they were asked for."""
+    trials: dict[int, TrialHistory] = field(default_factory=dict)
+    asked_numbers: list[int] = field(default_factory=list)
+    """Numbers of the trials that `ask` returned, in order, with repetitions."""
     cost: int = 0
-    """Epochs trained."""
+    """Number of epochs trained."""
 
     def run(self, *, workers: int = 1, most_epochs: float = math.inf) -> None:
-        """Trains until the search is finished or its epochs are used up. Epochs take equally long."""
+        """Train until the search is finished or its epochs are used up. All epochs take equally long."""
         ends: list[tuple[int, int, int]] = []
         time = 0
         while self.cost < most_epochs:
-            while len(ends) < workers and (number := self._begun()) is not None:
-                heapq.heappush(ends, (time + 1, len(self.asked), number))
+            while len(ends) < workers and (number := self._start()) is not None:
+                heapq.heappush(ends, (time + 1, len(self.asked_numbers), number))
             if not ends:
-                assert self.optimiser.finished, "nothing runs, nothing is asked for, and it is not finished"
+                assert self.optimizer.finished, "no trial runs and `ask` returns none, but the search is not finished"
                 return
             time, order, number = heapq.heappop(ends)
             self.cost += 1
-            if self._trained(number):
+            if self._train_epoch(number):
                 heapq.heappush(ends, (time + 1, order, number))
 
-    def _begun(self) -> int | None:
-        suggestion = self.optimiser.ask()
+    def _start(self) -> int | None:
+        suggestion = self.optimizer.ask()
         if suggestion is None:
             return None
         number = suggestion.number
-        self.asked.append(number)
-        if number not in self.told:
+        self.asked_numbers.append(number)
+        if number not in self.trials:
             errors: dict[int, float] = {}
             if suggestion.branch:
                 parent, epoch = suggestion.branch
-                errors = {k: error for k, error in self.told[parent].errors.items() if k <= epoch}
-                assert all(self.optimiser.report_epoch(number, k, error) is Decision.CONTINUE for k, error in errors.items())
-            self.told[number] = TrialHistory(number=number, values=suggestion.values, outcome="stopped", errors=errors)
+                errors = {k: error for k, error in self.trials[parent].errors.items() if k <= epoch}
+                assert all(self.optimizer.report_epoch(number, k, error) is Decision.CONTINUE for k, error in errors.items())
+            self.trials[number] = TrialHistory(number=number, values=suggestion.values, outcome="stopped", errors=errors)
         return number
 
-    def _trained(self, number: int) -> bool:
-        """One more epoch; returns whether the trial goes on."""
-        told = self.told[number]
-        epoch = max(told.errors, default=0) + 1
-        error = self.curve(told.values)[epoch - 1]
-        told = self.told[number] = replace(told, errors={**told.errors, epoch: error})
+    def _train_epoch(self, number: int) -> bool:
+        """Train one more epoch; return whether the trial continues."""
+        trial = self.trials[number]
+        epoch = max(trial.errors, default=0) + 1
+        error = self.curve(trial.values)[epoch - 1]
+        trial = self.trials[number] = replace(trial, errors={**trial.errors, epoch: error})
         if not math.isfinite(error):
             self._end(number, "diverged")
             return False
-        decision = self.optimiser.report_epoch(number, epoch, error)
-        for dropped in self.optimiser.evicted():
+        decision = self.optimizer.report_epoch(number, epoch, error)
+        for dropped in self.optimizer.evicted():
             self._end(dropped, "pruned")
         if decision is Decision.CONTINUE and epoch == self.epochs:
-            self._end(number, "completed", self.results(told.values, error))
+            self._end(number, "completed", self.results(trial.values, error))
         elif decision is Decision.PRUNE:
             self._end(number, "pruned")
         return decision is Decision.CONTINUE and epoch < self.epochs
 
     def _end(self, number: int, outcome: str, results: tuple[float, ...] = ()) -> None:
-        told = self.told[number]
-        seconds = float(len(told.errors))
-        self.told[number] = replace(told, outcome=outcome, results=results, seconds=seconds)
-        self.optimiser.end_trial(number, outcome, results, seconds)
+        trial = self.trials[number]
+        seconds = float(len(trial.errors))
+        self.trials[number] = replace(trial, outcome=outcome, results=results, seconds=seconds)
+        self.optimizer.end_trial(number, outcome, results, seconds)
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The configuration whose completed trial had the lowest error."""
-        completed = [told for told in self.told.values() if told.outcome == "completed"]
-        return min(completed, key=lambda told: told.results[0]).values
+        """Configuration of the completed trial with the lowest error."""
+        completed = [trial for trial in self.trials.values() if trial.outcome == "completed"]
+        return min(completed, key=lambda trial: trial.results[0]).values

@@ -13,6 +13,7 @@ import pytest
 
 import resnet_core
 from resnet_core.config.reference import field_references, fields_page
+from resnet_core.heartbeat import no_heartbeat
 from tests.helpers.project import PROJECT
 
 FUNCTIONS = {
@@ -62,7 +63,7 @@ def signature(function: Any) -> str:
     found = inspect.signature(function)
     bare = [each.replace(annotation=inspect.Parameter.empty) for each in found.parameters.values()]
     text = str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
-    return text.replace(repr(resnet_core.heartbeat.no_heartbeat), "no_heartbeat")  # type: ignore[attr-defined]
+    return text.replace(repr(no_heartbeat), "no_heartbeat")
 
 
 def own_names(cls: type) -> list[str]:

@@ -293,7 +293,7 @@ def test_no_process_stays_when_the_batches_are_closed(images: Path, dataset: Dat
     assert children()
     batches.close()
     assert not children()
-    with pytest.raises(RuntimeError, match=r"cannot go on"):
+    with pytest.raises(RuntimeError, match=r"batches were ended"):
         next(iterator)
     with pytest.raises(RuntimeError, match=r"closed"):
         next(batches.test())
@@ -316,7 +316,7 @@ def test_an_epoch_cannot_go_on_once_others_were_begun(images: Path, dataset: Dat
     iterator = batches.train_epoch(0)
     next(iterator)
     assert sum(len(labels) for _, labels in batches.test()) == 7
-    with pytest.raises(RuntimeError, match=r"others were begun"):
+    with pytest.raises(RuntimeError, match=r"batches were ended"):
         next(iterator)
     batches.close()
 

@@ -134,14 +134,14 @@ def rented(growing: Growing, tmp_path_factory: pytest.TempPathFactory) -> Rented
     return Rented(growing, tmp_path_factory.mktemp("rented"))
 
 
-def test_runs_that_wait_for_gpus_bring_nodes_up_from_none_and_none_is_left_at_the_end(rented: Rented) -> None:
+def test_the_autoscaler_adds_nodes_for_waiting_gpu_runs_and_removes_all_at_the_end(rented: Rented) -> None:
     assert rented.at_first == 0
     assert len(set(rented.nodes)) == 2
     assert HEAD not in rented.nodes
     assert not rented.heard.ended  # each is one that goes on
 
 
-def test_a_run_whose_node_is_taken_away_goes_on_from_its_checkpoint_on_a_node_that_came_later(rented: Rented) -> None:
+def test_a_run_whose_node_is_preempted_continues_from_its_checkpoint_on_a_new_node(rented: Rented) -> None:
     assert rented.heard.deaths == {"moved": [(f"its node {ray.util.get_node_ip_address()} was lost", None)]}
     assert rented.later
     epochs = rented.heard.epochs["moved"]
@@ -151,7 +151,7 @@ def test_a_run_whose_node_is_taken_away_goes_on_from_its_checkpoint_on_a_node_th
 # Groups
 
 
-def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
+def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_head(
     growing: Growing, rented: Rented, tmp_path: Path
 ) -> None:
     leaders: list[dict[str, list[str]]] = []
@@ -180,10 +180,13 @@ def test_every_group_that_waits_is_seen_and_what_leads_it_stays_on_the_head(
     [
         ({"gpus_per_worker": 8}, "--gpus-per-worker=8: the largest node type has 1 GPU"),
         ({"cpus_per_worker": 6}, "--cpus-per-worker=6: the largest node type has 4 CPUs"),
-        ({"gpus_per_worker": 1, "workers": 9}, "--workers=9: each needs 1 CPUs and 1 GPUs; all nodes that may come hold 8 of them"),
+        (
+            {"gpus_per_worker": 1, "workers": 9},
+            "--workers=9: each needs 1 CPU and 1 GPU; all nodes of the autoscaler together hold 8 workers",
+        ),
     ],
 )
-def test_a_run_that_no_node_will_ever_hold_is_refused_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:
+def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:
     began = time.monotonic()
     with pytest.raises(ConfigError) as error:
         RunResources(**asked).check()
@@ -191,7 +194,7 @@ def test_a_run_that_no_node_will_ever_hold_is_refused_at_once(growing: Growing, 
     assert time.monotonic() < began + 10  # no node comes so soon
 
 
-def test_a_run_that_nodes_to_come_can_hold_is_not_refused_and_a_local_path_is(growing: Growing) -> None:
+def test_a_run_that_new_nodes_can_hold_is_accepted_and_a_local_path_is_rejected(growing: Growing) -> None:
     needs = RunResources(gpus_per_worker=1, workers=8)
     needs.check()
     assert needs.max_capacity() == 1

@@ -1,4 +1,4 @@
-"""Whether a run can ever fit, from what an autoscaler's file says."""
+"""Tests of the capacity of a cluster, now and with the nodes that its autoscaler may add."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
-from ablations.engine.scheduling.capacity import AutoscalerLimits, NodeType, RunResources, _parse_cluster_file
+from ablations.engine.scheduling.capacity import AutoscalerLimits, NodeType, RunResources, parse_cluster_file
 from tests.helpers.project import PROJECT
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
@@ -21,43 +21,45 @@ GROWTH = AutoscalerLimits(
     [
         (RunResources(gpus_per_worker=8), "--gpus-per-worker=8: the largest node type has 1 GPU"),
         (RunResources(cpus_per_worker=33), "--cpus-per-worker=33: the largest node type has 32 CPUs"),
-        (RunResources(cpus_per_worker=5, gpus_per_worker=1), "--cpus-per-worker=5: no node type has 5 CPUs and 1 GPUs"),
+        (RunResources(cpus_per_worker=5, gpus_per_worker=1), "--cpus-per-worker=5: no node type has 5 CPUs and 1 GPU"),
         (
             RunResources(workers=3, gpus_per_worker=1),
-            "--workers=3: each needs 1 CPUs and 1 GPUs; all nodes that may come hold 2 of them",
+            "--workers=3: each needs 1 CPU and 1 GPU; all nodes of the autoscaler together hold 2 workers",
         ),
         (
             RunResources(workers=161),
-            "--workers=161: each needs 1 CPUs; all nodes that may come hold 160 of them",
+            "--workers=161: each needs 1 CPU; all nodes of the autoscaler together hold 160 workers",
         ),  # five nodes of 32
         (RunResources(workers=160), None),
         (RunResources(workers=8, gpus_per_worker=0.25), None),
     ],
 )
-def test_what_can_never_fit_is_named_with_what_there_may_be(needs: RunResources, message: str | None) -> None:
+def test_the_error_for_a_run_that_never_fits_names_the_field_and_the_largest_possible_value(
+    needs: RunResources, message: str | None
+) -> None:
     refusal = needs.unsatisfiable_error(HEAD, GROWTH)
     assert (refusal and str(refusal)) == message
 
 
 @pytest.mark.parametrize(("share", "runs"), [(0.25, 32), (0.3, 24), (0.6, 8), (1, 8), (3, 2)])
-def test_a_share_of_a_gpu_lies_on_one(share: float, runs: int) -> None:
-    assert RunResources(gpus_per_worker=share)._workers_on({"CPU": 100, "GPU": 8}) == runs
+def test_a_worker_with_a_share_of_a_gpu_uses_a_single_gpu(share: float, runs: int) -> None:
+    assert RunResources(gpus_per_worker=share).runs_on({"CPU": 100, "GPU": 8}) == runs
 
 
-def test_the_head_counts_where_it_trains() -> None:
+def test_a_head_with_cpus_counts_as_capacity() -> None:
     assert RunResources(workers=162).unsatisfiable_error({"CPU": 2.0}, GROWTH) is None
 
 
-def test_a_cluster_file_says_which_nodes_may_come_unless_it_does_not_know_what_they_have() -> None:
+def test_limits_of_the_autoscaler_are_read_from_a_cluster_file_unless_a_type_has_no_resources() -> None:
     head = {"resources": {"CPU": 0}, "max_workers": 0}
     kinds = {"head": head, "small": {"resources": {"CPU": 4}, "max_workers": 3}, "any": {"resources": {"CPU": 8}}}
     file = {"head_node_type": "head", "max_workers": 5, "available_node_types": kinds}
-    assert _parse_cluster_file(file) == AutoscalerLimits([NodeType({"CPU": 4}, 3), NodeType({"CPU": 8}, 5)], 5)
+    assert parse_cluster_file(file) == AutoscalerLimits([NodeType({"CPU": 4}, 3), NodeType({"CPU": 8}, 5)], 5)
     kinds_unknown: list[dict[str, Any]] = [{"resources": {}}, {}]
     for unknown in kinds_unknown:
-        assert _parse_cluster_file({**file, "available_node_types": {**kinds, "mine": unknown}}) is None
+        assert parse_cluster_file({**file, "available_node_types": {**kinds, "mine": unknown}}) is None
 
 
-def test_what_machines_on_premises_have_is_not_known_before_they_are_there() -> None:
+def test_limits_of_machines_on_premises_are_unknown() -> None:
     config: dict[str, Any] = yaml.safe_load((PROJECT / "deploy" / "on-premises.yaml").read_text())
-    assert _parse_cluster_file(prepare_config(config)) is None
+    assert parse_cluster_file(prepare_config(config)) is None

@@ -1,4 +1,4 @@
-"""Two studies on one cluster: each has its part, and alone it has everything."""
+"""Tests of fair sharing: two studies on one cluster each get their quota, and a study alone gets everything."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _internal_kv_put
 from ray.util.state import list_placement_groups
 
-from ablations.engine.scheduling import connection, fair_share, tune_runner
+from ablations.engine.scheduling import concurrency, fair_share, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.fair_share import (
-    KEY,
+    CLAIM_PREFIX,
     ClaimRegistry,
     ResourceClaim,
     current_quota,
@@ -29,8 +29,8 @@ from ablations.engine.scheduling.fair_share import (
     quota_of,
     should_yield,
 )
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_keys, kv_put
 from ablations.engine.scheduling.tune_adapters import TuneSearcherAdapter
-from ablations.engine.scheduling.tune_runner import RunResources
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import RecordingListener, make_job, resources_in_use, wait_until
 
@@ -56,13 +56,13 @@ MANY = 500
         (1000, [10**9, 300, 10**9], [350, 300, 350]),
     ],
 )
-def test_what_a_cluster_holds_is_divided_equally_and_nothing_is_left_while_somebody_wants_it(
+def test_capacity_is_divided_equally_and_none_is_left_unused_while_a_study_wants_it(
     room: int, wants: list[int], parts: list[int]
 ) -> None:
     assert divide_evenly(room, wants) == parts
 
 
-def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
+def test_quotas_account_for_the_size_of_runs() -> None:
     # Eight GPUs: runs of one, and groups of four.
     claims = {"a": ResourceClaim(capacity=8, wants=50, runs=8), "b": ResourceClaim(capacity=2, wants=50, runs=0)}
     assert [quota_of(name, claims, claim.capacity) for name, claim in claims.items()] == [4, 1]
@@ -71,14 +71,14 @@ def test_runs_of_different_sizes_are_weighed_by_what_they_take() -> None:
     assert quota_of("a", claims, 8) == 7
 
 
-def test_runs_that_fit_on_no_node_that_is_there_take_nothing_from_those_that_do() -> None:
+def test_a_study_whose_runs_fit_on_no_current_node_takes_no_quota_from_others() -> None:
     claims = {"cpus": ResourceClaim(capacity=32, wants=50, runs=32), "gpus": ResourceClaim(capacity=0, wants=8, runs=0)}
     assert current_quota("cpus", claims) == 32
     assert not should_yield("cpus", claims)
     assert quota_of("gpus", claims, 8) == 4  # of the nodes that may come, they have theirs
 
 
-def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Path) -> None:
+def test_a_search_without_further_runs_leaves_its_capacity_to_others(tmp_path: Path) -> None:
     jobs = iter([make_job(tmp_path, "last")])
     proposals = TuneSearcherAdapter(Mock(next=lambda: next(jobs, None), finished=False))
     assert proposals.left == math.inf
@@ -97,7 +97,7 @@ def test_a_search_that_has_no_further_run_leaves_the_rest_to_others(tmp_path: Pa
         (2, 1, False),  # the other has its part
     ],
 )
-def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: int, other: int, expected: bool) -> None:
+def test_a_study_above_its_quota_yields_to_a_study_below_its_own(own: int, other: int, expected: bool) -> None:
     assert (
         should_yield("a", {"a": ResourceClaim(capacity=2, wants=9, runs=own), "b": ResourceClaim(capacity=2, wants=9, runs=other)})
         is expected
@@ -118,14 +118,16 @@ def test_a_study_yields_where_it_has_more_than_its_part_and_another_less(own: in
         ({"a": (1, 9, 1)}, False),
     ],
 )
-def test_a_study_is_kept_out_where_there_are_more_studies_than_places(claims: dict[str, tuple[int, ...]], expected: bool) -> None:
+def test_a_study_must_release_its_last_slot_if_there_are_more_studies_than_slots(
+    claims: dict[str, tuple[int, ...]], expected: bool
+) -> None:
     assert must_release_last_slot("a", {name: ResourceClaim(*numbers) for name, numbers in claims.items()}) is expected
 
 
-def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_slice_expires_after_its_time_and_survives_a_gap_between_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    turn = tune_runner.TimeSlice()
+    turn = concurrency.TimeSlice()
     assert (turn.smooth(0), turn.has_expired(60)) == (0, False)  # it has not begun, and asks for a place
     assert [turn.smooth(runs) for runs in (2, 0, 1)] == [2, 1, 1]
     now += 59
@@ -134,7 +136,7 @@ def test_a_turn_is_over_after_its_time_and_a_moment_between_two_runs_does_not_en
     assert turn.has_expired(60)
     assert [turn.smooth(0), turn.smooth(0)] == [1, 0]
     assert turn.has_expired(60)  # it has left, and does not ask for a while
-    now += tune_runner.HANDOVER_SECONDS
+    now += concurrency.HANDOVER_SECONDS
     assert not turn.has_expired(60)
     turn.smooth(1)
     now += 59
@@ -184,11 +186,12 @@ SECOND = """
 import json, sys
 from pathlib import Path
 import ray
-from ablations.engine.scheduling import tune_runner as scheduler
+from ablations.engine.scheduling import connection
+from ablations.engine.scheduling.capacity import RunResources
 from tests.scheduling.test_fair_share import execute, wait_until
-address, folder, needs = sys.argv[1], Path(sys.argv[2]), scheduler.RunResources(**json.loads(sys.argv[3]))
+address, folder, needs = sys.argv[1], Path(sys.argv[2]), RunResources(**json.loads(sys.argv[3]))
 ray.init(address, log_to_driver=False, logging_level="ERROR")
-scheduler.connect()
+connection.connect()
 wait_until((folder / "go").exists)
 heard = execute(folder, "second", 2, needs)
 print("heard:", json.dumps([heard.began, heard.over, heard.ended]))
@@ -217,7 +220,7 @@ class Both:
             watching.join()
             out, error = self.process.communicate(timeout=60)
         self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
-        self.left = list(_internal_kv_list(KEY))
+        self.left = kv_keys(CLAIM_PREFIX)
         wait_until(lambda: not resources_in_use(), 30)
 
     def _watch(self) -> None:
@@ -235,7 +238,7 @@ def both(address: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 @pytest.mark.slow
-def test_a_second_study_is_done_long_before_the_first(both: Both) -> None:
+def test_a_short_second_study_ends_long_before_the_first(both: Both) -> None:
     assert {name: outcome for name, (outcome, _) in both.second.ended.items()} == {"second-0": "completed", "second-1": "completed"}
     assert len(both.first.over) < MANY / 2
     assert {outcome for outcome, _ in both.first.ended.values()} == {"completed"}
@@ -244,7 +247,7 @@ def test_a_second_study_is_done_long_before_the_first(both: Both) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all_again_when_it_has_left(both: Both) -> None:
+def test_a_study_shares_the_cluster_only_while_another_study_runs(both: Both) -> None:
     came, left = min(both.second.began.values()), max(both.second.over.values())
     moments = sorted(both.first.began.values())
     assert max(both.first.at(moment) for moment in moments if moment < came) == 2
@@ -264,10 +267,10 @@ def test_a_study_has_all_before_another_comes_its_part_while_it_is_there_and_all
     ],
     ids=["alike", "group"],
 )
-def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_its_end(
+def test_a_study_that_does_not_fit_beside_the_first_gets_a_turn_before_the_first_ends(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: RunResources, others: RunResources
 ) -> None:
-    monkeypatch.setattr(tune_runner, "MIN_TURN_SECONDS", 1.0)
+    monkeypatch.setattr(concurrency, "MIN_TURN_SECONDS", 1.0)
     both = Both(address, tmp_path, needs, others)
     assert [outcome for outcome, _ in both.second.ended.values()] == ["completed"] * 2
     came, left = min(both.second.began.values()), max(both.second.over.values())
@@ -278,35 +281,33 @@ def test_a_study_for_which_there_is_no_place_beside_the_first_does_not_wait_for_
 
 
 @pytest.mark.slow
-def test_a_study_that_is_gone_without_a_word_is_left_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claim_of_a_crashed_study_times_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_share, "CLAIM_TIMEOUT_SECONDS", 0.2)
     claim = ResourceClaim(capacity=2, wants=9, runs=2)
-    _internal_kv_put(f"{KEY}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}), overwrite=True)
+    kv_put(f"{CLAIM_PREFIX}01000000-7", json.dumps({"claim": asdict(claim), "beat": 1}))
     with ClaimRegistry() as own:
         assert own.publish(claim) == {"01000000-7": claim, own.name: claim}
         time.sleep(0.3)
         assert own.publish(claim) == {own.name: claim}
-        assert len(_internal_kv_list(KEY)) == 1
-    assert not _internal_kv_list(KEY)
+        assert len(kv_keys(CLAIM_PREFIX)) == 1
+    assert not kv_keys(CLAIM_PREFIX)
 
 
 @pytest.mark.slow
-def test_runs_that_wait_for_nodes_make_way_for_a_study_that_has_less_than_its_part(
+def test_waiting_runs_are_withdrawn_for_a_study_below_its_quota(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune_runner, "has_autoscaler", lambda: True)  # so that all runs are asked for at once
-    monkeypatch.setattr(connection, "CAPACITY_INTERVAL_SECONDS", 0.2)  # so that all of it happens while they are
+    monkeypatch.setattr(concurrency, "has_autoscaler", lambda: True)  # so that all runs are asked for at once
+    monkeypatch.setattr(concurrency, "CAPACITY_INTERVAL_SECONDS", 0.2)  # so that all of it happens while they are
 
     def waiting() -> int:
         return sum(group.state == "PENDING" for group in list_placement_groups(address, limit=10_000))
 
     def other() -> None:
         wait_until(lambda: waiting() == 3)
-        _internal_kv_put(
-            f"{KEY}0", json.dumps({"claim": asdict(ResourceClaim(capacity=2, wants=9, runs=0)), "beat": 1}), overwrite=True
-        )
+        kv_put(f"{CLAIM_PREFIX}0", json.dumps({"claim": asdict(ResourceClaim(capacity=2, wants=9, runs=0)), "beat": 1}))
         wait_until(lambda: not waiting())
-        _internal_kv_del(f"{KEY}0")
+        kv_delete(f"{CLAIM_PREFIX}0")
         wait_until(waiting)
 
     watching = threading.Thread(target=other, daemon=True)

@@ -22,8 +22,9 @@ from ray.cluster_utils import Cluster
 
 from ablations.engine.cli import options
 from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
-from ablations.engine.scheduling import connection, tune_controller, tune_runner
-from ablations.engine.scheduling.tune_runner import RunResources
+from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.ray_internals.tune import LimitRuns
 from ablations.engine.submission import jobs, study_submission
 from ablations.engine.submission.replay import ReplayRequest, replay
 from ablations.engine.tracking import run_queries
@@ -128,7 +129,7 @@ def half(nodes: Nodes) -> RecordingListener:
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [make_job(nodes.folder, f"half-{index}", **data) for index in range(2)]
     with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
-        patch.setattr(tune_controller.Controller, "_maybe_cache_trial_actor", lambda *_: False)
+        patch.setattr(LimitRuns, "_maybe_cache_trial_actor", lambda *_: False)
         tune_runner.train_runs(
             jobs, RunResources(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune"
         )
@@ -211,7 +212,7 @@ def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(group: Ba
     assert group.ended.steps() == list(range(1, EPOCHS + 1))
 
 
-def test_the_workers_of_a_group_are_where_there_is_room_and_what_leads_it_is_on_the_head(nodes: Nodes, group: BadDays) -> None:
+def test_workers_are_placed_where_resources_are_free_and_their_leader_is_on_the_head(nodes: Nodes, group: BadDays) -> None:
     workers = group.actors.pop("RayTrainWorker")
     assert sorted(Counter(workers).values()) == [2, 2]
     assert TRIAL_ACTOR in group.actors
@@ -270,7 +271,7 @@ def test_a_local_path_is_refused_where_there_are_several_nodes(
         jobs.prepare_cluster(planned("--workers", "2"), options.parse_options(STUDY, arguments))
 
 
-def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(
+def test_a_replay_on_one_node_without_faults_is_bit_identical(
     nodes: Nodes, group: BadDays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in list(nodes.left):
@@ -282,6 +283,6 @@ def test_a_replay_on_one_node_without_bad_days_is_equal_to_the_last_bit(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_group_gives_everything_back(nodes: Nodes, group: BadDays) -> None:
+def test_a_group_releases_all_resources(nodes: Nodes, group: BadDays) -> None:
     assert assert_free() < 30
     assert ray.available_resources()["CPU"] == 4

@@ -1,4 +1,4 @@
-"""A RAY_ADDRESS that leads to no Ray that can be joined is one line, in seconds."""
+"""Tests of RAY_ADDRESS: an address without a cluster that can be joined is rejected in one line, within seconds."""
 
 import os
 import socket
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ablations.engine.scheduling import ray_address
+from ablations.engine.scheduling import connection
+from ablations.engine.scheduling.connection import check_address
 from resnet_core import ConfigError
 from tests.helpers.local_service import free_port
 from tests.helpers.project import PROJECT
@@ -58,19 +59,19 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("foo", "this is no address"),
-        ("127.0.0.1", "this is no address"),
-        ("127.0.0.1:port", "this is no address"),
-        ("127.0.0.1:99999", "this is no address"),
-        (":6379", "this is no address"),
-        ("http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS, for ray job submit"),
+        ("foo", "not an address"),
+        ("127.0.0.1", "not an address"),
+        ("127.0.0.1:port", "not an address"),
+        ("127.0.0.1:99999", "not an address"),
+        (":6379", "not an address"),
+        ("http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS"),
         ("ray://127.0.0.1:10001", "Ray Client is not supported"),
         ("no-such-host.invalid:6379", "no Ray listens there"),
     ],
 )
-def test_what_is_no_address_of_a_head_is_told_from_one(address: str, reason: str) -> None:
+def test_an_invalid_address_is_rejected_with_its_reason(address: str, reason: str) -> None:
     with pytest.raises(ConfigError) as error:
-        ray_address.check(address)
+        check_address(address)
     assert str(error.value).startswith(f"RAY_ADDRESS={address}: ")
     assert reason in str(error.value)
     assert str(error.value).endswith(
@@ -79,33 +80,36 @@ def test_what_is_no_address_of_a_head_is_told_from_one(address: str, reason: str
 
 
 @pytest.mark.parametrize("says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"])
-def test_what_is_no_ray_is_not_waited_for(loopback: None, says: bytes | None) -> None:
+def test_a_server_other_than_ray_is_rejected_within_seconds(loopback: None, says: bytes | None) -> None:
     began = time.monotonic()
     with server(says) as address, pytest.raises(ConfigError, match=rf"^RAY_ADDRESS={address}: no Ray (listens|answers) there"):
-        ray_address.check(address)
+        check_address(address)
     assert time.monotonic() - began < MAX_SECONDS
 
 
-def test_loopback_is_told_as_what_ray_makes_of_it() -> None:
+def test_the_error_names_the_address_that_ray_uses_in_place_of_loopback() -> None:
     """Ray looks for it at this machine's own address."""
-    with server(b"") as address, pytest.raises(ConfigError, match=rf"there, which is (?!127)[\d.]+:{address[10:]} to Ray; "):
-        ray_address.check(address)
+    with (
+        server(b"") as address,
+        pytest.raises(ConfigError, match=rf"takes this address for (?!127)[\d.]+:{address[10:]}\)"),
+    ):
+        check_address(address)
 
 
-def test_a_cluster_that_this_machine_is_no_node_of_is_told_so(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_which_this_machine_is_not_a_node_is_rejected(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
-    monkeypatch.setattr(ray_address, "ANSWER_TIMEOUT_SECONDS", 60.0)  # on a busy machine
-    ray_address.check(cluster)
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 60.0)  # on a busy machine
+    check_address(cluster)
     monkeypatch.setattr(services, "find_gcs_addresses", set)
-    with pytest.raises(ConfigError, match="this machine is no node of that cluster: ray job submit sends a study there"):
-        ray_address.check(cluster)
+    with pytest.raises(ConfigError, match=r"this machine is not a node of that cluster.*ray job submit"):
+        check_address(cluster)
 
 
 @pytest.mark.parametrize(
     "command", [STUDY, [*STUDY, "--plan"], ["-m", "ablations.engine", "doctor"]], ids=["study", "plan", "doctor"]
 )
-def test_every_command_says_so_in_one_line(tmp_path: Path, command: list[str]) -> None:
+def test_every_command_rejects_a_wrong_address_in_one_line(tmp_path: Path, command: list[str]) -> None:
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "RAY_ADDRESS": address}
     done = subprocess.run(

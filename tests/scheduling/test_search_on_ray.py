@@ -1,4 +1,4 @@
-"""Searches on a Ray of their own: what is stopped early leaves nothing behind, and nobody waits for what does not come."""
+"""Tests of searches on Ray: runs that are stopped early release their resources, and an idle search reacts promptly."""
 
 import os
 import signal
@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import ray
-from ray.experimental.internal_kv import _internal_kv_list
 
-from ablations.engine.scheduling import tune_runner
+from ablations.engine.scheduling import concurrency, tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_keys
+from ablations.engine.scheduling.tune_adapters import RunSource
 from ablations.engine.trial import trainable
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
@@ -57,11 +59,11 @@ class Noted(RecordingListener):
         self.every_pid.add(report["pid"])
 
 
-def search(folder: Path, source: tune_runner.RunSource, *, workers: int = 1) -> Noted:
+def search(folder: Path, source: RunSource, *, workers: int = 1) -> Noted:
     heard = Noted()
     tune_runner.train_trials(
         source,
-        tune_runner.RunResources(workers=workers),
+        RunResources(workers=workers),
         max_concurrent=1 if workers == 1 else None,
         listener=heard,
         scratch=folder / "tune",
@@ -71,12 +73,12 @@ def search(folder: Path, source: tune_runner.RunSource, *, workers: int = 1) -> 
     return heard
 
 
-def words() -> list[bytes]:
+def words() -> list[str]:
     """What processes in training left with Ray."""
-    return list(_internal_kv_list("ablations/process/"))
+    return kv_keys("ablations/process/")
 
 
-def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_given_again(
+def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(config: dict[str, Any]) -> None:
@@ -99,7 +101,7 @@ def test_a_stopped_run_frees_its_process_for_the_next_and_goes_on_when_it_is_giv
     assert words() == before
 
 
-def test_nothing_is_taken_of_the_cluster_while_there_is_nothing_to_do(tmp_path: Path) -> None:
+def test_an_idle_search_holds_no_resources(tmp_path: Path) -> None:
     ready: list[float] = []
 
     def nothing_is_taken() -> bool:
@@ -118,7 +120,7 @@ def test_nothing_is_taken_of_the_cluster_while_there_is_nothing_to_do(tmp_path: 
 @pytest.mark.parametrize(
     ("grows", "limit", "room"), [(False, None, 2), (False, 9, 2), (False, 1, 1), (True, None, 3), (True, 1, 1), (True, 9, 9)]
 )
-def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
+def test_a_source_is_asked_for_runs_only_when_there_is_room_or_an_autoscaler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grows: bool, limit: int | None, room: int
 ) -> None:
     rooms = []
@@ -128,13 +130,13 @@ def test_runs_are_asked_for_when_there_is_room_for_them_or_nodes_may_come(
         assert config.search_alg.max_concurrent == place.places
         rooms.append(place.places)
 
-    monkeypatch.setattr(tune_runner, "has_autoscaler", lambda: grows)
+    monkeypatch.setattr(concurrency, "has_autoscaler", lambda: grows)
     monkeypatch.setattr(tune_runner, "_fit", first_step)
-    tune_runner.train_trials(Listed(), tune_runner.RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
+    tune_runner.train_trials(Listed(), RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
     assert rooms == [room]
 
 
-def test_a_signal_is_heard_while_nothing_runs_and_nothing_is_to_be_started_yet(tmp_path: Path) -> None:
+def test_a_signal_stops_an_idle_search_promptly(tmp_path: Path) -> None:
     asked = 0
 
     def interrupt() -> bool:
@@ -151,7 +153,7 @@ def test_a_signal_is_heard_while_nothing_runs_and_nothing_is_to_be_started_yet(t
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_what_a_source_complains_of_is_not_changed_on_its_way(tmp_path: Path) -> None:
+def test_an_error_of_a_source_reaches_the_caller_unchanged(tmp_path: Path) -> None:
     class Wrong(Listed):
         def next(self) -> Job | None:
             raise ConfigError("--space: no configuration exists")
@@ -160,7 +162,7 @@ def test_what_a_source_complains_of_is_not_changed_on_its_way(tmp_path: Path) ->
         search(tmp_path, Wrong())
 
 
-def test_a_stopped_group_gives_its_part_of_the_cluster_back_at_once(tmp_path: Path) -> None:
+def test_a_stopped_group_frees_its_resources_at_once(tmp_path: Path) -> None:
     source = Listed(make_job(tmp_path, "pruned", world_size=2, optim__epochs=ENDLESS), stopped={"pruned"})
     free, before = list[float](), words()
 

@@ -26,8 +26,8 @@ KINDS = [
 ]
 
 
-def begun(optimiser: Optimizer) -> Suggestion:
-    suggestion = optimiser.ask()
+def begun(optimizer: Optimizer) -> Suggestion:
+    suggestion = optimizer.ask()
     assert suggestion
     return suggestion
 
@@ -46,17 +46,21 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("optim.schedule", "optim.milestones")}
 
 
-def remembered(told: TrialHistory) -> TrialHistory:
+def remembered(trial: TrialHistory) -> TrialHistory:
     """Return a trial as it is read from MLflow: values as JSON types."""
-    return replace(told, values=json.loads(json.dumps(told.values)), errors=dict(told.errors))
+    return replace(trial, values=json.loads(json.dumps(trial.values)), errors=dict(trial.errors))
 
 
 def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: bool = True) -> Search:
     """Return a search that is killed every `after` epochs and resumed with a new optimizer until it is finished."""
     search = Search(Optimizer(branching, settings), curve=of_branching)
-    while search.told == {} or any(told.outcome == "stopped" for told in search.told.values()) or not search.optimiser.finished:
-        search = Search(Optimizer(branching, settings), curve=of_branching, told=search.told, asked=search.asked)
-        assert search.optimiser.load_history([remembered(told) for told in reversed(search.told.values())]) == 0
+    while (
+        search.trials == {} or any(trial.outcome == "stopped" for trial in search.trials.values()) or not search.optimizer.finished
+    ):
+        search = Search(
+            Optimizer(branching, settings), curve=of_branching, trials=search.trials, asked_numbers=search.asked_numbers
+        )
+        assert search.optimizer.load_history([remembered(trial) for trial in reversed(search.trials.values())]) == 0
         search.run(workers=workers, most_epochs=after)
     return search
 
@@ -66,7 +70,7 @@ def test_a_killed_search_resumes_with_the_same_results(sampler: str, scheduler: 
     settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler, trials=12)
     undisturbed = Search(Optimizer(branching, settings), curve=of_branching)
     undisturbed.run()
-    assert str(killed(settings, after=11).told) == str(undisturbed.told)
+    assert str(killed(settings, after=11).trials) == str(undisturbed.trials)
 
 
 def test_a_population_does_not_depend_on_the_order_in_which_members_finish() -> None:
@@ -74,8 +78,8 @@ def test_a_population_does_not_depend_on_the_order_in_which_members_finish() -> 
     alone = Search(Optimizer(branching, settings), curve=of_branching)
     alone.run()
     together = killed(settings, after=40, workers=5)
-    assert sorted(map(str, together.told.values())) == sorted(map(str, alone.told.values()))
-    assert [told.outcome for told in alone.told.values()].count("completed") == 12
+    assert sorted(map(str, together.trials.values())) == sorted(map(str, alone.trials.values()))
+    assert [trial.outcome for trial in alone.trials.values()].count("completed") == 12
 
 
 RANGES = st.sampled_from(
@@ -115,10 +119,10 @@ def test_a_population_finishes_in_any_space(
     settings = SearchSettings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
     search = Search(Optimizer(narrow, settings), epochs=5, curve=errors_of)
     search.run(workers=3)
-    told = [each.values for each in search.told.values()]
-    assert len({str(values) for values in told}) == len(told), "no configuration is trained twice"
+    trained = [trial.values for trial in search.trials.values()]
+    assert len({str(values) for values in trained}) == len(trained), "no configuration is trained twice"
     limits = {name: (low, high) for name, low, high, _ in dimensions}
-    for values in told:
+    for values in trained:
         for text in values.get("optim.changes", ()):
             name, _, value = text.partition(":")[2].partition("=")
             assert limits[name][0] <= float(value) <= limits[name][1]
@@ -127,17 +131,20 @@ def test_a_population_finishes_in_any_space(
 def test_a_branch_has_the_same_configuration_with_and_without_its_parents_checkpoint() -> None:
     search = Search(Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
     search.run(workers=3)
-    branches = [told for told in search.told.values() if told.number >= 12]
+    branches = [trial for trial in search.trials.values() if trial.number >= 12]
     assert len(branches) >= 15
     again = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt"))
     again.load_history(
-        [*(told for told in search.told.values() if told.number < 14), replace(search.told[14], outcome="stopped", errors={})]
+        [
+            *(trial for trial in search.trials.values() if trial.number < 14),
+            replace(search.trials[14], outcome="stopped", errors={}),
+        ]
     )
     suggestion = begun(again)
     assert suggestion.number == 14
     assert suggestion.branch
     parent, epoch = suggestion.branch
-    assert suggestion.values == {**search.told[parent].values, "optim.changes": search.told[14].values["optim.changes"]}
+    assert suggestion.values == {**search.trials[parent].values, "optim.changes": search.trials[14].values["optim.changes"]}
     assert all(again.report_epoch(14, k, 0.0) is Decision.CONTINUE for k in range(1, epoch + 1))  # trained again from the beginning
 
 
@@ -146,51 +153,51 @@ def test_unfinished_trials_are_resumed_first_with_their_number_and_values(outcom
     search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=4 * 27)
     again = Optimizer(space, SETTINGS)
-    again.load_history([search.told[0], replace(search.told[1], outcome=outcome), search.told[3]])
+    again.load_history([search.trials[0], replace(search.trials[1], outcome=outcome), search.trials[3]])
     suggestion = begun(again)
-    assert (suggestion.number, suggestion.values) == (1, search.told[1].values)
+    assert (suggestion.number, suggestion.values) == (1, search.trials[1].values)
     assert [begun(again).number for _ in range(2)] == [2, 4], "what nobody heard of is drawn again"
 
 
 def test_an_epoch_reported_twice_counts_once_and_gets_the_same_decision() -> None:
-    optimiser = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="asha"))
+    optimizer = Optimizer(space, replace(SETTINGS, sampler="random", scheduler="asha"))
     for _ in range(4):
-        begun(optimiser)
-    assert optimiser.report_epoch(0, 3, 50.0) is Decision.CONTINUE
-    assert optimiser.report_epoch(1, 3, 60.0) is Decision.PRUNE
+        begun(optimizer)
+    assert optimizer.report_epoch(0, 3, 50.0) is Decision.CONTINUE
+    assert optimizer.report_epoch(1, 3, 60.0) is Decision.PRUNE
     for _ in range(9):
-        assert optimiser.report_epoch(1, 3, 10.0) is Decision.PRUNE
-    assert optimiser.report_epoch(2, 3, 40.0) is Decision.CONTINUE
-    assert optimiser.report_epoch(0, 3, 50.0) is Decision.CONTINUE
-    assert optimiser.report_epoch(3, 3, 45.0) is Decision.PRUNE  # of four, the best goes on
+        assert optimizer.report_epoch(1, 3, 10.0) is Decision.PRUNE
+    assert optimizer.report_epoch(2, 3, 40.0) is Decision.CONTINUE
+    assert optimizer.report_epoch(0, 3, 50.0) is Decision.CONTINUE
+    assert optimizer.report_epoch(3, 3, 45.0) is Decision.PRUNE  # of four, the best goes on
 
 
 def test_the_budget_counts_failed_trials_but_not_rejected_suggestions() -> None:
-    optimiser = Optimizer(space, replace(SETTINGS, trials=3))
-    optimiser.end_trial(begun(optimiser).number, "oom")
-    refused = begun(optimiser)
-    optimiser.reject_suggestion(refused.number)
-    other = begun(optimiser)
+    optimizer = Optimizer(space, replace(SETTINGS, trials=3))
+    optimizer.end_trial(begun(optimizer).number, "oom")
+    refused = begun(optimizer)
+    optimizer.reject_suggestion(refused.number)
+    other = begun(optimizer)
     assert (other.number, other.values == refused.values) == (1, False)
-    assert begun(optimiser).number == 2
-    assert optimiser.ask() is None
-    assert optimiser.budget_spent[0] == 3
+    assert begun(optimizer).number == 2
+    assert optimizer.ask() is None
+    assert optimizer.budget_spent[0] == 3
     finished = []
     for number in (1, 2):
-        finished.append(optimiser.finished)
-        optimiser.end_trial(number, "completed", (1.0,))
-    assert [*finished, optimiser.finished] == [False, False, True]
+        finished.append(optimizer.finished)
+        optimizer.end_trial(number, "completed", (1.0,))
+    assert [*finished, optimizer.finished] == [False, False, True]
 
 
 def test_a_time_budget_counts_the_training_time_of_ended_trials() -> None:
     settings = replace(SETTINGS, trials=None, seconds=100)
-    optimiser = Optimizer(space, settings)
-    optimiser.end_trial(begun(optimiser).number, "completed", (1.0,), 60)
-    last = begun(optimiser).number
-    optimiser.end_trial(last, "diverged", (), 40)
-    assert optimiser.budget_spent == (2, 100.0)
-    assert optimiser.ask() is None
-    assert optimiser.finished
+    optimizer = Optimizer(space, settings)
+    optimizer.end_trial(begun(optimizer).number, "completed", (1.0,), 60)
+    last = begun(optimizer).number
+    optimizer.end_trial(last, "diverged", (), 40)
+    assert optimizer.budget_spent == (2, 100.0)
+    assert optimizer.ask() is None
+    assert optimizer.finished
 
 
 def discrete(trial: Any) -> None:
@@ -206,51 +213,51 @@ def of_discrete(values: Mapping[str, Any]) -> list[float]:
 def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler: str) -> None:
     search = Search(Optimizer(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)
     search.run(workers=4)
-    assert len(search.told) == len({str(told.values) for told in search.told.values()}) >= 25  # of 30
+    assert len(search.trials) == len({str(trial.values) for trial in search.trials.values()}) >= 25  # of 30
 
 
 def test_repeated_suggestions_do_not_affect_later_ones() -> None:
     settings = replace(SETTINGS, trials=24)
     undisturbed = Search(Optimizer(discrete, settings), curve=of_discrete)
     undisturbed.run()
-    told = list(undisturbed.told.values())
-    again = Search(Optimizer(discrete, settings), curve=of_discrete, told={each.number: each for each in told[:16]})
-    again.optimiser.load_history(told[:16])
+    trials = list(undisturbed.trials.values())
+    again = Search(Optimizer(discrete, settings), curve=of_discrete, trials={trial.number: trial for trial in trials[:16]})
+    again.optimizer.load_history(trials[:16])
     again.run()
-    assert list(again.told.values()) == told
+    assert list(again.trials.values()) == trials
 
 
 def test_tpe_learns_from_pruned_trials() -> None:
-    optimiser = Optimizer(space, replace(SETTINGS, trials=40))
+    optimizer = Optimizer(space, replace(SETTINGS, trials=40))
     rates = []
-    while suggestion := optimiser.ask():
+    while suggestion := optimizer.ask():
         rates.append(suggestion.values["optim.lr"])
-        optimiser.report_epoch(suggestion.number, 1, 50 + math.log10(rates[-1]))
-        optimiser.end_trial(suggestion.number, "pruned")
+        optimizer.report_epoch(suggestion.number, 1, 50 + math.log10(rates[-1]))
+        optimizer.end_trial(suggestion.number, "pruned")
     assert sum(rate < 0.01 for rate in rates[20:]) > 15  # at random, a third of the 20
 
 
 def test_a_rejected_suggestion_is_not_repeated() -> None:
-    optimiser = Optimizer(lambda trial: trial.suggest_int("depth", 20, 23), SETTINGS)
+    optimizer = Optimizer(lambda trial: trial.suggest_int("depth", 20, 23), SETTINGS)
     taken, refused = set(), 0
-    while suggestion := optimiser.ask():
+    while suggestion := optimizer.ask():
         if suggestion.values["model.depth"] == 20:
             taken.add(suggestion.number)
-            optimiser.end_trial(suggestion.number, "completed", (1.0,))
+            optimizer.end_trial(suggestion.number, "completed", (1.0,))
         else:
-            optimiser.reject_suggestion(suggestion.number)
+            optimizer.reject_suggestion(suggestion.number)
             refused += 1
     assert (taken, refused) == ({0}, 3)
-    assert optimiser.finished
+    assert optimizer.finished
 
 
 def test_trials_outside_the_space_are_ignored_but_keep_their_numbers() -> None:
     search = Search(Optimizer(space, SETTINGS))
     search.run(most_epochs=3 * 27)
-    outside = replace(search.told[2], values={**search.told[2].values, "optim.lr": 2.0})
-    policy = replace(search.told[1], values={**search.told[1].values, "optim.changes": ["3:lr=0.1"]})
+    outside = replace(search.trials[2], values={**search.trials[2].values, "optim.lr": 2.0})
+    policy = replace(search.trials[1], values={**search.trials[1].values, "optim.changes": ["3:lr=0.1"]})
     again = Optimizer(space, SETTINGS)
-    assert again.load_history([search.told[0], policy, outside]) == 2
+    assert again.load_history([search.trials[0], policy, outside]) == 2
     assert again.budget_spent[0] == 1
     assert begun(again).number == 3
 
@@ -261,7 +268,7 @@ def test_a_population_rejects_the_history_of_another_search(trials: int) -> None
     search = Search(Optimizer(space, settings))
     search.run()
     with pytest.raises(ConfigError, match="--scheduler=pbt: this search has trials"):
-        Optimizer(space, replace(settings, trials=trials)).load_history(list(search.told.values()))
+        Optimizer(space, replace(settings, trials=trials)).load_history(list(search.trials.values()))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
@@ -276,7 +283,7 @@ def test_samplers_avoid_a_region_that_diverges(sampler: str) -> None:
     trials = 24 if sampler == "gp" else 48
     search = Search(Optimizer(half, replace(SETTINGS, sampler=sampler, trials=trials)), curve=diverging)
     search.run(workers=2)
-    late = [search.told[number].outcome for number in range(trials // 2, trials)]
+    late = [search.trials[number].outcome for number in range(trials // 2, trials)]
     assert late.count("diverged") < len(late) / 3  # at random, half of them do
 
 

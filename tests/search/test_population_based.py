@@ -22,8 +22,8 @@ from resnet_core.overrides import convert
 RANGES = {"optim.lr": (0.001, 1.0)}
 
 
-def at(told: dict[int, Member], size: int = 8, epochs: int = 10) -> GenerationState:
-    return replay_generations(told, RANGES, size=size, epochs=epochs, seed=0)
+def at(started: dict[int, Member], size: int = 8, epochs: int = 10) -> GenerationState:
+    return replay_generations(started, RANGES, size=size, epochs=epochs, seed=0)
 
 
 def members(errors: list[float], epoch: int = 2) -> dict[int, Member]:
@@ -31,73 +31,73 @@ def members(errors: list[float], epoch: int = 2) -> dict[int, Member]:
 
 
 def test_members_are_paused_until_all_have_reached_the_epoch() -> None:
-    told = members([float(number) for number in range(8)])
-    told[3].errors.clear()
-    assert at(told).epoch == 2
-    assert not at(told).branches
-    assert ready_members(at(told), told, ()) == [3]
-    told[3].errors[2] = 3.0
-    assert at(told).epoch == 4
+    started = members([float(number) for number in range(8)])
+    started[3].errors.clear()
+    assert at(started).epoch == 2
+    assert not at(started).branches
+    assert ready_members(at(started), started, ()) == [3]
+    started[3].errors[2] = 3.0
+    assert at(started).epoch == 4
 
 
 def test_the_worst_quarter_is_replaced_by_branches_of_the_best() -> None:
-    told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
-    now = at(told)
-    assert sorted(now.members) == [0, 1, 2, 4, 6, 7, 8, 9]
-    assert evicted_members(now, told, ()) == [3, 5]
-    for branch in now.branches.values():
+    started = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
+    state = at(started)
+    assert sorted(state.members) == [0, 1, 2, 4, 6, 7, 8, 9]
+    assert evicted_members(state, started, ()) == [3, 5]
+    for branch in state.branches.values():
         assert branch.parent in (1, 4)
         assert branch.epoch == 2
         text = branch.values[CHANGES][0]
-        parent = told[branch.parent].values["optim.lr"]
+        parent = started[branch.parent].values["optim.lr"]
         assert text in (f"2:lr={parent * 0.8!r}", f"2:lr={parent * 1.25!r}")
 
 
 def test_branches_are_started_before_their_parents_are_resumed() -> None:
-    told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
-    order = ready_members(at(told), told, ())
+    started = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
+    order = ready_members(at(started), started, ())
     assert order[:2] == [8, 9]
     assert order[-2:] == [4, 1]
 
 
 def test_failed_members_rank_last_and_are_all_replaced() -> None:
-    told = members([math.nan, 1.0, math.nan, 9.0, 0.0, 8.0, 2.0, math.nan])
+    started = members([math.nan, 1.0, math.nan, 9.0, 0.0, 8.0, 2.0, math.nan])
     for number in (0, 2, 7):
-        told[number].outcome = "diverged"
-    now = at(told)
-    assert sorted(now.members) == [1, 3, 4, 5, 6, 8, 9, 10]
+        started[number].outcome = "diverged"
+    state = at(started)
+    assert sorted(state.members) == [1, 3, 4, 5, 6, 8, 9, 10]
 
 
 def test_a_population_whose_members_all_failed_is_finished() -> None:
-    told = members([math.nan] * 8)
-    for member in told.values():
+    started = members([math.nan] * 8)
+    for member in started.values():
         member.outcome = "diverged"
-    assert not at(told).members
+    assert not at(started).members
 
 
 def test_an_unfinished_member_is_awaited_until_a_branch_has_started() -> None:
-    told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
-    told[1].errors.clear()  # an earlier submission left it without a result
-    assert ready_members(at(told), told, ()) == [1]
-    told[8] = Member(values={"optim.lr": 0.05, CHANGES: ("2:lr=0.04",)})
-    assert at(told).epoch == 4
-    assert 1 not in at(told).members
+    started = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
+    started[1].errors.clear()  # an earlier submission left it without a result
+    assert ready_members(at(started), started, ()) == [1]
+    started[8] = Member(values={"optim.lr": 0.05, CHANGES: ("2:lr=0.04",)})
+    assert at(started).epoch == 4
+    assert 1 not in at(started).members
 
 
 def test_branches_are_new_configurations() -> None:
-    told = members([0.0] * 16 + [math.nan] * 16)  # sixteen branches of eight parents, each with two ways to go
+    started = members([0.0] * 16 + [math.nan] * 16)  # sixteen branches of eight parents, each with two ways to go
     for number in range(16, 32):
-        told[number].outcome = "diverged"
-    branches = at(told, size=32).branches.values()
+        started[number].outcome = "diverged"
+    branches = at(started, size=32).branches.values()
     assert len(branches) == 16
     assert len({str(branch.values) for branch in branches}) == 16
 
 
 def test_in_a_range_too_narrow_to_perturb_values_are_sampled() -> None:
-    told = members([float(number) for number in range(16)])
-    for member in told.values():
+    started = members([float(number) for number in range(16)])
+    for member in started.values():
         member.values = {"optim.lr": 0.09}
-    branches = replay_generations(told, {"optim.lr": (0.088, 0.09)}, size=16, epochs=10, seed=0).branches.values()
+    branches = replay_generations(started, {"optim.lr": (0.088, 0.09)}, size=16, epochs=10, seed=0).branches.values()
     rates = [float(branch.values[CHANGES][0].removeprefix("2:lr=")) for branch in branches]
     assert len(set(rates)) == len(rates) == 4
     assert all(0.088 <= rate < 0.09 for rate in rates)
@@ -105,35 +105,35 @@ def test_in_a_range_too_narrow_to_perturb_values_are_sampled() -> None:
 
 def test_without_a_new_configuration_a_place_stays_empty_and_its_number_unused() -> None:
     ranges = {"optim.lr": (0.1, math.nextafter(0.1, 1))}
-    told = members([float(number) for number in range(16)])
-    for number, member in told.items():
+    started = members([float(number) for number in range(16)])
+    for number, member in started.items():
         member.values = {"optim.lr": ranges["optim.lr"][number % 2]}
 
-    def now() -> GenerationState:
-        return replay_generations(told, ranges, size=16, epochs=10, seed=0)
+    def state() -> GenerationState:
+        return replay_generations(started, ranges, size=16, epochs=10, seed=0)
 
-    first = now()
+    first = state()
     assert 0 < len(first.branches) < 4, "a parent has one other value, so there are at most as many branches as parents"
     assert sorted(first.members) == [*range(12), *first.branches]
     for number, branch in first.branches.items():
-        told[number] = Member(values=branch.values)
+        started[number] = Member(values=branch.values)
     for number in first.members:
-        told[number].errors[4] = float(number)
-    second = now()
+        started[number].errors[4] = float(number)
+    second = state()
     assert {number: branch for number, branch in second.branches.items() if number < 20} == first.branches
     assert second.epoch == 6
     assert all(number >= 20 for number in second.branches.keys() - first.branches.keys())
 
 
 def test_a_later_branch_perturbs_the_value_after_all_changes() -> None:
-    told = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
-    for number, branch in at(told).branches.items():
-        told[number] = Member(values=branch.values)
-    for number in at(told).members:
-        told[number].errors[4] = float(number not in (8, 9))
-    for branch in list(at(told).branches.values())[2:]:
+    started = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
+    for number, branch in at(started).branches.items():
+        started[number] = Member(values=branch.values)
+    for number in at(started).members:
+        started[number].errors[4] = float(number not in (8, 9))
+    for branch in list(at(started).branches.values())[2:]:
         first, second = branch.values[CHANGES]
-        assert first in (told[8].values[CHANGES][0], told[9].values[CHANGES][0])
+        assert first in (started[8].values[CHANGES][0], started[9].values[CHANGES][0])
         ratio = float(second.removeprefix("4:lr=")) / float(first.removeprefix("2:lr="))
         assert min(abs(ratio - 0.8), abs(ratio - 1.25)) < 1e-9
         assert convert(CHANGES, list(branch.values[CHANGES])) == branch.values[CHANGES]

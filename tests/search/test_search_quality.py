@@ -65,7 +65,7 @@ def front(sampler: str, seed: int) -> float:
     settings = SearchSettings(sampler=sampler, scheduler="none", trials=200, seconds=None, epochs=EPOCHS, seed=seed, objectives=2)
     search = Search(Optimizer(two_objectives, settings), curve=of_width, results=against_width)
     search.run(workers=4)
-    points = sorted((of_width(told.values, noise=0)[-1], told.results[1]) for told in search.told.values() if told.results)
+    points = sorted((of_width(told.values, noise=0)[-1], told.results[1]) for told in search.trials.values() if told.results)
     area, lowest = 0.0, 6.0
     for error, width in points:
         area += (100 - error) * max(0.0, lowest - width)

@@ -34,12 +34,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_file(cache: Path, factors: dict[str, Any], **study: Any) -> Plan:
-    """A study whose file names these factors."""
+    """Return the plan of a study whose file has these factors."""
     return make_plan(Study(**BASE | {"factors": factors} | study), StudyRequest(), cache=cache)
 
 
 def on_command_line(cache: Path, *levels: str, **study: Any) -> Plan:
-    """A study whose command line names these factors, beside its own."""
+    """Return the plan of a study with these factors from the command line, besides its own."""
     asked = Study(**BASE | {"factors": {"shortcut": ("A",)}} | study)
     return make_plan(asked, options.parse_options(asked, ["--levels", *levels]).request, cache=cache)
 
@@ -142,7 +142,7 @@ def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Pa
     assert list(seeds.values()) == [[0, 1]] * 4
 
 
-def test_a_network_is_logged_with_the_normalisation_of_its_own_training_images(cache: Path) -> None:
+def test_a_network_is_logged_with_the_normalization_of_its_own_training_images(cache: Path) -> None:
     from ablations.engine.submission.model_logging import pixels_to_scores  # imports torch
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
@@ -225,13 +225,28 @@ def test_a_design_of_an_earlier_version_is_read(cache: Path) -> None:
     assert Design.from_json(json.dumps(stored | of_all)) == design
 
 
+def test_a_design_under_former_names_of_fields_is_read(cache: Path) -> None:
+    design = Design.from_plan(in_file(cache, {"momentum_form": ("pytorch", "caffe"), "optim.bn_recalibration": (False, True)}), {})
+    stored = json.loads(design.to_json())
+    stored["scored_on"] = stored.pop("evaluation_split")
+    stored["factors"] = {"velocity": ["gradients", "updates"], "optim.bn_statistics": ["running", "averaged"]}
+    forms, statistics = {"pytorch": "gradients", "caffe": "updates"}, {"False": "running", "True": "averaged"}
+    for cell in stored["cells"]:
+        form, recalibrated = cell["levels"].values()
+        cell["levels"] = {"velocity": forms[form], "optim.bn_statistics": statistics[recalibrated]}
+        spec = cell["spec"]
+        spec["optim.velocity"], spec["optim.bn_statistics"] = forms[form], statistics[recalibrated]
+        del spec["optim.momentum_form"], spec["optim.bn_recalibration"]
+    assert Design.from_json(json.dumps(stored)) == design
+
+
 def folder(root: Path, *, train: int, test: int = 4, shade: int = 0) -> str:
     for split, count in (("train", train), ("test", test)):
         for label in range(2):
             (root / split / f"class-{label}").mkdir(parents=True)
             for i in range(count):
-                colour = (40 * i, 100 * label, (split == "test") * shade)
-                Image.new("RGB", (16, 16), colour).save(root / split / f"class-{label}" / f"{i}.png")
+                color = (40 * i, 100 * label, (split == "test") * shade)
+                Image.new("RGB", (16, 16), color).save(root / split / f"class-{label}" / f"{i}.png")
     return str(root)
 
 

@@ -58,9 +58,9 @@ CLASSES = [
 CLASSES += ["\u202eabc", "\udcff", "-rf", "~", "aux"]
 
 
-def save_image(path: Path, colour: int = 0) -> None:
+def save_image(path: Path, color: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (colour, 10, 200)).save(path, format="png")
+    Image.new("RGB", (8, 8), (color, 10, 200)).save(path, format="png")
 
 
 @pytest.fixture

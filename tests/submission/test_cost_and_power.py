@@ -219,32 +219,32 @@ def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> 
     made = design(DEPTHS, {"depth": "20"}, seeds=34)
     found = power(made, errors_of(5, 9, 40, depth=20) | errors_of(6, 11, 43, 80, depth=56))  # differences 1, 2, 3
     assert found is not None
-    assert found.spread == pytest.approx(1)
+    assert found.difference_std == pytest.approx(1)
     assert found.source == "the median of 1 comparison so far"
     assert (found.seeds, found.comparisons, found.seeds_needed) == (34, 1, 34)
-    assert found.alone == found.p_adjusted == pytest.approx(0.495, abs=0.005)
+    assert found.detectable_alone == found.detectable_corrected == pytest.approx(0.495, abs=0.005)
 
 
 def test_spreads_of_cells_stand_in_for_those_of_differences() -> None:
     found = power(design(DEPTHS, {"depth": "20"}), errors_of(1, 2, 3, depth=56))
     assert found is not None
-    assert found.spread == pytest.approx(2**0.5)
-    assert found.source == "√2 × the spread between seeds so far"
+    assert found.difference_std == pytest.approx(2**0.5)
+    assert found.source == "√2 × the standard deviation between seeds so far"
 
 
 def test_before_there_are_seeds_published_spreads_speak_for_cifar10_and_nothing_for_others() -> None:
     assert power(design(DEPTHS), errors_of(1, depth=20)) is None
     found = power(replace(design(DEPTHS), dataset="cifar10"), {})
     assert found is not None
-    assert found.spread == pytest.approx(0.21 * 2**0.5)
-    assert found.source == "√2 × the spread between seeds in 6 published results"
+    assert found.difference_std == pytest.approx(0.21 * 2**0.5)
+    assert found.source == "√2 × the standard deviation between seeds in 6 published results"
 
 
 def test_equal_differences_do_not_promise_to_find_anything() -> None:
     equal = errors_of(1.1, 2.1, 3.1, depth=20) | errors_of(1.4, 2.4, 3.4, depth=56)
     found = power(design(DEPTHS, {"depth": "20"}), equal)
     assert found is not None
-    assert found.spread > 1, "that of the seeds"
+    assert found.difference_std > 1, "that of the seeds"
 
 
 def test_more_comparisons_find_less_and_need_more_seeds() -> None:
@@ -254,12 +254,12 @@ def test_more_comparisons_find_less_and_need_more_seeds() -> None:
     assert one is not None
     assert five is not None
     assert (one.comparisons, five.comparisons) == (1, 5)
-    assert one.alone == five.alone
-    assert (five.p_adjusted or 0) > (one.p_adjusted or 0) > 0
+    assert one.detectable_alone == five.detectable_alone
+    assert (five.detectable_corrected or 0) > (one.detectable_corrected or 0) > 0
     assert (five.seeds_needed or 0) > (one.seeds_needed or 0) > 3
 
 
 def test_two_seeds_find_nothing_and_a_hundred_may_not_be_enough() -> None:
     found = power(design(DEPTHS, {"depth": "20"}, seeds=2), errors_of(10, 20, depth=20))
     assert found is not None
-    assert (found.alone, found.p_adjusted, found.seeds_needed) == (None, None, None)
+    assert (found.detectable_alone, found.detectable_corrected, found.seeds_needed) == (None, None, None)

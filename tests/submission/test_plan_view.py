@@ -119,7 +119,7 @@ def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) ->
     text = " ".join(shown(plan, done, NOTHING))
     assert "3 seeds find a difference of 9.6 points; 0.5 points take more than 100 seeds." in text
     assert (
-        "This holds for 80 % power at the 5 % level and a standard deviation of 2.9 points: √2 × the spread between seeds so far."
+        "This holds for 80 % power at the 5 % level and a standard deviation of 2.9 points: √2 × the standard deviation between seeds so far."
         in text
     )
 

@@ -32,6 +32,7 @@ from ablations.engine.submission.replay import (
     replay,
     replicate_errors,
 )
+from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
 from resnet_core.data.datasets import load_dataset, resolve
@@ -166,6 +167,23 @@ SPECS = {
 def test_a_specification_comes_back_from_mlflow_as_it_was(client: MlflowClient, values: Mapping[str, Any]) -> None:
     spec = override(preset(values["preset"]), {name: value for name, value in values.items() if name != "preset"})
     assert read_spec(client.get_run(record(client, spec))) == spec
+
+
+def test_a_specification_under_former_names_of_fields_is_read(client: MlflowClient) -> None:
+    """MLflow parameters of runs from before fields were renamed, whose fingerprints still hold."""
+    spec = override(preset("digits"), {"momentum_form": "caffe", "bn_recalibration": True, "normalize": "pixel"})
+    old = client.get_run(record(client, spec))
+    params = old.data.params
+    for former, current, value in (
+        ("optim.velocity", "optim.momentum_form", "updates"),
+        ("optim.bn_statistics", "optim.bn_recalibration", "averaged"),
+        ("data.normalise", "data.normalize", "pixel"),
+        ("data.colour", "data.color_augmentation", "False"),
+    ):
+        del params[current]
+        params[former] = value
+    assert read_spec(old) == spec
+    assert run_queries.current_params(old) == {name: str(value) for name, value in spec.flat().items()}
 
 
 def test_parameters_that_are_not_those_of_the_fingerprint_are_refused(client: MlflowClient) -> None:

@@ -46,7 +46,7 @@ class Searched(Submitted):
         return found
 
     def attempts(self) -> int:
-        """Return this of all runs, trials included."""
+        """Return the number of attempts of all runs, trials included."""
         experiment = self.client.get_experiment_by_name(self.plan.study.name).experiment_id
         return sum(int(run.data.tags.get("attempts", 0)) for run in self.client.search_runs([experiment]))
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ablations.engine.scheduling import tune_runner
+from ablations.engine.scheduling import capacity, tune_runner
+from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
 from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable
@@ -166,7 +167,7 @@ def test_a_run_that_diverges_or_fails_leaves_the_others_alone(bad_luck: tuple[Su
     blocked = failed.plan.runs[-1]
     assert f"{blocked}: failed, OSError: checkpoints in {failed.storage}/{blocked.fingerprint} cannot be read: " in failed.text
     assert "2 of 4 runs have no result. To train just those: python " in failed.text
-    assert f"{blocked}: {failed.storage}/{blocked.fingerprint}/{DAMAGED} is damaged and is passed over\n" in mended.text
+    assert f"{blocked}: {failed.storage}/{blocked.fingerprint}/{DAMAGED} is damaged and is ignored\n" in mended.text
     assert mended.outcomes() == ["completed", "diverged", "completed", "completed"]
     assert mended.code == 0  # that it diverges is a result
     assert mended.run_ids() == failed.run_ids()
@@ -198,9 +199,9 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undistu
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--workers", "4"], "--workers=4: needs 1 CPUs for each worker; the cluster has 2 CPUs"),
+        (["--workers", "4"], "--workers=4: each worker needs 1 CPU; the cluster has 2 CPUs"),
         (["--cpus-per-worker", "3"], "--workers=1: needs 3 CPUs"),
-        (["--gpus-per-worker", "1"], "and 1 GPUs for each worker; the cluster has 2 CPUs and 0 GPUs"),
+        (["--gpus-per-worker", "1"], "each worker needs 1 CPU and 1 GPU; the cluster has 2 CPUs and 0 GPUs"),
     ],
 )
 def test_more_than_the_cluster_can_ever_give_is_refused(home: Path, arguments: list[str], named: str) -> None:
@@ -212,8 +213,8 @@ def test_more_than_the_cluster_can_ever_give_is_refused(home: Path, arguments: l
 
 
 def test_capacity_counts_whole_workers_on_each_node() -> None:
-    assert tune_runner.RunResources(workers=2).current_capacity() == 1
-    assert tune_runner.RunResources(cpus_per_worker=0.5).current_capacity() == 4
-    assert tune_runner.RunResources(cpus_per_worker=1.5).current_capacity() == 1
-    assert tune_runner.RunResources(gpus_per_worker=0.5).current_capacity() == 0
-    assert not tune_runner.has_autoscaler()
+    assert capacity.RunResources(workers=2).current_capacity() == 1
+    assert capacity.RunResources(cpus_per_worker=0.5).current_capacity() == 4
+    assert capacity.RunResources(cpus_per_worker=1.5).current_capacity() == 1
+    assert capacity.RunResources(gpus_per_worker=0.5).current_capacity() == 0
+    assert not has_autoscaler()

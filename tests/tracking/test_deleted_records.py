@@ -215,7 +215,7 @@ def test_a_study_that_is_done_ends_as_done_though_its_own_run_is_deleted_at_the_
     monkeypatch.setattr(results, "gather", deleting)
     assert study_submission.run_study(trained, parsed(trained, client)) == 0
     said = capsys.readouterr().out
-    assert f"The study's own run cannot be ended in MLflow: the run of the study {trained.study.name} was deleted" in said
+    assert f"cannot be ended: the run of the study {trained.study.name} was deleted" in said
     assert "shortcut" in said, "the table"
     assert "There is no table" not in said
 

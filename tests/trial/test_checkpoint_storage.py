@@ -46,7 +46,7 @@ def test_an_object_store_serves_as_a_folder_does(store: str) -> None:
     assert epoch_of(CheckpointFolder(store, "run")) == 3
 
 
-def test_a_truncated_object_is_passed_over_and_gives_way(store: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_object_is_ignored_and_removed(store: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = CheckpointFolder(store, "run")
     for epoch in (1, 2):
         folder.save(state(epoch), epoch)

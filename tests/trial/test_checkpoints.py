@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, damage is found out, and what fails leaves those before it alone."""
+"""Tests of checkpoints: writes are atomic, damage is detected, and a failed save leaves earlier checkpoints untouched."""
 
 import hashlib
 import os
@@ -64,7 +64,7 @@ def damage(file: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "empty"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_ignored_with_a_warning(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = saved(tmp_path, 1, 2)
     newest = max(tmp_path.glob("run/*.pt"))
     damage(newest, how)
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, how:
     assert newest.name in caplog.text
 
 
-def test_damaged_checkpoints_give_way_to_the_next_one_and_never_outlive_it(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_removed_at_the_next_save(tmp_path: Path) -> None:
     saved(tmp_path, 5, 6)
     for file in tmp_path.glob("run/*.pt"):
         damage(file, "altered")
@@ -83,7 +83,7 @@ def test_damaged_checkpoints_give_way_to_the_next_one_and_never_outlive_it(tmp_p
     assert epoch_of(folder) == 1
 
 
-def test_a_file_that_was_not_finished_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = CheckpointFolder(str(tmp_path), "run")
     folder.save(state(1), 1)
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("the machine dies here")))
@@ -93,7 +93,7 @@ def test_a_file_that_was_not_finished_does_not_count(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "empty"])
-def test_what_storage_spoils_is_found_out_before_an_older_one_is_removed(
+def test_a_file_that_storage_corrupts_is_detected_before_an_older_one_is_removed(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved(tmp_path, 1, 2)
@@ -104,7 +104,7 @@ def test_what_storage_spoils_is_found_out_before_an_older_one_is_removed(
 
     with monkeypatch.context() as spoilt:
         spoilt.setattr(Path, "replace", replace_and_spoil)
-        with pytest.raises(OSError, match=rf"epoch 3 not saved in {tmp_path}/run: what was read back is not what was written"):
+        with pytest.raises(OSError, match=rf"epoch 3 not saved in {tmp_path}/run: the file read back differs"):
             folder.save(state(3), 3)
     assert files(tmp_path) == ["epoch-000001", "epoch-000002"]
     folder.save(state(3), 3)
@@ -148,7 +148,7 @@ def test_a_disk_that_becomes_read_only_is_named_and_still_read(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_storage_that_is_gone_is_not_made_anew_elsewhere(tmp_path: Path, resumed: bool) -> None:
+def test_storage_that_is_gone_is_not_recreated(tmp_path: Path, resumed: bool) -> None:
     storage = tmp_path / "share"
     folder = saved(storage, 1, 2)
     if resumed:
@@ -164,7 +164,7 @@ def test_storage_that_is_gone_is_not_made_anew_elsewhere(tmp_path: Path, resumed
     assert epoch_of(folder) == 2
 
 
-def test_storage_that_vanished_before_a_run_began_is_not_made_anew(tmp_path: Path) -> None:
+def test_storage_that_is_gone_before_a_run_starts_is_not_recreated(tmp_path: Path) -> None:
     storage = tmp_path / "share"
     folder = CheckpointFolder(str(storage), "run")
     with pytest.raises(OSError, match=rf"^checkpoint of epoch 1 not saved in {storage}/run: .*No such file or directory"):
@@ -182,7 +182,7 @@ def test_storage_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_what_a_dead_writer_left_is_removed_and_what_another_still_writes_is_not(tmp_path: Path) -> None:
+def test_partial_files_of_a_crashed_writer_are_removed_and_those_of_a_running_writer_kept(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     (tmp_path / "run/epoch-000002-0123456789abcdef.dead.partial").write_bytes(b"half of")
     folder = CheckpointFolder(str(tmp_path), "run")
@@ -380,7 +380,7 @@ def begun(reachable: Path, epochs: int, mode: int) -> Job:
         (0o700, r"^checkpoints in {folder} cannot be read: .*Permission denied", []),
     ],
 )
-def test_who_may_not_go_on_with_anothers_run_learns_so_before_an_epoch_is_trained(
+def test_a_user_without_write_access_to_a_run_gets_an_error_before_an_epoch_is_trained(
     reachable: Path, mode: int, reason: str, told: list[int]
 ) -> None:
     job, reports, signs = begun(reachable, 3, mode), list[dict[str, Any]](), list[None]()
@@ -391,7 +391,7 @@ def test_who_may_not_go_on_with_anothers_run_learns_so_before_an_epoch_is_traine
     assert len(signs) <= 3  # data, checkpoint, and the epoch that is told again, but no step
 
 
-def test_a_run_in_a_storage_that_may_only_be_read_is_not_begun(reachable: Path) -> None:
+def test_a_run_in_read_only_storage_does_not_start(reachable: Path) -> None:
     job, signs = make_job(reachable, "run"), list[None]()
     with (
         another_user(1001),
@@ -401,7 +401,7 @@ def test_a_run_in_a_storage_that_may_only_be_read_is_not_begun(reachable: Path) 
     assert len(signs) <= 2
 
 
-def test_who_may_only_read_a_run_that_is_trained_tells_its_epochs(reachable: Path) -> None:
+def test_a_user_with_read_access_only_reports_the_epochs_of_a_completed_run(reachable: Path) -> None:
     job, reports = begun(reachable, 1, 0o755), list[dict[str, Any]]()
     with another_user(1001):
         train_epochs(job, "cpu", reports.append)

@@ -1,4 +1,4 @@
-"""Every run ends: whatever of a run's processes is killed or stands still, it is found, and the run goes on from its checkpoint."""
+"""Tests of liveness: the kill or hang of any process of a run is detected, and the run continues from its checkpoint."""
 
 import os
 import re
@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from ablations.engine.scheduling import tune_runner
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.trial import ddp_group
 from ablations.engine.trial.liveness import PeerMonitor, StallDetector
 from tests.helpers.project import PROJECT
@@ -28,7 +29,7 @@ CLEANER = "ray::PlacementGroupCleaner"
 # Looking
 
 
-def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_counts_only_time_between_regular_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
     silence = StallDetector()
@@ -45,7 +46,7 @@ def test_silence_is_counted_for_the_time_in_which_somebody_looked(monkeypatch: p
     assert silence.update({"c": 5}) == {"c": 0}
 
 
-def test_a_process_that_waits_for_its_driver_neither_ends_itself_nor_beats() -> None:
+def test_a_process_that_waits_for_its_driver_neither_exits_nor_sends_heartbeats() -> None:
     code = """
 import time
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
     assert (done.returncode, done.stdout) == (1, "True\nFalse\nhung\n")
 
 
-def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_worker_stays_alive_while_a_peer_makes_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     now, steps, signs = 0.0, {"peer": 7}, list[float]()
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
     monkeypatch.setattr("ablations.engine.trial.liveness.process_failures.read_record", lambda name: {"steps": steps[name]})
@@ -75,19 +76,21 @@ def test_a_worker_lives_while_a_peer_that_it_waits_for_makes_steps(monkeypatch: 
     assert signs == [2, 6]
 
 
-def test_a_group_that_was_long_in_starting_has_time_for_its_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_started_slowly_has_the_whole_timeout_for_its_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     now, records = 0.0, dict[str, dict[str, Any]]()
     monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
     monkeypatch.setattr("ablations.engine.trial.process_failures.read_record", lambda name: records.get(name, {}))
     monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["worker"])
     monkeypatch.setattr(ddp_group, "controller_name", lambda: "controller")
-    silence = ddp_group._GroupStallDetector(make_job(tmp_path, "group", world_size=2))
+    stalls = ddp_group._GroupStallDetector(make_job(tmp_path, "group", world_size=2))
     verdicts = {}
     for now in range(6, 240, 6):
         if now == 102:
             records |= {"controller": {"trains": True}, "worker": {"node": "here"}}
         records.get("controller", {})["steps"] = now
-        verdicts[now] = silence.verdict()
+        verdicts[now] = stalls.failure()
     hung = [second for second, verdict in verdicts.items() if verdict]
     assert hung[0] == 102 + 60 + ddp_group.GRACE_SECONDS + 3, "the first look after that"
     assert str(verdicts[hung[0]]).startswith("its workers made no step for ")
@@ -115,7 +118,7 @@ def process(title: str) -> psutil.Process:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) -> None:
+def test_a_group_that_ends_delivers_its_last_reports(tmp_path: Path) -> None:
     """A driver that takes its time leaves them in the group's queue when the leader has the outcome."""
 
     class Slow(RecordingListener):
@@ -125,16 +128,14 @@ def test_a_group_ends_whose_last_reports_are_still_on_their_way(tmp_path: Path) 
 
     heard = Slow(lambda _: None)
     jobs = [make_job(tmp_path, "group", world_size=2, optim__epochs=6)]
-    tune_runner.train_runs(
-        jobs, tune_runner.RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
-    )
+    tune_runner.train_runs(jobs, RunResources(workers=2), max_concurrent=None, listener=heard, scratch=tmp_path / "tune")
     assert heard.ended == {"group": ("completed", "")}
     assert heard.epochs == {"group": [1, 2, 3, 4, 5, 6]}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_run_whose_process_is_stopped_goes_on_in_another(tmp_path: Path) -> None:
+def test_a_run_whose_process_hangs_continues_in_another_process(tmp_path: Path) -> None:
     def stop(heard: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 3)
         psutil.Process(heard.pids["stopped"]).suspend()
@@ -222,9 +223,7 @@ def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pyte
         ("leader stopped", "its process stood still for "),
     ],
 )
-def test_a_group_goes_on_whichever_of_its_processes_is_killed_or_stopped(
-    reasons: Mapping[str, str], what: str, reason: str
-) -> None:
+def test_a_group_recovers_from_the_kill_or_hang_of_any_of_its_processes(reasons: Mapping[str, str], what: str, reason: str) -> None:
     assert re.match(reason, reasons[what])
 
 
@@ -233,7 +232,7 @@ def test_a_group_goes_on_whichever_of_its_processes_is_killed_or_stopped(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_study_whose_ray_ends_stops_and_prints_how_to_resume(tmp_path: Path) -> None:
     command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1"]
     asked = ["--levels", "shortcut=A", "depth=8", "--set", "optim.epochs=5000"]
     environment = {**os.environ, "RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path)}
@@ -249,8 +248,8 @@ def test_a_study_whose_ray_ends_ends_too_and_says_how_to_go_on(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    needs = tune_runner.RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
+def test_a_study_stops_when_no_node_has_had_room_for_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs = RunResources(cpus_per_worker=16)  # as on a cluster whose larger node has gone
     heard = RecordingListener(lambda _: None)
     tune_runner.train_runs(
         [make_job(tmp_path, "never", hang_timeout=3)], needs, max_concurrent=None, listener=heard, scratch=tmp_path / "tune"
@@ -262,7 +261,7 @@ def test_a_study_ends_that_no_node_has_had_room_for_any_more(tmp_path: Path, cap
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.ray
-def test_groups_train_whatever_the_shell_says_of_ray_trains_version(tmp_path: Path) -> None:
+def test_groups_train_whichever_version_of_ray_train_the_shell_selects(tmp_path: Path) -> None:
     command = [sys.executable, "ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--workers", "2"]
     state = {"RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_TRAIN_V2_ENABLED": "0"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Processes are killed, hang and run out of memory, nodes go: runs go on, and nothing of the cluster stays taken."""
+"""Tests of faults: processes are killed, hang or run out of memory, nodes are lost; runs continue, and no resource leaks."""
 
 import json
 import os
@@ -16,11 +16,11 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 
 from ablations.engine.cli import options
 from ablations.engine.environment import paths
 from ablations.engine.scheduling import connection
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_get, kv_keys
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.checkpoints import CheckpointFolder
@@ -70,15 +70,15 @@ class Nodes:
         raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
         self.lose(raylets.index(raylet))
 
-    def lose_that_of_a_training(self, old: list[bytes]) -> None:
+    def lose_that_of_a_training(self, old: list[str]) -> None:
         """A node on which a run trains right now, of those that have left word since these old ones."""
         word = next(word for word in self.words() if word not in old)
-        node = json.loads(_internal_kv_get(word))["node"]
+        node = json.loads(kv_get(word) or b"{}")["node"]
         self.lose([node.node_id for node in self.nodes].index(node))
 
-    def words(self) -> list[bytes]:
+    def words(self) -> list[str]:
         """Keys of what processes that train have left with Ray for the case of their death."""
-        return list(_internal_kv_list(process_failures.RECORD_PREFIX))
+        return kv_keys(process_failures.RECORD_PREFIX)
 
     def add(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1))
@@ -134,7 +134,7 @@ def bad_day(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Recording
 
 
 @pytest.mark.ray
-def test_a_run_is_told_why_its_process_died_and_goes_on(bad_day: RecordingListener) -> None:
+def test_a_crashed_run_is_reported_with_its_cause_and_retried(bad_day: RecordingListener) -> None:
     killed, lost = bad_day.deaths["unlucky"]
     assert killed == ("its process was killed", None)
     address = ray.util.get_node_ip_address()
@@ -144,7 +144,7 @@ def test_a_run_is_told_why_its_process_died_and_goes_on(bad_day: RecordingListen
 
 
 @pytest.mark.ray
-def test_a_run_that_hangs_again_and_again_fails_and_the_others_go_on(bad_day: RecordingListener) -> None:
+def test_a_run_that_hangs_repeatedly_fails_and_other_runs_continue(bad_day: RecordingListener) -> None:
     hung = "made no step for 2.5 s"
     assert bad_day.deaths["stuck"] == [(hung, None), (hung, "failed")]
     assert bad_day.ended["lucky"] == ("completed", "")
@@ -189,7 +189,7 @@ def small_container() -> Iterator[Path]:
 
 
 @pytest.mark.ray
-def test_the_kernels_killing_for_memory_is_told_from_other_killing(nodes: Nodes, tmp_path: Path, small_container: Path) -> None:
+def test_an_oom_kill_by_the_kernel_is_distinguished_from_other_kills(nodes: Nodes, tmp_path: Path, small_container: Path) -> None:
     def squeeze(heard: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "big") >= 3)
         (small_container / "cgroup.procs").write_text(str(heard.pids["big"]))
@@ -198,7 +198,7 @@ def test_the_kernels_killing_for_memory_is_told_from_other_killing(nodes: Nodes,
     assert heard.deaths["big"] == [("killed by the kernel: its node ran out of memory", "oom")]
 
 
-def test_kills_for_memory_are_counted_from_what_the_kernel_says(tmp_path: Path) -> None:
+def test_oom_kills_are_counted_from_the_kernels_counters(tmp_path: Path) -> None:
     counters = tmp_path / "vmstat"
     assert process_failures.count_oom_kills(counters) == 0
     counters.write_text("nr_free_pages 17\noom_kill 3\nnuma_hit 5\n")
@@ -206,7 +206,7 @@ def test_kills_for_memory_are_counted_from_what_the_kernel_says(tmp_path: Path) 
 
 
 @pytest.mark.alone  # what others take of the machine's memory would count
-def test_what_rays_memory_monitor_kills_is_out_of_memory_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_kill_by_rays_memory_monitor_is_oom_and_other_runs_continue(tmp_path: Path) -> None:
     """On a Ray of its own that guards what this machine has left."""
     code = f"""
 import json, psutil, ray
@@ -228,7 +228,7 @@ print("heard:", json.dumps([heard.deaths["huge"], heard.ended["small"]]))
     assert small == ["completed", ""]
 
 
-def test_memory_that_is_refused_is_out_of_memory_and_the_message_names_batch_and_device(tmp_path: Path) -> None:
+def test_a_failed_allocation_is_oom_and_the_message_names_batch_and_device(tmp_path: Path) -> None:
     """In a process that may take 200 MB more than it has when training begins."""
     code = f"""
 import resource, sys, torch
@@ -278,12 +278,12 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.ray
-def test_a_group_of_which_one_worker_is_stuck_starts_again(bad_day_of_a_group: RecordingListener) -> None:
+def test_a_group_with_a_hung_worker_is_restarted(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[0] == "made no step for 12 s"
 
 
 @pytest.mark.ray
-def test_a_group_that_lost_a_node_waits_for_another_which_is_no_failure_of_its_own(bad_day_of_a_group: RecordingListener) -> None:
+def test_a_group_that_lost_a_node_waits_for_another_and_counts_no_failure(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[1:] == [f"its node {ray.util.get_node_ip_address()} was lost"]
     epochs = bad_day_of_a_group.epochs["group"]
     assert set(epochs) == set(range(1, max(epochs) + 1))
@@ -293,12 +293,12 @@ def test_a_group_that_lost_a_node_waits_for_another_which_is_no_failure_of_its_o
 
 
 @pytest.mark.ray
-def test_a_stop_of_a_group_leaves_nothing_taken(bad_day_of_a_group: RecordingListener) -> None:
+def test_a_stopped_group_holds_no_resources(bad_day_of_a_group: RecordingListener) -> None:
     assert not bad_day_of_a_group.ended  # and `run` has looked
 
 
 @pytest.mark.ray
-def test_a_stop_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_stopped_study_holds_no_resources(nodes: Nodes, tmp_path: Path) -> None:
     def stop(_: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 2)
         os.kill(os.getpid(), signal.SIGINT)
@@ -308,7 +308,7 @@ def test_a_stop_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_the_death_of_the_driver_leaves_nothing_taken(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_crashed_driver_holds_no_resources(nodes: Nodes, tmp_path: Path) -> None:
     code = f"""
 import ray
 from pathlib import Path
@@ -330,7 +330,7 @@ EPOCHS = 120
 
 
 @pytest.mark.ray
-def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(server: int, nodes: Nodes, tmp_path: Path) -> None:
+def test_runs_of_a_lost_node_continue_elsewhere_with_the_same_results(server: int, nodes: Nodes, tmp_path: Path) -> None:
     tracking_uri = f"http://127.0.0.1:{server}"
     chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", f"optim.epochs={EPOCHS}"]
     where = ["--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
@@ -368,7 +368,7 @@ def test_runs_of_a_lost_node_go_on_elsewhere_as_if_nothing_had_happened(server: 
 
 
 @pytest.mark.parametrize("hanging", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["waits", "keeps the lock"])
-def test_a_process_without_a_step_ends_itself_and_shows_where_it_was(hanging: str) -> None:
+def test_a_hung_process_exits_and_prints_its_stacks(hanging: str) -> None:
     code = f"""
 import ctypes, time
 from ablations.engine.trial.watchdog import Watchdog
@@ -389,7 +389,7 @@ with Watchdog(2.0, lambda: print("last words", flush=True)) as watchdog:
     assert "in stuck" in done.stderr
 
 
-def test_a_watchdog_that_is_left_watches_no_more() -> None:
+def test_a_watchdog_stops_when_its_context_is_left() -> None:
     code = """
 import time
 from ablations.engine.trial.watchdog import Watchdog
@@ -403,7 +403,7 @@ print("still here")
     assert (done.stdout, done.stderr) == ("still here\n", "")
 
 
-def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
+def test_every_step_and_every_evaluated_batch_is_a_heartbeat() -> None:
     spec = smoke_spec(optim__epochs=1, optim__bn_recalibration=True, data__extra_tests="ten_crop")
     signs: list[None] = []
     list(fit(spec, heartbeat=lambda: signs.append(None)))
@@ -411,6 +411,6 @@ def test_every_step_and_every_evaluated_batch_is_a_sign_of_life() -> None:
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "1e12"])
-def test_a_timeout_that_never_or_always_strikes_is_refused(seconds: str) -> None:
+def test_a_hang_timeout_that_never_or_always_expires_is_rejected(seconds: str) -> None:
     with pytest.raises(ConfigError, match="--hang-timeout"):
         options.parse_options(STUDY, [f"--hang-timeout={seconds}"])

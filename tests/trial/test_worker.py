@@ -1,4 +1,4 @@
-"""One trial, without a cluster: what ends a run, where it goes on from, and what is told of it."""
+"""Tests of one trial without a cluster: how a run ends, where it resumes, and what it reports."""
 
 import json
 import subprocess
@@ -15,7 +15,8 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from torch.distributed import DistBackendError
 
-from ablations.engine.scheduling import tune_controller
+from ablations.engine.scheduling import tune_policy
+from ablations.engine.scheduling.ray_internals.tune import JudgeFailures
 from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.engine.trial.job import Job
@@ -32,7 +33,7 @@ DIED = ActorDiedError()
 # What ends a run
 
 
-def test_memory_that_lacked_is_told_also_where_another_error_covers_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lack_of_memory_is_reported_even_if_another_error_hides_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def capture(*_: Any) -> None:
         try:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
@@ -50,7 +51,7 @@ class Ended(BaseException):
     """Stands for the end of the process."""
 
 
-def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_whose_gpu_fails_exits_and_records_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later.")
 
@@ -58,14 +59,14 @@ def test_a_process_whose_gpu_fails_ends_itself_and_says_why(monkeypatch: pytest.
         raise Ended(reason)
 
     monkeypatch.setattr(worker, "train_epochs", fail)
-    watch: Any = SimpleNamespace(alive=lambda: None, end_process=end)
+    monitor: Any = SimpleNamespace(alive=lambda: None, end_process=end)
     with pytest.raises(Ended) as ended:
-        worker.train_or_exit_on_gpu_error(make_job(tmp_path, "run"), "cpu", print, watch)
+        worker.train_or_exit_on_gpu_error(make_job(tmp_path, "run"), "cpu", print, monitor)
     (reason,) = ended.value.args
     assert reason == {"gpu_error": "CUDA error: unspecified launch failure"}
 
-    monkeypatch.setattr(process_failures, "_internal_kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
-    monkeypatch.setattr(process_failures, "_internal_kv_del", lambda _: None)
+    monkeypatch.setattr(process_failures, "kv_get", lambda _: json.dumps({"node": "n", "oom_kills": 0, **reason}))
+    monkeypatch.setattr(process_failures, "kv_delete", lambda _: None)
     monkeypatch.setattr("ray.nodes", list)
     death = process_failures.explain_failure(["actor"])
     assert (death.reason, death.cause) == ("its GPU failed: CUDA error: unspecified launch failure", "process")
@@ -82,9 +83,7 @@ def saved(job: Job, *epochs: int) -> list[Path]:
     return sorted(Path(job.storage, job.folder).iterdir())
 
 
-def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_workers_agree_on_a_checkpoint_once_a_damaged_read_is_repaired(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "run")
     _, newest = saved(job, 1, 2)
     content, seen = newest.read_bytes(), []
@@ -95,35 +94,35 @@ def test_workers_agree_once_a_file_is_whole_that_one_of_them_read_as_damaged(
         newest.write_bytes(content)
         return seen[-1] == 2
 
-    monkeypatch.setattr(worker, "_agreed", agreed)
+    monkeypatch.setattr(worker, "_all_agree", agreed)
     newest.write_bytes(content[:-10])
     began = time.monotonic()
-    worker._restored(job, "cpu")
+    worker._restore(job, "cpu")
     assert seen == [1, 2]
-    assert time.monotonic() - began >= worker.AGREEMENT_SECONDS
+    assert time.monotonic() - began >= worker.AGREEMENT_INTERVAL_SECONDS
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_told_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
+def test_a_damaged_checkpoint_is_reported_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
     job, reports = make_job(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
     worker.train_epochs(job, "cpu", lambda _: None)
     files = sorted(Path(job.storage, "run").iterdir())[::-1][:damaged]
     for file in files:
         file.write_bytes(b"half of")
     worker.train_epochs(job, "cpu", reports.append)
-    note = "; ".join(f"{file} is damaged and is passed over" for file in files)
+    note = "; ".join(f"{file} is damaged and is ignored" for file in files)
     assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
 
 
-def test_a_damaged_checkpoint_of_a_branch_is_told_too(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_a_branch_is_reported(tmp_path: Path) -> None:
     (file,) = saved(make_job(tmp_path, "parent"), 1)
     file.write_bytes(b"half of")
     reports: list[dict[str, Any]] = []
     worker.train_epochs(replace(make_job(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
-    assert reports[0]["note"] == f"{file} is damaged and is passed over"
+    assert reports[0]["note"] == f"{file} is damaged and is ignored"
 
 
-def test_workers_that_never_agree_are_ended_as_hung(tmp_path: Path) -> None:
+def test_workers_that_never_agree_exit_as_hung(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from ablations.engine.trial import worker as trial
@@ -157,17 +156,17 @@ def failed(*failures: Exception) -> WorkerGroupError:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
-def test_a_workers_own_error_ends_the_run_whatever_its_text_and_the_others_say(own: Exception, others: list[Exception]) -> None:
+def test_a_workers_own_exception_ends_the_run_whatever_its_text(own: Exception, others: list[Exception]) -> None:
     assert group_failures.worker_exception(failed(*others, own)) is own
     assert "tracebacks of all" in own.__notes__[-1]
 
 
 @pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
-def test_workers_that_lost_a_peer_or_their_process_are_started_again(failures: list[Exception]) -> None:
+def test_a_group_that_lost_a_peer_or_a_process_is_restarted(failures: list[Exception]) -> None:
     assert group_failures.worker_exception(failed(*failures)) is None
 
 
-def test_divergence_ends_the_run_even_if_a_process_dies_of_it() -> None:
+def test_divergence_ends_the_run_even_if_a_process_crashes() -> None:
     diverged = Diverged("the loss is not finite in epoch 1")
     assert group_failures.worker_exception(failed(DIED, GLOO, diverged)) is diverged
 
@@ -208,9 +207,7 @@ class Group:
         return self.reports[-1]["outcome"], self.reports[-1].get("message", "")
 
 
-def test_a_group_whose_storage_has_vanished_fails_and_does_not_make_it_anew(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_group_whose_storage_is_gone_fails_and_does_not_recreate_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "group", world_size=2)
     Path(job.storage).rmdir()
     group = Group(monkeypatch, job)
@@ -226,7 +223,7 @@ def test_a_group_whose_storage_has_vanished_fails_and_does_not_make_it_anew(
         ([GLOO, GLOO], "made no step for 600 s", "made no step for 600 s"),
     ],
 )
-def test_after_the_last_retry_the_reason_is_a_known_death_or_what_a_worker_raised(
+def test_after_the_last_retry_the_reason_is_a_known_crash_or_a_workers_exception(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
 ) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=1)
@@ -247,17 +244,19 @@ def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(
     assert group.end == ("failed", "its node 10.0.0.7 was lost, and 11 before it without a new epoch")
 
 
-def test_a_group_that_gets_on_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_makes_progress_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=0)
     group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
     assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]
 
 
-def test_a_death_that_tune_tells_twice_is_one() -> None:
+def test_a_crash_that_tune_reports_twice_counts_once() -> None:
     """The process dies as it is handed from one trial to the next: the first word puts the trial back among those that wait."""
-    controller = tune_controller.Controller.__new__(tune_controller.Controller)
     trial = Mock(status="PENDING", PENDING="PENDING")
-    controller._resetting_trials = {trial}
-    controller._process_trial_failure(trial, ProcessFailure("its process was killed", "process"))
+    failure = ProcessFailure("its process was killed", "process")
+    assert tune_policy.RunPolicy(lambda: 1).judge_failure(trial, failure) is None
+
+    controller: Any = JudgeFailures()
+    controller.policy, controller._resetting_trials = Mock(judge_failure=lambda *_: None), {trial}
+    controller._process_trial_failure(trial, failure)
     assert not controller._resetting_trials  # or it would never get another process
-    trial.handle_error.assert_not_called()

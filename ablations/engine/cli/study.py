@@ -71,9 +71,9 @@ def _make_draft(study: Study, chosen: request.Options) -> Draft:
 
 def _plan_or_run(study: Study, chosen: request.Options) -> int:
     if (address := os.environ["RAY_ADDRESS"]) != "local":  # `select_ray_cluster` has set it
-        from ablations.engine.scheduling import ray_address
+        from ablations.engine.scheduling import connection
 
-        ray_address.check(address)  # before the data set is read and MLflow's database is created
+        connection.check_address(address)  # before the data set is read and MLflow's database is created
     paths.protect_home()
     plan: Plan
     if chosen.search:

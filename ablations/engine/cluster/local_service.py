@@ -21,6 +21,7 @@ import psutil
 
 from ablations.engine.environment import paths, private_files, relocation
 from ablations.engine.environment.network import accepts_connections
+from ablations.engine.scheduling.ray_internals.cluster import LOOPBACK_VARIABLE
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
@@ -108,7 +109,7 @@ def up(ports: Ports) -> None:
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
         # By default, Ray's own ports listen on every interface. This setting keeps them on loopback, as on macOS.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        LOOPBACK_VARIABLE: "0",
         # Always set: if it were unset, a token that another program left would lock out a plain `ray job submit`.
         "RAY_AUTH_MODE": mode or "disabled",
         "RESNET_ABLATIONS_HOME": str(paths.home()),
@@ -174,7 +175,7 @@ def select_ray_cluster() -> None:
             os.environ["RAY_ADDRESS"] = "local"
     if os.environ["RAY_ADDRESS"] == "local":
         # Keep this Ray on loopback as well. Ray reads the variable when it is imported.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(LOOPBACK_VARIABLE, "0")
 
 
 def down() -> bool:

@@ -1,7 +1,6 @@
 """Provenance of a submission: command, commit, local changes, versions and machine, and the command that resubmits it."""
 
 import difflib
-import json
 import os
 import platform
 import re
@@ -14,8 +13,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from ablations.engine.scheduling.ray_internals.cluster import job_config
 from resnet_core.fields import printable
 
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "numpy", "scipy", "statsmodels")
@@ -114,18 +113,13 @@ def _command(words: Sequence[str]) -> str:
 
 def _upload() -> str:
     """Return Ray's name or the address of the working folder that the job uploaded; empty if there is none."""
-    return printable(_job_config().get("runtime_env", {}).get("working_dir", "").removeprefix("gcs://"))
+    return printable(job_config().get("runtime_env", {}).get("working_dir", "").removeprefix("gcs://"))
 
 
 def submission_id() -> str | None:
     """Return the job's submission ID; None if `ray job submit` did not start this program."""
-    name: str | None = _job_config().get("metadata", {}).get("job_submission_id")
+    name: str | None = job_config().get("metadata", {}).get("job_submission_id")
     return name
-
-
-def _job_config() -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return config
 
 
 def _git(*arguments: str) -> str | None:

@@ -2,23 +2,20 @@
 
 import logging
 import os
-import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray._private import ray_constants, utils, worker
-from ray.exceptions import RayError
+from typing import TYPE_CHECKING
 
 from ablations.engine.environment import private_files, signals
-from ablations.engine.scheduling import ray_address
-from ablations.engine.scheduling.capacity import is_one_node
+from ablations.engine.scheduling.ray_internals import cluster
+from ablations.engine.scheduling.ray_internals.compatibility import is_available
 from resnet_core.fields import ConfigError, reject
 
-SENTENCE_END = r"\n|(?<=\.) "
-CAPACITY_INTERVAL_SECONDS = 2.0
+if TYPE_CHECKING:
+    import grpc
+
+ANSWER_TIMEOUT_SECONDS = 5.0
+ACCEPTED = "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
 
 
 def connect() -> None:
@@ -27,57 +24,113 @@ def connect() -> None:
     Raises:
         ConfigError: no Ray answers at RAY_ADDRESS, it is not for this process, or there is no private place for files.
     """
-    # Workers' output stays in Ray's logs: what they have to say comes as reports.
+    import ray
+
+    # Workers' output stays in Ray's logs: what a user needs to know comes as reports.
     if not ray.is_initialized():
-        # SIGTERM stays this program's: Ray's own handlers end the process at once without a word, later after up to half a minute,
-        # and that of its C++ core prints a stack and aborts the process three seconds later, whatever it is doing then.
-        utils.set_sigterm_handler = lambda handler: None
-        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+        cluster.keep_own_signal_handlers()
         address = os.environ.get("RAY_ADDRESS") or "local"
-        with signals.deferred_signals():  # half a Ray crashes at the end of its process
+        with signals.deferred_signals():  # a Ray that is interrupted as it starts crashes when its process ends
             if address == "local":
-                _start_here()
+                _start()
             else:
                 _join(address)
-    worker.print_to_stdstream = _say_in_a_line
-    # Tune logs a traceback for each death of a process, which the listener is told of anyway.
+    cluster.shorten_messages(lambda sentence: print(f"Ray: {sentence}", file=sys.stderr))
+    # Tune logs a traceback for each crash of a process, which the listener reports anyway.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
-def _start_here() -> None:
+def dashboard_address() -> str:
+    """Return the `host:port` of the dashboard of the cluster that this process has joined; empty if it has none."""
+    import ray
+
+    context = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    return context.dashboard_url or ""
+
+
+def _start() -> None:
+    import ray
+
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
     folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
-    except Exception as error:
-        raise _not_started(error, folder) from error
+    except Exception as error:  # Ray raises errors of many types here, and none names the cause
+        raise _start_error(error, folder) from error
 
 
-def _not_started(error: Exception, folder: Path) -> ConfigError:
-    """Return the complaint about a Ray that does not start on this machine: its errors are of many types, and name no cause."""
+def _start_error(error: Exception, folder: Path) -> ConfigError:
     reason, logs = str(error).partition("\n")[0], folder / "session_latest" / "logs"
     return ConfigError(
-        f"Ray does not start on this machine ({reason}). What may be short: memory, space in {folder} and /dev/shm, open "
-        f"files (ulimit -n); {logs} may tell. RAY_ADDRESS names a cluster to use instead"
+        f"Ray does not start on this machine ({reason}). Possible causes: too little memory, too little space in {folder} or "
+        f"in shared memory (/dev/shm), too few open files (ulimit -n). Ray's logs are in {logs}. "
+        "RAY_ADDRESS names a cluster to use instead"
     )
 
 
 def _join(address: str) -> None:
+    import ray
+    from ray.exceptions import RayError
+
     private_files.protect_token(create=False)
-    ray_address.check(address)
+    check_address(address)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError) as error:
-        raise ray_address.refused(address, f"Ray does not answer ({str(error).partition(chr(10))[0]})") from error
+        raise _rejected(address, f"Ray does not answer ({str(error).partition(chr(10))[0]})") from error
 
 
-def _say_in_a_line(message: Mapping[str, Any], **_: Any) -> None:
-    """The first sentence of what Ray has to say of its cluster: without twenty lines of logs, and not amid a table."""
-    print(f"Ray: {re.split(SENTENCE_END, message['lines'][0])[0]}", file=sys.stderr)
+def check_address(address: str) -> None:
+    """Check an address within seconds; `ray.init` would try for minutes.
+
+    Raises:
+        ConfigError: no Ray answers there, it refuses this process, or this machine is not a node of that cluster.
+    """
+    if address.startswith("ray://"):
+        raise _rejected(address, "Ray Client is not supported; a study runs on a node of its cluster: ray job submit")
+    if "://" in address:
+        raise _rejected(address, "not the address of a Ray head; that of the Jobs API goes into RAY_API_SERVER_ADDRESS")
+    if not is_available(cluster.ADDRESS_CHECK):
+        return
+    try:
+        host, port = cluster.resolve_address(address)  # Ray replaces a loopback address by this machine's
+    except ConnectionError as error:  # of `auto`
+        raise _rejected(address, "no Ray runs on this machine") from error
+    except ValueError as error:
+        raise _rejected(address, f"not an address ({error})") from error
+    resolved = f"{host}:{port}"
+    alias = "" if resolved == address else f" (Ray takes this address for {resolved})"
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # with TLS, `ray.init` has the certificates and decides
+        token = private_files.ray_token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
+        if reason := _problem(cluster.head_status(resolved, token, ANSWER_TIMEOUT_SECONDS), alias, token):
+            raise _rejected(address, reason)
+    if not any(other.endswith(f":{port}") for other in cluster.addresses_of_this_machine()):
+        raise _rejected(address, f"this machine is not a node of that cluster{alias}; ray job submit runs a study there")
+
+
+def _problem(status: "grpc.StatusCode", alias: str, token: str | None) -> str:
+    """Return what the answer of a head means for a user; empty if it is all right."""
+    import grpc
+
+    if status in (grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED):  # a Ray without this call is there all the same
+        return ""
+    if status is grpc.StatusCode.UNAUTHENTICATED:
+        if token:
+            return "Ray refuses the token of this user, which is RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        return "this Ray asks for a token; export RAY_AUTH_MODE=token, with the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no Ray answers there within {ANSWER_TIMEOUT_SECONDS:.0f} s{alias}"
+    return f"no Ray listens there{alias}; make up starts one, and so does ray start --head"
+
+
+def _rejected(address: str, reason: str) -> ConfigError:
+    return reject("RAY_ADDRESS", address, f"{reason}; {ACCEPTED}")
 
 
 def check_reachable(option: str, value: str) -> None:
-    """Raises ConfigError for a local path on a cluster of several nodes: each would see another folder."""
+    """Raise ConfigError for a local path on a cluster of several nodes, each of which would see another folder."""
+    from ablations.engine.scheduling.capacity import is_one_node
+
     if "://" in value or is_one_node():
         return
     raise reject(option, value, "a local path on several nodes; set s3://…, gs://…, http://…, or file:///… if all nodes share it")

@@ -1,4 +1,7 @@
-"""Studies that run at the same time on one cluster share it: each says with Ray what it has and wants, and takes its part."""
+"""Fair sharing of one cluster by studies that run at the same time.
+
+Each study publishes a claim in Ray's key-value store: what it runs and what it could run. From all claims, each computes its quota.
+"""
 
 import json
 import math
@@ -11,103 +14,106 @@ from dataclasses import asdict, dataclass
 import ray
 from ray.exceptions import RpcError
 
-# Ray's own store of small values, kept by the head: every driver reaches it. There is no public door to it.
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_get, kv_keys, kv_put
 
-KEY = "ablations/share/"
+CLAIM_PREFIX = "ablations/share/"
 CLAIM_TIMEOUT_SECONDS = 20.0
-"""After so long without a word, a study is taken for dead."""
+"""Age at which an unchanged claim is removed: its study has crashed."""
 
 
 @dataclass(frozen=True)
 class ResourceClaim:
-    """What a study says of itself. All are numbers of its own runs."""
+    """A study's demand. All numbers are runs of that study."""
 
     capacity: int
-    """That the cluster holds now, if it does nothing else."""
+    """Runs that the cluster would hold now if it did nothing else."""
     wants: int
-    """That it would have at a time if it were alone."""
+    """Runs that the study would have at a time if it were alone."""
     runs: int
-    """That are under way."""
+    """Runs in progress."""
 
 
-def divide_evenly(room: int, wants: Sequence[int]) -> list[int]:
-    """Equal parts, but to nobody more than they want, so that nothing is left while somebody wants more; the first get what
-    cannot be divided, and everyone gets at least 1.
+def divide_evenly(capacity: int, wants: Sequence[int]) -> list[int]:
+    """Divide a capacity into equal parts, none larger than wanted.
+
+    What one part does not need goes to the others. The first parts get what cannot be divided. Each part is at least 1.
     """
     parts = [0] * len(wants)
-    while room > 0 and (hungry := [index for index, part in enumerate(parts) if part < wants[index]]):
-        each = max(1, room // len(hungry))
-        for index in hungry:
-            given = min(each, wants[index] - parts[index], room)
+    while capacity > 0 and (unsatisfied := [index for index, part in enumerate(parts) if part < wants[index]]):
+        each = max(1, capacity // len(unsatisfied))
+        for index in unsatisfied:
+            given = min(each, wants[index] - parts[index], capacity)
             parts[index] += given
-            room -= given
+            capacity -= given
     return [max(1, part) for part in parts]
 
 
-def quota_of(name: str, claims: Mapping[str, ResourceClaim], room: int) -> int:
-    """How many of its runs the study of this name may have at a time, where the cluster holds `room` of them."""
+def quota_of(name: str, claims: Mapping[str, ResourceClaim], capacity: int) -> int:
+    """Return the number of runs that a study may have at a time on a cluster that holds `capacity` of its runs."""
     names = sorted(claims)
     wants = [math.ceil(_in_runs_of(claims[name], claims[each], claims[each].wants)) for each in names]
-    return divide_evenly(room, wants)[names.index(name)]
+    return divide_evenly(capacity, wants)[names.index(name)]
 
 
 def current_quota(name: str, claims: Mapping[str, ResourceClaim]) -> int:
-    """The same of what there is now, of which those have no part whose runs fit on no node that is there."""
+    """Return the quota from current capacity, excluding studies whose runs fit on no current node."""
     able = {each: claim for each, claim in claims.items() if claim.capacity or each == name}
     return quota_of(name, able, claims[name].capacity)
 
 
 def should_yield(name: str, claims: Mapping[str, ResourceClaim]) -> bool:
-    """Whether this study has more than its part of what there is now, and another has less than its own."""
+    """Return whether this study has more than its quota of current capacity while another has less than its own."""
     own = claims[name]
-    parts = {each: current_quota(each, claims) for each, claim in claims.items() if claim.capacity}
-    return own.runs > parts.get(name, 0) and any(claims[each].runs < part for each, part in parts.items())
+    quotas = {each: current_quota(each, claims) for each, claim in claims.items() if claim.capacity}
+    return own.runs > quotas.get(name, 0) and any(claims[each].runs < quota for each, quota in quotas.items())
 
 
 def must_release_last_slot(name: str, claims: Mapping[str, ResourceClaim]) -> bool:
-    """Whether there are more studies than runs that the cluster holds at a time, and another one has none."""
+    """Return whether the cluster holds fewer runs than there are studies, and another study has no run."""
     able = {each: claim for each, claim in claims.items() if claim.capacity and claim.wants}
     crowded = name in able and sum(current_quota(each, able) / able[each].capacity for each in able) > 1 + 1e-9
     return crowded and any(claim.runs == 0 for each, claim in able.items() if each != name)
 
 
 def _in_runs_of(own: ResourceClaim, other: ResourceClaim, runs: int) -> float:
-    """Runs of another study, in runs of this one that take as much of the cluster; as many, where no node tells how much."""
+    """Convert runs of another study into runs of this one that take as much of the cluster.
+
+    Without a node that holds runs of both, one run counts as one.
+    """
     return runs * own.capacity / other.capacity if own.capacity and other.capacity else runs
 
 
 class ClaimRegistry:
-    """This program's word among those of others. Left with `with`, it is taken back."""
+    """The claims of all studies on the cluster. As a context manager, it removes this study's claim at the end."""
 
     def __init__(self) -> None:
         self.name = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}"
-        self.beat = 0
-        self.heard: dict[str, tuple[bytes, float]] = {}
-        """The last word of each study, and when this program first heard it: clocks of machines differ."""
+        self._beat = 0
+        self._last_seen: dict[str, tuple[bytes, float]] = {}
+        """Latest claim of each study, and when this process first read it: clocks of machines differ."""
 
     def publish(self, claim: ResourceClaim) -> dict[str, ResourceClaim]:
-        """Says what this study has and wants; returns what all say, this one among them, by name."""
-        self.beat += 1
-        _internal_kv_put(KEY + self.name, json.dumps({"claim": asdict(claim), "beat": self.beat}), overwrite=True)
+        """Store this study's claim; return the claims of all studies, this one included, by name."""
+        self._beat += 1
+        kv_put(CLAIM_PREFIX + self.name, json.dumps({"claim": asdict(claim), "beat": self._beat}))
         claims = {self.name: claim}
-        for key in _internal_kv_list(KEY):
-            name, word = key.decode().removeprefix(KEY), _internal_kv_get(key)
-            if name == self.name or not word:
+        for key in kv_keys(CLAIM_PREFIX):
+            name, content = key.removeprefix(CLAIM_PREFIX), kv_get(key)
+            if name == self.name or not content:
                 continue
-            last, since = self.heard.get(name, (b"", 0.0))
-            if word != last:
-                self.heard[name] = word, time.monotonic()
+            last, since = self._last_seen.get(name, (b"", 0.0))
+            if content != last:
+                self._last_seen[name] = content, time.monotonic()
             elif time.monotonic() > since + CLAIM_TIMEOUT_SECONDS:
-                _internal_kv_del(key)
+                kv_delete(key)
                 continue
-            with suppress(ValueError, TypeError, KeyError):  # another version of this program may say something else
-                claims[name] = ResourceClaim(**json.loads(word)["claim"])
+            with suppress(ValueError, TypeError, KeyError):  # another version of this program may store other fields
+                claims[name] = ResourceClaim(**json.loads(content)["claim"])
         return claims
 
     def __enter__(self) -> "ClaimRegistry":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(RpcError):  # the others leave it out after a while anyway
-            _internal_kv_del(KEY + self.name)
+        with suppress(RpcError):  # others ignore the claim once it has timed out
+            kv_delete(CLAIM_PREFIX + self.name)

@@ -1,4 +1,4 @@
-"""Ray Tune's callbacks and searchers, in the words of those who listen and decide."""
+"""Adapters between this project's listener and source of runs and Ray Tune's callbacks and searchers."""
 
 import math
 from collections.abc import Mapping
@@ -9,58 +9,64 @@ from typing import Any, Protocol
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
+from ablations.engine.scheduling.ray_internals.compatibility import is_available
+from ablations.engine.scheduling.ray_internals.tune import STOPPED_TRAINING
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.job import Job
 from ablations.engine.trial.trainable import end_training
 
 
 class RunListener(Protocol):
-    """Who wants to know how jobs fare. Called in the driver, by one thread; must return quickly."""
+    """Receives events of runs. Called in the driver, by one thread; must return quickly."""
 
-    def started(self, fingerprint: str) -> None: ...
-    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None: ...
+    def started(self, fingerprint: str) -> None:
+        """A run's process starts to train it."""
+
+    def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+        """A run's process sent a report: of an epoch, of a restart of its group, or of the run's outcome."""
+
     def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
-        """A run's process died. `outcome` is how that ends the run, None if it goes on from its checkpoint."""
+        """A run's process crashed. `outcome` is how that ends the run; None if the run is retried from its checkpoint."""
 
 
 class RunSource(Protocol):
-    """Who decides what runs next, and what is not worth going on with. Called in the driver, by one thread; must answer quickly."""
+    """Decides which run starts next and which is stopped early. Called in the driver, by one thread; must return quickly."""
 
     def next(self) -> Job | None:
-        """The next run, or None if there is none now; asked again after every event, and ten times a second without one.
+        """Return the next run; None if there is none at present. Tune asks again after each event, and ten times a second.
 
-        A run that was stopped may be given again: it goes on from its last checkpoint.
+        A run that was stopped may be returned again: it continues from its last checkpoint.
         """
 
     @property
     def finished(self) -> bool:
-        """Whether there will be no more runs; asked where `next` gave None."""
+        """Whether there will be no more runs. Read when `next` returned None."""
 
     def stops(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
-        """Whether a run ends with this report of an epoch. The listener hears of the epoch afterwards, and of no outcome."""
+        """Return whether a run stops after this report of an epoch. The listener gets the report afterwards, and no outcome."""
 
 
 class NotPickled:
-    """What belongs to this process. Tune pickles callbacks and searchers to restore experiments, which nothing here does."""
+    """A callback or searcher that is pickled as an empty object. Tune pickles them to restore experiments, which is not used."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class TuneSearcherAdapter(NotPickled, Searcher):
-    """What a RunSource decides, in Tune's words."""
+    """A Tune searcher that gets its runs from a `RunSource`."""
 
     def __init__(self, source: RunSource) -> None:
         super().__init__()
         self.source = source
         self.fingerprints: dict[str, str] = {}
-        """Of the runs that are under way, by Tune's name for the trial."""
+        """Fingerprints of the runs in progress, by Tune's trial ID."""
         self.exhausted = False
-        """Whether there was no further run when last asked."""
+        """Whether the source had no run when last asked."""
 
     @property
     def left(self) -> float:
-        """How many runs are to come to their end yet, as far as is known; one more than there are keeps it being asked."""
+        """Number of runs that have not ended, as far as is known; one more than that, so that Tune keeps asking for runs."""
         return len(self.fingerprints) + 1 if self.exhausted else math.inf
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -79,15 +85,15 @@ class TuneSearcherAdapter(NotPickled, Searcher):
 
 
 class StopTrainingOnCompletion(NotPickled, tune.Callback):
-    """Ends the training of a stopped trial at once. Tune lets it wait in its report until its process is wanted again."""
+    """Ends the training of a stopped trial at once. Tune leaves it waiting in its report until its process is needed again."""
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        if "epoch" in trial.last_result:
+        if "epoch" in trial.last_result and is_available(STOPPED_TRAINING):
             trial.temporary_state.ray_actor.execute.remote(end_training)
 
 
 class TuneCallbackAdapter(NotPickled, tune.Callback):
-    """Tune's callbacks, in the words of a RunListener."""
+    """Passes events of Tune's trials on to a `RunListener`."""
 
     def __init__(self, listener: RunListener) -> None:
         self.listener = listener
@@ -99,19 +105,17 @@ class TuneCallbackAdapter(NotPickled, tune.Callback):
         self.listener.reported(trial.config["job"]["fingerprint"], result)
 
     def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
-        self.listener.crashed(trial.config["job"]["fingerprint"], _death(trial).reason, outcome=None)
+        self.listener.crashed(trial.config["job"]["fingerprint"], _last_failure(trial).reason, outcome=None)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        death = _death(trial)
-        self.listener.crashed(trial.config["job"]["fingerprint"], death.reason, outcome=death.outcome)
+        failure = _last_failure(trial)
+        self.listener.crashed(trial.config["job"]["fingerprint"], failure.reason, outcome=failure.outcome)
 
 
-def _death(trial: Any) -> process_failures.ProcessFailure:
-    """The last death of a trial. What else ends one is an error of Tune's own."""
-    # Where Tune puts it; `trial.get_pickled_error()` looks where Tune would upload it to at the end.
+def _last_failure(trial: Any) -> process_failures.ProcessFailure:
+    """Return a trial's last failure. Anything but the crash of a process is an error of Tune's own."""
+    # The file on this machine: `trial.get_pickled_error()` reads the copy that Tune uploads only when all trials have ended.
     error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    return (
-        error
-        if isinstance(error, process_failures.ProcessFailure)
-        else process_failures.ProcessFailure(f"{type(error).__name__}: {error}".splitlines()[0], "process")
-    )
+    if isinstance(error, process_failures.ProcessFailure):
+        return error
+    return process_failures.ProcessFailure(f"{type(error).__name__}: {error}".splitlines()[0], "process")

@@ -241,8 +241,9 @@ class _Listener:
 def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:
     """Train the run as a study does; raise KeyboardInterrupt if interrupted."""
     from ablations.engine.scheduling import connection, tune_runner  # imports Ray, which only a valid request needs
+    from ablations.engine.scheduling.capacity import RunResources
 
-    needs = tune_runner.RunResources(
+    needs = RunResources(
         workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
     )
     needs.check_machine()

@@ -1,1 +1,1 @@
-"""What runs in the processes of a trial: training, its worker group, checkpoints, and how processes fail."""
+"""The processes of a trial: training alone or in a worker group, checkpoints, liveness, and causes of crashes."""

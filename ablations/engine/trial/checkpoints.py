@@ -1,8 +1,8 @@
 """Checkpoints of a run, in one folder on any storage that pyarrow reaches (local, NFS, S3, GCS).
 
-A file is what `torch.save` makes of the state, with its tensors on the CPU: `torch.load(file, weights_only=True)` opens it
-anywhere. A file's name carries a checksum of its content: a truncated or altered one is found out, and the one before it is used.
-Nothing is removed before what replaces it was read back whole.
+A file is the state as `torch.save` writes it, with its tensors on the CPU: `torch.load(file, weights_only=True)` opens it anywhere.
+A file's name contains a checksum of its content: a truncated or altered file is detected, and the one before it is used. No
+checkpoint is removed before its replacement has been written and read back.
 """
 
 import errno
@@ -26,23 +26,26 @@ from ablations.engine.environment.storage import apply_group_permissions, make_f
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
+"""Checkpoints of a run that are kept, the latest ones."""
 _NAME = re.compile(r"epoch-(\d{6})-([0-9a-f]{16})\.pt")
 _PARTIAL = ".partial"
 
 
 class CheckpointFolder:
-    """`<storage>/<name>/epoch-000003-<checksum>.pt`, the newest two.
+    """The latest two checkpoints of a run: `<storage>/<name>/epoch-000003-<checksum>.pt`.
 
-    One process saves here at a time. A predecessor that was killed and has not died yet does no harm: files may vanish
-    at any moment, and nobody removes a whole checkpoint that is newer than its own.
+    One process saves here at a time. A predecessor that was killed but has not ended yet does no harm: files may vanish at any
+    moment, and no process removes an intact checkpoint of a later epoch than its own.
 
-    Storage that fails or is gone raises an OSError of one line with this folder and the reason. The folder is made once,
-    at a run's first checkpoint, and never again, and the storage that it is in never: below an unmounted share lies another,
-    empty disk.
+    If the storage fails or is gone, methods raise an OSError of one line with this folder and the reason. The folder is created
+    once, at the run's first checkpoint. The storage that contains it is never created: the mount point of an unmounted share is
+    a folder on another, empty disk.
 
     Args:
-        warn: is told of each damaged file, in one line.
+        storage: folder or address that holds the checkpoints of all runs.
+        name: name of this run's folder.
+        warn: called with one line for each damaged file.
     """
 
     def __init__(self, storage: str, name: str, warn: Callable[[str], object] = logger.warning) -> None:
@@ -51,39 +54,39 @@ class CheckpointFolder:
         self.where = f"{shown}/{name}"
         self.warn = warn
         self._made = False
-        self._rubbish: set[str] = set()
+        self._unneeded: set[str] = set()
 
     def save(self, state: dict[str, Any], epoch: int) -> None:
-        """Writes a checkpoint, reads it back, then removes those that are no longer needed.
+        """Write a checkpoint, read it back, then remove those that are no longer needed.
 
         Raises:
-            OSError: it is not there as it was written; those before it are untouched.
+            OSError: the file cannot be written or reads back differently. Earlier checkpoints are untouched.
         """
         file = io.BytesIO()
         torch.save(_on_cpu(state), file)
         content = py_buffer(file.getbuffer())
         name = f"epoch-{epoch:06d}-{_checksum(content)}.pt"
-        with _named(f"checkpoint of epoch {epoch} not saved in {self.where}"):
+        with _prefix_os_errors(f"checkpoint of epoch {epoch} not saved in {self.where}"):
             self._write(name, content)
-            self._rubbish.discard(name)
+            self._unneeded.discard(name)
             written, names = self._read(name), self._names()
             if written is None and names and names[0] > name:
-                return  # a predecessor is ahead, and has tidied up
+                return  # a predecessor saved a later epoch and removed this file
             if written is None or not written.equals(content):
                 with suppress(OSError):
                     self._remove(name)
-                raise OSError("what was read back is not what was written")
+                raise OSError("the file read back differs from the file written")
             older = [other for other in names if other < f"epoch-{epoch:06d}"]
-            for unneeded in (*older[KEPT - 1 :], *self._rubbish):
+            for unneeded in (*older[MAX_CHECKPOINTS - 1 :], *self._unneeded):
                 self._remove(unneeded)
-            self._rubbish.clear()
+            self._unneeded.clear()
 
     def check_writable(self) -> None:
-        """Raise OSError where `save` could keep nothing, so that no epoch is trained in vain.
+        """Raise OSError if `save` could write nothing, before an epoch is trained in vain.
 
-        The folder of a run that another user began may be one that this user may read only.
+        If another user began the run, its folder may be read-only for this user.
         """
-        with _named(f"no checkpoint can be saved in {self.where}"):
+        with _prefix_os_errors(f"no checkpoint can be saved in {self.where}"):
             if isinstance(self.files, fs.LocalFileSystem):
                 folder = Path(self.folder)
                 with tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent):
@@ -94,32 +97,35 @@ class CheckpointFolder:
             self._remove(name)
 
     def latest(self, epoch: int | None = None) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, on the CPU, or None. With `epoch`: of that epoch only.
+        """Return the latest intact checkpoint, with its tensors on the CPU; None if there is none.
+
+        Args:
+            epoch: consider checkpoints of this epoch only.
 
         Raises:
             OSError: the storage cannot be read.
-            UnpicklingError: the checkpoint would run code when loaded. It was not written here.
+            UnpicklingError: loading the checkpoint would run code. It was not written by this program.
         """
-        with _named(f"checkpoints in {self.where} cannot be read"):
-            # By the next save their writers have either finished or died.
-            self._rubbish.update(name for name in self._list() if name.endswith(_PARTIAL))
+        with _prefix_os_errors(f"checkpoints in {self.where} cannot be read"):
+            # By the next save, the processes that wrote these have finished or crashed.
+            self._unneeded.update(name for name in self._list() if name.endswith(_PARTIAL))
             while names := self._names(epoch):
                 self._made = True
                 content = self._read(names[0])
                 if content is not None and _checksum(content) in names[0]:
                     return self._load(names[0], content)
                 if content is not None:
-                    self.warn(f"{self.where}/{names[0]} is damaged and is passed over")
-                self._rubbish.add(names[0])
+                    self.warn(f"{self.where}/{names[0]} is damaged and is ignored")
+                self._unneeded.add(names[0])
         return None
 
     def latest_epoch(self) -> int:
-        """The epoch of the newest checkpoint, by its name alone; 0 if there is none.
+        """Return the epoch of the latest checkpoint, from its name alone; 0 if there is none.
 
         Raises:
             OSError: the storage cannot be read.
         """
-        with _named(f"checkpoints in {self.where} cannot be read"):
+        with _prefix_os_errors(f"checkpoints in {self.where} cannot be read"):
             names = self._names()
             return int(names[0].split("-")[1]) if names else 0
 
@@ -135,9 +141,9 @@ class CheckpointFolder:
         return [found.base_name for found in self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))]
 
     def _names(self, epoch: int | None = None) -> list[str]:
-        """File names of checkpoints that are not known to be damaged, of all epochs or one, newest first."""
+        """Return the file names of checkpoints that are not known to be damaged, of all epochs or one, latest first."""
         prefix = "epoch-" if epoch is None else f"epoch-{epoch:06d}-"
-        whole = (name for name in self._list() if _NAME.fullmatch(name) and name not in self._rubbish)
+        whole = (name for name in self._list() if _NAME.fullmatch(name) and name not in self._unneeded)
         return sorted((name for name in whole if name.startswith(prefix)), reverse=True)
 
     def _write(self, name: str, content: Buffer) -> None:
@@ -146,17 +152,17 @@ class CheckpointFolder:
                 make_folder(Path(self.folder))
             _write_durably(Path(self.folder) / name, content)
         else:
-            # An upload that fails leaves no object. One that is interrupted may leave a truncated one: leaving the block
-            # completes it, and so would the stream's destructor.
+            # A failed upload leaves no object. An interrupted one may leave a truncated object, since leaving the block, like the
+            # stream's destructor, completes the upload.
             with self.files.open_output_stream(f"{self.folder}/{name}") as stream:
                 stream.write(content)
         self._made = True
 
     def _read(self, name: str) -> Buffer | None:
-        """What is in a file; None if it is gone."""
+        """Return the content of a file; None if it is gone."""
         try:
             with self.files.open_input_file(f"{self.folder}/{name}") as file:
-                return file.read_buffer()  # memory that is used again: ten times as fast as new bytes
+                return file.read_buffer()  # reuses memory: ten times as fast as new bytes
         except FileNotFoundError:
             return None
 
@@ -166,7 +172,7 @@ class CheckpointFolder:
 
 
 def _on_cpu(value: Any) -> Any:
-    """Return a state with its tensors on the CPU, as a machine without a GPU opens it."""
+    """Return a state with its tensors on the CPU, so that a machine without a GPU can load it."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
@@ -181,7 +187,8 @@ def _checksum(content: Buffer) -> str:
 
 
 @contextmanager
-def _named(failure: str) -> Iterator[None]:
+def _prefix_os_errors(failure: str) -> Iterator[None]:
+    """Put what failed in front of the message of an OSError."""
     try:
         yield
     except OSError as error:
@@ -189,7 +196,7 @@ def _named(failure: str) -> Iterator[None]:
 
 
 def _write_durably(path: Path, content: Buffer) -> None:
-    """A file appears under its final name whole or not at all, also when the machine loses its power."""
+    """Write a file atomically: it appears under its final name complete or not at all, even after a power failure."""
     partial = path.with_suffix(f".{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
@@ -199,13 +206,13 @@ def _write_durably(path: Path, content: Buffer) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
-        with suppress(OSError):  # it is there only after a failure
+        with suppress(OSError):  # the partial file exists only after a failure
             partial.unlink()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems sync no folders
+        if error.errno != errno.EINVAL:  # some file systems do not sync folders
             raise
     finally:
         os.close(folder)

@@ -10,6 +10,14 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ablations.engine.environment.storage import check_still_exists
+from ablations.engine.scheduling.ray_internals.compatibility import is_available
+from ablations.engine.scheduling.ray_internals.key_value_store import KEY_VALUE_STORE
+from ablations.engine.scheduling.ray_internals.train import (
+    TRAIN_CONTROLLER,
+    TRAIN_ENVIRONMENT,
+    controller_callbacks,
+    propagate_cluster_address,
+)
 from ablations.engine.trial.group_failures import explain_group_failure, final_error, is_resource_shortage, worker_exception
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.worker import train_monitored
@@ -20,44 +28,36 @@ if TYPE_CHECKING:
 
     from ablations.engine.trial.process_failures import ProcessFailure
 
-# Each report waits for the controller's next poll; epochs here can be shorter than Train's default of 2 s.
-# The watcher and the metrics exporter are one process and one import of opencensus each, in every trial.
-TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
-
 REPLACEMENT_INTERVAL_SECONDS = 5.0
-"""How often a group looks for a node in place of a lost one."""
+"""Time between two attempts to start a group that lacks a node."""
 
-POLL_SECONDS = 0.2
-"""How long the leader waits for a report before it looks whether the group has ended."""
+REPORT_TIMEOUT_SECONDS = 0.2
+"""Time for which the leader waits for a report before it checks whether the group has ended."""
 
 GRACE_SECONDS = 15.0
-"""How much longer than the hang timeout a group may be silent. Workers that hang end themselves, and say more about it."""
+"""Time by which a group's timeout exceeds the hang timeout. Workers that hang exit by themselves, with a better reason."""
 
 
 def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
-    """Train a run by a worker group, in the process that leads it; start another group when one of its processes dies or hangs.
+    """Train a run by a worker group, in the process that leads it. If one of its processes crashes or hangs, start another group.
 
     Args:
         job: the run.
-        report: is called in this thread.
-        alive: is called several times a second while the leader gets on.
+        report: called in this thread.
+        alive: called several times a second while the leader makes progress.
 
     Raises:
-        Death: processes died more often than is borne; the last of them.
+        ProcessFailure: processes crashed more often than `job.max_failures` allows; the last failure.
         ConfigError: the cluster was started with an older Ray Train.
-        OSError: the storage is gone. Train would make it anew.
-        Exception: what its workers' code raised, if that ended the run, or if nothing else tells why it ended so often.
+        OSError: the storage is gone. Train would create it anew.
+        Exception: what the workers' code raised, if that ended the run or if nothing else explains the last crash.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
     from ray import train as ray_train
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    if not hasattr(ray_train, "UserCallback"):  # decided by the environment of the node's processes
+    if not hasattr(ray_train, "UserCallback"):  # the environment of the node's processes decides which Train they have
         raise ConfigError("RAY_TRAIN_V2_ENABLED=0: accepted: 1, or unset, in the environment in which `ray start` runs")
     from ablations.engine.trial.process_failures import NodeLossBudget, ProcessFailure
 
@@ -69,51 +69,51 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
             _train_once(job, report, alive)
             return
         except ProcessFailure as hung:
-            death, error = hung, hung
+            cause, error = hung, hung
         except (TrainingFailedError, RayActorError) as ended:
-            if is_resource_shortage(ended):  # it held the group before: nodes were lost, and others come
+            if is_resource_shortage(ended):  # the cluster held the group before: nodes were lost, and others will come
                 time.sleep(REPLACEMENT_INTERVAL_SECONDS)
                 continue
             raised = worker_exception(ended)
             if raised is not None:
                 raise raised from None
-            death, error = explain_group_failure(ended, worker_names(job.spec["world_size"])), ended
-        death = losses.charge(death, _newest_epoch(job) if death.preempted else 0)
-        failures += not death.preempted
+            cause, error = explain_group_failure(ended, worker_names(job.spec["world_size"])), ended
+        cause = losses.charge(cause, _latest_epoch(job) if cause.preempted else 0)
+        failures += not cause.preempted
         if failures > job.max_failures:
-            raise final_error(death, error) from None
-        report({"restart": death.reason})
+            raise final_error(cause, error) from None
+        report({"restart": cause.reason})
 
 
 def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
-    """Start a group and report what its workers report, until it ends.
+    """Start a group and forward the reports of its workers until it ends.
 
     Raises:
         TrainingFailedError: Train ended the group.
-        RayActorError: the group's controller or queue died.
-        Death: the group hung, and was ended.
+        RayActorError: the group's controller or queue crashed.
+        ProcessFailure: the group hung and was aborted.
     """
     from ray.train import TrainingFailedError
 
     from ablations.engine.trial import process_failures, worker_group
 
-    worker_group.propagate_cluster_address()
+    propagate_cluster_address()
     queue = worker_group.make_queue()
     training = _in_thread(_trainer(job, queue).fit)
-    silence = _GroupStallDetector(job)
+    stalls = _GroupStallDetector(job)
     try:
-        # A group that has ended puts no more into the queue: then one last look is enough.
+        # A group that has ended puts nothing more into the queue, so the loop empties it.
         while not training.done() or not queue.empty():
             alive()
-            if (item := _next(queue)) is not None and not worker_group.store_controller(item):
+            if (item := _next_item(queue)) is not None and not worker_group.store_controller(item):
                 report(item)
-            if (hung := silence.verdict()) is not None:
+            if (hung := stalls.failure()) is not None:
                 raise hung
         training.result()
     except TrainingFailedError:
         raise  # the group has ended
     except process_failures.ProcessFailure:
-        worker_group.abort_group(timeout=0)
+        worker_group.abort_group(timeout_seconds=0)
         for name in worker_names(job.spec["world_size"]):
             process_failures.delete_record(name)
         raise
@@ -121,13 +121,13 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
         worker_group.abort_group()
         raise
     finally:
-        queue.shutdown(force=True)  # an error's traceback would keep its process
+        queue.shutdown(force=True)  # the traceback of an error would keep its process alive
         worker_group.release_controller()
         process_failures.delete_record(controller_name())
 
 
 def _in_thread(work: Callable[[], object]) -> Future[object]:
-    """Run this in a thread that ends with the process, whatever it waits for."""
+    """Run `work` in a daemon thread, which ends with the process even if it waits for something."""
     future: Future[object] = Future()
 
     def run() -> None:
@@ -140,58 +140,58 @@ def _in_thread(work: Callable[[], object]) -> Future[object]:
     return future
 
 
-def _next(queue: "Queue") -> dict[str, Any] | None:
+def _next_item(queue: "Queue") -> dict[str, Any] | None:
     from ray.util.queue import Empty
 
     try:
-        item: dict[str, Any] = queue.get(timeout=POLL_SECONDS)
+        item: dict[str, Any] = queue.get(timeout=REPORT_TIMEOUT_SECONDS)
     except Empty:
         return None
     return item
 
 
 class _GroupStallDetector:
-    """Finds out by the heartbeats of a group's processes that the group hangs."""
+    """Detects from the heartbeats of a group's processes that the group hangs."""
 
     def __init__(self, job: Job) -> None:
         from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, StallDetector, heartbeat_interval
 
-        self._silence, self._interval = StallDetector(), heartbeat_interval(job.hang_timeout)
+        self._stalls, self._interval = StallDetector(), heartbeat_interval(job.hang_timeout)
         self._workers = worker_names(job.spec["world_size"])
         self._controller = controller_name()
         self._timeout = job.hang_timeout + GRACE_SECONDS
         self._start_timeout = max(self._timeout, START_TIMEOUT_SECONDS)
+        self._has_heartbeats = is_available(KEY_VALUE_STORE) and is_available(TRAIN_CONTROLLER)
 
-    def verdict(self) -> "ProcessFailure | None":
-        """Return how the group hangs; None if it does not, or if it is not time to look."""
+    def failure(self) -> "ProcessFailure | None":
+        """Return how the group hangs; None if it does not, or if the next poll is not due."""
         from ray.exceptions import RpcError
 
         from ablations.engine.trial import process_failures
 
-        if not self._silence.should_poll(self._interval):
+        if not self._has_heartbeats or not self._stalls.should_poll(self._interval):
             return None
         try:
             records = {name: process_failures.read_record(name) for name in (*self._workers, self._controller)}
         except RpcError:
-            return None  # a head that is busy answers the next time
-        # A record that has just been made is a sign of life, before its process has made a step.
-        silent = self._silence.update({name: record.get("steps", 0) if record else None for name, record in records.items()})
+            return None  # the head is busy and answers the next time
+        # A new record is a sign of life, before its process has made a step.
+        silent = self._stalls.update({name: record.get("steps", 0) if record else None for name, record in records.items()})
         controller = records[self._controller]
-        # While it starts a group, its loop goes round once a minute.
+        # While the controller starts a group, its loop makes one round a minute.
         if silent[self._controller] > (self._timeout if controller.get("trains") else self._start_timeout):
-            return process_failures.ProcessFailure(
-                f"the controller of its workers stood still for {silent[self._controller]:.0f} s", "process"
-            )
-        # One worker that gets on is enough: the others cannot be far, and end themselves where they hang.
-        quiet = min(silent[name] for name in self._workers)
+            seconds = silent[self._controller]
+            return process_failures.ProcessFailure(f"the controller of its workers stood still for {seconds:.0f} s", "process")
+        # One worker that makes progress is enough: the others wait for it at most, or exit by themselves if they hang.
+        seconds = min(silent[name] for name in self._workers)
         begun = any(records[name] for name in self._workers)
-        if controller.get("trains") and quiet > (self._timeout if begun else self._start_timeout):
-            return process_failures.ProcessFailure(f"its workers made no step for {quiet:.0f} s", "process")
+        if controller.get("trains") and seconds > (self._timeout if begun else self._start_timeout):
+            return process_failures.ProcessFailure(f"its workers made no step for {seconds:.0f} s", "process")
         return None
 
 
-def _newest_epoch(job: Job) -> int:
-    """Of which there is a checkpoint; 0 where the storage does not answer just now."""
+def _latest_epoch(job: Job) -> int:
+    """Return the epoch of the run's latest checkpoint; 0 if there is none, or if the storage does not answer."""
     from ablations.engine.trial.checkpoints import CheckpointFolder
 
     with suppress(OSError):
@@ -200,14 +200,14 @@ def _newest_epoch(job: Job) -> int:
 
 
 def worker_names(workers: int) -> list[str]:
-    """Return the names of the records of the workers of this process's group, by rank."""
+    """Return the names of the records of this process's workers, by rank."""
     import ray
 
     return [f"{ray.get_runtime_context().get_actor_id()}-{rank}" for rank in range(workers)]
 
 
 def controller_name() -> str:
-    """Return the name of the record of the controller of this process's group."""
+    """Return the name of the record of this process's controller."""
     import ray
 
     return f"{ray.get_runtime_context().get_actor_id()}-controller"
@@ -218,9 +218,10 @@ def _trainer(job: Job, queue: "Queue") -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ablations.engine.trial.liveness import heartbeat_interval
-    from ablations.engine.trial.worker_group import QueueReports, ShareControllerHandle
+    from ablations.engine.trial.worker_group import ControllerHeartbeat, QueueReports
 
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": job.gpus_per_worker} if job.gpus_per_worker else {})
+    heartbeat = ControllerHeartbeat(queue, controller_name(), heartbeat_interval(job.hang_timeout))
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": asdict(job), "names": worker_names(job.spec["world_size"])},
@@ -235,15 +236,15 @@ def _trainer(job: Job, queue: "Queue") -> Any:
         run_config=RunConfig(
             name=f"{job.folder}/ray-train",
             storage_path=job.storage,
-            callbacks=[QueueReports(queue), ShareControllerHandle(queue, controller_name(), heartbeat_interval(job.hang_timeout))],
-            # Train would also repeat what a bug or too large a batch ended; `train_group` knows the difference.
+            callbacks=[QueueReports(queue), *controller_callbacks(heartbeat)],
+            # Train would also retry what a bug or too large a batch ended. `train_group` knows the difference.
             failure_config=FailureConfig(max_failures=0),
         ),
     )
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One worker of a group."""
+    """Train as one worker of a group. This is Ray Train's training function."""
     from ray import train as ray_train
     from ray.train.torch import get_device
 

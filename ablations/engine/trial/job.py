@@ -2,40 +2,40 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 Report = Callable[[dict[str, Any]], None]
+"""Sends a report of a run to the driver."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a trial process needs to know of a run: plain values, sent through Tune."""
+    """What a trial's process needs to know of its run: plain values, which Tune sends."""
 
     fingerprint: str
     spec: Mapping[str, Any]
-    """`RunSpec.flat()`, resolved."""
+    """Resolved settings of the run, as `RunSpec.flat()` returns them."""
     data_version: str
+    """Version of the data set that the study was planned with."""
     folder: str
-    """Name of the checkpoint folder in `storage`."""
+    """Name of the run's checkpoint folder in `storage`."""
     storage: str
+    """Folder or address that holds the checkpoints of all runs."""
     cache: str
-    """Folder of decoded data, on nodes that do not say themselves where theirs is, by `RESNET_ABLATIONS_HOME`."""
+    """Folder of decoded data on nodes that do not set `RESNET_ABLATIONS_HOME`."""
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int = 3
-    """How often a run is retried after one of its processes crashed. The loss of a node does not count: see
+    """Number of retries after a crash of one of the run's processes. Lost nodes do not count: see
     `process_failures.NodeLossBudget`."""
     placement: str = "pack"
-    """How Ray lays a group's workers onto nodes: `pack`, on as few as it can, or `spread`, on as many."""
+    """Placement of a group's workers: `pack`, on as few nodes as possible, or `spread`, on as many as possible."""
     hang_timeout: float = 600.0
-    """Seconds without a step after which a process counts as hung."""
+    """Time without a step after which a process counts as hung, in seconds."""
     download: bool = False
-    """Whether data that this node lacks may be downloaded."""
+    """Whether data that a node lacks may be downloaded."""
     branch: str = ""
-    """Name of the folder of the run whose checkpoint of epoch `branch_epoch` this run starts from, if it has none of its own and
-    that one is still there. Up to that epoch both train alike, so that the result is the same."""
+    """Checkpoint folder of another run, from whose epoch `branch_epoch` this run starts if it has no checkpoint of its own.
+
+    Up to that epoch both runs train alike, so the result is the same, whether or not the checkpoint still exists."""
     branch_epoch: int = 0

@@ -1,4 +1,4 @@
-"""Liveness of the processes of a run: each renews a record in Ray's key-value store, and others look whether it changes."""
+"""Liveness of a run's processes: each renews a record in Ray's key-value store, and others see whether it changes."""
 
 import math
 import os
@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 
 from ray.exceptions import RpcError
 
+from ablations.engine.scheduling.ray_internals.compatibility import is_available
+from ablations.engine.scheduling.ray_internals.key_value_store import KEY_VALUE_STORE
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.watchdog import Watchdog
 
@@ -19,58 +21,59 @@ waits for a group's resources for a minute at a time."""
 
 
 def heartbeat_interval(hang_timeout: float) -> float:
-    """Return the time between two heartbeats, in seconds, and between two looks at them."""
+    """Return the time between two heartbeats, and between two checks of them, in seconds."""
     return min(MAX_INTERVAL_SECONDS, hang_timeout / 10)
 
 
 class ProcessHeartbeat:
-    """A record of this process that a thread renews: that the process runs at all, and how many steps it has made."""
+    """A record of this process that a thread renews, with the number of its heartbeats and of the process's steps."""
 
-    def __init__(self, name: str, seconds: float) -> None:
-        """Start to beat under a name, every so many seconds."""
+    def __init__(self, name: str, interval_seconds: float) -> None:
+        """Start to renew the record `name`."""
         self.record = process_failures.ProcessRecord(name)
         self.steps = 0
         self.paused = False
-        self._seconds = seconds
+        self._interval_seconds = interval_seconds
         self._stopped = threading.Event()
-        # A thread of its own: it waits for Ray's head, which may be what does not answer.
+        # A thread of its own, because it waits for Ray's head, which may be what hangs.
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def step(self) -> None:
+        """Count a step."""
         self.steps += 1
 
     def stop(self) -> None:
-        """Stop beating and erase the record."""
+        """Stop the heartbeat and delete the record."""
         self._stopped.set()
-        self.record.erase()
+        self.record.delete()
 
     def _beat(self) -> None:
         beats = 0
-        while not self._stopped.wait(self._seconds):
+        while not self._stopped.wait(self._interval_seconds):
             if self.paused:
                 continue
             beats += 1
-            try:
+            with suppress(RpcError):  # the head is busy and gets the next heartbeat
                 self.record.write(beats=beats, steps=self.steps)
-            except RpcError:  # a head that is busy gets the next one
-                continue
 
 
 class ProcessMonitor:
-    """The watch over this process, as seen from inside: it gives signs of life, or ends the process with a reason."""
+    """Monitors this process from inside: passes its signs of life on, and ends it with a reason."""
 
     def __init__(self, heartbeat: ProcessHeartbeat, watchdog: Watchdog) -> None:
         self._heartbeat, self._watchdog = heartbeat, watchdog
 
     def alive(self) -> None:
-        """Give a sign of life. Costs as much as reading a clock."""
+        """Report that this process makes progress. Costs as much as reading a clock."""
         self._watchdog.alive()
         self._heartbeat.step()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wait for the driver, which may be stopped for long. It judges whether this process hangs then, by its own time: the
-        process neither beats nor ends itself."""
+        """Pause heartbeat and watchdog while this process waits for the driver, which may be suspended for long.
+
+        The driver, by its own clock, then decides whether this process hangs.
+        """
         self._heartbeat.paused = self._watchdog.paused = True
         try:
             yield
@@ -79,7 +82,7 @@ class ProcessMonitor:
             self._heartbeat.paused = self._watchdog.paused = False
 
     def end_process(self, **reason: object) -> None:
-        """End this process hard. `process_failures.explain_failure` reads the reason."""
+        """Exit this process at once, with an entry for its record that `process_failures.explain_failure` reads."""
         try:
             self._heartbeat.record.write(**reason)
         finally:
@@ -88,9 +91,9 @@ class ProcessMonitor:
 
 @contextmanager
 def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
-    """End this process after `hang_timeout` seconds without a heartbeat. `process_failures.explain_failure` then gives the reason.
+    """Exit this process after `hang_timeout` seconds without a sign of life, and let other processes see its heartbeat.
 
-    Other processes see by its heartbeat that it runs.
+    `process_failures.explain_failure([name])` then returns the reason.
     """
     heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout))
     try:
@@ -101,19 +104,28 @@ def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
 
 
 class PeerMonitor:
-    """The other processes of a group, for one that waits for them: they may have more to do than this one."""
+    """Watches the other workers of a group for a worker that waits for them, since they may have more to do than it has."""
 
     def __init__(self, names: Sequence[str], hang_timeout: float, alive: Callable[[], object]) -> None:
+        """
+        Args:
+            names: names of the other workers' records.
+            hang_timeout: of this process, in seconds.
+            alive: called when another worker has made progress.
+        """
         self._names, self._interval, self._alive = names, heartbeat_interval(hang_timeout), alive
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self._steps: list[object] = []
 
     def check_progress(self) -> None:
-        """Give a sign of life if one of them has made a step since the last look. Costs little between two looks."""
-        if time.monotonic() < self._looked + self._interval:
+        """Call `alive` if another worker has made a step since the last check. Cheap between two checks."""
+        if time.monotonic() < self._checked + self._interval:
             return
-        self._looked = time.monotonic()
-        with suppress(RpcError):  # a head that is busy answers the next time
+        self._checked = time.monotonic()
+        if not is_available(KEY_VALUE_STORE):
+            self._alive()  # nobody can tell
+            return
+        with suppress(RpcError):  # the head is busy and answers the next time
             steps: list[object] = [process_failures.read_record(name).get("steps") for name in self._names]
             if steps != self._steps:
                 self._alive()
@@ -121,27 +133,27 @@ class PeerMonitor:
 
 
 class StallDetector:
-    """Seconds for which processes have shown no sign of life.
+    """Measures for how many seconds processes have shown no sign of life.
 
-    Only time in which somebody looked counts. An observer that was itself suspended would otherwise take all others for hung.
+    Only time between regular polls counts. If the observer itself was suspended, it would otherwise take all others for hung.
     """
 
     def __init__(self) -> None:
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         self._interval = math.inf
         self._signs: dict[str, object] = {}
         self._seconds: dict[str, float] = {}
 
     def should_poll(self, interval: float) -> bool:
-        """Return whether it is time to look again, if that is done at this interval, in seconds."""
+        """Return whether `interval` seconds have passed since the last `update`."""
         self._interval = interval
-        return time.monotonic() >= self._looked + interval
+        return time.monotonic() >= self._polled + interval
 
     def update(self, signs: Mapping[str, object]) -> dict[str, float]:
-        """Compare signs of life with those of the last look; return the seconds of silence by name, 0 for new names."""
+        """Compare signs of life with those of the last poll; return the seconds without a change by name, 0 for new names."""
         now = time.monotonic()
-        passed = min(now - self._looked, 2 * self._interval)
-        self._looked = now
+        passed = min(now - self._polled, 2 * self._interval)
+        self._polled = now
         known, seconds = self._signs, self._seconds
         self._signs = dict(signs)
         self._seconds = {

@@ -1,5 +1,8 @@
-"""Why a process died, in one line. Ray tells of most deaths alike, so each process leaves with Ray, when it begins, what there is
-to compare with later: its node, and how often that node's kernel has killed for want of memory."""
+"""Causes of crashes of a run's processes.
+
+Ray reports most crashes alike. So each process stores a record in Ray's key-value store when it starts: its node, and that node's
+count of kills for memory. After a crash, `explain_failure` compares the record with the present.
+"""
 
 import json
 import re
@@ -11,32 +14,31 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RpcError
-
-# Ray's own store of small values, kept by the head: every process of every node reaches it. There is no public door to it.
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.environment.network import accepts_connections
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_get, kv_put
 
 OOM_QUERY_TIMEOUT_SECONDS = 10.0
+"""Time for a node to return its count of kills for memory."""
 
 RECORD_PREFIX = "ablations/process/"
-"""What the names begin with under which processes leave word."""
+"""Beginning of the keys of process records."""
 
 UNEXPLAINED = "its process was killed"
-"""The reason for a death of which no more is known."""
+"""Reason for a crash of unknown cause."""
 
 MAX_NODE_LOSSES = 10
-"""How many nodes a run may lose without a new epoch before further losses count as its failures: a run that takes its node down
-each time would go on for ever."""
+"""Nodes that a run may lose without a new epoch before further losses count as its failures. Otherwise, a run that takes its node
+down each time would be retried for ever."""
 
 Cause = Literal["process", "memory", "node"]
 
 
-class ProcessFailure(RayActorError):  # noqa: N818 - it is one, and says so
-    """The death of a process, and why.
+class ProcessFailure(RayActorError):  # noqa: N818 - it is one, and its name says so
+    """The crash of a process, with its cause.
 
-    Tune and Train take one that is `preempted` for the machine's fault, and do not count it as a failure: so is the loss of a node.
+    The loss of a node is marked as preempted: Tune and Train do not count such an error as a failure of the run.
     """
 
     def __init__(self, reason: str, cause: Cause) -> None:
@@ -45,111 +47,114 @@ class ProcessFailure(RayActorError):  # noqa: N818 - it is one, and says so
 
     @property
     def outcome(self) -> str:
-        """How a run ends that ends by this."""
+        """Outcome of a run that this ends."""
         return "oom" if self.cause == "memory" else "failed"
 
 
 class NodeLossBudget:
-    """The nodes that a run has lost since its last new epoch."""
+    """The number of nodes that a run has lost since its last new epoch."""
 
     def __init__(self) -> None:
         self.epoch = self.count = 0
 
-    def charge(self, death: ProcessFailure, epoch: int) -> ProcessFailure:
-        """A death of a run that had reached this epoch; a failure where it is the loss of one node too many."""
+    def charge(self, failure: ProcessFailure, epoch: int) -> ProcessFailure:
+        """Count a failure of a run that had reached `epoch`; return it, as a crash if it is one lost node too many."""
         if epoch > self.epoch:
             self.epoch, self.count = epoch, 0
-        if death.cause != "node":
-            return death
+        if failure.cause != "node":
+            return failure
         self.count += 1
         if self.count <= MAX_NODE_LOSSES:
-            return death
-        return ProcessFailure(f"{death.reason}, and {self.count - 1} before it without a new epoch", "process")
+            return failure
+        return ProcessFailure(f"{failure.reason}, and {self.count - 1} before it without a new epoch", "process")
 
 
 class ProcessRecord:
-    """This process's record in Ray's key-value store, which `explain` reads when the process has died."""
+    """This process's record in Ray's key-value store, which `explain_failure` reads after a crash."""
 
     def __init__(self, name: str) -> None:
+        """Store the node ID and the node's count of kills for memory under `name`, replacing an earlier record."""
         self.name = name
         self._content: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id(), "oom_kills": count_oom_kills()}
-        self._erased = False
+        self._deleted = False
         self._lock = threading.Lock()
         self.write()
 
-    def update(self, **more: Any) -> None:
-        """Add entries, or replace them. They are stored with the next `write`."""
+    def update(self, **entries: Any) -> None:
+        """Add or replace entries. The next `write` stores them."""
         with self._lock:
-            self._content |= more
+            self._content |= entries
 
-    def write(self, **more: Any) -> None:
-        """Add entries, or replace them, and store all."""
-        with self._lock:  # what is written last is complete
-            self._content |= more
-            if not self._erased:
-                _internal_kv_put(_key(self.name), json.dumps(self._content), overwrite=True)
+    def write(self, **entries: Any) -> None:
+        """Add or replace entries, and store the record."""
+        with self._lock:  # so that the write that comes last has all entries
+            self._content |= entries
+            if not self._deleted:
+                kv_put(_key(self.name), json.dumps(self._content))
 
-    def erase(self) -> None:
-        """Take the record away, for good."""
+    def delete(self) -> None:
+        """Delete the record. Later writes do nothing."""
         with self._lock:
-            self._erased = True
+            self._deleted = True
             delete_record(self.name)
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """Return the record of the process of this name; empty if there is none."""
-    content = _internal_kv_get(_key(name))
+    """Return the record of a process; empty if there is none."""
+    content = kv_get(_key(name))
     return json.loads(content) if content else {}
 
 
 def record_stall(name: str, seconds: float) -> None:
-    """Add to the record of another process that it stood still for so many seconds, before it is killed for that."""
-    _internal_kv_put(_key(name), json.dumps({**read_record(name), "stopped_seconds": seconds}), overwrite=True)
+    """Add to another process's record that it hung for `seconds`, before it is killed for that."""
+    kv_put(_key(name), json.dumps({**read_record(name), "stopped_seconds": seconds}))
 
 
 def delete_record(name: str) -> None:
-    """Take away the record of this name. It is left where the cluster's head does not answer just now."""
+    """Delete the record of a process. It stays if the cluster's head does not answer."""
     with suppress(RpcError):
-        _internal_kv_del(_key(name))
+        kv_delete(_key(name))
 
 
 def explain_failure(names: Sequence[str], errors: Sequence[BaseException] = ()) -> ProcessFailure:
-    """Why one of these processes died; what they left is taken away.
+    """Return why one of these processes crashed, and delete their records.
 
     Args:
-        names: under which they left word; several if any of them may be the one.
-        errors: what Ray said.
+        names: names of the records; several if any of the processes may be the one that crashed.
+        errors: exceptions that Ray raised.
     """
-    words = [word for name in names if (word := read_record(name))]
+    records = [record for name in names if (record := read_record(name))]
     for name in names:
         delete_record(name)
     for error in errors:
         if isinstance(error, OutOfMemoryError):
             used = re.search(r"was (.+? used / .+? limit)", str(error))
-            return ProcessFailure(
-                f"killed by Ray's memory monitor: its node had {used[1] if used else 'too little left'}", "memory"
-            )
+            memory = used[1] if used else "too little memory left"
+            return ProcessFailure(f"killed by Ray's memory monitor: its node had {memory}", "memory")
     texts = "\n".join(str(error) for error in errors)
     nodes = {node["NodeID"]: node for node in ray.nodes()}
-    on = [word["node"] for word in words if "node" in word] + re.findall(r"node has died\. Node Id: (\w+)", texts)
-    lost = [nodes[node]["NodeManagerAddress"] for node in on if node in nodes and not _answers(nodes[node])]
+    involved = [record["node"] for record in records if "node" in record]
+    involved += re.findall(r"node has died\. Node Id: (\w+)", texts)
+    lost = [nodes[node]["NodeManagerAddress"] for node in involved if node in nodes and not _is_reachable(nodes[node])]
     if lost or any(isinstance(error, RayActorError) and error.preempted for error in errors):
-        return ProcessFailure(f"its node {lost[0]} was lost" if lost else "its node was taken away", "node")
-    for word in words:
-        if "stopped_seconds" in word:
-            return ProcessFailure(f"its process stood still for {word['stopped_seconds']:.0f} s", "process")
-        if "gpu_error" in word:
-            return ProcessFailure(f"its GPU failed: {word['gpu_error']}", "process")
-        if "hung_seconds" in word:
-            return ProcessFailure(f"made no step for {word['hung_seconds']:g} s", "process")
-    if any(_count_oom_kills_on(word["node"]) > word["oom_kills"] for word in words if "node" in word):
+        return ProcessFailure(f"its node {lost[0]} was lost" if lost else "its node was preempted", "node")
+    for record in records:
+        if "stopped_seconds" in record:
+            return ProcessFailure(f"its process stood still for {record['stopped_seconds']:.0f} s", "process")
+        if "gpu_error" in record:
+            return ProcessFailure(f"its GPU failed: {record['gpu_error']}", "process")
+        if "hung_seconds" in record:
+            return ProcessFailure(f"made no step for {record['hung_seconds']:g} s", "process")
+    if any(_count_oom_kills_on(record["node"]) > record["oom_kills"] for record in records if "node" in record):
         return ProcessFailure("killed by the kernel: its node ran out of memory", "memory")
     return ProcessFailure(UNEXPLAINED, "process")
 
 
 def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """How many processes the kernel of this machine has killed for want of memory, its own or a container's; 0 if it does not
-    say."""
+    """Return how many processes of this machine the kernel has killed for memory, those in containers included.
+
+    0 where the kernel does not publish the number.
+    """
     try:
         lines = counters.read_text().splitlines()
     except OSError:
@@ -158,17 +163,18 @@ def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
 
 
 def _count_oom_kills_on(node: str) -> int:
+    """Return the same for a node; 0 if it does not answer."""
     if node == ray.get_runtime_context().get_node_id():
         return count_oom_kills()
-    read = ray.remote(num_cpus=0)(count_oom_kills).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+    count = ray.remote(num_cpus=0)(count_oom_kills).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
     try:
-        return int(ray.get(read.remote(), timeout=OOM_QUERY_TIMEOUT_SECONDS))
+        return int(ray.get(count.remote(), timeout=OOM_QUERY_TIMEOUT_SECONDS))
     except (RayError, GetTimeoutError):
         return 0
 
 
-def _answers(node: dict[str, Any]) -> bool:
-    """Whether a node is there. That one is not, Ray itself finds out only after some 15 s."""
+def _is_reachable(node: dict[str, Any]) -> bool:
+    """Return whether a node accepts connections. Ray itself takes some 15 s to notice that one is gone."""
     if not node["Alive"]:
         return False
     return accepts_connections(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")

@@ -1,4 +1,4 @@
-"""Ends a process that no longer gets on with its work."""
+"""A watchdog that exits this process when it hangs."""
 
 import faulthandler
 import os
@@ -10,30 +10,30 @@ from types import TracebackType
 
 STDERR = 2
 GRACE_SECONDS = 5.0
-"""By how much the timer is later than the thread, which has so long to say what happened."""
+"""Time by which the timer is later than the thread, and which the thread has to report the hang."""
 
 
 class Watchdog:
-    """While entered, ends this process hard once `alive` has not been called for `seconds`; stacks of all threads go to stderr.
+    """Exits this process once `alive` has not been called for a number of seconds, and prints the stacks of all threads to stderr.
 
-    Two look after each other. A thread sees that nothing moves, also where the main thread waits in C code, as in a collective
-    whose peer is stuck. Where somebody keeps the interpreter's lock, no thread of Python runs any more: then faulthandler's
-    timer, which is C and is wound up again by the thread each time it looks, ends the process a little later.
+    Two mechanisms back each other up. A thread notices a hang even if the main thread waits in C code, as in a collective operation
+    whose peer is stuck. If some code holds the interpreter's lock (GIL), no Python thread runs: then faulthandler's timer, which is
+    written in C and which the thread restarts at every check, exits the process a little later.
     """
 
-    def __init__(self, seconds: float, last_words: Callable[[], object]) -> None:
+    def __init__(self, seconds: float, before_exit: Callable[[], object]) -> None:
         """
         Args:
-            seconds: how long is too long.
-            last_words: called before the process ends, by the thread.
+            seconds: time without a call of `alive` after which the process exits.
+            before_exit: called by the thread before it exits the process.
         """
-        self.seconds, self.last_words = seconds, last_words
+        self.seconds, self.before_exit = seconds, before_exit
         self.paused = False
-        """Whether this process waits for another that is watched itself; no step is expected then."""
+        """Whether this process waits for another one, which is itself monitored. It need not call `alive` then."""
         self._left = threading.Event()
 
     def alive(self) -> None:
-        """A sign of life. Costs as much as reading a clock."""
+        """Report a sign of life. Costs as much as reading a clock."""
         self._seen = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
@@ -48,21 +48,19 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        every = min(1.0, self.seconds / 10)
-        while not self._left.wait(every):
+        interval = min(1.0, self.seconds / 10)
+        while not self._left.wait(interval):
             if self.paused:
                 self.alive()
             remaining = self._seen + self.seconds - time.monotonic()
             if remaining <= 0:
-                self._end()
+                self._exit()
             faulthandler.dump_traceback_later(remaining + GRACE_SECONDS, exit=True, file=STDERR)
 
-    def _end(self) -> None:
-        # What is to be said goes over a network that may be what hangs.
+    def _exit(self) -> None:
+        # `before_exit` may use a network, which may be what hangs.
         faulthandler.dump_traceback_later(GRACE_SECONDS, exit=True, file=STDERR)
-        print(
-            f"No step for {self.seconds:g} s: this process ends itself. What its threads are at:", file=sys.__stderr__, flush=True
-        )
+        print(f"No step for {self.seconds:g} s: this process exits. Stacks of its threads:", file=sys.__stderr__, flush=True)
         faulthandler.dump_traceback(file=STDERR, all_threads=True)
-        self.last_words()
+        self.before_exit()
         os._exit(1)

@@ -1,7 +1,7 @@
 """One run trained in this process, alone or as one worker of a group: `train_epochs`.
 
-Everything a trial has to say goes to Tune as a report: `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}` after each
-epoch, with a `"note"` where there is something to say, and at the end `{"outcome": …, "message": …}`.
+A trial sends reports to the driver through Tune: after each epoch `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}`,
+with a `"note"` if a checkpoint was damaged, and at the end `{"outcome": …, "message": …}`.
 """
 
 import os
@@ -24,38 +24,52 @@ if TYPE_CHECKING:
 from ablations.engine.trial.job import Job, Report
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
-"""What there is to read, in errors of any type, where memory is short: of torch's allocators, C++, cuBLAS, cuDNN and Linux."""
+"""Texts of errors, of any type, about lack of memory: from torch's allocators, C++, cuBLAS, cuDNN and Linux."""
 
-POLL_SECONDS = 0.01
-AGREEMENT_SECONDS = 0.2
-"""How long workers that found different checkpoints wait before they look again."""
+POLL_INTERVAL_SECONDS = 0.01
+"""Time between two checks for workers that have not come as far as this one."""
+AGREEMENT_INTERVAL_SECONDS = 0.2
+"""Pause before workers that found different checkpoints look again."""
 
 
 class OutOfMemory(Exception):  # noqa: N818 - an outcome of a run, not a mistake
-    """A run needs more memory than there is."""
+    """A run needs more memory than its device or this machine has."""
 
 
 def train_monitored(job: Job, device: str, report: Report, *, names: Sequence[str], rank: int) -> None:
-    """Train as `train_epochs` does, as one worker of a group, watched over: a process that hangs ends itself, and
-    `process_failures.explain_failure` tells why by its name, one of those of all workers by rank."""
+    """Train as one worker of a group, as `train_epochs` does, in a monitored process.
+
+    Args:
+        names: names of the records of all workers, by rank. `process_failures.explain_failure` reads them after a crash.
+        rank: rank of this worker.
+    """
     from ablations.engine.trial.liveness import PeerMonitor, monitored
 
-    with monitored(names[rank], job.hang_timeout) as watch:
-        peers = PeerMonitor([name for name in names if name != names[rank]], job.hang_timeout, watch.alive)
-        train_or_exit_on_gpu_error(job, device, report, watch, rank=rank, waiting=peers.check_progress)
+    with monitored(names[rank], job.hang_timeout) as monitor:
+        peers = PeerMonitor([name for name in names if name != names[rank]], job.hang_timeout, monitor.alive)
+        train_or_exit_on_gpu_error(job, device, report, monitor, rank=rank, on_peer_wait=peers.check_progress)
 
 
 def train_or_exit_on_gpu_error(
-    job: Job, device: str, report: Report, watch: "ProcessMonitor", *, rank: int = 0, waiting: Callable[[], object] = lambda: None
+    job: Job,
+    device: str,
+    report: Report,
+    monitor: "ProcessMonitor",
+    *,
+    rank: int = 0,
+    on_peer_wait: Callable[[], object] = lambda: None,
 ) -> None:
-    """Train as `train_epochs` does. A process whose GPU fails ends itself: whatever it asks of its GPU from now on would fail, for
-    its next run too. A new one goes on from the last epoch."""
+    """Train as `train_epochs` does, and exit the process if its GPU fails.
+
+    After a CUDA error, every later use of the GPU by the same process fails, for its next run too. A new process continues from the
+    last epoch.
+    """
     try:
-        train_epochs(job, device, report, rank=rank, alive=watch.alive, waiting=waiting)
+        train_epochs(job, device, report, rank=rank, alive=monitor.alive, on_peer_wait=on_peer_wait)
     except RuntimeError as error:
         if not str(error).startswith("CUDA error"):
             raise
-        watch.end_process(gpu_error=str(error).splitlines()[0])
+        monitor.end_process(gpu_error=str(error).splitlines()[0])
 
 
 def train_epochs(
@@ -65,40 +79,46 @@ def train_epochs(
     *,
     rank: int = 0,
     alive: Callable[[], object] = lambda: None,
-    waiting: Callable[[], object] = lambda: None,
+    on_peer_wait: Callable[[], object] = lambda: None,
 ) -> None:
-    """Trains a run from its last checkpoint to its end, in this process, as worker `rank`.
+    """Train a run from its last checkpoint to its end, in this process.
 
-    Epochs before the checkpoint are reported again, since their first report may have been lost; the reader knows them.
-    `alive` is called after every step, and after each piece of other work: data loaded, checkpoint read, epoch delivered; `waiting`
-    many times a second while the other workers of a group have not come as far.
+    Epochs before the checkpoint are reported again, since their first report may have been lost. The driver ignores duplicates.
+
+    Args:
+        rank: rank of this worker in its group.
+        alive: called after every step and after each piece of other work: data loaded, checkpoint read, epoch delivered.
+        on_peer_wait: called many times a second while other workers of the group have not come as far.
 
     Raises:
-        OutOfMemory: of the device or of this machine; says which, and how large the batch was.
+        OutOfMemory: the device or this machine has too little memory; names which, and the size of the batch.
     """
     try:
-        _train_epochs(job, device, report, rank, alive, waiting)
+        _train_epochs(job, device, report, rank, alive, on_peer_wait)
     except (MemoryError, RuntimeError, OSError) as error:
-        want = _find_memory_error(error)
-        if not want:
+        shortage = _find_memory_error(error)
+        if not shortage:
             raise
         images = job.spec["optim.global_batch_size"] // job.spec["world_size"]
-        where = _name_of(device)
-        detail = str(want).splitlines()[0] if str(want) else type(want).__name__
+        where = _device_model(device)
+        detail = str(shortage).splitlines()[0] if str(shortage) else type(shortage).__name__
         raise OutOfMemory(f"a batch of {images} images on {where}: {detail}") from error
 
 
 def _find_memory_error(error: BaseException | None) -> BaseException | None:
-    """The error, or the one that it came up in, that is about memory: a graph whose capture fails only says that it does."""
+    """Return the error about lack of memory among an error and its context; None if there is none.
+
+    The capture of a CUDA graph, for example, fails with an error that names no cause.
+    """
     while error and not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
         error = error.__context__
     return error
 
 
 def _train_epochs(
-    job: Job, device: str, report: Report, rank: int, alive: Callable[[], object], waiting: Callable[[], object]
+    job: Job, device: str, report: Report, rank: int, alive: Callable[[], object], on_peer_wait: Callable[[], object]
 ) -> None:
-    import torch  # here and not above: the job's driver imports this module, and trains nothing
+    import torch  # here and not above: the driver imports this module, and trains nothing
 
     from resnet_core import fit
     from resnet_core.overrides import from_flat
@@ -107,34 +127,35 @@ def _train_epochs(
     spec = from_flat(job.spec)
     dataset = _load(job, spec, alive)
     alive()
-    checkpoints, restore, damaged = _restored(job, device, waiting)
+    checkpoints, restore, damaged = _restore(job, device, on_peer_wait)
     alive()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
-    conditions = {"conditions": {"device": _name_of(device), **versions}}
-    # With an epoch, since workers of a group report as often as each other. This process's own output nobody sees.
-    unsaid = {"note": "; ".join(damaged)} if damaged else {}
+    conditions = {"conditions": {"device": _device_model(device), **versions}}
+    # The note goes with an epoch, since all workers of a group must send the same number of reports. Output of this process is
+    # not shown to users.
+    note = {"note": "; ".join(damaged)} if damaged else {}
 
-    def tell(epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]]) -> None:
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions, **unsaid})
-        unsaid.clear()
+    def deliver(epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]]) -> None:
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions, **note})
+        note.clear()
         alive()
 
     history = restore["history"] if restore else []
     for epoch, metrics in enumerate(history, 1):
-        tell(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
+        deliver(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
     if rank == 0 and len(history) < spec.optim.total_epochs(len(dataset.train.labels)):
         checkpoints.check_writable()
     for result in fit(spec, dataset=dataset, device=device, restore=restore, heartbeat=alive):
         if rank == 0:
             checkpoints.save(result.checkpoint(), result.epoch)
-        tell(result.epoch, result.metrics, result.state.probes if result.last else [])
+        deliver(result.epoch, result.metrics, result.state.probes if result.last else [])
 
 
 def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
-    """The run's data, as this node has them.
+    """Load the run's data set on this node.
 
     Raises:
-        ConfigError: it has none, or others than those the study was planned with; says which node.
+        ConfigError: the node lacks the data, or has another version than the study was planned with; names the node.
     """
     from resnet_core import ConfigError, load_dataset
     from resnet_core.fields import reject
@@ -150,28 +171,28 @@ def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
     return dataset
 
 
-def _restored(
-    job: Job, device: str, waiting: Callable[[], object] = lambda: None
+def _restore(
+    job: Job, device: str, on_peer_wait: Callable[[], object] = lambda: None
 ) -> tuple["CheckpointFolder", dict[str, Any] | None, list[str]]:
-    """The run's checkpoints, the one from which all of its workers go on, if there is one, and lines on damaged ones.
+    """Return the run's checkpoint folder, the checkpoint from which all its workers continue, and warnings on damaged files.
 
-    Workers may see different ones: a predecessor that was killed saved once more and is gone in a moment, or one worker read what
-    the storage mended later. No sign of life is given: those that never agree are ended as hung.
+    Workers may at first find different checkpoints: a killed predecessor may still save one, or the storage may have repaired a
+    file between two reads. This loop sends no heartbeat, so workers that never agree end as hung.
     """
     from ablations.engine.trial.checkpoints import CheckpointFolder
 
     while True:
         damaged: list[str] = []
-        # A new one: one that was used does not look at damaged files again.
+        # A new object, since one that was used does not look at damaged files again.
         checkpoints = CheckpointFolder(job.storage, job.folder, damaged.append)
-        restore = checkpoints.latest() or _branched(job, damaged.append)
-        if _agreed(restore, device, waiting):
+        restore = checkpoints.latest() or _branch_checkpoint(job, damaged.append)
+        if _all_agree(restore, device, on_peer_wait):
             return checkpoints, restore, damaged
-        time.sleep(AGREEMENT_SECONDS)
+        time.sleep(AGREEMENT_INTERVAL_SECONDS)
 
 
-def _branched(job: Job, warn: Callable[[str], object]) -> dict[str, Any] | None:
-    """The checkpoint of another run that this one may start from, if it can be had."""
+def _branch_checkpoint(job: Job, warn: Callable[[str], object]) -> dict[str, Any] | None:
+    """Return the checkpoint of another run that this one may start from; None if there is none or it cannot be read."""
     from pickle import UnpicklingError
 
     from ablations.engine.trial.checkpoints import CheckpointFolder
@@ -182,8 +203,8 @@ def _branched(job: Job, warn: Callable[[str], object]) -> dict[str, Any] | None:
     return None
 
 
-def _agreed(restore: Mapping[str, Any] | None, device: str, waiting: Callable[[], object]) -> bool:
-    """Return whether all workers of a group go on from the same epoch. Others may still prepare data that this one has."""
+def _all_agree(restore: Mapping[str, Any] | None, device: str, on_peer_wait: Callable[[], object]) -> bool:
+    """Return whether all workers of the group continue from the same epoch. Waits for workers that still prepare their data."""
     import torch
     from torch import distributed
 
@@ -193,14 +214,14 @@ def _agreed(restore: Mapping[str, Any] | None, device: str, waiting: Callable[[]
     bounds = torch.tensor([epoch, -epoch], device=device)
     reduced = distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX, async_op=True)
     while not reduced.is_completed():
-        waiting()
-        time.sleep(POLL_SECONDS)
+        on_peer_wait()
+        time.sleep(POLL_INTERVAL_SECONDS)
     reduced.wait()
     return bool((bounds[0] == -bounds[1]).item())
 
 
-def _name_of(device: str) -> str:
-    """The model of a GPU or a processor: the same seed gives other numbers on another one."""
+def _device_model(device: str) -> str:
+    """Return the model of the GPU or processor. The same seed gives other numbers on another model."""
     import torch
 
     if device.startswith("cuda"):
@@ -213,6 +234,6 @@ def _name_of(device: str) -> str:
 
 
 def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:
-    """The last epoch's metrics carry the GPU-hours of the whole run; a share of a GPU counts as that share."""
+    """Add the GPU-hours of the whole run to the metrics of its last epoch. A share of a GPU counts as that share."""
     gpus = job.gpus_per_worker * job.spec["world_size"]
     return {**metrics, **({"gpu_hours": metrics["train_seconds"] * gpus / 3600} if "train_seconds" in metrics else {})}

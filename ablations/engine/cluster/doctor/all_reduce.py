@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ablations.engine.cluster.doctor.check import Check, failed, join_names, not_checked, passed
 from ablations.engine.cluster.doctor.nodes import Node
+from ablations.engine.scheduling.ray_internals.cluster import free_resources_by_node
 
 Backend = Literal["gloo", "nccl"]
 
@@ -127,8 +128,8 @@ def check_across_nodes(backend: Backend, resource: str, nodes: Sequence[Node]) -
     fit = [node for node in nodes if (node.cpus if resource == "CPU" else node.gpus) >= 1]
     if len(fit) < 2:
         return not_checked(name, f"needs two nodes with a {resource}")
-    free = ray._private.state.available_resources_per_node()
-    idle = [node for node in fit if free.get(node.id, {}).get(resource, 0) >= 1]
+    free = free_resources_by_node()
+    idle = [node for node in fit if free is None or free.get(node.id, {}).get(resource, 0) >= 1]
     reserved = _reserve(idle, {resource: 1}) if len(idle) > 1 else None
     if reserved is None:
         return not_checked(name, f"the cluster is busy: fewer than two of {len(fit)} nodes have a free {resource}")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
 from rich.table import Table
@@ -105,7 +104,7 @@ def _evaluate_measurements(measured: Mapping[Node, _NodeMeasurements]) -> Iterat
     yield node_facts.evaluate_disks(facts)
     if shared_memory := node_facts.evaluate_shared_memory(facts):
         yield shared_memory
-    dashboard = ray._private.worker.get_dashboard_url()
+    dashboard = connection.dashboard_address()
     job_server = network_exposure.requires_password(f"http://{dashboard}", network_exposure.RAY_PROBE_PATH)
     yield network_exposure.evaluate_token(exposures, job_server)
     yield network_exposure.evaluate_ports(exposures)

@@ -10,6 +10,8 @@ from http import HTTPStatus
 import psutil
 
 from ablations.engine.cluster.doctor.check import Check, failed, join_names, not_checked, passed
+from ablations.engine.scheduling.ray_internals.cluster import TOKEN_CHECK, asks_for_token
+from ablations.engine.scheduling.ray_internals.compatibility import is_available
 
 ANSWER_TIMEOUT_SECONDS = 5.0
 MLFLOW_PROBE_PATH = "/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -57,8 +59,6 @@ class NodeExposure:
 
 def measure() -> NodeExposure:
     """Return the exposure of the node of this process. Processes of other Ray clusters on this machine do not count."""
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled  # there is no public door to it
-
     sockets = {}
     for connection in psutil.net_connections("inet"):
         # Sockets of other users' processes have no process ID.
@@ -72,7 +72,7 @@ def measure() -> NodeExposure:
     addresses = [
         entry.address.partition("%")[0] for entries in interfaces for entry in entries if entry.family.name.startswith("AF_INET")
     ]
-    return NodeExposure(sockets=list(sockets.values()), addresses=addresses, token=is_token_auth_enabled())
+    return NodeExposure(sockets=list(sockets.values()), addresses=addresses, token=bool(asks_for_token()))
 
 
 def requires_password(url: str, path: str = MLFLOW_PROBE_PATH) -> bool | None:
@@ -114,7 +114,8 @@ def evaluate_token(exposures: Mapping[str, NodeExposure], job_server: bool | Non
         exposures: exposure of all nodes, by node name.
         job_server: whether the dashboard's job server refuses requests without a token; None: it does not answer.
     """
-    without = [node for node, exposure in exposures.items() if not exposure.token]
+    known = is_available(TOKEN_CHECK)  # nodes have the same Ray as this process
+    without = [node for node, exposure in exposures.items() if known and not exposure.token]
     if not without and job_server is not False:
         answer = "refuses requests without one" if job_server else "does not answer"
         return passed("authentication", f"Ray asks for a token; the job server {answer}")

@@ -15,6 +15,8 @@ from ray.exceptions import LocalRayletDiedError, NodeDiedError, RayError, RayTas
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.environment.network import accepts_connections
+from ablations.engine.scheduling import capacity
+from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
 
 Answer = TypeVar("Answer")
 
@@ -44,7 +46,7 @@ class NoAnswer:
 
 def alive_nodes() -> list[Node]:
     """Return the nodes of the cluster, the head first."""
-    found = [node for node in ray.nodes() if node["Alive"]]
+    found = capacity.alive_nodes()
     addresses = Counter(node["NodeManagerAddress"] for node in found)
     nodes = []
     for node in found:
@@ -54,7 +56,7 @@ def alive_nodes() -> list[Node]:
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
                 address=f"{address}:{node['NodeManagerPort']}",
-                head="node:__internal_head__" in resources,
+                head=HEAD_RESOURCE in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
             )

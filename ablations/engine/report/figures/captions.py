@@ -79,10 +79,9 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     by_size = sorted(findings.comparisons, key=lambda each: -abs(each.difference.mean or 0))
     significant = sum(each.difference.significant for each in findings.comparisons)
     text = (
-        f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by "
-        "seed, with 95 % confidence "
-        "intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted for the "
-        "number of comparisons, is below 0.05. A hollow mark is not."
+        f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by seed, with 95 % "
+        "confidence intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted "
+        "for the number of comparisons, is below 0.05. A hollow mark is not."
     )
     more = (
         f" The figure shows the {len(shown)} largest differences; the table has {counted(left_out, 'more difference')}."

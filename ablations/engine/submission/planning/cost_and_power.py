@@ -182,16 +182,16 @@ class Power:
 
     seeds: int
     comparisons: int
-    spread: float
+    difference_std: float
     """Standard deviation of paired differences over seeds, in points of error."""
     source: str
     """Source of the standard deviation."""
-    alone: float | None
+    detectable_alone: float | None
     """Detectable difference of a single comparison; None if the seeds are too few for a test."""
-    p_adjusted: float | None
+    detectable_corrected: float | None
     """Detectable difference of one of all comparisons, corrected for their number."""
     seeds_needed: int | None
-    """Seeds needed for `corrected` to reach `TARGET_POINTS`; None if more than `MAX_SEEDS`."""
+    """Seeds needed for `detectable_corrected` to reach `TARGET_POINTS`; None if more than `MAX_SEEDS`."""
 
 
 def power(design: Design, errors: Mapping[str, float]) -> Power | None:
@@ -206,21 +206,21 @@ def power(design: Design, errors: Mapping[str, float]) -> Power | None:
     found = _difference_std(design, errors)
     if found is None:
         return None
-    spread, source = found
+    difference_std, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
     comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
 
     def detected(n: int) -> float:
-        return smallest_detectable(spread, n, comparisons) or math.inf
+        return smallest_detectable(difference_std, n, comparisons) or math.inf
 
     enough = bisect.bisect_left(range(MAX_SEEDS + 1), True, lo=2, key=lambda n: detected(n) <= TARGET_POINTS)
     return Power(
         seeds=seeds,
         comparisons=comparisons,
-        spread=spread,
+        difference_std=difference_std,
         source=source,
-        alone=smallest_detectable(spread, seeds),
-        p_adjusted=smallest_detectable(spread, seeds, comparisons),
+        detectable_alone=smallest_detectable(difference_std, seeds),
+        detectable_corrected=smallest_detectable(difference_std, seeds, comparisons),
         seeds_needed=enough if enough <= MAX_SEEDS else None,
     )
 
@@ -238,10 +238,12 @@ def _difference_std(design: Design, errors: Mapping[str, float]) -> tuple[float,
     if differences:
         return statistics.median(differences), f"the median of {counted(len(differences), 'comparison')} so far"
     if stds:
-        return statistics.median(stds) * math.sqrt(2), "√2 × the spread between seeds so far"
+        return statistics.median(stds) * math.sqrt(2), "√2 × the standard deviation between seeds so far"
     if design.dataset == "cifar10":
         known = [entry.std for entry in PUBLISHED if entry.dataset == "cifar10" and entry.std is not None]
-        return statistics.median(known) * math.sqrt(2), f"√2 × the spread between seeds in {len(known)} published results"
+        return statistics.median(known) * math.sqrt(
+            2
+        ), f"√2 × the standard deviation between seeds in {len(known)} published results"
     return None
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import submission_id
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
@@ -74,7 +75,6 @@ def _on_a_cluster() -> bool:
 
 def _runs_at_once(plan: Plan, options: Options) -> int | None:
     """Return how many runs the cluster or this machine holds at a time; None if only a cluster could tell."""
-    from ablations.engine.scheduling.capacity import RunResources  # imports Ray
 
     resources = RunResources(
         workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker

@@ -112,17 +112,19 @@ def _power_lines(found: Power | None) -> list[str]:
     """Return lines on the differences that the study can detect."""
     if found is None:
         return ["The smallest detectable difference is not known before two seeds of a cell have finished."]
-    if found.alone is None or found.p_adjusted is None:
+    if found.detectable_alone is None or found.detectable_corrected is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
-        finds = f"{found.seeds} seeds find a difference of {_format_points(found.alone)}"
+        finds = f"{found.seeds} seeds find a difference of {_format_points(found.detectable_alone)}"
         finds += (
-            f", or of {_format_points(found.p_adjusted)} as one of {found.comparisons} comparisons" if found.comparisons > 1 else ""
+            f", or of {_format_points(found.detectable_corrected)} as one of {found.comparisons} comparisons"
+            if found.comparisons > 1
+            else ""
         )
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
         f"{finds}; {_format_points(TARGET_POINTS)} take {need} seeds.",
-        f"This holds for 80 % power at the 5 % level and a standard deviation of {_format_points(found.spread)}: {found.source}.",
+        f"This holds for 80 % power at the 5 % level and a standard deviation of {_format_points(found.difference_std)}: {found.source}.",
     ]
 
 

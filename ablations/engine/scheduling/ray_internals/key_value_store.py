@@ -1,0 +1,49 @@
+"""Ray's key-value store, which the head of a cluster keeps and every process of the cluster reaches.
+
+The public alternative, a named detached actor, is a process more on the head: docs/decisions.md has the numbers.
+"""
+
+from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, needs
+
+KEY_VALUE_STORE = Feature(
+    "early stop of hung processes, causes of crashes, sharing the cluster with other studies",
+    (
+        Part("ray.experimental.internal_kv:_internal_kv_put", "key, value, overwrite=True, *, namespace=None"),
+        Part("ray.experimental.internal_kv:_internal_kv_get", "key, *, namespace=None"),
+        Part("ray.experimental.internal_kv:_internal_kv_del", "key, *, del_by_prefix=False, namespace=None"),
+        Part("ray.experimental.internal_kv:_internal_kv_list", "prefix, *, namespace=None"),
+    ),
+)
+
+
+@needs(KEY_VALUE_STORE, otherwise=None)
+def kv_put(key: str, value: str) -> None:
+    """Store a value, in place of an earlier one."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value, overwrite=True)
+
+
+@needs(KEY_VALUE_STORE, otherwise=None)
+def kv_get(key: str) -> bytes | None:
+    """Return the value of a key; None if there is none."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(key)
+    return value
+
+
+@needs(KEY_VALUE_STORE, otherwise=None)
+def kv_delete(key: str) -> None:
+    """Delete a key, if it is there."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key)
+
+
+@needs(KEY_VALUE_STORE, otherwise=[])
+def kv_keys(prefix: str) -> list[str]:
+    """Return all keys that begin with a prefix."""
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    return [key.decode() for key in _internal_kv_list(prefix)]

@@ -1,0 +1,144 @@
+"""Private parts of Ray Train: the environment, the controller and the reservations of a worker group."""
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, needs
+
+if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+TRAIN_ENVIRONMENT = {
+    # Each report waits for the controller's next poll. Epochs here can be shorter than Train's default of 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # The watcher and the metrics exporter are one process and one import of opencensus each, in every trial.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""Undocumented environment variables for the process that leads a worker group."""
+
+_CALLBACKS = "ray.train.v2._internal.execution.callback"
+_CONTROLLER = "ray.train.v2._internal.execution.controller.controller:TrainController"
+
+TRAIN_ADDRESS = Feature(
+    "clean-up of worker groups on a machine with several clusters",
+    (
+        Part(
+            "ray.train.v2._internal.constants:ENV_VARS_TO_PROPAGATE",
+            caller="ray.train.v2._internal.constants:get_env_vars_to_propagate",
+        ),
+    ),
+)
+
+TRAIN_CONTROLLER = Feature(
+    "early stop of hung worker groups",
+    (
+        Part(f"{_CALLBACKS}:ControllerCallback.after_controller_start", "self, train_run_context", f"{_CONTROLLER}._start"),
+        Part(
+            f"{_CALLBACKS}:ControllerCallback.after_controller_state_update",
+            "self, previous_state, current_state",
+            f"{_CONTROLLER}._set_state",
+        ),
+        Part(f"{_CALLBACKS}:ControllerCallback.after_controller_finish", "self, result", f"{_CONTROLLER}.run"),
+        Part(
+            f"{_CALLBACKS}:WorkerGroupCallback.after_worker_group_poll_status",
+            "self, worker_group_status",
+            "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup.poll_status",
+        ),
+        Part(f"{_CONTROLLER}.abort", "self"),
+    ),
+)
+
+TRAIN_ERRORS = Feature(
+    "telling errors of Ray Train from those of a run", (Part("ray.train.v2._internal.exceptions:RayTrainError"),)
+)
+
+ORPHANED_GROUPS = Feature(
+    "freeing what a crashed worker group had reserved",
+    (
+        Part("ray._private.state:state._connect_and_get_accessor", ""),
+        Part("ray._raylet:GlobalStateAccessor", attributes="get_placement_group_table"),
+        Part("ray._raylet:ActorID", attributes="is_nil"),
+        Part("ray._raylet:PlacementGroupID"),
+        Part(
+            "ray.core.generated.gcs_pb2:PlacementGroupTableData",
+            attributes="CREATOR_JOB_ID_FIELD_NUMBER CREATOR_ACTOR_ID_FIELD_NUMBER CREATOR_ACTOR_DEAD_FIELD_NUMBER "
+            "STATE_FIELD_NUMBER PLACEMENT_GROUP_ID_FIELD_NUMBER REMOVED",
+        ),
+    ),
+)
+
+
+@needs(TRAIN_ADDRESS, otherwise=None)
+def propagate_cluster_address() -> None:
+    """Pass this process's cluster on to the processes of its worker group.
+
+    Ray Train's clean-up process looks for a cluster on its machine. It finds none, or the wrong one, where there are several.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+
+
+class TrainObserver(Protocol):
+    """Sees the loop of a worker group's controller, in the controller's process."""
+
+    def started(self) -> None:
+        """Called when the loop starts."""
+
+    def stepped(self, state: str) -> None:
+        """Called in each round of the loop, with the name of the controller's state if that changed, else empty."""
+
+    def finished(self) -> None:
+        """Called when the loop ends."""
+
+
+@needs(TRAIN_CONTROLLER, otherwise=[])
+def controller_callbacks(observer: TrainObserver) -> "list[ControllerCallback]":
+    """Return callbacks for `RunConfig` that tell an observer of the controller's loop; empty where Train has none."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class ObserveController(ControllerCallback, WorkerGroupCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            observer.started()
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            observer.stepped(type(current_state).__name__)
+
+        def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+            observer.stepped("")
+
+        def after_controller_finish(self, result: Any) -> None:
+            observer.finished()
+
+    return [ObserveController()]
+
+
+@needs(TRAIN_ERRORS, otherwise=False)
+def is_train_error(error: BaseException) -> bool:
+    """Return whether Ray Train itself raised this, and not the code of a run."""
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    return isinstance(error, RayTrainError)
+
+
+@needs(ORPHANED_GROUPS, otherwise=None)
+def remove_orphaned_placement_groups() -> None:
+    """Free what worker groups of this program had reserved whose controllers crashed.
+
+    Ray frees a placement group once its creator and the whole job have ended. Ray Train leaves the rest to an actor of its own,
+    which needs the cluster's dashboard.
+    """
+    import ray
+    from ray._private.state import state
+    from ray._raylet import ActorID, PlacementGroupID
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = ray.get_runtime_context().get_job_id()
+    for data in map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table()):
+        of_actor = data.creator_job_id.hex() == job and not ActorID(data.creator_actor_id).is_nil()
+        if of_actor and data.creator_actor_dead and data.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(data.placement_group_id)))

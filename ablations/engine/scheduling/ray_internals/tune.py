@@ -1,0 +1,272 @@
+"""Private parts of Ray Tune: its loop, its actors, and the session of a trial."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, is_available, needs
+
+if TYPE_CHECKING:
+    from ray.air.execution._internal import RayActorManager as _ActorManager
+    from ray.tune.execution.tune_controller import TuneController as _Controller
+else:
+    _ActorManager = _Controller = object  # `install_tune_policy` puts the mixins below in front of Tune's own classes
+
+IDLE_SECONDS = 0.1
+"""Pause before Tune asks its searcher again while nothing runs."""
+MAX_STARTING = 200
+"""Processes that may start at the same time; Tune's own limit for grids."""
+
+_TUNE = "ray.tune.execution.tune_controller:TuneController"
+_ACTORS = "ray.air.execution._internal:RayActorManager"
+
+HUNG_TRIALS = Feature(
+    "early stop of hung trials",
+    (
+        Part("ray.tune.tune:TuneController", caller="ray.tune.tune:run"),
+        Part(f"{_TUNE}._maybe_update_trial_queue", "self", caller=f"{_TUNE}.step"),
+        Part(_TUNE, attributes="_trial_to_actor _actor_manager"),
+        Part(_ACTORS, attributes="_live_actors_to_ray_actors_resources"),
+        Part("ray.actor:ActorHandle", attributes="_actor_id"),
+    ),
+)
+
+CONCURRENCY = Feature(
+    "a number of runs that follows the cluster's size",
+    (
+        Part("ray.tune.tune:TuneController", caller="ray.tune.tune:run"),
+        Part(f"{_TUNE}._maybe_update_trial_queue", "self", caller=f"{_TUNE}.step"),
+        Part(f"{_TUNE}._maybe_add_actors", "self", caller=f"{_TUNE}.step"),
+        Part(f"{_TUNE}._maybe_reuse_cached_actor", "self, trial", caller=f"{_TUNE}._maybe_add_actors"),
+        Part(f"{_TUNE}._maybe_cache_trial_actor", "self, trial", caller=f"{_TUNE}._schedule_trial_stop"),
+        Part(f"{_TUNE}._cleanup_cached_actors", "self, force_all=False"),
+        Part(f"{_TUNE}._unstage_trial_with_resources", "self, trial"),
+        Part(
+            _TUNE,
+            attributes="_trial_to_actor _actor_to_trial _actor_manager _actor_cache _pending_trials _pending_trials_list "
+            "_max_pending_trials _running_trials",
+        ),
+        Part(f"{_ACTORS}.remove_actor", "self, tracked_actor, kill=False, stop_future=None"),
+        Part(f"{_ACTORS}.is_actor_started", "self, tracked_actor"),
+        Part(_ACTORS, attributes="pending_actors num_pending_actors num_total_actors"),
+    ),
+)
+
+IDLE_SEARCH = Feature(
+    "prompt reaction to Ctrl-C while a search has nothing to run",
+    (
+        Part("ray.tune.tune:TuneController", caller="ray.tune.tune:run"),
+        Part(f"{_TUNE}._update_trial_queue", "self, blocking=False, timeout=600", caller=f"{_TUNE}._maybe_update_trial_queue"),
+        Part(f"{_TUNE}._cleanup_cached_actors", "self, force_all=False"),
+        Part(_TUNE, attributes="_pending_trials"),
+    ),
+)
+
+TRIAL_FAILURES = Feature(
+    "the limit of lost nodes for each run",
+    (
+        Part("ray.tune.tune:TuneController", caller="ray.tune.tune:run"),
+        Part(f"{_TUNE}._process_trial_failure", "self, trial, exception", caller=f"{_TUNE}._trial_task_failure"),
+        Part(_TUNE, attributes="_resetting_trials"),
+    ),
+)
+
+NO_SNAPSHOTS = Feature(
+    "a quick end of Tune (it saves the state of all trials)",
+    (
+        Part("ray.tune.tune:TuneController", caller="ray.tune.tune:run"),
+        Part(f"{_TUNE}.save_to_dir", "self", caller=f"{_TUNE}.checkpoint"),
+        Part(_TUNE, attributes="experiment_state_path"),
+    ),
+)
+
+CRASH_CAUSES = Feature(
+    "causes of crashes, and retries after a kill for memory",
+    (
+        Part("ray.tune.execution.tune_controller:RayActorManager", caller=f"{_TUNE}.__init__"),
+        Part(f"{_ACTORS}._actor_start_failed", "self, tracked_actor, exception", caller=f"{_ACTORS}._try_start_actors"),
+        Part(
+            f"{_ACTORS}._actor_task_failed", "self, tracked_actor_task, exception", caller=f"{_ACTORS}._schedule_tracked_actor_task"
+        ),
+    ),
+)
+
+SECRETS = Feature(
+    "keeping AWS keys of this environment out of Ray's logs (unset AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)",
+    (Part("ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE", caller="ray.tune.execution.class_cache:_ActorClassCache.get"),),
+)
+
+STOPPED_TRAINING = Feature(
+    "prompt end of stopped trials",
+    (
+        Part("ray.train._internal.session:get_session", ""),
+        Part("ray.train._internal.session:_TrainSession.finish", "self, timeout=None"),
+        Part("ray.train._internal.session:_TrainSession", attributes="training_thread"),
+    ),
+)
+
+
+class TunePolicy(Protocol):
+    """Decisions that Tune's loop leaves to this program. Called in the driver, by one thread."""
+
+    def max_runs(self) -> int:
+        """Return the number of runs that may hold resources of the cluster now."""
+
+    def hung_trials(self, trials: Mapping[str, Any]) -> Iterable[str]:
+        """Return the IDs of actors to kill, of those that train these trials of Tune."""
+
+    def judge_failure(self, trial: Any, error: Exception) -> Exception | None:
+        """Return the failure to count for a trial; None if Tune reports the same one twice."""
+
+    def explain(self, error: Exception) -> Exception:
+        """Return an error of an actor with its cause."""
+
+
+def install_tune_policy(policy: TunePolicy) -> None:
+    """Make Tune run with a policy from now on, as far as its private parts are the known ones."""
+    from ray.air.execution._internal import RayActorManager
+    from ray.tune import tune
+    from ray.tune.execution import class_cache, tune_controller
+
+    mixins: Sequence[tuple[Feature, type]] = (
+        (HUNG_TRIALS, KillHungTrials),
+        (CONCURRENCY, LimitRuns),
+        (IDLE_SEARCH, WaitBriefly),
+        (TRIAL_FAILURES, JudgeFailures),
+        (NO_SNAPSHOTS, SaveNothing),
+    )
+    chosen = [mixin for feature, mixin in mixins if is_available(feature)]
+    tune.TuneController = type("Controller", (*chosen, tune_controller.TuneController), {"policy": policy})
+    if is_available(CRASH_CAUSES):
+        tune_controller.RayActorManager = type("Actors", (ExplainCrashes, RayActorManager), {"policy": policy})
+    if is_available(SECRETS):
+        # Tune would put AWS's keys of this process into logs and onto command lines that all users can read. Nodes have their own.
+        kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+        class_cache.ENV_VARS_TO_PROPAGATE = kept
+
+
+class _WithPolicy(_Controller):
+    policy: TunePolicy
+
+
+class KillHungTrials(_WithPolicy):
+    """Kills processes of trials that hang. Tune would wait for them for ever."""
+
+    def _maybe_update_trial_queue(self) -> None:
+        live = self._actor_manager._live_actors_to_ray_actors_resources  # without those that wait for resources
+        handles = {trial: live[actor][0] for trial, actor in self._trial_to_actor.items() if actor in live}
+        trials = {handle._actor_id.hex(): (trial, handle) for trial, handle in handles.items()}
+        for actor_id in self.policy.hung_trials({actor_id: trial for actor_id, (trial, _) in trials.items()}):
+            import ray
+
+            ray.kill(trials[actor_id][1])
+        super()._maybe_update_trial_queue()
+
+
+class LimitRuns(_WithPolicy):
+    """Keeps no more processes than `max_runs` and than there is work for."""
+
+    def _maybe_update_trial_queue(self) -> None:
+        if limit := self.policy.max_runs():
+            # Tune counts a trial whose process starts as pending, although it has its place already.
+            self._max_pending_trials = max(1, min(MAX_STARTING, limit - len(self._running_trials)))
+            super()._maybe_update_trial_queue()
+
+    def _maybe_add_actors(self) -> None:
+        limit = self.policy.max_runs()
+        excess = max(0, len(self._trial_to_actor) - limit)
+        for actor in self._actor_manager.pending_actors[::-1][:excess]:
+            self._withdraw(actor)
+        # All places may be asked for at the same time.
+        begun = len(self._trial_to_actor) - self._actor_manager.num_pending_actors
+        self._max_pending_trials = max(1, min(MAX_STARTING, limit - begun))
+        if begun >= limit:
+            self._cleanup_cached_actors(force_all=True)  # another run would be one too many
+        elif len(self._trial_to_actor) < limit or self._actor_cache.num_cached_objects:
+            super()._maybe_add_actors()
+        if not self._actor_manager.num_total_actors:
+            time.sleep(IDLE_SECONDS)  # with no actor to wait for, Tune's loop would spin
+
+    def _withdraw(self, actor: Any) -> None:
+        """Take back the request for a waiting run's resources, which other studies are to have."""
+        trial = self._actor_to_trial.pop(actor)
+        del self._trial_to_actor[trial]
+        self._unstage_trial_with_resources(trial)
+        self._actor_manager.remove_actor(actor)
+        self._pending_trials_list.insert(0, trial)
+
+    def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
+        # Tune drops the process that starts for a trial as soon as another one is free for it. Where runs end more often than
+        # processes start, the number of processes would never grow. So trials without any process go first.
+        actor = self._trial_to_actor.get(trial)
+        starting = actor is not None and self._actor_manager.is_actor_started(actor)
+        if starting and any(other not in self._trial_to_actor for other in self._pending_trials):
+            return False
+        reused: bool = super()._maybe_reuse_cached_actor(trial)
+        return reused
+
+    def _maybe_cache_trial_actor(self, trial: Any) -> bool:
+        # A process above the limit ends instead of getting another run.
+        cached: bool = len(self._trial_to_actor) <= self.policy.max_runs() and super()._maybe_cache_trial_actor(trial)
+        return cached
+
+
+class WaitBriefly(_WithPolicy):
+    """Returns to Tune's loop soon when the searcher has nothing to run. Tune would ask it for ten minutes, deaf to signals."""
+
+    def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
+        if super()._update_trial_queue():
+            return True
+        if not self._pending_trials:
+            # Tune would keep the last process for the next trial, however late that comes. If the process crashed meanwhile, the
+            # trial would fail.
+            self._cleanup_cached_actors(force_all=True)
+        if blocking:
+            time.sleep(IDLE_SECONDS)
+        return False
+
+
+class JudgeFailures(_WithPolicy):
+    """Lets the policy judge each failure of a trial. Tune does not count lost nodes, however many there are."""
+
+    def _process_trial_failure(self, trial: Any, exception: Exception) -> None:
+        judged = self.policy.judge_failure(trial, exception)
+        if judged is None:
+            self._resetting_trials.discard(trial)  # it waits for its next process already
+        else:
+            super()._process_trial_failure(trial, judged)
+
+
+class SaveNothing(_WithPolicy):
+    """Writes an empty state of the experiment. Nothing restores it, and saving takes milliseconds for each trial that ever was."""
+
+    def save_to_dir(self) -> None:
+        path = Path(self.experiment_state_path)  # Tune looks whether the file is there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"trial_data": []}')
+
+
+class ExplainCrashes(_ActorManager):
+    """Adds causes to crashes of actors.
+
+    Tune does not know Ray's exception for a kill for memory, which would end all runs, and treats a lost node like any crash.
+    """
+
+    policy: TunePolicy
+
+    def _actor_start_failed(self, tracked_actor: Any, exception: Exception) -> None:
+        super()._actor_start_failed(tracked_actor, self.policy.explain(exception))
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        super()._actor_task_failed(tracked_actor_task, self.policy.explain(exception))
+
+
+@needs(STOPPED_TRAINING, otherwise=True)
+def end_training_thread(timeout_seconds: float) -> bool:
+    """End the training thread of this process's trial, which waits in a report; return whether it ended in time."""
+    from ray.train._internal.session import get_session
+
+    session = get_session()
+    session.finish(timeout=timeout_seconds)
+    return not session.training_thread.is_alive()

@@ -1,0 +1,207 @@
+"""Private parts of Ray: used in one place, checked before use, and done without where they have changed."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from ablations.engine.scheduling.ray_internals import cluster, compatibility, key_value_store, train, tune
+from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, is_available
+from tests.helpers.project import PROJECT
+
+PRIVATE_MODULES = ("internal_kv", "generated", "_raylet")
+UNDOCUMENTED = {cluster.LOOPBACK_VARIABLE, cluster.JOB_CONFIG_VARIABLE, cluster.HEAD_RESOURCE, *train.TRAIN_ENVIRONMENT}
+FEATURES = {
+    name: feature
+    for module in (cluster, key_value_store, train, tune)
+    for name, feature in vars(module).items()
+    if isinstance(feature, Feature)
+}
+PARTS = [
+    pytest.param(name, part, id=f"{name}-{part.path.rpartition(':')[2]}-{part.attributes.partition(' ')[0]}")
+    for name, feature in FEATURES.items()
+    for part in feature.parts
+]
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test check the parts anew."""
+    monkeypatch.setattr(compatibility, "_checked", {})
+
+
+# In one place
+
+
+def private_uses(tree: ast.AST) -> Iterator[str]:
+    """Yield uses of private names of Ray, as far as names tell: variables of other names are not followed."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        elif isinstance(node, ast.Constant) and node.value in UNDOCUMENTED:
+            yield str(node.value)
+        for name in names:
+            root, *parts = name.split(".")
+            if root in ("ray", "tune", "ray_train", "actor", "controller") and any(
+                part in PRIVATE_MODULES or (part.startswith("_") and not part.startswith("__")) for part in parts
+            ):
+                yield name
+
+
+def test_no_private_part_of_ray_is_used_elsewhere() -> None:
+    own = PROJECT / "ablations/engine/scheduling/ray_internals"
+    files = [path for root in ("ablations", "resnet_core") for path in (PROJECT / root).rglob("*.py") if own not in path.parents]
+    assert not [f"{path}: {use}" for path in files for use in private_uses(ast.parse(path.read_text()))]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ray._private.state",
+        "from ray.train._internal.session import get_session",
+        "from ray.experimental.internal_kv import _internal_kv_get",
+        "from ray.core.generated import gcs_pb2",
+        "ray._private.worker.get_dashboard_url()",
+        "os.environ['RAY_TRAIN_METRICS_ENABLED'] = '0'",
+    ],
+)
+def test_a_private_part_is_recognized(code: str) -> None:
+    assert list(private_uses(ast.parse(code)))
+
+
+# Checked
+
+
+@pytest.mark.parametrize("name", sorted(FEATURES))
+def test_the_installed_ray_has_all_parts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert is_available(FEATURES[name]), capsys.readouterr().err
+
+
+def remove(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a part out of Ray: what it names, or the class whose attributes it lists."""
+    module_name, _, names = part.path.partition(":")
+    module = importlib.import_module(module_name)
+    owner: Any = module
+    *outer, last = names.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    if part.attributes:
+        monkeypatch.setattr(owner, last, type(last, (), {}))
+        return
+    try:
+        monkeypatch.delattr(owner, last)
+    except (TypeError, AttributeError):  # classes of the C++ core cannot change, and an object has its class's methods
+        monkeypatch.setattr(module, outer[0], SimpleNamespace())
+
+
+def assert_off(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert not is_available(FEATURES[name])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Ray {ray.__version__}: ")
+    assert line.endswith(f"; off: {FEATURES[name].name}.")
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS)
+def test_without_a_part_its_feature_is_off_and_one_line_says_so(
+    name: str, part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove(part, monkeypatch)
+    assert_off(name, capsys)
+
+
+@pytest.mark.parametrize(("name", "part"), [each for each in PARTS if each.values[1].parameters is not None])  # type: ignore[union-attr]
+def test_with_other_parameters_its_feature_is_off_and_one_line_says_so(
+    name: str, part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, _, names = part.path.partition(":")
+    *outer, last = names.split(".")
+    owner: Any = importlib.import_module(module)
+    for each in outer:
+        owner = getattr(owner, each)
+    monkeypatch.setattr(owner, last, lambda something_new: None)
+    assert_off(name, capsys)
+
+
+@pytest.mark.parametrize(("name", "part"), [each for each in PARTS if each.values[1].caller])  # type: ignore[union-attr]
+def test_a_replacement_that_ray_would_never_call_turns_its_feature_off(
+    name: str, part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, _, names = part.caller.partition(":")
+    *outer, last = names.split(".")
+    owner: Any = importlib.import_module(module)
+    for each in outer:
+        owner = getattr(owner, each)
+    monkeypatch.setattr(owner, last, lambda *_: None)
+    assert_off(name, capsys)
+
+
+# Done without
+
+CHANGED = """
+import functools, importlib, sys
+from ablations.engine.cli.study import main
+from ablations.engine.study.definition import Study
+
+def with_another_parameter(function):
+    def changed(*arguments, something_new=None, **named):
+        return function(*arguments, **named)
+    return changed
+
+for path in sys.argv.pop().split():
+    module, _, names = path.partition(":")
+    owner = importlib.import_module(module)
+    *outer, last = names.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    setattr(owner, last, with_another_parameter(getattr(owner, last)))
+sys.exit(main(Study(name="changed", question="?", factors={"shortcut": ("none", "A")}, baseline={"shortcut": "A"}, preset="smoke")))
+"""
+"""A study in whose driver Ray's functions at these paths take one parameter more, and do the same."""
+
+OFF = {
+    "ray.experimental.internal_kv:_internal_kv_list": key_value_store.KEY_VALUE_STORE,
+    "ray._private.utils:set_sigterm_handler": cluster.SIGNALS,
+    "ray._private.worker:print_to_stdstream": cluster.SHORT_MESSAGES,
+    "ray.experimental.internal_kv:internal_kv_get_gcs_client": cluster.AUTOSCALER,
+    "ray.tune.execution.tune_controller:TuneController._maybe_update_trial_queue": tune.HUNG_TRIALS,
+    "ray.tune.execution.tune_controller:TuneController._maybe_add_actors": tune.CONCURRENCY,
+    "ray.tune.execution.tune_controller:TuneController._update_trial_queue": tune.IDLE_SEARCH,
+    "ray.tune.execution.tune_controller:TuneController._process_trial_failure": tune.TRIAL_FAILURES,
+    "ray.tune.execution.tune_controller:TuneController.save_to_dir": tune.NO_SNAPSHOTS,
+    "ray.air.execution._internal:RayActorManager._actor_task_failed": tune.CRASH_CAUSES,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_study_whose_ray_has_changed_is_trained_and_says_what_is_off(tmp_path: Path) -> None:
+    script = tmp_path / "study.py"
+    script.write_text(CHANGED)
+    home = {"RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "RAY_ADDRESS": "local", "MLFLOW_TRACKING_URI": ""}
+    done = subprocess.run(
+        [sys.executable, str(script), "--seeds", "1", " ".join(OFF)],
+        cwd=tmp_path,
+        env={**os.environ, **home, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {feature.name: done.stderr.count(f"; off: {feature.name}.") for feature in OFF.values()} == {
+        feature.name: 1 for feature in OFF.values()
+    }
