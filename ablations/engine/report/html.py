@@ -143,8 +143,8 @@ def inline_svg(picture: ReportFigure) -> Markup:
     drawing = re.sub(
         r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing
     )  # two decimals are finer than any screen
-    for colour, variable in THEME_COLORS.items():
-        drawing = re.sub(colour, variable, drawing, flags=re.IGNORECASE)
+    for color, variable in THEME_COLORS.items():
+        drawing = re.sub(color, variable, drawing, flags=re.IGNORECASE)
     shape = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', opening)
     assert shape, "matplotlib writes the size of a figure"
     head = Markup('<svg id="{}" role="img" aria-label="{}" style="--width: {}" ').format(name, printable(picture.alt), shape[1])

@@ -56,7 +56,7 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     lines: dict[str, list[CellFinding]] = {}
     for cell in cells:
         lines.setdefault(short_name(evidence.design, cell.levels, factor), []).append(cell)
-    said = [
+    items = [
         f"{name + ': ' if name else ''}{cells[0].error.mean:.2f} % at {cells[0].levels[factor]}, "
         f"{cells[-1].error.mean:.2f} % at {cells[-1].levels[factor]}"
         for name, cells in lines.items()
@@ -70,7 +70,7 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         if len(lines) > MAX_STYLED_LINES
         else ""
     )
-    return f"Error by {factor}", text + more, f"Mean {findings.evaluation_split} error, {_list_or_ends(said)}."
+    return f"Error by {factor}", text + more, f"Mean {findings.evaluation_split} error, {_list_or_ends(items)}."
 
 
 def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
@@ -88,11 +88,10 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
         if left_out
         else ""
     )
-    said = [f"{each.cell} {signed_with_interval(each.difference, NO_PAIRS)}" for each in by_size]
+    items = [f"{each.cell} {signed_with_interval(each.difference, NO_PAIRS)}" for each in by_size]
     total = counted(len(findings.comparisons), "difference")
-    alt = (
-        f"{significant} of {total} {'is' if significant == 1 else 'are'} significant. Differences in points: {_list_or_ends(said)}."
-    )
+    verb = "is" if significant == 1 else "are"
+    alt = f"{significant} of {total} {verb} significant. Differences in points: {_list_or_ends(items)}."
     return "Differences to the baseline", text + more, alt
 
 
@@ -102,17 +101,17 @@ def _interaction(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
         "Mean error by the levels of two factors. Where lines are not parallel, the effect of one factor depends "
         f"on the other. {_marks_text(evidence, findings)}"
     )
-    said = []
+    items = []
     for pair in drawn:
         of_pair = [each for each in findings.interactions if set(each.factors) == set(pair) and each.difference.mean is not None]
         if of_pair:
             most = max(of_pair, key=lambda each: abs(each.difference.mean or 0))
             there = " and ".join(f"{name}={level}" for name, level in zip(most.factors, most.levels, strict=True))
-            said.append(f"{' × '.join(pair)}: {signed_with_interval(most.difference, NO_PAIRS)} at {there}")
+            items.append(f"{' × '.join(pair)}: {signed_with_interval(most.difference, NO_PAIRS)} at {there}")
     named = "; ".join(" × ".join(pair) for pair in drawn)
     alt = (
-        f"Largest interactions, in points beyond the sum of both effects: {_list_or_ends(said)}."
-        if said
+        f"Largest interactions, in points beyond the sum of both effects: {_list_or_ends(items)}."
+        if items
         else f"Mean error by {named}."
     )
     return "Interactions", text, alt
@@ -120,7 +119,7 @@ def _interaction(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
 
 def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     style_map = make_style_map(evidence)
-    said = [
+    items = [
         f"{style_map.name(point.cell)} ({scaled(point.cost)} multiply-adds, {percent(point.error)})"
         for point in pareto_points(multiply_add_points(findings))
     ]
@@ -133,7 +132,7 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     return (
         "Error against cost",
         text,
-        f"Cells on the Pareto front of multiply-adds and error, by rising cost: {_list_or_ends(said)}.",
+        f"Cells on the Pareto front of multiply-adds and error, by rising cost: {_list_or_ends(items)}.",
     )
 
 
@@ -141,8 +140,7 @@ def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     bands = len(make_style_map(evidence).styles) <= MAX_LINES_WITH_BANDS
     text = (
         f"{findings.evaluation_split} error against the cost of training so far: epochs, multiply-adds (three forward "
-        "passes per image and "
-        "epoch) and time. "
+        "passes per image and epoch) and time. "
         f"{_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
     )
     seconds = [cell.seconds for cell in findings.cells if cell.seconds is not None]
@@ -204,12 +202,12 @@ def _search_importances(evidence: Evidence, findings: Findings) -> tuple[str, st
         "differs from that of all completed trials. Bars are shares of the total, lines 95 % intervals over resampled trials. They "
         "hold for this search only: a field with a narrow searched range has a low importance."
     )
-    said = [
+    items = [
         _with_cell(cell.label, f"{each.field} {100 * each.share:.0f} % [{100 * each.low:.0f}, {100 * each.high:.0f}]")
         for cell in findings.search.cells
         for each in cell.importances[:1]
     ]
-    return "Importance of fields", text, f"Largest share of each cell: {_list_or_ends(said)}."
+    return "Importance of fields", text, f"Largest share of each cell: {_list_or_ends(items)}."
 
 
 def _search_parallel(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
@@ -251,22 +249,22 @@ CAPTIONS: dict[str, Callable[[Evidence, Findings], tuple[str, str, str]]] = {
 
 def _outcomes_text(findings: Findings) -> str:
     assert findings.search
-    said = [
+    items = [
         _with_cell(cell.label, ", ".join(f"{count} {outcome}" for outcome, count in cell.outcomes.items()))
         for cell in findings.search.cells
     ]
-    return f"Outcomes of trials: {_list_or_ends(said)}."
+    return f"Outcomes of trials: {_list_or_ends(items)}."
 
 
 def _chosen_text(findings: Findings, field: str = "") -> str:
     """Return what the search chose, with its validation error and the value of one field."""
     assert findings.search
-    said = []
+    items = []
     for cell in findings.search.cells:
         for each in cell.chosen:
             value = f" ({field} {format_value(each.values[field])})" if field in each.values else ""
-            said.append(_with_cell(cell.label, f"{each.level} trial {each.number}{value}, validation error {percent(each.score)}"))
-    return f"Chosen configurations: {_list_or_ends(said)}." if said else "The search has not chosen yet."
+            items.append(_with_cell(cell.label, f"{each.level} trial {each.number}{value}, validation error {percent(each.score)}"))
+    return f"Chosen configurations: {_list_or_ends(items)}." if items else "The search has not chosen yet."
 
 
 def _with_cell(cell: str, text: str) -> str:
@@ -302,8 +300,8 @@ def _gray_text(evidence: Evidence) -> str:
 
 def _errors_text(findings: Findings, evidence: Evidence) -> str:
     cells = sorted((cell for cell in findings.cells if cell.error.n), key=lambda cell: cell.error.mean or 0)
-    said = [f"{short_name(evidence.design, cell.levels) or cell.label} {percent(cell.error.mean)}" for cell in cells]
-    return f"Mean {findings.evaluation_split} error in the final epoch: {_list_or_ends(said)}."
+    items = [f"{short_name(evidence.design, cell.levels) or cell.label} {percent(cell.error.mean)}" for cell in cells]
+    return f"Mean {findings.evaluation_split} error in the final epoch: {_list_or_ends(items)}."
 
 
 def _medians_text(evidence: Evidence, probe: str, quantity: str) -> str:
@@ -316,11 +314,11 @@ def _medians_text(evidence: Evidence, probe: str, quantity: str) -> str:
     )
 
 
-def _list_or_ends(said: Sequence[str]) -> str:
+def _list_or_ends(items: Sequence[str]) -> str:
     """Return all items, or the first two and the last of many."""
-    if len(said) <= MAX_NAMED:
-        return "; ".join(said)
-    return f"{said[0]}; {said[1]}; … {said[-1]} ({len(said)} in all)"
+    if len(items) <= MAX_NAMED:
+        return "; ".join(items)
+    return f"{items[0]}; {items[1]}; … {items[-1]} ({len(items)} in all)"
 
 
 def _sentence(text: str) -> str:
