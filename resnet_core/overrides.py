@@ -34,7 +34,7 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
             raise reject("field", name, "is named twice")
         changes[section][leaf] = value
     if "epochs" in changes.get("optim", {}):
-        changes["optim"].setdefault("iterations", None)  # the length of a training has one unit: the requested one
+        changes["optim"].setdefault("iterations", None)  # iterations of the preset would take precedence over the requested epochs
     top = changes.pop("", {})
     # One `replace` per section, sections before the top level: checks between fields then see final values only.
     nested = {section: replace(getattr(spec, section), **changed) for section, changed in changes.items()}

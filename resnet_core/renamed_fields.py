@@ -1,7 +1,7 @@
 """Former names and values of `RunSpec` fields.
 
 Stored configurations (MLflow parameters, designs, jobs) and command lines may use them. Fingerprints hash the former names and
-values for ever, so that a renamed field changes no run's identity.
+values forever, so that a renamed field changes no run's identity.
 """
 
 from collections.abc import Mapping
@@ -50,10 +50,10 @@ def current_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity_name(name: str) -> str:
-    """Return the name under which fingerprints know the field with this current dotted name."""
+    """Return the dotted name that fingerprints hash for the field with the current dotted name `name`."""
     return _FORMER_NAMES.get(name, name)
 
 
 def identity_value(name: str, value: Any) -> Any:
-    """Return the value under which fingerprints know `value` of the field with this current dotted name."""
+    """Return the form of `value` that fingerprints hash for the field with the current dotted name `name`."""
     return _FORMER_VALUES[name].get(value, value) if name in _FORMER_VALUES else value

@@ -77,7 +77,7 @@ def _opened(number: int, before: Any) -> io.TextIOWrapper:
 
 
 def _occupy(number: int) -> None:
-    """Open /dev/null as this file descriptor if it is closed, so that no file opened later receives text meant for the terminal."""
+    """Open /dev/null as file descriptor `number` if it is closed, so that no file opened later receives text for the terminal."""
     try:
         os.fstat(number)
     except OSError:

@@ -8,10 +8,11 @@ from resnet_core.fields import Checked, ConfigError
 MAX_LAYERS = 20_000
 """Maximum depth. The paper's deepest network has 1,202 layers; a mistyped depth would take hours to build."""
 MAX_STAGES = 8
-"""Maximum number of stages. Each stage halves the image, so that later ones would see a single pixel."""
+"""Maximum number of stages. Each stage after the first halves the image, so that the last of many would see a single pixel."""
 MAX_CHANNELS = 4096
 """Maximum of `width` and of `in_channels`."""
 MAX_CLASSES = 1_000_000
+"""Maximum of `num_classes`."""
 
 IMAGENET_STAGES: dict[tuple[str, int], tuple[int, ...]] = {
     ("basic", 18): (2, 2, 2, 2),

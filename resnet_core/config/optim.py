@@ -84,8 +84,8 @@ class OptimConfig(Checked):
     Source: the authors' release, github.com/KaimingHe/deep-residual-networks.
     """
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """Learning-rate schedule. `step`: divided by 10 at each milestone. `cosine`: annealed to zero over the training. `constant`: as
-    it is.
+    """Learning-rate schedule. `step`: divided by 10 at each milestone. `cosine`: annealed to zero over the training.
+    `constant`: `lr` in every step.
 
     Source: section 4.2 (`step`); Loshchilov and Hutter 2017, arXiv:1608.03983 (`cosine`).
     """

@@ -22,7 +22,7 @@ class RunSpec(Checked):
     """Optimizer and length of the training."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic of convolutions and matrix products. `fp32`: float32. `tf32`: PyTorch's default, float32 whose convolutions on
-    NVIDIA GPUs since Ampere round their factors to 10 bits of mantissa; equal to `fp32` elsewhere. `bf16`, `fp16`: autocast.
+    NVIDIA GPUs since Ampere round their inputs to 10 bits of mantissa; equal to `fp32` elsewhere. `bf16`, `fp16`: autocast.
     Weights and BatchNorm stay in float32.
 
     Source: PyTorch's numerical accuracy and AMP notes.

@@ -24,7 +24,7 @@ from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """Folder of each data set below `data.root`, as torchvision names it."""
 GROWTH_POLL_INTERVAL_SECONDS = 0.5
-"""Time between two looks at the size of a download, in seconds."""
+"""Time between two checks of the size of a download, in seconds."""
 CORRUPT = (RuntimeError, OSError, EOFError, KeyError)
 """Exceptions that torchvision raises for missing or corrupt files."""
 
@@ -48,7 +48,7 @@ def read_cifar(config: DataConfig) -> tuple[tuple[str, ...], Split, Split | None
 
 
 def state(config: DataConfig) -> str:
-    """Return a hash of the files' names, sizes and times of change. Missing files hash as none."""
+    """Return a hash of the files' names, sizes and times of change. A missing folder hashes as an empty one."""
     found = hashlib.sha256()
     folder = cifar_root(config) / FOLDERS[config.name]
     with readable(config):
@@ -60,7 +60,8 @@ def state(config: DataConfig) -> str:
 def download(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> None:
     """Download a data set unless it is complete.
 
-    Of several processes, also on a shared folder, one downloads and the others wait for it.
+    If several processes call this function for one folder, one of them downloads and the others wait. The folder may be shared by
+    several machines.
 
     Args:
         config: data set, `cifar10` or `cifar100`.

@@ -182,7 +182,7 @@ def load_dataset(
         config: data set and split; augmentation fields are ignored.
         cache: folder for decoded images and file indices, shared by processes. None: no cache.
         download: download missing CIFAR data into `data.root`.
-        heartbeat: called for each file that is listed, hashed or decoded, and while another process holds the cache.
+        heartbeat: called for each file that is listed, hashed or decoded, and while another process holds the lock of the cache.
 
     Raises:
         ConfigError: the data are missing, corrupt or not usable. The message names the files and what is accepted.
@@ -201,7 +201,7 @@ def load_dataset(
     if dataset is None:
         dataset = _build(source) if cache is None else _cached(source, cache, key)
         dataset = replace(dataset, scored=source.scored, skipped=source.skipped)
-    _kept[known] = dataset  # last, as the newest
+    _kept[known] = dataset  # moved to the end, as the most recently used
     while len(_kept) > MAX_KEPT:
         del _kept[next(iter(_kept))]
     return dataset
@@ -305,7 +305,7 @@ def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], t
         share = np.bincount(images[:, channel].reshape(-1), minlength=256) / images[:, channel].size
         mean = float(share @ values)
         means.append(mean)
-        stds.append(float(np.sqrt(share @ (values - mean) ** 2)) or 1.0)  # a constant channel stays finite
+        stds.append(float(np.sqrt(share @ (values - mean) ** 2)) or 1.0)  # normalization must not divide a constant channel by zero
     return tuple(means), tuple(stds)
 
 

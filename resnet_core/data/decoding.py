@@ -1,7 +1,7 @@
 """Decoding of image files: pure functions of a path and numbers, with Pillow and numpy only.
 
 Images in memory and streamed images are decoded alike. EXIF orientation is applied, transparent pixels become white, gray images
-of 9 to 16 bits keep the upper 8, and of several frames the first is used.
+of 9 to 16 bits keep their upper 8 bits, and a file with several frames gives its first one.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ CHANGES = {
     "depth": "of 16 bits, the upper 8 used",
     "frames": "with several frames, the first used",
 }
-"""Changes that decoding makes to a file, by the name that is part of the file's hash, in words."""
+"""Descriptions of the changes that decoding makes to a file, by name. The names are part of the file's hash."""
 
 
 class View(NamedTuple):
@@ -114,7 +114,7 @@ def changes(file: Image.Image, *, turned: bool = True) -> list[str]:
 
     Args:
         file: opened image, not loaded yet.
-        turned: False if the file has no metadata about its orientation. Pillow decodes all of a PNG to find that out.
+        turned: False if the caller knows that the file states no orientation: Pillow would decode all of a PNG to find out.
     """
     found = {
         "orientation": turned and _orientation(file) in range(2, 9),

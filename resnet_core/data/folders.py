@@ -70,7 +70,7 @@ class _Walk:
         self._refused: list[ConfigError] = []
 
     def classes(self, root: Path) -> tuple[tuple[str, ...], Files]:
-        """Return the names of the class folders in `root` and their images; raise ConfigError if they are no classes."""
+        """Return the names of the class folders in `root` and their images; raise ConfigError if they cannot be classes."""
         classes = sorted(_visible_folders(root, self.skipped))
         if splits := _names_of_splits(classes):
             accepted = "accepted: folders train and test (or val), each with class folders; if they are classes, rename one of them"

@@ -20,10 +20,11 @@ GAP = 4
 TEXT = 14
 """Height of the text, in pixels."""
 BACKGROUND, BORDER, INK = (255, 255, 255), (225, 225, 225), (40, 40, 40)
+"""RGB colors from 0 to 255. `INK` is the color of text."""
 
 
 def draw_batch(dataset: Dataset, spec: RunSpec, *, images: int = 8, epochs: int = 8) -> Image.Image:
-    """Return a picture with a row for each of some training images: the original, then its augmented form in each epoch.
+    """Return a picture of a few training images: each row has the original, then its augmented form in each epoch.
 
     Args:
         dataset: data set of the images.
@@ -72,7 +73,7 @@ def _table(rows: list[list[Image.Image]], names: list[str], headings: list[str],
     font = ImageFont.load_default(TEXT)
     left = GAP * 3 + int(max(font.getlength(name) for name in names))
     top = TEXT + GAP * 3
-    step, apart = cell + GAP, GAP * 3  # a gap after the originals
+    step, apart = cell + GAP, GAP * 3  # a wider gap separates the originals from the epochs
     picture = Image.new("RGB", (left + step * len(headings) + apart + GAP, top + step * len(rows) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, heading in enumerate(headings):

@@ -29,7 +29,7 @@ def read_digits(_: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
     from sklearn.datasets import load_digits  # takes seconds to import and is needed once per machine
 
     raw = load_digits()
-    images = (raw.images * 15).astype(np.uint8)[:, None]  # 0…16 in the file
+    images = (raw.images * 15).astype(np.uint8)[:, None]  # scikit-learn's pixels range from 0 to 16
     train, test = hold_out(Split(images, raw.target.astype(np.int64)), TEST_FRACTION)
     return tuple(map(str, raw.target_names)), train, test
 
@@ -69,9 +69,8 @@ def decode_files(
         config: data set; `image_size` is the size of the decoded images.
         train: training images.
         test: evaluation images.
-        found: all images of the folder. If one of them is in color, all get three channels, so that the number of used images
-        does not
-            change the network.
+        found: all images of the folder. If one of them is in color, all get three channels, so that the number of channels, and
+            with it the network, does not depend on which images are used.
         heartbeat: called for each file.
 
     Raises:

@@ -64,7 +64,7 @@ def hold_out(part: Part, share: float) -> tuple[Part, Part]:
     rank, size = _class_ranks(part.labels)
     last = rank == size - 1
     order = np.lexsort((part.labels, (rank + 0.5) / size, last))
-    wanted = math.ceil(len(order) * share - 1e-9)  # 0.1 has no exact floating-point form
+    wanted = math.ceil(len(order) * share - 1e-9)  # rounding of a share such as 0.1 must not hold out one image more
     count = min(wanted, int(np.sum(~last)))
     return take(part, order[count:]), take(part, order[:count])
 

@@ -71,7 +71,7 @@ class StreamedBatches:
         data, batch = self.spec.data, self.spec.optim.global_batch_size
         count = self.steps_per_epoch * batch
         low, high = data.scale or (shorter_side(data.crop),) * 2
-        # All are always drawn, so that disabling one augmentation leaves the others unchanged.
+        # All random numbers are always drawn, so that disabling one augmentation leaves the others unchanged.
         generator = epoch_generator(self.spec.seed, epoch)
         order = torch.randperm(len(self._train.labels), generator=generator)[:count].numpy()
         sides = torch.randint(low, high + 1, (count,), generator=generator).tolist()
@@ -103,8 +103,7 @@ class StreamedBatches:
 
         Args:
             kind: `ten_crop`: ten crops of the central square that testing crops its single view from. `multi_scale`: whole images
-            in
-                five sizes, each also mirrored, in batches of the same shape.
+                in five sizes, each also mirrored, in batches of the same shape.
 
         Raises:
             ConfigError: unknown kind of view.
@@ -148,7 +147,7 @@ class StreamedBatches:
         for group in groups:
             several = views()
             yield several, self._labels(self._test, group)
-            for _ in several:  # consume views that the caller left
+            for _ in several:  # consume views that the caller did not
                 pass
 
     def _finished(self, images: Tensor) -> Tensor:

@@ -86,7 +86,11 @@ def from_torchvision(source: nn.Module | Mapping[str, Tensor], *, depth: int) ->
 
 
 def _check_strides(source: nn.Module, net: ResNet, depth: int) -> None:
-    """Raise ConfigError if strides differ. A state dict lacks strides, so `stride_in="1x1"` would be lost silently."""
+    """Raise ConfigError if the strides of `source` differ from those of `net`.
+
+    A state dict does not hold strides. Without this check, the weights of a ResNet with `stride_in="1x1"` would load without an
+    error into a network with other strides.
+    """
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and (stride := getattr(source.get_submodule(name), "stride", None)) != module.stride:
             raise _reject(name, f"has stride {stride}, not {module.stride}", depth)

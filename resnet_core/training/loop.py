@@ -1,6 +1,6 @@
 """Training loop: `fit` assembles small functions, to be read from top to bottom.
 
-`fit` depends on nothing outside PyTorch. If `torch.distributed` is initialized, it trains as one worker of a data-parallel group.
+`fit` uses neither Ray nor MLflow. If `torch.distributed` is initialized, it trains as one worker of a data-parallel group.
 """
 
 import inspect
@@ -53,9 +53,9 @@ class EpochResult:
     """Number of the epoch, from 1."""
     metrics: Metrics
     """Metrics by name. Every epoch has `train/loss` and `test/loss` (nats), `train/error` and `test/error` (percent), `lr`,
-    `images_per_second`, `epoch_seconds` and `peak_memory_mb`. With a validation split, `validation/…` replaces `test/…`. Streamed
-    images add `data_wait_seconds`. The last epoch adds `parameters`, `flops`, `train_seconds`, the errors of extra tests such as
-    `test/ten_crop_error`, and `warmup_steps` after a warm-up by training error."""
+    `images_per_second`, `epoch_seconds` and `peak_memory_mb` (MiB). With a validation split, `validation/…` replaces `test/…`.
+    Streamed images add `data_wait_seconds`. The last epoch adds `parameters`, `flops`, `train_seconds`, the errors of extra
+    tests such as `test/ten_crop_error`, and `warmup_steps` after a warm-up by training error."""
     last: bool
     """True for the last epoch of the training."""
     state: TrainState

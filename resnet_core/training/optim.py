@@ -29,7 +29,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_u
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """SGD over the parameters of a network; `config.decay` decides whether BatchNorm and biases decay."""
+    """Return SGD over the parameters of a network; `config.decay` decides whether BatchNorm and biases decay."""
     parameters = list(model.parameters())
     decayed = [p for p in parameters if _decays(p, config)]
     kept = [p for p in parameters if not _decays(p, config)]
@@ -53,7 +53,7 @@ def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:
 
 
 def set_momentum_and_decay(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Set momentum and weight decay of the next steps. A restored optimizer has those of its checkpoint."""
+    """Set momentum and weight decay of the next steps. They may differ from those of a restored checkpoint (`optim.changes`)."""
     for group in optimizer.param_groups:
         group["momentum"] = config.momentum
         group["weight_decay"] = config.weight_decay if _decays(group["params"][0], config) else 0.0

@@ -164,7 +164,7 @@ class Gradients:
         self.steps += finite
 
     def read(self, epoch: int) -> list[Row]:
-        """Return the mean norms of the gradients and the current norms of the weights, from which ratios follow.
+        """Return the mean norms of the gradients and the current norms of the weights.
 
         Args:
             epoch: number of the epoch for the rows, from 1.

@@ -24,8 +24,10 @@ WARM_STEPS = 3
 
 
 class Step:
-    """Eager training step: forward pass, backward pass and update. Set learning rate, momentum and decay in the optimizer
-    before."""
+    """Eager training step: forward pass, backward pass and update.
+
+    The caller sets learning rate, momentum and weight decay in the optimizer before each step.
+    """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec) -> None:
         self.network, self.optimizer, self.scaler, self.spec = network, optimizer, scaler, spec
@@ -53,7 +55,7 @@ class Step:
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of all graphs of this process. Libraries keep some 64 MB for every stream that they were used on."""
+    """Return the stream of all graphs of this process. Libraries keep about 64 MB for every stream that they were used on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -65,7 +67,7 @@ class Graph:
         self.graph = torch.cuda.CUDAGraph()
 
     def warm(self, work: Callable[[], Scores]) -> Scores:
-        """Run `work` eagerly on the stream of the capture. State that PyTorch keeps of a backward pass belongs to a stream."""
+        """Run `work` eagerly on the stream of the capture, since PyTorch binds the state of a backward pass to its stream."""
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -88,7 +90,7 @@ class ReplayedStep(Step):
     """Training step that is captured as a CUDA graph after a few eager steps. All batches must have the same shape.
 
     A graph fixes momentum, weight decay and label smoothing, and is captured again when they change. The learning rate may change
-    in every step, since the GPU reads it from a tensor. Steps with a probe run eagerly, and their epochs hold no graph.
+    in every step, since the GPU reads it from a tensor. An epoch with a probe captures no graph: all its steps run eagerly.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, spec: RunSpec) -> None:
@@ -118,7 +120,7 @@ class ReplayedStep(Step):
 
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:
-        """Pass the learning rate to the optimizer as a tensor. Eager steps do so too, so that replayed steps round as they do."""
+        """Pass the learning rate to the optimizer as a tensor. Eager steps do so too: both kinds then round alike."""
         groups = self.optimizer.param_groups
         (rate,) = {group["lr"] for group in groups}
         self.rate.fill_(rate)

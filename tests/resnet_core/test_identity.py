@@ -169,7 +169,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("old", "new", "same"),
     [
         ("momentum=config.momentum,", "momentum=config.momentum,  # heavy ball", True),
-        ('"""SGD over', '"""Stochastic gradient descent over', True),
+        ('"""Return SGD over', '"""Return stochastic gradient descent over', True),
         ("lr=config.lr,", "lr = ( config.lr ),\n\n", True),
         ("momentum=config.momentum,", "momentum=0.9,", False),
     ],
