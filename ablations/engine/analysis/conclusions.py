@@ -19,9 +19,9 @@ from ablations.engine.analysis.number_format import magnitude, signed
 from resnet_core.fields import counted
 
 MAX_NAMED = 3
-"""Levels and cells that a sentence names, at most; it counts the others."""
+"""Maximum number of levels or cells that a sentence names. It gives the number of the others."""
 MAX_LEVELS_BY_COMBINATION = 2
-"""Levels whose effects a sentence reports for single combinations of the other factors, at most."""
+"""Maximum number of levels whose effects a sentence reports for single combinations of the other factors."""
 
 Contrast = Effect | SimpleEffect
 
@@ -72,7 +72,7 @@ def conclude_factor(
 
 
 def _average_text(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
-    """Return what the strongest levels do on average over the other factors, and how many other levels do what."""
+    """Return the average effects of the strongest levels, and the number of other levels by strength of evidence."""
     if not own:
         return "no combination of the other factors has runs of two of its levels"
     tests = _number_of_tests(effects)
@@ -98,7 +98,10 @@ def _bounds_text(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
 
 
 def _combinations_text(simple: Sequence[SimpleEffect], interacting: Set[str], on_average: Set[str]) -> str:
-    """Return the strongest simple effects of each level whose average effect does not tell enough.
+    """Return the strongest simple effects of each level that its average effect describes badly.
+
+    Such a level takes part in a significant interaction, has a significant simple effect but no significant average effect, or has
+    simple effects whose confidence intervals do not overlap.
 
     Args:
         interacting: Levels that take part in a significant interaction.
@@ -153,7 +156,7 @@ def _strength(difference: Estimate) -> str:
 
 
 def _predicate(difference: Estimate, tests: int) -> str:
-    """Return what one of several tested differences says, as the predicate of a sentence."""
+    """Return a tested difference as the predicate of a sentence. `tests` is the number of tests in its family."""
     strength, value, mean = _strength(difference), _difference_text(difference), difference.mean or 0
     if strength == "significant":
         return f"{'raises' if mean > 0 else 'lowers'} the error by {magnitude(mean)} points ({_interval(difference)})"

@@ -46,7 +46,7 @@ def estimate_effects(design: Design, errors: Array) -> tuple[Effect, ...]:
     for factor, reference in reference_levels(design).items():
         rows = _design_rows(design, [factor])
         for level in _other_levels(design, factor):
-            both = [(of[level,], of[reference,]) for of in rows.values() if {(level,), (reference,)} <= of.keys()]
+            both = [(row[level,], row[reference,]) for row in rows.values() if {(level,), (reference,)} <= row.keys()]
             if both:
                 named.append((factor, level, reference, len(both)))
                 contrasts.append(_mean_per_seed(errors[row] - errors[reference] for row, reference in both))
@@ -60,11 +60,11 @@ def estimate_simple_effects(design: Design, errors: Array, factor: str) -> tuple
     """Return the simple effects of a factor's levels at every combination of the others, as one family for Holm's adjustment."""
     reference = reference_levels(design)[factor]
     named, contrasts = [], []
-    for at, of in _design_rows(design, [factor]).items():
+    for at, row_by_level in _design_rows(design, [factor]).items():
         for level in _other_levels(design, factor):
-            if {(level,), (reference,)} <= of.keys():
+            if {(level,), (reference,)} <= row_by_level.keys():
                 named.append((level, " ".join(at)))
-                contrasts.append(errors[of[level,]] - errors[of[reference,]])
+                contrasts.append(errors[row_by_level[level,]] - errors[row_by_level[reference,]])
     return tuple(
         SimpleEffect(factor=factor, level=level, reference=reference, at=at, difference=each)
         for (level, at), each in zip(named, _test_family(contrasts, errors), strict=True)
@@ -82,7 +82,7 @@ def estimate_interactions(design: Design, errors: Array) -> tuple[Interaction, .
         first, second = (reference_levels(design)[factor] for factor in pair)
         for a, b in product(*(_other_levels(design, factor) for factor in pair)):
             corners = [(a, b), (a, second), (first, b), (first, second)]
-            whole = [[of[corner] for corner in corners] for of in rows.values() if set(corners) <= of.keys()]
+            whole = [[row[corner] for corner in corners] for row in rows.values() if set(corners) <= row.keys()]
             if whole:
                 named.append((pair, (a, b), (first, second)))
                 contrasts.append(_mean_per_seed(errors[r] - errors[s] - errors[t] + errors[u] for r, s, t, u in whole))

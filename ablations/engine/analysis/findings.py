@@ -36,7 +36,7 @@ class Estimate:
 
     @property
     def significant(self) -> bool:
-        """Whether the adjusted p-value is below the significance level, 0.05."""
+        """True if the adjusted p-value is below the significance level, 0.05."""
         return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE_LEVEL
 
 
@@ -59,12 +59,13 @@ class CellFinding:
     """Multiply-adds of the forward pass of one image."""
     images_per_second: float | None
     peak_memory_mb: float | None
+    """Peak memory of one worker, in MiB."""
     seconds: float | None
-    """Training time of a run in seconds. Like all costs, it is the mean over completed runs."""
+    """Training time of a run, in seconds. This and all other costs are means over the completed runs."""
     gpu_hours: float | None
     """GPU-hours of a run; 0 without GPUs."""
     on_pareto_front: bool = False
-    """Whether the cell is on the Pareto front of multiply-adds and mean error."""
+    """True if the cell is on the Pareto front of multiply-adds and mean error."""
     flags: tuple[str, ...] = ()
     """Conditions that differ between the runs of the cell: `trained with torch 2.14 and 2.15`."""
 
@@ -268,6 +269,6 @@ class Findings:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has a result and every search has made its choice."""
+        """True if every run has a result and every search has made its choice."""
         chosen = self.search is None or all(cell.chosen for cell in self.search.cells)
         return chosen and not any(cell.without_result for cell in self.cells)

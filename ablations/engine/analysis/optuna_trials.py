@@ -12,8 +12,8 @@ from ablations.engine.study.design import SearchCell
 from ablations.engine.study.factors import format_level
 
 OPTUNA_STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
-"""Optuna's state for an outcome; `FAIL` for every other. A diverged trial is worse than all trials it was compared with, so it
-counts as pruned."""
+"""Optuna's state by outcome; other outcomes have the state `FAIL`. A diverged trial is worse than all trials it was compared with,
+so it counts as pruned."""
 
 
 def frozen_trials(evidence: Evidence, cell: SearchCell) -> list[FrozenTrial]:
@@ -29,11 +29,11 @@ def frozen_trials(evidence: Evidence, cell: SearchCell) -> list[FrozenTrial]:
 
 
 def _frozen_trial(
-    row: Mapping[Any, Any], distributions: Mapping[str, BaseDistribution], curve: dict[int, float], against: str | None
+    row: Mapping[Any, Any], distributions: Mapping[str, BaseDistribution], curve: dict[int, float], objective: str | None
 ) -> FrozenTrial:
     state = OPTUNA_STATES.get(row["outcome"], TrialState.FAIL)
     params = {field: _storable_value(row[field]) for field in distributions if row[field] is not None}
-    values = [row["error"], row[against]] if against else [row["error"]]
+    values = [row["error"], row[objective]] if objective else [row["error"]]
     return create_trial(
         state=state,
         values=list(map(float, values)) if state is TrialState.COMPLETE else None,

@@ -12,7 +12,7 @@ from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED
 from resnet_core.fields import counted
 
 MAX_NAMED_VARIANTS = 3
-"""Variants that the text names, at most; it counts the others."""
+"""Maximum number of variants that the text names. It gives the number of the others."""
 
 
 def design_row(design: Design, cell: SearchCell, level: str) -> int | None:

@@ -25,7 +25,7 @@ MAX_STD_RATIO = 4
 SHARED_CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python")
 """Conditions that should be the same in all runs. Commits may differ: only the code version covers the training code."""
 MAX_NAMED = 3
-"""Cells, seeds or files that a text names, at most; of more, it gives the number."""
+"""Maximum number of cells, seeds or files that a text names. It gives only their number if there are more."""
 
 
 class _RunTable(NamedTuple):
@@ -170,10 +170,10 @@ def _missing_result_flags(cells: Sequence[CellFinding]) -> list[str]:
     """Return flags for missing results, diverged runs, and too few seeds for tests."""
     planned = sum(cell.planned for cell in cells)
     flags = []
-    if owed := sum(cell.without_result for cell in cells):
+    if absent := sum(cell.without_result for cell in cells):
         where = _names_or_count([cell.label for cell in cells if cell.without_result], "cell")
         flags.append(
-            f"The study is incomplete: {owed} of {counted(planned, 'run')} {'has' if owed == 1 else 'have'} no result ({where})"
+            f"The study is incomplete: {absent} of {counted(planned, 'run')} {'has' if absent == 1 else 'have'} no result ({where})"
         )
     if diverged := sum(cell.problems.get("diverged", 0) for cell in cells):
         where = _names_or_count([cell.label for cell in cells if cell.problems.get("diverged")], "cell")

@@ -6,7 +6,8 @@ import socket
 def accepts_connections(address: str, timeout_seconds: float = 2.0) -> bool:
     """Return whether a TCP connection to `host:port` can be opened within the timeout.
 
-    Ray itself notices the loss of a machine only after about 15 s. An address without a valid port accepts none.
+    A caller that asked Ray instead would learn of a lost machine only after about 15 s. The answer is False for an address without
+    a valid port.
     """
     host, _, port = address.rpartition(":")
     try:

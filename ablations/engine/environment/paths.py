@@ -1,6 +1,6 @@
 """Locations of local state and of checkpoints.
 
-No path is relative to the current folder, since that of a submitted Ray job is temporary.
+No path is relative to the current folder, since the working folder of a submitted Ray job is temporary.
 """
 
 import os
@@ -14,7 +14,7 @@ import platformdirs
 from resnet_core.fields import reject
 
 STORES = dict.fromkeys(("s3", "gs", "gcs"), "bucket") | dict.fromkeys(("abfs", "abfss"), "container") | {"hdfs": "host"}
-"""URI schemes that pyarrow supports, and the name of the first part of their addresses."""
+"""URI schemes of the stores that pyarrow supports, with the word for the first part of their addresses, for messages."""
 ACCEPTED_STORAGE = "accepted: a folder, file:///FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, abfss://…, hdfs://HOST/FOLDER"
 
 
@@ -25,7 +25,7 @@ def home() -> Path:
 
 
 def protect_home() -> None:
-    """Create `home` if it does not exist, and remove the permissions of other users; print a line if they had any.
+    """Create `home` if it does not exist, and remove the permissions of other users; print a line if other users had any.
 
     A folder keeps its mode if another user owns it, if it contains the user's own home folder, or if it is shared (`/tmp`).
     """
@@ -99,7 +99,7 @@ def default_storage() -> str:
 
 
 def sqlite_uri(path: Path) -> str:
-    """Return the URI of an SQLite database, with `%` and `?` escaped, which have a meaning to SQLAlchemy."""
+    """Return the URI of an SQLite database. `%` and `?` are escaped, since SQLAlchemy would interpret them."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from resnet_core.fields import reject
 
 PREFIX = "abl-"
+"""Prefix of the names of Ray's temporary folders that this module creates."""
 MAX_SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket on Linux, in bytes."""
 RAY_SUFFIX_BYTES = len(f"/{PREFIX}12345678/r/session_2026-11-27_14-19-28_688167_4194304/sockets/dash_MetricsHead")
-"""Longest path of a socket that Ray and this module append to a folder, in bytes. A process ID has at most 7 digits."""
+"""Length of the longest socket path that this module and Ray append to a folder, in bytes. Process IDs have at most 7 digits."""
 
 
 def ray_token() -> str | None:
@@ -58,7 +60,7 @@ def _token_file() -> Path:
 
 def _create_token(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(FileExistsError):  # another process has just created one, which both use
+    with suppress(FileExistsError):  # another process has just created a token, and both processes use it
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(file, secrets.token_hex(32).encode())  # as `ray get-auth-token --generate` does
         os.close(file)

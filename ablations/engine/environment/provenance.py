@@ -18,13 +18,15 @@ from ablations.engine.scheduling.ray_internals.cluster import job_config
 from resnet_core.fields import printable
 
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "numpy", "scipy", "statsmodels")
+"""Packages whose versions are recorded."""
 SECRET = re.compile(
     r"((?:pass(?:word|wd|phrase)|token|secret|(?:api|access|account|private)_?key|credential|authorization)\w*[\"']?\s*[:=]\s*).*",
     re.IGNORECASE,
 )
+"""Rest of a line that starts with a name such as `token=`. The group is the part before the secret."""
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL)
 ARCHIVED = "$Format:%H$"
-"""The commit, in an archive made by `git archive`, which replaces the text (`export-subst` in .gitattributes)."""
+"""Commit of the sources if `git archive` made them: it replaces this placeholder (`export-subst` in .gitattributes)."""
 MAX_DIFF_CHARACTERS = 100_000
 """Maximum length of the stored local changes."""
 MAX_CHANGED_CHARACTERS = 1000
@@ -32,6 +34,7 @@ MAX_CHANGED_CHARACTERS = 1000
 CODE = ("..", "../../../resnet_core")
 """Folders of the training code, relative to this one. Studies, tests and documentation are not part of it."""
 UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
+"""Git command that lists untracked files."""
 
 
 def submission_origin() -> dict[str, str]:
@@ -140,7 +143,8 @@ def _git(*arguments: str) -> str | None:
 def machine_id() -> str:
     """Return an ID of the machine or container in which process IDs are unique: host name, boot ID and PID namespace.
 
-    A host name alone may belong to two machines, or to two containers of one. On systems other than Linux it is all there is.
+    A host name alone may belong to two machines, or to two containers of one. On systems other than Linux, the ID is only the host
+    name.
     """
     known = [socket.gethostname()]
     with suppress(OSError):

@@ -11,6 +11,7 @@ import psutil
 from ablations.engine.environment.provenance import machine_id
 
 OWNER = re.compile(r"-on-([0-9a-f]{12})-(\d+)$")
+"""End of a folder's name: hash of the machine's ID, and process ID of the owner."""
 
 
 def owned_folder_name(prefix: str) -> str:

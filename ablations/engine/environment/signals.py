@@ -13,6 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED_EXIT_CODE = 1
 """Exit code of a program that was asked to stop before its work was done."""
 SIGNAL_RETRY_SECONDS = 0.05
+"""Delay before a KeyboardInterrupt that Python discarded is sent again, in seconds."""
 
 _report_unraisable = sys.unraisablehook
 
@@ -67,7 +68,7 @@ def _retry_interrupt(unraisable: Any) -> None:
 def exit_ignoring_first_signal(code: int) -> NoReturn:
     """Exit the program. The first signal is ignored while Ray stops its processes; a second one exits at once.
 
-    All results have been reported by then, so the exit code stays the same.
+    Call this after all results have been reported: a signal then does not change the exit code.
     """
 
     def exit_now(*_: object) -> None:

@@ -54,7 +54,7 @@ def check_still_exists(storage: str) -> None:
 
 
 def check_storage(storage: str) -> None:
-    """Raise ConfigError if this process cannot store checkpoints there. Creates nothing, and returns within seconds."""
+    """Raise ConfigError if this process cannot store checkpoints in `storage`. The check creates nothing and takes seconds."""
     try:
         reason = _local_error(storage) if _is_local(storage) else _remote_error(storage)
     except (ArrowException, OSError) as error:
@@ -103,7 +103,7 @@ def apply_group_permissions(path: Path) -> None:
 
 
 def print_store_error(seconds: int) -> None:
-    """Print why the store whose address is on stdin cannot be used, or nothing. Main function of a process of its own.
+    """Print why the store whose address is on stdin cannot be used, or nothing. This is the main function of a separate process.
 
     pyarrow's calls ignore signals and cannot be canceled, so SIGALRM kills the process after `seconds`.
     """
@@ -138,10 +138,10 @@ def _remote_error(storage: str) -> str:
 def _local_error(storage: str) -> str:
     """Return why a folder cannot be created or written, or an empty string."""
     path = Path(open_storage(storage)[1] or "/")
-    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written by this user"
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written by this user"
 
 
 def _is_local(storage: str) -> bool:

@@ -38,8 +38,8 @@ def publish(
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             permit()
             where = Path("parts", part) if part else Path()
-            below = (where / file.parent.relative_to(folder)).as_posix()
-            client.log_artifact(run_id, str(file), None if below == "." else below)
+            artifact_path = (where / file.parent.relative_to(folder)).as_posix()
+            client.log_artifact(run_id, str(file), None if artifact_path == "." else artifact_path)
     if not part:
         permit()
         mlflow_page.write_overview(client, run_id, evidence, findings)

@@ -42,7 +42,7 @@ VERDICT_SYMBOLS = {
 THEME_COLORS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
 """Colors in figures that the page replaces by the colors of its theme."""
 MAX_NOTE_CHARACTERS = 300
-"""Largest length of a note in the table of results, in characters; the list of runs has the whole message."""
+"""Maximum length of a note in the table of results, in characters; the list of runs has the whole message."""
 CONFIGURATION_SECTIONS = {"model": "network", "data": "data", "optim": "training"}
 """Headings of the sections of a run's configuration; other fields are about its execution."""
 
@@ -109,7 +109,7 @@ def _template_environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    written = (
+    number_formats = (
         number_format.number,
         number_format.signed,
         number_format.scaled,
@@ -118,7 +118,7 @@ def _template_environment() -> Environment:
         number_format.signed_interval,
     )
     environment.filters |= {
-        function.__name__: function for function in (*written, number_format.p_value, tables.completed_of_planned)
+        function.__name__: function for function in (*number_formats, number_format.p_value, tables.completed_of_planned)
     }
     environment.filters |= {
         "inline_svg": inline_svg,

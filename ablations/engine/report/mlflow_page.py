@@ -19,11 +19,11 @@ from resnet_core.fields import counted
 MAX_METRICS_PER_REQUEST = 1000
 REPORT_PATH = "report/report.html"
 MAX_RUNS_IN_FILTER = 100
-"""Runs that the filter of the view lists by ID, at most: the filter is stored in a tag, which has a limited length."""
+"""Maximum number of runs that the filter of the view lists by ID: MLflow limits the length of the tag that stores the filter."""
 MAX_METRIC_LABEL_CHARACTERS = 200
-"""Largest length of a cell's label in a metric name, in characters; the end of a longer label is replaced by a hash."""
+"""Maximum length of a cell's label in a metric name, in characters; the end of a longer label is replaced by a hash."""
 MAX_TABLE_ROWS = 60
-"""Rows of the table in the description, at most; the report has all cells."""
+"""Maximum number of rows of the table in the description; the report has all cells."""
 
 
 def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
@@ -36,8 +36,8 @@ def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findin
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
     shown = view_filter(evidence, run_id)
     view = view_tag(evidence, run_id)
-    here = len(client.search_runs([experiment_id], shown, max_results=MAX_RUNS_IN_FILTER)) if view else 0
-    text = description(design, findings, experiment_id, run_id, charted=here)
+    charted = len(client.search_runs([experiment_id], shown, max_results=MAX_RUNS_IN_FILTER)) if view else 0
+    text = description(design, findings, experiment_id, run_id, charted=charted)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.evaluation_split}/error")
@@ -99,7 +99,7 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
 
 
 def view_filter(evidence: Evidence, run_id: str) -> str:
-    """Return the MLflow filter of the study's completed runs, for the view that compares cells."""
+    """Return the MLflow filter for the study's completed runs, for the view that compares cells."""
     runs = evidence.runs
     ids = runs["run_id"][runs["outcome"] == "completed"]
     if 0 < len(ids) <= MAX_RUNS_IN_FILTER:

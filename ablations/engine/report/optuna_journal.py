@@ -1,6 +1,6 @@
 """Export a search as Optuna studies, in a file that `optuna-dashboard FILE` opens.
 
-The file is a copy to look at. A resumed search reads its trials from MLflow.
+The file is a copy for viewing: a resumed search reads its trials from MLflow instead.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def export(evidence: Evidence, path: Path) -> None:
 
 
 class _MemoryBackend(BaseJournalBackend):
-    """An Optuna journal in memory. Optuna would lock and sync a file once per line, a thousand times."""
+    """An Optuna journal in memory, to write the file once. Optuna's own backend locks and syncs the file for every line."""
 
     def __init__(self) -> None:
         self.written: list[dict[str, Any]] = []

@@ -14,12 +14,12 @@ from resnet_core.overrides import from_flat
 METRIC_PREFIXES = {"10-crop": "ten_crop", "multi-scale": "multi_scale"}
 """Prefixes of metric names for test protocols with several views. The protocol `one view` is the test of every epoch."""
 CIFAR_TRAIN_IMAGES = 50_000
-"""Training images of CIFAR-10, whose published recipe gives its length in steps."""
+"""Number of training images of CIFAR-10, to convert the length of its published recipe from steps to epochs."""
 FIELDS_COMPARED_SEPARATELY = {
     *("data.root", "data.stream", "data.decode_workers", "data.validation", "data.extra_tests"),
     *("optim.epochs", "optim.iterations", "optim.warmup_steps", "optim.warmup_error", "optim.warmup_lr"),
 }
-"""Fields of data and optimizer that have no comparison of their own, since other differences cover them."""
+"""Fields of data and optimizer that are not compared one by one, since other differences cover them."""
 MODEL_TRAINING_FIELDS = ("model.bn_momentum", "model.zero_init_residual")
 """Fields of the model that belong to its training rather than its architecture."""
 PAPER_VALUES = {"optim.momentum_form": "caffe", "optim.bn_recalibration": True, "data.normalize": "pixel"}
@@ -48,7 +48,7 @@ class PaperRow:
     runs: int
     """Number of runs in the published mean."""
     above: bool
-    """Whether the published error is only a lower bound."""
+    """True if the published error is only a lower bound."""
     source: str
     difference: float | None
     """Error of this study minus published error, in percentage points; None if the published error is a lower bound and not above
@@ -58,14 +58,14 @@ class PaperRow:
 
     @property
     def comparable(self) -> bool:
-        """Whether no difference in training or testing is known."""
+        """True if no difference in training or testing is known."""
         return not self.differs
 
 
 def compare_with_published(evidence: Evidence, findings: Findings) -> tuple[PaperRow, ...]:
     """Return the published results of the study's networks on its data, cell by cell, the paper first; empty for most studies.
 
-    A cell has none without completed runs, or if another version of this project trained it with fields that no longer exist.
+    A cell is left out if it has no completed runs, or if it was trained with fields that this version of the project lacks.
     """
     found = {cell.label: cell.error for cell in findings.cells}
     rows = []
@@ -85,13 +85,13 @@ def _run_spec(cell: DesignCell) -> RunSpec | None:
 
 
 def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: PublishedResult) -> PaperRow:
-    assert entry.error is not None, "against_paper leaves out the others"
+    assert entry.error is not None, "compare_with_published leaves out entries without an error"
     viewed = _multi_view_error(evidence, cell, entry.protocol)
     differs = [*_testing_differences(evidence.design), *_training_differences(spec, entry, cell.train_images)]
     if viewed is None and entry.protocol != "one view":
         differs.insert(0, f"one view, not {entry.protocol}")
     ours = viewed or one_view
-    assert ours.mean is not None, "it has completed runs"
+    assert ours.mean is not None, "compare_with_published leaves out cells without completed runs"
     known = not entry.is_lower_bound or ours.mean < entry.error
     return PaperRow(
         cell=cell.label,

@@ -14,7 +14,7 @@ from ablations.engine.analysis.number_format import mean_std, number, p_value, s
 from resnet_core.fields import printable
 
 MAX_NAMED_CELLS = 4
-"""Cells that a note names, at most; it counts the others."""
+"""Maximum number of cells that a note names. It gives the number of the others."""
 TEXT_COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "multiply-adds", "s / run")
 """Columns of the Markdown table, after the factors."""
 LATEX_COLUMNS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")

@@ -23,7 +23,7 @@ class FittedTable:
     """A table that leaves out optional columns if the terminal is too narrow, with a line that lists them.
 
     Args:
-        naming: Names of the first columns, which name a row. They always stay, folded onto several lines if necessary.
+        naming: Names of the first columns, which identify a row. They are always shown, folded onto several lines if necessary.
         columns: Names of the other columns.
         optional: Columns that may be left out, in the order of their removal.
         elsewhere: Where to find the missing columns; empty to print no line about them.

@@ -1,7 +1,7 @@
 """The optimizer of a search: it suggests configurations, decides which trials continue, and resumes after a crash.
 
-An optimizer is a function of the trials that it knows: a new one with the same history continues as the old one would have. Its
-suggestions depend on the history, the seed and the trial's number only.
+The state of an optimizer is a function of the trials that it knows: a new optimizer with the same history continues as the old one
+would have. Its suggestions depend only on the history, the seed and the trial's number.
 """
 
 import math
@@ -132,7 +132,7 @@ class Optimizer:
         self._unfinished: list[int] = []
         """Trials of earlier submissions that are to be trained further."""
         self._decisions: dict[int, tuple[int, Decision]] = {}
-        """Newest epoch of each running trial that was decided on, and the decision."""
+        """Last epoch of each running trial for which a decision was made, and the decision."""
         self._next = 0
         """Lowest number above those of all trials."""
         self._unused: list[int] = []
@@ -151,7 +151,7 @@ class Optimizer:
         """
         outside = 0
         self._next = max((past.number + 1 for past in history), default=0)
-        # A trial may have been handed out and killed before MLflow recorded it.
+        # A trial may have been killed between its suggestion and its first record in MLflow.
         self._unused = sorted({*range(self._next)} - {past.number for past in history})
         for past in sorted(history, key=lambda past: past.number):
             if self._add_known(past):
@@ -168,7 +168,7 @@ class Optimizer:
         return outside
 
     def ask(self) -> Suggestion | None:
-        """Return the next trial; None if there is none now, or, once `finished`, none at all."""
+        """Return the next trial, or None if no trial can start now. If `finished` is True, none will start later either."""
         self._last_new = None
         if self._size:
             return self._ask_population()
@@ -178,7 +178,7 @@ class Optimizer:
 
     @property
     def finished(self) -> bool:
-        """Whether no trial is running and `ask` will return no more."""
+        """True if no trial is running and `ask` will return no more trials."""
         if self._running:
             return False
         if self._size:

@@ -60,7 +60,7 @@ class ScoredTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan(Plan):
-    """A resolved search. Its cells and runs are those of the study that confirms it: the default and the chosen configurations."""
+    """A resolved search. `cells` and `runs` belong to the confirming study: the default and the chosen configurations."""
 
     spaces: Mapping[Cell, Space]
     """Space of each cell. Conditional parts of a space may depend on the levels of the cell."""
@@ -101,7 +101,7 @@ class SearchPlan(Plan):
         return Run(cell, spec.seed, spec, fingerprint(spec, data_version=self.trial_data.version), trial)
 
     def confirmation_plan(self, chosen: Mapping[Cell, Sequence[ChosenConfiguration]]) -> "SearchPlan":
-        """Return the plan of the study that compares chosen configurations with the default one, on seeds that no trial had."""
+        """Return the plan of the study that compares chosen configurations with the default one, on seeds that no trial uses."""
         specs, skipped = {}, list(self.skipped)
         for cell, spec in self.specs.items():
             specs[_configured(cell, DEFAULT)] = spec
@@ -199,7 +199,7 @@ def draft_search(
     Returns:
         The draft with the cells of the search, the space of each cell, and the searched fields as in `SearchDesign.fields`.
     """
-    study = _inside(study.for_preset(request.preset or study.preset), request, search)
+    study = _keep_per_cell_factors(study.for_preset(request.preset or study.preset), request, search)
     drafted = make_draft(study, request)
     for name in filter(selects_images, map(field_name, drafted.factors)):
         raise reject("--per-cell", name, "all cells of a search use the same images; accepted: other factors, or --set NAME=VALUE")
@@ -264,8 +264,8 @@ def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, c
     return found.confirmation_plan({})
 
 
-def _inside(study: Study, request: StudyRequest, search: SearchRequest) -> Study:
-    """Return the study with only the factors that `--per-cell` names."""
+def _keep_per_cell_factors(study: Study, request: StudyRequest, search: SearchRequest) -> Study:
+    """Return the study with only the factors that `--per-cell` names; without the option, a study without factors."""
     if search.per_cell is None:
         if request.levels:
             raise reject("--levels", next(iter(request.levels)), "accepted with --per-cell, which searches at each of these levels")

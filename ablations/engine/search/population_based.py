@@ -1,9 +1,9 @@
 """Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), as a function of the errors that members reported.
 
 At the end of each generation all members are compared. Branches of the best quarter replace the worst quarter and members that have
-failed. A branch equals its parent up to that epoch and then continues with other hyperparameters: its configuration is that of the
-parent with more entries in `optim.changes`. All members have the same seed, so training a branch from the beginning gives the same
-result as continuing from its parent's checkpoint.
+failed. A branch equals its parent up to the end of that generation and then continues with other hyperparameters. Its configuration
+is that of the parent with more entries in `optim.changes`. All members have the same seed, so training a branch from the beginning
+gives the same result as continuing from its parent's checkpoint.
 """
 
 import math
@@ -19,10 +19,13 @@ CHANGES = "optim.changes"
 PERTURBABLE = ("optim.label_smoothing", "optim.lr", "optim.momentum", "optim.weight_decay")
 """Fields that can change during a training."""
 PERTURBATION_FACTORS = (0.8, 1.25)
+"""Factors by which a branch multiplies the hyperparameters of its parent, each with probability one half."""
 GENERATIONS = 5
+"""Approximate number of generations in a training."""
 MIN_POPULATION = 4
 """Smallest population of which a quarter can be replaced."""
 MAX_BELOW_ONE = 0.999
+"""Largest value of momentum and label smoothing, which must stay below 1."""
 MAX_PERTURBATION_ATTEMPTS = 20
 """Number of attempts to find a new configuration, first by perturbing and then by sampling. Only tiny ranges exhaust both."""
 
@@ -99,7 +102,7 @@ def replay_generations(
             else:
                 known = [*(each.values for each in started.values()), *(each.values for each in branches.values())]
                 changed = _new_values(started[parent].values, epoch, ranges, known, rng)
-            if changed is not None:  # otherwise the place stays empty until the next generation, and its number is not used
+            if changed is not None:  # otherwise the population has one member less in this generation, and the number stays unused
                 branches[number] = Branch(parent=parent, epoch=epoch, values=changed)
         free = places.stop
         members = [*(number for number in places if number in branches), *others, *parents]
@@ -120,7 +123,7 @@ def evicted_members(state: GenerationState, started: Mapping[int, Member], runni
 def perturb(name: str, value: float, low: float, high: float, factor: float) -> float:
     """Return a value multiplied by a factor and clipped to its range.
 
-    Of momentum, the distance to 1 is multiplied, since its effect is proportional to that.
+    For momentum, the factor multiplies the distance to 1 instead, since that distance decides how many past gradients count.
     """
     moved = 1 - (1 - value) * factor if name == "optim.momentum" else value * factor
     return _clip(name, moved, low, high)
@@ -134,6 +137,7 @@ def _clip(name: str, value: float, low: float, high: float) -> float:
 
 
 def _awaited(member: Member, epoch: int) -> bool:
+    """Return whether a member is still to report its error after `epoch`."""
     return not member.outcome and epoch not in member.errors
 
 
@@ -151,8 +155,8 @@ def _new_values(
 ) -> Mapping[str, Any] | None:
     """Return a new configuration whose hyperparameters change after `epoch`, or None if none is found.
 
-    The hyperparameters are perturbed until the configuration is new. In a narrow range, factors soon reach only its ends, which a
-    few branches use up. Values are then sampled from the range instead.
+    The hyperparameters are perturbed until the configuration is new. In a narrow range, perturbed values soon
+    are only the two ends of the range, which a few branches use up. Values are then sampled from the range instead.
     """
     before = {name: _current_value(values, name) for name in sorted(ranges)}
     now = dict(before)

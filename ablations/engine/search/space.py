@@ -31,7 +31,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs the creation
 def parse_space(texts: Sequence[str]) -> dict[str, Dimension | None]:
     """Return the dimension of each field that `--space` names, such as `lr`, `lr=0.001..1:log` or `width=8,16,24`.
 
-    The dimension of a field without one is None: it is taken from the study's space.
+    A name alone has the dimension None: the study's space must then suggest the field.
 
     Raises:
         ConfigError: unknown or repeated field, or a range or choices that the field does not accept.
@@ -47,7 +47,7 @@ def parse_space(texts: Sequence[str]) -> dict[str, Dimension | None]:
 
 
 def restrict_space(space: Space | None, fields: Mapping[str, Dimension | None], default: RunSpec, fixed: Collection[str]) -> Space:
-    """Return the study's space restricted to `fields`; without any, all of it.
+    """Return the study's space restricted to `fields`, or the whole space if `fields` is empty.
 
     Other fields of the space get their value in `default`, so that branches on them still work.
 
@@ -171,13 +171,13 @@ class _RestrictedTrial(_TrialAdapter):
 
 
 def _as_suggested(field: str, value: Any, dimension: Dimension) -> Any:
-    """Return the choice that stands for a field's value, or the value itself. Branches of a space compare with choices."""
+    """Return the choice that stands for a field's value, or the value itself. Conditions in a space compare with its choices."""
     choices = dimension.choices if isinstance(dimension, CategoricalDistribution) else ()
     return next((choice for choice in choices if json.dumps(convert(field, choice)) == json.dumps(value)), value)
 
 
 class _ReplayedTrial(_TrialAdapter):
-    """A trial that returns the values of an earlier one. It raises KeyError for a field without a value or a value not offered."""
+    """A trial that returns the values of an earlier one. It raises KeyError if a value is missing or is no choice."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values

@@ -1,4 +1,4 @@
-"""Suggestions for new trials: an Optuna study for each search, filled from the trials that MLflow has."""
+"""Suggestions for new trials: an Optuna study for each search, filled with the trials that MLflow has recorded."""
 
 import json
 import math
@@ -18,7 +18,7 @@ WORST_ERROR = 100.0
 
 
 class Suggester:
-    """Suggests the configuration of a new trial from earlier trials and their results.
+    """Source of configurations for new trials, derived from earlier trials and their results.
 
     Args:
         space: the space to search.
@@ -36,8 +36,9 @@ class Suggester:
         self._known: set[str] = set()
         """Keys of all configurations that were suggested or added."""
         self._number, self._draws = -1, 0
+        """Number of the trial that `suggest` was last called for, and number of suggestions drawn for it."""
         self._discarded: list[Trial] = []
-        """Suggestions discarded for the current number. To Optuna they are running, so that it suggests something else."""
+        """Discarded suggestions for the current number. Optuna sees them as running trials, so that it suggests something else."""
 
     def add_known(self, number: int, values: Mapping[str, Any]) -> bool:
         """Add a trial of an earlier submission; return False if its configuration lies outside the space.
@@ -53,9 +54,12 @@ class Suggester:
         return True
 
     def suggest(self, number: int) -> dict[str, Any] | None:
-        """Return a configuration for a new trial, or None if the space is exhausted; for the same number again, another one."""
+        """Return a configuration for a new trial, or None if the space is exhausted.
+
+        A second call with the same number returns another configuration.
+        """
         if number != self._number:
-            for trial in self._discarded:  # a resumed search would not know them, so the next trial must not depend on them
+            for trial in self._discarded:  # a resumed search would not know them, so later suggestions must not depend on them
                 self._study.tell(trial, state=TrialState.FAIL)
             self._number, self._draws, self._discarded = number, 0, []
         for _ in range(MAX_REPEATED_SUGGESTIONS):

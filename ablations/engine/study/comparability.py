@@ -68,11 +68,11 @@ def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Data
     """
     if all(same_test_images(data[0], other) for other in data[1:]):
         return
-    guilty = [
+    selecting = [
         f"{name}={','.join(map(format_level, levels))}" for name, levels in factors.items() if selects_images(field_name(name))
     ]
     reason = f"cannot be a factor: cells would be scored on different images of {data[0].name}"
-    raise ConfigError(f"{' '.join(guilty)}: {reason}; accepted: fields that do not change the {evaluation_split} images")
+    raise ConfigError(f"{' '.join(selecting)}: {reason}; accepted: fields that do not change the {evaluation_split} images")
 
 
 def test_images_digest(dataset: Dataset) -> str:

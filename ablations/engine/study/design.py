@@ -218,7 +218,7 @@ class Design:
 
 
 def _current(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored cell under the current names and values of its fields. Its label stays: tags of runs hold it."""
+    """Return a stored cell under the current names and values of its fields. The label is kept, because tags of runs contain it."""
     return {**cell, "levels": _current_levels(cell["levels"]), "spec": current_fields(cell["spec"])}
 
 

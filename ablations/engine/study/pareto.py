@@ -1,4 +1,4 @@
-"""The Pareto front: which configurations are worth their cost."""
+"""The Pareto front: the configurations that no other configuration beats in both error and cost."""
 
 import math
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ from resnet_core.renamed_fields import identity_name
 CONFIGURATION = "configuration"
 """Name of the factor that a search adds to its study. It compares the chosen configurations with the default one."""
 DEFAULT, TUNED = "default", "tuned"
-"""Levels of that factor. With two objectives, `front-1`, `front-2`, … take the place of `tuned`."""
+"""Levels of the factor `configuration`. With two objectives, `front-1`, `front-2`, … take the place of `tuned`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTrial:
-    """The part of a run that belongs to a search: its number and the suggested values."""
+    """A trial of a search, as part of its run: number and suggested values."""
 
     number: int
     """Number of the trial within its cell, from 0."""
@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def dataset(self) -> Dataset:
-        """Data set of the first cell. Those of other cells may differ in training images and in what depends on them."""
+        """Data set of the first cell. Data sets of other cells may differ in training images, and thus in mean and version."""
         return self.dataset_for_spec(self.base)
 
     def dataset_for_spec(self, spec: RunSpec) -> Dataset:

@@ -32,7 +32,7 @@ class PublishedResult:
     runs: int = 1
     top5_error: float | None = None
     is_lower_bound: bool = False
-    """Whether `error` is a lower bound only."""
+    """True if `error` is only a lower bound."""
     parameters_millions: str | None = None
     """Number of parameters in millions, as printed, since the digits show the precision."""
     flops_billions: str | None = None

@@ -32,6 +32,7 @@ class SearchRequest:
     """Second objective, one of `OBJECTIVES`."""
     seed: int = 0
     validation_share: float = DEFAULT_VALIDATION_SHARE
+    """Fraction of each class's training images that trials are scored on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class StudyRequest:
     workers: int = 1
     """Number of training processes of each run."""
     download: bool = False
-    """Whether missing data may be downloaded."""
+    """True if missing data may be downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,15 @@ class Options:
     cpus_per_worker: float
     gpus_per_worker: float
     max_concurrent: int | None
+    """Maximum number of concurrent runs; None: as many as the cluster holds."""
     placement: str
     hang_timeout: float
+    """Time without a training step after which a process is ended, in seconds."""
     storage: str
     tracking_uri: str
     plan: bool
     calibrate: bool | None
-    """Whether a plan may measure the training speed. None: only where that does not disturb a cluster."""
+    """True if a plan may measure the training speed, False if not. None: only where that does not disturb a cluster."""
     report: bool
     rerun: bool
     log_models: bool

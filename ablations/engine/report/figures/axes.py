@@ -68,11 +68,13 @@ BOLD_TITLE: Any = {"title_fontproperties": {"weight": "bold", "size": 8}}
 MARKERS_PER_LINE = 8
 """Approximate number of markers per line; a marker at each of 110 layers would hide the line."""
 MAX_POINTS_PER_LINE = 120
-"""Points per line, at most. More are not visible and would make files grow with the length of the training."""
+"""Maximum number of points per line. More are not visible and would make files grow with the length of the training."""
 MAX_POINTS_PER_GRAY_LINE = 25
+"""Maximum number of points per gray line."""
 MIN_RATIO_FOR_LOG_AXIS = 10.0
 """An axis is logarithmic if the ratio of its largest to its smallest value is greater."""
 MAX_RATIO_FOR_DENSE_TICKS = 1e3
+"""A logarithmic axis has numbers only at powers of ten if it spans a greater ratio."""
 MIN_TICK_GAP_FRACTION = 0.06
 """Smallest gap between ticks as a fraction of the axis, so that the numbers fit."""
 
@@ -93,7 +95,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def seed_envelopes(rows: pd.DataFrame, position: str, value: str) -> dict[str, pd.DataFrame]:
-    """Return, for each cell, a table with `mean`, `low` and `high` of the column `value` over seeds, indexed by another column."""
+    """Return, for each cell, a table with `mean`, `low` and `high` of the column `value` over seeds, by the column `position`."""
     table = rows.groupby(["cell", position])[value].agg(["mean", "min", "max"]).set_axis(["mean", "low", "high"], axis=1)
     return {str(cell): part.droplevel("cell") for cell, part in table.groupby(level="cell")}
 
@@ -144,7 +146,7 @@ def thin_rows(table: pd.DataFrame, max_rows: int) -> pd.DataFrame:
 
 
 def legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:
-    """Draw a legend below the panels and increase the height of the figure by its rows, so that it hides nothing."""
+    """Draw a legend below the panels and increase the height of the figure by the rows of the legend, so that it hides nothing."""
     if styles:
         lines = _legend(figure, styles, figure.get_figwidth() - 0.2, loc="outside lower center")
         figure.set_figheight(figure.get_figheight() + lines * LINE_HEIGHT_INCHES)

@@ -17,7 +17,7 @@ from resnet_core.fields import counted
 
 SCORES_ARE_NOT_RESULTS = "These validation errors chose the configuration, so they are no results."
 MAX_NAMED = 6
-"""Items that an alternative text lists, at most; of more, it lists the first two and the last."""
+"""Maximum number of items that an alternative text lists. If there are more, it lists the first two and the last."""
 
 
 class Caption(NamedTuple):

@@ -34,7 +34,7 @@ from ablations.engine.study.design import Design, DesignCell
 FORWARD_PASSES_PER_STEP = 3
 """Cost of a training step in forward passes: the backward pass costs two."""
 MAX_EPOCH_PANELS = 4
-"""Panels of epochs side by side, at most."""
+"""Maximum number of panels side by side, one per epoch."""
 MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
 """The axis of responses is logarithmic if the largest exceeds the median by this factor, as early in training."""
 
@@ -42,8 +42,8 @@ MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
 def curves_figure(evidence: Evidence) -> Figure | None:
     """Draw learning curves as in figures 4 and 6 of He et al. 2015: error by epoch, dashed for training, solid for evaluation.
 
-    Of two or more factors, the factor with the fewest levels has a panel per level. Vertical lines mark divisions of the learning
-    rate, if they are the same in all cells. Return None without a curve.
+    With two or more factors, there is a panel for each level of the factor with the fewest levels. Vertical lines mark divisions of
+    the learning rate, if they are the same in all cells. Return None without a curve.
     """
     if not len(evidence.curves):
         return None
@@ -134,7 +134,7 @@ def responses_figure(evidence: Evidence) -> Figure | None:
 def gradients_figure(evidence: Evidence) -> Figure | None:
     """Draw gradient norms by layer and sorted by size, with a column per probed epoch (at most four, from first to last).
 
-    Lines are means over seeds, and bands range from the lowest to the highest seed. Responses are sorted within each seed. Return
+    Lines are means over seeds, and bands range from the lowest to the highest seed. Gradients are sorted within each seed. Return
     None without a probe.
     """
     rows = _main_path_rows(evidence, "gradients", "gradient_norm")

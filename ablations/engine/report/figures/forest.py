@@ -15,7 +15,7 @@ from ablations.engine.report.figures.styles import GRID, INK, PAPER
 NO_PAIRS = "no pair of runs"
 """Text of a difference whose runs share no completed seed."""
 MAX_ROWS = 40
-"""Rows of the plot, at most."""
+"""Maximum number of rows of the plot."""
 MIN_RATIO_FOR_LOG_AXIS = 20
 """The axis is symmetric-logarithmic if the largest difference exceeds the lower quartile of all differences by this factor."""
 
@@ -23,7 +23,8 @@ MIN_RATIO_FOR_LOG_AXIS = 20
 def forest_figure(findings: Findings) -> Figure | None:
     """Draw the differences to the baseline with 95 % confidence intervals: filled if significant, hollow if not.
 
-    Cells with the same baseline are grouped. Of many cells, the figure shows those that differ most. None without a comparison.
+    Cells with the same baseline are grouped. If there are too many, the figure shows those that differ most. Return None without a
+    comparison.
     """
     rows = displayed_comparisons(findings)
     if not any(row.difference.n for row in rows):

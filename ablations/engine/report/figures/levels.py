@@ -37,13 +37,13 @@ from ablations.engine.report.figures.styles import (
 from ablations.engine.study.design import Design
 
 MAX_STYLED_LINES = 7
-"""Lines of a panel with their own styles, at most; the others are thin gray lines."""
+"""Maximum number of lines of a panel with their own styles; the others are thin gray lines."""
 MAX_INTERACTION_PANELS = 3
-"""Panels of interactions side by side, at most."""
+"""Maximum number of panels of interactions side by side."""
 MAX_TICKS = 12
-"""Names of levels on an axis, at most."""
+"""Maximum number of levels that an axis names."""
 MAX_LEVEL_CHARACTERS = 18
-"""Length of a level's name on an axis in characters, at most."""
+"""Maximum length of a level's name on an axis, in characters."""
 SIDE_STEP_POINTS = 2.5
 """Horizontal offset between the intervals of lines at the same level, in points."""
 
@@ -127,15 +127,15 @@ def numeric_factor(design: Design) -> str | None:
 
 
 def interaction_pairs(design: Design, findings: Findings) -> list[tuple[str, str]]:
-    """Return the pairs of factors to draw, largest interaction first. The first of a pair is on the axis, the second has lines."""
+    """Return the pairs of factors to draw, largest interaction first: the one on the axis, then the one with a line per level."""
     sizes = {
         frozenset(pair): max(
             (abs(each.difference.mean or 0) for each in findings.interactions if set(each.factors) == set(pair)), default=0.0
         )
         for pair in itertools.combinations(varied_factors(design), 2)
     }
-    on_scale = numeric_factor(design)  # it has its own figure, with this factor on the axis
-    order = sorted(varied_factors(design), key=lambda name: (name == on_scale, -len(design.factors[name])))
+    numeric = numeric_factor(design)  # comes last: `depth_figure` already has this factor on its axis
+    order = sorted(varied_factors(design), key=lambda name: (name == numeric, -len(design.factors[name])))
     largest = sorted(itertools.combinations(order, 2), key=lambda pair: -sizes[frozenset(pair)])
     return largest[:MAX_INTERACTION_PANELS]
 
@@ -153,20 +153,20 @@ def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
     positions = {level: float(i) for i, level in enumerate(sorted_levels(design.factors[along]))}
     lines = []
     for level in sorted_levels(design.factors[by]) if whole else []:
-        there = [other for other in positions if (level, other) in every]
-        rows = [errors.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in there]
-        lines.append(LevelLine(level, [positions[other] for other in there], estimate_means(np.array(rows, float))))
+        others = [other for other in positions if (level, other) in every]
+        rows = [errors.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in others]
+        lines.append(LevelLine(level, [positions[other] for other in others], estimate_means(np.array(rows, float))))
     return [line for line in lines if line.lowest < math.inf]
 
 
 def interval_ends(estimate: Estimate) -> tuple[float, float]:
-    """Return the ends of the error bar: the 95 % interval, or the mean twice without one."""
+    """Return the ends of the error bar: the 95 % interval, or the mean as both ends if there is no interval."""
     mean = estimate.mean or 0.0
     return (mean if estimate.low is None else estimate.low), (mean if estimate.high is None else estimate.high)
 
 
 def _line_styles(lines: Sequence[LevelLine]) -> dict[str, LineStyle]:
-    """Return the style of each line that has its own: all lines, or of too many those with the lowest errors."""
+    """Return the style of each line that has its own: all lines, or those with the lowest errors if there are too many."""
     best = sorted(lines, key=lambda line: line.lowest)[:MAX_STYLED_LINES]
     styled = [line for line in lines if line in best]
     return {line.name: style_at(i) for i, line in enumerate(styled)}
@@ -192,7 +192,7 @@ def _draw_lines(panel: Axes, lines: Sequence[LevelLine], styles: Mapping[str, Li
 
 
 def _label_levels(panel: Axes, levels: Sequence[str], inches: float) -> None:
-    """Label the levels on the axis: a part of many, and rotated if they would touch."""
+    """Label at most `MAX_TICKS` evenly spaced levels on the axis, rotated if the labels would touch."""
     every = -(-len(levels) // MAX_TICKS)
     positions = list(range(0, len(levels), every))
     names = [shorten(levels[position], MAX_LEVEL_CHARACTERS) for position in positions]

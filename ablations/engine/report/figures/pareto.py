@@ -28,10 +28,11 @@ from ablations.engine.study.pareto import pareto_front
 LABEL_DISTANCES_POINTS = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
 """Distances between a mark and its name to try, in points. The first position without an overlap is used."""
 LABEL_DIRECTIONS = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0.3, 1), (-0.3, 1), (0.3, -1), (-0.3, -1))
+"""Directions from a mark to its name to try, at each distance: to the right and up."""
 MIN_LEADER_LINE_POINTS = 12.0
 """Smallest distance in points at which a leader line joins a name to its mark."""
 LEADER_LINE_SAMPLES = 12
-"""Points of a leader line that are checked for overlaps."""
+"""Number of points of a leader line that are checked for overlaps."""
 LEADER_LINE: Any = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
 MARK_RADIUS_PIXELS = 4.0
 """Radius of a mark in pixels."""
@@ -152,7 +153,7 @@ def _label_points(panel: Axes, points: Sequence[Point], names: Mapping[str, str]
 
 
 def _text_box(corner: Sequence[float], size: Sequence[float], side: tuple[float, float]) -> Bbox:
-    """Return the bounding box in pixels of a text that starts at `corner` and extends to a side."""
+    """Return the bounding box in pixels of a text that extends from `corner` in the direction `side`."""
     (x, y), (width, height), (right, up) = corner, size, side
     return Bbox.from_bounds(x if right > 0 else x - width, y if up > 0 else y - height if up < 0 else y - height / 2, width, height)
 

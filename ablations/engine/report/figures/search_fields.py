@@ -43,6 +43,7 @@ from ablations.engine.study.design import SearchDesign
 MIN_TRIALS_FOR_MEDIANS = 9
 """Fewest completed trials of a cell for a line of medians."""
 MAX_COLUMNS = 4
+"""Maximum number of panels side by side."""
 MAX_RATIO_FOR_DENSE_TICKS = 30
 """The logarithmic axis of a narrow panel has numbers only at powers of ten if it spans a greater ratio."""
 STRIP_WIDTH = 0.8

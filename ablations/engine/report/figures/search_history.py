@@ -35,7 +35,7 @@ ERROR_LABEL = "validation error % (not a result)"
 MIN_MARKS_TO_RASTERIZE = 1500
 """Number of marks above which they are rasterized: as separate shapes they would make a page of several megabytes."""
 MIN_MARKS_FOR_SMALL = 150
-"""Number of marks of a figure above which they are smaller."""
+"""Number of marks in a figure above which marks are drawn smaller."""
 CHOSEN_STYLE = LineStyle(INK, "*", "none", "hollow")
 OUTCOME_STYLES = {
     "completed": LineStyle(INK, "o", "none", "full"),

@@ -25,9 +25,9 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.
 FILL_STYLES = ("full", "hollow", "bottom", "left")
 """Fill styles of markers, one per dash, for figures without lines."""
 MAX_LINES_WITH_BANDS = 12
-"""Lines of a panel that has bands and training curves, at most."""
+"""Maximum number of lines of a panel that has bands and training curves."""
 MAX_STYLED_CELLS = 24
-"""Cells with their own styles, at most; the others are thin gray lines."""
+"""Maximum number of cells with their own styles; the others are thin gray lines."""
 
 
 class LineStyle(NamedTuple):
@@ -63,7 +63,7 @@ class StyleMap:
 
     @property
     def crowded(self) -> bool:
-        """Whether a panel has too many lines for bands and training curves."""
+        """True if a panel has too many lines for bands and training curves."""
         return max(Counter(style.dash for style in self.styles.values()).values(), default=0) > MAX_LINES_WITH_BANDS
 
     def name(self, cell: str, *without: str, separator: str = " ") -> str:
@@ -75,7 +75,8 @@ class StyleMap:
 def make_style_map(evidence: Evidence) -> StyleMap:
     """Return the styles of a study's cells. They do not depend on which runs have ended, unless cells outnumber the styles.
 
-    Of two or more factors, the factor with the fewest levels has dashes; colors and markers show the combinations of the others.
+    With two or more factors, dashes show the levels of the factor with the fewest levels; colors and markers show the combinations
+    of the others.
     """
     design = evidence.design
     factors = varied_factors(design)
@@ -95,13 +96,13 @@ def make_style_map(evidence: Evidence) -> StyleMap:
 
 
 def style_at(number: int, dash: int = 0) -> LineStyle:
-    """Return the style with a number. The first 49 styles differ in color or marker."""
+    """Return style `number`, from 0. The first 49 styles differ in color or marker."""
     cycle = number // len(COLORS)
     return LineStyle(COLORS[number % len(COLORS)], MARKERS[(number + cycle) % len(MARKERS)], DASHES[dash], FILL_STYLES[dash])
 
 
 def distinguished_cells(evidence: Evidence) -> list[str]:
-    """Return the cells with their own styles: all, or of too many the baselines (up to half) and the lowest errors."""
+    """Return the cells with their own styles: all, or, if there are too many, baselines (up to half) and the lowest errors."""
     design = evidence.design
     if len(design.cells) <= MAX_STYLED_CELLS:
         return [cell.label for cell in design.cells]
