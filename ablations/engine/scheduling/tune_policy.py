@@ -1,4 +1,4 @@
-"""Decisions about Tune's trials: how many may run, which of them hang, and what counts as a failure."""
+"""Policy for Tune's trials: how many may run, which ones hang, and which crashes count as failures."""
 
 import math
 from collections import defaultdict

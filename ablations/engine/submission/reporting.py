@@ -99,7 +99,7 @@ class ReportUpdater:
                 findings = analyze_study(evidence)
                 publish(self.client, self.run_id, evidence, findings, progress=so_far, permit=self._may_write)
                 reported = ended
-            except Exception:  # the server is down, the disk full: training goes on, and the next report may succeed
+            except Exception:  # such as a full disk: training continues, and the next report may succeed
                 logger.debug("the report could not be updated", exc_info=True)
             pause = seconds_until_next_report(time.monotonic() - began)
 

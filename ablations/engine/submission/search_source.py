@@ -79,7 +79,7 @@ class TrialSource(RunEvents):
     def _is_free(self, run: Run) -> bool:
         try:
             return run.fingerprint not in self.claim({*self.unfinished, run.fingerprint})
-        except ConfigError:  # a full disk: the claim is not visible to others, and the study goes on
+        except ConfigError:  # a full disk: others do not see the claim, and the study continues
             return True
 
     def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:

@@ -136,7 +136,7 @@ def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
 
 
 def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[CompletedRun]:
-    """Yield the newest completed runs of all studies on each of these data sets."""
+    """Yield the newest completed runs of all studies, at most `MAX_COMPLETED_RUNS` for each data set."""
     for version, images in {each.version: len(each.train.labels) for each in data}.items():
         where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
         for run in islice(search_runs(client, where), MAX_COMPLETED_RUNS):

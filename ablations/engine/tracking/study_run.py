@@ -117,7 +117,7 @@ class StudyRun:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _fence(self, token: str, alive: Set[str]) -> None:
-        """Delete the unfinished runs of a holder that is only presumed dead, so that its late requests have no effect.
+        """Delete the unfinished runs of a holder that is only presumed dead, so that its late requests have no effect (fencing).
 
         Their epochs are all logged again, to a new run, whichever checkpoint training continues from.
         """

@@ -64,7 +64,7 @@ class Writer:
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Queue a record and return at once. After the loss of the lease, drop it: the new holder reports all runs anew."""
+        """Queue a record and return at once. After the loss of the lease, drop it: the new holder reports all runs again."""
         with self._changed:
             if self.lost_to:
                 return
@@ -179,7 +179,7 @@ class Writer:
         except StaleDelivery:
             self._deliveries.clear()
             return
-        except Exception as error:  # a store's own library may raise anything, and this thread must go on
+        except Exception as error:  # a store's own library may raise anything, and this thread must continue
             self._deliveries.pop(key, None)  # the state that it has read of the run may be wrong
             refused = getattr(error, "error_code", "") in PERMANENT_ERRORS
             if refused and known:

@@ -50,7 +50,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
     Raises:
         ProcessFailure: processes crashed more often than `job.max_failures` allows; the last failure.
         ConfigError: the processes of the cluster use version 1 of Ray Train.
-        OSError: the storage is gone. Without this check, Train would create it anew.
+        OSError: the storage is gone. Without this check, Train would create a new one.
         Exception: what the workers' code raised, if that ended the run or if nothing else explains the last crash.
     """
     os.environ.update(TRAIN_ENVIRONMENT)

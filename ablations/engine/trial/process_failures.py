@@ -117,7 +117,7 @@ def delete_record(name: str) -> None:
 
 
 def explain_failure(names: Sequence[str], errors: Sequence[BaseException] = ()) -> ProcessFailure:
-    """Return why one of these processes crashed, and delete their records.
+    """Return why one of the named processes crashed, and delete the records of all of them.
 
     Args:
         names: names of the records; several if any of the processes may be the one that crashed.
