@@ -18,7 +18,8 @@ A study is a Python file that lists factors, their levels and a baseline:
         main(STUDY)
 
 Factors are fields of `resnet_core.RunSpec`. Every combination of levels is a cell, and every cell is trained once for each seed.
-The comparisons with the baseline are paired by seed. `python my_study.py --plan` shows the cost, `python my_study.py` trains.
+The comparisons with the baseline are paired by seed. `on` overrides factors and settings for a preset, here for a quick run with
+`--preset smoke`. `python my_study.py --plan` shows the cost, `python my_study.py` trains.
 
 This package exports the names in `__all__`. The modules of `ablations.engine` may change in any release. Importing the package
 takes milliseconds; a name is loaded when it is first used.

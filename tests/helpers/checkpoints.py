@@ -1,4 +1,4 @@
-"""Checkpoint states, and a disk that is soon full."""
+"""Checkpoint states, and a small disk for tests of full disks."""
 
 import subprocess
 from collections.abc import Iterator

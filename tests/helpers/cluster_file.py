@@ -13,7 +13,7 @@ CLUSTER = yaml.safe_load(CLUSTER_TEXT)
 
 
 def prepared_cluster_file() -> dict[str, Any]:
-    """The file with Ray's defaults filled in, as `ray up` uses it."""
+    """Return the content of the file with Ray's defaults added, as `ray up` uses it."""
     config: dict[str, Any] = prepare_config(copy.deepcopy(CLUSTER))
     return config
 

@@ -1,4 +1,4 @@
-"""The identities that a Python without any other library computes: `python tests/helpers/identities.py` prints them."""
+"""Fingerprints and code version, computed by Python without any other library: `python tests/helpers/identities.py` prints them."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ VALUES: dict[str, Any] = {
     "deterministic": True,
     "probes": ("responses", "gradients"),
 }
-"""Fields of every type."""
+"""A value for a field of each type."""
 
 
 def identities() -> dict[str, Any]:

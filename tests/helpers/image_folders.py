@@ -13,7 +13,7 @@ def save_image(path: Path, pixels: Any) -> None:
 
 
 def save_images(root: Path, classes: str = "ab", count: int = 5, shape: tuple[int, ...] = (4, 4, 3)) -> Path:
-    """Class folders of random images, other ones in each folder of another name."""
+    """Create class folders of random images, seeded by the name of `root`; return `root`."""
     random = np.random.default_rng(list(root.name.encode()))
     for name in classes:
         for i in range(count):

@@ -1,25 +1,25 @@
-"""One Ray of two CPUs for all tests of a process. Starting Ray takes longer than most of these tests."""
+"""One Ray with two CPUs for all tests of a process. Starting Ray takes longer than most of these tests."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 started = False
-"""Whether Ray runs and was started here."""
+"""Whether Ray runs and was started by this module."""
 users = 0
-"""Number of modules whose fixtures use it at present."""
+"""Number of test modules whose fixtures use this Ray now."""
 
 
 @contextmanager
 def in_use() -> Iterator[str]:
-    """Start Ray unless it runs; yield its address."""
+    """Start Ray unless it runs, and yield its address."""
     global started, users
-    import ray  # most tests need none of it
+    import ray  # imported here, since most tests do not need Ray
 
     from ablations.engine.scheduling import connection
 
     if not started:
-        # With a dashboard: the state API asks it. It takes a port of its own.
+        # With a dashboard, which answers the state API, on a free port.
         ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level="ERROR")
         connection.connect()
         started = True
@@ -29,7 +29,7 @@ def in_use() -> Iterator[str]:
 
 
 def stop_unless_used() -> None:
-    """Stop this Ray, for tests that need another one or none."""
+    """Stop this Ray if no module uses it, for tests that need another Ray or none."""
     global started
     if started and not users:
         sys.modules["ray"].shutdown()

@@ -1,4 +1,4 @@
-"""`python -m ablations.engine …` with a home and ports of its own, and what a submission to it leaves behind."""
+"""The local service (`ablations up`) with its own home and ports, and jobs that are submitted to it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 
 
 def free_port() -> int:
-    """One that nothing else gets meanwhile: systems give those above 32,768 to whoever asks for any, Ray its own below 20,000."""
+    """Return a free port from 20,000 to 31,999. No other process gets it: Linux assigns ports from 32,768, Ray below 20,000."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
@@ -27,11 +27,11 @@ def free_port() -> int:
 
 
 class Service:
-    """A service that is up from `up` to `down`.
+    """A local service. `service("up")` starts it, `service("down")` stops it.
 
     Args:
         home: the folder of its state.
-        settings: environment variables, besides this process's own.
+        settings: environment variables in addition to this process's own.
     """
 
     def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -40,7 +40,7 @@ class Service:
         self.environment |= {"RESNET_ABLATIONS_HOME": str(home), **(settings or {})}
         self.home = home
         ports: set[int] = set()
-        while len(ports) < 3:  # chance gives the same one twice now and then
+        while len(ports) < 3:  # the same port may be drawn twice
             ports.add(free_port())
         self.ports = dict(zip(("mlflow", "dashboard", "ray"), map(str, ports), strict=True))
 
@@ -58,7 +58,7 @@ class Service:
         return self.run(sys.executable, "-m", "ablations.engine", command, *options)
 
     def job(self, *words: str, folder: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
-        """`ray job …`, in a folder."""
+        """Run `ray job` with these arguments, in a folder."""
         return self.run(str(BIN / "ray"), "job", *words, folder=folder, RAY_API_SERVER_ADDRESS=self.dashboard, **settings)
 
     def run(self, *command: str, folder: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -70,17 +70,17 @@ class Service:
         return [*recorded, *(child for process in recorded for child in process.children(recursive=True))]
 
     def session(self) -> Path:
-        """Ray's own folder of this service."""
+        """Return the session folder of the service's Ray."""
         words = " ".join(word for process in self.processes() for word in process.cmdline())
         (folder,) = {word.partition("=")[2] for word in words.split() if word.startswith("--session-dir=")}
         return Path(folder)
 
 
 def listening(service: Service) -> dict[str, set[int]]:
-    """Ports on which the service's processes listen, by address."""
+    """Return the ports on which the service's processes listen, by address."""
     found: dict[str, set[int]] = {}
     for process in service.processes():
-        with suppress(psutil.NoSuchProcess):  # a worker of Ray that had nothing to do
+        with suppress(psutil.NoSuchProcess):  # an idle Ray worker that has ended meanwhile
             for connection in process.net_connections():
                 if connection.status == psutil.CONN_LISTEN:
                     found.setdefault(connection.laddr.ip.removeprefix("::ffff:"), set()).add(connection.laddr.port)
@@ -88,7 +88,7 @@ def listening(service: Service) -> dict[str, set[int]]:
 
 
 def answer(url: str, method: str = "GET", **headers: str) -> int:
-    """The status of an answer."""
+    """Send a request and return the HTTP status."""
     asked = urllib.request.Request(url, method=method, headers={name.replace("_", "-"): value for name, value in headers.items()})
     try:
         with urllib.request.urlopen(asked, timeout=30) as answered:

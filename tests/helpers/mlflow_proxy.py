@@ -1,4 +1,4 @@
-"""A proxy in front of an MLflow server: the server's bad days, and the network's."""
+"""A proxy in front of an MLflow server that simulates failures of the server and of the network."""
 
 import http.client
 import threading
@@ -10,25 +10,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Mode(Enum):
-    """What happens to a request."""
+    """How the proxy handles a request."""
 
     PASS = auto()
     REFUSE = auto()
-    """The connection is closed."""
+    """Close the connection. The server does not get the request."""
     SLOW = auto()
-    """It passes after a while."""
+    """Forward the request after a delay."""
     UNAVAILABLE = auto()
-    """503; the server hears nothing of it."""
+    """Answer 503. The server does not get the request."""
     LOSE = auto()
-    """The server does it, and the connection is closed."""
+    """Forward the request, but close the connection without a response."""
     BAD_GATEWAY = auto()
-    """The server does it; the answer is 502."""
+    """Forward the request, but answer 502."""
     SILENT = auto()
-    """Nobody answers, for as long as there is a proxy."""
+    """Do not answer until the proxy stops. The server does not get the request."""
 
 
 class Proxy:
-    """`decide` says of each request what happens to it, by its number and its path and body."""
+    """A proxy that calls `decide` with the number and content (path and body) of each request, and handles it in that mode.
+
+    Args:
+        server_port: port of the MLflow server.
+        slow_seconds: delay of requests in mode `SLOW`, in seconds.
+    """
 
     def __init__(self, server_port: int, slow_seconds: float) -> None:
         self.server_port, self.slow_seconds = server_port, slow_seconds
@@ -43,12 +48,12 @@ class Proxy:
         self.decide = lambda _number, _content: mode
 
     def only(self, mode: Mode, wanted: Callable[[int, bytes], bool]) -> None:
-        """Requests are counted anew, from 1."""
+        """Handle the wanted requests in a mode, and forward all others. Restart the count of requests at 1."""
         self.count = 0
         self.decide = lambda number, content: mode if wanted(number, content) else Mode.PASS
 
     def from_the_first(self, part: bytes, mode: Mode) -> None:
-        """What happens to the first request with this in it, and to all after it."""
+        """Handle the first request that contains `part`, and all later ones, in a mode."""
         seen = threading.Event()
 
         def decide(_number: int, content: bytes) -> Mode:

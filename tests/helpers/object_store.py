@@ -1,4 +1,4 @@
-"""A local server of Amazon's S3 protocol, at the end of a line that can break."""
+"""A local S3 server behind a TCP proxy whose connections can break."""
 
 import math
 import socket
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 
 class Line:
-    """The way to the server. It breaks when `left` bytes have gone up, and stays broken until there is more left."""
+    """TCP proxy in front of the server. It closes connections once `left` bytes were uploaded, until `left` is increased."""
 
     def __init__(self, server: int) -> None:
         self.server = server
@@ -21,11 +21,11 @@ class Line:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def store(self, name: str) -> str:
-        """Address of storage on the server."""
+        """Return the address of a storage folder on the server."""
         return f"s3://bucket/{name}?scheme=http&endpoint_override=127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
+        with suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self.listener.accept()
                 server = socket.create_connection(("127.0.0.1", self.server))
@@ -44,7 +44,7 @@ class Line:
 
 @contextmanager
 def object_store() -> Iterator[Line]:
-    """The line to a server with one bucket."""
+    """Start a server with one bucket, and yield the proxy in front of it."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:

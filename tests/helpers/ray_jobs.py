@@ -1,4 +1,4 @@
-"""Training jobs on a Ray of the test's own: how they are made, run, disturbed and observed."""
+"""Training jobs on a test's own Ray cluster: create, run, disturb and observe them."""
 
 import os
 import threading
@@ -17,11 +17,11 @@ from resnet_core import RunSpec, load_dataset, override, preset
 from resnet_core.data.datasets import resolve
 
 SPARE_BYTES = 3_000_000_000
-"""What may be taken in the test of Ray's memory monitor before that kills."""
+"""Memory that processes may allocate before Ray's memory monitor kills one, in the test of that monitor, in bytes."""
 
 
 class RecordingListener:
-    """A listener that writes down what it hears, and does something at a certain word."""
+    """A run listener that records all events, and calls `on_restart` when a worker group restarts."""
 
     def __init__(self, on_restart: Callable[["RecordingListener"], None]) -> None:
         self.on_restart = on_restart
@@ -81,11 +81,17 @@ def run_jobs(
     gpus: float = 0,
     heard: RecordingListener | None = None,
 ) -> RecordingListener:
-    """Runs jobs to their end while somebody disturbs them. Afterwards nothing of the cluster is taken.
+    """Run jobs to their end while other threads disturb them; check that all resources of the cluster are free afterwards.
 
     Args:
-        gpus: what each run takes; it does not know, and trains on the CPU. Only for runs of one worker: Train finds them out.
-        heard: the listener.
+        folder: folder for Tune's files.
+        jobs: the jobs.
+        disturb: functions to run in threads meanwhile, each with the listener.
+        on_restart: called when a worker group restarts, unless `heard` is given.
+        max_concurrent: maximum number of jobs at a time.
+        gpus: GPUs that Ray reserves for each run, which trains on the CPU nevertheless. For runs with one worker only: Ray Train
+            would check the GPUs of a group.
+        heard: listener to use instead of a new one.
     """
     heard = heard or RecordingListener(on_restart)
     threads = [threading.Thread(target=act, args=[heard], daemon=True) for act in disturb]
@@ -101,8 +107,8 @@ def run_jobs(
 
 
 def resources_in_use() -> dict[str, Any]:
-    """What programs hold of the cluster. One actor is Ray's own: it takes nothing and stays for all programs to come."""
-    address = ray.get_runtime_context().gcs_address  # there may be another Ray on this machine
+    """Return the actors, placement groups, CPUs and GPUs in use; empty if there are none. Ray's own permanent actor is left out."""
+    address = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
     alive = [(actor.class_name, actor.state) for actor in list_actors(address, limit=10_000) if actor.state != "DEAD"]
     actors = [actor for actor in alive if actor[0] != "_AutoscalingCoordinatorActor"]
     reserved = list_placement_groups(address, limit=10_000)
@@ -113,7 +119,7 @@ def resources_in_use() -> dict[str, Any]:
 
 
 def assert_free(seconds: float = 30) -> float:
-    """How long it took until nothing was taken any more."""
+    """Wait until no resources are in use; return the time that this took, in seconds. Fail after `seconds`."""
     began = time.monotonic()
     while (left := resources_in_use()) and time.monotonic() < began + seconds:
         time.sleep(0.2)
@@ -133,7 +139,7 @@ def epochs_saved(folder: Path, name: str) -> int:
 
 
 def unreadable_checkpoint(folder: Path, name: str) -> Path:
-    """A checkpoint newer than all others, which whoever reads it waits for without end."""
+    """Create a checkpoint that is newer than all others and blocks every reader forever: a named pipe. Return its path."""
     path = folder / "checkpoints" / name / "epoch-009999-0123456789abcdef.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)

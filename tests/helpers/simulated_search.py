@@ -15,6 +15,7 @@ from ablations.engine.search.optimizer import Decision, Optimizer, TrialHistory
 from resnet_core import OptimConfig
 
 EPOCHS = 27
+"""Epochs of a whole training."""
 Curve = Callable[[Mapping[str, Any]], Sequence[float]]
 
 

@@ -1,4 +1,4 @@
-"""A small study, submitted as the command line does, and what it left behind."""
+"""A small study that is submitted as by the command line, and its records and files."""
 
 import io
 import threading
@@ -47,19 +47,25 @@ SEARCH = replace(STUDY, name="searched", question="Does each need its own learni
 
 
 def planned(*arguments: str, study: Study = STUDY) -> Plan:
-    """What these options ask for."""
+    """Return the plan of a study with these command-line options."""
     return make_plan(study, options.parse_options(study, arguments).request, cache=paths.data_cache())
 
 
 def searched(*arguments: str, study: Study = SEARCH) -> SearchPlan:
-    """What these options ask of a search."""
+    """Return the plan of a search with these command-line options."""
     chosen = options.parse_options(study, arguments)
     assert chosen.search
     return plan_search(study, chosen.request, chosen.search, cache=paths.data_cache())
 
 
 class Submitted:
-    """A study that has been submitted with some options."""
+    """A study that was submitted with some options and has ended.
+
+    Args:
+        home: folder of the database and the checkpoints.
+        arguments: command-line options.
+        study: the study or search.
+    """
 
     def __init__(self, home: Path, *arguments: str, study: Study = STUDY) -> None:
         self.home, uri = home, f"sqlite:///{home}/mlflow.db"
@@ -73,14 +79,14 @@ class Submitted:
         self.entries = run_queries.find_plan_runs(self.client, self.plan)
 
     def entry(self, index: int = 0) -> RunRecord:
-        """That of one run, in the order of the plan."""
+        """Return the MLflow record of a run. `index` is its position in the plan."""
         return self.entries[self.plan.runs[index].fingerprint]
 
     def outcomes(self) -> list[str]:
         return [self.entry(index).outcome for index in range(len(self.plan.runs))]
 
     def run_ids(self) -> dict[str, str]:
-        """By fingerprint."""
+        """Return the MLflow run IDs by fingerprint."""
         return {fingerprint: entry.run_id for fingerprint, entry in self.entries.items()}
 
     def checkpoint(self, index: int = 0) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class Submitted:
         return len(self.client.search_runs(experiments))
 
     def parent(self) -> MlflowRun:
-        """The study's own run."""
+        """Return the study's own run in MLflow."""
         (found,) = self.client.search_runs(
             [self.client.get_experiment_by_name(self.plan.study.name).experiment_id], "tags.base LIKE '%'"
         )
@@ -109,7 +115,7 @@ class Submitted:
         return results.gather(self.client, Design.from_plan(self.plan, {}))
 
     def found(self) -> Evidence:
-        """What the study's run in MLflow says that was asked, and what came of it."""
+        """Return the evidence for the design that is stored in MLflow, as a rebuilt report reads it."""
         plan = self.plan
         return results.gather(
             self.client, run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared_fields())[1]
@@ -117,7 +123,7 @@ class Submitted:
 
 
 class Killer:
-    """Ends a process of this one's Ray by its title, once a condition holds."""
+    """Kills one descendant of this process whose command line begins with `title`, once `when` returns true."""
 
     def __init__(self, title: str, when: Callable[[], bool]) -> None:
         self.title, self.when, self.killed = title, when, 0
@@ -135,7 +141,7 @@ class Killer:
             time.sleep(0.05)
 
     def join(self) -> int:
-        """Returns the process that was killed."""
+        """Return the ID of the killed process; 0 if none was killed."""
         self.thread.join(1)
         return self.killed
 
@@ -143,5 +149,5 @@ class Killer:
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline()) or process.name()
-    except psutil.Error:  # gone, or a zombie
+    except psutil.Error:  # the process has ended or is a zombie
         return ""

@@ -1,4 +1,4 @@
-"""Made-up findings that agree with made-up evidence, and made-up probes: what figures are drawn from."""
+"""Input of figures: synthetic findings that agree with synthetic evidence, and synthetic probes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,11 +14,11 @@ from tests.helpers import synthetic_study
 COSTS = ("parameters", "flops", "images_per_second", "peak_memory_mb", "seconds", "gpu_hours")
 FEW = {"shortcut": ("none", "A"), "depth": ("8", "14")}
 HALF = 0.5
-"""Of every interval, in points."""
+"""Half width of every confidence interval, in percentage points."""
 
 
 def found(evidence: Evidence) -> Findings:
-    """Means over completed seeds with intervals of a known width; differences of more than a point are certain."""
+    """Return findings with means over completed seeds and intervals of a known width. Differences above 1 point are significant."""
     runs = dict(list(evidence.runs.groupby("cell")))
     cells, comparisons = [], []
     for cell in evidence.design.cells:
@@ -58,7 +58,7 @@ def known(value: float) -> float | None:
 
 
 def probed(evidence: Evidence, epochs: tuple[int, ...] = (1, 10)) -> Evidence:
-    """With responses and gradients that do not fall with the layer, and a projection shortcut in each network."""
+    """Return the evidence with probes of responses and gradients that vary over layers, and of a quantity that no figure shows."""
     rows = [
         {"cell": cell.label, "seed": seed, "probe": probe, "epoch": epoch, "layer": layer, "quantity": name, "value": value}
         for i, cell in enumerate(evidence.design.cells)

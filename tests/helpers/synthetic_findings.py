@@ -1,4 +1,4 @@
-"""Made-up findings of every kind, and the report of them."""
+"""Synthetic findings of every kind, and their report."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ L 9 9" clip-path="url(#p1)" style="stroke: #1F2328; fill: #57606a"/>
 
 
 def cell(label: str, mean: float | None = 8.125, **more: object) -> CellFinding:
-    """A cell of three completed runs, or none."""
+    """Return a cell of three completed runs, or of none if `mean` is None."""
     n = 0 if mean is None else 3
     levels = dict(part.partition("=")[::2] for part in label.split())
     values = {
@@ -50,7 +50,10 @@ def cell(label: str, mean: float | None = 8.125, **more: object) -> CellFinding:
 
 
 def findings(*cells: CellFinding, **more: object) -> Findings:
-    """The first of the cells is the others' baseline; differences in steps of 1/3 point, the odd ones certain."""
+    """Return findings in which the first cell is the baseline of the others.
+
+    Differences are multiples of 1/3 point. Every second one is significant, beginning with the first.
+    """
     cells = cells or (cell("shortcut=A depth=20", 7.5), cell("shortcut=none depth=20", 8.9), cell("shortcut=B depth=20", 7.7))
     comparisons = []
     for i, other in enumerate(cells[1:], 1):
@@ -72,7 +75,7 @@ def estimate(mean: float, corrected: float = 0.5) -> Estimate:
 
 
 def found_in(evidence: Evidence) -> Findings:
-    """Findings of every kind, about the evidence's cells."""
+    """Return findings of every kind about the cells of the evidence."""
     cells = [cell(one.label, 8 + i / 7, levels=one.levels) for i, one in enumerate(evidence.design.cells)]
     effects = (Effect(factor="shortcut", level="none", reference="A", difference=estimate(4.6, 0.01), combinations=2),)
     interaction = Interaction(
@@ -90,7 +93,7 @@ def found_in(evidence: Evidence) -> Findings:
 
 
 def page(evidence: Evidence | None = None, found: Findings | None = None, **more: Any) -> str:
-    """The report; of made-up evidence, findings and figures where none are given."""
+    """Return the HTML of a report. Evidence, findings and figures that are not given are synthetic."""
     evidence = evidence or synthetic_study.evidence()
     pictures = [ReportFigure(name, f"The {name}", "Lines are means.", f"alt <of> {name}", SVG) for name in ("curves", "cost")]
     arguments = {"figures": pictures, "published": (), "written_at": "2026-01-02 03:04 UTC"} | more
@@ -98,7 +101,7 @@ def page(evidence: Evidence | None = None, found: Findings | None = None, **more
 
 
 def many() -> tuple[Evidence, Findings]:
-    """400 cells of 5 seeds."""
+    """Return evidence and findings of 400 cells with 5 seeds each."""
     factors = {"depth": tuple(str(6 * n + 2) for n in range(1, 21)), "width": tuple(str(8 * n) for n in range(1, 21))}
     evidence = synthetic_study.evidence(
         synthetic_study.design(factors, {"depth": "8"}, seeds=5), truth=lambda _, seed: 8 + seed / 7, epochs=1

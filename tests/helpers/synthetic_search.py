@@ -1,4 +1,4 @@
-"""Made-up evidence of a search, with known truth."""
+"""Synthetic evidence of a search, with known true effects."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,26 +18,29 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "optim.momentum": {"low": 0.0, "high": 0.98, "log": False},
     "model.width": {"low": 8, "high": 24, "log": False},
 }
-"""`momentum` is there with the schedule `cosine` only."""
+"""Fields to search. Only configurations with the schedule `cosine` have `optim.momentum`."""
 FACTORS = {"shortcut": ("none", "A", "B")}
 EPOCHS = 9
+"""Epochs of a whole training."""
 BEST_LR = 0.1
+"""Learning rate with the lowest error."""
 DIVERGES = 0.7
-"""The learning rate from which on nothing trains."""
+"""Learning rate above which every trial diverges."""
 OFFSETS = {"none": 4.0, "A": 0.0, "B": -1.0}
+"""Error of a variant relative to variant A, in percentage points."""
 TUNED = {"none": -2.0, "A": -0.5, "B": -0.5}
-"""What tuning adds to the test error of a variant."""
+"""Change of a variant's test error by tuning, in percentage points."""
 
 
 def error_of(values: Mapping[str, Any], cell: str) -> float:
-    """A valley in the logarithm of the learning rate; the schedule adds a point, the others nothing but noise."""
+    """Return a trial's error in percent: a parabola in log learning rate, 1 point for the schedule `step`, and noise."""
     noise = np.random.default_rng([int(1e6 * values["optim.lr"]), sum(map(ord, cell))]).normal(0, 0.2)
     off = 3 * math.log10(values["optim.lr"] / BEST_LR) ** 2 + (values.get("optim.schedule") == "step")
     return float(max(0.5, 6 + off + noise + OFFSETS.get(cell.rpartition("=")[2], 0)))
 
 
 def draw(fields: Mapping[str, Mapping[str, Any]], random: np.random.Generator) -> dict[str, Any]:
-    """A configuration of the space."""
+    """Return a random configuration of the space."""
     values: dict[str, Any] = {}
     for field, dimension in fields.items():
         if "choices" in dimension:
@@ -54,7 +57,7 @@ def draw(fields: Mapping[str, Mapping[str, Any]], random: np.random.Generator) -
 
 
 def truth(levels: Mapping[str, str], seed: int) -> float:
-    """Test errors: a variant's offset, what tuning it brings, noise."""
+    """Return a test error in percent: the offset of a variant, the effect of tuning it, and noise."""
     variant, configuration = levels.get("shortcut", "A"), levels["configuration"]
     noise = np.random.default_rng([seed, sum(map(ord, variant + configuration))]).normal(0, 0.1)
     return float(8 + OFFSETS[variant] + (configuration != "default") * TUNED[variant] + noise + 0.2 * seed)
@@ -71,13 +74,17 @@ def search_evidence(
     objective: str | None = None,
     truth: synthetic_study.Truth = truth,
 ) -> Evidence:
-    """A search whose trials diverge from a learning rate on, one of which failed; a third of the others train to their end.
+    """Return evidence of a search: trials with high learning rates diverged, one failed, a third of the others completed.
 
     Args:
-        factors: of the search; a search cell for each combination of levels.
-        over: whether it has chosen; if not, its last trial of each cell runs.
-        prunes: whether trials end early.
-        objective: `flops` or `seconds`, with two configurations of the front chosen.
+        factors: factors of the search. Each combination of levels is a search cell.
+        fields: fields to search.
+        trials: number of trials in each cell.
+        seeds: number of replicates of each chosen configuration.
+        over: whether the search has ended and chosen configurations. If not, the last trial of each cell is running.
+        prunes: whether poor trials were pruned.
+        objective: second objective, `flops` or `seconds`, for which two configurations of the Pareto front are chosen.
+        truth: returns the test error of a run, in percent.
     """
     levels = ("default", *(() if not over else ("front-1", "front-2") if objective else ("tuned",)))
     baseline = {"shortcut": "A"} if "shortcut" in factors else {} if factors else {"configuration": "default"}

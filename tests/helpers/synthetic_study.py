@@ -1,4 +1,4 @@
-"""Made-up evidence of a study, with known truth."""
+"""Synthetic evidence of a study, with known true effects."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def design(
     question: str = "Which shortcut helps, and by how much?",
     spec: Mapping[str, Any] | None = None,
 ) -> Design:
-    """A study on digits; levels of `depth` and `shortcut` are those of its specs too."""
+    """Return the design of a study on digits. The levels of `depth` and `shortcut` are also set in the specs of the cells."""
     cells = []
     for levels in itertools.product(*factors.values()):
         named = dict(zip(factors, levels, strict=True))
@@ -52,7 +52,7 @@ def design(
 
 
 def rising(levels: Mapping[str, str], seed: int) -> float:
-    """Plain networks get worse with depth, residual ones a little better."""
+    """Return a test error in percent: it rises with depth in plain networks, and falls slightly in residual ones."""
     depth = int(levels.get("depth", 20))
     plain = levels.get("shortcut") == "none"
     noise = np.random.default_rng([seed, depth, sum(map(ord, str(levels.get("shortcut"))))]).normal(0, 0.3)
@@ -60,7 +60,7 @@ def rising(levels: Mapping[str, str], seed: int) -> float:
 
 
 def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10) -> Evidence:
-    """Every run completed, with errors of its final epoch as `truth` says."""
+    """Return evidence in which every run has completed. `truth` returns the final error of a run, in percent."""
     made = made or design()
     runs, curves = [], []
     for cell in made.cells:
@@ -84,7 +84,7 @@ def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10
 
 
 def without(given: Evidence, fingerprint: str, outcome: str = "missing", message: str = "") -> Evidence:
-    """The same, one run of it without a result."""
+    """Return a copy of the evidence in which one run has no result."""
     runs = given.runs.copy()
     numbers = [*RESULT_METRICS, "error"]
     runs[numbers] = runs[numbers].astype(float)

@@ -1,4 +1,4 @@
-"""Trainings to compare, to the bit."""
+"""Trainings whose results tests compare bit by bit."""
 
 import io
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor
 from resnet_core import EpochResult, RunSpec, fit
 
 CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds", "data_wait_seconds"}
+"""Metrics that depend on time or memory, and so differ between equal trainings."""
 
 
 def through_a_file(checkpoint: dict[str, Any]) -> Any:
@@ -19,7 +20,7 @@ def through_a_file(checkpoint: dict[str, Any]) -> Any:
 
 
 def train(spec: RunSpec, restore: Any = None, **how: Any) -> tuple[list[EpochResult], list[dict[str, Any]]]:
-    """Results of all epochs and their checkpoints."""
+    """Train a run; return the results of all epochs and their checkpoints."""
     results, checkpoints = [], []
     for result in fit(spec, restore=restore, **how):
         results.append(result)
@@ -28,7 +29,7 @@ def train(spec: RunSpec, restore: Any = None, **how: Any) -> tuple[list[EpochRes
 
 
 def learned(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """What of the metrics follows from the spec alone."""
+    """Return metrics without those that depend on time or memory."""
     return [{name: value for name, value in metrics.items() if name not in CLOCKED} for metrics in history]
 
 

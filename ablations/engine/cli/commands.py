@@ -16,6 +16,7 @@ PROGRAM = "ablations"
 DISTRIBUTION = "resnet-ablations"
 INTERRUPTED_MESSAGE = "interrupted"
 MAX_PORT = 65_535
+"""Highest TCP port."""
 SERVERS = {"mlflow": "MLflow server", "dashboard": "Ray dashboard and job server", "ray": "Ray head"}
 """The service's servers by the name of their port option."""
 COMMAND_MODULES = {"doctor": doctor, "mlflow": mlflow_server}

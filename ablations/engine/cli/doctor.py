@@ -14,7 +14,7 @@ HELP = "check every node of a cluster and print what to repair"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command. Those that studies have as well mean the same."""
+    """Add the options of the command. Options that studies also have mean the same here."""
     parser.description = (
         "Check versions, clocks, disks, GPUs, open ports, storage, data, MLflow and the network of every node, and print one "
         "line for each check. Exit code 0: no check failed; 1: a check failed; 2: wrong options."

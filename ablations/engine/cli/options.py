@@ -28,7 +28,7 @@ from resnet_core.overrides import assignments, field_name
 
 PLACEMENTS = ("pack", "spread")
 MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
-"""One week. The watchdog's timer overflows at some 290 years, and a run would have no watchdog."""
+"""One week. The watchdog's timer overflows above some 290 years, which would leave a run without a watchdog."""
 RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}
 """Old names of options. They work for one release and are not in the help."""
 ENVIRONMENT_HELP = """environment variables:

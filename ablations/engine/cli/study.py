@@ -27,7 +27,7 @@ _previous_excepthook = sys.excepthook
 
 
 def _print_config_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print a ConfigError as one line and exit with 2, as `main` does: a study's definition raises it before `main` runs."""
+    """Print a ConfigError as one line and exit with 2, as `main` does. A study's wrong definition raises it before `main` runs."""
     if not isinstance(error, ConfigError):
         _previous_excepthook(kind, error, traceback)
         return

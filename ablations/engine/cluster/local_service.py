@@ -27,7 +27,9 @@ from resnet_core.fields import reject
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_SECONDS = 180.0
+"""Timeout for each server to start, in seconds."""
 STOP_TIMEOUT_SECONDS = 15.0
+"""Timeout for processes to end after SIGTERM, before SIGKILL, in seconds."""
 RAY_ADDRESS_VARIABLE = "RESNET_ABLATIONS_RAY"
 """Environment variable that holds the address of the service's Ray, in every process of the service and in submitted jobs."""
 RAY_CLIENT_PORTS = range(20_001, 32_000)
@@ -36,7 +38,7 @@ ERROR_LINE = re.compile(r"(\w+\.)*\w+(Error|Exception): ")
 SOURCE_FOLDER = Path(__file__).parents[3]
 """Folder that holds the packages: a source checkout, or `site-packages`."""
 PYTHON_MODULE = [sys.executable, "-P", "-m"]
-"""Runs a module. With -P, Python does not import from the current folder, where a user may have a `mlflow.py`."""
+"""Beginning of a command that runs a module. With -P, Python ignores the current folder, where a user may have a `mlflow.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class ServiceState:
 
 
 def up(ports: Ports) -> None:
-    """Start the service and print its addresses. If it runs already, print them only.
+    """Start the service and print its addresses. If it runs already, only print them.
 
     Raises:
         ConfigError: a port is taken, or a server does not start.

@@ -19,11 +19,12 @@ from resnet_core.fields import reject
 HELP = "run an MLflow server that asks for a password, for a cluster"
 DATABASE_VARIABLE, STORAGE_VARIABLE = "RESNET_ABLATIONS_DATABASE", "RESNET_ABLATIONS_STORAGE"
 ADMIN_USER = "admin"
-"""User with whose password jobs write. Other users can only read, unless they are made administrators."""
+"""User whose password jobs use to write. Other users can only read, unless they are made administrators."""
 PASSWORD_VARIABLE = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105 - the name of a variable
 CREDENTIALS_HEADERS = ("# Written by ablations mlflow.\n", "# Written by python -m ablations.engine mlflow.\n")
 """First line of a credentials file that this command wrote and may replace, now and in earlier releases."""
 MAX_PORT = 65_535
+"""Highest TCP port."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Numbers of runs that a cluster holds: now, and once its autoscaler has added all the nodes that it may."""
+"""Capacity of a cluster, in runs: with its current nodes, and with all nodes that its autoscaler may add."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ class NodeType:
     resources: Mapping[str, float]
     """Resources of one node, by Ray's name: `CPU`, `GPU`."""
     max_nodes: int
-    """Number of nodes of this type, at most."""
+    """Maximum number of nodes of this type."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class AutoscalerLimits:
 
     types: Sequence[NodeType]
     max_nodes: int
-    """Number of nodes of all types together, at most."""
+    """Maximum number of nodes of all types together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,19 @@ class RunResources:
         return sum(self._workers_on(node) for node in nodes) // self.workers
 
     def current_capacity(self) -> int:
-        """Return the number of runs that the cluster, as it is now, holds at a time if it does nothing else."""
+        """Return the number of runs that the current nodes of the cluster hold at a time, if they do nothing else."""
         return self.runs_on(*(node["Resources"] for node in alive_nodes()))
 
     def max_capacity(self) -> int | None:
-        """Return the same with all nodes that the autoscaler may add; None if its limits are not known."""
+        """Return `current_capacity` with all nodes that the autoscaler may add; None if its limits are not known."""
         limits = autoscaler_limits()
         return None if limits is None else max(self.current_capacity(), self._runs_with(_head_resources(), limits))
 
     def check_machine(self) -> None:
-        """Raise ConfigError if this machine cannot hold one run and Ray would start here. On a cluster, `check` decides."""
+        """Raise ConfigError if this machine cannot hold one run and Ray would start here. On a cluster, call `check` instead."""
         if not starts_local_ray():
             return
-        import torch  # takes a second: only where a run is about to start
+        import torch  # takes a second, so only before a run starts
 
         here = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
         if self.runs_on(here):
@@ -88,7 +88,7 @@ class RunResources:
             raise error
 
     def unsatisfiable_error(self, head: Mapping[str, float], limits: AutoscalerLimits) -> ConfigError | None:
-        """Return why a head with these resources and all nodes that may be added can never hold one run; None if they can."""
+        """Return the error for a run that fits neither on the head nor on nodes that may be added; None if it fits."""
         if self._runs_with(head, limits):
             return None
         possible = [head, *(kind.resources for kind in limits.types if kind.max_nodes)]
@@ -109,7 +109,7 @@ class RunResources:
         return _counted(self.cpus_per_worker, "CPU") + gpus
 
     def _runs_with(self, head: Mapping[str, float], limits: AutoscalerLimits) -> int:
-        """Return the number of runs on the head and on all nodes that may be added, those that hold most first."""
+        """Return the number of runs on the head and on all nodes that may be added; node types that hold most are added first."""
         left, workers = limits.max_nodes, self._workers_on(head)
         for kind in sorted(limits.types, key=lambda kind: self._workers_on(kind.resources), reverse=True):
             workers += self._workers_on(kind.resources) * min(kind.max_nodes, left)
@@ -124,7 +124,7 @@ class RunResources:
 
 
 def _workers_on_gpus(gpus: float, share: float) -> int:
-    """Return the number of workers on a node's GPUs. Ray places a worker that takes a share of a GPU on a single one."""
+    """Return the number of workers on a node's GPUs. Ray never splits a fraction of a GPU over two GPUs."""
     return int(gpus) * _floor(1 / share) if share < 1 else _floor(gpus / share)
 
 
@@ -138,7 +138,7 @@ def _floor(quotient: float) -> int:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return Ray's records of the nodes that are in the cluster; `ray.nodes` also lists those that have left it."""
+    """Return Ray's records of the current nodes of the cluster. `ray.nodes` also lists nodes that have left."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
@@ -150,7 +150,7 @@ def _head_resources() -> dict[str, float]:
 
 
 def is_own_node_lost() -> bool:
-    """Return whether this process's node has left the cluster. Nothing more can be started from here then."""
+    """Return whether this process's node has left the cluster. If so, this process can start nothing more there."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()
@@ -165,12 +165,12 @@ def starts_local_ray() -> bool:
 
 
 def is_one_node() -> bool:
-    """Return whether the cluster is one node, and stays one."""
+    """Return whether the cluster has one node, and no autoscaler that could add more."""
     return len(alive_nodes()) == 1 and not cluster.has_autoscaler()
 
 
 def autoscaler_limits() -> AutoscalerLimits | None:
-    """Return the limits of the cluster's autoscaler; None if there is none, or if it does not tell them, as on Kubernetes."""
+    """Return the limits of the cluster's autoscaler; None if there is none, or if it does not publish them, as on Kubernetes."""
     import ray
     import yaml
 
@@ -181,7 +181,7 @@ def autoscaler_limits() -> AutoscalerLimits | None:
 def parse_cluster_file(content: Mapping[str, Any]) -> AutoscalerLimits | None:
     """Return the limits in a cluster file, as `ray up` leaves it on the head.
 
-    None if a node type has no resources: those of machines on premises, say, are known only once they have joined.
+    None if a node type lists no resources. Those of on-premises machines, for example, are known only once they have joined.
     """
     head, max_nodes = content["head_node_type"], content["max_workers"]
     types = [kind for name, kind in content["available_node_types"].items() if name != head]

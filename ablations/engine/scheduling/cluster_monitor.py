@@ -14,19 +14,21 @@ from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
 from ablations.engine.scheduling.tune_adapters import NotPickled
 
 CHECK_INTERVAL_SECONDS = 2.0
+"""Minimum time between two checks, in seconds."""
 RECONNECT_INTERVAL_SECONDS = 1.0
+"""Time between two attempts to reach the head, in seconds."""
 
 
-class ClusterLost(Exception):  # noqa: N818 - it is an event, and stops a study as a signal does
+class ClusterLost(Exception):  # noqa: N818 - an event that stops a study as a signal does
     """The cluster can no longer run a study."""
 
 
 class ClusterMonitor(NotPickled, tune.Callback):
-    """Stops a study whose node has left the cluster, or for whose runs no node has had room for longer than a timeout.
+    """Stops a study if its node has left the cluster, or if for some time no node has been large enough for one of its runs.
 
     Args:
         needs: resources of one run.
-        timeout: time without a node that could hold a run, in seconds.
+        timeout: time without a node that is large enough for a run, in seconds, after which the study stops.
     """
 
     def __init__(self, needs: RunResources, timeout: float) -> None:
@@ -35,7 +37,7 @@ class ClusterMonitor(NotPickled, tune.Callback):
         self._outage_announced = False
 
     def on_step_begin(self, **_: Any) -> None:
-        """Raise ClusterLost if the study cannot go on."""
+        """Raise ClusterLost if the study cannot continue."""
         now = time.monotonic()
         if now < self._checked + CHECK_INTERVAL_SECONDS:
             return
@@ -53,7 +55,7 @@ class ClusterMonitor(NotPickled, tune.Callback):
             raise ClusterLost(f"no node of the cluster has had room for a run for {now - self._last_capacity:.0f} s")
 
     def _wait_for_head(self) -> None:
-        """Wait until the head accepts connections. Every call of Ray would block until then, without a message."""
+        """Wait until the head accepts connections. Otherwise, every call of Ray would block without a message."""
         while not accepts_connections(ray.get_runtime_context().gcs_address):
             if not self._outage_announced:
                 print(

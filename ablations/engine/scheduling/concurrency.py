@@ -24,23 +24,25 @@ from ablations.engine.scheduling.ray_internals.train import remove_orphaned_plac
 from ablations.engine.scheduling.tune_adapters import NotPickled
 
 CAPACITY_INTERVAL_SECONDS = 2.0
-"""Time between two readings of the cluster's capacity."""
+"""Time between two readings of the cluster's capacity, in seconds."""
 MIN_TURN_SECONDS = 60.0
-"""Time for which a study keeps its only slot, at least, while another study waits for it. A process takes seconds to start."""
+"""Minimum time for which a study keeps its only slot while another study waits for it, in seconds. A process takes seconds to
+start."""
 MIN_TURN_WHILE_SCALING_SECONDS = 600.0
-"""The same while an autoscaler may add nodes for the other study. That takes minutes, or no node is to be had."""
+"""Value of `MIN_TURN_SECONDS` while an autoscaler may add nodes for the other study, in seconds. Adding a node takes minutes, and
+may fail."""
 HANDOVER_SECONDS = 15.0
-"""Time for which a study that released its last slot leaves it to the other study."""
+"""Time for which a study that released its last slot does not claim it again, in seconds."""
 
 
 class ConcurrencyController(NotPickled, tune.Callback):
     """Keeps as many runs as this study's share of the cluster holds, and some waiting, so that an autoscaler sees the demand.
 
     Args:
-        searcher: Tune's source of trials, whose `max_concurrent` is set.
+        searcher: Tune's source of trials. Its `max_concurrent` follows the number of slots.
         needs: resources of one run.
         claims: demand of all studies on the cluster.
-        max_runs: number of runs at a time, at most.
+        max_runs: maximum number of runs at a time.
         max_waiting: number of runs that may wait for nodes of an autoscaler.
         runs_left: returns the number of runs that have not ended, given all of Tune's trials.
     """
@@ -68,7 +70,7 @@ class ConcurrencyController(NotPickled, tune.Callback):
                 if self.needs.workers > 1:
                     remove_orphaned_placement_groups()
                 self.slots = self._count_slots(trials)
-                self.searcher.max_concurrent = max(1, self.slots)  # Tune takes 0 for no limit
+                self.searcher.max_concurrent = max(1, self.slots)  # to Tune, 0 means no limit
 
     def _count_slots(self, trials: Sequence[Any]) -> int:
         running = [trial for trial in trials if trial.status == trial.RUNNING]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import grpc
 
 ANSWER_TIMEOUT_SECONDS = 5.0
+"""Timeout for the answer of a Ray head, in seconds."""
 ACCEPTED = "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
 
 
@@ -22,15 +23,15 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, else start a Ray here that ends with this process.
 
     Raises:
-        ConfigError: no Ray answers at RAY_ADDRESS, it is not for this process, or there is no private place for files.
+        ConfigError: no Ray answers at RAY_ADDRESS, it refuses this process, or there is no private folder for its files.
     """
     import ray
 
-    # Workers' output stays in Ray's logs: what a user needs to know comes as reports.
+    # Workers' output stays in Ray's logs: users see the reports instead.
     if not ray.is_initialized():
         cluster.keep_own_signal_handlers()
         address = os.environ.get("RAY_ADDRESS") or "local"
-        with signals.deferred_signals():  # a Ray that is interrupted as it starts crashes when its process ends
+        with signals.deferred_signals():  # if Ray is interrupted while it starts, it crashes when its process ends
             if address == "local":
                 _start()
             else:
@@ -55,7 +56,7 @@ def _start() -> None:
     folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
-    except Exception as error:  # Ray raises errors of many types here, and none names the cause
+    except Exception as error:  # Ray raises many types of errors here, and none of them names the cause
         raise _start_error(error, folder) from error
 
 
@@ -93,14 +94,17 @@ def check_address(address: str) -> None:
     if not is_available(cluster.ADDRESS_CHECK):
         return
     try:
-        host, port = cluster.resolve_address(address)  # Ray replaces a loopback address by this machine's
+        host, port = cluster.resolve_address(address)  # Ray replaces a loopback address with this machine's own address
     except ConnectionError as error:  # of `auto`
         raise _rejected(address, "no Ray runs on this machine") from error
     except ValueError as error:
         raise _rejected(address, f"not an address ({error})") from error
     resolved = f"{host}:{port}"
     alias = "" if resolved == address else f" (Ray takes this address for {resolved})"
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # with TLS, `ray.init` has the certificates and decides
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in (
+        "1",
+        "true",
+    ):  # with TLS, only `ray.init` has the certificates, so it checks
         token = private_files.ray_token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
         if reason := _problem(cluster.head_status(resolved, token, ANSWER_TIMEOUT_SECONDS), alias, token):
             raise _rejected(address, reason)
@@ -109,10 +113,10 @@ def check_address(address: str) -> None:
 
 
 def _problem(status: "grpc.StatusCode", alias: str, token: str | None) -> str:
-    """Return what the answer of a head means for a user; empty if it is all right."""
+    """Return what is wrong with the answer of a head, in words for the user; empty if nothing is."""
     import grpc
 
-    if status in (grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED):  # a Ray without this call is there all the same
+    if status in (grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED):  # a head without this call answers that it is not implemented
         return ""
     if status is grpc.StatusCode.UNAUTHENTICATED:
         if token:

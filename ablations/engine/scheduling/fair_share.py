@@ -1,6 +1,7 @@
 """Fair sharing of one cluster by studies that run at the same time.
 
-Each study publishes a claim in Ray's key-value store: what it runs and what it could run. From all claims, each computes its quota.
+Each study publishes a claim in Ray's key-value store: how many runs it has and how many it could have. Each study computes its own
+quota from all claims.
 """
 
 import json
@@ -18,7 +19,7 @@ from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete,
 
 CLAIM_PREFIX = "ablations/share/"
 CLAIM_TIMEOUT_SECONDS = 20.0
-"""Age at which an unchanged claim is removed: its study has crashed."""
+"""Age in seconds at which an unchanged claim is removed, because its study has crashed."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ResourceClaim:
 def divide_evenly(capacity: int, wants: Sequence[int]) -> list[int]:
     """Divide a capacity into equal parts, none larger than wanted.
 
-    What one part does not need goes to the others. The first parts get what cannot be divided. Each part is at least 1.
+    Capacity that one part does not need goes to the others. The first parts get the remainder. Each part is at least 1.
     """
     parts = [0] * len(wants)
     while capacity > 0 and (unsatisfied := [index for index, part in enumerate(parts) if part < wants[index]]):
@@ -62,7 +63,7 @@ def current_quota(name: str, claims: Mapping[str, ResourceClaim]) -> int:
 
 
 def should_yield(name: str, claims: Mapping[str, ResourceClaim]) -> bool:
-    """Return whether this study has more than its quota of current capacity while another has less than its own."""
+    """Return whether this study has more runs than its current quota while another study has fewer than its own quota."""
     own = claims[name]
     quotas = {each: current_quota(each, claims) for each, claim in claims.items() if claim.capacity}
     return own.runs > quotas.get(name, 0) and any(claims[each].runs < quota for each, quota in quotas.items())
@@ -78,7 +79,7 @@ def must_release_last_slot(name: str, claims: Mapping[str, ResourceClaim]) -> bo
 def _in_runs_of(own: ResourceClaim, other: ResourceClaim, runs: int) -> float:
     """Convert runs of another study into runs of this one that take as much of the cluster.
 
-    Without a node that holds runs of both, one run counts as one.
+    If the cluster can hold runs of only one of the two, one run counts as one.
     """
     return runs * own.capacity / other.capacity if own.capacity and other.capacity else runs
 
@@ -90,7 +91,7 @@ class ClaimRegistry:
         self.name = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}"
         self._beat = 0
         self._last_seen: dict[str, tuple[bytes, float]] = {}
-        """Latest claim of each study, and when this process first read it: clocks of machines differ."""
+        """Latest claim of each study, and the local time at which this process first read it, since clocks of machines differ."""
 
     def publish(self, claim: ResourceClaim) -> dict[str, ResourceClaim]:
         """Store this study's claim; return the claims of all studies, this one included, by name."""

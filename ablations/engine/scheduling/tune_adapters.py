@@ -20,34 +20,34 @@ class RunListener(Protocol):
     """Receives events of runs. Called in the driver, by one thread; must return quickly."""
 
     def started(self, fingerprint: str) -> None:
-        """A run's process starts to train it."""
+        """Handle the start of a process that trains a run."""
 
     def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
-        """A run's process sent a report: of an epoch, of a restart of its group, or of the run's outcome."""
+        """Handle a report from a run's process: an epoch, a restart of its group, or the run's outcome."""
 
     def crashed(self, fingerprint: str, reason: str, *, outcome: str | None) -> None:
-        """A run's process crashed. `outcome` is how that ends the run; None if the run is retried from its checkpoint."""
+        """Handle the crash of a run's process. `outcome` is the run's outcome; None if the run is retried from its checkpoint."""
 
 
 class RunSource(Protocol):
     """Decides which run starts next and which is stopped early. Called in the driver, by one thread; must return quickly."""
 
     def next(self) -> Job | None:
-        """Return the next run; None if there is none at present. Tune asks again after each event, and ten times a second.
+        """Return the next run; None if there is none now. Tune asks again after each event, and ten times a second.
 
         A run that was stopped may be returned again: it continues from its last checkpoint.
         """
 
     @property
     def finished(self) -> bool:
-        """Whether there will be no more runs. Read when `next` returned None."""
+        """Whether there will be no more runs. Tune reads it when `next` has returned None."""
 
     def stops(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
-        """Return whether a run stops after this report of an epoch. The listener gets the report afterwards, and no outcome."""
+        """Return whether a run stops after this report of an epoch. The listener then gets the report, but no outcome."""
 
 
 class NotPickled:
-    """A callback or searcher that is pickled as an empty object. Tune pickles them to restore experiments, which is not used."""
+    """A callback or searcher that is pickled as an empty object. Tune pickles both to restore experiments; studies never do so."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -66,7 +66,10 @@ class TuneSearcherAdapter(NotPickled, Searcher):
 
     @property
     def left(self) -> float:
-        """Number of runs that have not ended, as far as is known; one more than that, so that Tune keeps asking for runs."""
+        """Upper bound on the number of runs that have not ended: the runs in progress plus one that the source may return next.
+
+        Infinite while the source returns runs.
+        """
         return len(self.fingerprints) + 1 if self.exhausted else math.inf
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -85,7 +88,7 @@ class TuneSearcherAdapter(NotPickled, Searcher):
 
 
 class StopTrainingOnCompletion(NotPickled, tune.Callback):
-    """Ends the training of a stopped trial at once. Tune leaves it waiting in its report until its process is needed again."""
+    """Ends the training of a stopped trial at once. Tune would let it wait in its report until its process is needed again."""
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
         if "epoch" in trial.last_result and is_available(STOPPED_TRAINING):
@@ -113,7 +116,7 @@ class TuneCallbackAdapter(NotPickled, tune.Callback):
 
 
 def _last_failure(trial: Any) -> process_failures.ProcessFailure:
-    """Return a trial's last failure. Anything but the crash of a process is an error of Tune's own."""
+    """Return a trial's last failure. An error other than a process crash comes from Tune itself and counts as a crash."""
     # The file on this machine: `trial.get_pickled_error()` reads the copy that Tune uploads only when all trials have ended.
     error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     if isinstance(error, process_failures.ProcessFailure):

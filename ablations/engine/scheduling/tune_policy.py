@@ -1,4 +1,4 @@
-"""Decisions about Tune's trials: how many may run, which of them hang, and what counts as a failure."""
+"""Policy for Tune's trials: how many may run, which ones hang, and which crashes count as failures."""
 
 import math
 from collections import defaultdict
@@ -52,8 +52,9 @@ class RunPolicy:
     def judge_failure(self, trial: Any, error: Exception) -> Exception | None:
         """Return the failure to count for a trial; None if it was counted before.
 
-        If a process crashes as it is handed from one trial to the next, Tune reports the crash twice. The trial is pending again by
-        the second report, which would end it. Tune counts no loss of a node; beyond the budget, a loss counts as a crash.
+        If a process crashes while Tune hands it from one trial to the next, Tune reports the crash twice. By the second report, the
+        trial is pending again, and counting the crash would end it. Tune never counts the loss of a node; here, a loss beyond the
+        budget counts as a crash.
         """
         if not isinstance(error, ProcessFailure):
             return error

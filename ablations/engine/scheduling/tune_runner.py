@@ -30,12 +30,13 @@ from ablations.engine.trial.job import Job
 from ablations.engine.trial.trainable import train
 
 UNLIMITED = 10**9
+"""Number of runs that stands for no limit."""
 MAX_WAITING = 200
-"""Runs of a grid that may wait for nodes; Tune's own limit."""
+"""Maximum number of runs of a grid that wait for nodes. Tune has the same limit."""
 MAX_WAITING_GROUPS = 8
-"""Runs with several workers that may wait for nodes. Each of them is a process on the head, of about 0.3 GB."""
+"""Maximum number of runs with several workers that wait for nodes. The leader of each is a process of about 0.3 GB on the head."""
 LEADER_SHARE = 0.001
-"""Share of the head that the leader of a worker group takes: almost none, since it only waits."""
+"""Amount of `HEAD_RESOURCE` that the leader of a worker group takes: almost none, since it only waits."""
 
 
 def train_runs(
@@ -84,10 +85,10 @@ def train_trials(
         source: asked for a run only when there is room for it, so that it decides with all results so far.
         needs: resources of each run.
         max_concurrent: number of runs at a time, at most. None: as many as this study's share of the cluster holds. With an
-            autoscaler, one more run waits for a node, or all of `max_concurrent` do: nodes come one by one, or together.
+            autoscaler, further runs wait for nodes: one if this is None, so that nodes join one by one, else up to this number.
         listener: receives starts, reports and crashes.
         scratch: folder for Tune's own files, removed at the end.
-        hang_timeout: time without a node that could hold a run after which the study stops, in seconds.
+        hang_timeout: time without a node that is large enough for a run, in seconds, after which the study stops.
     """
     searcher = TuneSearcherAdapter(source)
     limiter = ConcurrencyLimiter(searcher, max_concurrent=1)

@@ -1,1 +1,1 @@
-"""One study from submission to report."""
+"""Submission of one study: plan, train, track and report."""

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def check_before_start(plan: Plan, options: Options) -> "RunResources":
-    """Return the resources of one run, before anything is created.
+    """Return the resources of one run. Call it before anything is created.
 
     Raises:
-        ConfigError: the storage or this machine cannot provide them.
+        ConfigError: this machine cannot hold one run, or the storage cannot be used.
     """
     from ablations.engine.scheduling.capacity import RunResources
 

@@ -1,6 +1,6 @@
-"""Life of a submission: lock the study, train it, deliver its records to MLflow, and conclude it.
+"""Lifecycle of a submission: lock the study, train it, deliver its records to MLflow, and conclude it.
 
-The lock and the records outlive each step: whatever ends a submission, its records are delivered or stored before its lock is free.
+However a submission ends, its records are delivered or stored before its lock is released.
 """
 
 import os
@@ -27,7 +27,7 @@ from resnet_core.fields import counted
 CLOSE_TIMEOUT_SECONDS = 60.0
 """Timeout at the end of a study while MLflow accepts nothing, in seconds. Undelivered records wait for the next submission."""
 INTERRUPTED_CLOSE_TIMEOUT_SECONDS = min(10.0, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or "3") * 2 / 3)
-"""The same timeout for an interrupted study, in seconds. It is below the time after which `ray job stop` kills the job."""
+"""Value of `CLOSE_TIMEOUT_SECONDS` for an interrupted study. It is below the time after which `ray job stop` kills the job."""
 MESSAGE_DELAY_SECONDS = 5.0
 """Delay before the terminal explains what the end of a study is waiting for, in seconds."""
 
@@ -50,10 +50,10 @@ StartWork = Callable[[Console, MlflowClient, AnyPlan, Options, Writer], Work]
 def submit(plan: AnyPlan, options: Options, start: StartWork[AnyPlan]) -> int:
     """Lock a study, train it and print its results; return the exit code."""
     console = make_console()
-    if is_new_database(options.tracking_uri):  # each run is missing: a request that cannot be trained creates no file
+    if is_new_database(options.tracking_uri):  # all runs are missing, so check the resources before a file is created
         check_before_start(plan, options)
     client = _connect(options)
-    # Checked before the journal is opened, whose earlier records a deleted experiment would refuse.
+    # Check before opening the journal: MLflow would refuse its earlier records if the experiment was deleted.
     with mlflow_errors_as_config_errors(options.tracking_uri):
         check_study(client, plan.study.name)
     with Journal(options.tracking_uri, plan.study.name, plan.base_id) as journal:
@@ -70,7 +70,7 @@ def submit(plan: AnyPlan, options: Options, start: StartWork[AnyPlan]) -> int:
 
 
 def _connect(options: Options) -> MlflowClient:
-    """Connect to MLflow. For a new database, start Ray meanwhile, which will be needed: each of the two takes seconds."""
+    """Connect to MLflow. For a new database, all runs are missing, so start Ray at the same time: each of the two takes seconds."""
     new = is_new_database(options.tracking_uri)
     if new:
         create_database_file(options.tracking_uri)
@@ -98,7 +98,7 @@ def _train_and_conclude(
         with mlflow_errors_as_config_errors(options.tracking_uri):
             work = start(console, client, plan, options, writer)
         interrupted = not work.train()
-    finally:  # in any case before the journal is unlocked: from then on, another process may deliver these records
+    finally:  # always before the journal is unlocked: another process may deliver these records from then on
         pending = _close(console, writer, interrupted)
     if writer.lost_to:
         raise LeaseLost(writer.lost_to)

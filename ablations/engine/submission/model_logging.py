@@ -85,7 +85,7 @@ def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> Pix
 
 
 def _log(client: MlflowClient, run: Run, record: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:
-    # Two images: torch.export would make a batch size of one a constant.
+    # Two images: with one image, torch.export would treat the batch size as a constant.
     example = np.asarray(dataset.examples(2), np.float32)
     with torch.inference_mode():
         signature = infer_signature(example, model(torch.from_numpy(example)).numpy())

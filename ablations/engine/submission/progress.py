@@ -59,7 +59,7 @@ class Progress:
     def started(self, run: Run) -> None:
         with self._lock:
             self.running[run.fingerprint] = (run, {})
-            self.began = self.began or time.monotonic()  # not earlier: the start of processes does not count for the estimate
+            self.began = self.began or time.monotonic()  # not earlier: the estimate excludes the start of processes
 
     def epoch(self, run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
         with self._lock:
@@ -81,7 +81,7 @@ class Progress:
         self.note(run, message)
 
     def paused(self, run: Run) -> None:
-        """Show that a run waits, and no longer runs."""
+        """Show that a run waits and no longer trains."""
         with self._lock:
             self.running.pop(run.fingerprint, None)
 
@@ -94,7 +94,7 @@ class Progress:
         return f"{ended:>{len(str(self.total))}}{of}{self.total}" if self.total else str(ended)
 
     def _beat(self) -> None:
-        # Also before the first event, since nodes may take long to start, or never do.
+        # Print totals even before the first event: nodes may take long to start, or may never start.
         while not self._over.wait(max(0.0, self.last_line + TOTALS_INTERVAL_SECONDS - time.monotonic())):
             if time.monotonic() >= self.last_line + TOTALS_INTERVAL_SECONDS:
                 with self._lock:
@@ -102,7 +102,7 @@ class Progress:
                 self.last_line = time.monotonic()
 
     def _fraction_done(self) -> float:
-        """Return the share of the work that is done. Epochs count in proportion to the network's depth."""
+        """Return the fraction of the work that is done, from 0 to 1. Epochs count in proportion to the network's depth."""
         done = total = 0.0
         for run in self.todo:
             epochs = self._total_epochs(run)

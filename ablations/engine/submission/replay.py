@@ -44,7 +44,7 @@ class ReplayRequest:
     """ID of the run in MLflow, or its fingerprint, or at least the first 6 characters of that."""
     tracking_uri: str
     data_root: str | None = None
-    """Folder of the data; None: the one from which the run read them."""
+    """Folder of the data; None: the folder from which the recorded run read them."""
     cpus_per_worker: float = 1.0
     """CPUs of each worker."""
     gpus_per_worker: float = 0.0
@@ -101,7 +101,7 @@ def replay(request: ReplayRequest) -> int:
 
 
 def find_run(client: MlflowClient, named: str) -> MlflowRun:
-    """Return the finished run with this ID or fingerprint; of repeated ones, the newest.
+    """Return the finished run with this ID or fingerprint, in its latest generation.
 
     Raises:
         ConfigError: there is no such run, or more than one, or it has not finished.
@@ -156,7 +156,7 @@ def read_spec(run: MlflowRun) -> RunSpec:
     """
     tags, defaults, texts = run.data.tags, RunSpec().flat(), dict(run.data.params)
     for name in texts:
-        if isinstance(defaults.get(name), tuple):  # as Python writes it: ('responses',)
+        if isinstance(defaults.get(name), tuple):  # MLflow has the text that Python prints for a tuple: ('responses',)
             texts[name] = texts[name].replace("'", "")
     try:
         spec = from_flat(texts)
@@ -174,7 +174,7 @@ def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
 
 
 def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
-    """Return the final errors of all completed runs that differ in the seed only; of repeated ones, the newest."""
+    """Return the final errors of all completed runs that differ in the seed only, each in its latest generation."""
     tags = run.data.tags
     where = run_queries.training_version_filter(tags.get("training_version", ""), tags["code_version"])
     where += f" and tags.data_version = '{tags['data_version']}'"

@@ -1,4 +1,4 @@
-"""Report of a study in MLflow, made from MLflow alone: while the study runs, at its end, and on demand."""
+"""Report of a study, computed from MLflow alone: while the study runs, at its end, and on demand."""
 
 import logging
 import re
@@ -39,10 +39,8 @@ MAX_TIME_SHARE = 0.02
 """Maximum share of the driver's time that reports may take. Reports that take longer are made less often."""
 FINAL_TIMEOUT_SECONDS = 60.0
 """Time for which the end of a study waits for a report in progress, in seconds."""
-
-
 INTERRUPTED_TIMEOUT_SECONDS = 1.0
-"""The same time for an interrupted study, in seconds."""
+"""Time for which the end of an interrupted study waits for a report in progress, in seconds."""
 
 
 class ReportUpdater:
@@ -70,7 +68,7 @@ class ReportUpdater:
 
     @property
     def busy(self) -> bool:
-        """Whether a report is still being stored. It would overwrite a later one."""
+        """Whether a report is still being stored. It would overwrite a report that is stored meanwhile."""
         return self._thread.is_alive()
 
     def __enter__(self) -> "ReportUpdater":
@@ -79,7 +77,9 @@ class ReportUpdater:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(FINAL_TIMEOUT_SECONDS if kind is None else INTERRUPTED_TIMEOUT_SECONDS)  # an interrupted study ends soon
+        self._thread.join(
+            FINAL_TIMEOUT_SECONDS if kind is None else INTERRUPTED_TIMEOUT_SECONDS
+        )  # an interrupted job is soon killed
 
     def _may_write(self) -> None:
         """Raise an error if a later report may exist, by this process or another one."""
@@ -99,7 +99,7 @@ class ReportUpdater:
                 findings = analyze_study(evidence)
                 publish(self.client, self.run_id, evidence, findings, progress=so_far, permit=self._may_write)
                 reported = ended
-            except Exception:  # the server is down, the disk full: training goes on, and the next report may succeed
+            except Exception:  # such as a full disk: training continues, and the next report may succeed
                 logger.debug("the report could not be updated", exc_info=True)
             pause = seconds_until_next_report(time.monotonic() - began)
 
@@ -110,7 +110,7 @@ def seconds_until_next_report(seconds: float) -> float:
 
 
 def rebuild_report(drafted: Draft, options: Options) -> int:
-    """Make the report of a study, or of a part of it, from MLflow alone; return the exit code."""
+    """Rebuild the report of a study, or of a part of it, from MLflow alone; return the exit code."""
     if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
     client, console = connect(options.tracking_uri), make_console()
@@ -169,7 +169,7 @@ def print_report_address(console: Console, client: MlflowClient, run_id: str, *,
 
 
 def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
-    """Return the address at which a person opens a report."""
+    """Return the address at which a user opens a report: of a web page, or of a file."""
     page = f"parts/{part}/{REPORT_PATH}" if part else REPORT_PATH
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
@@ -177,5 +177,5 @@ def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
         return f"{where}/{mlflow_internals.artifact_page(run.experiment_id, run_id, page)}"
     where = f"{run.artifact_uri}/{page}"
     path = unquote(where.removeprefix("file://"))
-    # A path with a space is no link in a terminal, and an escaped path is no path; the file:// address works as both.
+    # Terminals make no link of a path with a space, and an escaped path does not exist; a file:// address works in both respects.
     return where if path != where.removeprefix("file://") else path

@@ -8,11 +8,11 @@ from ablations.engine.submission import progress
 from ablations.engine.tracking.tracker import Tracker
 
 MAX_SILENT_WAIT_SHARE = 0.1
-"""Share of an epoch spent waiting for images above which the terminal suggests more CPUs."""
+"""Maximum share of an epoch spent waiting for images. Above it, the terminal suggests more CPUs."""
 
 
 class RunEvents:
-    """A `tune_adapters.RunListener`."""
+    """A `tune_adapters.RunListener` that passes events on to a tracker and to the terminal."""
 
     def __init__(self, runs: Sequence[Run], tracker: Tracker, progress: progress.Progress) -> None:
         self.runs = {run.fingerprint: run for run in runs}

@@ -20,8 +20,8 @@ class TrialSource(RunEvents):
         state: state of the study's searches.
         tracker: tracker of the study.
         progress: progress in the terminal.
-        claim: claims exactly these runs for this process; returns those that another process has claimed.
-        make_job: makes the job of a run; of a second run, its parent, it may continue the training.
+        claim: claims runs for this process and gives up earlier claims; returns the runs that another process has claimed.
+        make_job: returns the job of a run. If its second argument, the parent run, is not None, the run continues from it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TrialSource(RunEvents):
         return True
 
     def started(self, fingerprint: str) -> None:
-        if fingerprint in self._paused:  # in MLflow it has been running all the time
+        if fingerprint in self._paused:  # a paused run has kept the status RUNNING in MLflow
             self._paused.remove(fingerprint)
             self.progress.started(self.runs[fingerprint])
         else:
@@ -79,7 +79,7 @@ class TrialSource(RunEvents):
     def _is_free(self, run: Run) -> bool:
         try:
             return run.fingerprint not in self.claim({*self.unfinished, run.fingerprint})
-        except ConfigError:  # a full disk: the claim is not visible to others, and the study goes on
+        except ConfigError:  # a full disk: others do not see the claim, and the study continues
             return True
 
     def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:

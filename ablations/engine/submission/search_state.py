@@ -11,7 +11,7 @@ from ablations.engine.tracking.search_trials import UNFINISHED_OUTCOMES, PastTri
 from resnet_core import ConfigError
 
 MAX_INVALID_SUGGESTIONS = 100
-"""Consecutive suggestions of invalid configurations after which a search gives up."""
+"""Number of consecutive suggestions of invalid configurations after which a search ends with an error."""
 
 
 class SearchState:
@@ -20,7 +20,7 @@ class SearchState:
     Args:
         plan: the study.
         past: its trials that MLflow has.
-        adopt: makes a run that any search has trained a trial of this one; returns None for other runs.
+        adopt: adds a run that another search has trained to this search as a trial; returns None if there is no such run.
     """
 
     def __init__(self, plan: SearchPlan, past: Iterable[PastTrial], adopt: Callable[[Run], PastTrial | None]) -> None:
@@ -64,10 +64,10 @@ class SearchState:
         return [self._runs[cell, number] for cell, optimizer in self.optimizers.items() for number in optimizer.evicted()]
 
     def next_run(self, is_free: Callable[[Run], bool]) -> Run | None:
-        """Return a run of the search with the fewest started trials, so that all advance evenly; None if there is none now.
+        """Return the next run, from the search with the fewest started trials, so that all advance evenly; None if there is none.
 
         Args:
-            is_free: returns whether no other study is training a run. If one is, the run is left to it.
+            is_free: returns whether no other study is training a run. Runs of other studies are skipped.
         """
         for cell in sorted(self.optimizers, key=lambda cell: self._started[cell]):
             run = self._next_in(cell, is_free)
@@ -139,7 +139,7 @@ class SearchState:
         trial = SearchTrial(number=suggestion.number, tag=self._tag, values=suggestion.values, branch=suggestion.branch)
         try:
             return self.plan.trial_run(cell, trial)
-        except ConfigError as error:  # values that contradict each other, or the cell
+        except ConfigError as error:  # values that contradict each other or the levels of the cell
             self.optimizers[cell].reject_suggestion(suggestion.number)
             self._invalid[cell] += 1
             if self._invalid[cell] >= MAX_INVALID_SUGGESTIONS:

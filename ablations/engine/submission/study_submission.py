@@ -32,7 +32,7 @@ from resnet_core.fields import ConfigError, counted, reject
 from resnet_core.identity import TRAINING_VERSION, code_version
 
 POLL_INTERVAL_SECONDS = 5.0
-"""Time between two looks for runs that another study trains, in seconds."""
+"""Minimum time between two queries for runs that another study trains, in seconds."""
 
 
 def run_study(plan: Plan, options: Options) -> int:
@@ -51,9 +51,9 @@ class StudySubmission:
         self._log_design()
 
     def _claim_and_look_up(self) -> dict[str, run_queries.RunRecord]:
-        """Claim the plan's runs and sort them into done, to train, and awaited; return those that MLflow has."""
+        """Claim the plan's runs and sort them into done, to train, and awaited; return the runs that MLflow has."""
         plan, options = self.plan, self.options
-        # Claimed before the query: a run that another study finishes in between is found done.
+        # Claim before the query: it then finds the runs that another study finishes in between.
         elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
         if elsewhere and options.rerun:
             raise reject("--rerun", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
@@ -95,7 +95,7 @@ class StudySubmission:
         return True
 
     def _mention_other_sources(self) -> None:
-        """Print how many results were trained by other sources of `resnet_core` than this process has."""
+        """Print how many results were trained by sources of `resnet_core` that differ from those of this process."""
         here = code_version()
         others = sum(here not in record.tags.get("code_version", "").split(", ") for record in self.done.values())
         if others:
@@ -207,7 +207,7 @@ class StudySubmission:
             self._show(evidence, findings, pending)
             self._publish(evidence, findings)
             logged = self._log_models() if self.options.log_models else True
-        finally:  # last, since the next holder may submit a larger design with another report
+        finally:  # last: after this, another process may hold the study and publish another report
             self._end("FINISHED" if complete else "FAILED")
         return 0 if complete and logged else 1
 

@@ -25,10 +25,10 @@ CREDENTIALS = (
 
 
 def is_new_database(uri: str) -> bool:
-    """Return whether the address names an SQLite database that does not exist yet, and so knows no run.
+    """Return whether the address names an SQLite database that does not exist yet, and therefore has no run.
 
     Raises:
-        ConfigError: the file cannot be examined, for example because a parent is no folder.
+        ConfigError: the file cannot be examined, for example because its parent is not a folder.
     """
     path = _sqlite_file(uri)
     if path is None:
@@ -57,7 +57,7 @@ def connect(uri: str) -> MlflowClient:
     """Return a client of a tracking server or database; raise ConfigError if it does not answer."""
     if is_new_database(uri):
         create_database_file(uri)
-    # MLflow's own retries would repeat requests that may have arrived, such as creating a run. `RunDelivery` looks first.
+    # MLflow's own retries would repeat requests that may have arrived, such as creating a run. `RunDelivery` checks first.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # MLflow would print two lines for each run
@@ -103,7 +103,7 @@ def _rejected_uri(uri: str, error: Exception) -> ConfigError:
 
 @contextmanager
 def mlflow_errors_as_config_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into ConfigError. Before anything has started, an unreachable or deleted study is a wrong request."""
+    """Turn MLflow's errors into ConfigError. Use it before anything has started: the request is then wrong."""
     try:
         yield
     except DeletedInMlflow as error:

@@ -3,7 +3,7 @@
 A journal is three files in `<home>/journals`. `<name>.hold` stays locked as long as its process lives, `<name>.runs` names that
 process and the runs it trains, and `<name>.jsonl` stores the records. The operating system releases the lock when the process ends,
 however it ends, so that no holder has to be presumed alive or dead. The next submission to the same MLflow delivers the records of
-dead processes.
+processes that have ended.
 
 The lock works between submissions that share `<home>`: all of one machine, and all jobs of one cluster, which run on its head node.
 """
@@ -38,11 +38,11 @@ class Record:
     """Event: start, epoch, probes or end."""
     fingerprint: str
     generation: int
-    """Number of the attempt: 1, or more after `--rerun`."""
+    """Number of the training: 1, or a higher number after `--rerun`. A restart after a crash does not change it."""
     experiment_id: str
     """Experiment of the run, or the one in which to create it."""
     run: str
-    """Cell and seed, for messages."""
+    """Cell and seed of the run, for messages."""
     time_ms: int
     """Time of the event, in milliseconds since 1970."""
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Journal:
             self._records = self._file.open("ab", buffering=0)
             others = self._claims_of_others()
             self.recovered: Sequence[Record] = tuple(r for r in _records(self._file) if r.fingerprint not in others)
-            """Undelivered records of dead processes, oldest first. A living process that trains a run again reports all of it."""
+            """Undelivered records of ended processes, oldest first, without runs that a living process trains and reports again."""
             self._recorded = {record.fingerprint for record in self.recovered}
             self._write_runs(self._recorded)
 
@@ -120,7 +120,7 @@ class Journal:
         """Store a record until `clear`. It survives a crash of the process; after `sync`, also one of the machine."""
         self._recorded.add(record.fingerprint)
         if record.key in self._broken:
-            return  # without the earlier record, later ones would tell half of the run
+            return  # without the earlier record, later ones would describe only part of the run
         line = _line(record)
         try:
             if self._records.write(line) < len(line):
@@ -172,7 +172,7 @@ class Journal:
         return sorted(path for path in self.folder.glob(f"*-{self._tracking}.hold") if path != self._hold)
 
     def _recover_orphans(self) -> None:
-        """Move the records of dead processes into this journal."""
+        """Move the records of ended processes into this journal."""
         for path in self._other_holds():
             lock = _try_lock(path)
             if lock is not None:
@@ -225,7 +225,7 @@ def _try_lock(path: Path) -> FileLock | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):  # its process died before it wrote the file
+    except (OSError, ValueError):  # the process crashed before it wrote the file
         return {}
     return content
 
@@ -237,13 +237,13 @@ def _remove(hold: Path) -> None:
 
 
 def _line(record: Record) -> bytes:
-    # The separator comes first, so that a record after half a line (full disk, killed process) is still readable.
+    # The separator comes first, so that a record after an incomplete line (full disk, killed process) is still readable.
     return f"\n{json.dumps(asdict(record))}".encode()
 
 
 def _records(path: Path) -> list[Record]:
     found = []
     for line in path.read_text(errors="replace").split("\n") if path.exists() else ():
-        with suppress(ValueError, TypeError):  # half a line: the process had not relied on it yet
+        with suppress(ValueError, TypeError):  # an incomplete line: the process crashed while writing it
             found.append(Record(**json.loads(line)))
     return found

@@ -90,9 +90,10 @@ class StudyLease:
         threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Make sure that this process still holds the study. Call it before each write.
+        """Check that this process still holds the study. Call it before each write.
 
-        After a gap, first send a heartbeat and wait: a process that is about to take over sees it, or its own token is seen here.
+        After a gap, it sends a heartbeat and waits. A process that is about to take over then sees the heartbeat, or this process
+        sees the other's token.
 
         Raises:
             LeaseLost: another process has taken the study over, or this one has released it.
@@ -110,7 +111,7 @@ class StudyLease:
                 self.client.set_tag(self.run_id, HOLDER_TAG, json.dumps(self._holder | {"ended": True}))
 
     def stop_renewing(self) -> None:
-        """Send no further heartbeat, without a request to MLflow, which may be down. This process writes nothing more."""
+        """Send no further heartbeat, without a request to MLflow, which may be down. This process must write nothing more."""
         self._stopped.set()
 
     def _check(self) -> None:
@@ -171,7 +172,7 @@ class StudyLease:
                 self._check()
             finally:
                 self._lock.release()
-        # Without the lock, another thread's check waits for MLflow, for up to two minutes. The heartbeat must not wait as long.
+        # If the lock is taken, another thread's check waits for MLflow, for up to two minutes. The heartbeat must not wait so long.
         if not (self.lost_to or self._stopped.is_set()):
             self._send_heartbeat()
 
@@ -188,7 +189,7 @@ class _Stopwatch:
 
 
 _RUNNING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Clock that nobody sets. On Linux it also advances while the machine is suspended."""
+"""Clock that cannot be set. On Linux, it also advances while the machine is suspended."""
 
 
 def get_holder(client: MlflowClient, run_id: str) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def _wait_until_free(client: MlflowClient, run_id: str, study: str) -> _Previous
 
 
 def _is_alive(pid: int, born: float) -> bool:
-    """Return whether a process of this machine lives; `born` is its creation time, since process IDs are used again."""
+    """Return whether a process of this machine lives; `born` is its creation time, since process IDs are reused."""
     try:
         process = psutil.Process(pid)
         return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
@@ -276,6 +277,8 @@ def _wait_for_expiry(client: MlflowClient, run_id: str, study: str, first: Any) 
         now = _holder(run)
         if not is_held(now):
             return _PreviousHolder(str(now.get("token", "")), has_ended=True)
-        if now != holder or run.data.tags.get(HEARTBEAT_TAG) != heartbeat:  # alive, or another process has taken over first
+        if (
+            now != holder or run.data.tags.get(HEARTBEAT_TAG) != heartbeat
+        ):  # the holder is alive, or another process has taken over first
             raise study_is_locked_error(study, str(now["name"]))
     return _PreviousHolder(str(holder.get("token", "")), has_ended=False)

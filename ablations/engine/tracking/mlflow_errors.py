@@ -1,4 +1,4 @@
-"""Meaning of MLflow's errors: a server that does not answer, refused requests, and deleted experiments and runs."""
+"""Interpretation of MLflow's errors: a server that does not answer, refused requests, and deleted experiments and runs."""
 
 import shlex
 
@@ -7,7 +7,7 @@ from mlflow.entities import Experiment, LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
-"""MLflow's error codes for requests that will fail again on retry."""
+"""MLflow's error codes for requests that would fail again on a retry."""
 PERMISSION_ERRORS = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED")
 RATE_LIMIT_ERRORS = ("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 
@@ -26,7 +26,7 @@ def first_line(error: Exception) -> str:
 
 
 def describe_error(error: Exception) -> str:
-    """Return one line that says what went wrong between a study and MLflow."""
+    """Return one line that says why MLflow did not accept a request."""
     if isinstance(error, DeletedInMlflow):
         return str(error)
     code, message = getattr(error, "error_code", ""), first_line(error)

@@ -1,9 +1,11 @@
-"""Private and undocumented parts of MLflow. No other module of the engine uses any.
+"""Private and undocumented parts of MLflow. No other module imports a private name of MLflow or calls an undocumented route.
 
 Each feature checks its parts before it uses them: they exist and have the known parameters, columns or words. If a part has
-changed, one warning says which feature is off. The caller then falls back to the public API or goes on without the feature.
+changed, one warning says which feature is off. The caller then falls back to the public API or continues without the feature.
 
 `mlflow.utils.mlflow_tags` and `mlflow.environment_variables` count as public: MLflow documents these tags and variables.
+
+Two other modules depend on the tables of MLflow's database: `environment.relocation` and `cluster.mlflow_server`.
 """
 
 import importlib
@@ -24,9 +26,9 @@ logger = logging.getLogger(__name__)
 HistoryRow = tuple[str, str, int, float]
 """Run ID, metric, epoch and value."""
 MAX_RUNS_PER_REQUEST = 100
-"""Runs in one request for metric histories; MLflow's server refuses more."""
+"""Maximum number of runs in one request for metric histories. MLflow's server refuses more."""
 MAX_VALUES_PER_RESPONSE = 25_000
-"""Values in one response of MLflow's server, which truncates longer ones silently."""
+"""Maximum number of values in one response. MLflow's server silently truncates longer responses."""
 HISTORY_ROUTE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 """Route of MLflow's own charts. The REST API returns one metric of one run per request."""
 HISTORY_TABLE = "metrics"
@@ -40,7 +42,7 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Experiment tag that makes MLflow's web pages show training runs instead of GenAI traces. An unknown tag has no effect."""
 
 
-class MissingPart(Exception):  # noqa: N818 - it never leaves this module
+class MissingPart(Exception):  # noqa: N818 - caught within this module
     """A private part of MLflow is gone or has changed. The message says which."""
 
 
@@ -94,7 +96,7 @@ def quiet_database_errors() -> None:
 
 
 def read_histories(tracking_uri: str, run_ids: Sequence[str], metrics: Sequence[str]) -> list[HistoryRow] | None:
-    """Return all values of some metrics of many runs in few requests; None if this MLflow has no known way to do so."""
+    """Return all values of some metrics of many runs, in few requests; None if this MLflow has no known way to do so."""
     read = _read_over_http if tracking_uri.startswith("http") else _read_from_database
     rows: list[HistoryRow] = []
     try:

@@ -1,4 +1,4 @@
-"""Evidence of a study, read from MLflow."""
+"""Evidence of a study: its runs, curves, probes and trials, read from MLflow."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
-    """Return the runs and trials of a design that MLflow has; without curves and probes of runs unless `details`."""
+    """Return the runs and trials of a design that MLflow has. Curves and probes of runs are empty unless `details` is true."""
     wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
     records = run_queries.find_by_fingerprint(client, wanted)
     of_run = [

@@ -1,8 +1,8 @@
 """Delivery of one run's records to MLflow, exactly once.
 
 A response may be lost, and the server or this process may crash between two requests. Records that are not known to have arrived
-are sent again. Each delivery therefore first reads what MLflow has, or sends a request that changes nothing the second time. Before
-each write it makes sure that this process still holds the study.
+are sent again. Each delivery therefore first reads what MLflow has, or sends an idempotent request. Before each write, it checks
+that this process still holds the study.
 """
 
 import os
@@ -20,9 +20,9 @@ from ablations.engine.tracking.mlflow_errors import find_deleted
 from ablations.engine.tracking.run_queries import PROBES_ARTIFACT, search_runs
 
 MAX_METRICS_PER_REQUEST = 1000
-"""Metrics that MLflow accepts in one request."""
+"""Maximum number of metrics that MLflow accepts in one request."""
 MAX_TAG_CHARACTERS = 4000
-"""Characters of a message that are kept in a tag."""
+"""Maximum number of characters of a message in a tag."""
 
 MLFLOW_STATUS = {
     "completed": "FINISHED",
@@ -36,11 +36,11 @@ MLFLOW_STATUS = {
 
 
 class StaleDelivery(Exception):  # noqa: N818 - an event, not a mistake
-    """This process was suspended or cut off, though it still holds its study: what a delivery knows of its run may be outdated."""
+    """The state that a delivery has read of its run may be outdated: this process was suspended or cut off, but holds its study."""
 
 
 class StaleRecords(Exception):  # noqa: N818 - an event, not a mistake
-    """Records of an earlier submission belong to a study that another process has taken over, which trains their run itself."""
+    """Records of an earlier submission are obsolete: another process has taken the study over and trains their run itself."""
 
     error_code = "INVALID_STATE"
     """Error code in the form of MLflow's refusals: these records will never be accepted."""
@@ -59,7 +59,7 @@ class RunDelivery:
         self._gaps = lease.gaps if lease else 0
         self._run_id = ""
         self.logged = 0
-        """Latest epoch that MLflow has."""
+        """Latest epoch that MLflow has; 0 if it has none."""
         self._finished = False
         self._tags: dict[str, str] | None = None
         """Tags of the run; None until they are read."""
@@ -74,7 +74,7 @@ class RunDelivery:
         if self._finished:
             for tag in _trial_tags(first):  # another search trained the run meanwhile
                 self.client.set_tag(self._run_id, tag.key, tag.value)
-            return len(records)  # all of them had arrived, and only the response was lost
+            return len(records)  # all records had arrived, and only the response was lost
         if not self._run_id:
             if first.kind != "start":
                 raise find_deleted(self.client, f"the run {first.run}", _filter(first), first.experiment_id)
@@ -91,7 +91,7 @@ class RunDelivery:
         return 1
 
     def suspend(self, last: Record) -> None:
-        """Mark a run with undelivered records as stopped, neither running nor finished."""
+        """Mark a run with undelivered records as stopped, unless it has finished."""
         if not self._run_id:
             self._find(last)
         self._check_may_write(last)
@@ -101,12 +101,12 @@ class RunDelivery:
             self.client.set_terminated(self._run_id, "KILLED", last.time_ms)
 
     def _check_may_write(self, record: Record) -> None:
-        """Make sure that a record may be written now.
+        """Check that a record may be written now.
 
         Raises:
             LeaseLost: another process has taken this process's study over.
             StaleDelivery: this process still holds its study, but may have been suspended since this delivery read its run.
-            StaleRecords: an earlier process wrote the record, and a third process holds or has since held that one's study.
+            StaleRecords: an earlier process wrote the record, and a process other than this one has held the study since.
         """
         if self.lease and record.token == self.lease.token:
             self.lease.check()
@@ -122,12 +122,12 @@ class RunDelivery:
                 raise StaleRecords(f"{who} has taken over its study")
 
     def _find(self, record: Record) -> None:
-        found = list(search_runs(self.client, _filter(record)))  # a run that two studies share is in either one's experiment
+        found = list(search_runs(self.client, _filter(record)))  # a run that two studies share is in the experiment of one of them
         found.sort(key=lambda run: (run.info.status != "FINISHED", not run.data.metrics))
         if found[1:]:
             self._check_may_write(record)
         for other in found[1:]:
-            if not other.data.metrics:  # created by a request whose response was lost, so that it was sent again
+            if not other.data.metrics:  # a duplicate: the response to the first request was lost
                 self.client.delete_run(other.info.run_id)
         if found:
             self._run_id, self._finished = found[0].info.run_id, found[0].info.status == "FINISHED"
@@ -143,7 +143,7 @@ class RunDelivery:
         run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        # MLflow's parameters are immutable, and a later start may have its data in another folder: the first start's stay.
+        # MLflow's parameters are immutable, and a later start may read its data from another folder: keep those of the first start.
         params = [] if run.data.params else [Param(name, str(value)) for name, value in values["params"].items()]
         context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "train and test")
         self.client.log_inputs(run_id, [DatasetInput(Dataset(**values["dataset"]), [context])])

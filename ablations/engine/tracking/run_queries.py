@@ -24,11 +24,12 @@ from resnet_core.fields import ConfigError
 from resnet_core.renamed_fields import current_fields
 
 PAGE_SIZE = 1000
-"""Runs in one page of a search."""
+"""Number of runs in one page of a search."""
 MIN_RUNS_READ = 100
-"""Minimum number of runs to read when some are looked up."""
+"""Minimum number of runs to read in one lookup."""
 RUNS_READ_PER_LOOKUP = 2
-"""Runs to read per run that is looked up. A server on SQLite needs 5 ms for one of many, 28 ms for a single one."""
+"""Number of runs to read per run that is looked up. A server on SQLite needs 5 ms for a run in a large page, and 28 ms for a
+request that returns a single run."""
 MAX_COMPLETED_RUNS = 1000
 """Maximum number of runs, newest first, from which the duration of others is estimated."""
 DESIGN_ARTIFACT = "design.json"
@@ -49,7 +50,7 @@ class RunRecord:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """Last value of each metric; the final epoch's, once the run has finished."""
+    """Last value of each metric. For a finished run, this is the value of the final epoch."""
 
     @property
     def has_result(self) -> bool:
@@ -70,7 +71,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CompletedRun:
-    """A completed run of any study, as a measurement of how long training takes."""
+    """A completed run of any study. It serves as a measurement of training time."""
 
     spec: Mapping[str, str]
     """Its flattened `RunSpec`, as text."""
@@ -82,12 +83,12 @@ class CompletedRun:
 
 
 def find_plan_runs(client: MlflowClient, plan: Plan) -> dict[str, RunRecord]:
-    """Return, by fingerprint, those of the plan's runs that MLflow has, from any study. Of repeated runs, the newest counts."""
+    """Return the plan's runs that MLflow has, from any study, by fingerprint. The latest generation of a run counts."""
     return find_by_fingerprint(client, {run.fingerprint: plan.dataset_for_run(run).version for run in plan.runs})
 
 
 def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
-    """Return runs by fingerprint.
+    """Return the runs that MLflow has, by fingerprint.
 
     Args:
         wanted: data version by fingerprint.
@@ -100,8 +101,8 @@ def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict
 
 def _find(client: MlflowClient, wanted: Set[str], data: str) -> dict[str, RunRecord]:
     """Return runs by fingerprint, among those trained on one version of the data."""
-    # First the newest runs on the same data, then one request for each run that is not among them. A small study so pays for its
-    # own runs only, not for all runs that MLflow has.
+    # Read the newest runs on the same data first, then send one request for each run that is not among them. The cost of a small
+    # study therefore depends on its own runs, not on all runs that MLflow has.
     enough = max(MIN_RUNS_READ, RUNS_READ_PER_LOOKUP * len(wanted))
     like_these = search_runs(client, f"tags.data_version = '{data}'", page=min(PAGE_SIZE, enough))
     found = _newest(islice(like_these, enough), wanted)
@@ -135,7 +136,7 @@ def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
 
 
 def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[CompletedRun]:
-    """Yield the newest completed runs of all studies on each of these data sets."""
+    """Yield the newest completed runs of all studies, at most `MAX_COMPLETED_RUNS` for each data set."""
     for version, images in {each.version: len(each.train.labels) for each in data}.items():
         where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
         for run in islice(search_runs(client, where), MAX_COMPLETED_RUNS):
@@ -159,7 +160,7 @@ def find_design(
         client: MLflow client.
         study: name of the study.
         preset: name of its preset.
-        shared: settings to match: `Plan.shared_fields()` or a part of it. Of several matches, the newest counts.
+        shared: settings to match: `Plan.shared_fields()` or a part of it. The newest match counts.
         whole: reject runs that have further shared settings.
 
     Raises:
@@ -186,7 +187,7 @@ def find_design(
 def metric_histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Return metrics of many runs by epoch, with columns `run_id`, `metric`, `epoch` and `value`.
 
-    MLflow's public API returns one metric of one run per request, so that the fast way comes first.
+    MLflow's public API returns one metric of one run per request, so a faster private way is tried first.
     """
     rows = mlflow_internals.read_histories(client.tracking_uri, run_ids, metrics)
     if rows is None:
@@ -221,7 +222,7 @@ def _pages(query: Any, **arguments: Any) -> Iterator[Any]:
 def _without_garbage_collection() -> Iterator[None]:
     """Suspend Python's garbage collector.
 
-    MLflow makes a hundred small objects for each run. Scanning them again and again takes three quarters of the time of a read.
+    MLflow creates a hundred small objects for each run. Scanning them repeatedly takes three quarters of the time of a read.
     """
     enabled = gc.isenabled()
     gc.disable()

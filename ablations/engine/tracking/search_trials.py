@@ -24,7 +24,7 @@ COLUMNS = ("cell", "number", "run_id", "outcome", "epochs", "error", "loss", "se
 
 @dataclass(frozen=True, kw_only=True)
 class PastTrial:
-    """A trial that MLflow has."""
+    """A trial of a search, as MLflow has it."""
 
     cell: str
     """Label of the cell that is searched."""
@@ -39,7 +39,7 @@ class PastTrial:
 
     @property
     def seconds(self) -> float:
-        """Training time in seconds, without that of the trial from which this one branched."""
+        """Training time in seconds, excluding epochs taken over from the trial from which this one branched."""
         return sum(epoch["seconds"] for number, epoch in self.epochs.items() if number > self.start)
 
     @property
@@ -67,7 +67,9 @@ def read_trials(client: MlflowClient, search: SearchDesign, training_version_fil
     where += f" and tags.data_version = '{search.data_version}' and params.seed = '{search.seed}'"
     records = [run_queries.run_record(run) for run in run_queries.search_runs(client, where)]
     epochs = _epochs(client, records)
-    past = [_past(search.tag, record, json.loads(record.tags[search.tag]), epochs.get(record.run_id, {})) for record in records]
+    past = [
+        _past_trial(search.tag, record, json.loads(record.tags[search.tag]), epochs.get(record.run_id, {})) for record in records
+    ]
     cells = {cell.label for cell in search.cells}
     most = math.inf if search.scheduler == "pbt" else search.trials or math.inf  # earlier budgets may have been larger
     found = [each for each in past if each.cell in cells and each.trial.number < most]
@@ -92,15 +94,15 @@ class SharedTrialLookup:
             return None
         try:
             self.client.set_tag(record.run_id, self.search.tag, trial_tag_value(run))
-            return _past(
+            return _past_trial(
                 self.search.tag, record, json.loads(trial_tag_value(run)), _epochs(self.client, [record]).get(record.run_id, {})
             )
         except MlflowException:
-            return None  # then this search trains it, which costs time only
+            return None  # this search then trains it again, which costs only time
 
 
 def _epochs(client: MlflowClient, records: Sequence[RunRecord]) -> dict[str, dict[int, dict[str, float]]]:
-    """Metrics by run and epoch."""
+    """Return `error`, `loss` and `seconds` by run ID and epoch."""
     epochs: dict[str, dict[int, dict[str, float]]] = {}
     histories = run_queries.metric_histories(client, [record.run_id for record in records], list(METRICS))
     for run_id, metric, epoch, value in histories.itertuples(index=False, name=None):
@@ -108,11 +110,12 @@ def _epochs(client: MlflowClient, records: Sequence[RunRecord]) -> dict[str, dic
     return epochs
 
 
-def _past(tag: str, record: RunRecord, said: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
-    branch = tuple(said["branch"]) if said["branch"] else None
-    trial = SearchTrial(number=said["number"], tag=tag, values=current_fields(said["values"]), branch=branch)
+def _past_trial(tag: str, record: RunRecord, content: Mapping[str, Any], epochs: Mapping[int, Mapping[str, float]]) -> PastTrial:
+    """Return a trial from its run and the parsed content of its tag, leaving out epochs with incomplete metrics."""
+    branch = tuple(content["branch"]) if content["branch"] else None
+    trial = SearchTrial(number=content["number"], tag=tag, values=current_fields(content["values"]), branch=branch)
     whole = {epoch: values for epoch, values in sorted(epochs.items()) if len(values) == len(METRICS)}
-    return PastTrial(cell=said["cell"], trial=trial, record=record, epochs=whole)
+    return PastTrial(cell=content["cell"], trial=trial, record=record, epochs=whole)
 
 
 def trial_tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""The run of a study itself in MLflow: the parent of its runs, the place of its lease, its design and its report."""
+"""The run in MLflow that represents a study: the parent of the study's runs, with its lease, its design and its report."""
 
 import getpass
 import hashlib
@@ -27,7 +27,8 @@ from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, s
 from ablations.engine.tracking.writer import JOB_KILLED, Writer
 
 REPORT_TAG, WHOLE = "report", "whole"
-"""Tag of a study's run, and its value when the report covers the completed study. Before that, the value says how far it was."""
+"""Tag of a study's run, and its value when the report covers the completed study. Before that, the value says how far the
+study was."""
 
 
 class StudyRun:
@@ -56,18 +57,18 @@ class StudyRun:
         found = client.search_runs([self.experiment_id], where, max_results=1)
         run = found[0] if found else self._create()
         self.run_id = str(run.info.run_id)
-        if not run.data.params:  # also if its creator was killed before it had logged them: reports search for them
+        if not run.data.params:  # its creator may have been killed before it logged them; reports search for them
             client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in plan.shared_fields().items()])
         self.lease = StudyLease(client, self.run_id, plan.study.name, on_lease_lost)
         if not found:
-            self._check_only(where)
+            self._yield_to_concurrent_creator(where)
         writer.set_lease(self.lease)
         if found:
             client.update_run(self.run_id, status="RUNNING")
             self._end_orphaned_runs()
 
     def log_design(self, design: Design) -> None:
-        """Log what was submitted, from which reports are later rebuilt without the study's file."""
+        """Log the design as submitted. Reports are later rebuilt from it, without the study's file."""
         digest = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
         tags = self.client.get_run(self.run_id).data.tags
         self.report_is_current = tags.get(DESIGN_TAG) == digest and tags.get(REPORT_TAG) == WHOLE
@@ -93,8 +94,8 @@ class StudyRun:
         }
         return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
 
-    def _check_only(self, where: str) -> None:
-        """Give way if another process created a run for this study at the same moment, and created it last."""
+    def _yield_to_concurrent_creator(self, where: str) -> None:
+        """Raise ConfigError if another process has also created a run for this study, after this one. Delete this one's run."""
         last = self.client.search_runs([self.experiment_id], where, max_results=1)[0].info.run_id
         if last != self.run_id:
             self.lease.release()
@@ -104,7 +105,7 @@ class StudyRun:
     def _end_orphaned_runs(self) -> None:
         """End runs that a killed submission left in state RUNNING."""
         where = f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{self.run_id}' and attributes.status = 'RUNNING'"
-        # Read before the search: a record that is no longer pending has then arrived.
+        # Read before the search: a record that is not pending here has reached MLflow by then.
         alive = self.writer.pending_fingerprints() | self.writer.journal.claimed_elsewhere().keys()
         if self.lease.expired_token:
             self._fence(self.lease.expired_token, alive)
@@ -116,7 +117,7 @@ class StudyRun:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _fence(self, token: str, alive: Set[str]) -> None:
-        """Delete the unfinished runs of a holder that is only presumed dead, so that its late requests have no effect.
+        """Delete the unfinished runs of a holder that is only presumed dead, so that its late requests have no effect (fencing).
 
         Their epochs are all logged again, to a new run, whichever checkpoint training continues from.
         """

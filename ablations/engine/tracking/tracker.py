@@ -26,7 +26,7 @@ class Tracker:
     Args:
         client: MLflow client.
         writer: writer that delivers the records.
-        plan: the study, whose journal this process has.
+        plan: the study, whose journal this process holds.
         known: runs of the plan that MLflow has. Unfinished ones are continued, not repeated.
         rerun: start each run as a new generation, beside the existing ones (`--rerun`).
         on_lease_lost: called once, from any thread, when another process has taken the study over.
@@ -63,7 +63,7 @@ class Tracker:
                 self._attempts[fingerprint] = int(record.tags.get("attempts", 0))
 
     def generation(self, run: Run) -> int:
-        """Return the number of a run's generation: 1, or more after `--rerun`."""
+        """Return the generation of a run: 1, or a higher number after `--rerun`."""
         return self._generations.get(run.fingerprint, 1)
 
     def started(self, run: Run, reason: str = "") -> None:
@@ -104,7 +104,7 @@ class Tracker:
             conditions: the circumstances of the training (`device`, `torch`, …).
             probes: measurements of the run's probes so far.
         """
-        # The code version belongs to each epoch: a run may continue under other sources of the same training version.
+        # Each epoch has a code version: a run may continue under other sources with the same training version.
         under = {**conditions, "code_version": code_version()}
         self._put("epoch", run, epoch=epoch, metrics=dict(metrics), conditions=under)
         if probes:
@@ -113,7 +113,7 @@ class Tracker:
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
         """Record the end of a run. `run_delivery.MLFLOW_STATUS` lists the outcomes."""
         if run.fingerprint not in self._started:
-            self.started(run)  # it ended before its process had reported a start
+            self.started(run)  # it ended before its process reported a start
         self._put("end", run, outcome=outcome, message=message, traceback=traceback)
 
     @property

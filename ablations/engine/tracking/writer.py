@@ -21,7 +21,7 @@ from resnet_core.fields import printable
 logger = logging.getLogger(__name__)
 
 RETRY_INTERVAL_SECONDS = 2.0
-"""Time between two attempts to deliver a run's records, in seconds."""
+"""Time between two attempts to deliver the records of a run, in seconds."""
 JOB_KILLED = "its job was killed"
 """Message of runs that a killed submission left unfinished."""
 
@@ -51,7 +51,7 @@ class Writer:
         self._lease: StudyLease | None = None
         self._closing = self._abandoned = False
         self._delivered = 0
-        """Number of records that are delivered or set aside."""
+        """Number of records that were delivered or set aside."""
         self._changed = threading.Condition()
         for record in journal.recovered:
             self._queue(record)
@@ -64,7 +64,7 @@ class Writer:
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Queue a record and return at once. After the loss of the lease, drop it: the new holder reports all runs anew."""
+        """Queue a record and return at once. After the loss of the lease, drop it: the new holder reports all runs again."""
         with self._changed:
             if self.lost_to:
                 return
@@ -120,7 +120,7 @@ class Writer:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(max(0.5, deadline - time.monotonic()))  # it may wait for a response that never comes
+        self._thread.join(max(0.5, deadline - time.monotonic()))  # the thread may wait for a response that never comes
         with self._changed:
             self._abandoned = True
             if self._lease and self.lost_to:
@@ -179,15 +179,15 @@ class Writer:
         except StaleDelivery:
             self._deliveries.clear()
             return
-        except Exception as error:  # a store's own library may raise anything, and this thread must go on
-            self._deliveries.pop(key, None)  # its knowledge of the run may be wrong
+        except Exception as error:  # a store's own library may raise anything, and this thread must continue
+            self._deliveries.pop(key, None)  # the state that it has read of the run may be wrong
             refused = getattr(error, "error_code", "") in PERMANENT_ERRORS
             if refused and known:
-                return  # the next delivery reads the run again, and then says what is wrong
+                return  # the next delivery reads the run again and raises a precise error
             if not (refused and key in self._recovered):
                 self._postpone(key, records[0], error)
                 return
-            # Behind them may be records of this process, which starts the run again.
+            # Records of this process, which starts the run again, may follow those of the earlier process.
             records = tuple(takewhile(lambda record: record.token == records[0].token, records))
             aside = self.journal.quarantine(records)
             logger.warning("MLflow refuses the records of %s, which are kept in %s: %s", records[0].run, aside, _short(error))
@@ -231,7 +231,7 @@ class Writer:
             for _ in records:
                 rest.popleft()
             if rest:
-                self._pending[key] = rest  # other runs come first now
+                self._pending[key] = rest  # at the end: other runs are delivered first
             else:
                 self._recovered.discard(key)
             if not self._pending:

@@ -1,1 +1,1 @@
-"""The processes of a trial: training alone or in a worker group, checkpoints, liveness, and causes of crashes."""
+"""The processes of a trial: single process or worker group, checkpoints, liveness, and causes of crashes."""

@@ -27,7 +27,7 @@ from ablations.engine.environment.storage import apply_group_permissions, make_f
 logger = logging.getLogger(__name__)
 
 MAX_CHECKPOINTS = 2
-"""Checkpoints of a run that are kept, the latest ones."""
+"""Maximum number of checkpoints of a run to keep, the latest ones."""
 _NAME = re.compile(r"epoch-(\d{6})-([0-9a-f]{16})\.pt")
 _PARTIAL = ".partial"
 
@@ -82,7 +82,7 @@ class CheckpointFolder:
             self._unneeded.clear()
 
     def check_writable(self) -> None:
-        """Raise OSError if `save` could write nothing, before an epoch is trained in vain.
+        """Raise OSError if `save` cannot write. Call it before training, so that no epoch is lost.
 
         If another user began the run, its folder may be read-only for this user.
         """
@@ -107,7 +107,7 @@ class CheckpointFolder:
             UnpicklingError: loading the checkpoint would run code. It was not written by this program.
         """
         with _prefix_os_errors(f"checkpoints in {self.where} cannot be read"):
-            # By the next save, the processes that wrote these have finished or crashed.
+            # By the next save, the processes that wrote these partial files have finished or crashed.
             self._unneeded.update(name for name in self._list() if name.endswith(_PARTIAL))
             while names := self._names(epoch):
                 self._made = True
@@ -159,7 +159,7 @@ class CheckpointFolder:
         self._made = True
 
     def _read(self, name: str) -> Buffer | None:
-        """Return the content of a file; None if it is gone."""
+        """Return the content of a file; None if the file does not exist."""
         try:
             with self.files.open_input_file(f"{self.folder}/{name}") as file:
                 return file.read_buffer()  # reuses memory: ten times as fast as new bytes
@@ -172,7 +172,7 @@ class CheckpointFolder:
 
 
 def _on_cpu(value: Any) -> Any:
-    """Return a state with its tensors on the CPU, so that a machine without a GPU can load it."""
+    """Copy the tensors of a state to the CPU, so that a machine without a GPU can load it."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
@@ -188,7 +188,7 @@ def _checksum(content: Buffer) -> str:
 
 @contextmanager
 def _prefix_os_errors(failure: str) -> Iterator[None]:
-    """Put what failed in front of the message of an OSError."""
+    """Prefix the message of an OSError with what failed."""
     try:
         yield
     except OSError as error:

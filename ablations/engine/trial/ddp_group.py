@@ -29,17 +29,18 @@ if TYPE_CHECKING:
     from ablations.engine.trial.process_failures import ProcessFailure
 
 REPLACEMENT_INTERVAL_SECONDS = 5.0
-"""Time between two attempts to start a group that lacks a node."""
+"""Time between two attempts to start a group that lacks a node, in seconds."""
 
 REPORT_TIMEOUT_SECONDS = 0.2
-"""Time for which the leader waits for a report before it checks whether the group has ended."""
+"""Time for which the leader waits for a report before it checks whether the group has ended, in seconds."""
 
 GRACE_SECONDS = 15.0
-"""Time by which a group's timeout exceeds the hang timeout. Workers that hang exit by themselves, with a better reason."""
+"""Time by which a group's timeout exceeds the hang timeout, in seconds. A worker that hangs exits by itself before, with a better
+reason."""
 
 
 def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
-    """Train a run by a worker group, in the process that leads it. If one of its processes crashes or hangs, start another group.
+    """Train a run with a worker group, which this process leads. If a process of the group crashes or hangs, start another group.
 
     Args:
         job: the run.
@@ -48,8 +49,8 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
 
     Raises:
         ProcessFailure: processes crashed more often than `job.max_failures` allows; the last failure.
-        ConfigError: the cluster was started with an older Ray Train.
-        OSError: the storage is gone. Train would create it anew.
+        ConfigError: the processes of the cluster use version 1 of Ray Train.
+        OSError: the storage is gone. Without this check, Train would create a new one.
         Exception: what the workers' code raised, if that ended the run or if nothing else explains the last crash.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
@@ -57,7 +58,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    if not hasattr(ray_train, "UserCallback"):  # the environment of the node's processes decides which Train they have
+    if not hasattr(ray_train, "UserCallback"):  # the environment in which a node's Ray was started decides the version of Train
         raise ConfigError("RAY_TRAIN_V2_ENABLED=0: accepted: 1, or unset, in the environment in which `ray start` runs")
     from ablations.engine.trial.process_failures import NodeLossBudget, ProcessFailure
 
@@ -71,7 +72,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
         except ProcessFailure as hung:
             cause, error = hung, hung
         except (TrainingFailedError, RayActorError) as ended:
-            if is_resource_shortage(ended):  # the cluster held the group before: nodes were lost, and others will come
+            if is_resource_shortage(ended):  # the cluster could hold the group before: nodes were lost, and new ones will join
                 time.sleep(REPLACEMENT_INTERVAL_SECONDS)
                 continue
             raised = worker_exception(ended)
@@ -121,7 +122,7 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
         worker_group.abort_group()
         raise
     finally:
-        queue.shutdown(force=True)  # the traceback of an error would keep its process alive
+        queue.shutdown(force=True)  # otherwise, the traceback of an error would keep the queue's process alive
         worker_group.release_controller()
         process_failures.delete_record(controller_name())
 
@@ -164,7 +165,7 @@ class _GroupStallDetector:
         self._has_heartbeats = is_available(KEY_VALUE_STORE) and is_available(TRAIN_CONTROLLER)
 
     def failure(self) -> "ProcessFailure | None":
-        """Return how the group hangs; None if it does not, or if the next poll is not due."""
+        """Return a failure that says which process hangs; None if none does, or if the next poll is not due."""
         from ray.exceptions import RpcError
 
         from ablations.engine.trial import process_failures
@@ -182,7 +183,7 @@ class _GroupStallDetector:
         if silent[self._controller] > (self._timeout if controller.get("trains") else self._start_timeout):
             seconds = silent[self._controller]
             return process_failures.ProcessFailure(f"the controller of its workers stood still for {seconds:.0f} s", "process")
-        # One worker that makes progress is enough: the others wait for it at most, or exit by themselves if they hang.
+        # One worker that makes progress is enough: the others only wait for it, or exit by themselves if they hang.
         seconds = min(silent[name] for name in self._workers)
         begun = any(records[name] for name in self._workers)
         if controller.get("trains") and seconds > (self._timeout if begun else self._start_timeout):
@@ -191,7 +192,7 @@ class _GroupStallDetector:
 
 
 def _latest_epoch(job: Job) -> int:
-    """Return the epoch of the run's latest checkpoint; 0 if there is none, or if the storage does not answer."""
+    """Return the epoch of the run's latest checkpoint; 0 if there is none or the storage does not answer."""
     from ablations.engine.trial.checkpoints import CheckpointFolder
 
     with suppress(OSError):
@@ -237,7 +238,7 @@ def _trainer(job: Job, queue: "Queue") -> Any:
             name=f"{job.folder}/ray-train",
             storage_path=job.storage,
             callbacks=[QueueReports(queue), *controller_callbacks(heartbeat)],
-            # Train would also retry what a bug or too large a batch ended. `train_group` knows the difference.
+            # Train would also retry after a bug or an out-of-memory error. `train_group` retries crashes only.
             failure_config=FailureConfig(max_failures=0),
         ),
     )

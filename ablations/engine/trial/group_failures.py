@@ -1,4 +1,4 @@
-"""Why a Ray Train worker group ended: what its workers' own code raised, or how one of its processes crashed."""
+"""Causes for the end of a Ray Train worker group: an exception of its workers' own code, or the crash of a process."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from ablations.engine.trial.process_failures import ProcessFailure
 
 OUTCOMES = {"Diverged": "diverged", "OutOfMemory": "oom"}
-"""Outcome of a run by the name of the exception that ended it. Names, so that torch need not be imported here."""
+"""Outcome of a run by the name of the exception that ended it. Names instead of classes avoid an import of torch."""
 
 LOST_PEER = re.compile("gloo|NCCL|Connection (closed|reset)", re.IGNORECASE)
-"""Texts of the errors that torch.distributed raises in the other workers when one has crashed."""
+"""Messages of the errors that torch.distributed raises in the other workers when one has crashed."""
 
 
 def _raised(error: Any) -> list[Exception]:
-    """Return what code of the workers raised: outcomes of a run first, then other errors, then errors about a lost peer."""
+    """Return the exceptions of the workers' own code: outcomes of a run first, then other errors, then errors about a lost peer."""
     from ray.exceptions import RayError
 
     raised = [failure for failure in _failures(error) if not isinstance(failure, RayError) and not is_train_error(failure)]
@@ -24,14 +24,14 @@ def _raised(error: Any) -> list[Exception]:
 
 
 def _failures(error: Any) -> list[Exception]:
-    """Return how each worker failed; empty if Train's own controller failed."""
+    """Return the error of each worker that failed; empty if Train's own controller failed."""
     return list(getattr(error, "worker_failures", {}).values())
 
 
 def _is_lost_peer(failure: Exception) -> bool:
     """Return whether a worker raised this only because another one crashed.
 
-    torch.distributed raises RuntimeErrors. Errors of other types may contain the same texts, about a storage or a file.
+    torch.distributed raises RuntimeErrors. Errors of other types may contain the same words, for example about a storage server.
     """
     return isinstance(failure, RuntimeError) and bool(LOST_PEER.search(str(failure)))
 
@@ -52,7 +52,7 @@ def _has_crashed_worker(error: Any) -> bool:
 
 
 def final_error(failure: "ProcessFailure", error: Any) -> Exception:
-    """Return why a group ended that is not retried: if the crash is unexplained, a worker's own exception says more."""
+    """Return the error to raise for a group that is not retried. For an unexplained crash, a worker's own exception says more."""
     from ablations.engine.trial import process_failures
 
     raised = _raised(error)
@@ -63,7 +63,7 @@ def final_error(failure: "ProcessFailure", error: Any) -> Exception:
 
 
 def explain_group_failure(error: Any, names: list[str]) -> "ProcessFailure":
-    """Return the cause of a group's end that no exception of its workers' own code explains.
+    """Return the cause of a group's end if no exception of its workers' own code explains it.
 
     Args:
         error: exception that Train raised.
@@ -73,7 +73,7 @@ def explain_group_failure(error: Any, names: list[str]) -> "ProcessFailure":
 
     from ablations.engine.trial import process_failures
 
-    controller = getattr(error, "controller_failure", error)  # or the controller itself crashed
+    controller = getattr(error, "controller_failure", error)  # without the attribute, the controller itself crashed
     failures = _failures(error) or [controller]
     cause = process_failures.explain_failure(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
     if cause.reason == process_failures.UNEXPLAINED and not _failures(error) and not isinstance(controller, RayActorError):
@@ -83,5 +83,5 @@ def explain_group_failure(error: Any, names: list[str]) -> "ProcessFailure":
 
 
 def is_resource_shortage(error: Any) -> bool:
-    """Return whether Train did not start a group because the cluster cannot hold it."""
+    """Return whether Train did not start a group because the cluster has too few resources for it."""
     return type(getattr(error, "controller_failure", None)).__name__ == "InsufficientClusterResourcesError"

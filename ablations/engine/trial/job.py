@@ -10,7 +10,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a trial's process needs to know of its run: plain values, which Tune sends."""
+    """The data that a trial's process needs about its run: plain values, which Tune sends to it."""
 
     fingerprint: str
     spec: Mapping[str, Any]

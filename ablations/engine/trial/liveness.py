@@ -15,9 +15,10 @@ from ablations.engine.trial import process_failures
 from ablations.engine.trial.watchdog import Watchdog
 
 MAX_INTERVAL_SECONDS = 10.0
+"""Maximum time between two heartbeats, in seconds."""
 START_TIMEOUT_SECONDS = 180.0
-"""Time for a process to start before it counts as hung, where the hang timeout is shorter: imports take seconds, and Ray Train
-waits for a group's resources for a minute at a time."""
+"""Minimum time after which a process that is starting counts as hung, in seconds, even if the hang timeout is shorter. Imports
+take seconds, and Ray Train waits for a group's resources for a minute at a time."""
 
 
 def heartbeat_interval(hang_timeout: float) -> float:
@@ -26,7 +27,7 @@ def heartbeat_interval(hang_timeout: float) -> float:
 
 
 class ProcessHeartbeat:
-    """A record of this process that a thread renews, with the number of its heartbeats and of the process's steps."""
+    """A record of this process that a thread renews. It contains the number of heartbeats and the number of steps."""
 
     def __init__(self, name: str, interval_seconds: float) -> None:
         """Start to renew the record `name`."""
@@ -35,7 +36,7 @@ class ProcessHeartbeat:
         self.paused = False
         self._interval_seconds = interval_seconds
         self._stopped = threading.Event()
-        # A thread of its own, because it waits for Ray's head, which may be what hangs.
+        # A separate thread, because each heartbeat waits for Ray's head, which may hang.
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def step(self) -> None:
@@ -58,7 +59,7 @@ class ProcessHeartbeat:
 
 
 class ProcessMonitor:
-    """Monitors this process from inside: passes its signs of life on, and ends it with a reason."""
+    """Monitors this process from inside: passes signs of life to watchdog and heartbeat, and ends the process with a reason."""
 
     def __init__(self, heartbeat: ProcessHeartbeat, watchdog: Watchdog) -> None:
         self._heartbeat, self._watchdog = heartbeat, watchdog
@@ -104,13 +105,13 @@ def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
 
 
 class PeerMonitor:
-    """Watches the other workers of a group for a worker that waits for them, since they may have more to do than it has."""
+    """Watches the other workers of a group while this worker waits for them. They may have more to do, so waiting is no hang."""
 
     def __init__(self, names: Sequence[str], hang_timeout: float, alive: Callable[[], object]) -> None:
         """
         Args:
             names: names of the other workers' records.
-            hang_timeout: of this process, in seconds.
+            hang_timeout: this process's hang timeout, in seconds.
             alive: called when another worker has made progress.
         """
         self._names, self._interval, self._alive = names, heartbeat_interval(hang_timeout), alive
@@ -123,7 +124,7 @@ class PeerMonitor:
             return
         self._checked = time.monotonic()
         if not is_available(KEY_VALUE_STORE):
-            self._alive()  # nobody can tell
+            self._alive()  # without heartbeats, assume progress
             return
         with suppress(RpcError):  # the head is busy and answers the next time
             steps: list[object] = [process_failures.read_record(name).get("steps") for name in self._names]
@@ -135,7 +136,7 @@ class PeerMonitor:
 class StallDetector:
     """Measures for how many seconds processes have shown no sign of life.
 
-    Only time between regular polls counts. If the observer itself was suspended, it would otherwise take all others for hung.
+    Only time between regular polls counts. Otherwise, an observer that was itself suspended would conclude that all others hang.
     """
 
     def __init__(self) -> None:

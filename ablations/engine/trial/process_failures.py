@@ -1,7 +1,7 @@
 """Causes of crashes of a run's processes.
 
-Ray reports most crashes alike. So each process stores a record in Ray's key-value store when it starts: its node, and that node's
-count of kills for memory. After a crash, `explain_failure` compares the record with the present.
+Ray reports most crashes alike. Each process therefore stores a record in Ray's key-value store when it starts: its node, and that
+node's count of out-of-memory kills. After a crash, `explain_failure` compares the record with the current count.
 """
 
 import json
@@ -20,7 +20,7 @@ from ablations.engine.environment.network import accepts_connections
 from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_get, kv_put
 
 OOM_QUERY_TIMEOUT_SECONDS = 10.0
-"""Time for a node to return its count of kills for memory."""
+"""Timeout for a node to return its count of out-of-memory kills, in seconds."""
 
 RECORD_PREFIX = "ablations/process/"
 """Beginning of the keys of process records."""
@@ -29,16 +29,16 @@ UNEXPLAINED = "its process was killed"
 """Reason for a crash of unknown cause."""
 
 MAX_NODE_LOSSES = 10
-"""Nodes that a run may lose without a new epoch before further losses count as its failures. Otherwise, a run that takes its node
-down each time would be retried for ever."""
+"""Maximum number of nodes that a run may lose without a new epoch. Further losses count as failures of the run: a run that takes
+its node down each time would otherwise be retried forever."""
 
 Cause = Literal["process", "memory", "node"]
 
 
-class ProcessFailure(RayActorError):  # noqa: N818 - it is one, and its name says so
+class ProcessFailure(RayActorError):  # noqa: N818 - "failure" in the name says the same as "error"
     """The crash of a process, with its cause.
 
-    The loss of a node is marked as preempted: Tune and Train do not count such an error as a failure of the run.
+    If the cause is a lost node, the error is marked as preempted: Tune and Train then do not count it as a failure of the run.
     """
 
     def __init__(self, reason: str, cause: Cause) -> None:
@@ -47,7 +47,7 @@ class ProcessFailure(RayActorError):  # noqa: N818 - it is one, and its name say
 
     @property
     def outcome(self) -> str:
-        """Outcome of a run that this ends."""
+        """Outcome of a run that this failure ends."""
         return "oom" if self.cause == "memory" else "failed"
 
 
@@ -58,7 +58,7 @@ class NodeLossBudget:
         self.epoch = self.count = 0
 
     def charge(self, failure: ProcessFailure, epoch: int) -> ProcessFailure:
-        """Count a failure of a run that had reached `epoch`; return it, as a crash if it is one lost node too many."""
+        """Count a failure of a run that had reached `epoch`; return it, or a crash in its place if the budget is exceeded."""
         if epoch > self.epoch:
             self.epoch, self.count = epoch, 0
         if failure.cause != "node":
@@ -73,7 +73,7 @@ class ProcessRecord:
     """This process's record in Ray's key-value store, which `explain_failure` reads after a crash."""
 
     def __init__(self, name: str) -> None:
-        """Store the node ID and the node's count of kills for memory under `name`, replacing an earlier record."""
+        """Store the node ID and the node's count of out-of-memory kills under `name`, replacing an earlier record."""
         self.name = name
         self._content: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id(), "oom_kills": count_oom_kills()}
         self._deleted = False
@@ -87,7 +87,7 @@ class ProcessRecord:
 
     def write(self, **entries: Any) -> None:
         """Add or replace entries, and store the record."""
-        with self._lock:  # so that the write that comes last has all entries
+        with self._lock:  # so that the latest write contains all entries
             self._content |= entries
             if not self._deleted:
                 kv_put(_key(self.name), json.dumps(self._content))
@@ -106,7 +106,7 @@ def read_record(name: str) -> dict[str, Any]:
 
 
 def record_stall(name: str, seconds: float) -> None:
-    """Add to another process's record that it hung for `seconds`, before it is killed for that."""
+    """Add to another process's record that it has hung for `seconds`. Call it before killing that process."""
     kv_put(_key(name), json.dumps({**read_record(name), "stopped_seconds": seconds}))
 
 
@@ -117,7 +117,7 @@ def delete_record(name: str) -> None:
 
 
 def explain_failure(names: Sequence[str], errors: Sequence[BaseException] = ()) -> ProcessFailure:
-    """Return why one of these processes crashed, and delete their records.
+    """Return why one of the named processes crashed, and delete the records of all of them.
 
     Args:
         names: names of the records; several if any of the processes may be the one that crashed.
@@ -151,9 +151,9 @@ def explain_failure(names: Sequence[str], errors: Sequence[BaseException] = ()) 
 
 
 def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """Return how many processes of this machine the kernel has killed for memory, those in containers included.
+    """Return how many processes of this machine the kernel has killed for lack of memory, including those in containers.
 
-    0 where the kernel does not publish the number.
+    Return 0 if the kernel does not publish the number.
     """
     try:
         lines = counters.read_text().splitlines()
@@ -163,7 +163,7 @@ def count_oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
 
 
 def _count_oom_kills_on(node: str) -> int:
-    """Return the same for a node; 0 if it does not answer."""
+    """Return `count_oom_kills` of a node; 0 if the node does not answer."""
     if node == ray.get_runtime_context().get_node_id():
         return count_oom_kills()
     count = ray.remote(num_cpus=0)(count_oom_kills).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
@@ -174,7 +174,7 @@ def _count_oom_kills_on(node: str) -> int:
 
 
 def _is_reachable(node: dict[str, Any]) -> bool:
-    """Return whether a node accepts connections. Ray itself takes some 15 s to notice that one is gone."""
+    """Return whether a node accepts connections. Ray itself takes some 15 s to notice that a node is gone."""
     if not node["Alive"]:
         return False
     return accepts_connections(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")

@@ -15,7 +15,7 @@ from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.worker import train_or_exit_on_gpu_error
 
 END_TIMEOUT_SECONDS = 60.0
-"""Time for a stopped training to clean up, such as to end the processes that read its images."""
+"""Time for a stopped training to clean up, in seconds. For example, it ends the processes that read its images."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 def end_training(trainable: Any) -> None:
-    """End the training of a stopped trial, in its process: its thread waits in a report and keeps its memory."""
+    """End the training of a stopped trial, in its process. Its thread would otherwise wait in a report and keep its memory."""
     workers = trainable.config["job"]["spec"]["world_size"]
     try:
         if workers > 1:
@@ -51,7 +51,7 @@ def end_training(trainable: Any) -> None:
                 process_failures.delete_record(name)
     finally:
         if not end_training_thread(END_TIMEOUT_SECONDS):
-            os._exit(1)  # so that the process's next trial fails with a message; Tune would drop it silently
+            os._exit(1)  # the next trial in this process then fails with a message; otherwise Tune would drop it silently
 
 
 def report_outcome(report: Report, work: Callable[[], object]) -> None:
@@ -68,16 +68,16 @@ def report_outcome(report: Report, work: Callable[[], object]) -> None:
 
 
 def _free_gpu_memory() -> None:
-    """Return cached GPU memory to the device: other runs may share it while this process waits for its next run."""
+    """Free the GPU memory that torch caches: other runs may share the device while this process waits for its next run."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         gc.collect()  # tensors of a failed run are in reference cycles
-        with suppress(RuntimeError):  # the outcome is reported already; the next run finds out that the GPU fails
+        with suppress(RuntimeError):  # the outcome is reported already; the next run will detect that the GPU fails
             torch.cuda.empty_cache()
 
 
 def outcome_of(error: Exception) -> tuple[str, str]:
-    """Return the outcome of a run that an error ended, and the reason in one line."""
+    """Return the outcome of a run that ended with an error, and the reason in one line."""
     from ablations.engine.trial.process_failures import ProcessFailure
 
     if isinstance(error, ProcessFailure):

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 STDERR = 2
+"""File descriptor of stderr. faulthandler writes to it without Python's own streams."""
 GRACE_SECONDS = 5.0
-"""Time by which the timer is later than the thread, and which the thread has to report the hang."""
+"""Time between the thread's timeout and the timer's, in seconds. The thread has this long to report the hang."""
 
 
 class Watchdog:
@@ -24,12 +25,12 @@ class Watchdog:
     def __init__(self, seconds: float, before_exit: Callable[[], object]) -> None:
         """
         Args:
-            seconds: time without a call of `alive` after which the process exits.
+            seconds: time without a call of `alive` after which the process exits, in seconds.
             before_exit: called by the thread before it exits the process.
         """
         self.seconds, self.before_exit = seconds, before_exit
         self.paused = False
-        """Whether this process waits for another one, which is itself monitored. It need not call `alive` then."""
+        """Whether the timeout is suspended, because this process waits for another process that is itself monitored."""
         self._left = threading.Event()
 
     def alive(self) -> None:

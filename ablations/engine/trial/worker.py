@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 from ablations.engine.trial.job import Job, Report
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
-"""Texts of errors, of any type, about lack of memory: from torch's allocators, C++, cuBLAS, cuDNN and Linux."""
+"""Messages of out-of-memory errors of any type: from torch's allocators, C++, cuBLAS, cuDNN and Linux."""
 
 POLL_INTERVAL_SECONDS = 0.01
-"""Time between two checks for workers that have not come as far as this one."""
+"""Time between two checks whether the other workers have reached the same point, in seconds."""
 AGREEMENT_INTERVAL_SECONDS = 0.2
-"""Pause before workers that found different checkpoints look again."""
+"""Pause before workers that found different checkpoints search again, in seconds."""
 
 
 class OutOfMemory(Exception):  # noqa: N818 - an outcome of a run, not a mistake
@@ -88,10 +88,10 @@ def train_epochs(
     Args:
         rank: rank of this worker in its group.
         alive: called after every step and after each piece of other work: data loaded, checkpoint read, epoch delivered.
-        on_peer_wait: called many times a second while other workers of the group have not come as far.
+        on_peer_wait: called many times a second while this worker waits for the others of its group.
 
     Raises:
-        OutOfMemory: the device or this machine has too little memory; names which, and the size of the batch.
+        OutOfMemory: the device or this machine has too little memory. The message names the device and the batch size.
     """
     try:
         _train_epochs(job, device, report, rank, alive, on_peer_wait)
@@ -106,9 +106,9 @@ def train_epochs(
 
 
 def _find_memory_error(error: BaseException | None) -> BaseException | None:
-    """Return the error about lack of memory among an error and its context; None if there is none.
+    """Return the out-of-memory error among an error and the errors in its context; None if there is none.
 
-    The capture of a CUDA graph, for example, fails with an error that names no cause.
+    For example, a CUDA graph capture that runs out of memory fails with an error that names no cause.
     """
     while error and not (isinstance(error, MemoryError) or NO_MEMORY.search(str(error))):
         error = error.__context__
@@ -118,7 +118,7 @@ def _find_memory_error(error: BaseException | None) -> BaseException | None:
 def _train_epochs(
     job: Job, device: str, report: Report, rank: int, alive: Callable[[], object], on_peer_wait: Callable[[], object]
 ) -> None:
-    import torch  # here and not above: the driver imports this module, and trains nothing
+    import torch  # not at the top: the driver imports this module too, but trains nothing
 
     from resnet_core import fit
     from resnet_core.overrides import from_flat
@@ -155,7 +155,7 @@ def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
     """Load the run's data set on this node.
 
     Raises:
-        ConfigError: the node lacks the data, or has another version than the study was planned with; names the node.
+        ConfigError: the node lacks the data, or has another version than the study was planned with. The message names the node.
     """
     from resnet_core import ConfigError, load_dataset
     from resnet_core.fields import reject
@@ -177,13 +177,13 @@ def _restore(
     """Return the run's checkpoint folder, the checkpoint from which all its workers continue, and warnings on damaged files.
 
     Workers may at first find different checkpoints: a killed predecessor may still save one, or the storage may have repaired a
-    file between two reads. This loop sends no heartbeat, so workers that never agree end as hung.
+    file between two reads. This loop sends no heartbeat, so the watchdog ends workers that never agree.
     """
     from ablations.engine.trial.checkpoints import CheckpointFolder
 
     while True:
         damaged: list[str] = []
-        # A new object, since one that was used does not look at damaged files again.
+        # A new object each time, since an object does not read a file again that it found damaged.
         checkpoints = CheckpointFolder(job.storage, job.folder, damaged.append)
         restore = checkpoints.latest() or _branch_checkpoint(job, damaged.append)
         if _all_agree(restore, device, on_peer_wait):
@@ -204,7 +204,7 @@ def _branch_checkpoint(job: Job, warn: Callable[[str], object]) -> dict[str, Any
 
 
 def _all_agree(restore: Mapping[str, Any] | None, device: str, on_peer_wait: Callable[[], object]) -> bool:
-    """Return whether all workers of the group continue from the same epoch. Waits for workers that still prepare their data."""
+    """Wait for all workers of the group, and return whether they continue from the same epoch."""
     import torch
     from torch import distributed
 
@@ -221,7 +221,7 @@ def _all_agree(restore: Mapping[str, Any] | None, device: str, on_peer_wait: Cal
 
 
 def _device_model(device: str) -> str:
-    """Return the model of the GPU or processor. The same seed gives other numbers on another model."""
+    """Return the model name of the GPU or processor. The same seed gives different numbers on different models."""
     import torch
 
     if device.startswith("cuda"):
@@ -234,6 +234,6 @@ def _device_model(device: str) -> str:
 
 
 def _with_gpu_hours(metrics: Mapping[str, float], job: Job) -> dict[str, float]:
-    """Add the GPU-hours of the whole run to the metrics of its last epoch. A share of a GPU counts as that share."""
+    """Add the GPU-hours of the whole run to the metrics of its last epoch. A fraction of a GPU counts as that fraction."""
     gpus = job.gpus_per_worker * job.spec["world_size"]
     return {**metrics, **({"gpu_hours": metrics["train_seconds"] * gpus / 3600} if "train_seconds" in metrics else {})}

@@ -1,7 +1,7 @@
 """A Ray Train worker group as seen from the process that leads it: its reports, its heartbeat, and how it is aborted.
 
-Ray Train's own bridge to Tune, `TuneReportCallback`, deadlocks: Tune's session holds one report, and the only thread that reads it
-also forwards the reports of the group. Here the leader's own thread forwards them.
+Ray Train's own bridge to Tune, `TuneReportCallback`, deadlocks: Tune's session stores one report, and the only thread that reads it
+also forwards the reports of the group. Here, the thread that trains in the leader forwards them.
 """
 
 from collections.abc import Mapping
@@ -17,15 +17,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ablations.engine.trial.liveness import ProcessHeartbeat
 
 CONTROLLER = "controller"
-"""Key of the queue's item that holds the controller's handle."""
+"""Key of the queue item that contains the controller's handle."""
 ABORT_TIMEOUT_SECONDS = 10.0
+"""Timeout for the controller to end its group, in seconds."""
 
 _controllers: list[Any] = []
 """Handle of the controller of this process's group, if it leads one."""
 
 
 def make_queue() -> Queue:
-    """Return a queue for the reports of a group, on this node, so that the leader depends on no other one."""
+    """Return a queue for the reports of a group. It runs on this node, so that the leader depends on no other node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 

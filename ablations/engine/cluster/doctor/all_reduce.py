@@ -20,11 +20,13 @@ from ablations.engine.scheduling.ray_internals.cluster import free_resources_by_
 Backend = Literal["gloo", "nccl"]
 
 TENSOR_MB = 64
-"""Size of the reduced tensor, in MB. The gradients of ResNet-50 have 102 MB, those of ResNet-110 on CIFAR 7 MB."""
+"""Size of the reduced tensor, in MB. The gradients of ResNet-50 take 102 MB, those of ResNet-110 on CIFAR 7 MB."""
 REPETITIONS = 5
+"""Number of timed all-reduces."""
 MIN_GB_PER_SECOND = 0.05
 """Minimum bandwidth. Below it, each step of ResNet-50 waits more than 2 seconds. A 1 Gb/s network reaches about 0.1 GB/s."""
 RESERVATION_TIMEOUT_SECONDS = 5.0
+"""Time limit for reserving a worker on each node."""
 START_TIMEOUT_SECONDS = 60.0
 """Time limit for starting the processes and importing torch, which is slow from a cold disk."""
 MEASUREMENT_TIMEOUT_SECONDS = 25.0
@@ -123,7 +125,7 @@ def measure(reserved: PlacementGroup, backend: Backend) -> AllReduceMeasurement 
 
 
 def check_across_nodes(backend: Backend, resource: str, nodes: Sequence[Node]) -> Check:
-    """Check a group with one worker on each node that has a free CPU or GPU. Fewer than two such nodes: nothing is measured."""
+    """Check a group with one worker on each node that has a free CPU or GPU. With fewer than two, measure nothing."""
     name = f"all-reduce {backend}"
     fit = [node for node in nodes if (node.cpus if resource == "CPU" else node.gpus) >= 1]
     if len(fit) < 2:

@@ -33,6 +33,7 @@ NODE_ANSWER_TIMEOUT_SECONDS = 15.0
 MEASUREMENT_TIMEOUT_SECONDS = 20.0
 """Time limit for storage, data, GPUs and MLflow together, which are measured at the same time."""
 CLOCK_ROUNDS = 3
+"""Number of times that each clock is read."""
 STATUS_COLORS = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
 
 

@@ -23,6 +23,7 @@ MATRIX_SIZE = 1024
 MIN_FREE_GB = 2.0
 """Minimum free GPU memory for the test. The CUDA context of a process takes up to 0.6 GB."""
 MEASUREMENT_TIMEOUT_SECONDS = 20.0
+"""Time limit for torch to test all GPUs of a node."""
 VISIBLE_DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 GB_PER_MIB = 2**20 / 1e9
 DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")

@@ -14,6 +14,7 @@ from ablations.engine.scheduling.ray_internals.cluster import TOKEN_CHECK, asks_
 from ablations.engine.scheduling.ray_internals.compatibility import is_available
 
 ANSWER_TIMEOUT_SECONDS = 5.0
+"""Time limit for a server to answer a probe."""
 MLFLOW_PROBE_PATH = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 RAY_PROBE_PATH = "/api/jobs/"
 RAY_PROGRAMS = ("raylet", "gcs_server", "dashboard", "autoscaler", "monitor", "ray::")

@@ -7,7 +7,7 @@ from resnet_core import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRequest:
-    """What the doctor checks."""
+    """The data set, servers and resources that the doctor checks."""
 
     data: DataConfig
     storage: str
@@ -17,4 +17,4 @@ class DoctorRequest:
     cpus_per_worker: float
     gpus_per_worker: float
     worker_timeout_seconds: float
-    """How long to wait for the workers."""
+    """Maximum time to wait for the workers, in seconds."""

@@ -19,7 +19,9 @@ from ablations.engine.cluster.doctor.nodes import Node, run_on_nodes
 from ablations.engine.environment.storage import apply_group_permissions, make_folder, open_storage, without_credentials
 
 MEGABYTE = 1_000_000
+"""Bytes per MB."""
 CLEANUP_TIMEOUT_SECONDS = 5.0
+"""Time limit for all nodes to remove the test files."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""All private API of Ray that this project uses. No other module imports, reads or replaces a private part of Ray.
+"""All private Python API of Ray that this project uses. No other module imports or replaces a private name of Ray.
 
-Ray may change such a part in any release. So each `Feature` lists the parts that it needs, as Ray 2.60 has them.
-`compatibility.is_available` checks them before the first use: a part exists, takes the known parameters and, if it is replaced
-here, is still what Ray itself calls. Otherwise the feature is off, one line on stderr says so, and the study runs without it.
+Ray may change such a name in any release. Each `Feature` therefore lists the parts that it needs, as Ray 2.60 has them. Before the
+first use, `compatibility.is_available` checks that each part exists, takes the known parameters and, if this project replaces it,
+is still called by Ray itself. Otherwise the feature is off, one line on stderr says so, and the study runs without it.
 
-These modules import nothing of this project, and no Ray until a feature is used. Decisions come from their callers.
+Undocumented environment variables and resource names are constants here. They cannot be checked: Ray ignores an unknown variable.
+
+These modules import nothing of this project outside their package, and import Ray only when a feature is used. Their callers make
+all decisions.
 """

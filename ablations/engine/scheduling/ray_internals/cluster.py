@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Undocumented environment variable. `0` keeps Ray's ports on loopback, as on macOS."""
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Undocumented environment variable with what `ray job submit` was given, as JSON."""
+"""Undocumented environment variable that contains the settings of `ray job submit`, as JSON."""
 HEAD_RESOURCE = "node:__internal_head__"
 """Resource that only the head of a cluster has."""
 STATUS_TIMEOUT_SECONDS = 5
+"""Timeout for the status of the autoscaler, in seconds."""
 
 SIGNALS = Feature(
     "saving everything after SIGTERM",
@@ -70,8 +71,8 @@ FREE_RESOURCES = Feature(
 def keep_own_signal_handlers() -> None:
     """Make `ray.init` leave the handlers of SIGTERM to this program.
 
-    Ray's own handlers end the process: that of Python at once or after up to half a minute, without a message; that of its C++ core
-    prints a stack and aborts the process three seconds later.
+    Ray's own handlers end the process. The Python handler does so without a message, after up to half a minute. The handler of
+    Ray's C++ core prints a stack trace and aborts the process three seconds later.
     """
     from ray._private import ray_constants, utils
 
@@ -81,7 +82,7 @@ def keep_own_signal_handlers() -> None:
 
 @needs(SHORT_MESSAGES, otherwise=None)
 def shorten_messages(show: Callable[[str], object]) -> None:
-    """Call `show` with the first sentence of each message that Ray prints about its cluster, instead of its twenty lines."""
+    """Call `show` with the first sentence of each message that Ray prints about its cluster. A message has some twenty lines."""
     from ray._private import worker
 
     def print_first_sentence(data: Mapping[str, Any], ignore_prefix: bool) -> None:
@@ -91,11 +92,11 @@ def shorten_messages(show: Callable[[str], object]) -> None:
 
 
 def resolve_address(address: str) -> tuple[str, str]:
-    """Return the host and port where Ray would look for the head at an address. `auto` is a running one on this machine.
+    """Return the host and port at which Ray would connect to the head. The address `auto` means a head on this machine.
 
     Raises:
         ConnectionError: the address is `auto`, and no Ray runs on this machine.
-        ValueError: it is no address.
+        ValueError: the text is not an address.
     """
     from ray._private import services
 
@@ -111,9 +112,9 @@ def addresses_of_this_machine() -> set[str]:
 
 
 def head_status(address: str, token: str | None, timeout_seconds: float) -> "grpc.StatusCode":
-    """Ask the Ray head at `host:port` whether it is there, over gRPC; return how that went.
+    """Call the Ray head at `host:port` over gRPC and return the status code.
 
-    A head answers this call at once, and refuses it without the right token. `ray.init` would try for minutes.
+    A head answers this call at once, and refuses it without the right token. `ray.init` would retry for minutes.
     """
     import grpc
 
@@ -134,7 +135,10 @@ def has_autoscaler() -> bool:
 
 
 def _has_autoscaler_v2() -> bool:
-    """Version 2, which `ray up` and KubeRay start, reports to Ray's control store, and each node that it started has a type."""
+    """Return whether version 2 of the autoscaler runs, which `ray up` and KubeRay start.
+
+    It reports its version to Ray's control store, and each node that it started has a type.
+    """
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
     from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
@@ -145,7 +149,10 @@ def _has_autoscaler_v2() -> bool:
 
 
 def _has_autoscaler_v1() -> bool:
-    """Every head publishes a status. Without an autoscaler, each node in it has a type of its own, `node_<node ID>`."""
+    """Return whether version 1 of the autoscaler runs.
+
+    Every head publishes a status. Without an autoscaler, the type of each node in the status is `node_<node ID>`.
+    """
     import ray
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.experimental.internal_kv import _internal_kv_get
@@ -158,7 +165,7 @@ def _has_autoscaler_v1() -> bool:
 
 @needs(TOKEN_CHECK, otherwise=None)
 def asks_for_token() -> bool | None:
-    """Return whether Ray's processes on this node ask each other for a token; None if that is not known."""
+    """Return whether Ray's processes on this node ask each other for a token; None if this is unknown."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     return bool(is_token_auth_enabled())
@@ -166,7 +173,7 @@ def asks_for_token() -> bool | None:
 
 @needs(FREE_RESOURCES, otherwise=None)
 def free_resources_by_node() -> dict[str, dict[str, float]] | None:
-    """Return the resources that nothing uses, by node ID; None if that is not known."""
+    """Return the free resources of each node, by node ID; None if they are unknown."""
     from ray._private.state import available_resources_per_node
 
     return dict(available_resources_per_node())
@@ -175,7 +182,7 @@ def free_resources_by_node() -> dict[str, dict[str, float]] | None:
 def autoscaler_config_file(head: str) -> Path | None:
     """Return the cluster file of the autoscaler of the head at `host:port`; None if none runs on this machine.
 
-    Ray stores no copy of the file. A job's driver runs on the head, as the autoscaler does, so its command line tells.
+    Ray stores no copy of the file. A job's driver runs on the same machine as the autoscaler, whose command line names the file.
     """
     import psutil
 
@@ -187,6 +194,6 @@ def autoscaler_config_file(head: str) -> Path | None:
 
 
 def job_config() -> dict[str, Any]:
-    """Return what `ray job submit` was given, where that started this program; empty otherwise."""
+    """Return the settings of the `ray job submit` that started this program; empty if it was started otherwise."""
     config: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     return config

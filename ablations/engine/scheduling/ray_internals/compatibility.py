@@ -1,4 +1,4 @@
-"""Checks of private parts of Ray: whether the installed release has them as this project knows them."""
+"""Checks that the installed Ray has the private parts that this project knows."""
 
 import importlib
 import inspect
@@ -22,12 +22,12 @@ class Part:
     parameters: str | None = None
     """Parameters with their defaults, without annotations; None if the part is no Python function or is not called here."""
     caller: str = ""
-    """Function of Ray, in the same form as `path`, that refers to this part by name. A replacement takes effect through it."""
+    """Function of Ray that refers to this part by name, in the form of `path`. A replacement takes effect only if it still does."""
     attributes: str = ""
     """Names, separated by spaces, that the class at `path` defines or that its methods use."""
 
     def problem(self) -> str:
-        """Return how the installed Ray differs, such as "is missing"; empty if it does not."""
+        """Return how the part in the installed Ray differs, such as "… is missing"; empty if it does not."""
         try:
             found = _resolve(self.path)
         except (ImportError, AttributeError):
@@ -105,7 +105,7 @@ def _names_in(function: Any) -> set[str]:
 
 
 def needs(feature: Feature, *, otherwise: Any) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Make a function return `otherwise` where its feature is off."""
+    """Return a decorator that makes a function return `otherwise` if its feature is off."""
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @wraps(function)

@@ -1,6 +1,6 @@
-"""Ray's key-value store, which the head of a cluster keeps and every process of the cluster reaches.
+"""Ray's key-value store. The head of a cluster stores it, and every process of the cluster can reach it.
 
-The public alternative, a named detached actor, is a process more on the head: docs/decisions.md has the numbers.
+The public alternative, a named detached actor, costs one more process on the head: docs/decisions.md has the numbers.
 """
 
 from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, needs
@@ -18,7 +18,7 @@ KEY_VALUE_STORE = Feature(
 
 @needs(KEY_VALUE_STORE, otherwise=None)
 def kv_put(key: str, value: str) -> None:
-    """Store a value, in place of an earlier one."""
+    """Store a value, replacing an earlier one."""
     from ray.experimental.internal_kv import _internal_kv_put
 
     _internal_kv_put(key, value, overwrite=True)
@@ -35,7 +35,7 @@ def kv_get(key: str) -> bytes | None:
 
 @needs(KEY_VALUE_STORE, otherwise=None)
 def kv_delete(key: str) -> None:
-    """Delete a key, if it is there."""
+    """Delete a key if it exists."""
     from ray.experimental.internal_kv import _internal_kv_del
 
     _internal_kv_del(key)

@@ -1,4 +1,4 @@
-"""Private parts of Ray Train: the environment, the controller and the reservations of a worker group."""
+"""Private parts of Ray Train: the environment, the controller and the placement groups of a worker group."""
 
 import os
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 TRAIN_ENVIRONMENT = {
     # Each report waits for the controller's next poll. Epochs here can be shorter than Train's default of 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # The watcher and the metrics exporter are one process and one import of opencensus each, in every trial.
+    # In every trial, the watcher costs a process, and the metrics exporter an import of opencensus.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
@@ -73,7 +73,7 @@ ORPHANED_GROUPS = Feature(
 def propagate_cluster_address() -> None:
     """Pass this process's cluster on to the processes of its worker group.
 
-    Ray Train's clean-up process looks for a cluster on its machine. It finds none, or the wrong one, where there are several.
+    Ray Train's clean-up process searches for a cluster on its machine. If several run there, it finds none or the wrong one.
     """
     import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
@@ -83,25 +83,28 @@ def propagate_cluster_address() -> None:
 
 
 class TrainObserver(Protocol):
-    """Sees the loop of a worker group's controller, in the controller's process."""
+    """Observes the loop of a worker group's controller, in the controller's process."""
 
     def started(self) -> None:
-        """Called when the loop starts."""
+        """Handle the start of the loop."""
 
     def stepped(self, state: str) -> None:
-        """Called in each round of the loop, with the name of the controller's state if that changed, else empty."""
+        """Handle a round of the loop. `state` names the controller's state if it has changed, and is empty otherwise."""
 
     def finished(self) -> None:
-        """Called when the loop ends."""
+        """Handle the end of the loop."""
 
 
 @needs(TRAIN_CONTROLLER, otherwise=[])
 def controller_callbacks(observer: TrainObserver) -> "list[ControllerCallback]":
-    """Return callbacks for `RunConfig` that tell an observer of the controller's loop; empty where Train has none."""
+    """Return callbacks for `RunConfig` that report the controller's loop to an observer; empty if the feature is off."""
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
     class ObserveController(ControllerCallback, WorkerGroupCallback):
-        """Holds the observer itself: Train pickles callbacks twice, and all copies of this class share one closure."""
+        """Callback with the observer as an attribute.
+
+        Train pickles callbacks twice. If the methods captured the observer, all copies of this class would share it.
+        """
 
         def __init__(self, observer: TrainObserver) -> None:
             self.observer = observer
@@ -123,7 +126,7 @@ def controller_callbacks(observer: TrainObserver) -> "list[ControllerCallback]":
 
 @needs(TRAIN_ERRORS, otherwise=False)
 def is_train_error(error: BaseException) -> bool:
-    """Return whether Ray Train itself raised this, and not the code of a run."""
+    """Return whether Ray Train itself raised this error, rather than the code of a run."""
     from ray.train.v2._internal.exceptions import RayTrainError
 
     return isinstance(error, RayTrainError)
@@ -131,10 +134,10 @@ def is_train_error(error: BaseException) -> bool:
 
 @needs(ORPHANED_GROUPS, otherwise=None)
 def remove_orphaned_placement_groups() -> None:
-    """Free what worker groups of this program had reserved whose controllers crashed.
+    """Remove the placement groups of this program's worker groups whose controllers have crashed.
 
-    Ray frees a placement group once its creator and the whole job have ended. Ray Train leaves the rest to an actor of its own,
-    which needs the cluster's dashboard.
+    Ray itself removes a placement group only when both its creator and the whole job have ended. Ray Train removes it earlier by
+    an actor that needs the cluster's dashboard, which may be missing.
     """
     import ray
     from ray._private.state import state

@@ -14,9 +14,9 @@ else:
     _ActorManager = _Controller = object  # `install_tune_policy` puts the mixins below in front of Tune's own classes
 
 IDLE_SECONDS = 0.1
-"""Pause before Tune asks its searcher again while nothing runs."""
+"""Pause before Tune asks its searcher again while nothing runs, in seconds."""
 MAX_STARTING = 200
-"""Processes that may start at the same time; Tune's own limit for grids."""
+"""Maximum number of processes that start at the same time. Tune has the same limit for grids."""
 
 _TUNE = "ray.tune.execution.tune_controller:TuneController"
 _ACTORS = "ray.air.execution._internal:RayActorManager"
@@ -114,17 +114,17 @@ class TunePolicy(Protocol):
         """Return the number of runs that may hold resources of the cluster now."""
 
     def hung_trials(self, trials: Mapping[str, Any]) -> Iterable[str]:
-        """Return the IDs of actors to kill, of those that train these trials of Tune."""
+        """Return the IDs of the actors to kill, because they hang. `trials` has Tune's trials by actor ID."""
 
     def judge_failure(self, trial: Any, error: Exception) -> Exception | None:
-        """Return the failure to count for a trial; None if Tune reports the same one twice."""
+        """Return the failure to count for a trial; None if Tune has reported the same failure before."""
 
     def explain(self, error: Exception) -> Exception:
-        """Return an error of an actor with its cause."""
+        """Return the cause of an actor's crash; return errors other than crashes unchanged."""
 
 
 def install_tune_policy(policy: TunePolicy) -> None:
-    """Make Tune run with a policy from now on, as far as its private parts are the known ones."""
+    """Make Tune follow a policy from now on. A feature whose private parts have changed stays off."""
     from ray.air.execution._internal import RayActorManager
     from ray.tune import tune
     from ray.tune.execution import class_cache, tune_controller
@@ -141,7 +141,7 @@ def install_tune_policy(policy: TunePolicy) -> None:
     if is_available(CRASH_CAUSES):
         tune_controller.RayActorManager = type("Actors", (ExplainCrashes, RayActorManager), {"policy": policy})
     if is_available(SECRETS):
-        # Tune would put AWS's keys of this process into logs and onto command lines that all users can read. Nodes have their own.
+        # Tune would write this process's AWS keys to logs and command lines that all users can read. Nodes have keys of their own.
         kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
         class_cache.ENV_VARS_TO_PROPAGATE = kept
 
@@ -151,10 +151,10 @@ class _WithPolicy(_Controller):
 
 
 class KillHungTrials(_WithPolicy):
-    """Kills processes of trials that hang. Tune would wait for them for ever."""
+    """Kills processes of trials that hang. Tune would wait for them forever."""
 
     def _maybe_update_trial_queue(self) -> None:
-        live = self._actor_manager._live_actors_to_ray_actors_resources  # without those that wait for resources
+        live = self._actor_manager._live_actors_to_ray_actors_resources  # without actors that wait for resources
         handles = {trial: live[actor][0] for trial, actor in self._trial_to_actor.items() if actor in live}
         trials = {handle._actor_id.hex(): (trial, handle) for trial, handle in handles.items()}
         for actor_id in self.policy.hung_trials({actor_id: trial for actor_id, (trial, _) in trials.items()}):
@@ -165,11 +165,11 @@ class KillHungTrials(_WithPolicy):
 
 
 class LimitRuns(_WithPolicy):
-    """Keeps no more processes than `max_runs` and than there is work for."""
+    """Keeps at most `max_runs` processes of trials, including those that are starting."""
 
     def _maybe_update_trial_queue(self) -> None:
         if limit := self.policy.max_runs():
-            # Tune counts a trial whose process starts as pending, although it has its place already.
+            # Tune counts a trial as pending while its process starts, although it already takes one of the slots.
             self._max_pending_trials = max(1, min(MAX_STARTING, limit - len(self._running_trials)))
             super()._maybe_update_trial_queue()
 
@@ -178,7 +178,7 @@ class LimitRuns(_WithPolicy):
         excess = max(0, len(self._trial_to_actor) - limit)
         for actor in self._actor_manager.pending_actors[::-1][:excess]:
             self._withdraw(actor)
-        # All places may be asked for at the same time.
+        # Tune may request all free slots at the same time.
         begun = len(self._trial_to_actor) - self._actor_manager.num_pending_actors
         self._max_pending_trials = max(1, min(MAX_STARTING, limit - begun))
         if begun >= limit:
@@ -189,7 +189,7 @@ class LimitRuns(_WithPolicy):
             time.sleep(IDLE_SECONDS)  # with no actor to wait for, Tune's loop would spin
 
     def _withdraw(self, actor: Any) -> None:
-        """Take back the request for a waiting run's resources, which other studies are to have."""
+        """Cancel the request for a waiting run's resources, so that other studies can have them."""
         trial = self._actor_to_trial.pop(actor)
         del self._trial_to_actor[trial]
         self._unstage_trial_with_resources(trial)
@@ -213,7 +213,7 @@ class LimitRuns(_WithPolicy):
 
 
 class WaitBriefly(_WithPolicy):
-    """Returns to Tune's loop soon when the searcher has nothing to run. Tune would ask it for ten minutes, deaf to signals."""
+    """Returns to Tune's loop soon if the searcher has nothing to run. Tune would keep asking for ten minutes and ignore signals."""
 
     def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
         if super()._update_trial_queue():
@@ -228,21 +228,21 @@ class WaitBriefly(_WithPolicy):
 
 
 class JudgeFailures(_WithPolicy):
-    """Lets the policy judge each failure of a trial. Tune does not count lost nodes, however many there are."""
+    """Lets the policy judge each failure of a trial. Tune itself never counts a lost node, so it would retry without limit."""
 
     def _process_trial_failure(self, trial: Any, exception: Exception) -> None:
         judged = self.policy.judge_failure(trial, exception)
         if judged is None:
-            self._resetting_trials.discard(trial)  # it waits for its next process already
+            self._resetting_trials.discard(trial)  # the trial already waits for its next process
         else:
             super()._process_trial_failure(trial, judged)
 
 
 class SaveNothing(_WithPolicy):
-    """Writes an empty state of the experiment. Nothing restores it, and saving takes milliseconds for each trial that ever was."""
+    """Writes an empty state of the experiment. Nothing restores it, and saving takes milliseconds for each trial so far."""
 
     def save_to_dir(self) -> None:
-        path = Path(self.experiment_state_path)  # Tune looks whether the file is there
+        path = Path(self.experiment_state_path)  # Tune checks that the file exists
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"trial_data": []}')
 
@@ -250,7 +250,7 @@ class SaveNothing(_WithPolicy):
 class ExplainCrashes(_ActorManager):
     """Adds causes to crashes of actors.
 
-    Tune does not know Ray's exception for a kill for memory, which would end all runs, and treats a lost node like any crash.
+    Tune does not handle Ray's OutOfMemoryError, which would end all runs, and treats a lost node like any crash.
     """
 
     policy: TunePolicy

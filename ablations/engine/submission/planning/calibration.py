@@ -11,11 +11,11 @@ from ablations.engine.submission.planning.cost_and_power import ComputeMode, Cos
 from resnet_core import RunSpec, measure_cost
 
 BUDGET_SECONDS = 2.0
-"""Time spent on each network, in seconds. A network takes more if three steps take longer, or one step does."""
+"""Time spent on each network, in seconds. It is exceeded if `MIN_STEPS` steps take longer, or a single step does."""
 MIN_STEPS, MAX_STEPS = 3, 30
-"""Number of timed steps of each network."""
+"""Minimum and maximum number of timed steps of each network."""
 MAX_STEP_SIZE = {"cpu": (1e9, 2e10), "cuda": (4e9, 4e12)}
-"""Bytes of activations and multiply-adds of a timed step, by device. Of a larger batch, a part is timed."""
+"""Maximum bytes of activations and multiply-adds of a timed step, by device. For a larger batch, only a part of it is timed."""
 
 
 def calibrate(
@@ -56,7 +56,7 @@ def _images_per_worker(spec: RunSpec) -> int:
 
 
 def _fit(measured: Sequence[tuple[float, float, float]]) -> CostModel:
-    """Fit layers, multiply-adds and seconds of steps: least relative errors, no negative cost."""
+    """Fit a cost model to layers, multiply-adds and seconds of steps, with least-squares relative errors and no negative cost."""
     import numpy as np
     from scipy.optimize import nnls
 

@@ -16,13 +16,13 @@ from resnet_core.data.datasets import Dataset
 from resnet_core.fields import counted
 
 SPEED_FIELDS = ("global_batch_size", "image_size", "stream", "scale", "extra_tests")
-"""Fields of the optimizer and the data that change the duration of a step on the same images."""
+"""Fields of the sections `optim` and `data` that change the duration of a step on the same images."""
 NO_SPEED_FIELDS = ("zero_init_residual", "bn_momentum", "probes", "probe_epochs", "seed")
-"""Other fields, which do not change it."""
+"""Fields of other sections that do not change the duration of a step. All others do."""
 TARGET_POINTS = 0.5
 """Difference, in points of error, for which a plan prints the number of seeds needed."""
 MAX_SEEDS = 100
-"""Largest number of seeds considered."""
+"""Maximum number of seeds considered."""
 ROUNDING = 1e-9
 """Standard deviation below which values differ by rounding only, in points of error."""
 
@@ -62,7 +62,7 @@ class CostEstimate:
     hours: float | None
     """Hours from the first start to the last end; None if the number of concurrent runs is not known."""
     gpu_hours: float
-    """Hours of all runs times their GPUs."""
+    """GPU-hours of all runs: hours times GPUs."""
 
     @property
     def runs_estimated(self) -> int:
@@ -128,10 +128,10 @@ def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0)
 
 
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
-    """Return the predicted seconds of each missing run, from the seconds per step of finished runs with the same network and
-    settings, and the devices of those runs.
+    """Return the predicted seconds of missing runs by fingerprint, and the devices of the finished runs used for the prediction.
 
-    Tests after each epoch are part of it, so that runs on as many training images tell best.
+    A prediction uses the seconds per step of finished runs with the same network and settings. They include the tests after each
+    epoch, so runs with a similar number of training images predict best.
     """
     per_step: dict[tuple[str, ...], dict[int, list[float]]] = {}
     devices: dict[tuple[str, ...], set[str]] = {}
@@ -169,7 +169,7 @@ def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
 
 
 def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
-    """Return when the last run ends, if each starts as soon as a place is free."""
+    """Return the seconds until the last run ends, if each starts as soon as a slot is free."""
     ends = [0.0] * min(at_once, max(1, len(seconds)))
     for duration in seconds:
         heapq.heapreplace(ends, ends[0] + duration)

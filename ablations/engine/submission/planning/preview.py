@@ -69,13 +69,12 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Com
 
 
 def _on_a_cluster() -> bool:
-    """Return whether this process runs on a cluster's head node or as a job, where others train and timing would disturb them."""
+    """Return whether this process runs on a cluster or as a job. Timing steps there would disturb the runs of others."""
     return os.environ.get("RAY_ADDRESS", "local") != "local" or submission_id() is not None
 
 
 def _runs_at_once(plan: Plan, options: Options) -> int | None:
-    """Return how many runs the cluster or this machine holds at a time; None if only a cluster could tell."""
-
+    """Return how many runs the cluster or this machine holds at a time; None if it depends on a cluster."""
     resources = RunResources(
         workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
     )

@@ -22,7 +22,7 @@ from resnet_core.fields import counted, printable
 def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate, trials: Sequence[Run] = ()) -> RenderableType:
     """Return a table of cells with cost, duration and finished runs, and lines about skipped cells, total cost and power.
 
-    Memory is that of the activations of a training step. Time is that of one run, measured if the cell has a finished run.
+    The column `MB / image` is the activation memory of a training step. `time / run` is measured if the cell has a finished run.
 
     Args:
         plan: the study.
@@ -88,7 +88,7 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
 
 
 def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
-    """Return the multiply-adds of training. Tests in between are not counted."""
+    """Return the multiply-adds of training, without the tests after each epoch."""
     size = plan.dataset.image_size
     of_spec = Counter(replace(run.spec, seed=0) for run in missing)
     steps = {spec: spec.optim.total_steps(len(plan.dataset_for_spec(spec).train.labels)) for spec in of_spec}
