@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from ablations.engine.cli import commands as engine
 from ablations.engine.cluster import mlflow_server
 from ablations.engine.environment import paths
+from ablations.engine.tracking import mlflow_internals
 from ablations.engine.tracking.connection import connect
 from resnet_core import ConfigError
 from tests.helpers.local_service import free_port
@@ -314,7 +315,7 @@ def test_runs_and_users_go_to_postgresql_and_files_through_the_server_to_the_buc
     assert not (tmp_path / "state" / "mlflow.db").exists()
     assert not (tmp_path / "state" / "mlflow" / "users.db").exists()
     monkeypatch.setenv("RESNET_ABLATIONS_DATABASE", postgresql)
-    assert mlflow_server._has_users_table(postgresql)
+    assert mlflow_internals.has_users(postgresql)
 
 
 def test_a_database_that_has_no_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

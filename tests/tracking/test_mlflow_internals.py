@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import re
 import shutil
 import types
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ PUBLIC = {
 """Modules of MLflow that are documented."""
 PARTS = {name: part for name, part in vars(mlflow_internals).items() if isinstance(part, Part)}
 OVER_HTTP = ("HOST_CREDENTIALS", "HTTP_REQUEST", "VERIFY_RESPONSE")
-PASSWORDS = ("USER_STORE", "USER_STORE_INIT", "USER_STORE_UPDATE")
+PASSWORDS = ("USER_STORE", "USER_STORE_INIT", "USER_STORE_UPDATE", "USER_TABLE")
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +138,8 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
     monkeypatch.delenv(mlflow_server.PASSWORD_VARIABLE, raising=False)
-    mlflow_server._environment()
     monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "mlflow" / "server.ini"))
+    mlflow_server._environment()
     store = mlflow_internals.USER_STORE.load()()
     uri = f"sqlite:///{tmp_path}/mlflow/users.db"
     store.init_db(uri)
@@ -159,8 +160,16 @@ def test_a_password_is_changed(users: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert has_password(users, "another password")
 
 
-@pytest.mark.parametrize("how", ["gone", "other parameters"])
-@pytest.mark.parametrize("part", PASSWORDS)
+def test_a_database_without_users_needs_no_table_of_users(users: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mlflow_internals.has_users(users)
+    change("USER_TABLE", "gone", monkeypatch)
+    assert not mlflow_internals.has_users(f"sqlite:///{tmp_path}/new.db")
+
+
+@pytest.mark.parametrize(
+    ("part", "how"),
+    [(part, how) for part in PASSWORDS for how in ("gone", "other parameters")][:-1],  # a table has no parameters
+)
 def test_a_password_that_cannot_be_changed_stays(
     users: str, part: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -174,6 +183,30 @@ def test_a_password_that_cannot_be_changed_stays(
         with pytest.raises(ConfigError, match="password of admin cannot be changed"):
             mlflow_server._environment()
     assert has_password(users, "the old password")
+
+
+@pytest.mark.parametrize("table", range(len(mlflow_internals.ARTIFACT_COLUMNS)))
+@pytest.mark.parametrize("how", ["other table", "other column"])
+def test_addresses_in_a_database_with_other_tables_stay(
+    home: Path, empty: Path, table: int, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(empty, database := home / "mlflow.db")
+    client = connect(f"sqlite:///{database}")
+    client.create_experiment("study", "file:///gone/artifacts/study")
+    known = list(mlflow_internals.ARTIFACT_COLUMNS)
+    known[table] = ("values", known[table][1]) if how == "other table" else (known[table][0], "address")
+    monkeypatch.setattr(mlflow_internals, "ARTIFACT_COLUMNS", tuple(known))
+    for _ in range(2):
+        connect(f"sqlite:///{database}")
+    (line,) = warnings(caplog)
+    assert f"no column {'.'.join(known[table])}" in line
+    assert "the home folder cannot be moved" in line
+    assert client.get_experiment_by_name("study").artifact_location == "file:///gone/artifacts/study"
+
+
+def test_a_new_database_has_no_addresses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert mlflow_internals.artifact_addresses(tmp_path / "new.db") == []
+    assert not warnings(caplog)
 
 
 def test_tracebacks_of_a_database_are_logged_where_its_logger_is_another(
@@ -225,6 +258,18 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield name if name in PUBLIC else node.module
 
 
+def has_sql(text: str) -> bool:
+    """Return whether a text has a statement on tables of MLflow, or names one of them as a whole."""
+    tables = {mlflow_internals.HISTORY_TABLE, *(table for table, _ in mlflow_internals.ARTIFACT_COLUMNS), "users"}
+    statement = re.search(r"\b(SELECT|UPDATE|INSERT INTO|DELETE FROM|PRAGMA)\b", text)
+    return bool(statement) or text in tables - {"metrics", "runs"}  # words that this project uses too
+
+
+@pytest.mark.parametrize("text", ["UPDATE runs SET artifact_uri = ?", "SELECT DISTINCT name FROM experiments", "users"])
+def test_a_use_of_a_table_is_recognized(text: str) -> None:
+    assert has_sql(text)
+
+
 def test_no_other_module_uses_private_parts_of_mlflow() -> None:
     private = ("ajax-api", "sharedViewState", "viewStateShareKey", "experimentKind", "/artifacts/{")
     for path in ENGINE.rglob("*.py"):
@@ -239,6 +284,7 @@ def test_no_other_module_uses_private_parts_of_mlflow() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not [word for word in private if word in node.value], f"{path.name}: {node.value}"
                 assert not node.value.startswith("mlflow.store"), f"{path.name}: {node.value}"
+                assert not has_sql(node.value), f"{path.name}: {node.value}"
 
 
 def test_every_variable_and_tag_of_mlflow_is_one_that_it_documents() -> None:

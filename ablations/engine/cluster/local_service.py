@@ -19,9 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from ablations.engine.environment import paths, private_files, relocation
+from ablations.engine.environment import paths, private_files
 from ablations.engine.environment.network import accepts_connections
 from ablations.engine.scheduling.ray_internals.cluster import LOOPBACK_VARIABLE
+from ablations.engine.tracking import relocation
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 

@@ -139,19 +139,19 @@ def _database() -> str:
     if importlib.util.find_spec("psycopg") is None:
         raise reject(DATABASE_VARIABLE, uri, "needs the psycopg package: pip install -c constraints.txt 'psycopg[binary]'")
     try:
-        _has_users_table(uri)
+        _check_answers(uri)
     except OSError as error:
         raise reject(DATABASE_VARIABLE, uri, f"does not answer ({error})") from error
     return uri
 
 
-def _has_users_table(uri: str) -> bool:
-    """Return whether a server with passwords has used this database. Raise OSError if the database does not answer."""
+def _check_answers(uri: str) -> None:
+    """Raise OSError if the database does not answer."""
     import sqlalchemy  # takes a second, which the other commands should not wait
 
     engine = sqlalchemy.create_engine(uri)
     try:
-        return sqlalchemy.inspect(engine).has_table("users")
+        engine.connect().close()
     except sqlalchemy.exc.OperationalError as error:
         raise OSError(" ".join(str(error.orig).split())) from error
     finally:
@@ -166,13 +166,12 @@ def _admin_password(file: Path, users: str, configuration: Path) -> str:
         return password
     # MLflow itself sets an administrator's password only when it creates the user.
     password = password or secrets.token_urlsafe(32)
-    if _has_users_table(users):
-        os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # MLflow reads it when it is imported
-        if not mlflow_internals.set_user_password(users, ADMIN_USER, password):
-            if before is None:
-                reason = f"the password of {ADMIN_USER} cannot be changed; restore {file}, which was deleted"
-                raise reject(PASSWORD_VARIABLE, "…", reason)
-            return before
+    os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)  # MLflow reads it when it is imported
+    if mlflow_internals.has_users(users) and not mlflow_internals.set_user_password(users, ADMIN_USER, password):
+        if before is None:
+            reason = f"the password of {ADMIN_USER} cannot be changed; restore {file}, which was deleted"
+            raise reject(PASSWORD_VARIABLE, "…", reason)
+        return before
     _write_private_file(file, password)
     return password
 

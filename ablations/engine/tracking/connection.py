@@ -11,8 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
-from ablations.engine.environment import relocation
-from ablations.engine.tracking import mlflow_internals
+from ablations.engine.tracking import mlflow_internals, relocation
 from ablations.engine.tracking.mlflow_errors import PERMISSION_ERRORS, DeletedInMlflow, describe_error
 from resnet_core.fields import ConfigError, reject
 

@@ -4,8 +4,6 @@ Each feature checks its parts before it uses them: they exist and have the known
 changed, one warning says which feature is off. The caller then falls back to the public API or continues without the feature.
 
 `mlflow.utils.mlflow_tags` and `mlflow.environment_variables` count as public: MLflow documents these tags and variables.
-
-Two other modules depend on the tables of MLflow's database: `environment.relocation` and `cluster.mlflow_server`.
 """
 
 import importlib
@@ -13,8 +11,10 @@ import inspect
 import json
 import logging
 import math
+import sqlite3
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -33,6 +33,8 @@ HISTORY_ROUTE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 """Route of MLflow's own charts. The REST API returns one metric of one run per request."""
 HISTORY_TABLE = "metrics"
 HISTORY_COLUMNS = ("run_uuid", "key", "step", "value", "is_nan")
+ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Tables and columns that contain absolute artifact addresses."""
 RUNS_PAGE_WORDS = (
     *("mlflow.sharedViewState.", "viewStateShareKey", "compareRunsMode", "compareRunCharts", "compareRunSections"),
     *("useGroupedValuesInCharts", "runsHiddenMode", "selectedColumns", "groupByKeys", "useGlobalXaxisKey"),
@@ -40,6 +42,9 @@ RUNS_PAGE_WORDS = (
 """Names that the web pages of MLflow 3.17 use for a shared view of the runs of an experiment."""
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Experiment tag that makes MLflow's web pages show training runs instead of GenAI traces. An unknown tag has no effect."""
+
+ADMIN_WARNING = "the administrator's password cannot be changed"
+"""Warning without the parts of MLflow's basic authentication."""
 
 
 class MissingPart(Exception):  # noqa: N818 - caught within this module
@@ -78,6 +83,7 @@ VERIFY_RESPONSE = Part("mlflow.utils.rest_utils", "verify_rest_response", ("resp
 USER_STORE = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore")
 USER_STORE_INIT = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore.init_db", ("db_uri",))
 USER_STORE_UPDATE = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore.update_user", ("username", "password"))
+USER_TABLE = Part("mlflow.server.auth.db.models", "SqlUser.__tablename__")
 DATABASE_LOGGER = Part("mlflow.store.db.utils", "_logger.name")
 
 
@@ -154,6 +160,49 @@ def _read_over_http(uri: str, run_ids: Sequence[str], metrics: Sequence[str]) ->
     return rows
 
 
+def artifact_addresses(database: Path) -> list[str]:
+    """Return the artifact addresses of the experiments in an SQLite database; none if it has no tables yet or other columns."""
+    with closing(sqlite3.connect(database)) as connection:
+        if not connection.execute("SELECT name FROM sqlite_master").fetchone():
+            return []
+        for table, column in ARTIFACT_COLUMNS:
+            if (column,) not in connection.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall():
+                reason = f"the database has no column {table}.{column}"
+                _warn("the home folder cannot be moved, since artifact addresses are not updated", reason)
+                return []
+        table, column = ARTIFACT_COLUMNS[0]
+        rows = connection.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall()  # noqa: S608 - our own constants
+    return [address for (address,) in rows if address]
+
+
+def replace_artifact_addresses(database: Path, old: str, new: str) -> None:
+    """Replace the beginning `old` of all artifact addresses in an SQLite database, for which `artifact_addresses` returned some."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in ARTIFACT_COLUMNS:
+            change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+            connection.execute(change, (new, len(old) + 1, len(old), old))
+
+
+def has_users(database_uri: str) -> bool:
+    """Return whether a server with basic authentication has used this database.
+
+    If this MLflow has no known table of users, return whether the database has any table. The environment variable
+    MLFLOW_AUTH_CONFIG_PATH must name the server's configuration: MLflow reads it on import.
+    """
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(database_uri)
+    try:
+        tables = sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+    try:
+        return bool(tables) and USER_TABLE.load() in tables
+    except MissingPart as error:
+        _warn(ADMIN_WARNING, str(error))
+        return True
+
+
 def set_user_password(database_uri: str, username: str, password: str) -> bool:
     """Change a user's password in the database of MLflow's basic authentication; return False if this MLflow has no known way.
 
@@ -164,8 +213,9 @@ def set_user_password(database_uri: str, username: str, password: str) -> bool:
         make_store = USER_STORE.load()
         USER_STORE_INIT.load()
         USER_STORE_UPDATE.load()
+        USER_TABLE.load()
     except MissingPart as error:
-        _warn("the administrator's password cannot be changed", str(error))
+        _warn(ADMIN_WARNING, str(error))
         return False
     store = make_store()
     store.init_db(database_uri)
