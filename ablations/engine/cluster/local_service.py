@@ -21,7 +21,7 @@ import psutil
 
 from ablations.engine.environment import paths, private_files
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.scheduling.ray_internals.cluster import LOOPBACK_VARIABLE
+from ablations.engine.scheduling.ray_internals.cluster import loopback_environment
 from ablations.engine.tracking import relocation
 from resnet_core import ConfigError
 from resnet_core.fields import reject
@@ -40,6 +40,11 @@ SOURCE_FOLDER = Path(__file__).parents[3]
 """Folder that holds the packages: a source checkout, or `site-packages`."""
 PYTHON_MODULE = [sys.executable, "-P", "-m"]
 """Beginning of a command that runs a module. With -P, Python ignores the current folder, where a user may have a `mlflow.py`."""
+RUN_RAY_COMMAND = """import importlib.metadata, sys
+sys.argv[0] = "ray"
+(ray,) = importlib.metadata.entry_points(group="console_scripts", name="ray")
+sys.exit(ray.load()())"""
+"""Code that runs this environment's `ray` command, like the script that pip installs, which may be in any folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,7 @@ def up(ports: Ports) -> None:
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
         # By default, Ray's own ports listen on every interface. This setting keeps them on loopback, as on macOS.
-        LOOPBACK_VARIABLE: "0",
+        **loopback_environment(),
         # Always set: if it were unset, a token that another program left would lock out a plain `ray job submit`.
         "RAY_AUTH_MODE": mode or "disabled",
         "RESNET_ABLATIONS_HOME": str(paths.home()),
@@ -177,8 +182,9 @@ def select_ray_cluster() -> None:
         else:
             os.environ["RAY_ADDRESS"] = "local"
     if os.environ["RAY_ADDRESS"] == "local":
-        # Keep this Ray on loopback as well. Ray reads the variable when it is imported.
-        os.environ.setdefault(LOOPBACK_VARIABLE, "0")
+        # Keep this Ray on loopback as well.
+        for name, value in loopback_environment().items():
+            os.environ.setdefault(name, value)
 
 
 def down() -> bool:
@@ -213,7 +219,7 @@ def _mlflow_command(ports: Ports, *, password: bool) -> list[str]:
 
 def _ray_command(ports: Ports, folder: Path) -> list[str]:
     return [
-        *(*PYTHON_MODULE, "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-P", "-c", RUN_RAY_COMMAND, "start", "--head", "--block", "--disable-usage-stats"),
         *("--port", str(ports.ray), "--ray-client-server-port", str(_free_client_port())),
         *("--dashboard-host", LOOPBACK, "--dashboard-port", str(ports.dashboard), "--dashboard-agent-listen-port", "0"),
         # Every user can write to Ray's default folder. Ray also stores the address of its newest cluster there. Other programs

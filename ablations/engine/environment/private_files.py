@@ -14,6 +14,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from ablations.engine.scheduling.ray_internals.cluster import current_cluster_file
 from resnet_core.fields import reject
 
 PREFIX = "abl-"
@@ -153,7 +154,9 @@ def local_cluster_address() -> str | None:
     Every user may write to Ray's folder, and a driver executes what its cluster sends. A record of another user is not trusted.
     """
     base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own folder
-    path = Path(base, "ray", "ray_current_cluster")
+    path = current_cluster_file(base)
+    if path is None:
+        return None
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())

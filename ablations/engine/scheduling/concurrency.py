@@ -21,6 +21,7 @@ from ablations.engine.scheduling.fair_share import (
 )
 from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
 from ablations.engine.scheduling.ray_internals.train import remove_orphaned_placement_groups
+from ablations.engine.scheduling.ray_internals.tune import last_report, set_max_trials
 from ablations.engine.scheduling.tune_adapters import NotPickled
 
 CAPACITY_INTERVAL_SECONDS = 2.0
@@ -39,7 +40,7 @@ class ConcurrencyController(NotPickled, tune.Callback):
     """Keeps as many runs as this study's share of the cluster holds, and some waiting, so that an autoscaler sees the demand.
 
     Args:
-        searcher: Tune's source of trials. Its `max_concurrent` follows the number of slots.
+        searcher: Tune's source of trials. Its limit follows the number of slots.
         needs: resources of one run.
         claims: demand of all studies on the cluster.
         max_runs: maximum number of runs at a time.
@@ -70,12 +71,12 @@ class ConcurrencyController(NotPickled, tune.Callback):
                 if self.needs.workers > 1:
                     remove_orphaned_placement_groups()
                 self.slots = self._count_slots(trials)
-                self.searcher.max_concurrent = max(1, self.slots)  # to Tune, 0 means no limit
+                set_max_trials(self.searcher, max(1, self.slots))  # to Tune, 0 means no limit
 
     def _count_slots(self, trials: Sequence[Any]) -> int:
         running = [trial for trial in trials if trial.status == trial.RUNNING]
         if self.needs.workers > 1:  # the leader of a group runs before there is room for its workers
-            running = [trial for trial in running if "epoch" in trial.run_metadata.last_result]
+            running = [trial for trial in running if "epoch" in last_report(trial)]
         runs = self._turn.smooth(len(running))
         own = ResourceClaim(
             capacity=self.needs.current_capacity(), wants=int(min(self.max_runs, self.runs_left(trials))), runs=runs

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune.search import Searcher
 
-from ablations.engine.scheduling.ray_internals.compatibility import is_available
-from ablations.engine.scheduling.ray_internals.tune import STOPPED_TRAINING
+from ablations.engine.scheduling.ray_internals.tune import execute_in_process, last_error, last_report
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.job import Job
 from ablations.engine.trial.trainable import end_training
@@ -91,8 +89,8 @@ class StopTrainingOnCompletion(NotPickled, tune.Callback):
     """Ends the training of a stopped trial at once. Tune would let it wait in its report until its process is needed again."""
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        if "epoch" in trial.last_result and is_available(STOPPED_TRAINING):
-            trial.temporary_state.ray_actor.execute.remote(end_training)
+        if "epoch" in last_report(trial):
+            execute_in_process(trial, end_training)
 
 
 class TuneCallbackAdapter(NotPickled, tune.Callback):
@@ -117,8 +115,9 @@ class TuneCallbackAdapter(NotPickled, tune.Callback):
 
 def _last_failure(trial: Any) -> process_failures.ProcessFailure:
     """Return a trial's last failure. An error other than a process crash comes from Tune itself and counts as a crash."""
-    # The file on this machine: `trial.get_pickled_error()` reads the copy that Tune uploads only when all trials have ended.
-    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    error = last_error(trial)
+    if error is None:
+        return process_failures.ProcessFailure("its process ended for an unknown reason", "process")
     if isinstance(error, process_failures.ProcessFailure):
         return error
     return process_failures.ProcessFailure(f"{type(error).__name__}: {error}".splitlines()[0], "process")

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError, RpcError
 
 from ablations.engine.scheduling.ray_internals.compatibility import is_available
 from ablations.engine.scheduling.ray_internals.key_value_store import KEY_VALUE_STORE
+from ablations.engine.scheduling.ray_internals.tune import last_report
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, StallDetector, heartbeat_interval
 from ablations.engine.trial.process_failures import NodeLossBudget, ProcessFailure
@@ -60,7 +61,7 @@ class RunPolicy:
             return error
         if trial.status == trial.PENDING:
             return None
-        counted: Exception = self._node_losses[trial.trial_id].charge(error, trial.run_metadata.last_result.get("epoch", 0))
+        counted: Exception = self._node_losses[trial.trial_id].charge(error, last_report(trial).get("epoch", 0))
         return counted
 
     def explain(self, error: Exception) -> Exception:

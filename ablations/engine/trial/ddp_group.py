@@ -16,9 +16,10 @@ from ablations.engine.scheduling.ray_internals.train import (
     TRAIN_CONTROLLER,
     TRAIN_ENVIRONMENT,
     controller_callbacks,
+    is_resource_shortage,
     propagate_cluster_address,
 )
-from ablations.engine.trial.group_failures import explain_group_failure, final_error, is_resource_shortage, worker_exception
+from ablations.engine.trial.group_failures import explain_group_failure, final_error, worker_exception
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.worker import train_monitored
 from resnet_core.fields import ConfigError

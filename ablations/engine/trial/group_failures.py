@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from ablations.engine.scheduling.ray_internals.train import is_train_error
+from ablations.engine.scheduling.ray_internals.train import crash_of_worker, is_train_error
 
 if TYPE_CHECKING:
     from ablations.engine.trial.process_failures import ProcessFailure
@@ -75,13 +75,8 @@ def explain_group_failure(error: Any, names: list[str]) -> "ProcessFailure":
 
     controller = getattr(error, "controller_failure", error)  # without the attribute, the controller itself crashed
     failures = _failures(error) or [controller]
-    cause = process_failures.explain_failure(names, [getattr(failure, "health_check_failure", failure) for failure in failures])
+    cause = process_failures.explain_failure(names, [crash_of_worker(failure) for failure in failures])
     if cause.reason == process_failures.UNEXPLAINED and not _failures(error) and not isinstance(controller, RayActorError):
         reason = f"Ray Train failed: {type(controller).__name__}: {controller}".splitlines()[0]
         return process_failures.ProcessFailure(reason, "process")
     return cause
-
-
-def is_resource_shortage(error: Any) -> bool:
-    """Return whether Train did not start a group because the cluster has too few resources for it."""
-    return type(getattr(error, "controller_failure", None)).__name__ == "InsufficientClusterResourcesError"

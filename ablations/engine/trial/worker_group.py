@@ -57,10 +57,10 @@ class ControllerHeartbeat:
         self._heartbeat = ProcessHeartbeat(self.name, self.interval_seconds)
         self.queue.put({CONTROLLER: ray.get_runtime_context().current_actor})
 
-    def stepped(self, state: str) -> None:
+    def stepped(self, trains: bool | None) -> None:
         self._heartbeat.step()
-        if state:
-            self._heartbeat.record.update(trains=state == "RunningState")
+        if trains is not None:
+            self._heartbeat.record.update(trains=trains)
 
     def finished(self) -> None:
         self._heartbeat.stop()

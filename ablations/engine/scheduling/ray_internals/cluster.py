@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, needs
+from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, SourceText, needs
 
 if TYPE_CHECKING:
     import grpc
@@ -16,10 +16,25 @@ LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Undocumented environment variable. `0` keeps Ray's ports on loopback, as on macOS."""
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Undocumented environment variable that contains the settings of `ray job submit`, as JSON."""
+CURRENT_CLUSTER_FILE = "ray_current_cluster"
+"""File in Ray's temporary folder that contains the address of the cluster that `ray start` started last."""
 HEAD_RESOURCE = "node:__internal_head__"
 """Resource that only the head of a cluster has."""
 STATUS_TIMEOUT_SECONDS = 5
 """Timeout for the status of the autoscaler, in seconds."""
+
+LOOPBACK = Feature(
+    "keeping Ray's ports on loopback (other machines may reach them)",
+    (
+        SourceText("_private/ray_constants.py", LOOPBACK_VARIABLE),
+        SourceText("_private/services.py", "if not ray_constants.ENABLE_RAY_CLUSTER:"),
+    ),
+)
+
+CURRENT_CLUSTER = Feature(
+    "finding a cluster on this machine (RAY_ADDRESS=HOST:PORT joins one)",
+    (SourceText("_common/utils.py", f'"{CURRENT_CLUSTER_FILE}"'),),
+)
 
 SIGNALS = Feature(
     "saving everything after SIGTERM",
@@ -65,6 +80,18 @@ TOKEN_CHECK = Feature(
 FREE_RESOURCES = Feature(
     "leaving busy nodes out of the doctor's all-reduce", (Part("ray._private.state:available_resources_per_node", ""),)
 )
+
+
+@needs(LOOPBACK, otherwise={})
+def loopback_environment() -> dict[str, str]:
+    """Return environment variables with which Ray listens on loopback only. Ray reads them when it is imported."""
+    return {LOOPBACK_VARIABLE: "0"}
+
+
+@needs(CURRENT_CLUSTER, otherwise=None)
+def current_cluster_file(temporary_folder: str) -> Path | None:
+    """Return the file that contains the address of the cluster that `ray start` started last on this machine."""
+    return Path(temporary_folder, "ray", CURRENT_CLUSTER_FILE)
 
 
 @needs(SIGNALS, otherwise=None)

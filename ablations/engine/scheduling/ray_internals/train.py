@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, needs
+from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, is_available, needs
 
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -19,6 +19,7 @@ TRAIN_ENVIRONMENT = {
 
 _CALLBACKS = "ray.train.v2._internal.execution.callback"
 _CONTROLLER = "ray.train.v2._internal.execution.controller.controller:TrainController"
+_GROUP = "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup"
 
 TRAIN_ADDRESS = Feature(
     "clean-up of worker groups on a machine with several clusters",
@@ -43,14 +44,26 @@ TRAIN_CONTROLLER = Feature(
         Part(
             f"{_CALLBACKS}:WorkerGroupCallback.after_worker_group_poll_status",
             "self, worker_group_status",
-            "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup.poll_status",
+            f"{_GROUP}.poll_status",
         ),
+        Part("ray.train.v2._internal.execution.controller.state:RunningState", caller=f"{_CONTROLLER}._step"),
         Part(f"{_CONTROLLER}.abort", "self"),
     ),
 )
 
 TRAIN_ERRORS = Feature(
     "telling errors of Ray Train from those of a run", (Part("ray.train.v2._internal.exceptions:RayTrainError"),)
+)
+
+GROUP_FAILURES = Feature(
+    "causes of crashes of workers, and waiting for replacements of lost nodes (a shortage of nodes counts as a failure of the run)",
+    (
+        Part("ray.train.v2._internal.exceptions:WorkerHealthCheckFailedError", attributes="health_check_failure"),
+        Part(
+            "ray.train.v2._internal.exceptions:InsufficientClusterResourcesError",
+            caller=f"{_GROUP}._check_cluster_resources_and_raise_if_insufficient",
+        ),
+    ),
 )
 
 ORPHANED_GROUPS = Feature(
@@ -88,8 +101,8 @@ class TrainObserver(Protocol):
     def started(self) -> None:
         """Handle the start of the loop."""
 
-    def stepped(self, state: str) -> None:
-        """Handle a round of the loop. `state` names the controller's state if it has changed, and is empty otherwise."""
+    def stepped(self, trains: bool | None) -> None:
+        """Handle a round of the loop. `trains` tells whether the group trains now; None if the controller's state is unchanged."""
 
     def finished(self) -> None:
         """Handle the end of the loop."""
@@ -99,6 +112,7 @@ class TrainObserver(Protocol):
 def controller_callbacks(observer: TrainObserver) -> "list[ControllerCallback]":
     """Return callbacks for `RunConfig` that report the controller's loop to an observer; empty if the feature is off."""
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution.controller.state import RunningState
 
     class ObserveController(ControllerCallback, WorkerGroupCallback):
         """Callback with the observer as an attribute.
@@ -113,10 +127,10 @@ def controller_callbacks(observer: TrainObserver) -> "list[ControllerCallback]":
             self.observer.started()
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-            self.observer.stepped(type(current_state).__name__)
+            self.observer.stepped(isinstance(current_state, RunningState))
 
         def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-            self.observer.stepped("")
+            self.observer.stepped(None)
 
         def after_controller_finish(self, result: Any) -> None:
             self.observer.finished()
@@ -130,6 +144,23 @@ def is_train_error(error: BaseException) -> bool:
     from ray.train.v2._internal.exceptions import RayTrainError
 
     return isinstance(error, RayTrainError)
+
+
+@needs(GROUP_FAILURES, otherwise=False)
+def is_resource_shortage(error: BaseException) -> bool:
+    """Return whether Train did not start a group because the cluster has too few resources for it."""
+    from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
+
+    return isinstance(getattr(error, "controller_failure", None), InsufficientClusterResourcesError)
+
+
+def crash_of_worker(failure: Exception) -> Exception:
+    """Return the error that Train received from a crashed worker; the failure itself if Train wraps none or the feature is off."""
+    if not is_available(GROUP_FAILURES):
+        return failure
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    return failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
 
 
 @needs(ORPHANED_GROUPS, otherwise=None)

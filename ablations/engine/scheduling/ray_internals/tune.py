@@ -1,7 +1,7 @@
 """Private parts of Ray Tune: its loop, its actors, and the session of a trial."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +10,7 @@ from ablations.engine.scheduling.ray_internals.compatibility import Feature, Par
 if TYPE_CHECKING:
     from ray.air.execution._internal import RayActorManager as _ActorManager
     from ray.tune.execution.tune_controller import TuneController as _Controller
+    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 else:
     _ActorManager = _Controller = object  # `install_tune_policy` puts the mixins below in front of Tune's own classes
 
@@ -20,6 +21,7 @@ MAX_STARTING = 200
 
 _TUNE = "ray.tune.execution.tune_controller:TuneController"
 _ACTORS = "ray.air.execution._internal:RayActorManager"
+_TRIAL = "ray.tune.experiment.trial:Trial"
 
 HUNG_TRIALS = Feature(
     "early stop of hung trials",
@@ -103,8 +105,29 @@ STOPPED_TRAINING = Feature(
         Part("ray.train._internal.session:get_session", ""),
         Part("ray.train._internal.session:_TrainSession.finish", "self, timeout=None"),
         Part("ray.train._internal.session:_TrainSession", attributes="training_thread"),
+        Part(_TRIAL, attributes="temporary_state"),
+        Part("ray.tune.experiment.trial:_TemporaryTrialState", attributes="ray_actor"),
+        Part("ray.tune.trainable.function_trainable:FunctionTrainable.execute", "self, fn"),
     ),
 )
+
+PARALLEL_RUNS = Feature(
+    "training several runs at a time",
+    (
+        Part("ray.tune.search:BasicVariantGenerator", attributes="max_concurrent"),
+        Part("ray.tune.search:ConcurrencyLimiter", attributes="max_concurrent"),
+    ),
+)
+
+LAST_REPORTS = Feature(
+    "telling runs that train from those that wait (each run may lose a limited number of nodes in all, not per epoch)",
+    (
+        Part(_TRIAL, attributes="run_metadata"),
+        Part("ray.tune.experiment.trial:_TrainingRunMetadata", attributes="last_result"),
+    ),
+)
+
+FAILURE_CAUSES = Feature("causes of failures of runs", (Part(f"{_TRIAL}.pickled_error_file"),))
 
 
 class TunePolicy(Protocol):
@@ -260,6 +283,40 @@ class ExplainCrashes(_ActorManager):
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         super()._actor_task_failed(tracked_actor_task, self.policy.explain(exception))
+
+
+@needs(PARALLEL_RUNS, otherwise=None)
+def set_max_trials(searcher: "BasicVariantGenerator | ConcurrencyLimiter", limit: int) -> None:
+    """Set the maximum number of trials that a searcher may have in progress."""
+    searcher.max_concurrent = limit
+
+
+@needs(LAST_REPORTS, otherwise={})
+def last_report(trial: Any) -> Mapping[str, Any]:
+    """Return the last report of a trial; empty before the first one.
+
+    Tune's own `Trial.last_result` would then wait for the trial's process.
+    """
+    report: Mapping[str, Any] = trial.run_metadata.last_result
+    return report
+
+
+@needs(FAILURE_CAUSES, otherwise=None)
+def last_error(trial: Any) -> Exception | None:
+    """Return the error that ended a trial's process last; None if it is unknown.
+
+    The file is on this machine. `Trial.get_pickled_error` reads the copy that Tune uploads only when all trials have ended.
+    """
+    from ray import cloudpickle
+
+    error: Exception = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error
+
+
+@needs(STOPPED_TRAINING, otherwise=None)
+def execute_in_process(trial: Any, function: Callable[[Any], object]) -> None:
+    """Call a function with Tune's trainable in the process of a trial, without waiting for it."""
+    trial.temporary_state.ray_actor.execute.remote(function)
 
 
 @needs(STOPPED_TRAINING, otherwise=True)
