@@ -118,7 +118,8 @@ def test_a_wrong_request_exits_2_with_one_line_and_starts_nothing(
         (["--storage", "/dev/null/x"], "--storage=/dev/null/x: cannot be used (/dev/null is not a folder)"),
         (
             ["--storage", f"gs://anonymous@bucket/x{NO_STORE}"],
-            "--storage=gs://bucket/x: cannot be used (google::cloud::Status(UNAVAILABLE",
+            # Google's client gives up after 10 s. On a busy machine, the limit of 12 s is reached first.
+            "--storage=gs://bucket/x: cannot be used (",
         ),
     ],
 )

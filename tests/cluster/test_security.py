@@ -165,10 +165,10 @@ def changed_checkout(folder: Path) -> Path:
         subprocess.run([*git, *words], cwd=folder, check=True, capture_output=True)
     with (folder / "resnet_core" / "fields.py").open("a") as file:
         file.write(f'PASSWORD = "{PLANTED}"\nWHERE = "http://me:{PLANTED}@host"\nKEY = """{KEY}"""\n')
-    trial = folder / "ablations" / "engine" / "trial.py"
-    text = trial.read_text()
-    assert "_name_of(device)" in text
-    trial.write_text(text.replace("_name_of(device)", "'of the upload'"))
+    worker = folder / "ablations" / "engine" / "trial" / "worker.py"
+    text = worker.read_text()
+    assert "_device_model(device)" in text
+    worker.write_text(text.replace("_device_model(device)", "'of the upload'"))
     return folder
 
 
@@ -219,7 +219,7 @@ def test_a_jobs_log_can_be_read(submitted: Submitted) -> None:
     own = submitted.log().split("degradation on ", 1)[1]
     assert all(line.isprintable() and len(line) <= 300 for line in own.splitlines()), own
     assert re.search(r"^\[1/2\] .*: stopped, the study was interrupted · .* left$", own, re.MULTILINE), own
-    assert "To train just those: ray job submit --working-dir . -- python ablations/degradation.py --preset smoke" in own
+    assert "these runs: ray job submit --working-dir . -- python ablations/degradation.py --preset smoke" in own
 
 
 @pytest.mark.slow

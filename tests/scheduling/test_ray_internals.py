@@ -352,3 +352,13 @@ def test_a_study_whose_ray_has_changed_is_trained_and_says_what_is_off(tmp_path:
     assert {feature.name: done.stderr.count(f"; off: {feature.name}.") for feature in OFF.values()} == {
         feature.name: 1 for feature in OFF.values()
     }
+
+
+def test_the_parameter_that_ray_adds_to_actors_methods_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune.trainable.function_trainable import FunctionTrainable
+
+    def execute(self: object, fn: object, *, _ray_trace_ctx: object = None) -> None: ...
+
+    part = Part("ray.tune.trainable.function_trainable:FunctionTrainable.execute", "self, fn")
+    monkeypatch.setattr(FunctionTrainable, "execute", execute)
+    assert part.problem() == ""

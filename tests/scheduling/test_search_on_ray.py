@@ -127,8 +127,8 @@ def test_a_source_is_asked_for_runs_only_when_there_is_room_or_an_autoscaler(
 
     def first_step(_: object, config: Any, __: object, place: Any, *___: object, **____: object) -> None:
         place.on_step_begin(iteration=0, trials=[])
-        assert config.search_alg.max_concurrent == place.places
-        rooms.append(place.places)
+        assert config.search_alg.max_concurrent == place.slots
+        rooms.append(place.slots)
 
     monkeypatch.setattr(concurrency, "has_autoscaler", lambda: grows)
     monkeypatch.setattr(tune_runner, "_fit", first_step)

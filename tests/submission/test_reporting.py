@@ -244,8 +244,8 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
     made: list[str] = []
     ended = 0
 
-    def publish(*_: object, running: str, **__: object) -> None:
-        made.append(running)
+    def publish(*_: object, progress: str, **__: object) -> None:
+        made.append(progress)
         if len(made) == 1:
             raise OSError("the disk is full")
 

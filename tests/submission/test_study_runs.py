@@ -113,7 +113,7 @@ def test_cells_with_training_data_of_their_own_are_trained_found_and_reported_wi
     assert "64 (train_examples=64), 300 (train_examples=300)" in " ".join(trained.text.split())
     assert "data version differs" not in trained.text
     page = Path(trained.client.download_artifacts(trained.parent().info.run_id, "report/report.html")).read_text()
-    assert "64, 300 images to train" in page
+    assert "64, 300 training images" in page
     assert "64 with train_examples=64, 300 with train_examples=300" in page
     assert all(version in page for version in versions.values())
 
@@ -165,7 +165,7 @@ def test_a_run_that_diverges_or_fails_leaves_the_others_alone(bad_luck: tuple[Su
     assert "1 diverged" in failed.text
     blocked = failed.plan.runs[-1]
     assert f"{blocked}: failed, OSError: checkpoints in {failed.storage}/{blocked.fingerprint} cannot be read: " in failed.text
-    assert "2 of 4 runs have no result. To train just those: python " in failed.text
+    assert "2 of 4 runs have no result. " in failed.text
     assert f"{blocked}: {failed.storage}/{blocked.fingerprint}/{DAMAGED} is damaged and is ignored\n" in mended.text
     assert mended.outcomes() == ["completed", "diverged", "completed", "completed"]
     assert mended.code == 0  # that it diverges is a result
@@ -199,7 +199,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undistu
     ("arguments", "named"),
     [
         (["--workers", "4"], "--workers=4: each worker needs 1 CPU; the cluster has 2 CPUs"),
-        (["--cpus-per-worker", "3"], "--workers=1: needs 3 CPUs"),
+        (["--cpus-per-worker", "3"], "--workers=1: each worker needs 3 CPUs"),
         (["--gpus-per-worker", "1"], "each worker needs 1 CPU and 1 GPU; the cluster has 2 CPUs and 0 GPUs"),
     ],
 )

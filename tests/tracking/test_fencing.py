@@ -24,7 +24,7 @@ from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
-from ablations.engine.submission import study_submission
+from ablations.engine.submission import reporting, study_submission
 from ablations.engine.tracking import lease, results, run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal
@@ -261,7 +261,7 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
         client.set_tag(run_id, HOLDER_TAG, ANOTHER)
         publish(client, run_id, *arguments, **named)
 
-    monkeypatch.setattr(bundle, "publish", taken_over)
+    monkeypatch.setattr(reporting, "publish", taken_over)
     asked = options.parse_options(trained.study, ["--tracking-uri", client.tracking_uri])
     assert study_submission.run_study(trained, asked) == 1
     assert held == [True]
@@ -271,7 +271,7 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
     assert f"{trained.study.name}: process 7 on elsewhere holds it now; " in capsys.readouterr().out
 
     client.set_tag(parent.info.run_id, HOLDER_TAG, json.dumps({**json.loads(ANOTHER), "ended": True}))
-    monkeypatch.setattr(bundle, "publish", publish)
+    monkeypatch.setattr(reporting, "publish", publish)
     assert study_submission.run_study(trained, asked) == 0
     parent = parent_of(client, trained)
     assert "report" in {file.path for file in client.list_artifacts(parent.info.run_id)}

@@ -243,7 +243,7 @@ def test_a_study_whose_ray_ends_stops_and_prints_how_to_resume(tmp_path: Path) -
         text, error = study.communicate(timeout=100)
     assert study.returncode == 1
     assert "Ray: this machine has left the cluster: its Ray has ended" in error
-    assert "To train just that one: python ablations/shortcuts.py --preset smoke --seeds 1" in text
+    assert "To train only this run: python ablations/shortcuts.py --preset smoke --seeds 1" in text
 
 
 @pytest.mark.slow

@@ -15,6 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
+TRACING_PARAMETER = "_ray_trace_ctx"
+"""Parameter that Ray adds to the methods of a class once the class is an actor."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -112,7 +115,8 @@ def _parameters(function: Any) -> str:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return "unknown"
-    bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    named = [each for name, each in signature.parameters.items() if name != TRACING_PARAMETER]
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in named]
     return str(inspect.Signature(bare))[1:-1]
 
 
