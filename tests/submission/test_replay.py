@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,13 +280,6 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().startswith("a file is damaged\n")
     assert listener.epochs == {1: metrics}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 class Finished:
