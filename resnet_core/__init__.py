@@ -1,6 +1,6 @@
 """Residual networks of He et al. 2015 (arXiv:1512.03385) in plain PyTorch: configurations, networks, data sets and training.
 
-Train a ResNet-20 on scikit-learn's digits for one epoch, without a download (3 seconds on one CPU core):
+Train a ResNet-20 on scikit-learn's digits for one epoch, without a download:
 
     >>> from resnet_core import fit, override, preset
     >>> spec = override(preset("digits"), {"model.depth": 20, "optim.epochs": 1})

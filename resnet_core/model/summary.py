@@ -34,10 +34,12 @@ class Row:
     cost: Cost
 
     def cells(self) -> list[tuple[str, ...]]:
+        """Return the lines of each cell, in the order of `HEADINGS`."""
         return [(self.layer,), (self.output,), self.stack, self.shortcut, *numbers(self.cost)]
 
 
 def numbers(cost: Cost) -> list[tuple[str]]:
+    """Return the cells of the numeric columns: parameters, multiply-adds and activations in KiB."""
     return [(f"{cost.parameters:,}",), (f"{cost.flops:,}",), (f"{cost.activation_bytes / 2**10:,.1f}",)]
 
 
@@ -63,10 +65,12 @@ def summarize(config: ModelConfig, image_size: int) -> str:
 
 
 def title(config: ModelConfig) -> str:
+    """Return the name of a network: `ResNet-56`, or `Plain-56` without shortcuts."""
     return f"{'Plain' if config.shortcut == 'none' else 'ResNet'}-{config.depth}"
 
 
 def describe(config: ModelConfig, image_size: int) -> str:
+    """Return the options of a resolved network and the size of its images, in one line."""
     parts = [f"{config.family} family", f"{config.block} blocks"]
     if config.shortcut != "none":
         parts.append(f"option {config.shortcut}")
@@ -101,10 +105,12 @@ def make_rows(config: ModelConfig, image_size: int) -> list[Row]:
 
 
 def kernel(conv: nn.Conv2d) -> str:
+    """Return the kernel and the number of filters of a convolution, as in table 1 of the paper: `3×3, 64`."""
     return f"{conv.kernel_size[0]}×{conv.kernel_size[1]}, {conv.out_channels}"
 
 
 def convolutions(block: nn.Module) -> list[nn.Conv2d]:
+    """Return the convolutions on the main path of a block."""
     return [child for child in block.children() if isinstance(child, nn.Conv2d)]
 
 
@@ -134,6 +140,7 @@ def name_shortcuts(blocks: Sequence[BasicBlock | Bottleneck]) -> tuple[str, ...]
 
 
 def name_shortcut(module: nn.Module | None) -> str:
+    """Return the shortcut of a block in words; empty for a plain block."""
     if module is None:
         return ""
     if isinstance(module, ZeroPad):

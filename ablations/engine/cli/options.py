@@ -163,7 +163,9 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
         help="rebuild the report of the latest submission from MLflow, of all cells or of these --levels and --seeds",
     )
     group = parser.add_argument_group("training")
-    group.add_argument("--rerun", action="store_true", help="train finished runs again, as a new attempt; nothing is deleted")
+    group.add_argument(
+        "--rerun", action="store_true", help="train finished runs again, as new attempts; earlier results stay in MLflow"
+    )
     group.add_argument(
         "--data-download", action="store_true", help="download the data set if it is missing (cifar10 and cifar100 only)"
     )

@@ -63,7 +63,7 @@ class RecordedRun:
     tags: Mapping[str, str]
     spec: RunSpec
     training: Training
-    seeds: tuple[float, ...]
+    replicate_errors: tuple[float, ...]
     """Final errors of all completed replicates of the run, which differ in the seed only, including its own."""
 
 
@@ -91,7 +91,7 @@ def replay(request: ReplayRequest) -> int:
         print_line(console, "interrupted: this replay has no result")
         return 1
     same, lines = compare_trainings(
-        recorded.training, listener.training, recorded.seeds, f"{recorded.spec.data.evaluation_split}/error"
+        recorded.training, listener.training, recorded.replicate_errors, f"{recorded.spec.data.evaluation_split}/error"
     )
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
@@ -141,11 +141,13 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        seeds = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
+        errors = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
     except MlflowException as error:
         raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
-    return RecordedRun(run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), seeds=seeds)
+    return RecordedRun(
+        run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), replicate_errors=errors
+    )
 
 
 def read_spec(run: MlflowRun) -> RunSpec:
