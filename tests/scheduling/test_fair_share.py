@@ -294,6 +294,7 @@ def test_the_claim_of_a_crashed_study_times_out(address: str, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_waiting_runs_are_withdrawn_for_a_study_below_its_quota(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

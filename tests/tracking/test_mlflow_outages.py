@@ -395,6 +395,7 @@ def test_a_study_ends_without_mlflow_and_the_next_submission_delivers_it_without
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.nightly
 def test_a_slow_server_does_not_slow_training_down(proxy: Proxy, client: MlflowClient, home: Path) -> None:
     epochs = 40
     proxy.from_the_first(b"epoch_seconds", Mode.SLOW)

@@ -216,11 +216,11 @@ def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pyte
     [
         pytest.param("controller killed", "its process was killed", marks=pytest.mark.nightly),
         ("controller stopped", "the controller of its workers stood still for |made no step for 12 s"),
-        ("queue killed", "its process was killed"),
+        pytest.param("queue killed", "its process was killed", marks=pytest.mark.nightly),
         pytest.param(
             "queue stopped", "made no step for 12 s|the controller of its workers stood still for ", marks=pytest.mark.nightly
         ),
-        ("leader stopped", "its process stood still for "),
+        pytest.param("leader stopped", "its process stood still for ", marks=pytest.mark.nightly),
     ],
 )
 def test_a_group_recovers_from_the_kill_or_hang_of_any_of_its_processes(reasons: Mapping[str, str], what: str, reason: str) -> None:

@@ -152,6 +152,7 @@ def test_a_run_that_hangs_repeatedly_fails_and_other_runs_continue(bad_day: Reco
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
