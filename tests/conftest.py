@@ -121,7 +121,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         (folder / "log.txt").open("w") as log,
         subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
     ):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 connect(f"http://127.0.0.1:{port}")

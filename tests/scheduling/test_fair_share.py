@@ -218,7 +218,7 @@ class Both:
             watching.start()
             execute(folder, "first", MANY, needs, heard=self.first)
             watching.join()
-            out, error = self.process.communicate(timeout=60)
+            out, error = self.process.communicate(timeout=180)
         self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
         self.left = kv_keys(CLAIM_PREFIX)
         wait_until(lambda: not resources_in_use(), 30)
