@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,8 +146,10 @@ def test_a_crashed_run_is_reported_with_its_cause_and_retried(bad_day: Recording
 
 @pytest.mark.ray
 def test_a_run_that_hangs_repeatedly_fails_and_other_runs_continue(bad_day: RecordingListener) -> None:
-    hung = "made no step for 2.5 s"
-    assert bad_day.deaths["stuck"] == [(hung, None), (hung, "failed")]
+    reasons, outcomes = zip(*bad_day.deaths["stuck"], strict=True)
+    assert outcomes == (None, "failed")
+    # Its watchdog says so, or the leader where the machine is too busy for the watchdog.
+    assert all(re.fullmatch(r"made no step for 2\.5 s|its process stood still for \d+ s", reason) for reason in reasons)
     assert bad_day.ended["lucky"] == ("completed", "")
     assert "lucky" not in bad_day.deaths
 
@@ -262,14 +265,16 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
         wait_until(lambda: epochs_saved(folder, "group") > reached + 2)
 
     def disturb(heard: RecordingListener) -> None:
-        goes_on()
-        nodes.processes("ray::RayTrainWorker")[0].suspend()
-        wait_until(lambda: heard.restarts)
-        goes_on()
-        nodes.lose(0)
-        wait_until(lambda: len(heard.restarts) == 2)
-        goes_on()
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            goes_on()
+            nodes.processes("ray::RayTrainWorker")[0].suspend()
+            wait_until(lambda: heard.restarts)
+            goes_on()
+            nodes.lose(0)
+            wait_until(lambda: len(heard.restarts) == 2)
+            goes_on()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
 
     def replace(heard: RecordingListener) -> None:
         if len(heard.restarts) == 2:
