@@ -18,15 +18,15 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study. To end it: make down"
 
-# Tests in tiers, selected by the markers in pyproject.toml. Estimated minutes on two cores that nothing else uses:
+# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the last one estimated:
 #   make test-fast      4   nothing that starts Ray or servers
-#   make test          13   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
-#   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
-#   make test-all      40   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
+#   make test          34   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+#   make test-cluster  12   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
+#   make test-all      70   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                           with every signal, randomly timed kills, two users' services
 # .ci/run checks each change with lint, make test and make test-cluster; make test-all is for every night.
-# Three workers on two cores, since tests that start Ray wait for much of their time. Such tests run in two of the workers, one after
-# another in each, and share one Ray and one MLflow server per worker where they can.
+# Three workers on two cores, since tests that start Ray wait for much of their time. The groups that would keep such tests in two of
+# the workers have no effect under pytest 9.2 with pytest-xdist 3.8; the time limits of the tests allow for three at once.
 IN_PARALLEL := -n 3 --dist loadgroup
 
 test: setup
@@ -36,11 +36,17 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not nightly" -n 2
 
+# The tests of nodes have a process of their own: after other clusters in the same process, Ray's first node does not start.
+NODES := tests/scheduling/test_nodes.py
+
 test-cluster: setup
-	$(BIN)/python -m pytest -m "cluster and not nightly"
+	$(BIN)/python -m pytest -m "cluster and not nightly" --ignore $(NODES)
+	$(BIN)/python -m pytest -m "cluster and not nightly" $(NODES)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not alone" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "not alone and not cluster" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "cluster" --ignore $(NODES)
+	$(BIN)/python -m pytest -m "cluster" $(NODES)
 	$(BIN)/python -m pytest -m "alone"
 
 test-gpu: setup
