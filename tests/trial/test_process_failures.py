@@ -284,11 +284,13 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_group_with_a_hung_worker_is_restarted(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[0] == "made no step for 30 s"
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_group_that_lost_a_node_waits_for_another_and_counts_no_failure(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[1:] == [f"its node {ray.util.get_node_ip_address()} was lost"]
     epochs = bad_day_of_a_group.epochs["group"]
@@ -299,6 +301,7 @@ def test_a_group_that_lost_a_node_waits_for_another_and_counts_no_failure(bad_da
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_stopped_group_holds_no_resources(bad_day_of_a_group: RecordingListener) -> None:
     assert not bad_day_of_a_group.ended  # and `run` has looked
 
