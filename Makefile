@@ -18,10 +18,10 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study. To end it: make down"
 
-# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the last one estimated:
+# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the first and last estimated:
 #   make test-fast      4   nothing that starts Ray or servers
 #   make test          34   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
-#   make test-cluster  12   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
+#   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
 #   make test-all      70   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                           with every signal, randomly timed kills, two users' services
 # .ci/run checks each change with lint, make test and make test-cluster; make test-all is for every night.
