@@ -75,6 +75,13 @@ class RunSpec(Checked):
     Accepted: a divisor of `optim.global_batch_size`.
     """
 
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        """Return `value` as the type of field `name`, as in `Checked.converted`; `model` may be a network of one's own."""
+        if name == "model" and dataclasses.is_dataclass(value) and callable(getattr(value, "build", None)):
+            return value
+        return super().converted(name, value)
+
     def _check(self) -> None:
         self._at_least(0, "seed")
         self._at_least(1, "world_size")

@@ -1,0 +1,69 @@
+"""`Metric`: the quantity by which runs are compared."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+from resnet_core.fields import reject
+
+Better = Literal["lower", "higher"]
+PERCENT = "%"
+"""Unit of shares. A difference between shares is in percentage points."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity that every epoch of a training reports and by which runs are compared."""
+
+    name: str
+    """Key among the metrics of an epoch, such as `valid/loss`. The part before the slash names the data it is computed on."""
+    unit: str = ""
+    """Unit of its values, such as `nats` or `%`; empty for a plain number."""
+    better: Better = "lower"
+    """`lower` if smaller values are better, otherwise `higher`."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value that is not accepted."""
+        if not (isinstance(self.name, str) and self.name.strip() == self.name and self.name.strip("/")):
+            raise reject("metric", self.name, "accepted: a key of the metrics that training yields, such as valid/loss")
+        if not isinstance(self.unit, str):
+            raise reject("metric unit", self.unit, "accepted: text, such as nats, or nothing for a plain number")
+        if self.better not in get_args(Better):
+            raise reject("metric better", self.better, f"accepted: {', '.join(get_args(Better))}")
+
+    @property
+    def split(self) -> str:
+        """Data that the metric is computed on, the first part of its name: `valid` of `valid/loss`; empty without a slash."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def quantity(self) -> str:
+        """Last part of the name: `loss` of `valid/loss`."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def label(self) -> str:
+        """Name in words: `valid loss` of `valid/loss`."""
+        return self.name.replace("/", " ").replace("_", " ")
+
+    @property
+    def difference_unit(self) -> str:
+        """Unit of a difference: `points` for percentages, otherwise the unit of the values."""
+        return "points" if self.unit == PERCENT else self.unit
+
+    @property
+    def training_name(self) -> str:
+        """Name of the same quantity on the training data, `train/loss` of `valid/loss`; runs may or may not report it."""
+        return f"train/{self.quantity}"
+
+    def is_better(self, difference: float) -> bool:
+        """Return whether a difference, value minus reference, is an improvement."""
+        return difference < 0 if self.better == "lower" else difference > 0
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the metric as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the metric that `to_dict` wrote."""
+        return cls(**values)
