@@ -9,6 +9,7 @@ from typing import Any
 from ablations.engine.study.comparability import image_selection, selects_images, test_images_digest
 from ablations.engine.study.definition import Study
 from ablations.engine.study.factors import Level, format_level
+from ablations.engine.task.metric import Metric, error_metric
 from resnet_core import RunSpec
 from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset
@@ -89,6 +90,11 @@ class Plan:
         return self.study.baseline
 
     @property
+    def metric(self) -> Metric:
+        """Metric by which runs are compared."""
+        return error_metric(self.base.data.evaluation_split)
+
+    @property
     def dataset(self) -> Dataset:
         """Data set of the first cell. Data sets of other cells may differ in training images, and thus in mean and version."""
         return self.dataset_for_spec(self.base)
@@ -101,8 +107,8 @@ class Plan:
         """Return the data set on which a run is trained and scored."""
         return self.dataset_for_spec(run.spec)
 
-    def training_images(self, run: Run) -> int:
-        """Return the number of images that a run is trained on."""
+    def training_examples(self, run: Run) -> int:
+        """Return the number of examples that a run is trained on."""
         return len(self.dataset_for_run(run).train.labels)
 
     @property

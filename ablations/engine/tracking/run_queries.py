@@ -75,7 +75,7 @@ class CompletedRun:
 
     spec: Mapping[str, str]
     """Its flattened `RunSpec`, as text."""
-    train_images: int
+    train_examples: int
     seconds: float
     """Duration of training and tests, in seconds."""
     device: str
@@ -144,7 +144,7 @@ def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[Co
             if "train_seconds" in metrics:
                 yield CompletedRun(
                     spec=current_params(run),
-                    train_images=images,
+                    train_examples=images,
                     seconds=metrics["train_seconds"],
                     device=tags.get("device", ""),
                     on_gpu=metrics.get("gpu_hours", 0) > 0,

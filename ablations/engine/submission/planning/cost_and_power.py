@@ -139,8 +139,8 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Comple
     for past in finished:
         shape = tuple(past.spec.get(name, default) for name, default in defaults.items())  # earlier runs lack later fields
         optim = {name: past.spec.get(f"optim.{name}") for name in ("epochs", "iterations", "global_batch_size")}
-        steps = replace(RunSpec().optim, **optim).total_steps(past.train_images)  # type: ignore[arg-type]  # it converts text
-        per_step.setdefault(shape, {}).setdefault(past.train_images, []).append(past.seconds / steps)
+        steps = replace(RunSpec().optim, **optim).total_steps(past.train_examples)  # type: ignore[arg-type]  # it converts text
+        per_step.setdefault(shape, {}).setdefault(past.train_examples, []).append(past.seconds / steps)
         devices.setdefault(shape, set()).add(past.device)
     seconds: dict[str, float] = {}
     used: set[str] = set()

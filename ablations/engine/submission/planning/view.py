@@ -40,9 +40,8 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), estimate))
-    scored = f"{plan.base.data.evaluation_split}/error"
-    errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
-    lines += _power_lines(power(Design.from_plan(plan, {}), errors))
+    values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
+    lines += _power_lines(power(Design.from_plan(plan, {}), values))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = Text(printable(f"Data: {plan.data_summary}"))
     return Group(title, data, _cells(plan, done, estimate), *map(Text, lines))
@@ -66,7 +65,7 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
     of_cell: dict[Cell, list[Run]] = {}
     for run in plan.runs:
         of_cell.setdefault(run.cell, []).append(run)
-    images = {cell: plan.training_images(runs[0]) for cell, runs in of_cell.items()}
+    images = {cell: plan.training_examples(runs[0]) for cell, runs in of_cell.items()}
     differ = len(set(images.values())) > 1
     columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
     columns = ["images", *columns] if differ else columns
