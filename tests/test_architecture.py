@@ -13,6 +13,7 @@ RAY_INTERNALS = "scheduling.ray_internals"
 FLOORS = (
     (RAY_INTERNALS,),
     ("environment",),
+    ("task",),
     ("study",),
     ("search", "trial", "analysis"),
     ("scheduling", "tracking"),

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ablations.engine.cli import options
 from ablations.engine.search.plan import plan_search
-from ablations.engine.study.comparability import TRANSFORM_FIELDS, image_selection, selects_images
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
@@ -20,9 +19,11 @@ from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
 from ablations.engine.submission.jobs import make_job
+from ablations.engine.task.image_data import TRANSFORM_FIELDS, image_selection, selects_images
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
+from resnet_core.overrides import run_schema
 
 BASE: dict[str, Any] = {"name": "x", "question": "?", "settings": {"depth": 8}, "seeds": 2}
 
@@ -142,7 +143,7 @@ def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Pa
     assert list(seeds.values()) == [[0, 1]] * 4
 
 
-def test_a_network_is_logged_with_the_normalization_of_its_own_training_images(cache: Path) -> None:
+def test_a_network_is_logged_with_the_normalization_of_its_own_training_examples(cache: Path) -> None:
     from ablations.engine.submission.model_logging import pixels_to_scores  # imports torch
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
@@ -186,7 +187,7 @@ def test_of_equal_cells_the_one_with_the_baseline_is_kept(cache: Path, baseline:
     ]
 
 
-def test_the_data_summary_names_every_number_of_training_images(cache: Path) -> None:
+def test_the_data_summary_names_every_number_of_training_examples(cache: Path) -> None:
     two = in_file(cache, {"train_examples": (None, 300), "flip": (False, True)}).data_summary
     assert two.startswith("300 or 1,437 images to train, 360 images to score (")
     assert in_file(cache, {"train_examples": (1437, 64, 300)}).data_summary.startswith("64, 300 or 1,437 images to train, ")
@@ -315,7 +316,7 @@ def test_all_cells_of_a_search_use_the_same_images(cache: Path) -> None:
     ],
 )
 def test_levels_are_split_at_commas_outside_of_brackets(name: str, text: str, levels: tuple[str, ...]) -> None:
-    assert split_levels(name, text) == levels
+    assert split_levels(run_schema(), name, text) == levels
 
 
 @pytest.mark.parametrize("text", ["0.5,0.75", "0.5", "[0.5,0.75", "0.5,0.75]", "[[0.5],[0.75]]", "[0.5],0.75", "[0.5][0.75]"])

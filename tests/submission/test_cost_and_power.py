@@ -43,7 +43,8 @@ def past(
 
 
 def deepest(plan: Plan) -> RunSpec:
-    return plan.runs[0].spec
+    spec: RunSpec = plan.runs[0].spec
+    return spec
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from ablations.engine.task.metric import Metric, error_metric
 from resnet_core.fields import ConfigError
-from resnet_core.identity import TRAINING_VERSION, code_version
 from resnet_core.renamed_fields import current_fields, current_name, current_value
 
 
@@ -99,7 +98,7 @@ class Design:
     preset: str
     dataset: str
     code_version: str
-    """Hash of the sources of `resnet_core` at the submission."""
+    """`Workload.code_version` of the submission."""
     metric: Metric
     """Metric by which runs are compared, in their final epoch."""
     factors: Mapping[str, tuple[str, ...]]
@@ -111,8 +110,10 @@ class Design:
     """Combinations that cannot be trained, each with the reason."""
     origin: Mapping[str, str]
     """Origin of the submission, shown in the report as it is: command, commit, versions, …"""
+    task: str = ""
+    """Name of the task of one's own; empty for image classification."""
     training_version: str = ""
-    """`TRAINING_VERSION` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
+    """`Workload.training_version` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
     search: SearchDesign | None = None
     """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
     and, once the search has ended, the levels of the chosen configurations."""
@@ -128,8 +129,9 @@ class Design:
             question=plan.study.question,
             preset=plan.preset,
             dataset=plan.dataset.name,
-            code_version=code_version(),
-            training_version=str(TRAINING_VERSION),
+            code_version=plan.workload.code_version(),
+            training_version=plan.workload.training_version,
+            task=plan.workload.task_name,
             metric=plan.metric,
             factors={name: tuple(map(format_level, levels)) for name, levels in plan.factors.items()},
             baseline={name: format_level(level) for name, level in plan.baseline.items()},
@@ -155,18 +157,19 @@ class Design:
         # Earlier versions stored these once for all cells.
         of_all = {name: values.pop(name) for name in ("data_version", "train_images") if name in values}
         values["metric"] = _stored_metric(values)
-        cells = [_current(of_all | cell) | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
-        values["cells"] = tuple(DesignCell(**cell) for cell in cells)
-        values["factors"] = {
-            current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
-        }
-        values["baseline"] = _current_levels(values["baseline"])
+        values["cells"] = [of_all | cell | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
+        values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
+        for each in values["cells"]:
+            if "train_images" in each:  # the name of `train_examples` until 2026-11-27
+                each["train_examples"] = each.pop("train_images")
+        if not values.get("task"):
+            _rename_fields(values)
+        values["cells"] = tuple(DesignCell(**cell) for cell in values["cells"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")
-            search["cells"] = tuple(SearchCell(**_current(cell)) for cell in search["cells"])
-            search["fields"] = _current_dimensions(search["fields"])
+            search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
             search["metric"] = _stored_metric(search)
             for name in ("train_images", "validation_images"):  # their names until 2026-11-27
                 if name in search:
@@ -194,6 +197,11 @@ class Design:
     @property
     def title(self) -> str:
         return f"{self.study} on {self.dataset}"
+
+    @property
+    def example(self) -> str:
+        """What trainings learn from, in the singular, as reports call it."""
+        return "example" if self.task else "image"
 
     def baseline_label(self, cell: DesignCell) -> str | None:
         """Return the label of the cell that `cell` is compared with; None if there is none or if `cell` is a baseline itself."""
@@ -223,12 +231,21 @@ class Design:
         return cell.train_examples // batch * batch
 
 
+def _rename_fields(values: dict[str, Any]) -> None:
+    """Give renamed fields of `RunSpec` in a stored design their current names and values."""
+    values["cells"] = [_current(cell) for cell in values["cells"]]
+    values["factors"] = {
+        current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
+    }
+    values["baseline"] = _current_levels(values["baseline"])
+    if search := values.get("search"):
+        search["cells"] = [_current(cell) for cell in search["cells"]]
+        search["fields"] = _current_dimensions(search["fields"])
+
+
 def _current(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored cell under the current names and values of its fields. The label is kept, because tags of runs contain it."""
-    found = {**cell, "levels": _current_levels(cell["levels"]), "spec": current_fields(cell["spec"])}
-    if "train_images" in found:  # the name of `train_examples` until 2026-11-27
-        found["train_examples"] = found.pop("train_images")
-    return found
+    return {**cell, "levels": _current_levels(cell["levels"]), "spec": current_fields(cell["spec"])}
 
 
 def _stored_metric(values: dict[str, Any]) -> Metric:

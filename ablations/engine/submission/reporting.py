@@ -29,7 +29,6 @@ from ablations.engine.tracking.connection import connect, is_new_database, mlflo
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
 from resnet_core.fields import printable, reject
-from resnet_core.overrides import field_name
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +113,17 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
     if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
     client, console = connect(options.tracking_uri), make_console()
+    field_name = drafted.study.workload.schema.field_name
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
         run_id, whole = run_queries.find_design(
-            client, drafted.study.name, drafted.preset, drafted.shared_fields(), whole=bool(drafted.searched)
+            client,
+            drafted.study.name,
+            drafted.preset,
+            drafted.shared_fields(),
+            defaults=drafted.study.workload.schema.default.flat(),
+            whole=bool(drafted.searched),
         )
         evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds))
     findings, part = analyze_study(evidence), ""
