@@ -36,8 +36,9 @@ class Transformer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.characters, self.places = nn.Embedding(128, config.width), nn.Embedding(config.length, config.width)
-        block = {"dim_feedforward": 4 * config.width, "dropout": 0.0, "batch_first": True, "norm_first": config.norm == "pre"}
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(config.width, 4, **block) for _ in range(config.depth))
+        size, pre = (config.width, 4, 4 * config.width), config.norm == "pre"
+        blocks = (nn.TransformerEncoderLayer(*size, 0.0, batch_first=True, norm_first=pre) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(blocks)
         self.head = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, 128))
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
@@ -45,7 +46,8 @@ class Transformer(nn.Module):
         hidden = self.characters(text) + self.places.weight
         for block in self.blocks:
             hidden = block(hidden, mask, is_causal=True)
-        return self.head(hidden)
+        scores: torch.Tensor = self.head(hidden)
+        return scores
 
 
 def train(config: Config, context: Context) -> Iterator[Epoch]:
@@ -65,7 +67,7 @@ def train(config: Config, context: Context) -> Iterator[Epoch]:
             rows = learned[starts + torch.arange(config.length + 1)]
             losses.append(F.cross_entropy(parallel(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()))
             optimizer.zero_grad()
-            losses[-1].backward()
+            torch.autograd.backward(losses[-1])
             optimizer.step()
             context.alive()
         with torch.no_grad():
