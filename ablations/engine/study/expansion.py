@@ -82,7 +82,7 @@ def expand_runs(specs: Mapping[Cell, RunSpec], seeds: int, data: Mapping[DataCon
         seeded = [(cell, replace(spec, seed=seed)) for cell, spec in specs.items()]
         replicate = [Run(cell, seed, spec, fingerprint(spec, data_version=versions[cell])) for cell, spec in seeded]
         # Seed by seed, so that replicates are complete early; deepest first, so that no long run is left alone at the end.
-        runs += sorted(replicate, key=lambda run: -run.spec.model.depth)
+        runs += sorted(replicate, key=lambda run: -run.spec.depth)
     return tuple(runs)
 
 

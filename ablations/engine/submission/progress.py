@@ -107,8 +107,8 @@ class Progress:
         for run in self.todo:
             epochs = self._total_epochs(run)
             ended = run.fingerprint in self.outcomes
-            total += run.spec.model.depth * epochs
-            done += run.spec.model.depth * (epochs if ended else self.epochs[run.fingerprint])
+            total += run.spec.depth * epochs
+            done += run.spec.depth * (epochs if ended else self.epochs[run.fingerprint])
         return done / total
 
     def _total_epochs(self, run: Run) -> int:

@@ -75,7 +75,7 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
     for cell in plan.cells:
         runs = of_cell[cell]
         spec = runs[0].spec
-        cost = measure_cost(spec.model, plan.dataset.image_size)
+        cost = measure_cost(spec.model, **plan.dataset.sizes)
         entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
         epochs = spec.optim.total_epochs(images[cell])
         row = [*(format_level(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
