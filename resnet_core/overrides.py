@@ -92,5 +92,3 @@ def takes_list(name: str) -> bool:
 def field_name(name: str) -> str:
     """Return the current dotted name of a field, given by its current or former name; see `Schema.field_name`."""
     return run_schema().field_name(name)
-
-

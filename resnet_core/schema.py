@@ -180,7 +180,9 @@ def _hints(cls: type) -> dict[str, Any]:
 def _convertible(hint: Any) -> bool:
     if get_origin(hint) in (types.UnionType, typing.Union):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        return len(kinds) == 1 and _convertible(kinds[0]) or all(isinstance(k, type) and dataclasses.is_dataclass(k) for k in kinds)
+        return (len(kinds) == 1 and _convertible(kinds[0])) or all(
+            isinstance(k, type) and dataclasses.is_dataclass(k) for k in kinds
+        )
     if get_origin(hint) is Literal:
         return True
     if get_origin(hint) is tuple:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ablations.engine.cli import options
 from ablations.engine.search.plan import plan_search
-from ablations.engine.study.comparability import TRANSFORM_FIELDS, image_selection, selects_images
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
@@ -20,9 +19,11 @@ from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
 from ablations.engine.submission.jobs import make_job
+from ablations.engine.task.image_data import TRANSFORM_FIELDS, image_selection, selects_images
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
+from resnet_core.overrides import run_schema
 
 BASE: dict[str, Any] = {"name": "x", "question": "?", "settings": {"depth": 8}, "seeds": 2}
 
@@ -132,17 +133,17 @@ def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Pa
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
         assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
-        assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
+        assert plan.training_examples(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
     assert all(np.array_equal(test.images, tests[0].images) and np.array_equal(test.labels, tests[0].labels) for test in tests)
     assert len({plan.dataset_for_run(run).version for run in plan.runs}) == 2
-    assert Counter(plan.training_images(run) for run in plan.runs) == {300: 4, 1437: 4}
+    assert Counter(plan.training_examples(run) for run in plan.runs) == {300: 4, 1437: 4}
     seeds = {cell: sorted(run.seed for run in plan.runs if run.cell == cell) for cell in plan.cells}
     assert list(seeds.values()) == [[0, 1]] * 4
 
 
-def test_a_network_is_logged_with_the_normalization_of_its_own_training_images(cache: Path) -> None:
+def test_a_network_is_logged_with_the_normalization_of_its_own_training_examples(cache: Path) -> None:
     from ablations.engine.submission.model_logging import pixels_to_scores  # imports torch
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
@@ -163,7 +164,7 @@ def test_the_full_number_of_images_and_no_number_are_the_same_run(cache: Path) -
     alone = in_file(cache, {"depth": (8,)})
     assert alone.base.data.train_examples is None
     assert {run.fingerprint for run in alone.runs} == {
-        run.fingerprint for run in factor.runs if factor.training_images(run) == 1437
+        run.fingerprint for run in factor.runs if factor.training_examples(run) == 1437
     }
     tested = [in_file(cache, {"depth": (8,)}, settings={"test_examples": count}) for count in (None, 360, 100)]
     one, same, other = ({run.fingerprint for run in plan.runs} for plan in tested)
@@ -186,7 +187,7 @@ def test_of_equal_cells_the_one_with_the_baseline_is_kept(cache: Path, baseline:
     ]
 
 
-def test_the_data_summary_names_every_number_of_training_images(cache: Path) -> None:
+def test_the_data_summary_names_every_number_of_training_examples(cache: Path) -> None:
     two = in_file(cache, {"train_examples": (None, 300), "flip": (False, True)}).data_summary
     assert two.startswith("300 or 1,437 images to train, 360 images to score (")
     assert in_file(cache, {"train_examples": (1437, 64, 300)}).data_summary.startswith("64, 300 or 1,437 images to train, ")
@@ -256,7 +257,7 @@ def test_image_folders_can_be_levels_if_their_test_images_are_the_same(tmp_path:
     other = folder(tmp_path / "other", train=6, shade=200)
     settings = {"depth": 8, "data.name": "imagefolder", "global_batch_size": 4, "stream": stream, "image_size": 16}
     plan = in_file(tmp_path / "cache", {"data.root": (full, half)}, settings=settings)
-    assert Counter(plan.training_images(run) for run in plan.runs) == {12: 2, 6: 2}
+    assert Counter(plan.training_examples(run) for run in plan.runs) == {12: 2, 6: 2}
     for others in ({"data.root": (full, other)}, {"data.root": (full,), "image_size": (16, 32)}):
         with pytest.raises(ConfigError, match="cannot be a factor: cells would be scored on different images of imagefolder"):
             in_file(tmp_path / "cache", others, settings=settings)
@@ -305,7 +306,7 @@ def test_all_cells_of_a_search_use_the_same_images(cache: Path) -> None:
     ],
 )
 def test_levels_are_split_at_commas_outside_of_brackets(name: str, text: str, levels: tuple[str, ...]) -> None:
-    assert split_levels(name, text) == levels
+    assert split_levels(run_schema(), name, text) == levels
 
 
 @pytest.mark.parametrize("text", ["0.5,0.75", "0.5", "[0.5,0.75", "0.5,0.75]", "[[0.5],[0.75]]", "[0.5],0.75", "[0.5][0.75]"])

@@ -184,7 +184,9 @@ def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]
 def test_a_report_is_made_again_without_data_or_code(
     as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.engine.study.comparability.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
+    monkeypatch.setattr(
+        "ablations.engine.task.image_classification.load_dataset", lambda *_, **__: pytest.fail("looked for the data")
+    )
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 0

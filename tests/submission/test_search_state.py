@@ -45,7 +45,7 @@ def trained(state: SearchState, error: Callable[[Run], float], *, most: int = 10
 
 
 def lr_of(run: Run) -> float:
-    return run.spec.optim.lr
+    return float(run.spec.optim.lr)
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,9 @@ from ablations.engine.study.request import (
     SearchRequest,
     StudyRequest,
 )
-from resnet_core import PRESETS
 from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
-from resnet_core.overrides import assignments, field_name
+from resnet_core.schema import Schema
 
 PLACEMENTS = ("pack", "spread")
 MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
@@ -73,14 +72,14 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     check_address("--storage", given.storage)
     tracking_uri = paths.default_tracking_uri() if given.tracking_uri is None else given.tracking_uri
     check_address("--tracking-uri", tracking_uri)
-    levels = given.levels
+    schema, levels = study.workload.schema, given.levels
     if not isinstance(levels, Mapping):
-        levels = {name: split_levels(name, text) for name, text in assignments("--levels", levels).items()}
+        levels = {name: split_levels(schema, name, text) for name, text in schema.assignments("--levels", levels).items()}
     request = StudyRequest(
         preset=given.preset,
         seeds=given.seeds,
         levels=levels,
-        overrides=_overrides(given),
+        overrides=_overrides(given, schema),
         probes=tuple(given.probe),
         workers=given.workers,
         download=given.data_download,
@@ -139,7 +138,9 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     examples = (EXAMPLES + (SEARCH_EXAMPLE if study.space else "")).format(program=parser.prog, factor=example)
     parser.epilog = f"{examples}\n\n{ENVIRONMENT_HELP}".replace("%", "%%")
     group = parser.add_argument_group("study")
-    group.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
+    group.add_argument(
+        "--preset", metavar="NAME", help=f"data set and recipe: {', '.join(study.workload.presets)} (default: {study.preset})"
+    )
     group.add_argument("--seeds", type=int, metavar="N", help=f"number of replicates of each cell (default: {study.seeds})")
     group.add_argument(
         "--levels",
@@ -305,10 +306,8 @@ def _seconds(option: str, text: str) -> float:
     return seconds
 
 
-def _overrides(given: argparse.Namespace) -> Mapping[str, Any]:
-    overrides: Mapping[str, Any] = given.set
-    if not isinstance(overrides, Mapping):
-        overrides = assignments("--set", given.set)
-    if given.probe and "probes" in map(field_name, overrides):
+def _overrides(given: argparse.Namespace, schema: Schema) -> Mapping[str, Any]:
+    overrides = given.set if isinstance(given.set, Mapping) else schema.assignments("--set", given.set)
+    if given.probe and "probes" in map(schema.field_name, overrides):
         raise reject("--set", "probes", "--probe sets them as well; accepted: one of the two")
     return overrides

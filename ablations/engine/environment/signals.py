@@ -44,7 +44,7 @@ def exit_on_signals(message: str) -> None:
 
 def stop_exiting_on_signals() -> None:
     """Undo `exit_on_signals`: SIGINT raises KeyboardInterrupt again, for a program of which a study is only a part."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     for number, handler in _exiting.items():
         if signal.getsignal(number) is handler:
             signal.signal(number, defaults[number])

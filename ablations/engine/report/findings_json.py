@@ -6,15 +6,15 @@ A number that does not exist is null: too few seeds for an interval, for instanc
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.expectations import Assessment
 from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
+from ablations.engine.analysis.verdicts.expectations import Assessment
 from ablations.engine.report.data_frames import VALUE, compared_metric, typed_level
 from ablations.engine.report.tables import comparisons_by_cell
 from ablations.engine.study.design import Design, DesignCell
@@ -166,7 +166,7 @@ def _provenance(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _distinct(values: Sequence[Any]) -> list[str]:
+def _distinct(values: Iterable[Any]) -> list[str]:
     return [text for text in dict.fromkeys(map(str, values)) if text not in ("", "nan")]
 
 

@@ -21,13 +21,13 @@ from ablations.engine.search.population_based import (
     ready_members,
     replay_generations,
 )
-from ablations.engine.search.space import Space, numeric_ranges
+from ablations.engine.search.space import FIELDS, Space, numeric_ranges
 from ablations.engine.search.successive_halving import should_continue
 from ablations.engine.search.suggestions import Suggester
 from ablations.engine.study.request import SAMPLERS, SCHEDULERS
 from resnet_core import ConfigError
 from resnet_core.fields import reject
-from resnet_core.overrides import convert
+from resnet_core.schema import Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +117,10 @@ class TrialHistory:
 class Optimizer:
     """The search inside one cell of the study."""
 
-    def __init__(self, space: Space, settings: SearchSettings) -> None:
-        self._settings = settings
+    def __init__(self, space: Space, settings: SearchSettings, schema: Schema = FIELDS) -> None:
+        self._settings, self._schema = settings, schema
         self._suggester = Suggester(
-            space, settings.sampler, trials=settings.trials, seed=settings.seed, objectives=settings.objectives
+            space, settings.sampler, trials=settings.trials, seed=settings.seed, objectives=settings.objectives, schema=schema
         )
         self._size = settings.trials or 0 if settings.scheduler == "pbt" else 0
         """Size of the population; 0 without population-based training."""
@@ -255,7 +255,7 @@ class Optimizer:
 
     def _add_known(self, past: TrialHistory) -> bool:
         """Add a trial of an earlier submission; return False if it lies outside the space."""
-        values = {name: convert(name, value) for name, value in past.values.items()}
+        values = {name: self._schema.convert(name, value) for name, value in past.values.items()}
         if (CHANGES in values) != self._is_branch(past.number):
             return False
         if not self._is_branch(past.number) and not self._suggester.add_known(past.number, values):

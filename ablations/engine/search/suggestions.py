@@ -9,7 +9,8 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from ablations.engine.search.samplers import make_sampler
-from ablations.engine.search.space import Space, field_values, params_for_values
+from ablations.engine.search.space import FIELDS, Space, field_values, params_for_values
+from resnet_core.schema import Schema
 
 MAX_REPEATED_SUGGESTIONS = 50
 """Number of suggestions in a row that repeat known configurations, after which the space counts as exhausted."""
@@ -26,9 +27,13 @@ class Suggester:
         trials: budget of the search; None if it has none.
         seed: seed of the search. A suggestion depends on it, on the trials known and on the new trial's number only.
         objectives: number of objectives.
+        schema: fields of the configurations.
     """
 
-    def __init__(self, space: Space, sampler: str, *, trials: int | None, seed: int, objectives: int) -> None:
+    def __init__(
+        self, space: Space, sampler: str, *, trials: int | None, seed: int, objectives: int, schema: Schema = FIELDS
+    ) -> None:
+        self._schema = schema
         self._space, self._sampler, self._budget, self._seed, self._objectives = space, sampler, trials, seed, objectives
         self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._open: dict[int, Trial] = {}
@@ -45,7 +50,7 @@ class Suggester:
 
         Numbers must be added in ascending order.
         """
-        params = params_for_values(self._space, values)
+        params = params_for_values(self._space, values, self._schema)
         if params is None:
             return False
         self._study.enqueue_trial(params)
@@ -67,7 +72,7 @@ class Suggester:
             self._study.sampler = make_sampler(self._sampler, seeds, trials=self._budget, objectives=self._objectives)
             self._draws += 1
             trial = self._ask()
-            values = field_values(trial.params)
+            values = field_values(trial.params, self._schema)
             if _key(values) not in self._known:
                 self._open[number] = trial
                 self._known.add(_key(values))

@@ -8,7 +8,6 @@ from typing import Any, Self
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from resnet_core.fields import ConfigError
-from resnet_core.identity import TRAINING_VERSION, code_version
 from resnet_core.renamed_fields import current_fields, current_name, current_value
 
 
@@ -96,7 +95,7 @@ class Design:
     preset: str
     dataset: str
     code_version: str
-    """Hash of the sources of `resnet_core` at the submission."""
+    """`Workload.code_version` of the submission."""
     evaluation_split: str
     """Images that runs are scored on: `test` or `validation`."""
     factors: Mapping[str, tuple[str, ...]]
@@ -108,8 +107,10 @@ class Design:
     """Combinations that cannot be trained, each with the reason."""
     origin: Mapping[str, str]
     """Origin of the submission, shown in the report as it is: command, commit, versions, …"""
+    task: str = ""
+    """Name of the task of one's own; empty for image classification."""
     training_version: str = ""
-    """`TRAINING_VERSION` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
+    """`Workload.training_version` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
     search: SearchDesign | None = None
     """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
     and, once the search has ended, the levels of the chosen configurations."""
@@ -125,8 +126,9 @@ class Design:
             question=plan.study.question,
             preset=plan.preset,
             dataset=plan.dataset.name,
-            code_version=code_version(),
-            training_version=str(TRAINING_VERSION),
+            code_version=plan.workload.code_version(),
+            training_version=plan.workload.training_version,
+            task=plan.workload.task_name,
             evaluation_split=plan.base.data.evaluation_split,
             factors={name: tuple(map(format_level, levels)) for name, levels in plan.factors.items()},
             baseline={name: format_level(level) for name, level in plan.baseline.items()},
@@ -137,7 +139,7 @@ class Design:
                     spec=_plain(of_this[0].spec.flat()),
                     fingerprints=tuple(run.fingerprint for run in of_this),
                     data_version=plan.dataset_for_run(of_this[0]).version,
-                    train_images=plan.training_images(of_this[0]),
+                    train_images=plan.training_examples(of_this[0]),
                 )
                 for cell, of_this in of_cell.items()
             ),
@@ -153,18 +155,16 @@ class Design:
         of_all = {name: values.pop(name) for name in ("data_version", "train_images") if name in values}
         if "scored_on" in values:  # the name of `evaluation_split` until 2026-11-27
             values["evaluation_split"] = values.pop("scored_on")
-        cells = [of_all | _current(cell) | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
-        values["cells"] = tuple(DesignCell(**cell) for cell in cells)
-        values["factors"] = {
-            current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
-        }
-        values["baseline"] = _current_levels(values["baseline"])
+        values["cells"] = [of_all | cell | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
+        values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
+        if not values.get("task"):
+            _rename_fields(values)
+        values["cells"] = tuple(DesignCell(**cell) for cell in values["cells"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")
-            search["cells"] = tuple(SearchCell(**_current(cell)) for cell in search["cells"])
-            search["fields"] = _current_dimensions(search["fields"])
+            search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
             values["search"] = SearchDesign(**search)
         return cls(**values)
 
@@ -212,9 +212,21 @@ class Design:
         return {cell.label: cell.train_images for cell in self.cells}
 
     def images_per_epoch(self, cell: DesignCell) -> int:
-        """Return the number of images that training sees in an epoch, which has full global batches only."""
-        batch = int(cell.spec["optim.global_batch_size"])
+        """Return the number of images that training sees in an epoch, which has full global batches only; 0 if not known."""
+        batch = int(cell.spec.get("optim.global_batch_size", 1))
         return cell.train_images // batch * batch
+
+
+def _rename_fields(values: dict[str, Any]) -> None:
+    """Give renamed fields of `RunSpec` in a stored design their current names and values."""
+    values["cells"] = [_current(cell) for cell in values["cells"]]
+    values["factors"] = {
+        current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
+    }
+    values["baseline"] = _current_levels(values["baseline"])
+    if search := values.get("search"):
+        search["cells"] = [_current(cell) for cell in search["cells"]]
+        search["fields"] = _current_dimensions(search["fields"])
 
 
 def _current(cell: Mapping[str, Any]) -> dict[str, Any]:

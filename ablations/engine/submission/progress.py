@@ -102,17 +102,14 @@ class Progress:
                 self.last_line = time.monotonic()
 
     def _fraction_done(self) -> float:
-        """Return the fraction of the work that is done, from 0 to 1. Epochs count in proportion to the network's depth."""
+        """Return the fraction of the work that is done, from 0 to 1. Epochs count in proportion to their relative cost."""
         done = total = 0.0
         for run in self.todo:
-            epochs = self._total_epochs(run)
-            ended = run.fingerprint in self.outcomes
-            total += run.spec.model.depth * epochs
-            done += run.spec.model.depth * (epochs if ended else self.epochs[run.fingerprint])
+            trained, weight = self.epochs[run.fingerprint], self.plan.workload.relative_cost(run.spec)
+            epochs = self.plan.total_epochs(run) or trained + 1  # of unknown length: always one more to come
+            total += weight * epochs
+            done += weight * (epochs if run.fingerprint in self.outcomes else min(trained, epochs))
         return done / total
-
-    def _total_epochs(self, run: Run) -> int:
-        return run.spec.optim.total_epochs(self.plan.training_images(run))
 
     def _eta(self) -> str:
         fraction = self._fraction_done()
@@ -137,7 +134,7 @@ class Progress:
         table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:
             for run, metrics in self.running.values():
-                epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
+                epoch = "/".join(map(str, filter(None, (self.epochs[run.fingerprint], self.plan.total_epochs(run)))))
                 table.add_row(
                     [str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.MISSING for name in errors)]
                 )

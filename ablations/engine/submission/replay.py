@@ -134,6 +134,8 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
     try:
         client = connect(uri)
         run = find_run(client, request.run)
+        if run.data.tags.get("task") or "-" in run.data.tags.get("training_version", ""):
+            raise reject("run", request.run, "was trained by a network or task of one's own; accepted: --rerun on its study file")
         spec = read_spec(run)
         if request.data_root is not None:
             spec = override(spec, {"data.root": request.data_root})

@@ -29,7 +29,6 @@ from ablations.engine.tracking.connection import connect, is_new_database, mlflo
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
 from resnet_core.fields import printable, reject
-from resnet_core.overrides import field_name
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +134,18 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
     """
     if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
-    client = connect(options.tracking_uri)
+    client, schema = connect(options.tracking_uri), study.study.workload.schema
+    field_name = schema.field_name
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in study.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
         run_id, whole = run_queries.find_design(
-            client, study.study.name, study.preset, study.shared_fields(), whole=bool(study.searched)
+            client,
+            study.study.name,
+            study.preset,
+            study.shared_fields(),
+            defaults=schema.default.flat(),
+            whole=bool(study.searched),
         )
         evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds), details=details)
     findings, part = analyze_study(evidence), ""

@@ -25,7 +25,7 @@ class SearchState:
 
     def __init__(self, plan: SearchPlan, past: Iterable[PastTrial], adopt: Callable[[Run], PastTrial | None]) -> None:
         self.plan, self.adopt = plan, adopt
-        self.optimizers = {cell: Optimizer(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
+        self.optimizers = {cell: Optimizer(plan.spaces[cell], plan.settings, plan.workload.schema) for cell in plan.trial_specs}
         self.errors: dict[Cell, ConfigError] = {}
         """Errors that ended searches early, by cell."""
         self._tag = plan.to_design().tag
@@ -152,7 +152,7 @@ class SearchState:
 
         Other batch sizes make a training longer or shorter in epochs.
         """
-        whole = run.spec.optim.total_epochs(self.plan.training_images(run))
+        whole = self.plan.total_epochs(run) or 1
         return range((epoch - 1) * self.plan.settings.epochs // whole + 1, epoch * self.plan.settings.epochs // whole + 1)
 
     def _load_history(self, past: Iterable[PastTrial]) -> int:

@@ -47,7 +47,7 @@ Train = Callable[[Any, Context], Iterator[Epoch]]
 """Function of a configuration and a context that trains and yields every epoch."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """A training of one's own, which a study runs with its configurations and seeds."""
 
@@ -61,7 +61,7 @@ class Task:
     """Metric that decides between configurations."""
     presets: Mapping[str, Any] = field(default_factory=dict)
     """Configurations by name, for `--preset`; without any, the preset `default` has the default of every field."""
-    data_version: str | Callable[[Any], str] = ""
+    data_version: str | Callable[[Any], str] = "1"
     """Version of the data, or a function of the configuration that returns it. Another version makes another run."""
     cost: Callable[[Any], Mapping[str, float]] | None = None
     """Function of the configuration that returns costs known before training, such as `parameters` and `flops`."""

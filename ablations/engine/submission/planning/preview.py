@@ -19,7 +19,6 @@ from ablations.engine.tracking.connection import connect, is_new_database, mlflo
 from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
-from resnet_core.identity import TRAINING_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def examine(plan: Plan, options: Options) -> Preview:
             trials_left, plan = plan.remaining_trials(state.ended_trials_in), plan.preview_plan()
     missing = [*trials_left, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
-    if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
+    if not plan.workload.task_name and (options.calibrate or (options.calibrate is None and not _on_a_cluster())):
         from ablations.engine.submission.planning.calibration import calibrate
 
         measure = partial(
@@ -85,9 +84,9 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Com
         except DeletedInMlflow as error:
             warning = str(error)
         done = {} if options.rerun else run_queries.with_result(run_queries.find_plan_runs(client, plan))
-        by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
+        by = run_queries.training_version_filter(plan.workload.training_version, "")
         past = search_trials.read_trials(client, plan.to_design(), by) if isinstance(plan, SearchPlan) else []
-        return done, list(run_queries.completed_runs(client, plan.data.values())), past, warning
+        return done, list(run_queries.completed_runs(client, plan)), past, warning
 
 
 def _on_a_cluster() -> bool:
