@@ -211,25 +211,35 @@ def test_the_base_id_does_not_depend_on_the_requested_numbers_of_images(cache: P
 def test_a_design_has_the_training_images_of_each_cell(cache: Path) -> None:
     plan = in_file(cache, {"depth": (8, 14), "train_examples": (300, 5000)})
     design = Design.from_plan(plan, {})
-    assert [cell.train_images for cell in design.cells] == [300, 1437, 300, 1437]
-    assert design.training_images == {"train_examples=300": 300, "train_examples=5000": 1437}
-    assert [design.images_per_epoch(cell) for cell in design.cells] == [256, 1408, 256, 1408]
+    assert [cell.train_examples for cell in design.cells] == [300, 1437, 300, 1437]
+    assert design.training_examples == {"train_examples=300": 300, "train_examples=5000": 1437}
+    assert [design.examples_per_epoch(cell) for cell in design.cells] == [256, 1408, 256, 1408]
     assert {cell.data_version for cell in design.cells} == {plan.dataset_for_run(run).version for run in plan.runs}
-    assert not Design.from_plan(in_file(cache, {"depth": (8, 14)}), {}).training_images
+    assert not Design.from_plan(in_file(cache, {"depth": (8, 14)}), {}).training_examples
 
 
 def test_a_design_of_an_earlier_version_is_read(cache: Path) -> None:
     design = Design.from_plan(in_file(cache, {"depth": (8, 14)}), {})
     stored = json.loads(design.to_json())
+    del stored["metric"]
     for cell in stored["cells"]:
-        of_all = {name: cell.pop(name) for name in ("data_version", "train_images")}
-    assert Design.from_json(json.dumps(stored | of_all)) == design
+        of_all = {"data_version": cell.pop("data_version"), "train_images": cell.pop("train_examples")}
+    assert Design.from_json(json.dumps(stored | {"evaluation_split": "test"} | of_all)) == design
+
+
+def test_the_training_images_of_the_cells_of_an_earlier_design_are_read(cache: Path) -> None:
+    design = Design.from_plan(in_file(cache, {"data.train_examples": (300, 5000)}), {})
+    stored = json.loads(design.to_json())
+    for cell in stored["cells"]:
+        cell["train_images"] = cell.pop("train_examples")
+    assert Design.from_json(json.dumps(stored)) == design
 
 
 def test_a_design_under_former_names_of_fields_is_read(cache: Path) -> None:
     design = Design.from_plan(in_file(cache, {"momentum_form": ("pytorch", "caffe"), "optim.bn_recalibration": (False, True)}), {})
     stored = json.loads(design.to_json())
-    stored["scored_on"] = stored.pop("evaluation_split")
+    del stored["metric"]
+    stored["scored_on"] = "test"
     stored["factors"] = {"velocity": ["gradients", "updates"], "optim.bn_statistics": ["running", "averaged"]}
     forms, statistics = {"pytorch": "gradients", "caffe": "updates"}, {"False": "running", "True": "averaged"}
     for cell in stored["cells"]:

@@ -307,7 +307,8 @@ def _seconds(option: str, text: str) -> float:
 
 
 def _overrides(given: argparse.Namespace, schema: Schema) -> Mapping[str, Any]:
-    overrides = given.set if isinstance(given.set, Mapping) else schema.assignments("--set", given.set)
+    from_python = isinstance(given.set, Mapping)
+    overrides: Mapping[str, Any] = given.set if from_python else schema.assignments("--set", given.set)
     if given.probe and "probes" in map(schema.field_name, overrides):
         raise reject("--set", "probes", "--probe sets them as well; accepted: one of the two")
     return overrides

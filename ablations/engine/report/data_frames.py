@@ -14,15 +14,15 @@ from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.report.tables import comparisons_by_cell, escape_formulas
 from ablations.engine.study.design import Design, DesignCell
 from ablations.engine.study.factors import format_level
-from ablations.engine.task.metric import PERCENT, Metric
+from ablations.engine.task.metric import Metric
 
-VALUE, TRAINING_VALUE = "error", "train_error"
+VALUE, TRAINING_VALUE = "value", "train_value"
 """Columns of `Evidence` with the compared metric, on evaluation and on training data."""
 
 
 def compared_metric(design: Design) -> Metric:
     """Return the metric by which a study compares its runs."""
-    return Metric(f"{design.evaluation_split}/error", PERCENT)
+    return design.metric
 
 
 def typed_level(cell: DesignCell, factor: str) -> Any:
@@ -53,8 +53,8 @@ def cell_frame(evidence: Evidence, findings: Findings) -> pd.DataFrame:
     rows = []
     for cell, found in zip(evidence.design.cells, findings.cells, strict=True):
         row: dict[str, Any] = {name: typed_level(cell, name) for name in evidence.design.factors}
-        row |= {"n": found.error.n, "planned": found.planned}
-        row |= {name: _number(getattr(found.error, name)) for name in ("mean", "std", "low", "high")}
+        row |= {"n": found.value.n, "planned": found.planned}
+        row |= {name: _number(getattr(found.value, name)) for name in ("mean", "std", "low", "high")}
         comparison = comparisons.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
         row |= {"baseline": comparison.baseline if comparison else "", "difference": _number(difference.mean)}

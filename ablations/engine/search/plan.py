@@ -16,10 +16,11 @@ from ablations.engine.study.factors import Level, format_level
 from ablations.engine.study.pareto import pareto_front
 from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED, Cell, Draft, Plan, Run, SearchTrial
 from ablations.engine.study.request import DEFAULT_TRIALS, OBJECTIVES, SearchRequest, StudyRequest
+from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted, reject
 
 MAX_FRONT_CONFIGURATIONS = 4
-"""Maximum number of configurations of a Pareto front that are confirmed, from the cheapest to the most accurate."""
+"""Maximum number of configurations of a Pareto front that are confirmed, from the cheapest to the best."""
 FIRST_TRIAL_SEED = MAX_RUNS
 """Lowest seed of trials. It is above the seeds of all runs of a study."""
 
@@ -41,17 +42,17 @@ class ScoredTrial:
     """A completed trial with its scores."""
 
     values: Mapping[str, Any]
-    error: float
-    """Validation error of the final epoch, in percent."""
+    value: float
+    """Value of the search's metric in the final epoch."""
     loss: float
-    """Validation loss of the final epoch."""
+    """Loss on the same data in the final epoch, which breaks ties; infinite if trials do not report it."""
     cost: float | None
     """Value of the second objective; None if there is none."""
 
     @property
     def objectives(self) -> tuple[float, ...]:
         """Value of each objective."""
-        return (self.error,) if self.cost is None else (self.error, self.cost)
+        return (self.value,) if self.cost is None else (self.value, self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class SearchPlan(Plan):
     fields: Mapping[str, Mapping[str, Any]]
     """Searched fields, as in `SearchDesign.fields`."""
     objective: str | None
-    """Second objective besides the error: `flops` or `seconds`."""
+    """Second objective besides the metric: `flops` or `seconds`."""
     specs: Mapping[Cell, Any]
     """Default configuration of each cell of the search, trained on all training images."""
     trial_specs: Mapping[Cell, Any]
@@ -84,6 +85,11 @@ class SearchPlan(Plan):
     def baseline(self) -> Mapping[str, Level]:
         """Reference levels of the factors: without factors, the default configuration."""
         return self.study.baseline if self.study.factors else {CONFIGURATION: DEFAULT}
+
+    @property
+    def trial_metric(self) -> Metric:
+        """Metric by which all trials are scored."""
+        return self.settings.metric
 
     @property
     def trial_data(self) -> Any:
@@ -158,24 +164,27 @@ class SearchPlan(Plan):
             objective=self.objective,
             epochs=settings.epochs,
             seed=settings.seed,
-            train_images=self.workload.training_examples(data),
-            validation_images=self.workload.evaluation_examples(data),
+            metric=self.trial_metric,
+            train_examples=self.workload.training_examples(data),
+            validation_examples=self.workload.evaluation_examples(data),
             data_version=data.version,
             base=self.base_id,
             chosen={str(cell): {each.level: each.number for each in choices} for cell, choices in self.chosen.items()},
         )
 
 
-def choose_configurations(scored: Mapping[int, ScoredTrial]) -> tuple[ChosenConfiguration, ...]:
-    """Choose the completed trial with the lowest error; the lower loss breaks ties. With two objectives, choose along the front.
+def choose_configurations(scored: Mapping[int, ScoredTrial], metric: Metric) -> tuple[ChosenConfiguration, ...]:
+    """Choose the completed trial with the best value; the lower loss breaks ties. With two objectives, choose along the front.
 
     Of a Pareto front with more than `MAX_FRONT_CONFIGURATIONS` trials, evenly spaced ones are chosen, including both ends.
 
     Args:
         scored: completed trials by number.
+        metric: metric of their values.
     """
     by_loss = sorted(scored, key=lambda number: (scored[number].loss, number))
-    points = [scored[number].objectives[::-1] for number in by_loss]  # cost first, so that the front starts at the cheapest trial
+    # Cost first, so that the front starts at the cheapest trial.
+    points = [(*scored[number].objectives[1:], metric.minimized(scored[number].value)) for number in by_loss]
     unique = {points[i]: by_loss[i] for i in reversed(pareto_front(points))}  # of equal points, the one with the lowest loss
     front = list(reversed(unique.values()))
     if not front or len(scored[front[0]].objectives) == 1:
@@ -294,6 +303,7 @@ def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
         )
     if search.seed < 0:
         raise reject("--search-seed", search.seed, "accepted: 0 or more")
+    workload = drafted.study.workload
     trials = DEFAULT_TRIALS if search.trials is None and search.seconds is None else search.trials
     return SearchSettings(
         sampler=sampler,
@@ -303,6 +313,7 @@ def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
         epochs=drafted.base.optim.epochs,
         seed=FIRST_TRIAL_SEED + search.seed,
         objectives=2 if search.objective else 1,
+        metric=workload.metric(workload.search_spec(drafted.base, search.validation_share, FIRST_TRIAL_SEED + search.seed)),
     )
 
 

@@ -134,8 +134,8 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
     """
     if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
-    client, schema = connect(options.tracking_uri), study.study.workload.schema
-    field_name = schema.field_name
+    client = connect(options.tracking_uri)
+    field_name = study.study.workload.schema.field_name
     asked = {field_name(name) for name in options.request.levels}
     levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in study.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
@@ -144,7 +144,7 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
             study.study.name,
             study.preset,
             study.shared_fields(),
-            defaults=schema.default.flat(),
+            defaults=study.study.workload.schema.default.flat(),
             whole=bool(study.searched),
         )
         evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds), details=details)

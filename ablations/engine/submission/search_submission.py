@@ -139,7 +139,7 @@ class SearchProgress(progress.Progress):
 
     def __init__(self, console: Console, plan: SearchPlan, state: SearchState) -> None:
         super().__init__(console, plan, ())
-        self.evaluation_split = "validation"
+        self.metric = plan.trial_metric
         self.state, self.total, self.began_at = state, plan.max_trials, state.fraction_done
         self.reused = 0
 

@@ -9,7 +9,7 @@ from typing import Any
 from ablations.engine.task import sources
 from ablations.engine.task.definition import Context, Epoch
 from ablations.engine.task.image_data import check_comparable, image_selection, selects_images, test_images_digest
-from ablations.engine.task.metric import PERCENT, Metric
+from ablations.engine.task.metric import Metric, error_metric
 from ablations.engine.task.workload import Cost, ProbedEpoch, Workload
 from resnet_core import PRESETS, RunSpec, fingerprint
 from resnet_core.config import DataConfig
@@ -140,7 +140,7 @@ class ImageClassification(Workload):
 
     def metric(self, spec: RunSpec) -> Metric:
         """Return the error on the images that runs are scored on, in percent."""
-        return Metric(f"{spec.data.evaluation_split}/error", PERCENT)
+        return error_metric(spec.data.evaluation_split)
 
     def check_settings(self, values: Mapping[str, Any]) -> None:
         """Raise ConfigError if both the epochs and the iterations are given: one would be ignored silently."""

@@ -11,7 +11,7 @@ from ablations.engine.analysis.inference import shifted_p_value
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, magnitude, p_value
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.study.expectations import Expectation
-from ablations.engine.task.metric import PERCENT, Metric
+from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
@@ -49,7 +49,7 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
         answer = answers[0]
         verdict = {"matters": SHOWN, "no effect within margin": CONTRADICTED}.get(answer.verdict, NOT_SHOWN)
         return Assessment(expectation=expectation.text, verdict=verdict, text=f"{expectation.text}: {verdict}: {answer.text}")
-    metric = Metric(f"{evidence.design.evaluation_split}/error", PERCENT)
+    metric = evidence.design.metric
     effect, tests = _effect(expectation, evidence, findings)
     if effect is None:
         why = "no combination of the other factors has runs of both levels"

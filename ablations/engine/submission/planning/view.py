@@ -40,9 +40,8 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), estimate))
-    scored = f"{plan.base.data.evaluation_split}/error"
-    errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
-    lines += _power_lines(power(Design.from_plan(plan, {}), errors))
+    values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
+    lines += _power_lines(power(Design.from_plan(plan, {}), values))
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = [Text(printable(f"Data: {plan.data_summary}"))] if plan.data_summary else []
     return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
