@@ -22,13 +22,13 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 NOTEBOOK = PROJECT / "docs" / "notebook.ipynb"
 
 
-def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_page_run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All runs of the page's study are in MLflow already, so that its calls train nothing."""
     scope: dict[str, Any] = {"__name__": "page"}
     definition = BLOCKS[0].partition("result =")[0]
     exec(definition, scope)
-    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", stored_study(tmp_path, scope["STUDY"]))
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stored_study(home, scope["STUDY"]))
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(reporting, "publish", lambda *_, **__: None)  # figures take a minute on a busy machine
     monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
