@@ -61,14 +61,6 @@ def local_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
-@pytest.fixture(scope="session")
-def stored_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tracking URI of a database with the finished study `stored_study.STUDY`, which tests only read."""
-    from tests.helpers.stored_study import stored_study  # imports MLflow
-
-    return stored_study(tmp_path_factory.mktemp("stored"))
-
-
 @pytest.fixture(autouse=True)
 def signal_handlers() -> Iterator[None]:
     """Commands that a test runs in this process handle signals, and would go on to do so."""
@@ -106,6 +98,16 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     connect(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def stored_uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tracking URI of a database with the finished study `stored_study.STUDY`, which tests only read."""
+    from tests.helpers.stored_study import stored_study  # imports MLflow
+
+    folder = tmp_path_factory.mktemp("stored")
+    shutil.copy(empty, folder / "mlflow.db")
+    return stored_study(folder)
 
 
 @pytest.fixture

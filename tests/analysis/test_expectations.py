@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.expectations import CONTRADICTED, NOT_SHOWN, SHOWN, Assessment, assess
 from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, NOT_SHOWN, SHOWN, Assessment, assess
 from ablations.engine.study.expectations import parse_expectations
 from resnet_core import ConfigError
 from tests.helpers.synthetic_study import design, evidence, without

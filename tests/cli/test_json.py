@@ -87,7 +87,7 @@ def test_an_error_is_one_line_on_standard_error(
 def test_the_exit_code_is_that_of_the_worst_expectation_unless_a_run_has_no_result(
     monkeypatch: pytest.MonkeyPatch, stored_uri: str, code: int, verdicts: list[str], expected: int
 ) -> None:
-    from ablations.engine.analysis import expectations
+    from ablations.engine.analysis.verdicts import expectations
 
     def assess(*_: object) -> tuple[expectations.Assessment, ...]:
         return tuple(expectations.Assessment(expectation="?", verdict=verdict, text="?") for verdict in verdicts)

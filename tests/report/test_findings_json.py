@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.expectations import assess
 from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.analysis.verdicts.expectations import assess
 from ablations.engine.report import bundle, data_frames
 from ablations.engine.report.findings_json import findings_document, to_json
 from ablations.engine.study.expectations import parse_expectations

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.engine.analysis.expectations import assess
+from ablations.engine.analysis.verdicts.expectations import assess
+from ablations.engine.environment import paths
 from ablations.engine.report import bundle, data_frames
 from ablations.engine.report.findings_json import findings_document
 from ablations.engine.report.mlflow_page import REPORT_PATH
@@ -19,9 +20,9 @@ from ablations.engine.study.request import Options
 from ablations.engine.submission.jobs import checkpoint_folder
 from ablations.engine.submission.reporting import StoredStudy
 from ablations.engine.trial.checkpoints import CheckpointFolder
-from resnet_core import build_model
+from resnet_core import build_network
+from resnet_core.config import ModelConfig
 from resnet_core.fields import counted, reject
-from resnet_core.overrides import from_flat
 
 REPORT_HEIGHT_PIXELS = 800
 """Height of a report in a notebook, in pixels."""
@@ -99,9 +100,16 @@ class Result:
         Raises:
             ConfigError: no run, or several runs, are meant, or the run has no checkpoint.
         """
+        if self._study.task is not None:
+            raise reject("run", self._study.task.name, "a task has no network to build; accepted: checkpoint(run), its saved state")
         row = self._row(run)
         (cell,) = (cell for cell in self._stored.evidence.design.cells if row["fingerprint"] in cell.fingerprints)
-        net = build_model(from_flat({**cell.spec, "seed": int(row["seed"])}).model)
+        workload = self._study.workload
+        spec = workload.from_flat({**cell.spec, "seed": int(row["seed"])})
+        if isinstance(spec.model, ModelConfig):  # which has the sizes of the data
+            net = build_network(spec.model, spec.data.image_size or 0)
+        else:
+            net = build_network(spec.model, **workload.load_data(spec, paths.data_cache(), download=False).sizes)
         net.load_state_dict(self.checkpoint(run)["model"])
         return net.eval()
 

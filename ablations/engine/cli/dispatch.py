@@ -114,7 +114,7 @@ def _conclude(
     stored: "StoredStudy", expected: Sequence[Expectation], options: Options, emit: Callable[[str], object], code: int
 ) -> int:
     """Print the assessed expectations, emit the findings, and return the exit code."""
-    from ablations.engine.analysis.expectations import CONTRADICTED, SHOWN, assess
+    from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, SHOWN, assess
     from ablations.engine.environment.console import make_console, print_line
     from ablations.engine.report.findings_json import findings_document, to_json
 

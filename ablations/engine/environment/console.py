@@ -42,33 +42,32 @@ def document_on_stdout() -> Iterator[Callable[[str], None]]:
 
     That includes output of libraries and of child processes, which write to the file descriptor. A closed pipe is not an error.
     """
-    stream, number = sys.stdout, _descriptor(sys.stdout)
+    stream = sys.stdout
     with contextlib.ExitStack() as stack:
-        if number is not None:
+        saved = None
+        if _is_file(stream):
             stream.flush()
-            saved = os.dup(number)
+            saved = os.dup(1)
             stack.callback(os.close, saved)
-            os.dup2(sys.stderr.fileno(), number)
-            stack.callback(os.dup2, saved, number)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, saved, 1)
             stack.callback(stream.flush)  # before the descriptor is restored
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
 
         def write(text: str) -> None:
+            data = text.encode()
             with contextlib.suppress(OSError):
-                if number is None:
+                while saved is not None and data:
+                    data = data[os.write(saved, data) :]
+                if data:
                     stream.write(text)
-                    stream.flush()
-                else:
-                    data = text.encode()
-                    while data:
-                        data = data[os.write(saved, data) :]
 
         yield write
 
 
-def _descriptor(stream: object) -> int | None:
-    """Return the file descriptor of a stream; None if it has none, as in a notebook."""
+def _is_file(stream: object) -> bool:
+    """Return whether a stream writes to a file descriptor. That of a notebook does not."""
     try:
-        return int(stream.fileno())  # type: ignore[attr-defined]
+        return stream.fileno() >= 0  # type: ignore[attr-defined, no-any-return]
     except (AttributeError, OSError, ValueError):
-        return None
+        return False

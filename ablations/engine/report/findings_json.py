@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.expectations import Assessment
 from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
+from ablations.engine.analysis.verdicts.expectations import Assessment
 from ablations.engine.report.data_frames import VALUE, compared_metric, typed_level
 from ablations.engine.report.tables import comparisons_by_cell
 from ablations.engine.study.design import Design, DesignCell

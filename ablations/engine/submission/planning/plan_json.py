@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.planning.cost_and_power import Power, power
@@ -17,12 +18,14 @@ def plan_document(preview: Preview) -> dict[str, Any]:
     of_cell: dict[str, list[Run]] = {str(cell): [] for cell in plan.cells}
     for run in plan.runs:
         of_cell[str(run.cell)].append(run)
-    scored = f"{plan.base.data.evaluation_split}/error"
-    values = {name: record.metrics[scored] for name, record in done.items() if record.completed}
+    values = {name: record.metrics[plan.metric.name] for name, record in done.items() if record.completed}
     return {
         "schema": SCHEMA,
         "study": {"name": plan.study.name, "question": plan.study.question},
         "preset": plan.preset,
+        "factors": {name: list(levels) for name, levels in plan.factors.items()},
+        "baseline": dict(plan.baseline),
+        "search": isinstance(plan, SearchPlan),
         "runs": len(plan.runs),
         "done": sum(run.fingerprint in done for run in plan.runs),
         "missing": sum(run.fingerprint not in done for run in plan.runs),
