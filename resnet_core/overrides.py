@@ -1,11 +1,13 @@
 """Override fields of a run by name, with values from code, a command line or a file."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
-from resnet_core.config import RunSpec
+from resnet_core.config import ModelConfig, Network, RunSpec
 from resnet_core.fields import reject
+from resnet_core.presets import PRESETS
 from resnet_core.renamed_fields import current_name
 from resnet_core.schema import Schema
 
@@ -15,6 +17,8 @@ class RunSchema(Schema):
 
     def field_name(self, name: str) -> str:
         """Return the current dotted name of a field, given by its current or former name; see `Schema.field_name`."""
+        if name == "name":  # the data set's, which was the only one before networks had names
+            return "data.name"
         known = not isinstance(name, str) or name in self._fields or name in self._by_leaf
         return super().field_name(name if known else current_name(name))
 
@@ -23,12 +27,22 @@ class RunSchema(Schema):
         names = {self.field_name(name) for name in values}
         if "optim.epochs" in names and "optim.iterations" not in names:
             values = {**values, "optim.iterations": None}  # those of a preset would take precedence over the requested epochs
-        overridden: RunSpec = super().override(config, values)
+        overridden: RunSpec = super().override(_without_preset_network(config, names, values), values)
         return overridden
 
 
+def _without_preset_network(config: RunSpec, names: Set[str], values: Mapping[str, Any]) -> RunSpec:
+    """Return the run with the default network, if the values name one of another library and the run has that of a preset.
+
+    A preset may choose the depth of a network of He et al., which a network of another library lacks.
+    """
+    named = "model.name" in names and any(value not in (None, "none") for name, value in values.items() if name == "model.name")
+    of_preset = any(config.model == preset.model for preset in PRESETS.values())
+    return replace(config, model=ModelConfig()) if named and of_preset else config
+
+
 @functools.cache
-def run_schema(model: Any = None) -> RunSchema:
+def run_schema(model: Network | None = None) -> RunSchema:
     """Return the fields of runs with this network.
 
     Args:
@@ -53,11 +67,10 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
         >>> override(RunSpec(), {"depth": 56, "optim.lr": "0.05"}).optim.lr
         0.05
     """
-    own = None if type(spec.model) is type(run_schema().default.model) else spec.model
-    return run_schema(own).override(spec, values)
+    return run_schema(None if isinstance(spec.model, ModelConfig) else spec.model).override(spec, values)
 
 
-def from_flat(values: Mapping[str, Any], model: Any = None) -> RunSpec:
+def from_flat(values: Mapping[str, Any], model: Network | None = None) -> RunSpec:
     """Return the run that `RunSpec.flat` flattened. JSON (lists for tuples) and former names of fields are accepted.
 
     Args:

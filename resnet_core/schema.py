@@ -159,7 +159,8 @@ def check_config_class(config: Any) -> None:
 
 
 def _walk(config: Any, inline: str, path: tuple[str, ...] = (), prefix: str = "") -> Iterator[tuple[str, _Field]]:
-    check_config_class(config)
+    if not inline:  # otherwise the inline section is the user's
+        check_config_class(config)
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         name = f"{prefix}{each.name}"
@@ -180,15 +181,18 @@ def _hints(cls: type) -> dict[str, Any]:
 def _convertible(hint: Any) -> bool:
     if get_origin(hint) in (types.UnionType, typing.Union):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        return (len(kinds) == 1 and _convertible(kinds[0])) or all(
-            isinstance(k, type) and dataclasses.is_dataclass(k) for k in kinds
-        )
+        return (len(kinds) == 1 and _convertible(kinds[0])) or all(map(_is_section, kinds))
     if get_origin(hint) is Literal:
         return True
     if get_origin(hint) is tuple:
         args = get_args(hint)
         return len(args) == 2 and args[1] is ... and _convertible(args[0])
-    return hint in (int, float, str, bool) or (isinstance(hint, type) and dataclasses.is_dataclass(hint))
+    return hint in (int, float, str, bool) or _is_section(hint)
+
+
+def _is_section(hint: Any) -> bool:
+    """Return True for a dataclass, and for a protocol that dataclasses of users follow."""
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False))
 
 
 def _replaced(config: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:

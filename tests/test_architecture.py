@@ -20,6 +20,7 @@ FLOORS = (
     ("report", "cluster"),
     ("submission",),
     ("cli",),
+    ("api",),
 )
 """Packages of `ablations.engine`. Each may import those on lower floors.
 

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_core.config import DataConfig, RunSpec
+from resnet_core.config import DataConfig, ModelConfig, RunSpec
 from resnet_core.data import cache as cached
 from resnet_core.data import cifar, folders, indexing
 from resnet_core.data.decoding import CHANGES
@@ -27,6 +27,16 @@ __all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
 
 STATISTICS_SIDE = 256
 """Maximum side of the streamed images for channel statistics, in pixels. 2,048 of them are held in memory."""
+
+
+class Sizes(TypedDict):
+    """Sizes that a network is built for, as arguments of `build_network` and `measure_cost`."""
+
+    image_size: int
+    """Side of the square images, in pixels."""
+    in_channels: int
+    """Number of color channels."""
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,11 @@ class Dataset:
     def image_size(self) -> int:
         """Side of the network's input images, in pixels."""
         return self._crop if isinstance(self.train, Files) else int(self.train.images.shape[2])
+
+    @property
+    def sizes(self) -> "Sizes":
+        """Side of the images, color channels and classes, as arguments of `build_network` and `measure_cost`."""
+        return {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": len(self.classes)}
 
     @property
     def summary(self) -> str:
@@ -121,7 +136,9 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
     Raises:
         ConfigError: the run and the data set contradict each other.
     """
-    model = spec.model.resolved(num_classes=len(dataset.classes), in_channels=dataset.in_channels)
+    model = spec.model
+    if isinstance(model, ModelConfig):
+        model = model.resolved(num_classes=len(dataset.classes), in_channels=dataset.in_channels)
     if spec.optim.global_batch_size > len(dataset.train.labels):
         raise reject(
             "optim.global_batch_size",
@@ -129,8 +146,12 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
             f"the training set of {dataset.name} has {len(dataset.train.labels)} images",
         )
     spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
-    if spec.model.match_flops or spec.model.match_parameters:
-        from resnet_core.model.cost import matched  # imports torch, which most plans do not need
+    if not isinstance(model, ModelConfig) or model.name:
+        from resnet_core.model.cost import check_network  # imports torch, which most plans do not need
+
+        check_network(replace(spec, model=model), **dataset.sizes)
+    elif model.match_flops or model.match_parameters:
+        from resnet_core.model.cost import matched
 
         model = matched(model, dataset.image_size).resolved()
     return replace(spec, model=model)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
-from resnet_core.model.network import ResNet
 from resnet_core.training.probes import Row
 
 Metrics = dict[str, float]
@@ -16,7 +16,7 @@ Metrics = dict[str, float]
 class TrainState:
     """Everything that a training changes."""
 
-    net: ResNet
+    net: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0

@@ -29,6 +29,7 @@ CHANGED: dict[str, Any] = {
     "model.in_channels": 1,
     "data.name": "synthetic",
     "data.image_size": 16,
+    "model.name": "torchvision:resnet18",
     "model.zero_init_residual": True,
     "model.bn_momentum": 0.2,
     "model.match_flops": "bottleneck",

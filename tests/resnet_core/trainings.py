@@ -39,6 +39,7 @@ STREAMED = FOLDER | {"data.stream": True, "data.decode_workers": 1}
 SHORT = {"optim.epochs": 2, "optim.lr": 0.05}  # 4 steps an epoch
 GENTLE = {"optim.epochs": 3, "optim.lr": 0.02}
 BASE = GENERATED | SHORT
+NAMED = {"model.name": "torchvision:shufflenet_v2_x0_5", "model.depth": 20, "model.width": None, "data.image_size": 32}
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
 """Relative difference of losses between processors, at most. With the instructions of SSE 4.1, AVX2 and AVX-512, and with MKL's
 compatible code path, they differed by at most 5e-6, 5e-4 in bf16 and 8e-5 in fp16 (torch 2.14.1). Larger rates than these amplify
@@ -47,6 +48,7 @@ rounding by a factor of 1,000 within 16 steps."""
 TRAININGS: dict[str, dict[str, Any]] = {
     **{f"recipe of {name}": {"preset": name} | GENERATED | GENTLE for name in ("smoke", "digits", "cifar10", "cifar100")},
     "recipe of imagenet": {"preset": "imagenet"} | STREAMED | {"model.depth": 18, "data.scale": (20, 24)} | GENTLE,
+    "model.name": BASE | NAMED,
     "model.family": BASE | {"model.family": "imagenet", "model.depth": 18, "data.image_size": 32},
     "model.depth": BASE | {"model.depth": 14},
     **{f"model.shortcut={kind}": BASE | {"model.shortcut": kind} for kind in ("none", "A", "B", "C")},

@@ -24,6 +24,7 @@ from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
 from resnet_core.overrides import run_schema
+from tests.helpers.training_runs import paper_network
 
 BASE: dict[str, Any] = {"name": "x", "question": "?", "settings": {"depth": 8}, "seeds": 2}
 
@@ -148,7 +149,7 @@ def test_a_network_is_logged_with_the_normalization_of_its_own_training_examples
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
     for run in plan.runs:
-        model = pixels_to_scores(plan, run, build_model(run.spec.model).state_dict())
+        model = pixels_to_scores(plan, run, build_model(paper_network(run.spec)).state_dict())
         assert model.mean.item() == pytest.approx(load_dataset(run.spec.data, cache).mean[0])
     assert len({plan.dataset_for_run(run).mean for run in plan.runs}) == 2
 

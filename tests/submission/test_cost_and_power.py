@@ -65,7 +65,7 @@ def deepest(plan: Plan) -> RunSpec:
 )
 def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Plan, changes: Mapping[str, Any]) -> None:
     estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12, changes)])
-    assert estimate.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.model.depth == 14}
+    assert estimate.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.depth == 14}
     assert estimate.source == "finished runs on a computer"
 
 
@@ -130,7 +130,7 @@ def test_only_what_no_finished_run_tells_of_is_measured_and_each_network_once(pl
         return {compute_mode(specs[0]): CostModel(per_layer=1, per_multiply_add=0)}
 
     estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12)], measure)
-    assert [spec.model.depth for spec in asked] == [8]
+    assert [spec.depth for spec in asked] == [8]
     assert list(estimate.seconds.values()) == [12, 12, 8 * STEPS, 8 * STEPS]
     assert estimate.source == "finished runs on a computer and a few steps measured here"
     estimate_cost(plan, plan.runs, [past(run.spec, 1) for run in plan.runs], measure)
@@ -180,7 +180,7 @@ def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: p
     )
     assert estimate.runs_estimated == 8
     assert all(0.001 < seconds < 60 for seconds in estimate.seconds.values())
-    shallow, deep = (estimate.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.model.depth)[::2])
+    shallow, deep = (estimate.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.depth)[::2])
     assert shallow < deep
 
 

@@ -13,6 +13,7 @@ from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.fields import reject
 from tests.helpers.submission import searched
+from tests.helpers.training_runs import paper_network
 
 PER_CELL = ("--per-cell", "--space", "lr", "--sampler", "random", "--scheduler", "none")
 
@@ -61,7 +62,7 @@ def test_all_searches_come_along_alike(plan: SearchPlan) -> None:
 
 def test_each_search_ends_with_its_own_budget_and_chooses_its_own_best(plan: SearchPlan) -> None:
     state = SearchState(plan, (), nothing)
-    runs = trained(state, lambda run: lr_of(run) if run.spec.model.shortcut == "A" else 1 - lr_of(run))
+    runs = trained(state, lambda run: lr_of(run) if paper_network(run.spec).shortcut == "A" else 1 - lr_of(run))
     assert state.is_finished
     assert state.ended_trials == len(runs) == 12
     assert state.fraction_done == 1

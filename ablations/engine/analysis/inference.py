@@ -80,6 +80,11 @@ def paired_tests(differences: npt.ArrayLike, tolerance: float | None = None) -> 
     return found
 
 
+def shifted_p_value(mean: float, std: float, n: int, threshold: float) -> float:
+    """Return the p-value of a two-sided t test that the true mean of n differences is `threshold`; `std` is above zero."""
+    return float(2 * t.sf(abs(mean - threshold) / (std / math.sqrt(n)), n - 1))
+
+
 def holm_adjust(p: npt.ArrayLike) -> Array:
     """Return the adjusted p-values of a family of tests (Holm 1979)."""
     values = np.asarray(p, float)  # statsmodels' multipletests runs the garbage collector, which takes 0.25 s per call

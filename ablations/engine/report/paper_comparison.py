@@ -8,7 +8,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.study.design import Design, DesignCell
 from ablations.engine.study.published_results import PAPER, TORCHVISION, PublishedResult, published_results
-from resnet_core import PRESETS, ConfigError, OptimConfig, RunSpec
+from resnet_core import PRESETS, ConfigError, ModelConfig, OptimConfig, RunSpec
 from resnet_core.overrides import from_flat
 
 METRIC_PREFIXES = {"10-crop": "ten_crop", "multi-scale": "multi_scale"}
@@ -73,7 +73,7 @@ def compare_with_published(evidence: Evidence, findings: Findings) -> tuple[Pape
     rows = []
     for cell in evidence.design.cells:
         spec = _run_spec(cell)
-        if spec is not None and found[cell.label].n:
+        if spec is not None and isinstance(spec.model, ModelConfig) and not spec.model.name and found[cell.label].n:
             entries = published_results(spec.model, evidence.design.dataset)
             rows += [_row(evidence, cell, spec, found[cell.label], entry) for entry in entries if entry.error is not None]
     return tuple(rows)
@@ -173,7 +173,7 @@ def _warmup_difference(spec: RunSpec) -> Iterator[str]:
     optim = spec.optim
     if not optim.warmup_steps and optim.warmup_error is None:
         return
-    deep = spec.model.depth >= MIN_WARMUP_DEPTH_LAYERS
+    deep = spec.depth >= MIN_WARMUP_DEPTH_LAYERS
     if not (deep and optim.warmup_lr == 0.01 and (optim.warmup_error == 80 or optim.warmup_steps == 400)):
         length = f"{optim.warmup_steps:,} steps" if optim.warmup_steps else f"until {optim.warmup_error:g} % training error"
         yield f"warm-up {length} at {optim.warmup_lr:g}, not {'until 80 % training error at 0.01' if deep else 'none'}"

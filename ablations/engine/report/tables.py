@@ -117,10 +117,12 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
 
 def csv(findings: Findings) -> str:
     """Return `rows` as CSV with a header. Text that a spreadsheet would run as a formula starts with an apostrophe."""
-    table = [
-        {name: _escape_formula(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)
-    ]
-    return pd.DataFrame(table).to_csv(index=False, lineterminator="\n")
+    return escape_formulas(pd.DataFrame(rows(findings))).to_csv(index=False, lineterminator="\n")
+
+
+def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which text that a spreadsheet would run as a formula starts with an apostrophe."""
+    return table.map(lambda value: _escape_formula(value) if isinstance(value, str) else value)
 
 
 def markdown(findings: Findings) -> str:

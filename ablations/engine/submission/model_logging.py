@@ -15,7 +15,7 @@ from ablations.engine.study.plan import Plan, Run
 from ablations.engine.tracking.mlflow_errors import PERMANENT_ERRORS, describe_error
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.trial.checkpoints import CheckpointFolder
-from resnet_core import build_model
+from resnet_core import build_network
 from resnet_core.data.datasets import Dataset
 
 LOGGED_TAG = "model"
@@ -79,9 +79,10 @@ def _log_network(client: MlflowClient, plan: Plan, run: Run, record: RunRecord, 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:
     """Return a run's network preceded by the normalization with which it was trained."""
-    net = build_model(run.spec.model)
+    dataset = plan.dataset_for_run(run)
+    net = build_network(run.spec.model, **dataset.sizes)
     net.load_state_dict(weights)
-    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalize).eval()
+    return PixelsToScores(net, dataset, run.spec.data.normalize).eval()
 
 
 def _log(client: MlflowClient, run: Run, record: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:

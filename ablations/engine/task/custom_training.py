@@ -162,7 +162,7 @@ class CustomTraining(Workload):
             metrics = {**self._checked(yielded), **costs, "epoch_seconds": now - started, "train_seconds": seconds}
             history.append(metrics)
             state = yielded.checkpoint
-            yield Epoch(metrics=metrics, checkpoint=None if state is None else _Checkpoint(tuple(history), state))
+            yield Epoch(metrics=metrics, checkpoint=None if state is None else _Checkpoint(self.task_name, tuple(history), state))
             started = time.perf_counter()
 
     def _checked(self, yielded: Any) -> dict[str, float]:
@@ -202,12 +202,30 @@ class CustomTraining(Workload):
 class _Checkpoint:
     """Checkpoint of a task: the metrics of all epochs so far, and the user's state."""
 
+    task: str
     history: tuple[Mapping[str, float], ...]
     state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
     def __call__(self) -> dict[str, Any]:
         state = self.state() if callable(self.state) else self.state
+        if problem := _unsavable(state):
+            accepted = "accepted: tensors, numbers, text, lists and dicts, which load without running code"
+            raise ConfigError(f"checkpoint of {self.task}: {problem}; {accepted}")
         return {"history": [dict(each) for each in self.history], "state": dict(state)}
+
+
+def _unsavable(value: Any, name: str = "") -> str:
+    """Return which part of a state cannot be loaded without running its code; empty if all can."""
+    import torch
+
+    if isinstance(value, Mapping):
+        found = (_unsavable(key) or _unsavable(each, f"{name}[{key!r}]") for key, each in value.items())
+    elif isinstance(value, list | tuple):
+        found = (_unsavable(each, f"{name}[{i}]") for i, each in enumerate(value))
+    else:
+        plain = value is None or isinstance(value, torch.Tensor) or type(value) in (int, float, bool, str, complex)
+        return "" if plain else f"{name or 'a key'} is a {type(value).__name__}"
+    return next(filter(None, found), "")
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -75,11 +75,12 @@ class ImageClassification(Workload):
 
     @cached_property
     def _digest(self) -> str:
-        return sources.digest(self.roots) if self.roots else ""
+        """Hash of the network's code. Images are identified by their content or by the version that their reader gives."""
+        return "" if self.model is None else sources.digest([type(self.model)])
 
     def fingerprint(self, spec: RunSpec, data_version: str) -> str:
         """Return the identity of a resolved run."""
-        return fingerprint(spec, data_version=data_version, **({"sources": self._digest} if self._digest else {}))
+        return fingerprint(spec, data_version=data_version, sources=self._digest)
 
     def deviations(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of `values` that differ from the defaults and are part of a run's identity."""
@@ -164,13 +165,13 @@ class ImageClassification(Workload):
 
     def relative_cost(self, spec: RunSpec) -> float:
         """Return the depth of a network of He et al.; others count alike."""
-        return float(getattr(spec.model, "depth", 1))
+        return float(spec.depth)
 
     def cost(self, spec: RunSpec, data: Dataset) -> Cost:
         """Return parameters, multiply-adds and activation memory of the network."""
         from resnet_core import measure_cost  # imports torch
 
-        found = measure_cost(spec.model, data.image_size)
+        found = measure_cost(spec.model, **data.sizes)
         trained = spec.optim.total_steps(len(data.train.labels)) * spec.optim.global_batch_size
         return Cost(
             parameters=found.parameters,

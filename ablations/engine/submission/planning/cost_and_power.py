@@ -159,7 +159,7 @@ def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
     steps = spec.optim.total_steps(images)
     trained = steps * spec.optim.global_batch_size // spec.world_size
     tested = spec.optim.total_epochs(images) * len(dataset.test.labels) // spec.world_size
-    return model.seconds(steps * spec.model.depth, multiply_adds(spec, dataset.image_size, trained, tested))
+    return model.seconds(steps * spec.depth, multiply_adds(spec, dataset.image_size, trained, tested))
 
 
 def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
