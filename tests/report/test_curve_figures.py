@@ -138,7 +138,7 @@ def test_curves_are_means_over_seeds_dashed_in_training_with_a_panel_for_each_le
             cell = f"shortcut={shortcut} depth={depth}"
             means = given.curves[given.curves["cell"] == cell].groupby("epoch")[["train_value", "value"]].mean()
             assert line(panel, cell) == pytest.approx(means["value"].to_dict())
-            assert np.asarray(train.get_ydata()).tolist() == pytest.approx(means["train_error"].tolist())
+            assert np.asarray(train.get_ydata()).tolist() == pytest.approx(means["train_value"].tolist())
         assert len(bands(panel)) == 6
         assert panel.get_ylim()[0] == 0
 

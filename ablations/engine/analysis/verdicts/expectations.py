@@ -8,7 +8,7 @@ from ablations.engine.analysis.contrasts import reference_levels
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Effect, Estimate, Findings
 from ablations.engine.analysis.inference import shifted_p_value
-from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, magnitude, p_value
+from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat, p_value
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.task.metric import Metric
@@ -66,7 +66,9 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
             f"{why}, but {counted(count, 'run')} of {level} failed and {'is' if count == 1 else 'are'} left out",
         )
     return Assessment(
-        expectation=expectation.text, verdict=verdict, text=f"{expectation.text}: {verdict}: {_found(gain, metric)}{why}"
+        expectation=expectation.text,
+        verdict=verdict,
+        text=f"{expectation.text}: {verdict}: {_found(gain, ValueFormat.of(findings))}{why}",
     )
 
 
@@ -104,13 +106,13 @@ def _decide(expectation: Expectation, gain: Estimate, tests: int) -> tuple[str, 
     return (SHOWN if gain.mean > threshold else CONTRADICTED), adjusted
 
 
-def _found(gain: Estimate, metric: Metric) -> str:
+def _found(gain: Estimate, formats: ValueFormat) -> str:
+    label = formats.metric.label
     if gain.mean is None:
-        return f"no seed has all runs of the comparison in {metric.label}"
-    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+        return f"no seed has all runs of the comparison in {label}"
     word = "better" if gain.mean >= 0 else "worse"
     interval = "" if gain.low is None or gain.high is None else f" (95 % CI of the gain {gain.low:+.3g} to {gain.high:+.3g})"
-    return f"{metric.label} is {magnitude(gain.mean)}{unit} {word}{interval} over {counted(gain.n, 'seed')}"
+    return f"{label} is {formats.size(gain.mean)} {word}{interval} over {counted(gain.n, 'seed')}"
 
 
 def _failures(evidence: Evidence, factor: str, level: str) -> int:
