@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ablations.engine.search.optimizer import Decision, Optimizer, SearchSettings, Suggestion, TrialHistory
 from ablations.engine.search.space import Space
-from ablations.engine.task.metric import error_metric
+from ablations.engine.task.metric import Metric, error_metric
 from resnet_core import ConfigError
 from tests.helpers.simulated_search import Search, curve, space
 
@@ -323,3 +323,32 @@ def test_settings_that_cannot_be_combined_are_rejected(changes: dict[str, Any], 
 def test_a_population_needs_a_field_that_can_change_during_training(unchanging: Space) -> None:
     with pytest.raises(ConfigError, match=r"--scheduler=pbt: .*range.*optim\.lr"):
         Optimizer(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
+def test_a_metric_of_which_more_is_better_is_maximized(sampler: str, scheduler: str) -> None:
+    """Accuracies of 100 % minus the errors lead to the same trials, decisions and ends as the errors."""
+    settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler)
+    chosen_space = space if scheduler == "pbt" else branching
+    errors = curve if scheduler == "pbt" else of_branching
+    lower = Search(Optimizer(chosen_space, settings), curve=errors)
+    accuracy = replace(settings, metric=Metric("validation/accuracy", "%", better="higher"))
+    higher = Search(Optimizer(chosen_space, accuracy), curve=lambda values: [100 - error for error in errors(values)])
+    lower.run()
+    higher.run()
+    assert higher.asked_numbers == lower.asked_numbers
+    assert [(trial.values, trial.outcome) for trial in higher.trials.values()] == [
+        (trial.values, trial.outcome) for trial in lower.trials.values()
+    ]
+
+
+def test_without_bounds_a_diverged_trial_counts_as_the_worst_value_so_far() -> None:
+    settings = replace(SETTINGS, sampler="gp", metric=Metric("valid/loss", "nats"))
+    optimizer = Optimizer(branching, settings)
+    for values, outcome in (((5.0, 2.0), "completed"), ((9.0,), "pruned"), ((), "diverged")):
+        number = begun(optimizer).number
+        for epoch, value in enumerate(values, 1):
+            optimizer.report_epoch(number, epoch, value)
+        optimizer.end_trial(number, outcome, values[-1:] if outcome == "completed" else ())
+    told = [trial.value for trial in optimizer._suggester._study.trials]
+    assert told == [2.0, 9.0, 9.0]

@@ -18,7 +18,7 @@ from ablations.engine.search.plan import (
 from ablations.engine.search.space import check_space
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_RUNS
-from ablations.engine.task.metric import error_metric
+from ablations.engine.task.metric import Metric, error_metric
 from resnet_core import ConfigError
 from tests.helpers.submission import SEARCH, searched
 
@@ -84,6 +84,14 @@ def test_a_chosen_configuration_equal_to_the_default_is_not_trained_twice() -> N
     confirmed = plan.confirmation_plan({cell: (ChosenConfiguration(level="tuned", number=0, values=values),)})
     assert len(confirmed.runs) == len(plan.runs)
     assert [reason for _, reason in confirmed.skipped] == ["the search chose the default configuration"]
+
+
+def test_of_accuracies_the_highest_is_chosen_and_fronts_end_at_it() -> None:
+    accuracy = Metric("valid/accuracy", "%", better="higher")
+    (chosen,) = choose_configurations({0: scored(90.0), 1: scored(95.0), 2: scored(80.0)}, accuracy)
+    assert chosen.number == 1
+    front = {0: scored(90.0, cost=1.0), 1: scored(95.0, cost=2.0), 2: scored(80.0, cost=3.0)}
+    assert [each.number for each in choose_configurations(front, accuracy)] == [0, 1]
 
 
 def test_the_lowest_error_is_chosen_and_the_loss_breaks_ties() -> None:

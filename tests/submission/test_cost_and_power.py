@@ -21,6 +21,8 @@ from ablations.engine.submission.planning.cost_and_power import (
     estimate_cost,
     power,
 )
+from ablations.engine.submission.planning.view import _power_lines
+from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec, measure_cost, override
 from tests.helpers.synthetic_study import design
@@ -264,3 +266,14 @@ def test_two_seeds_find_nothing_and_a_hundred_may_not_be_enough() -> None:
     found = power(design(DEPTHS, {"depth": "20"}, seeds=2), errors_of(10, 20, depth=20))
     assert found is not None
     assert (found.detectable_alone, found.detectable_corrected, found.seeds_needed) == (None, None, None)
+
+
+def test_in_another_unit_the_target_is_a_hundredth_of_the_values() -> None:
+    made = replace(design(DEPTHS, {"depth": "20"}), metric=Metric("valid/loss", "nats"), task="chars", dataset="cifar10")
+    found = power(made, errors_of(1.31, 1.33, 1.36, depth=20))
+    assert found is not None
+    assert found.target == 0.01
+    shown = "\n".join(_power_lines(found, made.metric))
+    assert "0.01 nats take" in shown
+    assert "points" not in shown
+    assert power(made, {}) is None, "published errors say nothing about a loss"
