@@ -45,7 +45,7 @@ class Evidence:
     (`completed`, `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `value` (of the design's
     metric), `train_value` (the same quantity on training data, NaN if it is not reported) and the columns of `COST_METRICS` (final
     epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further metrics under their own names, such as
-    `test/ten_crop_error`."""
+    `test/loss`."""
     curves: pd.DataFrame
     """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: the metric on
     training data, the metric itself, and the duration of the epoch in seconds. A column is NaN if it is not reported."""

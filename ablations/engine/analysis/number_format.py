@@ -86,7 +86,7 @@ class ValueFormat:
             return MISSING
         size = abs(value)
         smallest, zero = 0.5 * 10.0**-self.decimals, 10.0 ** -(self.decimals + ZERO_DECIMALS)
-        return f"{size:,.{self.decimals}f}" if size >= smallest or size < zero else f"{size:.1g}"
+        return f"{size:,.{self.decimals}f}" if size > smallest or size < zero else f"{size:.1g}"
 
     def signed(self, value: float | None) -> str:
         """Return a difference with its sign: `+0.28`, `−1.07`."""
