@@ -19,6 +19,9 @@ MAX_MESSAGE_CHARACTERS = 4000
 class ConfigError(ValueError):
     """Error in a request: one line that names the field, its value and what is accepted."""
 
+    exit_code = 2
+    """Exit code of a command that ends with this error."""
+
     def __init__(self, message: str) -> None:
         message = printable(message)  # messages quote paths, options and other programs' messages
         half = MAX_MESSAGE_CHARACTERS // 2

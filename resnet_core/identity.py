@@ -106,7 +106,12 @@ def code_version() -> str:
 
 def normalized_source(source: str) -> str:
     """Return the syntax tree of Python source as text, without comments, docstrings and layout."""
-    return json.dumps(_tree(ast.parse(source)))
+    return normalized_tree(ast.parse(source))
+
+
+def normalized_tree(tree: ast.AST) -> str:
+    """Return a syntax tree as text, without docstrings, equal for all Python versions."""
+    return json.dumps(_tree(tree))
 
 
 def _tree(node: Any) -> Any:

@@ -159,7 +159,8 @@ def check_config_class(config: Any) -> None:
 
 
 def _walk(config: Any, inline: str, path: tuple[str, ...] = (), prefix: str = "") -> Iterator[tuple[str, _Field]]:
-    check_config_class(config)
+    if not inline:  # otherwise the inline section is the user's
+        check_config_class(config)
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         name = f"{prefix}{each.name}"

@@ -100,6 +100,16 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def stored_uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tracking URI of a database with the finished study `stored_study.STUDY`, which tests only read."""
+    from tests.helpers.stored_study import stored_study  # imports MLflow
+
+    folder = tmp_path_factory.mktemp("stored")
+    shutil.copy(empty, folder / "mlflow.db")
+    return stored_study(folder)
+
+
 @pytest.fixture
 def home(tmp_path: Path, empty: Path) -> Path:
     """A folder with an empty database."""

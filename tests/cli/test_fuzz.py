@@ -259,7 +259,8 @@ def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: st
 
 def based(changes: dict[str, Any]) -> RunSpec:
     """The first cell of a study with these fields."""
-    return make_draft(replace(SHORTCUTS, **changes), StudyRequest(preset="smoke")).base
+    spec: RunSpec = make_draft(replace(SHORTCUTS, **changes), StudyRequest(preset="smoke")).base
+    return spec
 
 
 def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:

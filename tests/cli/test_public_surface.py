@@ -35,10 +35,12 @@ def public_names() -> Iterator[str]:
         if is_dataclass(value):
             for field in fields(value):
                 required = field.default is MISSING and field.default_factory is MISSING
-                default = "required" if required else f"default {field.default if field.default is not MISSING else 'empty'}"
-                yield f"    {field.name}: {default}"
+                shown = "empty" if field.default is MISSING else getattr(field.default, "__name__", field.default)
+                yield f"    {field.name}: {'required' if required else f'default {shown}'}"
+        elif inspect.isclass(value):
+            yield from (f"    .{member}" for member in vars(value) if not member.startswith("_"))
         else:
-            yield f"    {', '.join(inspect.signature(value).parameters)}: required"
+            yield from (f"    {parameter}: required" for parameter in map(str, inspect.signature(value).parameters.values()))
 
 
 def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
@@ -56,7 +58,7 @@ def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
             metavar = f" {action.metavar}" if action.metavar and action.option_strings else ""
             shown = not isinstance(action.default, (bool, list)) and action.default not in (None, argparse.SUPPRESS)
             default = f" = {action.default}" if shown else ""
-            default = " = a folder" if action.dest == "storage" else default
+            default = " = a folder" if action.dest == "storage" and default else default
             yield f"    {names}{metavar}{takes}{default}"
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -80,9 +80,9 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
     for line, one in zip(lines, found.cells, strict=True):
         values = dict(zip(names[4:], line[4:], strict=True))  # both intervals have the same name
         assert [text for text, _ in line[:2]] == list(one.levels.values())
-        assert line[2] == (number_format.mean_std(one.error), repr(one.error.mean))
-        assert line[3] == (number_format.interval(one.error), repr(one.error.low))
-        assert number(values["train error, %"][1]) == one.train_error.mean
+        assert line[2] == (number_format.mean_std(one.value), repr(one.value.mean))
+        assert line[3] == (number_format.interval(one.value), repr(one.value.low))
+        assert number(values["train error, %"][1]) == one.train_value.mean
         costs = ("parameters", "multiply-adds", "images/s", "memory, MB", "seconds", "GPU-hours")
         found_costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
         assert tuple(number(values[name][1]) for name in costs) == found_costs
@@ -140,7 +140,7 @@ def test_every_run_is_listed_with_its_place_in_mlflow() -> None:
 def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
     evidence = synthetic_study.evidence()
     found = found_in(evidence)
-    one = replace(found.cells[1], error=replace(found.cells[1].error, n=2), problems={"oom": 1}, reasons=("out of memory",))
+    one = replace(found.cells[1], value=replace(found.cells[1].value, n=2), problems={"oom": 1}, reasons=("out of memory",))
     page = Page(made(evidence, replace(found, cells=(found.cells[0], one, *found.cells[2:]))))
     assert "2 of 3" in [text for text, _ in page.tables["table-results"][2]]
     assert "1 oom: out of memory" in [text for text, _ in page.tables["table-results"][2]]

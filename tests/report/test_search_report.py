@@ -122,7 +122,7 @@ def test_the_section_has_every_number_that_was_found(search: SearchFindings, sho
 def test_a_score_stands_nowhere_but_where_it_is_said_to_be_no_result() -> None:
     given = search_evidence({}, TWO, trials=5)
     assert given.trials is not None
-    page_ = made(replace(given, trials=given.trials.assign(error=77.77)))
+    page_ = made(replace(given, trials=given.trials.assign(value=77.77)))
     assert {name for name, text in page_.sections.items() if "77.77" in text} == {"search"}
     assert "no results" in page_.sections["search"]
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from ablations.engine.search.optimizer import Decision, Optimizer, SearchSettings, Suggestion, TrialHistory
 from ablations.engine.search.space import Space
+from ablations.engine.task.metric import error_metric
 from resnet_core import ConfigError
 from tests.helpers.simulated_search import Search, curve, space
 
-SETTINGS = SearchSettings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3)
+VALIDATION_ERROR = error_metric("validation")
+SETTINGS = SearchSettings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3, metric=VALIDATION_ERROR)
 KINDS = [
     ("tpe", "none"),
     ("tpe", "asha"),
@@ -48,7 +50,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def remembered(trial: TrialHistory) -> TrialHistory:
     """Return a trial as it is read from MLflow: values as JSON types."""
-    return replace(trial, values=json.loads(json.dumps(trial.values)), errors=dict(trial.errors))
+    return replace(trial, values=json.loads(json.dumps(trial.values)), values_by_epoch=dict(trial.values_by_epoch))
 
 
 def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: bool = True) -> Search:
@@ -116,7 +118,9 @@ def test_a_population_finishes_in_any_space(
     def errors_of(values: Mapping[str, Any]) -> Sequence[float]:
         return [zlib.crc32(f"{epoch} {values}".encode()) % 9001 / 100 for epoch in range(5)]
 
-    settings = SearchSettings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
+    settings = SearchSettings(
+        sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed, metric=VALIDATION_ERROR
+    )
     search = Search(Optimizer(narrow, settings), epochs=5, curve=errors_of)
     search.run(workers=3)
     trained = [trial.values for trial in search.trials.values()]
@@ -137,7 +141,7 @@ def test_a_branch_has_the_same_configuration_with_and_without_its_parents_checkp
     again.load_history(
         [
             *(trial for trial in search.trials.values() if trial.number < 14),
-            replace(search.trials[14], outcome="stopped", errors={}),
+            replace(search.trials[14], outcome="stopped", values_by_epoch={}),
         ]
     )
     suggestion = begun(again)

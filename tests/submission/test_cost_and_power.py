@@ -39,11 +39,12 @@ def past(
     spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False, images: int = 128
 ) -> CompletedRun:
     text = {name: str(value) for name, value in override(spec, changes or {}).flat().items()}
-    return CompletedRun(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
+    return CompletedRun(spec=text, train_examples=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
 
 
 def deepest(plan: Plan) -> RunSpec:
-    return plan.runs[0].spec
+    spec: RunSpec = plan.runs[0].spec
+    return spec
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_pa
     study = Study(name="amounts", question="?", factors={"train_examples": (300, 1437)}, settings={"depth": 8}, seeds=1)
     plan = make_plan(study, StudyRequest(), cache=tmp_path)
     few, many = (next(run for run in plan.runs if run.spec.data.train_examples == count) for count in (300, 1437))
-    steps = {run: run.spec.optim.total_steps(plan.training_images(run)) for run in (few, many)}
+    steps = {run: run.spec.optim.total_steps(plan.training_examples(run)) for run in (few, many)}
     assert steps == {few: 40, many: 220}
     finished = [past(few.spec, 80, images=300), past(many.spec, 220, images=1437)]
     assert estimate_cost(plan, plan.runs, finished).seconds == {few.fingerprint: 80, many.fingerprint: 220}

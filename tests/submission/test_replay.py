@@ -30,7 +30,7 @@ from ablations.engine.submission.replay import (
     find_run,
     read_spec,
     replay,
-    replicate_errors,
+    replicate_values,
 )
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
@@ -227,11 +227,11 @@ def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(clie
     record(client, override(spec, {"seed": 5}), error=93, training_version="0")
     record(client, override(spec, {"seed": 6}), error=94, data="f" * 20)
     record(client, override(spec, {"seed": 7, "depth": 14}), error=95)
-    assert sorted(replicate_errors(client, first, "test/error")) == [1, 2, 3]
+    assert sorted(replicate_values(client, first, "test/error")) == [1, 2, 3]
     # An earlier attempt, chosen by its id, counts in place of the newest.
     again = record(client, spec, error=4, generation="2")
-    assert sorted(replicate_errors(client, first, "test/error")) == [1, 2, 3]
-    assert sorted(replicate_errors(client, client.get_run(again), "test/error")) == [2, 3, 4]
+    assert sorted(replicate_values(client, first, "test/error")) == [1, 2, 3]
+    assert sorted(replicate_values(client, client.get_run(again), "test/error")) == [2, 3, 4]
 
 
 def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
@@ -273,7 +273,7 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     spec = preset("smoke")
     dataset = load_dataset(spec.data)
     console = Console(file=io.StringIO(), width=200)
-    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), seeds=SEEDS)
+    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), replicate_values=SEEDS)
     listener = _Listener(console, recorded, dataset)
     metrics = dict.fromkeys(listener.names, 1.0)
     listener.reported("run", {"epoch": 1, "metrics": metrics, "conditions": {}, "note": "a file is damaged"})

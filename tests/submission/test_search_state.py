@@ -25,7 +25,7 @@ def entry(outcome: str, error: float) -> RunRecord:
 
 
 def past(cell: str, number: int, lr: float, error: float = 50.0, outcome: str = "completed") -> PastTrial:
-    epochs = {1: {"error": 80.0, "loss": 2.0, "seconds": 1.0}, 2: {"error": error, "loss": 1.0, "seconds": 2.0}}
+    epochs = {1: {"value": 80.0, "seconds": 1.0}, 2: {"value": error, "seconds": 2.0}}
     trial = SearchTrial(number=number, tag="trial.x", values={"optim.lr": lr})
     return PastTrial(cell=cell, trial=trial, record=entry(outcome, error), epochs=epochs)
 
@@ -46,7 +46,7 @@ def trained(state: SearchState, error: Callable[[Run], float], *, most: int = 10
 
 
 def lr_of(run: Run) -> float:
-    return run.spec.optim.lr
+    return float(run.spec.optim.lr)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
     assert "\n" not in said
     assert not list(home.glob("journals/*.hold"))
     with pytest.raises(ConfigError, match="was deleted in MLflow; restore it: "):
-        reporting.rebuild_report(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
+        reporting.read_study(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
     restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("starts a new one: ")[2]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ablations.engine.task.metric import Metric
+
 CONFIDENCE_LEVEL = 0.95
 """Confidence level of every interval. The significance level of every test is 1 - CONFIDENCE_LEVEL."""
 MIN_SEEDS_FOR_P_VALUE = 3
@@ -47,9 +49,11 @@ class CellFinding:
     label: str
     levels: Mapping[str, str]
     planned: int
-    """Number of seeds that the study asks for; `error.n` of them completed."""
-    error: Estimate
-    train_error: Estimate
+    """Number of seeds that the study asks for; `value.n` of them completed."""
+    value: Estimate
+    """Value of the study's metric in the final epoch."""
+    train_value: Estimate
+    """Value of the same quantity on training data; without a mean if the runs do not report it."""
     problems: Mapping[str, int]
     """Number of runs that did not complete, by outcome: diverged, oom, failed, stopped, running, missing."""
     reasons: tuple[str, ...]
@@ -72,7 +76,7 @@ class CellFinding:
     @property
     def without_result(self) -> int:
         """Number of runs without a result. A diverged run counts as a result."""
-        return self.planned - self.error.n - self.problems.get("diverged", 0)
+        return self.planned - self.value.n - self.problems.get("diverged", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +255,8 @@ class SearchFindings:
 class Findings:
     """All findings about a study."""
 
-    evaluation_split: str
+    metric: Metric
+    """Metric by which cells are compared."""
     cells: tuple[CellFinding, ...]
     """One per cell, in the order of the design."""
     comparisons: tuple[Comparison, ...]

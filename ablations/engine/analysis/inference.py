@@ -62,6 +62,11 @@ def paired_tests(differences: npt.ArrayLike) -> list[Estimate]:
     return found
 
 
+def shifted_p_value(mean: float, std: float, n: int, threshold: float) -> float:
+    """Return the p-value of a two-sided t test that the true mean of n differences is `threshold`; `std` is above zero."""
+    return float(2 * t.sf(abs(mean - threshold) / (std / math.sqrt(n)), n - 1))
+
+
 def holm_adjust(p: npt.ArrayLike) -> Array:
     """Return the adjusted p-values of a family of tests (Holm 1979)."""
     values = np.asarray(p, float)  # statsmodels' multipletests runs the garbage collector, which takes 0.25 s per call
@@ -81,11 +86,11 @@ def hedges_correction(df: npt.ArrayLike) -> Array:
     return np.asarray(np.exp(gammaln(half) - gammaln(half - 0.5)) / np.sqrt(half))
 
 
-def fit_anova(errors: Sequence[float], seeds: Sequence[int], levels: Mapping[str, Sequence[int]], note: str = "") -> Anova | str:
+def fit_anova(values: Sequence[float], seeds: Sequence[int], levels: Mapping[str, Sequence[int]], note: str = "") -> Anova | str:
     """Fit a type II analysis of variance with seeds as blocks, factors, and two-way interactions.
 
     Args:
-        errors: Error of each completed run in percent. Every combination of levels has at least one run.
+        values: Error of each completed run in percent. Every combination of levels has at least one run.
         seeds: Seed of each run.
         levels: Level of each run as a number, by factor. Numbers, because names of levels may hold characters that a formula
             cannot.
@@ -101,14 +106,14 @@ def fit_anova(errors: Sequence[float], seeds: Sequence[int], levels: Mapping[str
     coefficients = len(set(seeds)) + sum(free) + sum(a * b for a, b in combinations(free, 2))
     if len(set(seeds)) < MIN_SEEDS_FOR_P_VALUE:
         return f"it needs {MIN_SEEDS_FOR_P_VALUE} seeds, and the study has {len(set(seeds))}"
-    if np.ptp(errors) <= ZERO_TOLERANCE_POINTS:
+    if np.ptp(values) <= ZERO_TOLERANCE_POINTS:
         return "all runs have the same error"
-    if coefficients >= len(errors):
-        return f"{len(errors)} runs leave no residual degrees of freedom for {coefficients} coefficients"
+    if coefficients >= len(values):
+        return f"{len(values)} runs leave no residual degrees of freedom for {coefficients} coefficients"
     if coefficients > MAX_ANOVA_COEFFICIENTS:
         return f"it would need {coefficients:,} coefficients, and at most {MAX_ANOVA_COEFFICIENTS:,} are fitted"
     numbers = {f"f{i}": of_runs for i, of_runs in enumerate(levels.values())}
-    return _fit_type_ii(pd.DataFrame({"error": errors, "seed": seeds, **numbers}), terms, note)
+    return _fit_type_ii(pd.DataFrame({"value": values, "seed": seeds, **numbers}), terms, note)
 
 
 def _fit_type_ii(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Anova | str:
@@ -118,7 +123,7 @@ def _fit_type_ii(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Ano
 
     # On a busy machine, the threads of the linear algebra library wait for each other: 20 s instead of 1 s for 400 coefficients.
     with threadpool_limits(1):
-        model = ols(f"error ~ {' + '.join(terms)}", runs)
+        model = ols(f"value ~ {' + '.join(terms)}", runs)
         if np.linalg.matrix_rank(model.exog.T @ model.exog, hermitian=True) < model.exog.shape[1]:
             return "too few runs completed to separate the effects of cells from those of seeds"
         fit = model.fit(method="qr")  # the default method takes 20 times as long

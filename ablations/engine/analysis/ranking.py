@@ -33,14 +33,14 @@ def chose_default(design: Design, cell: SearchCell, level: str) -> bool:
     return level in design.search.chosen.get(cell.label, {}) and f"{cell.label} {CONFIGURATION}={level}".strip() in skipped
 
 
-def compare_rankings(design: Design, errors: Array) -> Ranking | None:
+def compare_rankings(design: Design, values: Array) -> Ranking | None:
     """Return the differences between variants and baselines before and after tuning, and a verdict on their ranking.
 
     Holm's adjustment treats two families: the differences, as in the study's table, and the changes of these differences.
 
     Args:
         design: A design with a search.
-        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
+        values: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
 
     Returns:
         None while the search runs, without variants, and with a second objective, which gives no single winner.
@@ -55,7 +55,7 @@ def compare_rankings(design: Design, errors: Array) -> Ranking | None:
     for cell in search.cells:
         baseline = by_levels.get(tuple(sorted({**cell.levels, **fixed}.items())))
         if baseline and baseline is not cell:
-            before, after = (_errors(design, errors, cell, at) - _errors(design, errors, baseline, at) for at in (DEFAULT, TUNED))
+            before, after = (_values(design, values, cell, at) - _values(design, values, baseline, at) for at in (DEFAULT, TUNED))
             pairs.append((cell.label, baseline.label))
             differences += [before, after]
             changes_of_pairs.append(after - before)
@@ -67,7 +67,7 @@ def compare_rankings(design: Design, errors: Array) -> Ranking | None:
         for i, (cell, baseline) in enumerate(pairs)
     )
     verdict = ranking_verdict(changes)
-    return Ranking(verdict=verdict, text=_ranking_text(verdict, changes, errors.shape[1]), changes=changes)
+    return Ranking(verdict=verdict, text=_ranking_text(verdict, changes, values.shape[1]), changes=changes)
 
 
 def ranking_verdict(changes: Sequence[RankChange]) -> str:
@@ -91,9 +91,9 @@ def ranking_verdict(changes: Sequence[RankChange]) -> str:
     return "survives" if "kept" in kinds else "no order shown"
 
 
-def _errors(design: Design, errors: Array, cell: SearchCell, level: str) -> Array:
+def _values(design: Design, values: Array, cell: SearchCell, level: str) -> Array:
     row = design_row(design, cell, level)
-    return np.full(errors.shape[1], np.nan) if row is None else errors[row]
+    return np.full(values.shape[1], np.nan) if row is None else values[row]
 
 
 def _is_tested(difference: Estimate) -> bool:

@@ -57,10 +57,10 @@ def compare_trainings(recorded: Training, replayed: Training, seeds: Sequence[fl
     return within, [f"{'within seed noise' if within else 'differs'}: {change}", noise, *first]
 
 
-def seed_noise(errors: Sequence[float]) -> tuple[float, float, float]:
+def seed_noise(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean and sample standard deviation of errors over seeds, and half the 95 % prediction interval of one more seed."""
-    n, std = len(errors), statistics.stdev(errors)
-    return statistics.mean(errors), std, float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, n - 1)) * std * (1 + 1 / n) ** 0.5
+    n, std = len(values), statistics.stdev(values)
+    return statistics.mean(values), std, float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, n - 1)) * std * (1 + 1 / n) ** 0.5
 
 
 def first_difference(recorded: Epochs, replayed: Epochs) -> str:

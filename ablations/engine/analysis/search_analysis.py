@@ -20,17 +20,17 @@ MAX_SEARCH_TIME_RATIO = 2
 """Largest ratio of search times between two cells without a remark."""
 
 
-def analyze_search(evidence: Evidence, errors: Array) -> SearchFindings:
+def analyze_search(evidence: Evidence, values: Array) -> SearchFindings:
     """Return the findings about a search.
 
     Args:
-        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
+        values: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
     """
     cells = tuple(_cell_finding(evidence, cell) for cell in search_design(evidence).cells)
     return SearchFindings(
         cells=cells,
-        gains=_tuning_gains(evidence.design, errors),
-        ranking=compare_rankings(evidence.design, errors),
+        gains=_tuning_gains(evidence.design, values),
+        ranking=compare_rankings(evidence.design, values),
         notes=(*_unequal_time_notes(cells), *_unchanged_choice_notes(evidence.design), *_range_edge_notes(cells)),
     )
 
@@ -65,7 +65,7 @@ def _chosen_trial(evidence: Evidence, level: str, trial: Mapping[Any, Any]) -> C
         number=int(trial["number"]),
         values=values,
         changes=trial["changes"],
-        score=float(trial["error"]),
+        score=float(trial["value"]),
         at_edge={field: edge for field, edge in edges.items() if edge},
     )
 
@@ -78,7 +78,7 @@ def _range_edge(dimension: Mapping[str, Any], value: Any) -> str:
     return "low" if where <= RANGE_EDGE_FRACTION else "high" if where >= 1 - RANGE_EDGE_FRACTION else ""
 
 
-def _tuning_gains(design: Design, errors: Array) -> tuple[Gain, ...]:
+def _tuning_gains(design: Design, values: Array) -> tuple[Gain, ...]:
     """Return the gain of each chosen configuration that the study trains."""
     assert design.search
     named, differences = [], []
@@ -88,8 +88,8 @@ def _tuning_gains(design: Design, errors: Array) -> tuple[Gain, ...]:
             chosen = design_row(design, cell, level)
             if default is not None and chosen is not None and chosen != default:
                 named.append((cell.label, level))
-                differences.append(errors[chosen] - errors[default])
-    found = paired_tests(np.reshape(differences, (len(differences), errors.shape[1])))
+                differences.append(values[chosen] - values[default])
+    found = paired_tests(np.reshape(differences, (len(differences), values.shape[1])))
     return tuple(Gain(cell=cell, level=level, difference=each) for (cell, level), each in zip(named, found, strict=True))
 
 

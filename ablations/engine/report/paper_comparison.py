@@ -67,7 +67,7 @@ def compare_with_published(evidence: Evidence, findings: Findings) -> tuple[Pape
 
     A cell is left out if it has no completed runs, or if it was trained with fields that this version of the project lacks.
     """
-    found = {cell.label: cell.error for cell in findings.cells}
+    found = {cell.label: cell.value for cell in findings.cells}
     rows = []
     for cell in evidence.design.cells:
         spec = _run_spec(cell)
@@ -87,7 +87,7 @@ def _run_spec(cell: DesignCell) -> RunSpec | None:
 def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: PublishedResult) -> PaperRow:
     assert entry.error is not None, "compare_with_published leaves out entries without an error"
     viewed = _multi_view_error(evidence, cell, entry.protocol)
-    differs = [*_testing_differences(evidence.design), *_training_differences(spec, entry, cell.train_images)]
+    differs = [*_testing_differences(evidence.design), *_training_differences(spec, entry, cell.train_examples)]
     if viewed is None and entry.protocol != "one view":
         differs.insert(0, f"one view, not {entry.protocol}")
     ours = viewed or one_view
@@ -116,7 +116,7 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
     """Return the error of a cell in a protocol of several views; None if it was not measured."""
     from ablations.engine.analysis.inference import estimate_means
 
-    column = f"{evidence.design.evaluation_split}/{METRIC_PREFIXES.get(protocol)}_error"
+    column = f"{evidence.design.metric.split}/{METRIC_PREFIXES.get(protocol)}_error"
     if column not in evidence.runs:
         return None
     runs = evidence.runs[(evidence.runs["cell"] == cell.label) & (evidence.runs["outcome"] == "completed")]
@@ -125,14 +125,14 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
 
 
 def _testing_differences(design: Design) -> Iterator[str]:
-    if design.evaluation_split != "test":
+    if design.metric.split != "test":
         yield "evaluated on images held out of the training set, not on the test set"
 
 
-def _training_differences(spec: RunSpec, entry: PublishedResult, train_images: int) -> Iterator[str]:
+def _training_differences(spec: RunSpec, entry: PublishedResult, train_examples: int) -> Iterator[str]:
     """Yield the differences between a training and the published one, whose recipe is the preset of the data set."""
     recipe = PRESETS[entry.dataset]
-    yield from _length_difference(spec.optim, recipe.optim, train_images)
+    yield from _length_difference(spec.optim, recipe.optim, train_examples)
     ours, theirs = _compared_fields(spec), _compared_fields(recipe)
     for name, own in ours.items():
         if own not in (theirs[name], PAPER_VALUES.get(name, theirs[name])):

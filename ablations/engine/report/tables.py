@@ -57,7 +57,7 @@ LATEX_ESCAPES = {
 
 def completed_of_planned(cell: CellFinding) -> str:
     """Return the number of completed runs: `3`, or `2 of 3` if some did not complete."""
-    return str(cell.planned) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
+    return str(cell.planned) if cell.value.n == cell.planned else f"{cell.value.n} of {cell.planned}"
 
 
 def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
@@ -79,15 +79,15 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
     pass of one image. Readers of `table.csv` rely on the names of the columns.
     """
     by_cell = comparisons_by_cell(findings)
-    scored = findings.evaluation_split
+    scored = findings.metric.key
     table = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
         row: dict[str, Any] = {"cell": cell.label, **cell.levels}
-        row |= {f"{scored}_error_{name}": getattr(cell.error, name) for name in ("mean", "std", "low", "high")}
-        row |= {"n": cell.error.n, "planned": cell.planned}
-        row |= {"train_error_mean": cell.train_error.mean, "train_error_std": cell.train_error.std}
+        row |= {f"{scored}_{name}": getattr(cell.value, name) for name in ("mean", "std", "low", "high")}
+        row |= {"n": cell.value.n, "planned": cell.planned}
+        row |= {"train_error_mean": cell.train_value.mean, "train_error_std": cell.train_value.std}
         row |= {"baseline": comparison.baseline if comparison else ""}
         row |= {f"difference_{name}": getattr(difference, name) for name in ("mean", "low", "high")}
         row |= {"pairs": difference.n, "p": difference.p, "corrected_p": difference.p_adjusted, "effect": difference.effect_size}
@@ -100,10 +100,12 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
 
 def csv(findings: Findings) -> str:
     """Return `rows` as CSV with a header. Text that a spreadsheet would run as a formula starts with an apostrophe."""
-    table = [
-        {name: _escape_formula(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)
-    ]
-    return pd.DataFrame(table).to_csv(index=False, lineterminator="\n")
+    return escape_formulas(pd.DataFrame(rows(findings))).to_csv(index=False, lineterminator="\n")
+
+
+def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which text that a spreadsheet would run as a formula starts with an apostrophe."""
+    return table.map(lambda value: _escape_formula(value) if isinstance(value, str) else value)
 
 
 def markdown(findings: Findings) -> str:
@@ -153,17 +155,17 @@ def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], 
         comparison = by_cell.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
         shown = {
-            "error %": mean_std(cell.error),
+            "error %": mean_std(cell.value),
             "n": completed_of_planned(cell),
             "difference": "baseline" if cell.label in baselines else signed_with_interval(difference),
             "p": p_value(difference.p_adjusted),
-            "train error %": mean_std(cell.train_error),
+            "train error %": mean_std(cell.train_value),
             "parameters": number(cell.parameters, 0),
             "multiply-adds": scaled(cell.flops),
             "s / run": number(cell.seconds, 1),
         }
         lines.append([*map(printable, cell.levels.values()), *(shown[column] for column in columns)])
-    return [*map(printable, _factor_names(findings)), f"{findings.evaluation_split} {columns[0]}", *columns[1:]], lines
+    return [*map(printable, _factor_names(findings)), f"{findings.metric.label} %", *columns[1:]], lines
 
 
 def _factor_names(findings: Findings) -> Iterable[str]:
@@ -172,7 +174,7 @@ def _factor_names(findings: Findings) -> Iterable[str]:
 
 def _legend(findings: Findings) -> str:
     return (
-        f"{findings.evaluation_split.capitalize()} error in the final epoch in percent, mean ± standard deviation over "
+        f"{findings.metric.label.capitalize()} in the final epoch in percent, mean ± standard deviation over "
         "n seeds. Differences "
         "to the baseline are in percentage points, paired by seed, with 95 % t intervals. p is adjusted for the number of "
         "comparisons (Holm)."

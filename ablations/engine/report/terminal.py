@@ -93,15 +93,15 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     """Return the table of results (mean ± standard deviation, differences to the baseline), the answers and the caveats."""
     notes = any(cell.problems for cell in findings.cells)
     compared = tables.comparisons_by_cell(findings)
-    columns = [f"{design.evaluation_split} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
+    columns = [f"{design.metric.label} %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
     columns += ["parameters", "s / run", *(["note"] if notes else [])]
     optional = ("s / run", "parameters", "train error %", "note", "p (Holm)", "difference [95 %]", "n")
     table = FittedTable(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:
         row = [
             *cell.levels.values(),
-            number_format.mean_std(cell.error),
-            number_format.mean_std(cell.train_error),
+            number_format.mean_std(cell.value),
+            number_format.mean_std(cell.train_value),
             tables.completed_of_planned(cell),
         ]
         if compared:

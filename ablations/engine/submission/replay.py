@@ -63,7 +63,7 @@ class RecordedRun:
     tags: Mapping[str, str]
     spec: RunSpec
     training: Training
-    replicate_errors: tuple[float, ...]
+    replicate_values: tuple[float, ...]
     """Final errors of all completed replicates of the run, which differ in the seed only, including its own."""
 
 
@@ -91,7 +91,7 @@ def replay(request: ReplayRequest) -> int:
         print_line(console, "interrupted: this replay has no result")
         return 1
     same, lines = compare_trainings(
-        recorded.training, listener.training, recorded.replicate_errors, f"{recorded.spec.data.evaluation_split}/error"
+        recorded.training, listener.training, recorded.replicate_values, f"{recorded.spec.data.evaluation_split}/error"
     )
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
@@ -134,6 +134,8 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
     try:
         client = connect(uri)
         run = find_run(client, request.run)
+        if run.data.tags.get("task") or "-" in run.data.tags.get("training_version", ""):
+            raise reject("run", request.run, "was trained by a network or task of one's own; accepted: --rerun on its study file")
         spec = read_spec(run)
         if request.data_root is not None:
             spec = override(spec, {"data.root": request.data_root})
@@ -141,12 +143,12 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        errors = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
+        errors = replicate_values(client, run, f"{spec.data.evaluation_split}/error")
     except MlflowException as error:
         raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
     return RecordedRun(
-        run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), replicate_errors=errors
+        run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), replicate_values=errors
     )
 
 
@@ -175,7 +177,7 @@ def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
     return tuple(f"{images}/{quantity}" for images in ("train", spec.data.evaluation_split) for quantity in ("loss", "error"))
 
 
-def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
+def replicate_values(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
     """Return the final errors of all completed runs that differ in the seed only, each in its latest generation."""
     tags = run.data.tags
     where = run_queries.training_version_filter(tags.get("training_version", ""), tags["code_version"])

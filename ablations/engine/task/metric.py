@@ -55,6 +55,15 @@ class Metric:
         """Name of the same quantity on the training data, `train/loss` of `valid/loss`; runs may or may not report it."""
         return f"train/{self.quantity}"
 
+    @property
+    def key(self) -> str:
+        """Name with `_` in place of `/`, for columns of tables: `valid_loss` of `valid/loss`."""
+        return self.name.replace("/", "_")
+
+    def minimized(self, value: Any) -> Any:
+        """Return a value, or an array of values, as a quantity of which less is better. Applied twice, it returns the value."""
+        return value if self.better == "lower" else -value
+
     def is_better(self, difference: float) -> bool:
         """Return whether a difference, value minus reference, is an improvement."""
         return difference < 0 if self.better == "lower" else difference > 0
@@ -67,3 +76,8 @@ class Metric:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the metric that `to_dict` wrote."""
         return cls(**values)
+
+
+def error_metric(split: str) -> Metric:
+    """Return the metric of image classification: the share of the images of a split that are classified wrongly, in percent."""
+    return Metric(f"{split}/error", PERCENT)

@@ -38,7 +38,7 @@ def caption(name: str, evidence: Evidence, findings: Findings) -> Caption:
 
 def _curves(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     style_map = make_style_map(evidence)
-    on = findings.evaluation_split
+    on = findings.metric.split
     text = (
         f"{on} error after each epoch."
         if style_map.crowded
@@ -52,17 +52,17 @@ def _curves(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
 
 def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     factor = numeric_factor(evidence.design) or ""
-    cells = sorted((cell for cell in findings.cells if cell.error.n), key=lambda cell: float(cell.levels[factor]))
+    cells = sorted((cell for cell in findings.cells if cell.value.n), key=lambda cell: float(cell.levels[factor]))
     lines: dict[str, list[CellFinding]] = {}
     for cell in cells:
         lines.setdefault(short_name(evidence.design, cell.levels, factor), []).append(cell)
     items = [
-        f"{name + ': ' if name else ''}{cells[0].error.mean:.2f} % at {cells[0].levels[factor]}, "
-        f"{cells[-1].error.mean:.2f} % at {cells[-1].levels[factor]}"
+        f"{name + ': ' if name else ''}{cells[0].value.mean:.2f} % at {cells[0].levels[factor]}, "
+        f"{cells[-1].value.mean:.2f} % at {cells[-1].levels[factor]}"
         for name, cells in lines.items()
     ]
     text = (
-        f"Error in the final epoch: dashed for training, solid for {findings.evaluation_split} images. "
+        f"Error in the final epoch: dashed for training, solid for {findings.metric.split} images. "
         f"{_marks_text(evidence, findings)}"
     )
     more = (
@@ -70,7 +70,7 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         if len(lines) > MAX_STYLED_LINES
         else ""
     )
-    return f"Error by {factor}", text + more, f"Mean {findings.evaluation_split} error, {_list_or_ends(items)}."
+    return f"Error by {factor}", text + more, f"Mean {findings.metric.label}, {_list_or_ends(items)}."
 
 
 def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
@@ -79,7 +79,7 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     by_size = sorted(findings.comparisons, key=lambda each: -abs(each.difference.mean or 0))
     significant = sum(each.difference.significant for each in findings.comparisons)
     text = (
-        f"Difference in {findings.evaluation_split} error to {baseline_levels(findings)} in points, paired by seed, with 95 % "
+        f"Difference in {findings.metric.label} to {baseline_levels(findings)} in points, paired by seed, with 95 % "
         "confidence intervals. Negative differences, on the left, are better. A filled mark is significant: its p-value, adjusted "
         "for the number of comparisons, is below 0.05. A hollow mark is not."
     )
@@ -120,11 +120,11 @@ def _interaction(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
 def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     style_map = make_style_map(evidence)
     items = [
-        f"{style_map.name(point.cell)} ({scaled(point.cost)} multiply-adds, {percent(point.error)})"
+        f"{style_map.name(point.cell)} ({scaled(point.cost)} multiply-adds, {percent(point.value)})"
         for point in pareto_points(multiply_add_points(findings))
     ]
     text = (
-        f"{_sentence(findings.evaluation_split)} error against the cost of a network. The step line is the Pareto "
+        f"{_sentence(findings.metric.label)} against the cost of a network. The step line is the Pareto "
         "front: the cells that no "
         "other cell beats in both cost and error. "
         f"{_marks_text(evidence, findings)}{_gray_text(evidence)}"
@@ -139,7 +139,7 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
 def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     bands = len(make_style_map(evidence).styles) <= MAX_LINES_WITH_BANDS
     text = (
-        f"{findings.evaluation_split} error against the cost of training so far: epochs, multiply-adds (three forward "
+        f"{findings.metric.label} against the cost of training so far: epochs, multiply-adds (three forward "
         "passes per image and epoch) and time. "
         f"{_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
     )
@@ -275,7 +275,7 @@ def _seeds_text(evidence: Evidence, findings: Findings) -> str:
     planned = max(cell.planned for cell in findings.cells)
     if planned == 1:
         return "values of one seed"
-    complete = all(cell.error.n == planned for cell in findings.cells)
+    complete = all(cell.value.n == planned for cell in findings.cells)
     return f"means over {planned} seeds" if complete else f"means over the completed seeds, of {planned} planned"
 
 
@@ -299,9 +299,9 @@ def _gray_text(evidence: Evidence) -> str:
 
 
 def _errors_text(findings: Findings, evidence: Evidence) -> str:
-    cells = sorted((cell for cell in findings.cells if cell.error.n), key=lambda cell: cell.error.mean or 0)
-    items = [f"{short_name(evidence.design, cell.levels) or cell.label} {percent(cell.error.mean)}" for cell in cells]
-    return f"Mean {findings.evaluation_split} error in the final epoch: {_list_or_ends(items)}."
+    cells = sorted((cell for cell in findings.cells if cell.value.n), key=lambda cell: cell.value.mean or 0)
+    items = [f"{short_name(evidence.design, cell.levels) or cell.label} {percent(cell.value.mean)}" for cell in cells]
+    return f"Mean {findings.metric.label} in the final epoch: {_list_or_ends(items)}."
 
 
 def _medians_text(evidence: Evidence, probe: str, quantity: str) -> str:

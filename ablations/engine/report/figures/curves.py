@@ -47,8 +47,8 @@ def curves_figure(evidence: Evidence) -> Figure | None:
     """
     if not len(evidence.curves):
         return None
-    style_map, on = make_style_map(evidence), evidence.design.evaluation_split
-    train, scored = (seed_envelopes(evidence.curves, "epoch", value) for value in ("train_error", "error"))
+    style_map, on = make_style_map(evidence), evidence.design.metric.split
+    train, scored = (seed_envelopes(evidence.curves, "epoch", value) for value in ("train_value", "value"))
     groups = style_map.panels()
     columns = 2 if len(groups) == 4 else len(groups)
     rows = -(-len(groups) // columns)
@@ -78,7 +78,7 @@ def budget_figure(evidence: Evidence) -> Figure | None:
     if not len(evidence.curves):
         return None
     style_map = make_style_map(evidence)
-    scored = seed_envelopes(evidence.curves, "epoch", "error")
+    scored = seed_envelopes(evidence.curves, "epoch", "value")
     of_epoch = _multiply_adds_per_epoch(evidence)
     seconds = _elapsed_seconds(evidence.curves)
     most = max((seen.max() for seen in seconds.values()), default=0.0)
@@ -99,7 +99,7 @@ def budget_figure(evidence: Evidence) -> Figure | None:
             panel.set_xlabel(label)
             if spans_decades(max(line.index) for line in lines.values()):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{evidence.design.evaluation_split} error %")
+        panels[0].set_ylabel(f"{evidence.design.metric.label} %")
         panels[0].set_ylim(bottom=0)
         legend(figure, {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in scored})
     return figure
@@ -195,14 +195,14 @@ def lr_drop_epochs(design: Design) -> tuple[float, ...]:
 def _training_epochs(design: Design, cell: DesignCell) -> float:
     """Return the length of a training in epochs; the last epoch may be partial."""
     iterations, batch = cell.spec["optim.iterations"], cell.spec["optim.global_batch_size"]
-    return float(iterations * batch / design.images_per_epoch(cell) if iterations else cell.spec["optim.epochs"])
+    return float(iterations * batch / design.examples_per_epoch(cell) if iterations else cell.spec["optim.epochs"])
 
 
 def _multiply_adds_per_epoch(evidence: Evidence) -> dict[str, float]:
     """Return the multiply-adds of one epoch of training, for each cell with a known cost."""
     forward = evidence.runs.groupby("cell")["flops"].mean().dropna().to_dict()
     cells = (cell for cell in evidence.design.cells if cell.label in forward)
-    return {cell.label: FORWARD_PASSES_PER_STEP * forward[cell.label] * evidence.design.images_per_epoch(cell) for cell in cells}
+    return {cell.label: FORWARD_PASSES_PER_STEP * forward[cell.label] * evidence.design.examples_per_epoch(cell) for cell in cells}
 
 
 def _elapsed_seconds(curves: pd.DataFrame) -> dict[str, pd.Series]:

@@ -44,7 +44,7 @@ def forest_figure(findings: Findings) -> Figure | None:
         panel.spines["left"].set_visible(False)
         scale = _set_scale(panel, [row.difference for row in rows])
         panel.set_xlabel(
-            wrap(f"{findings.evaluation_split} error: difference to {baseline_levels(findings)}, points{scale}", WIDTH_INCHES / 2)
+            wrap(f"{findings.metric.label}: difference to {baseline_levels(findings)}, points{scale}", WIDTH_INCHES / 2)
         )
     return figure
 

@@ -69,7 +69,7 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     """
     design = evidence.design
     factor = numeric_factor(design)
-    cells = [cell for cell in findings.cells if cell.error.n]
+    cells = [cell for cell in findings.cells if cell.value.n]
     if factor is None or not cells:
         return None
     scored, train = [], []
@@ -77,8 +77,8 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     for name in dict.fromkeys(short_name(design, cell.levels, factor) for cell in findings.cells):
         of_line = [cell for cell in cells if short_name(design, cell.levels, factor) == name]
         positions = [float(cell.levels[factor]) for cell in of_line]
-        scored.append(LevelLine(name, positions, [cell.error for cell in of_line]))
-        train.append(LevelLine(name, positions, [cell.train_error for cell in of_line]))
+        scored.append(LevelLine(name, positions, [cell.value for cell in of_line]))
+        train.append(LevelLine(name, positions, [cell.train_value for cell in of_line]))
     with figure_style():
         figure = Figure(figsize=(WIDTH_INCHES, 2.8))
         panel = figure.subplots()
@@ -88,7 +88,7 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         _draw_lines(panel, train, {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()}, 0.9)
         _draw_lines(panel, scored, styles)
         panel.set_xlabel(factor)
-        panel.set_ylabel(f"error % (dashed: train, solid: {findings.evaluation_split})")
+        panel.set_ylabel(f"error % (dashed: train, solid: {findings.metric.split})")
         panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
         if len(scored) > 1:
             legend(figure, styles)
@@ -115,7 +115,7 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
             _label_levels(panel, sorted_levels(design.factors[along]), width)
             panel.set_xlabel(shorten(along, MAX_LEVEL_CHARACTERS))
             panel_legend(panel, by, styles, width)
-        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
+        panels[0].set_ylabel(f"{findings.metric.label} %")
         panels[0].set_ylim(0, min(100.0, panels[0].get_ylim()[1]))
     return figure
 
@@ -143,7 +143,7 @@ def interaction_pairs(design: Design, findings: Findings) -> list[tuple[str, str
 def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
     """Return mean errors by two factors, averaged over the combinations of the others that have all levels of both."""
     design = evidence.design
-    errors = evidence.runs.pivot_table(index="cell", columns="seed", values="error", dropna=False)
+    errors = evidence.runs.pivot_table(index="cell", columns="seed", values="value", dropna=False)
     cells: dict[str, dict[tuple[str, str], str]] = {}
     for cell in design.cells:
         rest = short_name(design, cell.levels, along, by)

@@ -39,11 +39,11 @@ MARK_RADIUS_PIXELS = 4.0
 
 
 class Point(NamedTuple):
-    """The mean error of a cell and its cost."""
+    """The mean value of a cell and its cost."""
 
     cell: str
     cost: float
-    error: float
+    value: float
 
 
 def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
@@ -52,7 +52,7 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     A step line joins the cells of the Pareto front, which have their names beside them. Bars are 95 % confidence intervals of the
     mean. Return None with fewer than two cells with known costs.
     """
-    errors = {cell.label: cell.error for cell in findings.cells}
+    errors = {cell.label: cell.value for cell in findings.cells}
     flops, seconds = multiply_add_points(findings), training_time_points(findings)
     if min(len(flops), len(seconds)) < 2:
         return None
@@ -73,8 +73,8 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
             panel.margins(x=0.1)
             if spans_decades(point.cost for point in points):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
-        _set_error_scale(panels[0], [point.error for point in flops])
+        panels[0].set_ylabel(f"{findings.metric.label} %")
+        _set_error_scale(panels[0], [point.value for point in flops])
         drawn = {point.cell for point in flops + seconds}
         legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})
         figure.draw_without_rendering()  # labels need the final positions of the marks
@@ -87,30 +87,30 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
 
 def pareto_points(points: Sequence[Point]) -> list[Point]:
     """Return the points on the Pareto front of cost and error, by rising cost."""
-    return [points[i] for i in pareto_front([(point.cost, point.error) for point in points])]
+    return [points[i] for i in pareto_front([(point.cost, point.value) for point in points])]
 
 
 def multiply_add_points(findings: Findings) -> list[Point]:
-    return [Point(cell.label, cell.flops, cell.error.mean) for cell in findings.cells if cell.flops and cell.error.mean is not None]
+    return [Point(cell.label, cell.flops, cell.value.mean) for cell in findings.cells if cell.flops and cell.value.mean is not None]
 
 
 def training_time_points(findings: Findings) -> list[Point]:
     return [
-        Point(cell.label, cell.seconds, cell.error.mean) for cell in findings.cells if cell.seconds and cell.error.mean is not None
+        Point(cell.label, cell.seconds, cell.value.mean) for cell in findings.cells if cell.seconds and cell.value.mean is not None
     ]
 
 
 def _draw_points(panel: Axes, points: Sequence[Point], errors: Mapping[str, Estimate], styles: Mapping[str, LineStyle]) -> None:
     edge = pareto_points(points)
-    panel.plot([point.cost for point in edge], [point.error for point in edge], drawstyle="steps-post", color=MUTED, linewidth=0.9)
+    panel.plot([point.cost for point in edge], [point.value for point in edge], drawstyle="steps-post", color=MUTED, linewidth=0.9)
     others = [point for point in points if point.cell not in styles]
-    panel.plot([point.cost for point in others], [point.error for point in others], ".", color=MUTED, alpha=0.4, markersize=2.5)
+    panel.plot([point.cost for point in others], [point.value for point in others], ".", color=MUTED, alpha=0.4, markersize=2.5)
     for point in points:
         if style := styles.get(point.cell):
             estimate = errors[point.cell]
             if estimate.low is not None and estimate.high is not None:
                 panel.plot([point.cost, point.cost], [estimate.low, estimate.high], color=style.color, linewidth=0.8, alpha=0.7)
-            panel.plot([point.cost], [point.error], **line_properties(style), markersize=5)
+            panel.plot([point.cost], [point.value], **line_properties(style), markersize=5)
 
 
 def _set_error_scale(panel: Axes, errors: Sequence[float]) -> None:
@@ -167,7 +167,7 @@ def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float],
     right, up = offset
     annotation = panel.annotate(
         name,
-        (point.cost, point.error),
+        (point.cost, point.value),
         offset,
         textcoords="offset points",
         horizontalalignment="left" if right > 0 else "right",

@@ -83,7 +83,7 @@ def sensitivity_figure(evidence: Evidence, findings: Findings) -> Figure | None:
             draw_chosen(panel, trials[field].astype(float), trials, styles[label], search.chosen.get(label, {}))
         panel.set_xlabel(field)
         panel.set_ylabel(ERROR_LABEL)
-        set_error_axis(panel, every["error"][every["outcome"].isin(["completed", "pruned"])], search)
+        set_error_axis(panel, every["value"][every["outcome"].isin(["completed", "pruned"])], search)
         _draw_legend(figure, evidence, every, line="-")
     return figure
 
@@ -118,7 +118,7 @@ def slices_figure(evidence: Evidence) -> Figure | None:
             panel.set_axis_off()
         for panel in panels[:, 0]:
             panel.set_ylabel(ERROR_LABEL)
-        set_error_axis(panels[0, 0], every["error"][every["outcome"].isin(["completed", "pruned"])], search)
+        set_error_axis(panels[0, 0], every["value"][every["outcome"].isin(["completed", "pruned"])], search)
         _draw_legend(figure, evidence, every)
     return figure
 
@@ -161,7 +161,7 @@ def parallel_figure(evidence: Evidence) -> Figure | None:
     trials = trials[trials["outcome"] == "completed"]
     if len(search.fields) < 2 or len(trials) < 2:
         return None
-    trials = trials.assign(rank=trials.groupby("cell")["error"].rank(ascending=False, method="first", pct=True)).sort_values("rank")
+    trials = trials.assign(rank=trials.groupby("cell")["value"].rank(ascending=False, method="first", pct=True)).sort_values("rank")
     axes = _parallel_axes(evidence, trials)
     positions = np.column_stack([_axis_heights(dimension, trials[column]) for column, dimension in axes.values()])
     highlight = trials["rank"].to_numpy() ** max(3.0, len(trials) / HIGHLIGHTED_LINES)
@@ -207,7 +207,7 @@ def group_medians(positions: "pd.Series[Any]", trials: pd.DataFrame) -> tuple[li
     if len(order) < MIN_TRIALS_FOR_MEDIANS:
         return [], []
     groups = np.array_split(order.to_numpy(), int(len(order) ** 0.5))
-    return [float(positions[group].median()) for group in groups], [float(trials["error"][group].median()) for group in groups]
+    return [float(positions[group].median()) for group in groups], [float(trials["value"][group].median()) for group in groups]
 
 
 def _has_one_numeric_field(search: SearchDesign) -> bool:
@@ -263,7 +263,7 @@ def _parallel_axes(evidence: Evidence, trials: pd.DataFrame) -> dict[str, tuple[
         axes[" ".join(factors)] = "cell", {"choices": [cell.label for cell in search.cells], "names": names}
     for field, dimension in observed_space(evidence).items():
         axes[field.rpartition(".")[2]] = field, dimension
-    low, high = float(trials["error"].min()), float(trials["error"].max())
+    low, high = float(trials["value"].min()), float(trials["value"].max())
     log = low > 0 and high > MIN_RATIO_FOR_LOG_AXIS * low
     return axes | {"validation error %": ("error", {"low": low, "high": high if high > low else low + 1, "log": log})}
 

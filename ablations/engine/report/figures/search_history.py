@@ -65,12 +65,12 @@ def history_figure(evidence: Evidence) -> Figure | None:
             completed = trials[trials["outcome"] == "completed"]
             if len(completed):
                 positions = [*completed["number"], every["number"].max()]
-                best = completed["error"].cummin().tolist()
+                best = completed["value"].cummin().tolist()
                 panel.plot(positions, [*best, best[-1]], drawstyle="steps-post", color=styles[label].color, linewidth=1.6, zorder=3)
         panel.set_xlabel("trial")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel(ERROR_LABEL)
-        set_error_axis(panel, scored["error"], search)
+        set_error_axis(panel, scored["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
         best_so_far = {} if names else {"best completed so far": LineStyle(styles[""].color, "", "-", "full")}
         legend(figure, {**names, **best_so_far, **outcome_styles(every)})
@@ -101,7 +101,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
         for label, trials in by_cell.items():
             costs = trials[search.objective] / scale
             draw_trials(panel, costs, trials, styles[label], marks=len(every))
-            points = list(zip(costs.tolist(), trials["error"].tolist(), strict=True))
+            points = list(zip(costs.tolist(), trials["value"].tolist(), strict=True))
             front = np.array([points[i] for i in pareto_front(points)]).reshape(-1, 2)
             panel.plot(front[:, 0], front[:, 1], drawstyle="steps-post", color=styles[label].color, linewidth=1.2)
             draw_chosen(panel, costs, trials, styles[label], search.chosen.get(label, {}), named=True)
@@ -109,7 +109,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
         panel.set_ylabel(ERROR_LABEL)
         if spans_decades(every[search.objective]):
             log_axis(panel, "x")
-        set_error_axis(panel, every["error"], search)
+        set_error_axis(panel, every["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
         search_legend(figure, {**names, **({"chosen": CHOSEN_STYLE} if search.chosen else {})})
     return figure
@@ -142,7 +142,7 @@ def draw_trials(panel: Axes, positions: "pd.Series[Any]", trials: pd.DataFrame, 
     for outcome, filling, alpha in (("pruned", "hollow", 0.25 if many else 0.5), ("completed", "full", 0.75)):
         chosen = trials["outcome"] == outcome
         drawn = line_properties(style._replace(fill=filling)) | common | {"alpha": alpha, "markersize": size}
-        panel.plot(positions[chosen], trials["error"][chosen], **drawn)
+        panel.plot(positions[chosen], trials["value"][chosen], **drawn)
     diverged = positions[trials["outcome"] == "diverged"]
     crosses: dict[str, Any] = {"marker": "x", "color": style.color, "markersize": size, "clip_on": False}
     panel.plot(diverged, np.ones(len(diverged)), **common | crosses, transform=panel.get_xaxis_transform(), in_layout=False)
@@ -160,7 +160,7 @@ def draw_chosen(
     """Draw a star at each chosen trial, with its number along the Pareto front if `named`."""
     for level, number in chosen.items():
         here = trials["number"] == number
-        x, y = float(positions[here].iloc[0]), float(trials["error"][here].iloc[0])
+        x, y = float(positions[here].iloc[0]), float(trials["value"][here].iloc[0])
         panel.plot([x], [y], marker="*", markersize=10, color=style.color, markeredgecolor=INK, markeredgewidth=0.8, zorder=5)
         if named:
             panel.annotate(level.removeprefix("front-"), (x, y), (5, 4), textcoords="offset points", fontsize=7, zorder=6)
@@ -183,7 +183,7 @@ def outcome_styles(trials: pd.DataFrame) -> dict[str, LineStyle]:
 
 def set_error_axis(panel: Axes, errors: "pd.Series[Any]", search: SearchDesign) -> None:
     """Make the error axis logarithmic if errors span decades; below the error of one image it is linear, so that it can show 0."""
-    one_image = 100 / search.validation_images
+    one_image = 100 / search.validation_examples
     positive = errors[errors > 0]
     if not spans_decades([one_image, *positive] if (errors <= 0).any() else positive):
         panel.set_ylim(bottom=max(0.0, panel.get_ylim()[0]))

@@ -106,7 +106,7 @@ def distinguished_cells(evidence: Evidence) -> list[str]:
     design = evidence.design
     if len(design.cells) <= MAX_STYLED_CELLS:
         return [cell.label for cell in design.cells]
-    means = evidence.runs.groupby("cell")["error"].mean().to_dict()
+    means = evidence.runs.groupby("cell")["value"].mean().to_dict()
     best = sorted((cell.label for cell in design.cells), key=lambda label: _infinite_if_unknown(means.get(label)))
     baselines = {cell.label for cell in design.cells if design.baseline and design.baseline.items() <= cell.levels.items()}
     kept = [label for label in best if label in baselines][: MAX_STYLED_CELLS // 2]

@@ -15,10 +15,6 @@ from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import counted
 
-SPEED_FIELDS = ("global_batch_size", "image_size", "stream", "scale", "extra_tests")
-"""Fields of the sections `optim` and `data` that change the duration of a step on the same images."""
-NO_SPEED_FIELDS = ("zero_init_residual", "bn_momentum", "probes", "probe_epochs", "seed")
-"""Fields of other sections that do not change the duration of a step. All others do."""
 TARGET_POINTS = 0.5
 """Difference, in points of error, for which a plan prints the number of seeds needed."""
 MAX_SEEDS = 100
@@ -130,34 +126,31 @@ def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0)
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
     """Return the predicted seconds of missing runs by fingerprint, and the devices of the finished runs used for the prediction.
 
-    A prediction uses the seconds per step of finished runs with the same network and settings. They include the tests after each
-    epoch, so runs with a similar number of training images predict best.
+    A prediction uses the seconds per step, or other unit of work, of finished runs with the same network and settings. They include
+    the tests after each epoch, so runs with a similar number of training examples predict best.
     """
-    per_step: dict[tuple[str, ...], dict[int, list[float]]] = {}
+    workload = plan.workload
+    per_unit: dict[tuple[str, ...], dict[int, list[float]]] = {}
     devices: dict[tuple[str, ...], set[str]] = {}
-    defaults = {name: str(value) for name, value in RunSpec().flat().items() if _decides_speed(name)}
+    flat_defaults = workload.schema.default.flat()
+    defaults = {name: str(flat_defaults[name]) for name in workload.speed_fields()}
     for past in finished:
         shape = tuple(past.spec.get(name, default) for name, default in defaults.items())  # earlier runs lack later fields
-        optim = {name: past.spec.get(f"optim.{name}") for name in ("epochs", "iterations", "global_batch_size")}
-        steps = replace(RunSpec().optim, **optim).total_steps(past.train_images)  # type: ignore[arg-type]  # it converts text
-        per_step.setdefault(shape, {}).setdefault(past.train_images, []).append(past.seconds / steps)
+        units = workload.units_of_work(past.spec, past.train_examples)
+        per_unit.setdefault(shape, {}).setdefault(past.train_examples, []).append(past.seconds / units)
         devices.setdefault(shape, set()).add(past.device)
     seconds: dict[str, float] = {}
     used: set[str] = set()
     for run in missing:
         flat = run.spec.flat()
         shape = tuple(str(flat[name]) for name in defaults)
-        if shape in per_step:
-            images = len(plan.dataset_for_run(run).train.labels)
-            nearest = min(per_step[shape], key=lambda others: abs(math.log(others / images)))
-            seconds[run.fingerprint] = statistics.median(per_step[shape][nearest]) * run.spec.optim.total_steps(images)
+        if shape in per_unit:
+            examples = plan.training_examples(run)
+            nearest = min(per_unit[shape], key=lambda others: abs(math.log((others or 1) / (examples or 1))))
+            units = workload.units_of_work(flat, examples)
+            seconds[run.fingerprint] = statistics.median(per_unit[shape][nearest]) * units
             used |= devices[shape]
     return seconds, used
-
-
-def _decides_speed(name: str) -> bool:
-    section, _, leaf = name.rpartition(".")
-    return leaf in SPEED_FIELDS if section in ("optim", "data") else leaf not in NO_SPEED_FIELDS
 
 
 def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
