@@ -370,7 +370,7 @@ def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.Mon
 
 def another(plan: Plan, tmp_path: Path) -> Plan:
     """Another study with the same runs."""
-    study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
+    study = replace(plan.study, name=f"{plan.study.name}-b")
     return make_plan(study, StudyRequest(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
 
 
