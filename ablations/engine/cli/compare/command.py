@@ -20,9 +20,9 @@ from resnet_core.fields import ConfigError, counted, reject
 
 HELP = "train a study before and after a change, and say whether to keep it"
 DESCRIPTION = (
-    "Train what is missing of a study before and after a change, with the same seeds, and answer keep, discard or undecided. A "
-    "side is a commit, . for the working tree, or a configuration: fields of a run that differ from the study. Factors of the study are "
-    "at their baseline, unless --levels or the configuration names others."
+    "Train what is missing of a study before and after a change, with the same seeds, and answer keep, discard or undecided. "
+    "A side is a commit, . for the working tree, or a configuration: fields of a run that differ from the study. "
+    "Factors of the study are at their baseline, unless --levels or the configuration names others."
 )
 EPILOG = """examples:
   ablations compare HEAD . --study my_study.py --seeds 5
