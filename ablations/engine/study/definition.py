@@ -69,6 +69,10 @@ class Study(_WorkloadSlot):
         """Return the arguments with which `copy` and `pickle` call `__new__`."""
         return (), vars(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, without the workload, which is made anew."""
+        return vars(self)
+
     def __post_init__(self) -> None:
         """Check every field and convert levels and settings to the types of their fields; raise ConfigError."""
         if not (isinstance(self.name, str) and STUDY_NAME.fullmatch(self.name)):
