@@ -28,6 +28,7 @@ from resnet_core.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from resnet_core.data.datasets import Dataset, load_dataset
+    from resnet_core.data.readers import Images
     from resnet_core.model.building import build_network
     from resnet_core.model.cost import Cost, measure_cost
     from resnet_core.model.network import ResNet, build_model
@@ -38,6 +39,7 @@ _MODULES = {
     "Cost": "model.cost",
     "measure_cost": "model.cost",
     "Dataset": "data.datasets",
+    "Images": "data.readers",
     "load_dataset": "data.datasets",
     "ResNet": "model.network",
     "build_model": "model.network",
@@ -58,6 +60,7 @@ __all__ = [
     "Dataset",
     "Diverged",
     "EpochResult",
+    "Images",
     "ModelConfig",
     "Network",
     "OptimConfig",

@@ -28,7 +28,8 @@ from resnet_core.model.cost import measure_cost
 from resnet_core.training.arithmetic import arithmetic, autocast
 from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, is_distributed
 from resnet_core.training.memory import PeakMemory
-from resnet_core.training.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
+from resnet_core.training.mixing import augmented, mixes
+from resnet_core.training.optim import average_of, learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
 from resnet_core.training.probes import Gradients, Responses
 from resnet_core.training.state import Metrics, TrainState
 from resnet_core.training.steps import Step, make_step
@@ -125,6 +126,7 @@ def fit(
     if isinstance(network, DistributedDataParallel):
         with arithmetic(spec):
             _finalize_buckets(network, spec, dataset, device)
+    evaluated = _compiled(state.evaluated, spec) if state.average else network
     step = make_step(network, state.optimizer, state.scaler, spec, replay=replay)
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
@@ -137,7 +139,7 @@ def fit(
             trained, waited = time.perf_counter(), batches.wait_seconds
             last = state.step >= total_steps
             finalize_batchnorm(state, batches, last=last, heartbeat=heartbeat)
-            test = _test(network, state, batches, probe="responses" in probes, heartbeat=heartbeat)
+            test = _test(evaluated, state, batches, probe="responses" in probes, heartbeat=heartbeat)
         finished = time.perf_counter()
         evaluation_split = spec.data.evaluation_split
         metrics = {
@@ -176,7 +178,7 @@ def _test(
     """Return loss and errors over the evaluation split. With `probe`, also append layer responses to `state.probes`."""
     if not probe:
         return evaluate(network, batches, heartbeat=heartbeat)
-    with Responses(state.net) as responses:
+    with Responses(state.evaluated) as responses:
         test = evaluate(network, batches, eager=True, heartbeat=heartbeat)
     state.probes += responses.read(state.epoch + 1)
     return test
@@ -188,7 +190,7 @@ def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | Strea
     cost = measure_cost(spec.model, **dataset.sizes)
     metrics: Metrics = {"parameters": cost.parameters, "flops": cost.flops}
     for kind in spec.data.extra_tests:
-        views = evaluate_views(state.net, batches, kind, heartbeat=heartbeat)
+        views = evaluate_views(state.evaluated, batches, kind, heartbeat=heartbeat)
         metrics |= {f"{spec.data.evaluation_split}/{kind}_{name}": value for name, value in views.items()}
     if state.warmup_steps is not None:
         metrics["warmup_steps"] = state.warmup_steps
@@ -219,7 +221,7 @@ def init_state(
         )
     in_layout(net.to(device), channels_last=spec.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-    return TrainState(net, make_optimizer(net, spec.optim), scaler)
+    return TrainState(net, make_optimizer(net, spec.optim), scaler, average_of(net, spec.optim))
 
 
 def train_epoch(
@@ -249,10 +251,16 @@ def train_epoch(
     step.network.train()
     totals, recent = Totals(batches.device), Totals(batches.device)
     gradients = Gradients(state.net) if probe else None
-    for _, (images, labels) in zip(range(steps), batches.train_epoch(state.epoch), strict=False):
+    epoch: Iterator[Batch] = batches.train_epoch(state.epoch)
+    if mixes(spec):
+        epoch = augmented(epoch, spec, state.epoch, rank=batches.rank, num_classes=batches.num_classes)
+    for _, (images, labels) in zip(range(steps), epoch, strict=False):
         warming_up = optim.warmup_error is not None and state.warmup_steps is None
         set_learning_rate(state.optimizer, optim, learning_rate(optim, state.step, total_steps, warming_up=warming_up))
         loss, logits = step(images, labels, optim.label_smoothing, gradients)
+        if state.average:
+            state.average.update_parameters(state.net)
+        labels = labels.argmax(1) if labels.ndim == 2 else labels  # of blended labels, the larger share
         state.step += 1
         totals.add(loss, logits, labels)
         if warming_up:
@@ -283,8 +291,10 @@ def finalize_batchnorm(
     """Set the BatchNorm statistics for evaluation, equal on all workers: running, or recalibrated after the last epoch."""
     if last and batches.spec.optim.bn_recalibration:
         with autocast(batches.spec, batches.device):
-            update_bn(_with_heartbeat(batches.train_epoch(state.epoch), heartbeat), state.net)
+            update_bn(_with_heartbeat(batches.train_epoch(state.epoch), heartbeat), state.evaluated)
     average_batchnorm(state.net)
+    if state.average:
+        average_batchnorm(state.average.module)
 
 
 def _with_heartbeat(steps: Iterator[Batch], heartbeat: Heartbeat) -> Iterator[Batch]:
@@ -315,6 +325,10 @@ def _prepare(net: nn.Module, spec: RunSpec) -> nn.Module:
         names = inspect.signature(DistributedDataParallel).parameters
         off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
         network = DistributedDataParallel(net, gradient_as_bucket_view=True, **off)
+    return _compiled(network, spec)
+
+
+def _compiled(network: nn.Module, spec: RunSpec) -> nn.Module:
     if spec.compile:
         network.compile()
     return network

@@ -17,6 +17,7 @@ from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import build_network
 from resnet_core.data.datasets import Dataset
+from resnet_core.training.state import evaluated_weights
 
 LOGGED_TAG = "model"
 """Tag of runs whose model MLflow has."""
@@ -74,7 +75,7 @@ def _log_network(client: MlflowClient, plan: Plan, run: Run, record: RunRecord, 
     saved = checkpoints.latest()
     if saved is None:
         raise FileNotFoundError(f"there is no checkpoint in {checkpoints.where}")
-    _log(client, run, record, pixels_to_scores(plan, run, saved["model"]), plan.dataset_for_run(run))
+    _log(client, run, record, pixels_to_scores(plan, run, evaluated_weights(saved)), plan.dataset_for_run(run))
 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:

@@ -14,7 +14,18 @@ from resnet_core.data.indexing import file_digests
 from resnet_core.data.splits import Files, Split
 from resnet_core.fields import ConfigError
 
-TRANSFORM_FIELDS = ("scale", "color_augmentation", "normalize", "extra_tests", "decode_workers", "pad", "flip")
+TRANSFORM_FIELDS = (
+    "scale",
+    "color_augmentation",
+    "normalize",
+    "extra_tests",
+    "decode_workers",
+    "pad",
+    "flip",
+    "mixup",
+    "cutmix",
+    "erasing",
+)
 """Fields of `DataConfig` that transform images without affecting which images are selected."""
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(DataConfig) if f.name in TRANSFORM_FIELDS}
 

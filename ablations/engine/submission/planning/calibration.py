@@ -101,8 +101,14 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     shape = (images, getattr(spec.model, "in_channels", None) or 3, image_size, image_size)
     batch = torch.rand(shape, device=device).contiguous(memory_format=layout)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
+    classes = getattr(spec.model, "num_classes", None) or 10
     batches: Any = SimpleNamespace(
-        spec=spec, device=torch.device(device), steps_per_epoch=1, train_epoch=lambda _: iter([(batch, labels)])
+        spec=spec,
+        device=torch.device(device),
+        steps_per_epoch=1,
+        rank=0,
+        num_classes=classes,
+        train_epoch=lambda _: iter([(batch, labels)]),
     )
     step = make_step(state.net, state.optimizer, state.scaler, spec, replay=spec.world_size == 1)  # graphs as in training
 
