@@ -50,7 +50,7 @@ def test_what_runs_do_not_report_has_no_column_and_no_figure(metric: Metric) -> 
     given = in_metric(evidence(), metric, bare=True)
     found = analyze_study(given)
     assert set(all_figures(given, found)) == {"curves", "depth", "differences", "interaction"}
-    shown = page(given, found).partition("</style>")[2]
+    shown = PageText(page(given, found)).text
     for text in (printed(given), tables.markdown(found), tables.latex(found), tables.csv(found), shown):
         assert not [word for word in COST_WORDS if word in text]
         assert metric.training.label not in text
