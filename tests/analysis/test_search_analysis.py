@@ -107,12 +107,12 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_shares_have_in
 
 @pytest.mark.parametrize(
     ("fields", "trials", "reason"),
-    [(TWO, 9, "10 completed trials"), ({"optim.lr": FIELDS["optim.lr"]}, 20, "only one"), (TWO, 20, "same error")],
+    [(TWO, 9, "10 completed trials"), ({"optim.lr": FIELDS["optim.lr"]}, 20, "only one"), (TWO, 20, "same validation error")],
 )
 def test_why_there_are_no_importances_is_said(fields: Any, trials: int, reason: str) -> None:
     given = search_evidence({}, fields, trials, prunes=False)
     assert given.trials is not None
-    if reason == "same error":
+    if reason == "same validation error":
         given = replace(given, trials=given.trials.assign(value=5.0))
     (cell,) = found(given).cells
     assert reason in cell.no_importances

@@ -244,7 +244,7 @@ def test_why_there_is_no_analysis_of_variance() -> None:
         "the design lacks 1 of 6 combinations": evidence(missing_cell(design(), "shortcut=A depth=20")),
         "it needs 3 seeds": evidence(design(seeds=2)),
         "no factor has two levels": evidence(design({"depth": ("20",)})),
-        "all runs have the same error": evidence(truth=lambda *_: 8.0),
+        "all runs have the same value": evidence(truth=lambda *_: 8.0),
         "the residual variance is zero": evidence(truth=lambda levels, seed: float(levels["depth"]) + seed),
     }
     for why, case in cases.items():

@@ -16,7 +16,7 @@ from ablations.engine.report import bundle
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.trial.checkpoints import CheckpointFolder
-from resnet_core import build_model
+from resnet_core import build_network
 from resnet_core.overrides import from_flat
 from tests.helpers.json_schemas import problems
 from tests.helpers.project import PROJECT
@@ -65,7 +65,7 @@ def test_the_network_of_a_run_has_its_trained_weights(stored_uri: str, tmp_path:
     loaded = load(STUDY, tracking_uri=stored_uri, storage=tmp_path)
     row = loaded.runs[(loaded.runs["depth"] == 14) & (loaded.runs["shortcut"] == "A") & (loaded.runs["seed"] == 1)].iloc[0]
     (cell,) = (cell for cell in loaded._stored.evidence.design.cells if row["fingerprint"] in cell.fingerprints)
-    trained = build_model(from_flat({**cell.spec, "seed": 1}).model)
+    trained = build_network(from_flat({**cell.spec, "seed": 1}).model, 8)
     CheckpointFolder(str(tmp_path), row["fingerprint"]).save({"model": trained.state_dict(), "history": []}, 1)
     images = torch.randn(2, *(3, 16, 16) if _channels(trained) == 3 else (1, 8, 8))
     for run in (row, next(row.to_frame().T.itertuples()), {"shortcut": "A", "depth": 14, "seed": 1}):

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from ablations.engine.environment import paths
 from ablations.engine.submission import reporting
 from ablations.engine.trial.checkpoints import CheckpointFolder
-from resnet_core import build_model
+from resnet_core import build_network
 from resnet_core.overrides import from_flat
 from tests.helpers.project import PROJECT
 from tests.helpers.stored_study import stored_study
@@ -37,7 +37,7 @@ def test_the_examples_of_the_page_run(home: Path, monkeypatch: pytest.MonkeyPatc
     assert result.complete
     for cell in result._stored.evidence.design.cells:
         for fingerprint in cell.fingerprints:
-            trained = build_model(from_flat(cell.spec).model).state_dict()
+            trained = build_network(from_flat(cell.spec).model, 8).state_dict()
             CheckpointFolder(paths.default_storage(), fingerprint).save({"model": trained, "history": []}, 1)
     for block in BLOCKS[1:]:
         if "weight_decay" in block:  # other settings, which are not stored

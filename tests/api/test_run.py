@@ -15,6 +15,7 @@ from ablations.engine.submission.model_logging import PixelsToScores
 from ablations.engine.submission.run_events import RunEvents
 from resnet_core import PRESETS
 from resnet_core.data.datasets import load_dataset
+from resnet_core.data.splits import Split
 from tests.helpers.submission import STUDY
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -54,6 +55,7 @@ def _check_network(result: Result) -> None:
     dataset = load_dataset(PRESETS["smoke"].data, Path(os.environ["RESNET_ABLATIONS_HOME"]) / "data")
     row = result.runs.iloc[1]
     net = PixelsToScores(result.net(row), dataset, PRESETS["smoke"].data.normalize).eval()
+    assert isinstance(dataset.test, Split)
     images, labels = torch.as_tensor(dataset.test.images), torch.as_tensor(dataset.test.labels)
     with torch.inference_mode():
         wrong = (net(images.float()).argmax(1) != labels).float().mean()

@@ -26,7 +26,7 @@ def given(name):
 levels, fields = given("--levels"), given("--set")
 seeds = int(arguments[arguments.index("--seeds") + 1])
 OFFSET = {offset}
-if levels.get("shortcut") == "bad":
+if "bad" in levels.get("shortcut", ""):
     print("error: --levels=shortcut=bad: accepted: A, B", file=sys.stderr)
     sys.exit(2)
 if fields.get("busy"):
@@ -39,7 +39,7 @@ for shortcut in levels.get("shortcut", "A,B").split(","):
     runs = [
         {{
             "seed": seed, "fingerprint": f"{{shortcut}} {{seed}} {{gain}}", "done": False, "outcome": "completed", "run_id": "",
-            "value": 10 + seed - gain + 0.01 * seed * (gain != 0),
+            "value": 10 + seed - gain + 0.01 * seed * gain,
         }}
         for seed in range(seeds)
     ]
@@ -88,7 +88,8 @@ def compare(study: Path, *arguments: str) -> int:
     [
         ("gain=1", [], 0),
         ("gain=-1", [], 4),
-        ("gain=1", ["--by", "1"], 3),
+        ("gain=1", ["--by", "0.98"], 3),
+        ("gain=1", ["--by", "1"], 4),
         ("gain=1", ["--seeds", "2"], 3),
         ('{"gain": 1}', ["--seeds", "3"], 0),
         ("shortcut=B", [], 0),

@@ -29,9 +29,9 @@ SEARCH = Study(name="search", question="?", factors=FACTORS, baseline={"depth": 
 
 def public_names() -> Iterator[str]:
     """Yield a line for each public name, and for each of its parameters with its default."""
-    for name in sorted(ablations.__all__):
-        value = getattr(ablations, name)
-        yield f"ablations.{name}"
+    for public in sorted(ablations.__all__):
+        value = getattr(ablations, public)
+        yield f"ablations.{public}"
         if is_dataclass(value):
             for field in fields(value):
                 required = field.default is MISSING and field.default_factory is MISSING
@@ -40,7 +40,8 @@ def public_names() -> Iterator[str]:
         elif inspect.isclass(value):
             yield from (f"    .{member}" for member in vars(value) if not member.startswith("_"))
         else:
-            yield from (f"    {parameter}: required" for parameter in map(str, inspect.signature(value).parameters.values()))
+            for name, parameter in inspect.signature(value).parameters.items():
+                yield f"    **{name}" if parameter.kind is inspect.Parameter.VAR_KEYWORD else f"    {name}: required"
 
 
 def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:

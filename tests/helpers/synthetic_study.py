@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, COST_METRICS, Evidence
+from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.study.design import Design, DesignCell
 from ablations.engine.task.metric import error_metric
 from resnet_core import preset
 
 TEST_ERROR = error_metric("test")
+FORMATS = ValueFormat(TEST_ERROR)
+"""Formats of errors in percent."""
 FACTORS = {"shortcut": ("none", "A", "B"), "depth": ("20", "56")}
 Truth = Callable[[Mapping[str, str], int], float]
 

@@ -18,6 +18,7 @@ from tests.helpers import synthetic_study
 from tests.helpers.project import PROJECT
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, SVG, estimate, found_in, many
 from tests.helpers.synthetic_findings import page as made
+from tests.helpers.synthetic_study import FORMATS
 
 STYLES = PROJECT / "ablations/engine/report/templates/report.css"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -80,8 +81,8 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
     for line, one in zip(lines, found.cells, strict=True):
         values = dict(zip(names[4:], line[4:], strict=True))  # both intervals have the same name
         assert [text for text, _ in line[:2]] == list(one.levels.values())
-        assert line[2] == (number_format.mean_std(one.value), repr(one.value.mean))
-        assert line[3] == (number_format.interval(one.value), repr(one.value.low))
+        assert line[2] == (FORMATS.mean_std(one.value), repr(one.value.mean))
+        assert line[3] == (FORMATS.interval(one.value), repr(one.value.low))
         assert number(values["train error, %"][1]) == one.train_value.mean
         costs = ("parameters", "multiply-adds", "images/s", "memory, MB", "seconds", "GPU-hours")
         found_costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
@@ -90,9 +91,9 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
             difference = comparison.difference
             text, value = values["difference"]
             assert number(value) == difference.mean
-            assert text.removeprefix("● significant: ") == number_format.signed(difference.mean)
+            assert text.removeprefix("● significant: ") == FORMATS.signed(difference.mean)
             assert text.startswith("●") == difference.significant
-            assert values["95 % interval"] == (number_format.signed_interval(difference), repr(difference.low))
+            assert values["95 % interval"] == (FORMATS.signed_interval(difference), repr(difference.low))
             assert values["p, adjusted"] == (number_format.p_value(difference.p_adjusted), repr(difference.p_adjusted))
         else:
             assert values["difference"][0] == "baseline"

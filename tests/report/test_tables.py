@@ -14,6 +14,7 @@ from ablations.engine.analysis import number_format
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.report import tables
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, cell, findings
+from tests.helpers.synthetic_study import FORMATS
 
 
 def hostile() -> Findings:
@@ -143,6 +144,6 @@ def test_numbers_are_written_for_people() -> None:
     assert number_format.p_value(0.0496) == "0.050"
     assert number_format.number(-1234.5) == "−1,234.50"
     assert number_format.number(float("nan")) == number_format.number(None) == number_format.MISSING
-    assert number_format.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
-    assert number_format.interval(Estimate(n=1, mean=5.0)) == number_format.MISSING
-    assert number_format.signed_with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"
+    assert FORMATS.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
+    assert FORMATS.interval(Estimate(n=1, mean=5.0)) == number_format.MISSING
+    assert FORMATS.signed_with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path

@@ -12,7 +12,7 @@ from itertools import combinations, product
 import numpy as np
 
 from ablations.engine.analysis.findings import Effect, Estimate, Interaction
-from ablations.engine.analysis.inference import Array, paired_tests
+from ablations.engine.analysis.inference import Array, paired_tests, zero_tolerance
 from ablations.engine.study.design import Design
 
 
@@ -40,7 +40,7 @@ def estimate_effects(design: Design, values: Array) -> tuple[Effect, ...]:
 
     Args:
         design: The design of the study.
-        values: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
+        values: Values of completed runs; a row per cell of the design, a column per seed, NaN without a result.
     """
     named, contrasts = [], []
     for factor, reference in reference_levels(design).items():
@@ -112,4 +112,4 @@ def _mean_per_seed(contrasts: Iterable[Array]) -> Array:
 
 
 def _test_family(contrasts: Sequence[Array], values: Array) -> list[Estimate]:
-    return paired_tests(np.reshape(contrasts, (len(contrasts), values.shape[1])))
+    return paired_tests(np.reshape(contrasts, (len(contrasts), values.shape[1])), zero_tolerance(values))

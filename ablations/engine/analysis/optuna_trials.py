@@ -57,7 +57,7 @@ def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:
 
 
 def _curves_by_number(evidence: Evidence, cell: SearchCell) -> dict[Any, dict[int, float]]:
-    """Return the validation error in percent by epoch, by the number of the trial."""
+    """Return the value of the search's metric by epoch, by the number of the trial."""
     assert evidence.trial_curves is not None, "a search has curves"
     curves = evidence.trial_curves[evidence.trial_curves["cell"] == cell.label].dropna(subset="value")
     return {

@@ -12,7 +12,8 @@ from ablations.engine.analysis.conclusions import conclude_factor
 from ablations.engine.analysis.contrasts import estimate_effects, estimate_interactions, estimate_simple_effects, reference_levels
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
 from ablations.engine.analysis.findings import MIN_SEEDS_FOR_P_VALUE, Anova, CellFinding, Comparison, Estimate, Findings
-from ablations.engine.analysis.inference import ZERO_TOLERANCE_POINTS, Array, estimate_means, fit_anova, paired_tests
+from ablations.engine.analysis.inference import Array, estimate_means, fit_anova, paired_tests, zero_tolerance
+from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.search_analysis import analyze_search
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
@@ -42,10 +43,12 @@ def analyze_study(evidence: Evidence) -> Findings:
     design = evidence.design
     table = _run_table(evidence)
     cells = _cell_findings(evidence, table)
+    formats = ValueFormat(design.metric, decimals_for(design.metric, table.values.ravel()))
     of_levels, of_pairs = estimate_effects(design, table.values), estimate_interactions(design, table.values)
-    variance = _anova(design, table.values, cells)
+    variance = _anova(design, table.values, cells, formats)
     return Findings(
         metric=design.metric,
+        decimals=formats.decimals,
         cells=cells,
         comparisons=_comparisons(design, table),
         effects=of_levels,
@@ -53,11 +56,11 @@ def analyze_study(evidence: Evidence) -> Findings:
         anova=variance if isinstance(variance, Anova) else None,
         no_anova=variance if isinstance(variance, str) else "",
         answers=tuple(
-            conclude_factor(factor, of_levels, of_pairs, estimate_simple_effects(design, table.values, factor), cells)
+            conclude_factor(factor, of_levels, of_pairs, estimate_simple_effects(design, table.values, factor), cells, formats)
             for factor in reference_levels(design)
         ),
         flags=(*_missing_result_flags(cells), *_condition_flags(evidence)),
-        search=analyze_search(evidence, table.values) if design.search else None,
+        search=analyze_search(evidence, table.values, formats) if design.search else None,
     )
 
 
@@ -111,7 +114,7 @@ def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
             planned=len(cell.fingerprints),
             note=_comparison_note(difference, table.outcomes[row_of[cell.label]], table.outcomes[row_of[baseline]]),
         )
-        for (cell, baseline), difference in zip(pairs, paired_tests(differences), strict=True)
+        for (cell, baseline), difference in zip(pairs, paired_tests(differences, zero_tolerance(table.values)), strict=True)
     )
 
 
@@ -130,13 +133,11 @@ def _comparison_note(difference: Estimate, outcomes: Sequence[str], of_baseline:
     if 0 < difference.n < MIN_SEEDS_FOR_P_VALUE:
         notes.append(f"no p-value: {counted(difference.n, 'seed')}, and a test needs {MIN_SEEDS_FOR_P_VALUE}")
     if difference.std == 0 and difference.mean is not None:
-        notes.append(
-            "no difference in any seed" if abs(difference.mean) <= ZERO_TOLERANCE_POINTS else "the same difference in every seed"
-        )
+        notes.append("the same difference in every seed" if difference.mean else "no difference in any seed")
     return "; ".join(notes)
 
 
-def _anova(design: Design, values: Array, cells: Sequence[CellFinding]) -> Anova | str:
+def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats: ValueFormat) -> Anova | str:
     """Return the analysis of variance of the completed runs, or the reason why there is none."""
     varied = list(reference_levels(design))
     if not varied:
@@ -156,9 +157,9 @@ def _anova(design: Design, values: Array, cells: Sequence[CellFinding]) -> Anova
         )
     stds = [cell.value.std for cell in cells if cell.value.std is not None]
     if stds and max(stds) > MAX_STD_RATIO * min(stds):
-        spread = f"{min(stds):.2f} to {max(stds):.2f}"
+        spread = formats.in_points(f"{formats.magnitude(min(stds))} to {formats.magnitude(max(stds))}")
         note += (
-            f" The analysis assumes equal variances, but the standard deviations of cells range from {spread} points: "
+            f" The analysis assumes equal variances, but the standard deviations of cells range from {spread}: "
             "rely on the confidence intervals of the differences instead."
         )
     return fit_anova(values[rows, seeds].tolist(), seeds, levels, note)
@@ -187,7 +188,7 @@ def _differing_conditions(evidence: Evidence) -> dict[str, pd.DataFrame]:
     shown = {name: results[name].str.replace(r"(\w{8})\w+", r"\1", regex=True) for name in ("code_version", "data_version")}
     shown["python"] = results["python"].str.split(".").str[:2].str.join(".")
     results = results.assign(**shown)
-    varied = {*evidence.design.factors, *(("data_version",) if len(evidence.design.data_versions) > 1 else ())}
+    varied = {*evidence.design.factors, *(("data_version",) if evidence.design.training_examples else ())}
     fixed = [name for name in SHARED_CONDITIONS if name not in varied]
     known = {name: results[results[name] != ""] for name in fixed}
     return {name: runs for name, runs in known.items() if runs[name].nunique() > 1}
@@ -206,9 +207,9 @@ def _mixed_conditions_by_cell(evidence: Evidence) -> dict[str, tuple[str, ...]]:
 def _condition_flags(evidence: Evidence) -> list[str]:
     """Return flags for conditions that differ between runs although the study does not vary them."""
     flags = []
-    if images := evidence.design.training_examples:
-        of_cells = ", ".join(f"{count:,} ({where})" for where, count in images.items())
-        flags.append(f"Cells train on different numbers of images: {of_cells}. Evaluation images and seeds are the same")
+    if counts := evidence.design.training_examples:
+        of_cells, examples = ", ".join(f"{count:,} ({where})" for where, count in counts.items()), f"{evidence.design.example}s"
+        flags.append(f"Cells train on different numbers of {examples}: {of_cells}. Evaluation {examples} and seeds are the same")
     for name, runs in _differing_conditions(evidence).items():
         if runs.groupby("cell")[name].nunique().max() == 1:
             cells = runs.groupby(name, sort=False)["cell"].unique()

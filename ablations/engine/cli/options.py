@@ -260,7 +260,7 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--objective",
         metavar="COST",
-        help=f"second objective besides the error: {' or '.join(OBJECTIVES)}; the search finds the Pareto front (default: none)",
+        help=f"second objective besides the metric: {' or '.join(OBJECTIVES)}; the search finds the Pareto front (default: none)",
     )
     group.add_argument(
         "--validation",

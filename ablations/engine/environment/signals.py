@@ -16,6 +16,8 @@ SIGNAL_RETRY_SECONDS = 0.05
 """Delay before a KeyboardInterrupt that Python discarded is sent again, in seconds."""
 
 _report_unraisable = sys.unraisablehook
+_current: list[Any] = []
+"""Handlers of `interruptible`, the enclosing one first."""
 _exiting: dict[signal.Signals, Callable[..., object]] = {}
 """Handlers of `exit_on_signals`."""
 
@@ -76,12 +78,21 @@ def interruptible() -> Iterator[InterruptHandler]:
         yield InterruptHandler(install=False)
         return
     previous, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+    handler = InterruptHandler()
+    _current.append(handler)
     try:
-        yield InterruptHandler()
+        yield handler
     finally:
+        _current.remove(handler)
         sys.unraisablehook = hook
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def note_interrupt() -> None:
+    """Tell the enclosing `interruptible` of an interrupt that a library has handled, as Ray Tune does while runs train."""
+    for handler in _current:
+        handler.received = True
 
 
 def _retry_interrupt(unraisable: Any) -> None:

@@ -18,8 +18,14 @@ PRESET_OVERRIDES = ("factors", "baseline", "settings")
 """Fields of a study that `on` may override for a preset."""
 
 
+class _WorkloadSlot:
+    """A place for a study's workload outside of its fields, so that `vars` of a study are its fields."""
+
+    __slots__ = ("_workload",)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(_WorkloadSlot):
     """A question about networks, and the design of the experiment that answers it."""
 
     name: str
@@ -61,7 +67,11 @@ class Study:
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
         """Return the arguments with which `copy` and `pickle` call `__new__`."""
-        return (), {f.name: getattr(self, f.name) for f in fields(self)}
+        return (), vars(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, without the workload, which is made anew."""
+        return vars(self)
 
     def __post_init__(self) -> None:
         """Check every field and convert levels and settings to the types of their fields; raise ConfigError."""
@@ -99,7 +109,7 @@ class Study:
     @property
     def workload(self) -> Workload:
         """Trainings that the study runs, with the user's code as it was when this study was made or expanded."""
-        found: Workload | None = vars(self).get("_workload")
+        found: Workload | None = getattr(self, "_workload", None)
         if found is None:
             found = _make_workload(self.task, self.model, self.reader)
             object.__setattr__(self, "_workload", found)

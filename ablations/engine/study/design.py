@@ -199,6 +199,11 @@ class Design:
         return f"{self.study} on {self.dataset}"
 
     @property
+    def own_code(self) -> bool:
+        """True if the training, the network or the reader of the images is the user's own."""
+        return bool(self.task) or "-" in self.training_version  # the hash of the user's code follows a hyphen
+
+    @property
     def example(self) -> str:
         """What trainings learn from, in the singular, as reports call it."""
         return "example" if self.task else "image"
@@ -215,8 +220,11 @@ class Design:
 
     @property
     def training_examples(self) -> dict[str, int]:
-        """Number of training examples by level or cell: `{"train_examples=300": 300, …}`. Empty if all cells share a data set."""
-        if len(self.data_versions) == 1:
+        """Number of training examples by level or cell: `{"train_examples=300": 300, …}`.
+
+        Empty if all cells share a data set, or if a number is not known.
+        """
+        if len(self.data_versions) == 1 or not all(cell.train_examples for cell in self.cells):
             return {}
         for factor in self.factors:
             of_level = {(cell.levels[factor], cell.data_version, cell.train_examples) for cell in self.cells}

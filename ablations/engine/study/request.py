@@ -7,7 +7,7 @@ from typing import Any
 SAMPLERS = ("tpe", "random", "gp")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = {"flops": "flops", "seconds": "train_seconds"}
-"""Second objectives that a search may minimize besides the error, and the MLflow metric of each."""
+"""Second objectives that a search may minimize besides the metric, and the MLflow metric of each."""
 DEFAULT_TRIALS = 24
 """Number of trials of a search without a requested budget."""
 DEFAULT_VALIDATION_SHARE = 0.2

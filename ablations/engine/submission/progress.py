@@ -13,6 +13,7 @@ from ablations.engine.analysis import number_format
 from ablations.engine.environment.console import format_duration, print_line
 from ablations.engine.report.terminal import FittedTable
 from ablations.engine.study.plan import Plan, Run
+from ablations.engine.task.metric import Metric
 
 TOTALS_INTERVAL_SECONDS = 60.0
 """Time without output after which a log gets a line of totals, in seconds."""
@@ -71,7 +72,11 @@ class Progress:
             _, metrics = self.running.pop(run.fingerprint, (run, {}))
             self.outcomes[run.fingerprint] = outcome
         value = metrics.get(self.metric.name)
-        result = message if outcome != "completed" or value is None else f"{self.metric.label} {value:.2f} %"
+        result = (
+            message
+            if outcome != "completed" or value is None
+            else f"{self.metric.label} {number_format.format_value(self.metric, value)}"
+        )
         print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
         self.last_line = time.monotonic()
 
@@ -129,13 +134,17 @@ class Progress:
         return Text(" · ".join([*parts, self._eta()]))
 
     def _render(self) -> RenderableType:
-        names = (self.metric.training_name, self.metric.name)
-        columns = ("epoch", *(name.replace("/", " ") for name in names))
-        table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:
+            reported = [metrics for _, metrics in self.running.values() if metrics]
+            trained = all(self.metric.training_name in metrics for metrics in reported)
+            shown = [*([self.metric.training] if trained else []), self.metric]
+            columns = ("epoch", *(each.label for each in shown))
+            table = FittedTable(("running",), columns, optional=columns[1:])
             for run, metrics in self.running.values():
                 epoch = "/".join(map(str, filter(None, (self.epochs[run.fingerprint], self.plan.total_epochs(run)))))
-                table.add_row(
-                    [str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.MISSING for name in names)]
-                )
+                table.add_row([str(run), epoch, *(_value_text(each, metrics) for each in shown)])
             return Group(table, self._totals())
+
+
+def _value_text(metric: Metric, metrics: Mapping[str, float]) -> str:
+    return number_format.format_value(metric, metrics[metric.name]) if metric.name in metrics else number_format.MISSING

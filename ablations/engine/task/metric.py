@@ -1,6 +1,6 @@
 """`Metric`: the quantity by which runs are compared."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from resnet_core.fields import reject
@@ -54,6 +54,35 @@ class Metric:
     def training_name(self) -> str:
         """Name of the same quantity on the training data, `train/loss` of `valid/loss`; runs may or may not report it."""
         return f"train/{self.quantity}"
+
+    @property
+    def training(self) -> "Metric":
+        """The same quantity on the training data."""
+        return replace(self, name=self.training_name)
+
+    @property
+    def heading(self) -> str:
+        """Heading of a column or an axis: `test error %`, `valid loss, nats`."""
+        return self.with_unit(self.label)
+
+    def with_unit(self, text: str) -> str:
+        """Return a heading followed by the unit of the values."""
+        return f"{text} {PERCENT}" if self.unit == PERCENT else f"{text}, {self.unit}" if self.unit else text
+
+    @property
+    def unit_words(self) -> str:
+        """Unit of the values in a sentence: `percent`; empty for a plain number."""
+        return "percent" if self.unit == PERCENT else self.unit
+
+    @property
+    def difference_words(self) -> str:
+        """Unit of a difference in a sentence: `percentage points`; empty for a plain number."""
+        return "percentage points" if self.unit == PERCENT else self.unit
+
+    @property
+    def best(self) -> str:
+        """Which of several values is the best: `lowest` or `highest`."""
+        return "lowest" if self.better == "lower" else "highest"
 
     @property
     def key(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ablations.engine.cli import options
 from ablations.engine.cli.compare.arms import Arm, checked_out, parse_arm
 from ablations.engine.environment.console import format_duration
 from ablations.engine.environment.validation import check_positive
@@ -18,14 +19,17 @@ from ablations.engine.task.metric import Metric
 from resnet_core.fields import ConfigError, counted, reject
 
 HELP = "train a study before and after a change, and say whether to keep it"
-DESCRIPTION = """Train what is missing of a study before and after a change, with the same seeds, and answer keep, discard or
-undecided. Each side is a commit, . for the working tree, or a configuration: fields of a run that differ from the study. Factors
-of the study are at their baseline, unless --levels or the configuration names others."""
+DESCRIPTION = (
+    "Train what is missing of a study before and after a change, with the same seeds, and answer keep, discard or undecided. "
+    "A side is a commit, . for the working tree, or a configuration: fields of a run that differ from the study. "
+    "Factors of the study are at their baseline, unless --levels or the configuration names others."
+)
 EPILOG = """examples:
   ablations compare HEAD . --study my_study.py --seeds 5
   ablations compare . "optim.lr=0.2 width=8" --study my_study.py
 
-exit codes: 0 keep, 3 undecided, 4 discard, 1 a run has no result, 2 wrong request, 5 the study is running already"""
+exit codes: 0 keep, 3 undecided, 4 discard, 1 a run has no result,
+2 wrong request, 5 the study is running already"""
 SCHEMA = "ablations-comparison/1"
 EXIT_CODES = {"keep": 0, "undecided": 3, "discard": 4}
 PASSED_ON = ("preset", "workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent", "tracking_uri", "storage")
@@ -36,7 +40,7 @@ Values = dict[int, list[float | None]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.description, parser.epilog = options.fill(DESCRIPTION), EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("base", metavar="BASE", help="side before the change")
     parser.add_argument("changed", metavar="CHANGED", help="side after the change")
@@ -72,13 +76,13 @@ def run(given: argparse.Namespace) -> int:
     own_code = bool(base.commit or changed.commit)
     with ExitStack() as stack:
         arms = [stack.enter_context(checked_out(arm, own_code=own_code)) for arm in (base, changed)]
-        options = [_options(arm, given) for arm in arms]
-        plans = [_plan(arm, words) for arm, words in zip(arms, options, strict=True)]
+        requests = [_options(arm, given) for arm in arms]
+        plans = [_plan(arm, words) for arm, words in zip(arms, requests, strict=True)]
         _check_comparable(arms, plans)
         _print_plans(arms, plans)
         if given.plan:
             return 0
-        found = [arm.document(words) for arm, words in zip(arms, options, strict=True)]
+        found = [arm.document(words) for arm, words in zip(arms, requests, strict=True)]
     return _conclude(given, arms, found)
 
 
@@ -110,8 +114,8 @@ def _is_same_field(one: str, other: str) -> bool:
     return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
-def _plan(arm: Arm, options: Sequence[str]) -> dict[str, Any]:
-    _, plan = arm.document(["--plan", *options])
+def _plan(arm: Arm, words: Sequence[str]) -> dict[str, Any]:
+    _, plan = arm.document(["--plan", *words])
     if plan is None:
         raise reject("compare", arm.name, "its study prints no plan; accepted: a version of this project that has --json")
     return plan

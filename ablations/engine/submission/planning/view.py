@@ -14,7 +14,8 @@ from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
-from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, TARGET_POINTS, CostEstimate, Power, power
+from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, CostEstimate, Power, power
+from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core.fields import counted, printable
 
@@ -41,7 +42,7 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), estimate))
     values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
-    lines += _power_lines(power(Design.from_plan(plan, {}), values))
+    lines += _power_lines(power(Design.from_plan(plan, {}), values), plan.metric)
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = [Text(printable(f"Data: {plan.data_summary}"))] if plan.data_summary else []
     return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
@@ -105,29 +106,29 @@ def _time(missing: int, estimate: CostEstimate) -> str:
     return f"About {', '.join(parts)}{some}; estimated from {estimate.source}."
 
 
-def _power_lines(found: Power | None) -> list[str]:
+def _power_lines(found: Power | None, metric: Metric) -> list[str]:
     """Return lines on the differences that the study can detect."""
     if found is None:
         return ["The smallest detectable difference is not known before two seeds of a cell have finished."]
     if found.detectable_alone is None or found.detectable_corrected is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
-        finds = f"{found.seeds} seeds find a difference of {_format_points(found.detectable_alone)}"
+        finds = f"{found.seeds} seeds find a difference of {_format_difference(found.detectable_alone, metric)}"
         finds += (
-            f", or of {_format_points(found.detectable_corrected)} as one of {found.comparisons} comparisons"
+            f", or of {_format_difference(found.detectable_corrected, metric)} as one of {found.comparisons} comparisons"
             if found.comparisons > 1
             else ""
         )
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
-        f"{finds}; {_format_points(TARGET_POINTS)} take {need} seeds.",
+        f"{finds}; {_format_difference(found.target, metric)} take {need} seeds.",
         f"This holds for 80 % power at the 5 % level and a standard deviation of "
-        f"{_format_points(found.difference_std)}: {found.source}.",
+        f"{_format_difference(found.difference_std, metric)}: {found.source}.",
     ]
 
 
-def _format_points(value: float) -> str:
-    return f"{value:.2g} points" if value < 10 else f"{value:.0f} points"
+def _format_difference(value: float, metric: Metric) -> str:
+    return (f"{value:.2g}" if value < 10 else f"{value:,.0f}") + f" {metric.difference_unit}".rstrip()
 
 
 def _format_seconds(seconds: float) -> str:
