@@ -73,7 +73,7 @@ def test_odd_images_and_three_stages_have_the_cost_of_a_count() -> None:
 def test_it_learns_the_digits() -> None:
     spec = override(replace(preset("digits"), model=Components()), {"epochs": 3, "train_examples": 640})
     *_, last = fit(spec)
-    assert last.metrics["test/error"] < 60
+    assert last.metrics["test/error"] < 70
 
 
 def test_impossible_values_are_refused_in_one_line() -> None:
