@@ -97,6 +97,8 @@ class Measured(NamedTuple):
     """Names of trainable parameters that the output does not depend on."""
     recomputes: bool
     """True if the network accepts `RunSpec.checkpoint_activations`."""
+    on_meta: bool
+    """True if the meta device was enough: the network reads no numbers from tensors."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -137,6 +139,22 @@ def check_network(spec: RunSpec, image_size: int, in_channels: int, num_classes:
         raise cannot_recompute(spec.model)
 
 
+def can_capture(spec: RunSpec, image_size: int, in_channels: int, num_classes: int) -> bool:
+    """Return True if a CUDA graph can capture a step of the network of a run.
+
+    A network that may wait for the device, as it reads numbers from tensors, trains eagerly.
+
+    Args:
+        spec: resolved run.
+        image_size: side of the square images, in pixels.
+        in_channels: number of color channels.
+        num_classes: number of classes.
+    """
+    if isinstance(spec.model, ModelConfig) and not spec.model.name:
+        return True
+    return measure_any(spec.model, image_size, in_channels, num_classes).on_meta
+
+
 def _measure_any(config: ModelConfig | Network, image_size: int, in_channels: int, num_classes: int, device: str) -> Measured:
     name = label(config)
     with torch.device(device):
@@ -156,7 +174,7 @@ def _measure_any(config: ModelConfig | Network, image_size: int, in_channels: in
     unused = tuple(name for name, gradient in zip(parameters, found, strict=True) if gradient is None)
     count = sum(parameter.numel() for parameter in parameters.values())
     multiply_adds = counter.get_total_flops() // (2 * PROBED_IMAGES)  # PyTorch counts two operations for each
-    return Measured(Cost(count, multiply_adds, kept.get(name, 0) // PROBED_IMAGES), unused, can_recompute(net))
+    return Measured(Cost(count, multiply_adds, kept.get(name, 0) // PROBED_IMAGES), unused, can_recompute(net), device == "meta")
 
 
 def measure_parts(config: ModelConfig, image_size: int) -> tuple[Part, ...]:

@@ -24,7 +24,7 @@ from resnet_core.data.streaming import StreamedBatches
 from resnet_core.fields import reject
 from resnet_core.heartbeat import Heartbeat, no_heartbeat
 from resnet_core.model.building import build_network, in_layout
-from resnet_core.model.cost import measure_cost
+from resnet_core.model.cost import can_capture, measure_cost
 from resnet_core.training.arithmetic import arithmetic, autocast
 from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, is_distributed
 from resnet_core.training.memory import PeakMemory
@@ -127,7 +127,7 @@ def fit(
         with arithmetic(spec):
             _finalize_buckets(network, spec, dataset, device)
     evaluated = _compiled(state.evaluated, spec) if state.average else network
-    step = make_step(network, state.optimizer, state.scaler, spec, replay=replay)
+    step = make_step(network, state.optimizer, state.scaler, spec, replay=replay and can_capture(spec, **dataset.sizes))
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()

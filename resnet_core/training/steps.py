@@ -142,7 +142,8 @@ def make_step(
 ) -> Step:
     """Return the training step of a run: replayed if `replay` is True and a CUDA graph is possible and faster, else eager.
 
-    A graph is impossible if the gradient scaler of `fp16` decides on the host, or if workers wait for each other. It is not
+    A graph is impossible if the gradient scaler of `fp16` decides on the host, if workers wait for each other, or if a network
+    of one's own reads numbers from tensors, for which `fit` sets `replay` to False. It is not
     faster with streamed images: their networks have kernels that take longer than their launch, and a graph would hold their
     batches twice.
 

@@ -26,6 +26,7 @@ from resnet_core import (
     preset,
 )
 from resnet_core.data.datasets import resolve
+from resnet_core.model.cost import can_capture
 from tests.helpers.own_networks import Inner, Tiny, Varied
 from tests.helpers.training_runs import learned, train, weights_differ
 
@@ -284,6 +285,11 @@ class Untyped(Tiny):
 def test_a_wrong_configuration_is_refused_in_one_line(model: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunSpec(model=model)
+
+
+def test_a_network_that_reads_numbers_from_tensors_is_not_captured_as_a_cuda_graph(dataset: Dataset) -> None:
+    captured = [can_capture(spec, **dataset.sizes) for spec in (SMOKE, of(Tiny()), of(Varied()))]
+    assert captured == [True, True, False]
 
 
 def test_networks_are_built_with_the_data_s_sizes() -> None:

@@ -23,6 +23,7 @@ from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import build_network
 from resnet_core.config import ModelConfig
 from resnet_core.fields import counted, reject
+from resnet_core.training.state import evaluated_weights
 
 REPORT_HEIGHT_PIXELS = 800
 """Height of a report in a notebook, in pixels."""
@@ -110,7 +111,7 @@ class Result:
             net = build_network(spec.model, spec.data.image_size or 0)
         else:
             net = build_network(spec.model, **workload.load_data(spec, paths.data_cache(), download=False).sizes)
-        net.load_state_dict(self.checkpoint(run)["model"])
+        net.load_state_dict(evaluated_weights(self.checkpoint(run)))
         return net.eval()
 
     def checkpoint(self, run: Any) -> dict[str, Any]:

@@ -49,8 +49,17 @@ class ImageClassification(Workload):
     def __init__(self, model: Any = None, reader: Callable[[DataConfig], Any] | None = None) -> None:
         self.model, self.reader = model, reader
         self.schema = run_schema(model)
-        self.presets = {name: spec if model is None else replace(spec, model=model) for name, spec in PRESETS.items()}
+        self.presets = {name: self._with_own(spec) for name, spec in PRESETS.items()}
         self.roots = (*((type(model),) if model is not None else ()), *((reader,) if reader else ()))
+
+    def _with_own(self, spec: RunSpec) -> RunSpec:
+        """Return a preset with the network and the images of the user. Of its data, numbers of images and augmentation stay."""
+        if self.model is not None:
+            spec = replace(spec, model=self.model)
+        if self.reader is None:
+            return spec
+        kept = {name: getattr(spec.data, name) for name in ("pad", "flip", "train_examples", "test_examples")}
+        return replace(spec, data=DataConfig(name="own", **kept))
 
     @property
     def default_preset(self) -> str:
@@ -105,7 +114,7 @@ class ImageClassification(Workload):
 
     def load_data(self, spec: RunSpec, cache: Path, *, download: bool, alive: Callable[[], object] = lambda: None) -> Dataset:
         """Return the data set of a run."""
-        return load_dataset(image_selection(spec.data), cache, download=download, heartbeat=alive)
+        return load_dataset(image_selection(spec.data), cache, reader=self.reader, download=download, heartbeat=alive)
 
     def data_source(self, spec: RunSpec, data: Dataset) -> str:
         """Return the folder of the images, or the name of the data set."""
