@@ -10,10 +10,12 @@ import pytest
 
 from ablations.engine.cli import dispatch, options
 from ablations.engine.cli.study import main
+from ablations.engine.environment import crash_report
 from ablations.engine.environment.console import document_on_stdout
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.submission import reporting
+from ablations.engine.tracking.journal import study_is_locked_error
 from resnet_core import ConfigError
 from tests.helpers.json_schemas import problems
 from tests.helpers.stored_study import RUNS, STUDY
@@ -73,6 +75,14 @@ def test_an_error_is_one_line_on_standard_error(
     assert err.startswith("error: --expect=shortcut=B better than A: B is no level of shortcut; accepted: none, A")
 
 
+def test_a_study_that_runs_already_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise study_is_locked_error("small", "process 7")
+
+    assert crash_report.run_program(work, "interrupted") == 5
+    assert capsys.readouterr().err == "error: study=small: is running already: process 7 holds it; wait until it ends, or stop it\n"
+
+
 @pytest.mark.parametrize(
     ("code", "verdicts", "expected"),
     [
@@ -130,6 +140,7 @@ def test_output_of_libraries_and_child_processes_goes_to_standard_error(capfd: p
 
 
 def test_a_document_survives_a_reader_that_has_gone(tmp_path: Path) -> None:
-    code = "from ablations.engine.environment.console import document_on_stdout as d\nwith d() as emit:\n    emit('x' * 10**6)"
+    code = "from ablations.engine.environment import crash_report
+from ablations.engine.environment.console import document_on_stdout as d\nwith d() as emit:\n    emit('x' * 10**6)"
     done = subprocess.run(f'{sys.executable} -c "{code}" | head -c 1', shell=True, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("x", "")
