@@ -140,7 +140,6 @@ def test_output_of_libraries_and_child_processes_goes_to_standard_error(capfd: p
 
 
 def test_a_document_survives_a_reader_that_has_gone(tmp_path: Path) -> None:
-    code = "from ablations.engine.environment import crash_report
-from ablations.engine.environment.console import document_on_stdout as d\nwith d() as emit:\n    emit('x' * 10**6)"
+    code = "from ablations.engine.environment.console import document_on_stdout as d\nwith d() as emit:\n    emit('x' * 10**6)"
     done = subprocess.run(f'{sys.executable} -c "{code}" | head -c 1', shell=True, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("x", "")
