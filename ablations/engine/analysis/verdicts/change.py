@@ -8,8 +8,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
-from ablations.engine.analysis.inference import estimate_means, shifted_p_value, smallest_detectable
-from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, magnitude, p_value
+from ablations.engine.analysis.inference import estimate_means, shifted_p_value, smallest_detectable, zero_tolerance
+from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, p_value
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
@@ -72,7 +72,8 @@ def judge_change(
         for seed in base
         if seed not in failed | base_failed
     ]
-    (estimate,) = estimate_means([gains or [np.nan]])
+    values = [value for of_seeds in (base, changed) for of_seed in of_seeds.values() for value in of_seed if value is not None]
+    (estimate,) = estimate_means([gains or [np.nan]], zero_tolerance(values))
     p = None
     if estimate.n >= MIN_SEEDS_FOR_P_VALUE and estimate.low is not None and estimate.mean is not None and estimate.std is not None:
         p = min(1.0, looks * shifted_p_value(estimate.mean, estimate.std, estimate.n, by))
@@ -127,7 +128,7 @@ def _texts(found: ChangeFinding, metric: Metric, by: float) -> list[str]:
         )
         word = "better" if found.gain >= 0 else "worse"
         over = f"over {counted(found.n, 'seed')}"
-        texts = [f"{found.verdict}: {metric.label} is {magnitude(found.gain)}{unit} {word}{interval} {over}"]
+        texts = [f"{found.verdict}: {metric.label} is {abs(found.gain):.3g}{unit} {word}{interval} {over}"]
     if found.p is not None:
         against = f" against a gain of {by:g}{unit}" if by else ""
         texts.append(f"p {'' if found.p < MIN_DISPLAYED_P else '= '}{p_value(found.p)}{against}")

@@ -8,7 +8,7 @@ from ablations.engine.analysis.contrasts import reference_levels
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Effect, Estimate, Findings
 from ablations.engine.analysis.inference import shifted_p_value
-from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, magnitude, p_value
+from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, p_value
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.task.metric import Metric
@@ -110,7 +110,7 @@ def _found(gain: Estimate, metric: Metric) -> str:
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     word = "better" if gain.mean >= 0 else "worse"
     interval = "" if gain.low is None or gain.high is None else f" (95 % CI of the gain {gain.low:+.3g} to {gain.high:+.3g})"
-    return f"{metric.label} is {magnitude(gain.mean)}{unit} {word}{interval} over {counted(gain.n, 'seed')}"
+    return f"{metric.label} is {abs(gain.mean):.3g}{unit} {word}{interval} over {counted(gain.n, 'seed')}"
 
 
 def _failures(evidence: Evidence, factor: str, level: str) -> int:
