@@ -10,10 +10,12 @@ import pytest
 
 from ablations.engine.cli import dispatch, options
 from ablations.engine.cli.study import main
+from ablations.engine.environment import crash_report
 from ablations.engine.environment.console import document_on_stdout
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.submission import reporting
+from ablations.engine.tracking.journal import study_is_locked_error
 from resnet_core import ConfigError
 from tests.helpers.json_schemas import problems
 from tests.helpers.stored_study import RUNS, STUDY
@@ -71,6 +73,14 @@ def test_an_error_is_one_line_on_standard_error(
     code, out, err = run_main(monkeypatch, capfd, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: --expect=shortcut=B better than A: B is no level of shortcut; accepted: none, A")
+
+
+def test_a_study_that_runs_already_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise study_is_locked_error("small", "process 7")
+
+    assert crash_report.run_program(work, "interrupted") == 5
+    assert capsys.readouterr().err == "error: study=small: is running already: process 7 holds it; wait until it ends, or stop it\n"
 
 
 @pytest.mark.parametrize(

@@ -94,16 +94,14 @@ def _options(arm: Arm, given: argparse.Namespace) -> list[str]:
     factors: Mapping[str, Sequence[Any]] = outline["factors"]
     if outline["search"] or CONFIGURATION in factors:
         raise reject("--study", given.study, "is a search, which has no fixed runs to compare; accepted: a study without space")
-    asked = {word.partition("=")[0] for word in given.levels}
-    levels = {
-        name: [format_level(outline["baseline"][name])] for name in factors if name in outline["baseline"] and name not in asked
-    }
+    asked = {name for name in factors if any(_is_same_field(name, word.partition("=")[0]) for word in given.levels)}
+    levels = {name: [format_level(level)] for name, level in outline["baseline"].items() if name not in asked}
     settings = {}
     for name, value in arm.fields.items():
         factor = next((each for each in factors if _is_same_field(each, name)), None)
         if factor is None:
             settings[name] = value
-        else:  # a study always trains its baseline
+        elif factor not in asked:  # a study always trains its baseline
             levels[factor] = list(dict.fromkeys([*levels.get(factor, ()), value]))
     words = [*given.levels, *(f"{name}={','.join(values)}" for name, values in levels.items())]
     fields = [*given.set, *(f"{name}={value}" for name, value in settings.items())]
