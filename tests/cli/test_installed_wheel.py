@@ -61,7 +61,7 @@ def run(*command: str | Path, folder: Path | None = None, **settings: str) -> st
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

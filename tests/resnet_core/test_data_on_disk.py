@@ -135,7 +135,7 @@ def test_who_waits_for_the_data_of_another_process_is_not_hung(tmp_path: Path) -
         assert waiting.stdout.readline() == "ready\n"
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(3)  # several times as long as its watchdog bears
-    assert waiting.communicate(timeout=60)[0] == "synthetic\n"
+    assert waiting.communicate(timeout=180)[0] == "synthetic\n"
     assert waiting.returncode == 0
 
 

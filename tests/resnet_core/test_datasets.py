@@ -279,7 +279,7 @@ print(decoded, data.version)
 def test_processes_that_start_together_decode_once(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DECODE_SLOWLY, str(images), str(tmp_path / "cache")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    outputs = [process.communicate(timeout=180)[0].split() for process in processes]
     assert sorted(decoded for decoded, _ in outputs) == ["0", "0", "1"]
     assert {version for _, version in outputs} == {load(folder(images)).version}
 

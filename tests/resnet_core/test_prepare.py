@@ -325,7 +325,7 @@ def test_of_processes_that_start_together_one_downloads_and_the_others_wait(serv
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    versions = {process.communicate(timeout=60)[0] for process in processes}
+    versions = {process.communicate(timeout=180)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert server.served == 1
     assert len(versions) == 1

@@ -117,6 +117,7 @@ def test_a_command_whose_reader_is_gone_ends_as_it_would_have(tmp_path: Path, na
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_study_whose_reader_is_gone_and_lacks_characters_trains_to_its_end(home: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as killed:
         pass

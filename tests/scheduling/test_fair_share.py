@@ -218,7 +218,7 @@ class Both:
             watching.start()
             execute(folder, "first", MANY, needs, heard=self.first)
             watching.join()
-            out, error = self.process.communicate(timeout=60)
+            out, error = self.process.communicate(timeout=180)
         self.second.began, self.second.over, self.second.ended = json.loads(out.partition("heard:")[2] or f'"{error}"')
         self.left = kv_keys(CLAIM_PREFIX)
         wait_until(lambda: not resources_in_use(), 30)
@@ -294,6 +294,7 @@ def test_the_claim_of_a_crashed_study_times_out(address: str, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_waiting_runs_are_withdrawn_for_a_study_below_its_quota(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

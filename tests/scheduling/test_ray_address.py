@@ -113,7 +113,7 @@ def test_every_command_rejects_a_wrong_address_in_one_line(tmp_path: Path, comma
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "RAY_ADDRESS": address}
     done = subprocess.run(
-        [sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: RAY_ADDRESS={address}: no Ray listens there")

@@ -93,7 +93,7 @@ def trained(client: MlflowClient, plan: Plan) -> Plan:
 def shell(command: str) -> None:
     """Run a command that a message suggests."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -176,7 +176,7 @@ def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it
     assert "Training goes on" in warning
     assert begun.writer.deletion_messages()[0] in warning
     restore()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while begun.writer.pending_fingerprints():
         assert time.monotonic() < deadline
         time.sleep(0.05)

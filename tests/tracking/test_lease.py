@@ -39,7 +39,7 @@ class Command:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the end; return exit code, output and errors."""
-        out, error = self.process.communicate(timeout=150)
+        out, error = self.process.communicate(timeout=300)
         return self.process.returncode, out, error
 
     def __enter__(self) -> "Command":
@@ -82,7 +82,7 @@ class PassedOn:
         return max((int(path.name[6:12]) for path in self.home.glob("checkpoints/*/epoch-*.pt")), default=0)
 
     def wait_for(self, command: Command, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not true():
             assert time.monotonic() < deadline
             assert command.process.poll() is None, command.end()

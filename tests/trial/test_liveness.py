@@ -60,7 +60,7 @@ with Watchdog(1.0, lambda: print("hung", flush=True)) as watchdog:
     print(heartbeat.paused, flush=True)
     time.sleep(30)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=180)
     assert (done.returncode, done.stdout) == (1, "True\nFalse\nhung\n")
 
 
@@ -216,11 +216,11 @@ def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pyte
     [
         pytest.param("controller killed", "its process was killed", marks=pytest.mark.nightly),
         ("controller stopped", "the controller of its workers stood still for |made no step for 12 s"),
-        ("queue killed", "its process was killed"),
+        pytest.param("queue killed", "its process was killed", marks=pytest.mark.nightly),
         pytest.param(
             "queue stopped", "made no step for 12 s|the controller of its workers stood still for ", marks=pytest.mark.nightly
         ),
-        ("leader stopped", "its process stood still for "),
+        pytest.param("leader stopped", "its process stood still for ", marks=pytest.mark.nightly),
     ],
 )
 def test_a_group_recovers_from_the_kill_or_hang_of_any_of_its_processes(reasons: Mapping[str, str], what: str, reason: str) -> None:
@@ -240,7 +240,7 @@ def test_a_study_whose_ray_ends_stops_and_prints_how_to_resume(tmp_path: Path) -
     with subprocess.Popen([*command, *asked], cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as study:
         wait_until(lambda: list(tmp_path.glob("checkpoints/*/epoch-*")))
         next(child for child in psutil.Process(study.pid).children(recursive=True) if child.name() == "raylet").terminate()
-        text, error = study.communicate(timeout=100)
+        text, error = study.communicate(timeout=300)
     assert study.returncode == 1
     assert "Ray: this machine has left the cluster: its Ray has ended" in error
     assert "To train only this run: python ablations/shortcuts.py --preset smoke --seeds 1" in text
@@ -271,6 +271,6 @@ def test_groups_train_whichever_version_of_ray_train_the_shell_selects(tmp_path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,13 +146,16 @@ def test_a_crashed_run_is_reported_with_its_cause_and_retried(bad_day: Recording
 
 @pytest.mark.ray
 def test_a_run_that_hangs_repeatedly_fails_and_other_runs_continue(bad_day: RecordingListener) -> None:
-    hung = "made no step for 2.5 s"
-    assert bad_day.deaths["stuck"] == [(hung, None), (hung, "failed")]
+    reasons, outcomes = zip(*bad_day.deaths["stuck"], strict=True)
+    assert outcomes == (None, "failed")
+    # Its watchdog says so, or the leader where the machine is too busy for the watchdog.
+    assert all(re.fullmatch(r"made no step for 2\.5 s|its process stood still for \d+ s", reason) for reason in reasons)
     assert bad_day.ended["lucky"] == ("completed", "")
     assert "lucky" not in bad_day.deaths
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +245,7 @@ used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
 report_outcome(lambda report: print(report["outcome"], report["message"]), lambda: train_epochs(job, "cpu", print))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout.startswith("oom OutOfMemory: a batch of 512 images on "), done.stdout + done.stderr
     assert "DefaultCPUAllocator" in done.stdout
 
@@ -254,21 +258,23 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
     """A run of two workers that may restart once: one worker is stuck, then a node is lost, and another takes its place. When it
     has gone on, it is stopped."""
     folder = tmp_path_factory.mktemp("group")
-    job = make_job(folder, "group", max_failures=1, hang_timeout=12, world_size=2, optim__epochs=5000)
+    job = make_job(folder, "group", max_failures=1, hang_timeout=30, world_size=2, optim__epochs=5000)
 
     def goes_on() -> None:
         reached = epochs_saved(folder, "group")
         wait_until(lambda: epochs_saved(folder, "group") > reached + 2)
 
     def disturb(heard: RecordingListener) -> None:
-        goes_on()
-        nodes.processes("ray::RayTrainWorker")[0].suspend()
-        wait_until(lambda: heard.restarts)
-        goes_on()
-        nodes.lose(0)
-        wait_until(lambda: len(heard.restarts) == 2)
-        goes_on()
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            goes_on()
+            nodes.processes("ray::RayTrainWorker")[0].suspend()
+            wait_until(lambda: heard.restarts)
+            goes_on()
+            nodes.lose(0)
+            wait_until(lambda: len(heard.restarts) == 2)
+            goes_on()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
 
     def replace(heard: RecordingListener) -> None:
         if len(heard.restarts) == 2:
@@ -279,7 +285,7 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.ray
 def test_a_group_with_a_hung_worker_is_restarted(bad_day_of_a_group: RecordingListener) -> None:
-    assert bad_day_of_a_group.restarts[0] == "made no step for 12 s"
+    assert bad_day_of_a_group.restarts[0] == "made no step for 30 s"
 
 
 @pytest.mark.ray
@@ -341,7 +347,7 @@ def test_runs_of_a_lost_node_continue_elsewhere_with_the_same_results(server: in
     with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as study:
         wait_until(lambda: any(epochs_saved(tmp_path, run.fingerprint) >= 3 for run in plan.runs))
         nodes.lose_that_of_a_training(before)  # the other node's process may still be starting
-        text, error = study.communicate(timeout=150)
+        text, error = study.communicate(timeout=300)
     nodes.add()
     assert study.returncode == 0, text
     assert "aylet" not in text  # Ray's own words are no part of what a study prints
