@@ -20,7 +20,7 @@ neither on Ray nor on MLflow. A name is imported on first use, so that configura
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
+from resnet_core.config import DataConfig, ModelConfig, Network, OptimConfig, RunSpec
 from resnet_core.fields import ConfigError
 from resnet_core.identity import fingerprint
 from resnet_core.overrides import override
@@ -28,6 +28,8 @@ from resnet_core.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from resnet_core.data.datasets import Dataset, load_dataset
+    from resnet_core.data.readers import Images
+    from resnet_core.model.building import build_network
     from resnet_core.model.cost import Cost, measure_cost
     from resnet_core.model.network import ResNet, build_model
     from resnet_core.model.torchvision import from_torchvision, to_torchvision
@@ -37,9 +39,11 @@ _MODULES = {
     "Cost": "model.cost",
     "measure_cost": "model.cost",
     "Dataset": "data.datasets",
+    "Images": "data.readers",
     "load_dataset": "data.datasets",
     "ResNet": "model.network",
     "build_model": "model.network",
+    "build_network": "model.building",
     "from_torchvision": "model.torchvision",
     "to_torchvision": "model.torchvision",
     "Diverged": "training.loop",
@@ -56,11 +60,14 @@ __all__ = [
     "Dataset",
     "Diverged",
     "EpochResult",
+    "Images",
     "ModelConfig",
+    "Network",
     "OptimConfig",
     "ResNet",
     "RunSpec",
     "build_model",
+    "build_network",
     "fingerprint",
     "fit",
     "from_torchvision",

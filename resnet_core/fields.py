@@ -19,6 +19,9 @@ MAX_MESSAGE_CHARACTERS = 4000
 class ConfigError(ValueError):
     """Error in a request: one line that names the field, its value and what is accepted."""
 
+    exit_code = 2
+    """Exit code of a command that ends with this error."""
+
     def __init__(self, message: str) -> None:
         message = printable(message)  # messages quote paths, options and other programs' messages
         half = MAX_MESSAGE_CHARACTERS // 2
@@ -90,7 +93,7 @@ class Checked:
             ConfigError: the field does not accept the value, whatever other fields hold.
         """
         dotted = f"{cls._section}{name}"
-        return _convert(dotted, current_value(dotted, value), cls._hints[name])
+        return convert_value(dotted, current_value(dotted, value), cls._hints[name])
 
     def _check(self) -> None:
         """Raise ConfigError if a value is out of range or fields contradict each other."""
@@ -111,13 +114,13 @@ class Checked:
                 raise self._reject(name, f"accepted: at most {maximum:,}")
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def convert_value(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`; raise ConfigError if text or a JSON value is not unambiguously of this type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.lower() == "none"):
             return None
-        return _convert(name, value, next(a for a in args if a is not type(None)))
+        return convert_value(name, value, next(a for a in args if a is not type(None)))
     if origin is Literal:
         if value in args:
             return value
@@ -127,7 +130,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             value = [part for part in value.strip("()[] ").replace(" ", ",").split(",") if part]
         if not isinstance(value, (list, tuple)):
             raise reject(name, value, "accepted: a list such as 2,2,2")
-        return tuple(_convert(name, item, args[0]) for item in value)
+        return tuple(convert_value(name, item, args[0]) for item in value)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value

@@ -5,10 +5,11 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from resnet_core.config import RunSpec
+from resnet_core.config import ModelConfig, RunSpec
 from resnet_core.renamed_fields import identity_name, identity_value
 
 TRAINING_VERSION = 1
@@ -43,31 +44,46 @@ NOT_TRAINING = (
 """Modules of this package that no training imports: commands, displays and conversions."""
 
 
-def fingerprint(spec: RunSpec, *, data_version: str) -> str:
+def fingerprint(spec: RunSpec, *, data_version: str, sources: str = "") -> str:
     """Return the identity of a run: a hash of its configuration, its data and `TRAINING_VERSION`.
+
+    A network of torchvision or timm adds the version of the library, which must be installed. A network of one's own adds the name
+    of its class, all its fields and its sources: nothing tells whether a default has changed.
 
     Args:
         spec: resolved run, without fields left to the data set.
         data_version: content hash of the data set, `Dataset.version`.
+        sources: hash of the modules that define a network of one's own; ignored for the networks of He et al.
 
     Returns:
         20 hexadecimal digits, equal on every machine and Python version.
     """
     values = {name: value for name, value in spec.flat().items() if name not in IN_DATA_VERSION}
-    return _digest(json.dumps([deviations(values), data_version, TRAINING_VERSION], sort_keys=True))
+    own: list[Any] = []
+    if isinstance(spec.model, ModelConfig) and spec.model.library:
+        own = [spec.model.library, version(spec.model.library).partition("+")[0]]  # without the kind of build, such as +cpu
+    if not isinstance(spec.model, ModelConfig):
+        names = [name for name in values if name.startswith("model.")]
+        own = [type(spec.model).__qualname__, {name: values.pop(name) for name in names}, sources]
+    return _digest(json.dumps([deviations(values), data_version, TRAINING_VERSION, *own], sort_keys=True))
 
 
 def deviations(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `values` that differ from the defaults and are part of a run's identity.
 
     Identities hold only deviations, so that a new field changes no identity of runs that leave it at its default. Renamed fields
-    have their former names and values, for the same reason.
+    have their former names and values, for the same reason. Fields that `RunSpec` lacks by default, those of a network of one's
+    own, always deviate.
 
     Args:
         values: fields by dotted name, as in `RunSpec.flat`.
     """
     defaults = _defaults()
-    different = {name: value for name, value in values.items() if name not in NOT_IDENTITY and value != defaults[name]}
+    different = {
+        name: value
+        for name, value in values.items()
+        if name not in NOT_IDENTITY and (name not in defaults or value != defaults[name])
+    }
     return {identity_name(name): identity_value(name, value) for name, value in different.items()}
 
 
@@ -90,7 +106,12 @@ def code_version() -> str:
 
 def normalized_source(source: str) -> str:
     """Return the syntax tree of Python source as text, without comments, docstrings and layout."""
-    return json.dumps(_tree(ast.parse(source)))
+    return normalized_tree(ast.parse(source))
+
+
+def normalized_tree(tree: ast.AST) -> str:
+    """Return a syntax tree as text, without docstrings, equal for all Python versions."""
+    return json.dumps(_tree(tree))
 
 
 def _tree(node: Any) -> Any:

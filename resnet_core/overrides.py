@@ -1,14 +1,54 @@
 """Override fields of a run by name, with values from code, a command line or a file."""
 
-import difflib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
-from resnet_core.fields import Checked, ConfigError, reject
+from resnet_core.config import ModelConfig, Network, RunSpec
+from resnet_core.fields import reject
+from resnet_core.presets import PRESETS
 from resnet_core.renamed_fields import current_name
+from resnet_core.schema import Schema
+
+
+class RunSchema(Schema):
+    """The fields of `RunSpec`, under current and former names. Networks of one's own bring their own `model.…` fields."""
+
+    def field_name(self, name: str) -> str:
+        """Return the current dotted name of a field, given by its current or former name; see `Schema.field_name`."""
+        if name == "name":  # the data set's, which was the only one before networks had names
+            return "data.name"
+        known = not isinstance(name, str) or name in self._fields or name in self._by_leaf
+        return super().field_name(name if known else current_name(name))
+
+    def override(self, config: RunSpec, values: Mapping[str, Any]) -> RunSpec:
+        """Return a copy of a run with the named fields replaced; see `override`."""
+        names = {self.field_name(name) for name in values}
+        if "optim.epochs" in names and "optim.iterations" not in names:
+            values = {**values, "optim.iterations": None}  # those of a preset would take precedence over the requested epochs
+        overridden: RunSpec = super().override(_without_preset_network(config, names, values), values)
+        return overridden
+
+
+def _without_preset_network(config: RunSpec, names: Set[str], values: Mapping[str, Any]) -> RunSpec:
+    """Return the run with the default network, if the values name one of another library and the run has that of a preset.
+
+    A preset may choose the depth of a network of He et al., which a network of another library lacks.
+    """
+    named = "model.name" in names and any(value not in (None, "none") for name, value in values.items() if name == "model.name")
+    of_preset = any(config.model == preset.model for preset in PRESETS.values())
+    return replace(config, model=ModelConfig()) if named and of_preset else config
+
+
+@functools.cache
+def run_schema(model: Network | None = None) -> RunSchema:
+    """Return the fields of runs with this network.
+
+    Args:
+        model: a configuration of the network, whose values become the defaults; None for the networks of He et al.
+    """
+    return RunSchema(RunSpec() if model is None else RunSpec(model=model))
 
 
 def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
@@ -27,103 +67,41 @@ def override(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
         >>> override(RunSpec(), {"depth": 56, "optim.lr": "0.05"}).optim.lr
         0.05
     """
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        section, _, leaf = field_name(name).rpartition(".")
-        if leaf in changes.setdefault(section, {}):
-            raise reject("field", name, "is named twice")
-        changes[section][leaf] = value
-    if "epochs" in changes.get("optim", {}):
-        changes["optim"].setdefault("iterations", None)  # iterations of the preset would take precedence over the requested epochs
-    top = changes.pop("", {})
-    # One `replace` per section, sections before the top level: checks between fields then see final values only.
-    nested = {section: replace(getattr(spec, section), **changed) for section, changed in changes.items()}
-    return replace(spec, **nested, **top)
+    return run_schema(None if isinstance(spec.model, ModelConfig) else spec.model).override(spec, values)
 
 
-def from_flat(values: Mapping[str, Any]) -> RunSpec:
+def from_flat(values: Mapping[str, Any], model: Network | None = None) -> RunSpec:
     """Return the run that `RunSpec.flat` flattened. JSON (lists for tuples) and former names of fields are accepted.
+
+    Args:
+        values: fields by dotted name.
+        model: any configuration of the run's network; None for the networks of He et al.
 
     Raises:
         ConfigError: a name is unknown, or a field does not accept its value.
     """
     if not isinstance(values, Mapping):
         raise reject("RunSpec", values, "accepted: fields by their names")
-    return override(RunSpec(), values)
+    schema = run_schema(model)
+    default: RunSpec = schema.default
+    return schema.override(default, values)
 
 
 def assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """Return the values of `NAME=VALUE` arguments, by name as given.
-
-    Args:
-        option: name of the option, for messages.
-        texts: arguments of the option.
-
-    Raises:
-        ConfigError: an argument has another form, or names an unknown field or a field that another argument names.
-    """
-    pairs: dict[str, str] = {}
-    named = set()
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise reject(option, text, "accepted: NAME=VALUE")
-        if field_name(name) in named:
-            raise reject(option, text, "is named twice")
-        named.add(field_name(name))
-        pairs[name] = value
-    return pairs
-
-
-_SECTIONS: dict[str, type[Checked]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
+    """Return the values of `NAME=VALUE` arguments for fields of `RunSpec`; see `Schema.assignments`."""
+    return run_schema().assignments(option, texts)
 
 
 def convert(name: str, value: Any) -> Any:
     """Return `value` as the type of the field with this dotted name; raise ConfigError if the field does not accept it."""
-    section, _, leaf = name.rpartition(".")
-    return _SECTIONS.get(section, RunSpec).converted(leaf, value)
+    return run_schema().convert(name, value)
 
 
 def takes_list(name: str) -> bool:
     """Return True if the field with this dotted name holds a list."""
-    section, _, leaf = name.rpartition(".")
-    hint = _SECTIONS.get(section, RunSpec)._hints[leaf]
-    return any(get_origin(kind) is tuple for kind in (hint, *get_args(hint)))
-
-
-@functools.cache
-def _field_names() -> dict[str, tuple[str, ...]]:
-    by_leaf: dict[str, tuple[str, ...]] = {}
-    for name in _all_fields():
-        leaf = name.rpartition(".")[2]
-        by_leaf[leaf] = (*by_leaf.get(leaf, ()), name)
-    return by_leaf
-
-
-@functools.cache
-def _all_fields() -> tuple[str, ...]:
-    return tuple(RunSpec().flat())
+    return run_schema().takes_list(name)
 
 
 def field_name(name: str) -> str:
-    """Return the current dotted name of a field.
-
-    Args:
-        name: dotted name (`optim.lr`) or unambiguous last part (`lr`), current or former.
-
-    Raises:
-        ConfigError: no field, or several fields, have this name.
-    """
-    if not isinstance(name, str):  # a key from untrusted JSON
-        raise reject("field", name, "accepted: a name")
-    name = current_name(name)
-    if name in _all_fields():
-        return name
-    found = _field_names().get(name, ())
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"{name}: ambiguous; accepted: {', '.join(found)}")
-    near = difflib.get_close_matches(name, [*_all_fields(), *_field_names()], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(_all_fields())}"
-    raise ConfigError(f"{name}: no such field; {hint}")
+    """Return the current dotted name of a field, given by its current or former name; see `Schema.field_name`."""
+    return run_schema().field_name(name)

@@ -13,12 +13,14 @@ RAY_INTERNALS = "scheduling.ray_internals"
 FLOORS = (
     (RAY_INTERNALS,),
     ("environment",),
+    ("task",),
     ("study",),
     ("search", "trial", "analysis"),
     ("scheduling", "tracking"),
     ("report", "cluster"),
     ("submission",),
     ("cli",),
+    ("api",),
 )
 """Packages of `ablations.engine`. Each may import those on lower floors.
 

@@ -20,7 +20,13 @@ from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_draft
 from tests.helpers.project import PROJECT, SHIPPED_STUDIES
 
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "AGENTS.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")),
+]
 LOGS = {"CHANGELOG.md", "docs/decisions.md"}
 """Pages about the past: they may name what no longer exists."""
 CURRENT = [page for page in PAGES if page not in LOGS]

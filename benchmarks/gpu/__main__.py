@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as MapDataset
 from torchvision import transforms
 
 from benchmarks import record
-from resnet_core import DataConfig, OptimConfig, RunSpec, build_model, fit, load_dataset
+from resnet_core import DataConfig, OptimConfig, RunSpec, build_network, fit, load_dataset
 from resnet_core.data.datasets import Dataset, Split, resolve
 from resnet_core.overrides import override
 
@@ -54,7 +54,7 @@ def conventional(spec: RunSpec, dataset: Dataset, workers: int) -> Iterator[floa
     common: dict[str, Any] = {"num_workers": workers, "pin_memory": True, "persistent_workers": True}
     train = DataLoader(Pictures(dataset.train, transforms.Compose(moved + plain)), 128, shuffle=True, drop_last=True, **common)
     test = DataLoader(Pictures(dataset.test, transforms.Compose(plain)), 128, **common)
-    net = build_model(spec.model).to(DEVICE)
+    net = build_network(spec.model, 32).to(DEVICE)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     while True:
         started, total = time.perf_counter(), 0.0

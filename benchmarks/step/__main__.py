@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import record
-from resnet_core import DataConfig, ModelConfig, OptimConfig, RunSpec, build_model, fit, load_dataset
+from resnet_core import DataConfig, ModelConfig, OptimConfig, RunSpec, build_network, fit, load_dataset
 from resnet_core.data.datasets import Dataset, Split, resolve
 from resnet_core.training.optim import make_optimizer
 
@@ -71,7 +71,7 @@ def against_bare(spec: RunSpec, name: str) -> dict[str, Measure]:
     dataset = load_dataset(spec.data)
     spec = resolve(spec, dataset)
     torch.manual_seed(spec.seed)
-    bare = bare_loop(build_model(spec.model), spec, dataset)
+    bare = bare_loop(build_network(spec.model, dataset.image_size), spec, dataset)
     return warmed({f"fit, {name}": epochs_of_fit(spec, dataset), f"bare loop, {name}": bare})
 
 
@@ -79,7 +79,7 @@ def against_torchvision() -> dict[str, Measure]:
     """Our ResNet-18 and torchvision's in the same bare loop."""
     dataset = load_dataset(RESNET18.data)
     spec = resolve(RESNET18, dataset)
-    ours, theirs = build_model(spec.model), torchvision.models.resnet18(num_classes=spec.model.num_classes)
+    ours, theirs = build_network(spec.model, dataset.image_size), torchvision.models.resnet18(num_classes=len(dataset.classes))
     theirs.load_state_dict(ours.state_dict())  # the same network: it would not load otherwise
     return warmed({"ResNet-18, ours": bare_loop(ours, spec, dataset), "ResNet-18, torchvision's": bare_loop(theirs, spec, dataset)})
 

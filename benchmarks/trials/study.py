@@ -33,5 +33,5 @@ def sleep(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    tune_runner.train = sleep  # type: ignore[attr-defined] # it is another module's, taken from there
+    tune_runner.train = sleep  # type: ignore[attr-defined,assignment] # it is another module's, taken from there
     main(STUDY)

@@ -18,6 +18,7 @@ from tests import test_architecture  # noqa: E402  # of the folder that was put 
 PICTURE = Path(__file__).with_suffix(".svg")
 PURPOSE = {
     "studies": ("what to vary, what to compare with", ""),
+    "api": ("run and load, results as DataFrames", ""),
     "cli": ("options, commands, exit codes", ""),
     "submission": ("one study, from request to report", ""),
     "report": ("tables, figures, the HTML page", "matplotlib, jinja2, rich"),
@@ -28,6 +29,7 @@ PURPOSE = {
     "trial": ("one run's processes, checkpoints", "Ray Train"),
     "analysis": ("paired differences, conclusions", "statsmodels, SciPy"),
     "study": ("factors, cells, runs: plain data", ""),
+    "task": ("what a run trains, its metric", ""),
     "environment": ("folders, storage, signals, terminal", ""),
     test_architecture.RAY_INTERNALS: ("checked before use, with fallbacks", "private API of Ray"),
     "resnet_core": ("configurations, networks, data, training", "PyTorch"),
@@ -49,7 +51,7 @@ def rows() -> list[tuple[str, ...]]:
 
 def imports() -> Graph:
     """Return which packages each package imports."""
-    graph: Graph = {"studies": {"cli"}, "resnet_core": set()}
+    graph: Graph = {"studies": {"cli", "api"}, "resnet_core": set()}
     for _, name, modules in test_architecture.engine():
         packages = {"resnet_core" if module.startswith("resnet_core") else test_architecture.package(module) for module in modules}
         graph.setdefault(name, set()).update(package for package in packages if package not in (None, name))

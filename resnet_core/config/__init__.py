@@ -9,6 +9,7 @@ This package imports neither torch nor numpy, so that plans, help texts and erro
 from resnet_core.config.data import DataConfig as DataConfig
 from resnet_core.config.model import IMAGENET_STAGES as IMAGENET_STAGES
 from resnet_core.config.model import ModelConfig as ModelConfig
+from resnet_core.config.network import Network as Network
 from resnet_core.config.optim import CHANGEABLE as CHANGEABLE
 from resnet_core.config.optim import OptimConfig as OptimConfig
 from resnet_core.config.optim import change as change

@@ -21,15 +21,20 @@ class DataConfig(Checked):
 
     _section = "data."
 
-    name: Literal["digits", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "imagenet", "imagefolder", "huggingface", "parquet", "own", "synthetic"] = (
+        "digits"
+    )
     """Data set. `digits`: scikit-learn's 1,797 images, without a download. `cifar10`, `cifar100`: torchvision's. `imagenet`:
-    folders `train` and `val` with 1,000 class folders each, streamed. `imagefolder`: any folder of class folders. `synthetic`:
-    generated classes, for tests and speed.
+    folders `train` and `val` with 1,000 class folders each, streamed. `imagefolder`: any folder of class folders. `huggingface`: a
+    local folder that the library `datasets` reads, with columns `image` and `label` (`pip install "resnet-ablations[datasets]"`).
+    `parquet`: a folder of Parquet files with these columns. `own`: what the reader of a study returns. `synthetic`: generated
+    classes, for tests and speed.
 
     Source: section 4.2 (CIFAR-10); section 3.4 (ImageNet).
     """
     root: str | None = None
-    """Folder of `cifar10`, `cifar100`, `imagenet` or `imagefolder`. Not part of a run's identity: the content of the images is.
+    """Folder of `cifar10`, `cifar100`, `imagenet`, `imagefolder`, `huggingface`, `parquet` or of a reader. Not part of a run's
+    identity: the content of the images is.
 
     Accepted: the path of a folder.
     """
@@ -37,8 +42,8 @@ class DataConfig(Checked):
     """`imagefolder`: keep the images on disk and decode them in every epoch, as `imagenet` always does. False: decode them once and
     hold them in memory."""
     image_size: int | None = None
-    """Side of the images. `imagefolder`: images are resized to it (None: all images must have one size). Streamed images: side of
-    the crops, 224 if None. `synthetic`: 32 if None.
+    """Side of the images. `imagefolder`, `huggingface`, `parquet`: images are resized to it (None: all images must have one size).
+    Streamed images: side of the crops, 224 if None. `synthetic`: 32 if None.
 
     Unit: pixels.
     Accepted: at least 4; streamed images at most 8,192; not for `digits` and CIFAR.
@@ -95,6 +100,31 @@ class DataConfig(Checked):
 
     Source: section 4.2; section 3.4.
     """
+    mixup: float = 0.0
+    """Parameter α of mixup: training images are blended with their neighbors in the batch, by a share drawn from Beta(α, α), and so
+    are labels. A neighbor is in the same worker's share. `train/error` then counts the class with the larger share. With `cutmix`,
+    each batch gets one of both, with equal probability. 0: no mixup.
+
+    Unit: none.
+    Accepted: at least 0; 0.2 is common.
+    Source: Zhang et al. 2018, arXiv:1710.09412; torchvision's `v2.MixUp`.
+    """
+    cutmix: float = 0.0
+    """Parameter α of CutMix: a rectangle of each training image comes from its neighbor in the batch, with a share of the area
+    drawn from Beta(α, α), and labels are blended alike. 0: no CutMix.
+
+    Unit: none.
+    Accepted: at least 0; 1 is common.
+    Source: Yun et al. 2019, arXiv:1905.04899; torchvision's `v2.CutMix`.
+    """
+    erasing: float = 0.0
+    """Probability of random erasing: a rectangle of 2 to 33 % of a training image, with an aspect ratio from 0.3 to 3.3, becomes
+    the mean color.
+
+    Unit: fraction.
+    Accepted: 0 to 1.
+    Source: Zhong et al. 2020, arXiv:1708.04896; torchvision's `v2.RandomErasing`.
+    """
     train_examples: int | None = None
     """Number of training images. `synthetic`: how many to generate, 512 if None. Other data sets: a class-balanced subset of at
     most this many, all if None.
@@ -110,7 +140,9 @@ class DataConfig(Checked):
     """
 
     def _check(self) -> None:
-        self._at_least(0, "pad")
+        self._at_least(0, "pad", "mixup", "cutmix", "erasing")
+        if self.erasing > 1:
+            raise self._reject("erasing", "accepted: a probability from 0 to 1")
         self._at_least(1, "train_examples", "test_examples")
         self._at_least(4, "image_size")
         self._at_least(1, "decode_workers")
@@ -118,7 +150,7 @@ class DataConfig(Checked):
         self._at_most(MAX_DECODERS, "decode_workers")
         if self.image_size is not None and self.name in ("digits", "cifar10", "cifar100"):
             raise self._reject("image_size", f"the images of {self.name} keep their size")
-        if self.root is None and self.name not in ("digits", "synthetic"):
+        if self.root is None and self.name not in ("digits", "own", "synthetic"):
             raise self._reject("root", f"{self.name} needs a folder: --set data.root=FOLDER")
         if not 0 <= self.validation < 1:
             raise self._reject("validation", "accepted: a fraction from 0 to below 1, such as 0.1")

@@ -1,6 +1,7 @@
 """Configuration of a network."""
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
 from resnet_core.fields import Checked, ConfigError
@@ -14,6 +15,9 @@ MAX_CHANNELS = 4096
 MAX_CLASSES = 1_000_000
 """Maximum of `num_classes`."""
 
+_NAME = re.compile(r"(torchvision|timm):\w[\w.-]*")
+_SHARED = ("name", "num_classes", "in_channels")
+"""Fields that networks of other libraries have, too."""
 IMAGENET_STAGES: dict[tuple[str, int], tuple[int, ...]] = {
     ("basic", 18): (2, 2, 2, 2),
     ("basic", 34): (3, 4, 6, 3),
@@ -26,10 +30,22 @@ IMAGENET_STAGES: dict[tuple[str, int], tuple[int, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """A network of He et al. 2015: the CIFAR family (section 4.2) or the ImageNet family (table 1), residual or plain."""
+    """A network of He et al. 2015: the CIFAR family (section 4.2) or the ImageNet family (table 1), residual or plain.
+
+    With `name`, a network of torchvision or timm.
+    """
 
     _section = "model."
 
+    name: str | None = None
+    """Network of another library, with random initial weights: `torchvision:resnet50`, or `timm:resnet50d` (`pip install
+    "resnet-ablations[timm]"`). All other fields but `num_classes` and `in_channels` then keep their defaults. torchvision's
+    networks get gray images as three equal channels. The version of the library is part of a run's identity. None: a network of He
+    et al., by the other fields.
+
+    Accepted: `torchvision:` or `timm:`, and the name of a network that classifies images.
+    Source: `torchvision.models.get_model`; `timm.create_model`.
+    """
     family: Literal["cifar", "imagenet"] = "cifar"
     """Stem and stages. `cifar`: a 3×3 convolution and three stages. `imagenet`: a 7×7 convolution, max pooling and four stages.
 
@@ -115,6 +131,9 @@ class ModelConfig(Checked):
             raise self._reject("bn_momentum", "accepted: above 0 and at most 1")
         if self.zero_init_residual and self.shortcut == "none":
             raise self._reject("zero_init_residual", "a plain network has no residual functions; model.shortcut=none")
+        if self.name is not None:
+            self._check_name()
+            return
         self._check_matching()
         if self.stages is None:
             self._paper_stages()
@@ -126,6 +145,13 @@ class ModelConfig(Checked):
         makes = 2 + self.layers_per_block * sum(self.stages)
         if makes != self.depth:
             raise self._reject("depth", f"stages {self.stages} of {self.block} blocks make depth {makes}")
+
+    def _check_name(self) -> None:
+        if not _NAME.fullmatch(self.name or ""):
+            raise self._reject("name", "accepted: torchvision:NAME or timm:NAME, such as torchvision:resnet18")
+        for each in fields(self):
+            if each.name not in _SHARED and getattr(self, each.name) != each.default:
+                raise self._reject(each.name, f"is a field of the networks of He et al., unlike model.name={self.name}")
 
     def _check_matching(self) -> None:
         wanted = [name for name in ("match_flops", "match_parameters") if getattr(self, name) is not None]
@@ -140,6 +166,11 @@ class ModelConfig(Checked):
                 replace(self, match_flops=None, block=self.match_flops)
             except ConfigError as error:
                 raise self._reject("match_flops", f"no such network of depth {self.depth}") from error
+
+    @property
+    def library(self) -> str | None:
+        """Name of the library that the network is from: `torchvision` or `timm`. None: a network of He et al."""
+        return self.name.partition(":")[0] if self.name else None
 
     @property
     def layers_per_block(self) -> int:
@@ -163,6 +194,7 @@ class ModelConfig(Checked):
         """Return the network with its optional fields filled in: from the arguments (a data set), else from the paper.
 
         With `match_flops` or `match_parameters`, `width` and `stages` stay None: `resnet_core.model.cost.matched` fills them in.
+        With `name`, they stay None, too.
 
         Args:
             num_classes: number of classes of the data set.
@@ -180,6 +212,6 @@ class ModelConfig(Checked):
             num_classes=self.num_classes or num_classes or (10 if cifar else 1000),
             in_channels=self.in_channels or in_channels or 3,
         )
-        if self.match_flops or self.match_parameters:
+        if self.name or self.match_flops or self.match_parameters:
             return known
         return replace(known, width=self.width or (16 if cifar else 64), stages=self.stages or self._paper_stages())

@@ -2,7 +2,7 @@
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -15,7 +15,7 @@ _CHANGE = re.compile(rf"([1-9][0-9]{{0,9}}):({'|'.join(CHANGEABLE)})=(\S+)")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Checked):
-    """Stochastic gradient descent (SGD) with momentum, and a learning-rate schedule that is a pure function of the step."""
+    """SGD with momentum or AdamW, and a learning-rate schedule that is a pure function of the step."""
 
     _section = "optim."
 
@@ -46,6 +46,18 @@ class OptimConfig(Checked):
     Accepted: at least 0.
     Source: section 4.2.
     """
+    algorithm: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer. `sgd`: SGD with momentum. `adamw`: Adam with decoupled weight decay, by `betas` instead of `momentum`.
+
+    Source: section 3.4 (`sgd`); Loshchilov and Hutter 2019, arXiv:1711.05101 (`adamw`).
+    """
+    betas: tuple[float, ...] = (0.9, 0.999)
+    """Decay rates of AdamW's averages of the gradient and of its square.
+
+    Unit: fraction.
+    Accepted: two numbers from 0 to below 1, with `algorithm=adamw`.
+    Source: PyTorch's `torch.optim.AdamW`.
+    """
     momentum: float = 0.9
     """Momentum of SGD.
 
@@ -65,7 +77,7 @@ class OptimConfig(Checked):
     Source: PyTorch's `torch.optim.SGD`.
     """
     weight_decay: float = 1e-4
-    """L2 penalty that is added to the gradient.
+    """L2 penalty that is added to the gradient; AdamW instead shrinks the weights by this fraction of the learning rate.
 
     Unit: none.
     Accepted: at least 0.
@@ -76,6 +88,14 @@ class OptimConfig(Checked):
     `all`: also BatchNorm and biases (PyTorch's default).
 
     Source: Goyal et al. 2017, arXiv:1706.02677, section 5.1 (`weights`).
+    """
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights and of BatchNorm's statistics, updated in every step. Evaluations,
+    probes of responses and the final network then use the average. None: the weights themselves.
+
+    Unit: fraction.
+    Accepted: above 0, below 1; 0.999 is common.
+    Source: PyTorch's `torch.optim.swa_utils.get_ema_multi_avg_fn`.
     """
     bn_recalibration: bool = False
     """Replace BatchNorm's running statistics before the final test by their plain average over one more epoch of training images.
@@ -154,6 +174,9 @@ class OptimConfig(Checked):
             raise self._reject("label_smoothing", "accepted: 0 to 1")
         if any(not 0 <= m <= 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise self._reject("milestones", "accepted: rising fractions of the training, such as 0.5,0.75")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise self._reject("ema", "accepted: above 0 and below 1, such as 0.999")
+        self._check_algorithm()
         if self.nesterov and self.momentum == 0:
             raise self._reject("nesterov", "needs optim.momentum above 0")
         if self.warmup_error is not None and not (0 < self.warmup_error <= 100 and self.warmup_steps == 0):
@@ -169,6 +192,17 @@ class OptimConfig(Checked):
                 replace(self, **later)
             except ConfigError as error:
                 raise reject("optim.changes", text, str(error)) from error
+
+    def _check_algorithm(self) -> None:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise self._reject("betas", "accepted: two numbers from 0 to below 1, such as 0.9,0.999")
+        of_other = ("betas",) if self.algorithm == "sgd" else ("momentum", "momentum_form", "nesterov")
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in of_other:
+            if getattr(self, name) != defaults[name]:
+                raise self._reject(name, f"is no setting of optim.algorithm={self.algorithm}; accepted: {defaults[name]}")
+        if self.algorithm == "adamw" and any(_parsed_change(text)[1] == "momentum" for text in self.changes):
+            raise self._reject("changes", "momentum is no setting of optim.algorithm=adamw")
 
     @property
     def _warms_up(self) -> bool:

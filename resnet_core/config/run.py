@@ -1,21 +1,24 @@
 """Configuration of a run: network, images, optimizer, arithmetic and seed."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from resnet_core.config.data import DataConfig
 from resnet_core.config.model import ModelConfig
+from resnet_core.config.network import Network
 from resnet_core.config.optim import OptimConfig
 from resnet_core.fields import Checked, reject
+from resnet_core.schema import check_config_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Checked):
     """Complete description of one training of one network. Equal RunSpecs, data and code give equal results."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Network."""
+    model: ModelConfig | Network = field(default_factory=ModelConfig)
+    """Network: of He et al., or a frozen dataclass of one's own with a method `build`."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -75,6 +78,18 @@ class RunSpec(Checked):
     Accepted: a divisor of `optim.global_batch_size`.
     """
 
+    @classmethod
+    def converted(cls, name: str, value: Any) -> Any:
+        """Return `value` as the type of field `name`, as in `Checked.converted`; `model` may be a network of one's own."""
+        if name != "model" or isinstance(value, ModelConfig):
+            return super().converted(name, value)
+        if isinstance(value, type) or not callable(getattr(value, "build", None)):
+            shown = value.__name__ if isinstance(value, type) else value
+            own = "an instance of a frozen dataclass with build(image_size, in_channels, num_classes)"
+            raise reject("model", shown, f"accepted: a ModelConfig, or {own}")
+        check_config_class(value)
+        return value
+
     def _check(self) -> None:
         self._at_least(0, "seed")
         self._at_least(1, "world_size")
@@ -84,6 +99,11 @@ class RunSpec(Checked):
         if batch % self.world_size:
             near = max(self.world_size, batch - batch % self.world_size)
             raise reject("optim.global_batch_size", batch, f"must divide evenly by {self.world_size} workers, for instance {near}")
+
+    @property
+    def depth(self) -> int:
+        """Number of weighted layers of a network of He et al., by which the time of a step on a GPU grows; 1 for other networks."""
+        return self.model.depth if isinstance(self.model, ModelConfig) and not self.model.name else 1
 
     def probed_epochs(self, total_epochs: int) -> set[int]:
         """Return the epochs, from 1, in which probes measure.
@@ -98,11 +118,13 @@ class RunSpec(Checked):
 
     def flat(self) -> dict[str, Any]:
         """Return every field by its dotted name, in order: `{"model.family": "cifar", "model.depth": 20, …, "seed": 0}`."""
-        out: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if dataclasses.is_dataclass(value):
-                out |= {f"{f.name}.{g.name}": getattr(value, g.name) for g in fields(value)}
-            else:
-                out[f.name] = value
-        return out
+        return dict(_flattened(self, ""))
+
+
+def _flattened(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flattened(value, f"{prefix}{each.name}.")
+        else:
+            yield f"{prefix}{each.name}", value

@@ -49,6 +49,7 @@ class Batches:
         self.mean = torch.as_tensor(dataset.subtracted(spec.data.normalize), device=device)
         self.std = torch.tensor(dataset.std, device=device).view(-1, 1, 1)
         self.spec, self.device, self.rank = spec, device, rank
+        self.num_classes = len(dataset.classes)
         self.memory_format = torch.channels_last if spec.channels_last else torch.contiguous_format
 
     @property

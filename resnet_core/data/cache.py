@@ -17,7 +17,7 @@ from resnet_core.data.splits import Files, Split
 from resnet_core.fields import reject
 from resnet_core.identity import normalized_source
 
-READERS = ("cifar", "datasets", "decoding", "folders", "indexing", "sources", "splits")
+READERS = ("cifar", "datasets", "decoding", "folders", "indexing", "readers", "sources", "splits", "tables")
 """Modules whose code determines the cached arrays."""
 
 

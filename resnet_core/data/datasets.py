@@ -9,15 +9,16 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_core.config import DataConfig, RunSpec
+from resnet_core.config import DataConfig, ModelConfig, RunSpec
 from resnet_core.data import cache as cached
-from resnet_core.data import cifar, folders, indexing
+from resnet_core.data import cifar, folders, indexing, tables
 from resnet_core.data.decoding import CHANGES
+from resnet_core.data.readers import Images, Reader, ReadImages, call_reader, in_memory, reader_name
 from resnet_core.data.sources import decode_files, make_synthetic, read_digits
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
 from resnet_core.fields import counted, reject
@@ -27,6 +28,16 @@ __all__ = ["Dataset", "Files", "Split", "load_dataset", "resolve"]
 
 STATISTICS_SIDE = 256
 """Maximum side of the streamed images for channel statistics, in pixels. 2,048 of them are held in memory."""
+
+
+class Sizes(TypedDict):
+    """Sizes that a network is built for, as arguments of `build_network` and `measure_cost`."""
+
+    image_size: int
+    """Side of the square images, in pixels."""
+    in_channels: int
+    """Number of color channels."""
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,11 @@ class Dataset:
     def image_size(self) -> int:
         """Side of the network's input images, in pixels."""
         return self._crop if isinstance(self.train, Files) else int(self.train.images.shape[2])
+
+    @property
+    def sizes(self) -> "Sizes":
+        """Side of the images, color channels and classes, as arguments of `build_network` and `measure_cost`."""
+        return {"image_size": self.image_size, "in_channels": self.in_channels, "num_classes": len(self.classes)}
 
     @property
     def summary(self) -> str:
@@ -121,7 +137,9 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
     Raises:
         ConfigError: the run and the data set contradict each other.
     """
-    model = spec.model.resolved(num_classes=len(dataset.classes), in_channels=dataset.in_channels)
+    model = spec.model
+    if isinstance(model, ModelConfig):
+        model = model.resolved(num_classes=len(dataset.classes), in_channels=dataset.in_channels)
     if spec.optim.global_batch_size > len(dataset.train.labels):
         raise reject(
             "optim.global_batch_size",
@@ -129,8 +147,12 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
             f"the training set of {dataset.name} has {len(dataset.train.labels)} images",
         )
     spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
-    if spec.model.match_flops or spec.model.match_parameters:
-        from resnet_core.model.cost import matched  # imports torch, which most plans do not need
+    if not isinstance(model, ModelConfig) or model.name:
+        from resnet_core.model.cost import check_network  # imports torch, which most plans do not need
+
+        check_network(replace(spec, model=model), **dataset.sizes)
+    elif model.match_flops or model.match_parameters:
+        from resnet_core.model.cost import matched
 
         model = matched(model, dataset.image_size).resolved()
     return replace(spec, model=model)
@@ -148,6 +170,10 @@ class Source:
     """Hash of the files' names, sizes and times of change; empty for data without files."""
     heartbeat: Heartbeat
     """Called while files are read."""
+    images: Images | None = None
+    """Images that the reader of a user returned."""
+    reader: str = ""
+    """Name of the reader."""
 
     @property
     def scored(self) -> str:
@@ -171,7 +197,12 @@ _kept: dict[tuple[Path | None, str, str], Dataset] = {}
 
 
 def load_dataset(
-    config: DataConfig, cache: Path | None = None, *, download: bool = False, heartbeat: Heartbeat = no_heartbeat
+    config: DataConfig,
+    cache: Path | None = None,
+    *,
+    reader: Reader | None = None,
+    download: bool = False,
+    heartbeat: Heartbeat = no_heartbeat,
 ) -> Dataset:
     """Read, check and split a data set.
 
@@ -181,6 +212,7 @@ def load_dataset(
     Args:
         config: data set and split; augmentation fields are ignored.
         cache: folder for decoded images and file indices, shared by processes. None: no cache.
+        reader: function that returns the images instead, called with `config` in every call. Images with a version are cached.
         download: download missing CIFAR data into `data.root`.
         heartbeat: called for each file that is listed, hashed or decoded, and while another process holds the lock of the cache.
 
@@ -192,19 +224,36 @@ def load_dataset(
         (1437, 1, 8, 8)
     """
     _check_root(config)
+    if config.name == "own" and reader is None:
+        raise reject("data.name", "own", "is what a reader returns, and there is none; accepted: Study(reader=…)")
     if download:
         cifar.download(config, heartbeat=heartbeat)
-    source = _find(config, heartbeat)
+    source = _find(config, heartbeat) if reader is None else _found_by(reader, config, heartbeat)
+    if source.images and source.images.version is None:
+        return _keep((None, "", ""), _build(source))
     key = cached.cache_key(config, source.state)
     known = (cache, key, source.skipped)
     dataset = _kept.pop(known, None)
     if dataset is None:
         dataset = _build(source) if cache is None else _cached(source, cache, key)
-        dataset = replace(dataset, scored=source.scored, skipped=source.skipped)
-    _kept[known] = dataset  # moved to the end, as the most recently used
+        dataset = replace(dataset, scored=dataset.scored or source.scored, skipped=source.skipped)
+    return _keep(known, dataset)
+
+
+def _keep(known: tuple[Path | None, str, str], dataset: Dataset) -> Dataset:
+    """Keep a data set as the most recently used one, and return it or an equal one that was kept before."""
+    before = _kept.pop(known, None)
+    if before and before.version == dataset.version:
+        dataset = before
+    _kept[known] = dataset
     while len(_kept) > MAX_KEPT:
         del _kept[next(iter(_kept))]
     return dataset
+
+
+def _found_by(reader: Reader, config: DataConfig, heartbeat: Heartbeat) -> Source:
+    images, name = call_reader(reader, config), reader_name(reader)
+    return Source(config, None, json.dumps([name, images.version, list(images.classes)]), heartbeat, images, name)
 
 
 def _check_root(config: DataConfig) -> None:
@@ -217,6 +266,8 @@ def _find(config: DataConfig, heartbeat: Heartbeat) -> Source:
     """Return the current state of a data set's files without opening them."""
     if config.name in cifar.FOLDERS:
         return Source(config, None, cifar.state(config), heartbeat)
+    if config.name in tables.READERS:
+        return Source(config, None, tables.state(config), heartbeat)
     if config.name not in ("imagefolder", "imagenet"):
         return Source(config, None, "", heartbeat)
     reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
@@ -235,7 +286,9 @@ def _cached(source: Source, cache: Path, key: str) -> Dataset:
             return _read(folder)
         except (OSError, EOFError, ValueError, KeyError):  # absent, or incomplete after a machine crashed
             dataset = _build(source)
-            meta = {key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop", "changed")}
+            meta = {
+                key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop", "changed", "scored")
+            }
             with cached.writable(cache):
                 cached.write(folder, meta, dataset.train, dataset.test)
             return _read(folder)
@@ -244,7 +297,7 @@ def _cached(source: Source, cache: Path, key: str) -> Dataset:
 def _read(folder: Path) -> Dataset:
     meta, train, test = cached.read(folder)
     classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
-    return Dataset(meta["name"], classes, train, test, meta["version"], mean, std, meta["crop"], changed=meta["changed"])
+    return Dataset(meta["name"], classes, train, test, meta["version"], mean, std, meta["crop"], meta["scored"], meta["changed"])
 
 
 def _build(source: Source) -> Dataset:
@@ -256,6 +309,10 @@ def _build(source: Source) -> Dataset:
         found = [part for part in (listing.train, listing.test) if part]
         train, test, changed = decode_files(config, *files, found=found, heartbeat=source.heartbeat)
         return replace(_in_memory(config, listing.classes, train, test), changed=changed)
+    if source.images:
+        return _of_reader(config, in_memory(source.reader, source.images, config, source.heartbeat), source.images.version)
+    if reader := tables.READERS.get(config.name):
+        return _of_reader(config, in_memory(f"data.root={config.root}", reader(config), config, source.heartbeat))
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
         "digits": read_digits,
         "cifar10": cifar.read_cifar,
@@ -284,6 +341,15 @@ def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, P
 def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test: Split) -> Dataset:
     version = _content_hash(classes, *train, *test)
     return Dataset(config.name, classes, train, test, version, *_channel_statistics(train.images))
+
+
+def _of_reader(config: DataConfig, read: ReadImages, version: str | None = None) -> Dataset:
+    train, test = _chosen(config, read.train, read.test)
+    dataset = replace(_in_memory(config, read.classes, train, test), scored=read.scored)
+    if version is None:
+        return dataset
+    chosen = json.dumps([version, config.validation, config.image_size, train.images.shape, test.images.shape])
+    return replace(dataset, version=_content_hash((chosen, *read.classes), train.labels, test.labels))
 
 
 def _streamed(source: Source, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:

@@ -73,12 +73,17 @@ def decode_square(path: str, size: int | None) -> tuple[NDArray[np.uint8], list[
     """
     with opened(path) as file:
         changed = changes(file)
-        image = to_8_bits(file)
-        if size is not None and image.size != (size, size):
-            image = image.resize(scaled_size(image.size, size))
-            left, top = (image.width - size) // 2, (image.height - size) // 2
-            image = image.crop((left, top, left + size, top + size))
-        return np.asarray(image, np.uint8).reshape(image.height, image.width, -1), changed
+        return square_pixels(file, size), changed
+
+
+def square_pixels(file: Image.Image, size: int | None) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, 1 or 3), uint8, of an opened image, as `decode_square` does."""
+    image = to_8_bits(file)
+    if size is not None and image.size != (size, size):
+        image = image.resize(scaled_size(image.size, size))
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
 
 
 def to_8_bits(file: Image.Image) -> Image.Image:

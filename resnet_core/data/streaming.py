@@ -52,6 +52,7 @@ class StreamedBatches:
         assert isinstance(dataset.test, Files)
         self._train, self._test = dataset.train, dataset.test
         self.spec, self.device, self.rank = spec, device, rank
+        self.num_classes = len(dataset.classes)
         self.mean = torch.as_tensor(dataset.subtracted("channel"), device=device)
         self.std = torch.tensor(dataset.std, device=device).view(-1, 1, 1)
         self.wait_seconds = 0.0

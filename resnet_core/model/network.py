@@ -26,7 +26,8 @@ def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) ->
         checkpoint_activations: recompute activations in the backward pass to save memory; see `ResNet.checkpoint_activations`.
 
     Raises:
-        ConfigError: `match_flops` or `match_parameters` is set. `resnet_core.model.cost.matched` replaces it by a width.
+        ConfigError: `match_flops` or `match_parameters` is set. `resnet_core.model.cost.matched` replaces it by a width. Or `name`
+            is set, which `build_network` builds.
 
     Example:
         >>> net = build_model(ModelConfig(family="cifar", depth=20, shortcut="A"))
@@ -36,6 +37,8 @@ def build_model(config: ModelConfig, *, checkpoint_activations: bool = False) ->
     for name in ("match_flops", "match_parameters"):
         if (value := getattr(config, name)) is not None:
             raise reject(f"model.{name}", value, "depends on the size of the images; call resnet_core.model.cost.matched first")
+    if config.name:
+        raise reject("model.name", config.name, "is no network of He et al.; call resnet_core.build_network")
     net = ResNet(config.resolved())
     net.checkpoint_activations = checkpoint_activations
     return net

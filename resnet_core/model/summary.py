@@ -190,7 +190,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[ModelConfig, int]:
         prog="python -m resnet_core.model", description="Print the architecture of a network and the cost of each part."
     )
     descriptions = {each.name: each.description for each in field_references()}
-    for field in fields(ModelConfig):
+    for field in (each for each in fields(ModelConfig) if each.name != "name"):
         flags = [f"--{field.name.replace('_', '-')}", *(["--classes"] if field.name == "num_classes" else [])]
         description = descriptions[f"model.{field.name}"].replace("%", "%%").replace("`", "")
         parser.add_argument(*flags, default=argparse.SUPPRESS, metavar=_accepted(ModelConfig._hints[field.name]), help=description)

@@ -8,8 +8,10 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_core.data.batches import Batches
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.heartbeat import Heartbeat, no_heartbeat
-from resnet_core.model.network import ResNet
 from resnet_core.training.arithmetic import autocast
+
+TOP5_CLASSES = 100
+"""Minimum number of classes for a top-5 error."""
 
 
 @torch.inference_mode()
@@ -33,7 +35,7 @@ def evaluate(
     # Workers may have different numbers of batches, so DDP's collectives would deadlock. Call the network itself.
     network = network.module if isinstance(network, DistributedDataParallel) else network
     forward = network.forward if eager else network
-    totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
+    totals = Totals(batches.device, top5=batches.num_classes >= TOP5_CLASSES)
     for images, labels in batches.test():
         with autocast(batches.spec, batches.device):
             logits = forward(images)
@@ -44,7 +46,7 @@ def evaluate(
 
 @torch.inference_mode()
 def evaluate_views(
-    net: ResNet, batches: Batches | StreamedBatches, kind: str, *, heartbeat: Heartbeat = no_heartbeat
+    net: nn.Module, batches: Batches | StreamedBatches, kind: str, *, heartbeat: Heartbeat = no_heartbeat
 ) -> dict[str, float]:
     """Return the errors over the evaluation split when the class probabilities of several views of each image are averaged.
 
@@ -58,7 +60,7 @@ def evaluate_views(
         `error`, and `error_top5` if there are 100 classes or more, in percent.
     """
     net.eval()
-    totals = Totals(batches.device, top5=(batches.spec.model.num_classes or 0) >= 100)
+    totals = Totals(batches.device, top5=batches.num_classes >= TOP5_CLASSES)
     for views, labels in batches.views(kind):
         scores: list[Tensor] = []
         for images in views:

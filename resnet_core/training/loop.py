@@ -7,6 +7,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,13 @@ from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.data.streaming import StreamedBatches
 from resnet_core.fields import reject
 from resnet_core.heartbeat import Heartbeat, no_heartbeat
-from resnet_core.model.cost import measure_cost
-from resnet_core.model.network import ResNet, build_model
+from resnet_core.model.building import build_network, in_layout
+from resnet_core.model.cost import can_capture, measure_cost
 from resnet_core.training.arithmetic import arithmetic, autocast
 from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, is_distributed
 from resnet_core.training.memory import PeakMemory
-from resnet_core.training.optim import learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
+from resnet_core.training.mixing import augmented, mixes
+from resnet_core.training.optim import average_of, learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
 from resnet_core.training.probes import Gradients, Responses
 from resnet_core.training.state import Metrics, TrainState
 from resnet_core.training.steps import Step, make_step
@@ -117,26 +119,27 @@ def fit(
     batches = make_batches(dataset, spec, device=device, rank=rank)
     images = len(dataset.train.labels)
     total_steps, probed = spec.optim.total_steps(images), spec.probed_epochs(spec.optim.total_epochs(images))
-    state = init_state(spec, device)
+    state = init_state(spec, device, **dataset.sizes)
     if restore is not None:
         state.load(restore)
     network = _prepare(state.net, spec)
     if isinstance(network, DistributedDataParallel):
         with arithmetic(spec):
-            _finalize_buckets(network, spec, dataset.image_size, device)
-    step = make_step(network, state.optimizer, state.scaler, spec, replay=replay)
+            _finalize_buckets(network, spec, dataset, device)
+    evaluated = _compiled(state.evaluated, spec) if state.average else network
+    step = make_step(network, state.optimizer, state.scaler, spec, replay=replay and can_capture(spec, **dataset.sizes))
     while state.step < total_steps:
         probes = spec.probes if state.epoch + 1 in probed else ()
         memory, started = PeakMemory(device), time.perf_counter()
         steps = min(batches.steps_per_epoch, total_steps - state.step)
-        with arithmetic(spec):
+        with arithmetic(spec), _seeded_generators(spec, state.epoch, rank, device):
             train = train_epoch(
                 step, state, batches, steps=steps, total_steps=total_steps, probe="gradients" in probes, heartbeat=heartbeat
             )
             trained, waited = time.perf_counter(), batches.wait_seconds
             last = state.step >= total_steps
             finalize_batchnorm(state, batches, last=last, heartbeat=heartbeat)
-            test = _test(network, state, batches, probe="responses" in probes, heartbeat=heartbeat)
+            test = _test(evaluated, state, batches, probe="responses" in probes, heartbeat=heartbeat)
         finished = time.perf_counter()
         evaluation_split = spec.data.evaluation_split
         metrics = {
@@ -158,13 +161,24 @@ def fit(
         yield EpochResult(state.epoch, metrics, last, state, state.step)
 
 
+@contextmanager
+def _seeded_generators(spec: RunSpec, epoch: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators for one epoch of one worker, and restore them afterwards.
+
+    What a network draws, as for dropout, then depends on the seed, the epoch and the worker only, and a resumed run draws the same.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derived_seed(spec.seed, f"epoch {epoch} worker {rank}"))
+        yield
+
+
 def _test(
     network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool, heartbeat: Heartbeat
 ) -> dict[str, float]:
     """Return loss and errors over the evaluation split. With `probe`, also append layer responses to `state.probes`."""
     if not probe:
         return evaluate(network, batches, heartbeat=heartbeat)
-    with Responses(state.net) as responses:
+    with Responses(state.evaluated) as responses:
         test = evaluate(network, batches, eager=True, heartbeat=heartbeat)
     state.probes += responses.read(state.epoch + 1)
     return test
@@ -173,25 +187,41 @@ def _test(
 def _final_metrics(state: TrainState, dataset: Dataset, batches: Batches | StreamedBatches, heartbeat: Heartbeat) -> Metrics:
     """Return the metrics that only the last epoch has."""
     spec = batches.spec
-    cost = measure_cost(spec.model, dataset.image_size)
+    cost = measure_cost(spec.model, **dataset.sizes)
     metrics: Metrics = {"parameters": cost.parameters, "flops": cost.flops}
     for kind in spec.data.extra_tests:
-        views = evaluate_views(state.net, batches, kind, heartbeat=heartbeat)
+        views = evaluate_views(state.evaluated, batches, kind, heartbeat=heartbeat)
         metrics |= {f"{spec.data.evaluation_split}/{kind}_{name}": value for name, value in views.items()}
     if state.warmup_steps is not None:
         metrics["warmup_steps"] = state.warmup_steps
     return metrics | {"train_seconds": sum(past["epoch_seconds"] for past in state.history)}
 
 
-def init_state(spec: RunSpec, device: torch.device) -> TrainState:
-    """Return the initial state of a training: a network drawn from `spec.seed`, and its optimizer."""
+def init_state(
+    spec: RunSpec, device: torch.device, *, image_size: int = 32, in_channels: int | None = None, num_classes: int | None = None
+) -> TrainState:
+    """Return the initial state of a training: a network drawn from `spec.seed`, and its optimizer.
+
+    Args:
+        spec: resolved run.
+        device: device of the training.
+        image_size: side of the images, in pixels; networks of He et al. do not depend on it.
+        in_channels: number of color channels, as for `build_network`.
+        num_classes: number of classes, as for `build_network`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(spec.seed, "weights"))
         # Built on the CPU, so that initial weights do not depend on the device.
-        net = build_model(spec.model, checkpoint_activations=spec.checkpoint_activations)
-    net.to(device).to(memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
+        net = build_network(
+            spec.model,
+            image_size,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            checkpoint_activations=spec.checkpoint_activations,
+        )
+    in_layout(net.to(device), channels_last=spec.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-    return TrainState(net, make_optimizer(net, spec.optim), scaler)
+    return TrainState(net, make_optimizer(net, spec.optim), scaler, average_of(net, spec.optim))
 
 
 def train_epoch(
@@ -221,10 +251,16 @@ def train_epoch(
     step.network.train()
     totals, recent = Totals(batches.device), Totals(batches.device)
     gradients = Gradients(state.net) if probe else None
-    for _, (images, labels) in zip(range(steps), batches.train_epoch(state.epoch), strict=False):
+    epoch: Iterator[Batch] = batches.train_epoch(state.epoch)
+    if mixes(spec):
+        epoch = augmented(epoch, spec, state.epoch, rank=batches.rank, num_classes=batches.num_classes)
+    for _, (images, labels) in zip(range(steps), epoch, strict=False):
         warming_up = optim.warmup_error is not None and state.warmup_steps is None
         set_learning_rate(state.optimizer, optim, learning_rate(optim, state.step, total_steps, warming_up=warming_up))
         loss, logits = step(images, labels, optim.label_smoothing, gradients)
+        if state.average:
+            state.average.update_parameters(state.net)
+        labels = labels.argmax(1) if labels.ndim == 2 else labels  # of blended labels, the larger share
         state.step += 1
         totals.add(loss, logits, labels)
         if warming_up:
@@ -255,8 +291,10 @@ def finalize_batchnorm(
     """Set the BatchNorm statistics for evaluation, equal on all workers: running, or recalibrated after the last epoch."""
     if last and batches.spec.optim.bn_recalibration:
         with autocast(batches.spec, batches.device):
-            update_bn(_with_heartbeat(batches.train_epoch(state.epoch), heartbeat), state.net)
+            update_bn(_with_heartbeat(batches.train_epoch(state.epoch), heartbeat), state.evaluated)
     average_batchnorm(state.net)
+    if state.average:
+        average_batchnorm(state.average.module)
 
 
 def _with_heartbeat(steps: Iterator[Batch], heartbeat: Heartbeat) -> Iterator[Batch]:
@@ -270,6 +308,8 @@ def average_batchnorm(net: nn.Module) -> None:
     if not is_distributed():
         return
     buffers = [b for b in net.buffers() if b.is_floating_point()]
+    if not buffers:  # a network without BatchNorm
+        return
     flat = torch.cat([b.reshape(-1) for b in buffers])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
@@ -277,7 +317,7 @@ def average_batchnorm(net: nn.Module) -> None:
         buffer.copy_(mean.view_as(buffer))
 
 
-def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
+def _prepare(net: nn.Module, spec: RunSpec) -> nn.Module:
     """Return `net` wrapped for data-parallel training and compiled, if the run asks for it. Weights and statistics are shared."""
     network: nn.Module = net
     if is_distributed():
@@ -285,12 +325,16 @@ def _prepare(net: ResNet, spec: RunSpec) -> nn.Module:
         names = inspect.signature(DistributedDataParallel).parameters
         off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
         network = DistributedDataParallel(net, gradient_as_bucket_view=True, **off)
+    return _compiled(network, spec)
+
+
+def _compiled(network: nn.Module, spec: RunSpec) -> nn.Module:
     if spec.compile:
         network.compile()
     return network
 
 
-def _finalize_buckets(network: DistributedDataParallel, spec: RunSpec, image_size: int, device: torch.device) -> None:
+def _finalize_buckets(network: DistributedDataParallel, spec: RunSpec, dataset: Dataset, device: torch.device) -> None:
     """Run one backward pass without an update, so that DDP finalizes the order of its gradient buckets.
 
     DDP rebuilds its buckets after the first backward pass. With more than two workers, their order decides the last bit of the
@@ -298,7 +342,7 @@ def _finalize_buckets(network: DistributedDataParallel, spec: RunSpec, image_siz
     """
     statistics = [buffer.clone() for buffer in network.buffers()]
     share = spec.optim.global_batch_size // spec.world_size
-    images = torch.zeros(share, spec.model.in_channels or 3, image_size, image_size, device=device)
+    images = torch.zeros(share, dataset.in_channels, dataset.image_size, dataset.image_size, device=device)
     images = images.to(memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
     network.train()  # type: ignore[no-untyped-call]
     with autocast(spec, device):

@@ -1,9 +1,10 @@
-"""SGD, and the learning rate as a pure function of the step."""
+"""SGD and AdamW, and the learning rate as a pure function of the step."""
 
 import math
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnet_core.config import OptimConfig
 
@@ -28,14 +29,19 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_u
     return config.lr
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """Return SGD over the parameters of a network; `config.decay` decides whether BatchNorm and biases decay."""
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters of a network; `config.decay` decides whether BatchNorm and biases decay."""
     parameters = list(model.parameters())
     decayed = [p for p in parameters if _decays(p, config)]
     kept = [p for p in parameters if not _decays(p, config)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.algorithm == "adamw":
+        first, second = config.betas
+        on_gpu = parameters[0].device.type == "cuda"  # a CUDA graph needs the count of steps on the GPU
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), fused=True, capturable=on_gpu)
     optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -48,6 +54,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     return optimizer
 
 
+def average_of(net: nn.Module, config: OptimConfig) -> AveragedModel | None:
+    """Return the moving average of a network's weights and statistics; None if the run asks for none."""
+    if config.ema is None:
+        return None
+    # Its count of updates stays on the CPU: on a GPU, every update would wait for the device.
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
 def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:
     return config.decay == "all" or parameter.ndim > 1
 
@@ -55,7 +69,8 @@ def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:
 def set_momentum_and_decay(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
     """Set momentum and weight decay of the next steps. They may differ from those of a restored checkpoint (`optim.changes`)."""
     for group in optimizer.param_groups:
-        group["momentum"] = config.momentum
+        if config.algorithm == "sgd":
+            group["momentum"] = config.momentum
         group["weight_decay"] = config.weight_decay if _decays(group["params"][0], config) else 0.0
 
 

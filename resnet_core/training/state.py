@@ -1,11 +1,13 @@
 """State of a training: everything that it changes and that a checkpoint holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from resnet_core.model.network import ResNet
 from resnet_core.training.probes import Row
 
 Metrics = dict[str, float]
@@ -16,9 +18,11 @@ Metrics = dict[str, float]
 class TrainState:
     """Everything that a training changes."""
 
-    net: ResNet
+    net: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: AveragedModel | None = None
+    """Moving average of the weights; None without `optim.ema`."""
     step: int = 0
     """Number of finished steps."""
     warmup_steps: int | None = None
@@ -27,6 +31,11 @@ class TrainState:
     """Metrics of every finished epoch. A resumed run reports again those that were not delivered before the interruption."""
     probes: list[Row] = field(default_factory=list)
     """Rows that the probes have measured so far."""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Network that is evaluated: the moving average of the weights if there is one."""
+        return self.average.module if self.average else self.net
 
     @property
     def epoch(self) -> int:
@@ -44,6 +53,8 @@ class TrainState:
             "history": self.history,
             "probes": self.probes,
         }
+        if self.average:
+            state["average"] = self.average.state_dict()
         return {name: _copied(value) for name, value in state.items()}
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -51,8 +62,22 @@ class TrainState:
         self.net.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(_copied(saved["optimizer"]))  # copied: the optimizer would keep and train these tensors
         self.scaler.load_state_dict(saved["scaler"])
+        if self.average:
+            self.average.load_state_dict(saved["average"])
         self.step, self.warmup_steps = saved["step"], saved["warmup_steps"]
         self.history, self.probes = list(saved["history"]), list(saved["probes"])
+
+
+def evaluated_weights(saved: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights of the evaluated network from a state that `TrainState.save` returned.
+
+    Args:
+        saved: state of a training; the moving average of the weights takes precedence.
+    """
+    if "average" not in saved:
+        return dict(saved["model"])
+    prefix = "module."
+    return {name.removeprefix(prefix): weight for name, weight in saved["average"].items() if name.startswith(prefix)}
 
 
 def _copied(value: Any) -> Any:

@@ -37,7 +37,7 @@ class Step:
 
         Args:
             images: images (N, C, H, W), float32.
-            labels: labels (N,), int64.
+            labels: labels (N,), int64, or probabilities of the classes (N, classes).
             smoothing: label smoothing, a fraction.
             gradients: probe that measures the gradients of this step.
         """
@@ -101,7 +101,11 @@ class ReplayedStep(Step):
 
     def __call__(self, images: Tensor, labels: Tensor, smoothing: float = 0.0, gradients: Gradients | None = None) -> Scores:
         groups = self.optimizer.param_groups
-        settings = (bool(gradients), smoothing, *(group[name] for group in groups for name in ("momentum", "weight_decay")))
+        settings = (
+            bool(gradients),
+            smoothing,
+            *(group.get(name, 0.0) for group in groups for name in ("momentum", "weight_decay")),
+        )
         if settings != self.settings:
             self.settings, self.graph, self.scores, self.warm_steps = settings, Graph(images.device), None, 0
         run = super().__call__
@@ -138,7 +142,8 @@ def make_step(
 ) -> Step:
     """Return the training step of a run: replayed if `replay` is True and a CUDA graph is possible and faster, else eager.
 
-    A graph is impossible if the gradient scaler of `fp16` decides on the host, or if workers wait for each other. It is not
+    A graph is impossible if the gradient scaler of `fp16` decides on the host, if workers wait for each other, or if a network
+    of one's own reads numbers from tensors, for which `fit` sets `replay` to False. It is not
     faster with streamed images: their networks have kernels that take longer than their launch, and a graph would hold their
     batches twice.
 

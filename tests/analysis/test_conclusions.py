@@ -14,7 +14,7 @@ from ablations.engine.analysis.contrasts import SimpleEffect, estimate_effects, 
 from ablations.engine.analysis.findings import Answer, CellFinding, Effect, Estimate, Interaction
 from ablations.engine.analysis.inference import Array
 from ablations.engine.study.design import Design
-from tests.helpers.synthetic_study import design
+from tests.helpers.synthetic_study import FORMATS, design
 
 ESTIMATE = Estimate(n=5, mean=0.28, std=0.6, low=-0.57, high=1.12, p=0.41, p_adjusted=0.82)
 NUMBER = re.compile(r"[+−]?\d+\.\d+")
@@ -44,8 +44,8 @@ def cell(label: str = "shortcut=none depth=56", planned: int = 5, **problems: in
         label=label,
         levels={},
         planned=planned,
-        error=completed,
-        train_error=completed,
+        value=completed,
+        train_value=completed,
         problems=problems,
         reasons=(),
         parameters=None,
@@ -64,7 +64,7 @@ def answered(
     apart: Sequence[SimpleEffect] = (),
     cells: Sequence[CellFinding] = (),
 ) -> Answer:
-    return conclude_factor("shortcut", [*own, *others], depends, apart, cells or [cell()])
+    return conclude_factor("shortcut", [*own, *others], depends, apart, cells or [cell()], FORMATS)
 
 
 def numbers(text: str) -> list[str]:
@@ -186,7 +186,7 @@ def test_what_is_left_out_is_named() -> None:
 
 
 def test_numbers_go_from_one_to_the_other() -> None:
-    found = conclude_factor("depth", [effect(significant(9.2, 1), "56", "20", "depth", 1)], [], [], [cell()])
+    found = conclude_factor("depth", [effect(significant(9.2, 1), "56", "20", "depth", 1)], [], [], [cell()], FORMATS)
     assert "from 20 to 56" in found.text
     assert numbers(found.text) == ["9.20", "+8.20", "+10.20"]
 
@@ -216,7 +216,7 @@ def of(made: Design, errors: Array) -> dict[str, Answer]:
     levels, pairs = estimate_effects(made, errors), estimate_interactions(made, errors)
     cells = [cell(each.label, errors.shape[1]) for each in made.cells]
     return {
-        factor: conclude_factor(factor, levels, pairs, estimate_simple_effects(made, errors, factor), cells)
+        factor: conclude_factor(factor, levels, pairs, estimate_simple_effects(made, errors, factor), cells, FORMATS)
         for factor in made.factors
     }
 

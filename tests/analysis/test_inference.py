@@ -151,7 +151,7 @@ def test_sums_of_squares_are_type_ii_where_runs_are_missing() -> None:
     ("errors", "seeds", "why"),
     [
         ([8.0] * 8, [0, 1, 2, 3] * 2, "same error"),
-        ([8.0, 9, 10, 11, 9, 10, 11, 12], [0, 1, 2, 3] * 2, "explain every error"),
+        ([8.0, 9, 10, 11, 9, 10, 11, 12], [0, 1, 2, 3] * 2, "explain every value"),
         ([8.0, 9, 10, 12], [0, 1] * 2, "needs 3 seeds"),
         ([8.0, 9, 10, 12], [0, 1, 2, 0], "no residual degrees of freedom"),
         ([8.0, 9, 10, 9, 8, 9.5], [0, 0, 1, 2, 2, 2], "cells from those of seeds"),

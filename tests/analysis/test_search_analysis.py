@@ -67,7 +67,7 @@ def test_a_choice_has_its_own_values_as_they_were_searched() -> None:
     for cell in found(given).cells:
         (chosen,) = cell.chosen
         row = given.trials[(given.trials["cell"] == cell.label) & (given.trials["number"] == chosen.number)].iloc[0]
-        assert (chosen.level, chosen.score) == ("tuned", row["error"])
+        assert (chosen.level, chosen.score) == ("tuned", row["value"])
         assert {type(value) for value in chosen.values.values()} == {float, str, int}, (
             "a width is whole, though a table has it as 14.0"
         )
@@ -107,13 +107,13 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_shares_have_in
 
 @pytest.mark.parametrize(
     ("fields", "trials", "reason"),
-    [(TWO, 9, "10 completed trials"), ({"optim.lr": FIELDS["optim.lr"]}, 20, "only one"), (TWO, 20, "same error")],
+    [(TWO, 9, "10 completed trials"), ({"optim.lr": FIELDS["optim.lr"]}, 20, "only one"), (TWO, 20, "same validation error")],
 )
 def test_why_there_are_no_importances_is_said(fields: Any, trials: int, reason: str) -> None:
     given = search_evidence({}, fields, trials, prunes=False)
     assert given.trials is not None
-    if reason == "same error":
-        given = replace(given, trials=given.trials.assign(error=5.0))
+    if reason == "same validation error":
+        given = replace(given, trials=given.trials.assign(value=5.0))
     (cell,) = found(given).cells
     assert reason in cell.no_importances
     assert not cell.importances

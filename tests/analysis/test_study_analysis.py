@@ -50,10 +50,10 @@ def test_a_cell_is_the_mean_of_its_completed_runs() -> None:
     found = analyze_study(evidence(truth=additive)).cells
     cell = next(cell for cell in found if cell.label == "shortcut=none depth=56")
     errors = [9 + seed + NOISE["none"][seed] for seed in range(3)]
-    assert cell.error.mean == pytest.approx(np.mean(errors))
-    assert cell.error.std == pytest.approx(np.std(errors, ddof=1))
-    assert cell.train_error.mean == pytest.approx(np.mean(errors) / 2)
-    assert (cell.planned, cell.error.n, cell.problems, cell.reasons, cell.flags) == (3, 3, {}, (), ())
+    assert cell.value.mean == pytest.approx(np.mean(errors))
+    assert cell.value.std == pytest.approx(np.std(errors, ddof=1))
+    assert cell.train_value.mean == pytest.approx(np.mean(errors) / 2)
+    assert (cell.planned, cell.value.n, cell.problems, cell.reasons, cell.flags) == (3, 3, {}, (), ())
     assert (cell.parameters, cell.flops, cell.gpu_hours) == (784_000, 7_280_000, 0)
     assert cell.seconds == pytest.approx(22.41)
     assert [cell.label for cell in found] == [cell.label for cell in design().cells]
@@ -63,9 +63,9 @@ def test_runs_without_a_result_are_counted_and_neither_averaged_nor_dropped() ->
     given = without(evidence(), "shortcut=B depth=56/1", "diverged", "loss is not finite at step 7")
     given = without(given, "shortcut=B depth=56/2", "oom", "batch 128 on a GPU of 8 GB")
     cell = analyze_study(given).cells[-1]
-    assert (cell.planned, cell.error.n, cell.problems) == (3, 1, {"diverged": 1, "oom": 1})
+    assert (cell.planned, cell.value.n, cell.problems) == (3, 1, {"diverged": 1, "oom": 1})
     assert cell.reasons == ("loss is not finite at step 7", "batch 128 on a GPU of 8 GB")
-    assert cell.error.mean == given.runs[given.runs["fingerprint"] == "shortcut=B depth=56/0"]["error"].item()
+    assert cell.value.mean == given.runs[given.runs["fingerprint"] == "shortcut=B depth=56/0"]["value"].item()
     assert cell.without_result == 1
     assert analyze_study(without(evidence(), "shortcut=B depth=56/1")).cells[-1].reasons == ()
 
@@ -73,7 +73,7 @@ def test_runs_without_a_result_are_counted_and_neither_averaged_nor_dropped() ->
 def test_an_error_that_a_run_left_before_it_failed_is_not_averaged() -> None:
     given = evidence(truth=lambda _, seed: 8.0 + seed)
     given.runs.loc[given.runs["seed"] == 2, "outcome"] = "failed"
-    assert {cell.error.mean for cell in analyze_study(given).cells} == {8.5}
+    assert {cell.value.mean for cell in analyze_study(given).cells} == {8.5}
 
 
 def test_the_front_is_what_no_cell_beats_in_cost_and_error() -> None:
@@ -173,7 +173,7 @@ def test_what_is_said_of_single_combinations_is_what_the_comparisons_say() -> No
     """Where the baseline names one factor, its simple effects are the study's comparisons, in the same family of tests."""
     made = design(seeds=5)
     errors = np.random.default_rng(0).normal(8, 1, (6, 5))
-    runs = evidence(made).runs.assign(error=errors.ravel())
+    runs = evidence(made).runs.assign(value=errors.ravel())
     found = {each.cell: each.difference for each in analyze_study(replace(evidence(made), runs=runs)).comparisons}
     simple = {f"shortcut={each.level} {each.at}": each.difference for each in estimate_simple_effects(made, errors, "shortcut")}
     assert simple == found
@@ -244,7 +244,7 @@ def test_why_there_is_no_analysis_of_variance() -> None:
         "the design lacks 1 of 6 combinations": evidence(missing_cell(design(), "shortcut=A depth=20")),
         "it needs 3 seeds": evidence(design(seeds=2)),
         "no factor has two levels": evidence(design({"depth": ("20",)})),
-        "all runs have the same error": evidence(truth=lambda *_: 8.0),
+        "all runs have the same value": evidence(truth=lambda *_: 8.0),
         "the residual variance is zero": evidence(truth=lambda levels, seed: float(levels["depth"]) + seed),
     }
     for why, case in cases.items():
@@ -344,7 +344,7 @@ def test_a_study_of_which_no_run_has_ended_is_analysed(seeds: int) -> None:
     for fingerprint in given.runs["fingerprint"]:
         given = without(given, fingerprint, "running")
     found = analyze_study(given)
-    assert all(cell.error.n == 0 and cell.parameters is None and not cell.on_pareto_front for cell in found.cells)
+    assert all(cell.value.n == 0 and cell.parameters is None and not cell.on_pareto_front for cell in found.cells)
     differences = [each.difference for family in (found.comparisons, found.effects, found.interactions) for each in family]
     assert {each.n for each in differences} == {0}
     assert {each.verdict for each in found.answers} == {"cannot be said yet"}
@@ -352,7 +352,7 @@ def test_a_study_of_which_no_run_has_ended_is_analysed(seeds: int) -> None:
 
 def test_a_study_of_one_cell_has_an_error_and_no_answers() -> None:
     found = analyze_study(evidence(design({"depth": ("20",)})))
-    assert found.cells[0].error.n == 3
+    assert found.cells[0].value.n == 3
     assert (found.comparisons, found.effects, found.interactions, found.answers) == ((), (), (), ())
 
 
@@ -383,7 +383,7 @@ def test_of_whole_studies_without_effect_few_say_that_something_matters() -> Non
     false_claims = 0
     for _ in range(30):
         spread = np.where(given.runs["cell"].str.contains("none"), 5.0, 0.3)
-        runs = given.runs.assign(error=8 + draw.normal(0, 1, 5)[given.runs["seed"]] + spread * draw.normal(size=len(given.runs)))
+        runs = given.runs.assign(value=8 + draw.normal(0, 1, 5)[given.runs["seed"]] + spread * draw.normal(size=len(given.runs)))
         false_claims += any(each.verdict == "matters" for each in analyze_study(replace(given, runs=runs)).answers)
     assert false_claims <= 30 * 0.06 + 3 * math.sqrt(30 * 0.06 * 0.94)
 

@@ -42,7 +42,7 @@ from resnet_core.data import __main__ as data_command
 from resnet_core.data import sources
 from resnet_core.fields import MAX_MESSAGE_CHARACTERS
 from resnet_core.model.summary import main as model_command
-from resnet_core.overrides import _SECTIONS, _all_fields, from_flat
+from resnet_core.overrides import from_flat, run_schema
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 """Of each fuzzed command or function; random ones where it is given, else always the same."""
@@ -68,8 +68,7 @@ odd = st.sampled_from(ODD) | st.text(max_size=12) | st.text(st.characters(catego
 
 def fitting(name: str) -> st.SearchStrategy[str]:
     """Text that the field with this name may accept, or nearly."""
-    section, _, leaf = name.rpartition(".")
-    hint = _SECTIONS.get(section, RunSpec)._hints[leaf]
+    hint = run_schema().hint(name)
     kinds = [kind for kind in (hint, *get_args(hint)) if kind is not type(None)]
     literal = next((kind for kind in (*kinds, *get_args(kinds[-1])) if get_origin(kind) is Literal), None)
     if literal:
@@ -90,7 +89,7 @@ def mostly(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.integers(0, 9).flatmap(lambda place: odd if place == 9 else good)
 
 
-FIELDS = sorted(_all_fields())
+FIELDS = sorted(run_schema().names)
 fields = st.sampled_from(FIELDS) | st.sampled_from(FIELDS).map(lambda name: name.rpartition(".")[2])
 
 
@@ -260,7 +259,8 @@ def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: st
 
 def based(changes: dict[str, Any]) -> RunSpec:
     """The first cell of a study with these fields."""
-    return make_draft(replace(SHORTCUTS, **changes), StudyRequest(preset="smoke")).base
+    spec: RunSpec = make_draft(replace(SHORTCUTS, **changes), StudyRequest(preset="smoke")).base
+    return spec
 
 
 def survives_or_is_one_line(make: Callable[[], RunSpec]) -> None:

@@ -29,16 +29,19 @@ SEARCH = Study(name="search", question="?", factors=FACTORS, baseline={"depth": 
 
 def public_names() -> Iterator[str]:
     """Yield a line for each public name, and for each of its parameters with its default."""
-    for name in sorted(ablations.__all__):
-        value = getattr(ablations, name)
-        yield f"ablations.{name}"
+    for public in sorted(ablations.__all__):
+        value = getattr(ablations, public)
+        yield f"ablations.{public}"
         if is_dataclass(value):
             for field in fields(value):
                 required = field.default is MISSING and field.default_factory is MISSING
-                default = "required" if required else f"default {field.default if field.default is not MISSING else 'empty'}"
-                yield f"    {field.name}: {default}"
+                shown = "empty" if field.default is MISSING else getattr(field.default, "__name__", field.default)
+                yield f"    {field.name}: {'required' if required else f'default {shown}'}"
+        elif inspect.isclass(value):
+            yield from (f"    .{member}" for member in vars(value) if not member.startswith("_"))
         else:
-            yield f"    {', '.join(inspect.signature(value).parameters)}: required"
+            for name, parameter in inspect.signature(value).parameters.items():
+                yield f"    **{name}" if parameter.kind is inspect.Parameter.VAR_KEYWORD else f"    {name}: required"
 
 
 def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
@@ -56,7 +59,7 @@ def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
             metavar = f" {action.metavar}" if action.metavar and action.option_strings else ""
             shown = not isinstance(action.default, (bool, list)) and action.default not in (None, argparse.SUPPRESS)
             default = f" = {action.default}" if shown else ""
-            default = " = a folder" if action.dest == "storage" else default
+            default = " = a folder" if action.dest == "storage" and default else default
             yield f"    {names}{metavar}{takes}{default}"
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.engine.cli import study
+from ablations.engine.cli import dispatch, study
 from ablations.engine.environment import signals
 from ablations.shortcuts import STUDY
 from resnet_core import ConfigError
@@ -121,7 +121,7 @@ def test_an_error_that_a_signal_causes_in_a_library_is_reported_as_an_interrupt(
             raise ImportError("initialization failed") from error
         return 0
 
-    monkeypatch.setattr(study, "_plan_or_run", act)
+    monkeypatch.setattr(dispatch, "carry_out", act)
     monkeypatch.setattr(sys, "argv", ["shortcuts.py"])
     with pytest.raises(SystemExit) as ended:
         study.main(STUDY)

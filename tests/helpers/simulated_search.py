@@ -96,17 +96,17 @@ class Search:
             errors: dict[int, float] = {}
             if suggestion.branch:
                 parent, epoch = suggestion.branch
-                errors = {k: error for k, error in self.trials[parent].errors.items() if k <= epoch}
+                errors = {k: error for k, error in self.trials[parent].values_by_epoch.items() if k <= epoch}
                 assert all(self.optimizer.report_epoch(number, k, error) is Decision.CONTINUE for k, error in errors.items())
-            self.trials[number] = TrialHistory(number=number, values=suggestion.values, outcome="stopped", errors=errors)
+            self.trials[number] = TrialHistory(number=number, values=suggestion.values, outcome="stopped", values_by_epoch=errors)
         return number
 
     def _train_epoch(self, number: int) -> bool:
         """Train one more epoch; return whether the trial continues."""
         trial = self.trials[number]
-        epoch = max(trial.errors, default=0) + 1
+        epoch = max(trial.values_by_epoch, default=0) + 1
         error = self.curve(trial.values)[epoch - 1]
-        trial = self.trials[number] = replace(trial, errors={**trial.errors, epoch: error})
+        trial = self.trials[number] = replace(trial, values_by_epoch={**trial.values_by_epoch, epoch: error})
         if not math.isfinite(error):
             self._end(number, "diverged")
             return False
@@ -121,7 +121,7 @@ class Search:
 
     def _end(self, number: int, outcome: str, results: tuple[float, ...] = ()) -> None:
         trial = self.trials[number]
-        seconds = float(len(trial.errors))
+        seconds = float(len(trial.values_by_epoch))
         self.trials[number] = replace(trial, outcome=outcome, results=results, seconds=seconds)
         self.optimizer.end_trial(number, outcome, results, seconds)
 

@@ -23,16 +23,16 @@ def found(evidence: Evidence) -> Findings:
     cells, comparisons = [], []
     for cell in evidence.design.cells:
         mine, planned = runs[cell.label], len(cell.fingerprints)
-        estimates = {name: estimate(mine[name]) for name in ("error", "train_error")}
+        estimates = {name: estimate(mine[name]) for name in ("value", "train_value")}
         costs = {name: known(mine[name].mean()) for name in COSTS}
         parts: dict[str, Any] = {"problems": {}, "reasons": (), **estimates, **costs}
         made = CellFinding(label=cell.label, levels=cell.levels, planned=planned, **parts)
         cells.append(made)
         if baseline := evidence.design.baseline_label(cell):
-            difference = estimate(mine.set_index("seed")["error"] - runs[baseline].set_index("seed")["error"])
+            difference = estimate(mine.set_index("seed")["value"] - runs[baseline].set_index("seed")["value"])
             comparisons.append(Comparison(cell=cell.label, baseline=baseline, difference=difference, planned=planned))
     return Findings(
-        evaluation_split="test",
+        metric=synthetic_study.TEST_ERROR,
         cells=tuple(cells),
         comparisons=tuple(comparisons),
         effects=(),

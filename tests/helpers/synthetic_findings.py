@@ -35,8 +35,8 @@ def cell(label: str, mean: float | None = 8.125, **more: object) -> CellFinding:
     values = {
         "levels": levels,
         "planned": 3,
-        "error": Estimate(n=n, mean=mean, std=mean and 0.1 + 1 / 3, low=mean and mean - 1, high=mean and mean + 1),
-        "train_error": Estimate(n=n, mean=mean and mean / 3, std=mean and 0.2),
+        "value": Estimate(n=n, mean=mean, std=mean and 0.1 + 1 / 3, low=mean and mean - 1, high=mean and mean + 1),
+        "train_value": Estimate(n=n, mean=mean and mean / 3, std=mean and 0.2),
         "problems": {},
         "reasons": (),
         "parameters": 269_434.0,
@@ -65,7 +65,7 @@ def findings(*cells: CellFinding, **more: object) -> Findings:
         comparisons.append(Comparison(cell=other.label, baseline=cells[0].label, difference=difference, planned=3))
     values = {"comparisons": tuple(comparisons), "effects": (), "interactions": (), "anova": None, "no_anova": "one factor"}
     values |= {"answers": (), "flags": ()}
-    return Findings(evaluation_split="test", cells=cells, **values | more)  # type: ignore[arg-type]
+    return Findings(metric=synthetic_study.TEST_ERROR, cells=cells, **values | more)  # type: ignore[arg-type]
 
 
 def estimate(mean: float, corrected: float = 0.5) -> Estimate:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.study.design import SearchCell, SearchDesign
+from ablations.engine.task.metric import error_metric
 from tests.helpers import synthetic_study
 
 FIELDS: Mapping[str, Mapping[str, Any]] = {
@@ -111,13 +112,13 @@ def search_evidence(
             ended[-1] |= {"outcome": "running", "epochs": 3}
         for row in ended:
             row["seconds"] = 2.0 * row["epochs"] * (1 + place)
-            errors = [row["error"] + 8 / epoch - 8 / row["epochs"] for epoch in range(1, row["epochs"] + 1)]
+            errors = [row["value"] + 8 / epoch - 8 / row["epochs"] for epoch in range(1, row["epochs"] + 1)]
             curves += [
-                {"cell": cell.label, "number": row["number"], "epoch": epoch, "error": error}
+                {"cell": cell.label, "number": row["number"], "epoch": epoch, "value": error}
                 for epoch, error in enumerate(errors, 1)
             ]
         rows += ended
-        completed = sorted((row for row in ended if row["outcome"] == "completed"), key=lambda row: row["error"])
+        completed = sorted((row for row in ended if row["outcome"] == "completed"), key=lambda row: row["value"])
         cheaper = [row for row in completed if objective and row[objective] < completed[0][objective]]
         chosen[cell.label] = dict(zip(levels[1:], (row["number"] for row in (*cheaper[:1], *completed)), strict=False))
     search = SearchDesign(
@@ -130,8 +131,9 @@ def search_evidence(
         objective=objective,
         epochs=EPOCHS,
         seed=1000,
-        train_images=1294,
-        validation_images=143,
+        metric=error_metric("validation"),
+        train_examples=1294,
+        validation_examples=143,
         data_version="v" * 20,
         base="b" * 20,
         chosen=chosen if over else {},
@@ -156,5 +158,5 @@ def _trial(cell: SearchCell, number: int, values: Mapping[str, Any], prunes: boo
         row |= {"outcome": "diverged", "epochs": 1}
     elif prunes and error > 7 + OFFSETS.get(cell.label.rpartition("=")[2], 0):
         row |= {"outcome": "pruned", "epochs": 3}
-    row |= {"error": error, "loss": error / 10, "gpu_hours": 0.001 * number, "changes": "", "attempts": 1}
+    row |= {"value": error, "gpu_hours": 0.001 * number, "changes": "", "attempts": 1}
     return row | {"flops": 1e4 * values.get("model.width", 16) ** 2} | dict(values)

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.engine.analysis.evidence import CONDITION_COLUMNS, RESULT_METRICS, Evidence
+from ablations.engine.analysis.evidence import CONDITION_COLUMNS, COST_METRICS, Evidence
+from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.study.design import Design, DesignCell
+from ablations.engine.task.metric import error_metric
 from resnet_core import preset
 
+TEST_ERROR = error_metric("test")
+FORMATS = ValueFormat(TEST_ERROR)
+"""Formats of errors in percent."""
 FACTORS = {"shortcut": ("none", "A", "B"), "depth": ("20", "56")}
 Truth = Callable[[Mapping[str, str], int], float]
 
@@ -33,7 +38,7 @@ def design(
         flat = json.loads(json.dumps(flat))
         flat |= {"model.depth": int(named.get("depth", 20)), "model.shortcut": named.get("shortcut", "A")}
         fingerprints = tuple(f"{label}/{seed}" for seed in range(seeds))
-        of_data: dict[str, Any] = {"data_version": "d" * 20, "train_images": 1437}
+        of_data: dict[str, Any] = {"data_version": "d" * 20, "train_examples": 1437}
         cells.append(DesignCell(label=label, levels=named, spec=flat, fingerprints=fingerprints, **of_data))
     return Design(
         study=name,
@@ -42,7 +47,7 @@ def design(
         dataset="digits",
         code_version="c" * 20,
         training_version="1",
-        evaluation_split="test",
+        metric=TEST_ERROR,
         factors={factor: tuple(levels) for factor, levels in factors.items()},
         baseline={"shortcut": "A"} if baseline is None and "shortcut" in factors else dict(baseline or {}),
         cells=tuple(cells),
@@ -68,7 +73,7 @@ def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10
         for seed, fingerprint in enumerate(cell.fingerprints):
             error = truth(cell.levels, seed)
             row: dict[str, Any] = {"cell": cell.label, "seed": seed, "fingerprint": fingerprint, "run_id": f"run-{fingerprint}"}
-            row |= {"outcome": "completed", "message": "", "attempts": 1, "error": error, "train_error": error / 2}
+            row |= {"outcome": "completed", "message": "", "attempts": 1, "value": error, "train_value": error / 2}
             row |= {"parameters": 14_000 * depth, "flops": 130_000 * depth, "images_per_second": 40_000 / depth}
             row |= {"peak_memory_mb": 100.0 + depth, "seconds": 0.4 * depth + 0.01 * seed, "gpu_hours": 0.0}
             row |= dict.fromkeys(CONDITION_COLUMNS, "") | {"code_version": made.code_version, "data_version": cell.data_version}
@@ -77,16 +82,16 @@ def evidence(made: Design | None = None, truth: Truth = rising, epochs: int = 10
             runs.append(row)
             for epoch in range(1, epochs + 1):
                 still = (90 - error) * (epochs - epoch) / epochs
-                values = {"train_error": error / 2 + still, "error": error + still, "epoch_seconds": row["seconds"] / epochs}
+                values = {"train_value": error / 2 + still, "value": error + still, "epoch_seconds": row["seconds"] / epochs}
                 curves.append({"cell": cell.label, "seed": seed, "epoch": epoch, **values})
-    assert set(RESULT_METRICS) < set(runs[0])
+    assert set(COST_METRICS) < set(runs[0])
     return Evidence(made, pd.DataFrame(runs), pd.DataFrame(curves), pd.DataFrame(columns=["probe"]))
 
 
 def without(given: Evidence, fingerprint: str, outcome: str = "missing", message: str = "") -> Evidence:
     """Return a copy of the evidence in which one run has no result."""
     runs = given.runs.copy()
-    numbers = [*RESULT_METRICS, "error"]
+    numbers = [*COST_METRICS, "value", "train_value"]
     runs[numbers] = runs[numbers].astype(float)
     runs.loc[runs["fingerprint"] == fingerprint, numbers] = np.nan
     runs.loc[runs["fingerprint"] == fingerprint, ["outcome", "message"]] = outcome, message

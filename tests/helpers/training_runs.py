@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_core import EpochResult, RunSpec, fit
+from resnet_core import EpochResult, ModelConfig, RunSpec, fit
 
 CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds", "data_wait_seconds"}
 """Metrics that depend on time or memory, and so differ between equal trainings."""
@@ -36,3 +36,9 @@ def learned(history: list[dict[str, float]]) -> list[dict[str, float]]:
 def weights_differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     assert a.keys() == b.keys()
     return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def paper_network(spec: RunSpec) -> ModelConfig:
+    """Return the network of a run that trains one of He et al."""
+    assert isinstance(spec.model, ModelConfig)
+    return spec.model

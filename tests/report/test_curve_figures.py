@@ -136,9 +136,9 @@ def test_curves_are_means_over_seeds_dashed_in_training_with_a_panel_for_each_le
         dashed = [each for each in panel.lines if each.get_linestyle() == "--"]
         for depth, train in zip(depths, dashed, strict=True):
             cell = f"shortcut={shortcut} depth={depth}"
-            means = given.curves[given.curves["cell"] == cell].groupby("epoch")[["train_error", "error"]].mean()
-            assert line(panel, cell) == pytest.approx(means["error"].to_dict())
-            assert np.asarray(train.get_ydata()).tolist() == pytest.approx(means["train_error"].tolist())
+            means = given.curves[given.curves["cell"] == cell].groupby("epoch")[["train_value", "value"]].mean()
+            assert line(panel, cell) == pytest.approx(means["value"].to_dict())
+            assert np.asarray(train.get_ydata()).tolist() == pytest.approx(means["train_value"].tolist())
         assert len(bands(panel)) == 6
         assert panel.get_ylim()[0] == 0
 
@@ -170,7 +170,7 @@ def test_the_budget_is_epochs_multiply_adds_of_training_and_seconds_since_its_st
     by_epoch, by_flops, by_seconds = drawn(budget_figure, given).axes
     for cell in given.design.cells:
         runs = given.runs[given.runs["cell"] == cell.label]
-        means = given.curves[given.curves["cell"] == cell.label].groupby("epoch")["error"].mean()
+        means = given.curves[given.curves["cell"] == cell.label].groupby("epoch")["value"].mean()
         assert line(by_epoch, cell.label) == pytest.approx(means.to_dict())
         flops = [3 * runs["flops"].iloc[0] * 1400 * epoch / 1e9 for epoch in means.index]  # 14 full batches of 1,437 images
         assert list(line(by_flops, cell.label)) == pytest.approx(flops)

@@ -58,7 +58,7 @@ def test_all_figures_of_a_study_are_in_order_and_each_has_its_words() -> None:
 def test_words_for_those_who_do_not_see_hold_the_main_numbers() -> None:
     given = evidence()
     findings = found(given)
-    worst = next(cell for cell in findings.cells if cell.label == "shortcut=none depth=56").error.mean
+    worst = next(cell for cell in findings.cells if cell.label == "shortcut=none depth=56").value.mean
     assert f"shortcut=none depth=56 {worst:.2f} %" in caption("curves", given, findings).alt
     assert f"{worst:.2f} % at 56" in caption("depth", given, findings).alt
     assert "1 of 4 differences" in caption("differences", given, findings).alt
@@ -141,7 +141,7 @@ def many(cells: int, seeds: int, epochs: int) -> Evidence:
     places = {cell.label: i for i, cell in enumerate(made.cells)}
     given = evidence(made, lambda cell, _: 5 + places[" ".join(f"{name}={level}" for name, level in cell.items())] / 9, epochs)
     noise = np.random.default_rng(0).normal(0, 1, len(given.curves))
-    return Evidence(made, given.runs, given.curves.assign(error=given.curves["error"] + noise), given.probes)
+    return Evidence(made, given.runs, given.curves.assign(value=given.curves["value"] + noise), given.probes)
 
 
 def test_of_many_cells_the_baselines_and_the_best_are_told_apart_and_the_others_grey() -> None:

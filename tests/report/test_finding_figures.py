@@ -68,9 +68,9 @@ def test_error_by_depth_is_a_line_for_each_other_combination_solid_and_dashed_in
     (panel,) = figure.axes
     for shortcut in ("none", "A", "B"):
         cells = [cell for cell in findings.cells if cell.levels["shortcut"] == shortcut]
-        assert points(line(panel, f"shortcut={shortcut}")) == [(float(c.levels["depth"]), c.error.mean) for c in cells]
-        assert points(line(panel, f"shortcut={shortcut}", "--")) == [(float(c.levels["depth"]), c.train_error.mean) for c in cells]
-        ends = [(pytest.approx(c.error.low), pytest.approx(c.error.high)) for c in cells]
+        assert points(line(panel, f"shortcut={shortcut}")) == [(float(c.levels["depth"]), c.value.mean) for c in cells]
+        assert points(line(panel, f"shortcut={shortcut}", "--")) == [(float(c.levels["depth"]), c.train_value.mean) for c in cells]
+        ends = [(pytest.approx(c.value.low), pytest.approx(c.value.high)) for c in cells]
         assert bars(panel, f"shortcut={shortcut}") == ends
     assert names(figure) == ["shortcut=none", "shortcut=A", "shortcut=B"]
     assert panel.get_xlabel() == "depth"
@@ -168,7 +168,7 @@ def test_an_interaction_is_a_line_for_each_level_of_the_other_factor() -> None:
     (panel,) = figure.axes
     assert [text.get_text() for text in panel.get_xticklabels()] == ["none", "A", "B"]
     for depth in ("20", "56"):
-        means = [cell.error.mean for cell in findings.cells if cell.levels["depth"] == depth]
+        means = [cell.value.mean for cell in findings.cells if cell.levels["depth"] == depth]
         assert points(line(panel, depth)) == [(float(i), pytest.approx(mean)) for i, mean in enumerate(means)]
         assert len(bars(panel, depth)) == 3
     legend = panel.get_legend()
@@ -250,10 +250,10 @@ def test_the_cost_of_each_cell_is_a_mark_and_the_front_a_line() -> None:
     seconds = {cell.label: cell.seconds for cell in findings.cells}
     for panel, costs in ((by_flops, flops), (by_seconds, seconds)):
         marks = {points(each)[0] for each in panel.lines if each.get_marker() not in ("None", ".")}
-        assert marks == {(costs[cell.label], cell.error.mean) for cell in findings.cells}
+        assert marks == {(costs[cell.label], cell.value.mean) for cell in findings.cells}
         (edge,) = (each for each in panel.lines if each.get_drawstyle() == "steps-post")
         best = [cell for cell in findings.cells if cell.levels["shortcut"] == "A"]
-        assert points(edge) == [(costs[cell.label], cell.error.mean) for cell in best]
+        assert points(edge) == [(costs[cell.label], cell.value.mean) for cell in best]
     assert len(names(figure)) == len(findings.cells)
 
 

@@ -18,6 +18,7 @@ from tests.helpers import synthetic_study
 from tests.helpers.project import PROJECT
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, SVG, estimate, found_in, many
 from tests.helpers.synthetic_findings import page as made
+from tests.helpers.synthetic_study import FORMATS
 
 STYLES = PROJECT / "ablations/engine/report/templates/report.css"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -80,9 +81,9 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
     for line, one in zip(lines, found.cells, strict=True):
         values = dict(zip(names[4:], line[4:], strict=True))  # both intervals have the same name
         assert [text for text, _ in line[:2]] == list(one.levels.values())
-        assert line[2] == (number_format.mean_std(one.error), repr(one.error.mean))
-        assert line[3] == (number_format.interval(one.error), repr(one.error.low))
-        assert number(values["train error, %"][1]) == one.train_error.mean
+        assert line[2] == (FORMATS.mean_std(one.value), repr(one.value.mean))
+        assert line[3] == (FORMATS.interval(one.value), repr(one.value.low))
+        assert number(values["train error, %"][1]) == one.train_value.mean
         costs = ("parameters", "multiply-adds", "images/s", "memory, MB", "seconds", "GPU-hours")
         found_costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
         assert tuple(number(values[name][1]) for name in costs) == found_costs
@@ -90,9 +91,9 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
             difference = comparison.difference
             text, value = values["difference"]
             assert number(value) == difference.mean
-            assert text.removeprefix("● significant: ") == number_format.signed(difference.mean)
+            assert text.removeprefix("● significant: ") == FORMATS.signed(difference.mean)
             assert text.startswith("●") == difference.significant
-            assert values["95 % interval"] == (number_format.signed_interval(difference), repr(difference.low))
+            assert values["95 % interval"] == (FORMATS.signed_interval(difference), repr(difference.low))
             assert values["p, adjusted"] == (number_format.p_value(difference.p_adjusted), repr(difference.p_adjusted))
         else:
             assert values["difference"][0] == "baseline"
@@ -140,7 +141,7 @@ def test_every_run_is_listed_with_its_place_in_mlflow() -> None:
 def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
     evidence = synthetic_study.evidence()
     found = found_in(evidence)
-    one = replace(found.cells[1], error=replace(found.cells[1].error, n=2), problems={"oom": 1}, reasons=("out of memory",))
+    one = replace(found.cells[1], value=replace(found.cells[1].value, n=2), problems={"oom": 1}, reasons=("out of memory",))
     page = Page(made(evidence, replace(found, cells=(found.cells[0], one, *found.cells[2:]))))
     assert "2 of 3" in [text for text, _ in page.tables["table-results"][2]]
     assert "1 oom: out of memory" in [text for text, _ in page.tables["table-results"][2]]

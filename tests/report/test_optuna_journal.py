@@ -38,11 +38,11 @@ def test_every_trial_that_ended_comes_back_as_it_was(tmp_path: Path) -> None:
         for row, trial in zip(rows.to_dict("records"), study.trials, strict=True):
             assert trial.user_attrs == {"number": row["number"], "run_id": row["run_id"], "outcome": row["outcome"]}
             assert trial.state == STATES[row["outcome"]]
-            assert trial.values == ([row["error"]] if row["outcome"] == "completed" else None)
+            assert trial.values == ([row["value"]] if row["outcome"] == "completed" else None)
             assert trial.params == {field: row[field] for field in FIELDS if row[field] == row[field]}
             assert trial.distributions.keys() == trial.params.keys()
             curve = curves[curves["number"] == row["number"]]
-            assert trial.intermediate_values == dict(zip(curve["epoch"], curve["error"], strict=True))
+            assert trial.intermediate_values == dict(zip(curve["epoch"], curve["value"], strict=True))
 
 
 def test_what_was_searched_is_what_optuna_searches(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_second_objective_is_a_second_value(tmp_path: Path) -> None:
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]
     first = next(trial for trial in study.trials if trial.state == TrialState.COMPLETE)
     row = evidence.trials.set_index("number").loc[first.user_attrs["number"]]
-    assert first.values == [row["error"], row["flops"]]
+    assert first.values == [row["value"], row["flops"]]
 
 
 def test_lists_are_text_and_ranges_hold_every_trial(tmp_path: Path) -> None:

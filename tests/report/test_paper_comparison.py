@@ -11,6 +11,7 @@ from ablations.engine.analysis.findings import CellFinding, Estimate, Findings
 from ablations.engine.analysis.inference import estimate_means
 from ablations.engine.report.paper_comparison import PaperRow, compare_with_published
 from ablations.engine.study.design import Design
+from ablations.engine.task.metric import error_metric
 from resnet_core import override, preset
 from tests.helpers.synthetic_study import design, evidence, without
 
@@ -20,9 +21,9 @@ DEPTHS = {"depth": ("20", "110")}
 def of(name: str, changes: Mapping[str, Any] | None = None, factors: Any = DEPTHS, images: int = 50_000) -> Design:
     """A study on `cifar10` or `imagenet` that follows the preset but for some fields."""
     made = design(factors, spec=override(preset(name), changes or {}).flat())
-    evaluation_split = "validation" if (changes or {}).get("data.validation") else "test"
-    cells = tuple(replace(cell, train_images=images) for cell in made.cells)
-    return replace(made, dataset=name, preset=name, cells=cells, evaluation_split=evaluation_split)
+    split = "validation" if (changes or {}).get("data.validation") else "test"
+    cells = tuple(replace(cell, train_examples=images) for cell in made.cells)
+    return replace(made, dataset=name, preset=name, cells=cells, metric=error_metric(split))
 
 
 def rows(made: Design | Evidence, error: float = 8.0) -> tuple[PaperRow, ...]:
@@ -37,21 +38,21 @@ def findings(given: Evidence) -> Findings:
         found: dict[str, Any] = dict.fromkeys(
             ("parameters", "flops", "images_per_second", "peak_memory_mb", "seconds", "gpu_hours")
         )
-        (error,) = estimate_means([of_cell["error"].to_numpy(float)])
+        (error,) = estimate_means([of_cell["value"].to_numpy(float)])
         cells.append(
             CellFinding(
                 **found,
                 label=cell.label,
                 levels=cell.levels,
                 planned=3,
-                error=error,
-                train_error=Estimate(n=0),
+                value=error,
+                train_value=Estimate(n=0),
                 problems={},
                 reasons=(),
             )
         )
     empty: dict[str, Any] = dict.fromkeys(("comparisons", "effects", "interactions", "answers", "flags"), ())
-    return Findings(evaluation_split="test", cells=tuple(cells), anova=None, no_anova="", **empty)
+    return Findings(metric=error_metric("test"), cells=tuple(cells), anova=None, no_anova="", **empty)
 
 
 def differs(name: str, changes: Mapping[str, Any], factors: Any = DEPTHS, images: int = 50_000) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def stars(panel: Axes) -> set[tuple[float, float]]:
 def rows(given: Evidence, outcome: str, field: str = "number") -> set[tuple[float, float]]:
     assert given.trials is not None
     some = given.trials[given.trials["outcome"] == outcome].dropna(subset=field)
-    return set(zip(some[field].astype(float), some["error"], strict=True))
+    return set(zip(some[field].astype(float), some["value"], strict=True))
 
 
 def names(figure: Figure) -> list[str]:
@@ -85,7 +85,7 @@ def test_history_has_every_trial_and_the_best_that_completed_so_far() -> None:
     steps = [line for line in panel.lines if line.get_drawstyle() == "steps-post"]
     for cell, line in zip(search_design(given).cells, steps, strict=True):
         completed = given.trials[(given.trials["cell"] == cell.label) & (given.trials["outcome"] == "completed")]
-        best = completed.sort_values("number")["error"].cummin().tolist()
+        best = completed.sort_values("number")["value"].cummin().tolist()
         assert np.asarray(line.get_ydata()).tolist() == [*best, best[-1]]
     assert names(figure) == ["shortcut=none", "shortcut=A", "shortcut=B", "completed", "stopped early", "diverged"]
     assert "not a result" in panel.get_ylabel()
@@ -95,8 +95,8 @@ def test_history_has_every_trial_and_the_best_that_completed_so_far() -> None:
 def test_errors_are_on_a_scale_on_which_they_can_be_told_apart(lowest: float, scale: str) -> None:
     given = search_evidence({}, LR, prunes=False)
     assert given.trials is not None
-    errors = given.trials["error"].rank() / len(given.trials) * 17 + 3
-    given = replace(given, trials=given.trials.assign(error=errors.where(errors > errors.min(), lowest)))
+    errors = given.trials["value"].rank() / len(given.trials) * 17 + 3
+    given = replace(given, trials=given.trials.assign(value=errors.where(errors > errors.min(), lowest)))
     (panel,) = drawn(history_figure(given)).axes
     assert panel.get_yscale() == scale
     assert not 0 < lowest < panel.get_ylim()[0]
@@ -127,7 +127,7 @@ def test_the_line_joins_medians_of_neighbours_and_is_not_drawn_through_few() -> 
     x, y = group_medians(given.trials["optim.lr"], given.trials)
     assert len(x) == int(len(completed) ** 0.5)
     first = completed.iloc[: -(-len(completed) // len(x))]
-    assert (x[0], y[0]) == (first["optim.lr"].median(), first["error"].median())
+    assert (x[0], y[0]) == (first["optim.lr"].median(), first["value"].median())
     assert x == sorted(x)
     few = completed.iloc[:8]
     assert group_medians(few["optim.lr"], few) == ([], [])
@@ -158,7 +158,7 @@ def test_slices_show_a_trial_in_the_panels_whose_fields_it_has() -> None:
     assert [label.get_text() for label in strips.get_xticklabels()] == ["step", "cosine"]
     by_error = {error: x for x, error in marks(strips, "full") | marks(strips, "hollow")}
     assert len(by_error) > 20
-    choices = dict(zip(given.trials["error"], given.trials["optim.schedule"], strict=True))
+    choices = dict(zip(given.trials["value"], given.trials["optim.schedule"], strict=True))
     assert all(round(x) == ["step", "cosine"].index(choices[error]) for error, x in by_error.items())
 
 
@@ -166,7 +166,7 @@ def test_cells_stand_beside_each_other_in_a_strip() -> None:
     given = search_evidence()
     assert given.trials is not None
     strips = next(panel for panel in drawn(slices_figure(given)).axes if panel.get_xlabel() == "optim.schedule")
-    cells = dict(zip(given.trials["error"], given.trials["cell"], strict=True))
+    cells = dict(zip(given.trials["value"], given.trials["cell"], strict=True))
     offsets = {cell: [x - round(x) for x, error in marks(strips, "hollow") if cells[error] == cell] for cell in cells.values()}
     none, a, b = (offsets[f"shortcut={level}"] for level in ("none", "A", "B"))
     assert max(none) < min(a) < max(a) < min(b)
@@ -194,11 +194,11 @@ def test_parallel_lines_are_completed_trials_the_best_of_each_cell_on_top() -> N
     assert len(segments) == len(completed)
     titles = [label.get_text() for label in panel.get_xticklabels()]
     assert titles == ["shortcut", "lr", "schedule", "momentum", "width", "validation error %"]
-    errors = completed["error"]
+    errors = completed["value"]
     heights = sorted(segment[-1, 1] for segment in segments)
     assert heights == pytest.approx(sorted((errors - errors.min()) / (errors.max() - errors.min())))
     last = {round(2 * segment[0, 1]): segment[-1, 1] for segment in segments}
-    best = completed.groupby("cell")["error"].min()
+    best = completed.groupby("cell")["value"].min()
     place = {0: "shortcut=none", 1: "shortcut=A", 2: "shortcut=B"}
     assert {place[i]: height * (errors.max() - errors.min()) + errors.min() for i, height in last.items()} == pytest.approx(
         dict(best)
@@ -212,7 +212,7 @@ def test_a_front_is_what_no_trial_of_the_cell_beats_in_both() -> None:
     assert given.trials is not None
     (panel,) = drawn(search_pareto_figure(given)).axes
     completed = given.trials[given.trials["outcome"] == "completed"]
-    points = list(zip(completed["flops"], completed["error"], strict=True))
+    points = list(zip(completed["flops"], completed["value"], strict=True))
     best = [p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)]
     (line,) = (line for line in panel.lines if line.get_drawstyle() == "steps-post")
     scale = max(x for x, _ in points) / max(x for x, _ in marks(panel, "full"))

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings, SearchFindings
-from ablations.engine.analysis.number_format import signed
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.report.bundle import write
 from ablations.engine.report.mlflow_page import description
@@ -19,6 +18,7 @@ from ablations.engine.report.tables import escape_markdown
 from ablations.engine.report.terminal import show_results
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, page
 from tests.helpers.synthetic_search import FIELDS, search_evidence
+from tests.helpers.synthetic_study import FORMATS
 
 TWO = {name: FIELDS[name] for name in ("optim.lr", "model.width")}
 
@@ -96,12 +96,12 @@ def test_the_section_has_every_number_that_was_found(search: SearchFindings, sho
     ]
     gains = shown.tables["table-gains"][1:]
     assert [line[:2] for line in gains] == [[gain.cell, gain.level] for gain in search.gains]
-    assert [line[2].rpartition(" ")[2] for line in gains] == [signed(gain.difference.mean) for gain in search.gains]
+    assert [line[2].rpartition(" ")[2] for line in gains] == [FORMATS.signed(gain.difference.mean) for gain in search.gains]
     assert search.ranking
     for line, one in zip(shown.tables["table-ranking"][1:], search.ranking.changes, strict=True):
         assert line[:2] == [one.cell, one.baseline]
         means = [line[i].rpartition(" ")[2] for i in (2, 5, 8)]
-        assert means == [signed(estimate.mean) for estimate in (one.before, one.after, one.change)]
+        assert means == [FORMATS.signed(estimate.mean) for estimate in (one.before, one.after, one.change)]
     for line, cell in zip(shown.tables["table-searches"][1:], search.cells, strict=True):
         counts = [cell.trials, *(cell.outcomes.get(word, 0) for word in ("completed", "pruned", "diverged"))]
         assert line[1:5] == list(map(str, counts))
@@ -122,7 +122,7 @@ def test_the_section_has_every_number_that_was_found(search: SearchFindings, sho
 def test_a_score_stands_nowhere_but_where_it_is_said_to_be_no_result() -> None:
     given = search_evidence({}, TWO, trials=5)
     assert given.trials is not None
-    page_ = made(replace(given, trials=given.trials.assign(error=77.77)))
+    page_ = made(replace(given, trials=given.trials.assign(value=77.77)))
     assert {name for name, text in page_.sections.items() if "77.77" in text} == {"search"}
     assert "no results" in page_.sections["search"]
 

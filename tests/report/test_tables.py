@@ -14,11 +14,12 @@ from ablations.engine.analysis import number_format
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.report import tables
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, cell, findings
+from tests.helpers.synthetic_study import FORMATS
 
 
 def hostile() -> Findings:
     odd = cell("shortcut=B depth=20", 9.0, levels={"shortcut": HOSTILE, "depth": "20"}, problems={"failed": 1}, reasons=(HOSTILE,))
-    odd = replace(odd, label=f"shortcut={HOSTILE} depth=20", error=replace(odd.error, n=2))
+    odd = replace(odd, label=f"shortcut={HOSTILE} depth=20", value=replace(odd.value, n=2))
     return findings(cell("shortcut=A depth=20"), odd)
 
 
@@ -39,15 +40,15 @@ def test_csv_reads_back_to_the_same_numbers() -> None:
     for i, one in enumerate(made.cells):
         row = found.iloc[i]
         assert [row[f"test_error_{name}"] for name in ("mean", "std", "low", "high")] == [
-            one.error.mean,
-            one.error.std,
-            one.error.low,
-            one.error.high,
+            one.value.mean,
+            one.value.std,
+            one.value.low,
+            one.value.high,
         ]
-        assert (row["train_error_mean"], row["train_error_std"]) == (one.train_error.mean, one.train_error.std)
+        assert (row["train_error_mean"], row["train_error_std"]) == (one.train_value.mean, one.train_value.std)
         assert (row["parameters"], row["multiply_adds"], row["seconds"]) == (one.parameters, one.flops, one.seconds)
         assert (row["images_per_second"], row["peak_memory_mb"]) == (one.images_per_second, one.peak_memory_mb)
-        assert (row["gpu_hours"], row["n"], row["planned"]) == (one.gpu_hours, one.error.n, one.planned)
+        assert (row["gpu_hours"], row["n"], row["planned"]) == (one.gpu_hours, one.value.n, one.planned)
     for i, comparison in enumerate(made.comparisons, 1):
         row, difference = found.iloc[i], comparison.difference
         assert row["baseline"] == comparison.baseline
@@ -100,7 +101,7 @@ def test_markdown_keeps_its_shape_whatever_the_text() -> None:
 
 def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
     one = cell("depth=56", problems={"diverged": 1}, reasons=("loss is not finite",))
-    one = replace(one, error=replace(one.error, n=2))
+    one = replace(one, value=replace(one.value, n=2))
     for written in (tables.markdown(findings(cell("depth=20"), one)), tables.latex(findings(cell("depth=20"), one))):
         assert "2 of 3" in written
         assert "1 diverged: loss is not finite" in written
@@ -143,6 +144,6 @@ def test_numbers_are_written_for_people() -> None:
     assert number_format.p_value(0.0496) == "0.050"
     assert number_format.number(-1234.5) == "−1,234.50"
     assert number_format.number(float("nan")) == number_format.number(None) == number_format.MISSING
-    assert number_format.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
-    assert number_format.interval(Estimate(n=1, mean=5.0)) == number_format.MISSING
-    assert number_format.signed_with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"
+    assert FORMATS.mean_std(Estimate(n=1, mean=5.0)) == "5.00"
+    assert FORMATS.interval(Estimate(n=1, mean=5.0)) == number_format.MISSING
+    assert FORMATS.signed_with_interval(Estimate(n=1, mean=-0.5)) == "−0.50"

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from ablations.engine.task.image_classification import IMAGE_CLASSIFICATION
 from ablations.engine.trial import worker
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError, DataConfig, Dataset, RunSpec, load_dataset, preset
@@ -167,5 +168,5 @@ def test_a_trials_data_are_loaded_with_signs_of_life(images: Path, tmp_path: Pat
         cpus_per_worker=1,
         gpus_per_worker=0,
     )
-    assert worker._load(job, spec, lambda: signs.append(None)).version == version
+    assert worker._load(job, IMAGE_CLASSIFICATION, spec, Path(folder), lambda: signs.append(None)).version == version
     assert len(signs) >= 10

@@ -29,6 +29,7 @@ CHANGED: dict[str, Any] = {
     "model.in_channels": 1,
     "data.name": "synthetic",
     "data.image_size": 16,
+    "model.name": "torchvision:resnet18",
     "model.zero_init_residual": True,
     "model.bn_momentum": 0.2,
     "model.match_flops": "bottleneck",
@@ -40,12 +41,18 @@ CHANGED: dict[str, Any] = {
     "data.validation": 0.1,
     "data.extra_tests": ("ten_crop",),
     "data.pad": 2,
+    "data.mixup": 0.2,
+    "data.cutmix": 1.0,
+    "data.erasing": 0.25,
     "data.flip": False,
     "optim.epochs": 11,
     "optim.iterations": 64_000,
     "optim.global_batch_size": 64,
     "optim.lr": 0.05,
     "optim.momentum": 0.8,
+    "optim.algorithm": "adamw",
+    "optim.betas": (0.9, 0.95),
+    "optim.ema": 0.999,
     "optim.nesterov": True,
     "optim.weight_decay": 0.0,
     "optim.decay": "weights",
@@ -94,6 +101,7 @@ def test_a_fingerprint_changes_with_every_field_but_those_that_cannot_change_a_r
         base = streamed if name in ("data.scale", "data.color_augmentation") else memory
         needed: dict[str, Any] = {"depth": 18} if value == "imagenet" else {"depth": 56} if name == "model.match_flops" else {}
         needed |= {"probes": "gradients"} if name == "probe_epochs" else {}
+        needed |= {"optim.algorithm": "adamw"} if name == "optim.betas" else {}
         prints.add(identify(override(base, {name: value} | needed)))
     assert len({identify(memory), identify(streamed), *prints}) == 2 + len(CHANGED)
     others = {"data.root": "/elsewhere", "data.decode_workers": 3, "data.train_examples": 100, "data.test_examples": 100}

@@ -108,7 +108,7 @@ def test_layers_are_counted_along_the_main_path_from_stem_to_depth(name: str) ->
     net = build_model(config)
     found = {layer.name: layer.number for layer in layers(net)}
     weighted = {path: m for path, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    assert {layer.name: layer.weighted for layer in layers(net)} == weighted
+    assert {layer.name: layer.weight for layer in layers(net)} == {path: m.weight for path, m in weighted.items()}
     assert {path for path, number in found.items() if number == 0} == {path for path in weighted if "downsample" in path}
     main_path = [path for path in weighted if "downsample" not in path]
     assert [found[path] for path in main_path] == list(range(1, config.depth + 1))
@@ -189,13 +189,13 @@ def test_gradient_norms_are_means_over_steps_without_the_loss_scale(scale: float
     for batch in images(6).chunk(3):
         backward(net, batch)
         for layer in layers(net):
-            assert layer.weighted.weight.grad is not None
-            expected[layer.name] += layer.weighted.weight.grad.double().square().sum().sqrt().item() / 3
+            assert layer.weight.grad is not None
+            expected[layer.name] += layer.weight.grad.double().square().sum().sqrt().item() / 3
         backward(net, batch, float(scale))
         gradients.add(scale)
     rows = gradients.read(epoch=1)
     assert values(rows, "gradient_norm") == pytest.approx(expected, rel=1e-4)
-    weights = {layer.name: layer.weighted.weight.detach().double().square().sum().sqrt().item() for layer in layers(net)}
+    weights = {layer.name: layer.weight.detach().double().square().sum().sqrt().item() for layer in layers(net)}
     assert values(rows, "weight_norm") == pytest.approx(weights, rel=1e-5)
 
 

@@ -18,11 +18,12 @@ from tests.helpers.project import PROJECT
 
 FUNCTIONS = {
     "build_model": "(config, *, checkpoint_activations=False)",
-    "fingerprint": "(spec, *, data_version)",
+    "build_network": "(config, image_size, *, in_channels=None, num_classes=None, checkpoint_activations=False)",
+    "fingerprint": "(spec, *, data_version, sources='')",
     "fit": "(spec, *, dataset=None, device='cpu', restore=None, heartbeat=no_heartbeat, replay=True)",
     "from_torchvision": "(source, *, depth)",
-    "load_dataset": "(config, cache=None, *, download=False, heartbeat=no_heartbeat)",
-    "measure_cost": "(config, image_size)",
+    "load_dataset": "(config, cache=None, *, reader=None, download=False, heartbeat=no_heartbeat)",
+    "measure_cost": "(config, image_size, *, in_channels=None, num_classes=None)",
     "override": "(spec, values)",
     "preset": "(name)",
     "to_torchvision": "(net)",
@@ -31,11 +32,13 @@ CLASSES = {
     "ConfigError": "",
     "Cost": "activation_bytes flops parameters",
     "DataConfig": "converted crop evaluation_split streamed",
-    "Dataset": "changed changes classes crop described examples image_size in_channels mean name scored skipped std subtracted "
-    "summary test train version",
+    "Dataset": "changed changes classes crop described examples image_size in_channels mean name scored sizes skipped std "
+    "subtracted summary test train version",
     "Diverged": "",
     "EpochResult": "checkpoint epoch last metrics state steps",
-    "ModelConfig": "converted layers_per_block resolved",
+    "Images": "classes test train version",
+    "ModelConfig": "converted layers_per_block library resolved",
+    "Network": "build",
     "OptimConfig": "at_epoch converted total_epochs total_steps",
     "ResNet": "checkpoint_activations forward",
     "RunSpec": "converted data flat model optim probed_epochs",

@@ -59,6 +59,7 @@ def test_averaged_statistics_are_those_of_an_epoch_of_training_images() -> None:
     (*_, last), (*_, saved) = train(spec)
     outputs: list[torch.Tensor] = []
     net = last.state.net.train()
+    assert isinstance(net.conv1, torch.nn.Conv2d)
     net.conv1.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     with torch.no_grad():
         for images, _ in Batches(dataset, spec, device=CPU).train_epoch(last.epoch - 1):

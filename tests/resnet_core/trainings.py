@@ -39,6 +39,7 @@ STREAMED = FOLDER | {"data.stream": True, "data.decode_workers": 1}
 SHORT = {"optim.epochs": 2, "optim.lr": 0.05}  # 4 steps an epoch
 GENTLE = {"optim.epochs": 3, "optim.lr": 0.02}
 BASE = GENERATED | SHORT
+NAMED = {"model.name": "torchvision:shufflenet_v2_x0_5", "model.depth": 20, "model.width": None, "data.image_size": 32}
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
 """Relative difference of losses between processors, at most. With the instructions of SSE 4.1, AVX2 and AVX-512, and with MKL's
 compatible code path, they differed by at most 5e-6, 5e-4 in bf16 and 8e-5 in fp16 (torch 2.14.1). Larger rates than these amplify
@@ -47,6 +48,7 @@ rounding by a factor of 1,000 within 16 steps."""
 TRAININGS: dict[str, dict[str, Any]] = {
     **{f"recipe of {name}": {"preset": name} | GENERATED | GENTLE for name in ("smoke", "digits", "cifar10", "cifar100")},
     "recipe of imagenet": {"preset": "imagenet"} | STREAMED | {"model.depth": 18, "data.scale": (20, 24)} | GENTLE,
+    "model.name": BASE | NAMED,
     "model.family": BASE | {"model.family": "imagenet", "model.depth": 18, "data.image_size": 32},
     "model.depth": BASE | {"model.depth": 14},
     **{f"model.shortcut={kind}": BASE | {"model.shortcut": kind} for kind in ("none", "A", "B", "C")},
@@ -74,6 +76,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "data.extra_tests": BASE | {"data.extra_tests": ("ten_crop",)},
     "data.extra_tests streamed": SHORT | STREAMED | {"data.extra_tests": ("ten_crop", "multi_scale")},
     "data.pad": BASE | {"data.pad": 0},
+    "data.mixup": BASE | {"data.mixup": 0.4},
+    "data.cutmix": BASE | {"data.cutmix": 1.0},
+    "data.erasing": BASE | {"data.erasing": 0.5},
     "data.flip": BASE | {"data.flip": False},
     "data.train_examples": SHORT | FOLDER | {"data.train_examples": 40},
     "data.test_examples": SHORT | FOLDER | {"data.test_examples": 10},
@@ -81,6 +86,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "optim.iterations": BASE | {"optim.iterations": 6},
     "optim.global_batch_size": BASE | {"optim.global_batch_size": 24},
     "optim.lr": BASE | {"optim.lr": 0.2},
+    "optim.algorithm": BASE | {"optim.algorithm": "adamw", "optim.lr": 0.001},
+    "optim.betas": BASE | {"optim.algorithm": "adamw", "optim.lr": 0.001, "optim.betas": (0.8, 0.95)},
+    "optim.ema": BASE | {"optim.ema": 0.9},
     "optim.momentum": BASE | {"optim.momentum": 0.5},
     "optim.momentum=0": BASE | {"optim.momentum": 0.0},
     "optim.nesterov": BASE | {"optim.nesterov": True},

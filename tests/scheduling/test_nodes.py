@@ -279,7 +279,7 @@ def test_a_replay_on_one_node_without_faults_is_bit_identical(
     nodes.add("stocked", 4)
     asked = ReplayRequest(run=group.ended.entry().run_id, tracking_uri=group.uri, storage=f"file://{tmp_path}")
     assert replay(asked) == 0
-    assert f"exactly equal: {EPOCHS} epochs, every loss and error to the last bit" in capsys.readouterr().out
+    assert f"exactly equal: {EPOCHS} epochs, every metric to the last bit" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from ablations.engine.search.optimizer import Decision, Optimizer, SearchSettings, Suggestion, TrialHistory
 from ablations.engine.search.space import Space
+from ablations.engine.task.metric import Metric, error_metric
 from resnet_core import ConfigError
 from tests.helpers.simulated_search import Search, curve, space
 
-SETTINGS = SearchSettings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3)
+VALIDATION_ERROR = error_metric("validation")
+SETTINGS = SearchSettings(sampler="tpe", scheduler="none", trials=12, seconds=None, epochs=27, seed=3, metric=VALIDATION_ERROR)
 KINDS = [
     ("tpe", "none"),
     ("tpe", "asha"),
@@ -48,7 +50,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def remembered(trial: TrialHistory) -> TrialHistory:
     """Return a trial as it is read from MLflow: values as JSON types."""
-    return replace(trial, values=json.loads(json.dumps(trial.values)), errors=dict(trial.errors))
+    return replace(trial, values=json.loads(json.dumps(trial.values)), values_by_epoch=dict(trial.values_by_epoch))
 
 
 def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: bool = True) -> Search:
@@ -116,7 +118,9 @@ def test_a_population_finishes_in_any_space(
     def errors_of(values: Mapping[str, Any]) -> Sequence[float]:
         return [zlib.crc32(f"{epoch} {values}".encode()) % 9001 / 100 for epoch in range(5)]
 
-    settings = SearchSettings(sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed)
+    settings = SearchSettings(
+        sampler="random", scheduler="pbt", trials=size, seconds=None, epochs=5, seed=seed, metric=VALIDATION_ERROR
+    )
     search = Search(Optimizer(narrow, settings), epochs=5, curve=errors_of)
     search.run(workers=3)
     trained = [trial.values for trial in search.trials.values()]
@@ -137,7 +141,7 @@ def test_a_branch_has_the_same_configuration_with_and_without_its_parents_checkp
     again.load_history(
         [
             *(trial for trial in search.trials.values() if trial.number < 14),
-            replace(search.trials[14], outcome="stopped", errors={}),
+            replace(search.trials[14], outcome="stopped", values_by_epoch={}),
         ]
     )
     suggestion = begun(again)
@@ -319,3 +323,32 @@ def test_settings_that_cannot_be_combined_are_rejected(changes: dict[str, Any], 
 def test_a_population_needs_a_field_that_can_change_during_training(unchanging: Space) -> None:
     with pytest.raises(ConfigError, match=r"--scheduler=pbt: .*range.*optim\.lr"):
         Optimizer(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
+def test_a_metric_of_which_more_is_better_is_maximized(sampler: str, scheduler: str) -> None:
+    """Accuracies of 100 % minus the errors lead to the same trials, decisions and ends as the errors."""
+    settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler)
+    chosen_space = space if scheduler == "pbt" else branching
+    errors = curve if scheduler == "pbt" else of_branching
+    lower = Search(Optimizer(chosen_space, settings), curve=errors)
+    accuracy = replace(settings, metric=Metric("validation/accuracy", "%", better="higher"))
+    higher = Search(Optimizer(chosen_space, accuracy), curve=lambda values: [100 - error for error in errors(values)])
+    lower.run()
+    higher.run()
+    assert higher.asked_numbers == lower.asked_numbers
+    assert [(trial.values, trial.outcome) for trial in higher.trials.values()] == [
+        (trial.values, trial.outcome) for trial in lower.trials.values()
+    ]
+
+
+def test_without_bounds_a_diverged_trial_counts_as_the_worst_value_so_far() -> None:
+    settings = replace(SETTINGS, sampler="gp", metric=Metric("valid/loss", "nats"))
+    optimizer = Optimizer(branching, settings)
+    for values, outcome in (((5.0, 2.0), "completed"), ((9.0,), "pruned"), ((), "diverged")):
+        number = begun(optimizer).number
+        for epoch, value in enumerate(values, 1):
+            optimizer.report_epoch(number, epoch, value)
+        optimizer.end_trial(number, outcome, values[-1:] if outcome == "completed" else ())
+    told = [trial.value for trial in optimizer._suggester._study.trials]
+    assert told == [2.0, 9.0, 9.0]

@@ -18,12 +18,15 @@ from ablations.engine.search.plan import (
 from ablations.engine.search.space import check_space
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_RUNS
+from ablations.engine.task.metric import Metric, error_metric
 from resnet_core import ConfigError
 from tests.helpers.submission import SEARCH, searched
 
+VALIDATION_ERROR = error_metric("validation")
+
 
 def scored(error: float, loss: float = 1.0, cost: float | None = None) -> ScoredTrial:
-    return ScoredTrial(values={"optim.lr": error}, error=error, loss=loss, cost=cost)
+    return ScoredTrial(values={"optim.lr": error}, value=error, loss=loss, cost=cost)
 
 
 def test_every_cell_has_a_search_and_a_default_configuration() -> None:
@@ -83,16 +86,26 @@ def test_a_chosen_configuration_equal_to_the_default_is_not_trained_twice() -> N
     assert [reason for _, reason in confirmed.skipped] == ["the search chose the default configuration"]
 
 
+def test_of_accuracies_the_highest_is_chosen_and_fronts_end_at_it() -> None:
+    accuracy = Metric("valid/accuracy", "%", better="higher")
+    (chosen,) = choose_configurations({0: scored(90.0), 1: scored(95.0), 2: scored(80.0)}, accuracy)
+    assert chosen.number == 1
+    front = {0: scored(90.0, cost=1.0), 1: scored(95.0, cost=2.0), 2: scored(80.0, cost=3.0)}
+    assert [each.number for each in choose_configurations(front, accuracy)] == [0, 1]
+
+
 def test_the_lowest_error_is_chosen_and_the_loss_breaks_ties() -> None:
-    (chosen,) = choose_configurations({0: scored(2.0, 0.1), 1: scored(1.0, 0.3), 2: scored(1.0, 0.2), 3: scored(1.0, 0.2)})
+    (chosen,) = choose_configurations(
+        {0: scored(2.0, 0.1), 1: scored(1.0, 0.3), 2: scored(1.0, 0.2), 3: scored(1.0, 0.2)}, VALIDATION_ERROR
+    )
     assert (chosen.level, chosen.number) == ("tuned", 2)
-    assert choose_configurations({}) == ()
+    assert choose_configurations({}, VALIDATION_ERROR) == ()
 
 
 def test_configurations_are_chosen_along_the_front_including_its_ends() -> None:
     front = {number: scored(10.0 - number, cost=float(number)) for number in range(8)}
     beaten = {20: scored(9.5, cost=3.0), 21: scored(3.5, cost=9.0)}
-    chosen = choose_configurations({**front, **beaten})
+    chosen = choose_configurations({**front, **beaten}, VALIDATION_ERROR)
     assert [each.level for each in chosen] == [f"front-{i}" for i in range(1, MAX_FRONT_CONFIGURATIONS + 1)]
     numbers = [each.number for each in chosen]
     assert (numbers[0], numbers[-1]) == (0, 7)

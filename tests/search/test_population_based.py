@@ -1,4 +1,4 @@
-"""Population-based training as a function of the errors that its members reported."""
+"""Population-based training as a function of the scores of its members."""
 
 import math
 
@@ -26,17 +26,17 @@ def at(started: dict[int, Member], size: int = 8, epochs: int = 10) -> Generatio
     return replay_generations(started, RANGES, size=size, epochs=epochs, seed=0)
 
 
-def members(errors: list[float], epoch: int = 2) -> dict[int, Member]:
-    return {number: Member(values={"optim.lr": 0.01 * (number + 1)}, errors={epoch: error}) for number, error in enumerate(errors)}
+def members(scores: list[float], epoch: int = 2) -> dict[int, Member]:
+    return {number: Member(values={"optim.lr": 0.01 * (number + 1)}, scores={epoch: score}) for number, score in enumerate(scores)}
 
 
 def test_members_are_paused_until_all_have_reached_the_epoch() -> None:
     started = members([float(number) for number in range(8)])
-    started[3].errors.clear()
+    started[3].scores.clear()
     assert at(started).epoch == 2
     assert not at(started).branches
     assert ready_members(at(started), started, ()) == [3]
-    started[3].errors[2] = 3.0
+    started[3].scores[2] = 3.0
     assert at(started).epoch == 4
 
 
@@ -77,7 +77,7 @@ def test_a_population_whose_members_all_failed_is_finished() -> None:
 
 def test_an_unfinished_member_is_awaited_until_a_branch_has_started() -> None:
     started = members([5.0, 1.0, 4.0, 9.0, 0.0, 8.0, 2.0, 3.0])
-    started[1].errors.clear()  # an earlier submission left it without a result
+    started[1].scores.clear()  # an earlier submission left it without a result
     assert ready_members(at(started), started, ()) == [1]
     started[8] = Member(values={"optim.lr": 0.05, CHANGES: ("2:lr=0.04",)})
     assert at(started).epoch == 4
@@ -118,7 +118,7 @@ def test_without_a_new_configuration_a_place_stays_empty_and_its_number_unused()
     for number, branch in first.branches.items():
         started[number] = Member(values=branch.values)
     for number in first.members:
-        started[number].errors[4] = float(number)
+        started[number].scores[4] = float(number)
     second = state()
     assert {number: branch for number, branch in second.branches.items() if number < 20} == first.branches
     assert second.epoch == 6
@@ -130,7 +130,7 @@ def test_a_later_branch_perturbs_the_value_after_all_changes() -> None:
     for number, branch in at(started).branches.items():
         started[number] = Member(values=branch.values)
     for number in at(started).members:
-        started[number].errors[4] = float(number not in (8, 9))
+        started[number].scores[4] = float(number not in (8, 9))
     for branch in list(at(started).branches.values())[2:]:
         first, second = branch.values[CHANGES]
         assert first in (started[8].values[CHANGES][0], started[9].values[CHANGES][0])

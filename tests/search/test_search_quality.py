@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from ablations.engine.search.optimizer import Optimizer, SearchSettings
+from ablations.engine.task.metric import error_metric
 from tests.helpers.simulated_search import EPOCHS, Search, curve, space, true_error
 
 REPETITIONS = 20
@@ -25,7 +26,15 @@ NO_LIMIT = 10_000
 def found(sampler: str, scheduler: str, seed: int, epochs: int, trainings: int) -> float:
     """Return the true error, in percent, of the configuration that a search found."""
     trials = trainings if scheduler in ("none", "pbt") else NO_LIMIT
-    settings = SearchSettings(sampler=sampler, scheduler=scheduler, trials=trials, seconds=None, epochs=epochs, seed=seed)
+    settings = SearchSettings(
+        sampler=sampler,
+        scheduler=scheduler,
+        trials=trials,
+        seconds=None,
+        epochs=epochs,
+        seed=seed,
+        metric=error_metric("validation"),
+    )
     search = Search(Optimizer(space, settings), epochs=epochs, curve=partial(curve, epochs=epochs))
     search.run(workers=4, most_epochs=trainings * epochs)
     return true_error(search.best)
@@ -62,7 +71,16 @@ def two_objectives(trial: Any) -> None:
 
 def front(sampler: str, seed: int) -> float:
     """Return the percentage of the plane, error 0 to 100 % by log2 of the width 3 to 6, that a front of 200 trials dominates."""
-    settings = SearchSettings(sampler=sampler, scheduler="none", trials=200, seconds=None, epochs=EPOCHS, seed=seed, objectives=2)
+    settings = SearchSettings(
+        sampler=sampler,
+        scheduler="none",
+        trials=200,
+        seconds=None,
+        epochs=EPOCHS,
+        seed=seed,
+        objectives=2,
+        metric=error_metric("validation"),
+    )
     search = Search(Optimizer(two_objectives, settings), curve=of_width, results=against_width)
     search.run(workers=4)
     points = sorted((of_width(told.values, noise=0)[-1], told.results[1]) for told in search.trials.values() if told.results)

@@ -11,6 +11,7 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
 from resnet_core import ConfigError, measure_cost
+from tests.helpers.training_runs import paper_network
 
 
 def small_study(**changes: Any) -> Study:
@@ -43,14 +44,14 @@ def test_every_cell_has_the_same_seeds(tmp_path: Path) -> None:
 
 
 def test_runs_are_ordered_by_seed_and_then_deepest_first(tmp_path: Path) -> None:
-    runs = [(run.seed, run.spec.model.depth) for run in plan_of(tmp_path).runs]
+    runs = [(run.seed, run.spec.depth) for run in plan_of(tmp_path).runs]
     assert runs == [(0, 14), (0, 14), (0, 8), (0, 8), (1, 14), (1, 14), (1, 8), (1, 8)]
 
 
 def test_runs_are_resolved_from_the_data_and_have_distinct_fingerprints(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
-    assert {run.spec.model.num_classes for run in plan.runs} == {10}
-    assert all(run.spec.model.stages for run in plan.runs)
+    assert {paper_network(run.spec).num_classes for run in plan.runs} == {10}
+    assert all(paper_network(run.spec).stages for run in plan.runs)
     assert len({run.fingerprint for run in plan.runs}) == len(plan.runs)
 
 
@@ -162,8 +163,8 @@ def test_a_width_that_matches_costs_is_resolved_to_a_number_and_shared_with_that
     equal = costs["block=bottleneck match_flops=basic depth=20"] / costs["block=basic match_flops=None depth=20"]
     assert 0.9 < equal < 1.1
     matched = next(run for run in plan.runs if "match_flops=basic" in str(run.cell))
-    assert matched.spec.model.match_flops is None
-    by_number = {"block": "bottleneck", "depth": 20, "width": matched.spec.model.width}
+    assert paper_network(matched.spec).match_flops is None
+    by_number = {"block": "bottleneck", "depth": 20, "width": paper_network(matched.spec).width}
     again = plan_of(tmp_path, small_study(factors={"shortcut": ("A",)}), seeds=1, overrides=by_number)
     assert [run.fingerprint for run in again.runs] == [matched.fingerprint]
 
@@ -183,7 +184,7 @@ def test_cells_with_the_same_network_are_trained_once(tmp_path: Path) -> None:
 
 def test_a_level_may_make_a_setting_or_the_preset_valid(tmp_path: Path) -> None:
     bottleneck = plan_of(tmp_path, overrides={"block": "bottleneck"}, levels={"depth": ("11",)})  # the preset has depth 8
-    assert {run.spec.model.stages for run in bottleneck.runs} == {(1, 1, 1)}
+    assert {paper_network(run.spec).stages for run in bottleneck.runs} == {(1, 1, 1)}
     by_epochs = small_study(factors={"epochs": (1, 2)}, baseline={}, preset="cifar10")
     plan = plan_of(tmp_path, by_epochs, overrides={"data.name": "synthetic"})
     assert {plan.base.optim.iterations, *(run.spec.optim.iterations for run in plan.runs)} == {None}

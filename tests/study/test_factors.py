@@ -12,7 +12,6 @@ from PIL import Image
 
 from ablations.engine.cli import options
 from ablations.engine.search.plan import plan_search
-from ablations.engine.study.comparability import TRANSFORM_FIELDS, image_selection, selects_images
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
@@ -20,9 +19,12 @@ from ablations.engine.study.factors import split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
 from ablations.engine.submission.jobs import make_job
+from ablations.engine.task.image_data import TRANSFORM_FIELDS, image_selection, selects_images
 from resnet_core import ConfigError, DataConfig, build_model, load_dataset
 from resnet_core.data.cache import cache_key
 from resnet_core.data.splits import Split
+from resnet_core.overrides import run_schema
+from tests.helpers.training_runs import paper_network
 
 BASE: dict[str, Any] = {"name": "x", "question": "?", "settings": {"depth": 8}, "seeds": 2}
 
@@ -132,22 +134,22 @@ def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Pa
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
         assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
-        assert plan.training_images(run) == len(trained.train.labels) == run.spec.data.train_examples
+        assert plan.training_examples(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)
     assert all(np.array_equal(test.images, tests[0].images) and np.array_equal(test.labels, tests[0].labels) for test in tests)
     assert len({plan.dataset_for_run(run).version for run in plan.runs}) == 2
-    assert Counter(plan.training_images(run) for run in plan.runs) == {300: 4, 1437: 4}
+    assert Counter(plan.training_examples(run) for run in plan.runs) == {300: 4, 1437: 4}
     seeds = {cell: sorted(run.seed for run in plan.runs if run.cell == cell) for cell in plan.cells}
     assert list(seeds.values()) == [[0, 1]] * 4
 
 
-def test_a_network_is_logged_with_the_normalization_of_its_own_training_images(cache: Path) -> None:
+def test_a_network_is_logged_with_the_normalization_of_its_own_training_examples(cache: Path) -> None:
     from ablations.engine.submission.model_logging import pixels_to_scores  # imports torch
 
     plan = in_file(cache, {"train_examples": (300, 1437)}, seeds=1)
     for run in plan.runs:
-        model = pixels_to_scores(plan, run, build_model(run.spec.model).state_dict())
+        model = pixels_to_scores(plan, run, build_model(paper_network(run.spec)).state_dict())
         assert model.mean.item() == pytest.approx(load_dataset(run.spec.data, cache).mean[0])
     assert len({plan.dataset_for_run(run).mean for run in plan.runs}) == 2
 
@@ -163,7 +165,7 @@ def test_the_full_number_of_images_and_no_number_are_the_same_run(cache: Path) -
     alone = in_file(cache, {"depth": (8,)})
     assert alone.base.data.train_examples is None
     assert {run.fingerprint for run in alone.runs} == {
-        run.fingerprint for run in factor.runs if factor.training_images(run) == 1437
+        run.fingerprint for run in factor.runs if factor.training_examples(run) == 1437
     }
     tested = [in_file(cache, {"depth": (8,)}, settings={"test_examples": count}) for count in (None, 360, 100)]
     one, same, other = ({run.fingerprint for run in plan.runs} for plan in tested)
@@ -186,7 +188,7 @@ def test_of_equal_cells_the_one_with_the_baseline_is_kept(cache: Path, baseline:
     ]
 
 
-def test_the_data_summary_names_every_number_of_training_images(cache: Path) -> None:
+def test_the_data_summary_names_every_number_of_training_examples(cache: Path) -> None:
     two = in_file(cache, {"train_examples": (None, 300), "flip": (False, True)}).data_summary
     assert two.startswith("300 or 1,437 images to train, 360 images to score (")
     assert in_file(cache, {"train_examples": (1437, 64, 300)}).data_summary.startswith("64, 300 or 1,437 images to train, ")
@@ -210,25 +212,35 @@ def test_the_base_id_does_not_depend_on_the_requested_numbers_of_images(cache: P
 def test_a_design_has_the_training_images_of_each_cell(cache: Path) -> None:
     plan = in_file(cache, {"depth": (8, 14), "train_examples": (300, 5000)})
     design = Design.from_plan(plan, {})
-    assert [cell.train_images for cell in design.cells] == [300, 1437, 300, 1437]
-    assert design.training_images == {"train_examples=300": 300, "train_examples=5000": 1437}
-    assert [design.images_per_epoch(cell) for cell in design.cells] == [256, 1408, 256, 1408]
+    assert [cell.train_examples for cell in design.cells] == [300, 1437, 300, 1437]
+    assert design.training_examples == {"train_examples=300": 300, "train_examples=5000": 1437}
+    assert [design.examples_per_epoch(cell) for cell in design.cells] == [256, 1408, 256, 1408]
     assert {cell.data_version for cell in design.cells} == {plan.dataset_for_run(run).version for run in plan.runs}
-    assert not Design.from_plan(in_file(cache, {"depth": (8, 14)}), {}).training_images
+    assert not Design.from_plan(in_file(cache, {"depth": (8, 14)}), {}).training_examples
 
 
 def test_a_design_of_an_earlier_version_is_read(cache: Path) -> None:
     design = Design.from_plan(in_file(cache, {"depth": (8, 14)}), {})
     stored = json.loads(design.to_json())
+    del stored["metric"]
     for cell in stored["cells"]:
-        of_all = {name: cell.pop(name) for name in ("data_version", "train_images")}
-    assert Design.from_json(json.dumps(stored | of_all)) == design
+        of_all = {"data_version": cell.pop("data_version"), "train_images": cell.pop("train_examples")}
+    assert Design.from_json(json.dumps(stored | {"evaluation_split": "test"} | of_all)) == design
+
+
+def test_the_training_images_of_the_cells_of_an_earlier_design_are_read(cache: Path) -> None:
+    design = Design.from_plan(in_file(cache, {"data.train_examples": (300, 5000)}), {})
+    stored = json.loads(design.to_json())
+    for cell in stored["cells"]:
+        cell["train_images"] = cell.pop("train_examples")
+    assert Design.from_json(json.dumps(stored)) == design
 
 
 def test_a_design_under_former_names_of_fields_is_read(cache: Path) -> None:
     design = Design.from_plan(in_file(cache, {"momentum_form": ("pytorch", "caffe"), "optim.bn_recalibration": (False, True)}), {})
     stored = json.loads(design.to_json())
-    stored["scored_on"] = stored.pop("evaluation_split")
+    del stored["metric"]
+    stored["scored_on"] = "test"
     stored["factors"] = {"velocity": ["gradients", "updates"], "optim.bn_statistics": ["running", "averaged"]}
     forms, statistics = {"pytorch": "gradients", "caffe": "updates"}, {"False": "running", "True": "averaged"}
     for cell in stored["cells"]:
@@ -256,7 +268,7 @@ def test_image_folders_can_be_levels_if_their_test_images_are_the_same(tmp_path:
     other = folder(tmp_path / "other", train=6, shade=200)
     settings = {"depth": 8, "data.name": "imagefolder", "global_batch_size": 4, "stream": stream, "image_size": 16}
     plan = in_file(tmp_path / "cache", {"data.root": (full, half)}, settings=settings)
-    assert Counter(plan.training_images(run) for run in plan.runs) == {12: 2, 6: 2}
+    assert Counter(plan.training_examples(run) for run in plan.runs) == {12: 2, 6: 2}
     for others in ({"data.root": (full, other)}, {"data.root": (full,), "image_size": (16, 32)}):
         with pytest.raises(ConfigError, match="cannot be a factor: cells would be scored on different images of imagefolder"):
             in_file(tmp_path / "cache", others, settings=settings)
@@ -305,7 +317,7 @@ def test_all_cells_of_a_search_use_the_same_images(cache: Path) -> None:
     ],
 )
 def test_levels_are_split_at_commas_outside_of_brackets(name: str, text: str, levels: tuple[str, ...]) -> None:
-    assert split_levels(name, text) == levels
+    assert split_levels(run_schema(), name, text) == levels
 
 
 @pytest.mark.parametrize("text", ["0.5,0.75", "0.5", "[0.5,0.75", "0.5,0.75]", "[[0.5],[0.75]]", "[0.5],0.75", "[0.5][0.75]"])

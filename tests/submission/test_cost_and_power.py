@@ -21,6 +21,8 @@ from ablations.engine.submission.planning.cost_and_power import (
     estimate_cost,
     power,
 )
+from ablations.engine.submission.planning.view import _power_lines
+from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec, measure_cost, override
 from tests.helpers.synthetic_study import design
@@ -39,11 +41,12 @@ def past(
     spec: RunSpec, seconds: float, changes: Mapping[str, Any] | None = None, *, on_gpu: bool = False, images: int = 128
 ) -> CompletedRun:
     text = {name: str(value) for name, value in override(spec, changes or {}).flat().items()}
-    return CompletedRun(spec=text, train_images=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
+    return CompletedRun(spec=text, train_examples=images, seconds=seconds, device="a computer", on_gpu=on_gpu)
 
 
 def deepest(plan: Plan) -> RunSpec:
-    return plan.runs[0].spec
+    spec: RunSpec = plan.runs[0].spec
+    return spec
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ def deepest(plan: Plan) -> RunSpec:
 )
 def test_a_finished_run_of_the_same_shape_tells_how_long_another_takes(plan: Plan, changes: Mapping[str, Any]) -> None:
     estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12, changes)])
-    assert estimate.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.model.depth == 14}
+    assert estimate.seconds == {run.fingerprint: 12 for run in plan.runs if run.spec.depth == 14}
     assert estimate.source == "finished runs on a computer"
 
 
@@ -100,7 +103,7 @@ def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_pa
     study = Study(name="amounts", question="?", factors={"train_examples": (300, 1437)}, settings={"depth": 8}, seeds=1)
     plan = make_plan(study, StudyRequest(), cache=tmp_path)
     few, many = (next(run for run in plan.runs if run.spec.data.train_examples == count) for count in (300, 1437))
-    steps = {run: run.spec.optim.total_steps(plan.training_images(run)) for run in (few, many)}
+    steps = {run: run.spec.optim.total_steps(plan.training_examples(run)) for run in (few, many)}
     assert steps == {few: 40, many: 220}
     finished = [past(few.spec, 80, images=300), past(many.spec, 220, images=1437)]
     assert estimate_cost(plan, plan.runs, finished).seconds == {few.fingerprint: 80, many.fingerprint: 220}
@@ -129,7 +132,7 @@ def test_only_what_no_finished_run_tells_of_is_measured_and_each_network_once(pl
         return {compute_mode(specs[0]): CostModel(per_layer=1, per_multiply_add=0)}
 
     estimate = estimate_cost(plan, plan.runs, [past(deepest(plan), 12)], measure)
-    assert [spec.model.depth for spec in asked] == [8]
+    assert [spec.depth for spec in asked] == [8]
     assert list(estimate.seconds.values()) == [12, 12, 8 * STEPS, 8 * STEPS]
     assert estimate.source == "finished runs on a computer and a few steps measured here"
     estimate_cost(plan, plan.runs, [past(run.spec, 1) for run in plan.runs], measure)
@@ -179,7 +182,7 @@ def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: p
     )
     assert estimate.runs_estimated == 8
     assert all(0.001 < seconds < 60 for seconds in estimate.seconds.values())
-    shallow, deep = (estimate.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.model.depth)[::2])
+    shallow, deep = (estimate.seconds[run.fingerprint] for run in sorted(plan.runs, key=lambda run: run.spec.depth)[::2])
     assert shallow < deep
 
 
@@ -263,3 +266,14 @@ def test_two_seeds_find_nothing_and_a_hundred_may_not_be_enough() -> None:
     found = power(design(DEPTHS, {"depth": "20"}, seeds=2), errors_of(10, 20, depth=20))
     assert found is not None
     assert (found.detectable_alone, found.detectable_corrected, found.seeds_needed) == (None, None, None)
+
+
+def test_in_another_unit_the_target_is_a_hundredth_of_the_values() -> None:
+    made = replace(design(DEPTHS, {"depth": "20"}), metric=Metric("valid/loss", "nats"), task="chars", dataset="cifar10")
+    found = power(made, errors_of(1.31, 1.33, 1.36, depth=20))
+    assert found is not None
+    assert found.target == 0.01
+    shown = "\n".join(_power_lines(found, made.metric))
+    assert "0.01 nats take" in shown
+    assert "points" not in shown
+    assert power(made, {}) is None, "published errors say nothing about a loss"

@@ -15,6 +15,7 @@ from ablations.engine.submission.planning.cost_and_power import CostEstimate
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core import ModelConfig, measure_cost
+from tests.helpers.training_runs import paper_network
 
 STUDY = Study(
     name="blocks",
@@ -44,7 +45,7 @@ def entry(error: float, seconds: float = 7.0, outcome: str = "completed") -> Run
 
 
 def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan: Plan) -> None:
-    seconds = {run.fingerprint: 100.0 * run.spec.model.depth + run.seed for run in plan.runs if run.spec.model.block == "basic"}
+    seconds = {run.fingerprint: 100.0 * run.spec.depth + run.seed for run in plan.runs if paper_network(run.spec).block == "basic"}
     estimate = CostEstimate(seconds=seconds, source="steps", at_once=2, hours=2.0, gpu_hours=0.25)
     title, data, header, *lines = shown(plan, {}, estimate)
     assert title == "blocks on synthetic: Which blocks?"

@@ -30,8 +30,9 @@ from ablations.engine.submission.replay import (
     find_run,
     read_spec,
     replay,
-    replicate_errors,
+    replicate_values,
 )
+from ablations.engine.task.metric import error_metric
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
 from resnet_core import PRESETS, ConfigError, RunSpec, fingerprint, override, preset
@@ -51,7 +52,7 @@ def training(*errors: float, outcome: str = "completed") -> Training:
 
 
 def verdict(recorded: Training, replayed: Training, seeds: tuple[float, ...] = SEEDS) -> tuple[bool, str]:
-    same, lines = compare_trainings(recorded, replayed, seeds, "test/error")
+    same, lines = compare_trainings(recorded, replayed, seeds, error_metric("test"))
     return same, "\n".join(lines)
 
 
@@ -62,7 +63,7 @@ def with_value(given: Training, epoch: int, name: str, value: float) -> Training
 def test_equal_to_the_last_bit_is_said_of_all_epochs() -> None:
     assert verdict(training(9, 3.4), training(9, 3.4)) == (
         True,
-        "exactly equal: 2 epochs, every loss and error to the last bit",
+        "exactly equal: 2 epochs, every metric to the last bit",
     )
 
 
@@ -110,7 +111,7 @@ def test_a_diverged_run_is_to_diverge_again() -> None:
     diverged = training(9, 12, outcome="diverged")
     assert verdict(diverged, diverged) == (
         True,
-        "exactly equal: 2 epochs, every loss and error to the last bit, then diverged",
+        "exactly equal: 2 epochs, every metric to the last bit, then diverged",
     )
     later = verdict(diverged, training(9, 12, 40, outcome="diverged"))
     assert later[0]
@@ -227,11 +228,11 @@ def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(clie
     record(client, override(spec, {"seed": 5}), error=93, training_version="0")
     record(client, override(spec, {"seed": 6}), error=94, data="f" * 20)
     record(client, override(spec, {"seed": 7, "depth": 14}), error=95)
-    assert sorted(replicate_errors(client, first, "test/error")) == [1, 2, 3]
+    assert sorted(replicate_values(client, first, "test/error")) == [1, 2, 3]
     # An earlier attempt, chosen by its id, counts in place of the newest.
     again = record(client, spec, error=4, generation="2")
-    assert sorted(replicate_errors(client, first, "test/error")) == [1, 2, 3]
-    assert sorted(replicate_errors(client, client.get_run(again), "test/error")) == [2, 3, 4]
+    assert sorted(replicate_values(client, first, "test/error")) == [1, 2, 3]
+    assert sorted(replicate_values(client, client.get_run(again), "test/error")) == [2, 3, 4]
 
 
 def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
@@ -273,7 +274,7 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     spec = preset("smoke")
     dataset = load_dataset(spec.data)
     console = Console(file=io.StringIO(), width=200)
-    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), replicate_errors=SEEDS)
+    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), replicate_values=SEEDS)
     listener = _Listener(console, recorded, dataset)
     metrics = dict.fromkeys(listener.names, 1.0)
     listener.reported("run", {"epoch": 1, "metrics": metrics, "conditions": {}, "note": "a file is damaged"})
@@ -313,7 +314,7 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
     assert replay(study.request) == 0
     text = capsys.readouterr().out
     assert f"replay of shortcut=A seed=2, fingerprint {study.plan.runs[2].fingerprint}" in text
-    assert "exactly equal: 2 epochs, every loss and error to the last bit\n" in text
+    assert "exactly equal: 2 epochs, every metric to the last bit\n" in text
     assert "environment: the same training_version, code_version, device" in text
     assert study.left_behind() == before
 

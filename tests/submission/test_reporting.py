@@ -87,8 +87,8 @@ def test_every_epoch_of_every_run_comes_back(client: MlflowClient, gathered: Evi
     row = gathered.runs.iloc[5]
     history = {m.step: m.value for m in client.get_metric_history(row["run_id"], "test/error")}
     curve = gathered.curves[(gathered.curves["cell"] == row["cell"]) & (gathered.curves["seed"] == row["seed"])]
-    assert dict(zip(curve["epoch"], curve["error"], strict=True)) == history
-    assert row["error"] == history[EPOCHS]
+    assert dict(zip(curve["epoch"], curve["value"], strict=True)) == history
+    assert row["value"] == history[EPOCHS]
     assert (row["device"], row["torch"], row["precision"], row["world_size"]) == ("CPU", "2.14.1", "fp32", "1")
 
 
@@ -111,7 +111,7 @@ def test_runs_that_are_not_there_are_missing_and_other_sources_do_not_lose_a_run
     more = dataclasses.replace(first, fingerprints=(*first.fingerprints, "0" * 20))
     runs = results.gather(client, dataclasses.replace(asked, cells=(more,))).runs
     assert list(runs["outcome"]) == ["completed"] * 3 + ["missing"]
-    assert math.isnan(runs["error"].iloc[3])
+    assert math.isnan(runs["value"].iloc[3])
     other = results.gather(client, dataclasses.replace(asked, code_version="other"))
     assert set(other.runs["outcome"]) == {"completed"}
 
@@ -162,11 +162,11 @@ def test_mlflows_pages_have_the_answer_the_report_and_a_view_of_cells(client: Ml
     mlflow_page.write_overview(client, run_id, gathered, findings)
     run = client.get_run(run_id)
     cell = findings.cells[0]
-    assert run.data.metrics[f"test_error_mean/{cell.label.replace('=', ' ')}"] == cell.error.mean
+    assert run.data.metrics[f"test_error_mean/{cell.label.replace('=', ' ')}"] == cell.value.mean
     note = run.data.tags["mlflow.note.content"]
     assert r"Is \<b\>it\</b\> read back?" in note
     assert f"#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts/report/report.html" in note
-    assert f"{cell.error.mean:.2f} ± {cell.error.std:.2f}" in note
+    assert f"{cell.value.mean:.2f} ± {cell.value.std:.2f}" in note
     assert f"runs?viewStateShareKey={run_id}&compareRunsMode=CHART" in note
     view = json.loads(client.get_experiment(run.info.experiment_id).tags[f"mlflow.sharedViewState.{run_id}"])
     shown = client.search_runs([run.info.experiment_id], view["searchFilter"])
@@ -184,7 +184,9 @@ def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]
 def test_a_report_is_made_again_without_data_or_code(
     as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.engine.study.comparability.load_dataset", lambda *_, **__: pytest.fail("looked for the data"))
+    monkeypatch.setattr(
+        "ablations.engine.task.image_classification.load_dataset", lambda *_, **__: pytest.fail("looked for the data")
+    )
     with pytest.raises(SystemExit) as exited:
         main(STUDY)
     assert exited.value.code == 0

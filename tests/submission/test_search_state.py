@@ -13,6 +13,7 @@ from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.fields import reject
 from tests.helpers.submission import searched
+from tests.helpers.training_runs import paper_network
 
 PER_CELL = ("--per-cell", "--space", "lr", "--sampler", "random", "--scheduler", "none")
 
@@ -24,7 +25,7 @@ def entry(outcome: str, error: float) -> RunRecord:
 
 
 def past(cell: str, number: int, lr: float, error: float = 50.0, outcome: str = "completed") -> PastTrial:
-    epochs = {1: {"error": 80.0, "loss": 2.0, "seconds": 1.0}, 2: {"error": error, "loss": 1.0, "seconds": 2.0}}
+    epochs = {1: {"value": 80.0, "seconds": 1.0}, 2: {"value": error, "seconds": 2.0}}
     trial = SearchTrial(number=number, tag="trial.x", values={"optim.lr": lr})
     return PastTrial(cell=cell, trial=trial, record=entry(outcome, error), epochs=epochs)
 
@@ -45,7 +46,7 @@ def trained(state: SearchState, error: Callable[[Run], float], *, most: int = 10
 
 
 def lr_of(run: Run) -> float:
-    return run.spec.optim.lr
+    return float(run.spec.optim.lr)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_all_searches_come_along_alike(plan: SearchPlan) -> None:
 
 def test_each_search_ends_with_its_own_budget_and_chooses_its_own_best(plan: SearchPlan) -> None:
     state = SearchState(plan, (), nothing)
-    runs = trained(state, lambda run: lr_of(run) if run.spec.model.shortcut == "A" else 1 - lr_of(run))
+    runs = trained(state, lambda run: lr_of(run) if paper_network(run.spec).shortcut == "A" else 1 - lr_of(run))
     assert state.is_finished
     assert state.ended_trials == len(runs) == 12
     assert state.fraction_done == 1

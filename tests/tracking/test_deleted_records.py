@@ -30,6 +30,7 @@ from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import ConfigError, build_model
+from tests.helpers.training_runs import paper_network
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
 LAST = {**METRICS, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
@@ -116,7 +117,7 @@ def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_
     assert "\n" not in said
     assert not list(home.glob("journals/*.hold"))
     with pytest.raises(ConfigError, match="was deleted in MLflow; restore it: "):
-        reporting.rebuild_report(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
+        reporting.read_study(make_draft(trained.study, StudyRequest()), parsed(trained, client, "--report"))
     assert preview.preview(trained, parsed(trained, client, "--plan", "--no-calibrate")) == 0
     assert said in capsys.readouterr().out
     restore, remove = said_between(said, "restore it: ", "; or delete"), said.rpartition("starts a new one: ")[2]
@@ -245,7 +246,7 @@ def test_an_error_of_mlflow_amid_the_models_says_what_it_is_about(
     run = trained.runs[0]
     storage = home / "checkpoints"
     storage.mkdir()
-    checkpoint = {"model": build_model(run.spec.model).state_dict()}
+    checkpoint = {"model": build_model(paper_network(run.spec)).state_dict()}
     CheckpointFolder(str(storage), run.fingerprint).save(checkpoint, EPOCHS)
     log = model_logging._log
 

@@ -311,7 +311,7 @@ def test_learning_curves_come_over_http_in_a_few_questions_whatever_the_number_o
     asked = Design.from_plan(plan, {})
     evidence = results.gather(client, asked)
     assert len(evidence.curves) == 6 * EPOCHS
-    assert dict(zip(evidence.curves["epoch"], evidence.curves["error"], strict=True)) == {n: 60.0 / n for n in range(1, EPOCHS + 1)}
+    assert dict(zip(evidence.curves["epoch"], evidence.curves["value"], strict=True)) == {n: 60.0 / n for n in range(1, EPOCHS + 1)}
     before = proxy.count
     results.gather(connect(proxy.uri), asked)
     assert proxy.count - before <= 6  # what there is, one page of runs, three metrics

@@ -304,9 +304,9 @@ def test_runs_without_a_result_are_counted_and_the_others_averaged(client: Mlflo
     tracker.ended(second, "diverged", "the loss is not finite")
     tracker.flush()
     none, a = analyze_study(results.gather(client, Design.from_plan(plan, {}))).cells
-    assert (none.error.n, none.planned, none.error.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
+    assert (none.value.n, none.planned, none.value.mean, dict(none.problems)) == (1, 2, 40.0, {"diverged": 1})
     assert none.reasons == ("the loss is not finite",)
-    assert (a.error.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
+    assert (a.value.n, a.planned, dict(a.problems)) == (0, 2, {"missing": 2})
     assert (none.without_result, a.without_result) == (0, 2)
 
 
@@ -370,7 +370,7 @@ def test_whoever_has_no_name_on_this_machine_is_a_number(monkeypatch: pytest.Mon
 
 def another(plan: Plan, tmp_path: Path) -> Plan:
     """Another study with the same runs."""
-    study = Study(**{**vars(plan.study), "name": f"{plan.study.name}-b"})
+    study = replace(plan.study, name=f"{plan.study.name}-b")
     return make_plan(study, StudyRequest(overrides={"lr": plan.base.optim.lr}), cache=tmp_path)
 
 

@@ -30,6 +30,7 @@ from resnet_core.training.loop import init_state
 from tests.helpers.checkpoints import epoch_of, small_disk, state
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import make_job
+from tests.helpers.training_runs import paper_network
 
 
 def saved(storage: Path, *epochs: int) -> CheckpointFolder:
@@ -261,7 +262,7 @@ def trained(storage: Path, spec: RunSpec) -> Path:
 
 def test_two_lines_of_the_documentation_open_a_checkpoint_with_torch_alone(tmp_path: Path) -> None:
     spec = override(preset("smoke"), {"epochs": 2})
-    file, net = trained(tmp_path, spec), build_model(spec.model)
+    file, net = trained(tmp_path, spec), build_model(paper_network(spec))
     lines = re.search(r"^saved = torch\.load\(file, .*\nnet\.load_state_dict\(.*\n", PLAIN_PYTORCH, re.MULTILINE)
     assert lines
     exec(lines[0], {"torch": torch, "file": str(file), "net": net})

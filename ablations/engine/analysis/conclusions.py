@@ -14,8 +14,7 @@ from ablations.engine.analysis.findings import (
     Estimate,
     Interaction,
 )
-from ablations.engine.analysis.inference import ZERO_TOLERANCE_POINTS
-from ablations.engine.analysis.number_format import magnitude, signed
+from ablations.engine.analysis.number_format import ValueFormat
 from resnet_core.fields import counted
 
 MAX_NAMED = 3
@@ -32,6 +31,7 @@ def conclude_factor(
     interactions: Sequence[Interaction],
     simple: Sequence[SimpleEffect],
     cells: Sequence[CellFinding],
+    formats: ValueFormat,
 ) -> Answer:
     """Return the verdict on one factor of a study, with the sentences that support it.
 
@@ -45,14 +45,18 @@ def conclude_factor(
         interactions: Interactions of all pairs of factors of the study.
         simple: Simple effects of this factor, at every combination of the other factors.
         cells: All cells of the study.
+        formats: Formats of the study's values.
     """
+    wording = _Wording(formats)
     own = [each for each in effects if each.factor == factor]
     significant = [each for each in interactions if factor in each.factors and each.difference.significant]
     interacting = {level for each in significant for name, level in zip(each.factors, each.levels, strict=True) if name == factor}
     at_a_combination = {each.level for each in simple if each.difference.significant}
     strengths = {each.level: _strength(each.difference) for each in own}
-    average = _average_text(own, effects)
-    combinations = _combinations_text(simple, interacting, {level for level in strengths if strengths[level] == "significant"})
+    average = wording.average_text(own, effects)
+    combinations = wording.combinations_text(
+        simple, interacting, {level for level in strengths if strengths[level] == "significant"}
+    )
     moderators = dict.fromkeys(name for each in significant for name in each.factors if name != factor)
     dependence = f"the effect depends on {' and '.join(moderators)}: {combinations}" if moderators else combinations
     if "significant" in strengths.values():
@@ -66,68 +70,101 @@ def conclude_factor(
     elif not own or "untested" in strengths.values():
         verdict, lead, texts = "cannot be said yet", f"The effect of {factor} cannot be said yet", [average]
     else:
-        verdict, lead, texts = "no effect shown", f"No effect of {factor} is shown", [_bounds_text(own, effects)]
+        verdict, lead, texts = "no effect shown", f"No effect of {factor} is shown", [wording.bounds_text(own, effects)]
     first, *rest = [text for text in (*texts, _missing_runs_text(own, cells)) if text]
     return Answer(factor=factor, verdict=verdict, text=" ".join([f"{lead}: {first}.", *(f"{_sentence(text)}." for text in rest)]))
 
 
-def _average_text(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
-    """Return the average effects of the strongest levels, and the number of other levels by strength of evidence."""
-    if not own:
-        return "no combination of the other factors has runs of two of its levels"
-    tests = _number_of_tests(effects)
-    named, others = _strongest(own)
-    claims = [f"{_level_change(each)} {_predicate(each.difference, tests)}" for each in named]
-    if others:
-        counts = Counter(_strength(each.difference) for each in others)
-        phrases = {"significant": "a significant", "possible": "a possible", "none": "no", "untested": "an untested"}
-        parts = [f"{counts[strength]} with {text} effect" for strength, text in phrases.items() if strength in counts]
-        claims.append(f"the study has {counted(len(others), 'more level')}: {', '.join(parts)}")
-    return _averaged_over(own, effects) + "; ".join(claims)
+class _Wording:
+    """The sentences about effects, in the words and the unit of the study's metric."""
 
+    def __init__(self, formats: ValueFormat) -> None:
+        self._formats, self._label = formats, f"the {formats.metric.label}"
 
-def _bounds_text(own: Sequence[Effect], effects: Sequence[Effect]) -> str:
-    """Return the largest effect that the confidence intervals leave possible."""
-    named, others = _strongest(own)
-    claims = [f"{_level_change(each)} gives {_difference_text(each.difference)}" for each in named]
-    if others:
-        claims.append(f"the study has {counted(len(others), 'more level')}, with smaller mean differences")
-    if bounds := [abs(bound) for each in own for bound in (each.difference.low, each.difference.high) if bound is not None]:
-        claims.append(f"the intervals reach {magnitude(max(bounds))} points, so a larger change is unlikely")
-    return _averaged_over(own, effects) + "; ".join(claims)
+    def average_text(self, own: Sequence[Effect], effects: Sequence[Effect]) -> str:
+        """Return the average effects of the strongest levels, and the number of other levels by strength of evidence."""
+        if not own:
+            return "no combination of the other factors has runs of two of its levels"
+        tests = _number_of_tests(effects)
+        named, others = _strongest(own)
+        claims = [f"{_level_change(each)} {self._predicate(each.difference, tests)}" for each in named]
+        if others:
+            counts = Counter(_strength(each.difference) for each in others)
+            phrases = {"significant": "a significant", "possible": "a possible", "none": "no", "untested": "an untested"}
+            parts = [f"{counts[strength]} with {text} effect" for strength, text in phrases.items() if strength in counts]
+            claims.append(f"the study has {counted(len(others), 'more level')}: {', '.join(parts)}")
+        return _averaged_over(own, effects) + "; ".join(claims)
 
+    def bounds_text(self, own: Sequence[Effect], effects: Sequence[Effect]) -> str:
+        """Return the largest effect that the confidence intervals leave possible."""
+        named, others = _strongest(own)
+        claims = [f"{_level_change(each)} gives {self._difference_text(each.difference)}" for each in named]
+        if others:
+            claims.append(f"the study has {counted(len(others), 'more level')}, with smaller mean differences")
+        if bounds := [abs(bound) for each in own for bound in (each.difference.low, each.difference.high) if bound is not None]:
+            claims.append(f"the intervals reach {self._formats.size(max(bounds))}, so a larger change is unlikely")
+        return _averaged_over(own, effects) + "; ".join(claims)
 
-def _combinations_text(simple: Sequence[SimpleEffect], interacting: Set[str], on_average: Set[str]) -> str:
-    """Return the strongest simple effects of each level that its average effect describes badly.
+    def combinations_text(self, simple: Sequence[SimpleEffect], interacting: Set[str], on_average: Set[str]) -> str:
+        """Return the strongest simple effects of each level that its average effect describes badly.
 
-    Such a level takes part in a significant interaction, has a significant simple effect but no significant average effect, or has
-    simple effects whose confidence intervals do not overlap.
+        Such a level takes part in a significant interaction, has a significant simple effect but no significant average effect, or
+        has simple effects whose confidence intervals do not overlap.
 
-    Args:
-        interacting: Levels that take part in a significant interaction.
-        on_average: Levels with a significant average effect.
-    """
-    reported = []
-    for level in dict.fromkeys(each.level for each in simple if each.at):
-        of_level = [each for each in simple if each.level == level and each.difference.n]
-        hidden = level not in on_average and any(each.difference.significant for each in of_level)
-        if level in interacting or hidden or _intervals_disjoint(of_level):
-            reported.append(sorted(of_level, key=_by_strength))
-    reported.sort(key=lambda of_level: _by_strength(of_level[0]))
-    tests = _number_of_tests(simple)
-    return "; ".join(_extreme_combinations(of_level, tests) for of_level in reported[:MAX_LEVELS_BY_COMBINATION])
+        Args:
+            interacting: Levels that take part in a significant interaction.
+            on_average: Levels with a significant average effect.
+        """
+        reported = []
+        for level in dict.fromkeys(each.level for each in simple if each.at):
+            of_level = [each for each in simple if each.level == level and each.difference.n]
+            hidden = level not in on_average and any(each.difference.significant for each in of_level)
+            if level in interacting or hidden or _intervals_disjoint(of_level):
+                reported.append(sorted(of_level, key=_by_strength))
+        reported.sort(key=lambda of_level: _by_strength(of_level[0]))
+        tests = _number_of_tests(simple)
+        return "; ".join(self._extreme_combinations(of_level, tests) for of_level in reported[:MAX_LEVELS_BY_COMBINATION])
 
+    def _extreme_combinations(self, of_level: Sequence[SimpleEffect], tests: int) -> str:
+        """Return a level's strongest simple effect, which comes first, and the one farthest from it."""
+        first, *others = of_level
+        claims = [f"at {first.at}, {_level_change(first)} {self._predicate(first.difference, tests)}"]
+        if others:
+            farthest = max(others, key=lambda each: abs(_mean(each) - _mean(first)))
+            claims.append(f"at {farthest.at} it {self._predicate(farthest.difference, tests)}")
+        if len(others) > 1:
+            claims.append(f"{counted(len(others) - 1, 'more combination')} not named here")
+        return ", ".join(claims)
 
-def _extreme_combinations(of_level: Sequence[SimpleEffect], tests: int) -> str:
-    """Return a level's strongest simple effect, which comes first, and the one farthest from it."""
-    first, *others = of_level
-    claims = [f"at {first.at}, {_level_change(first)} {_predicate(first.difference, tests)}"]
-    if others:
-        farthest = max(others, key=lambda each: abs(_mean(each) - _mean(first)))
-        claims.append(f"at {farthest.at} it {_predicate(farthest.difference, tests)}")
-    if len(others) > 1:
-        claims.append(f"{counted(len(others) - 1, 'more combination')} not named here")
-    return ", ".join(claims)
+    def _predicate(self, difference: Estimate, tests: int) -> str:
+        """Return a tested difference as the predicate of a sentence. `tests` is the number of tests in its family."""
+        strength, value, mean = _strength(difference), self._difference_text(difference), difference.mean or 0
+        if strength == "significant":
+            verb = "raises" if mean > 0 else "lowers"
+            return f"{verb} {self._label} by {self._formats.size(mean)} ({self._interval(difference)})"
+        if strength == "possible":
+            adjusted = f"adjusted for {counted(tests, 'comparison')}, p = {difference.p_adjusted:.2g}"
+            return f"may {'raise' if mean > 0 else 'lower'} {self._label}: {value}, but this may be chance ({adjusted})"
+        if strength == "none":
+            return f"shows no effect: {value}"
+        if not difference.n:
+            return "has no test, because no seed has all runs of the comparison"
+        why = "which do not vary and so allow no t test" if difference.std == 0 else "too few for a test"
+        return f"shows {value}, {why}"
+
+    def _difference_text(self, difference: Estimate) -> str:
+        seeds = counted(difference.n, "seed")
+        if _is_identical(difference):
+            return f"no difference in any of {seeds}"
+        points = self._formats.in_points(self._formats.signed(difference.mean or 0))
+        if difference.std == 0:
+            return f"{points} in each of {seeds}"
+        if difference.low is None:
+            return f"{points} in {seeds}"
+        return f"{points} ({self._interval(difference)})" + f" in {seeds}" * (difference.p is None)
+
+    def _interval(self, difference: Estimate) -> str:
+        return f"95 % CI {self._formats.signed(difference.low or 0)} to {self._formats.signed(difference.high or 0)}"
 
 
 def _missing_runs_text(own: Sequence[Effect], cells: Sequence[CellFinding]) -> str:
@@ -153,38 +190,6 @@ def _strength(difference: Estimate) -> str:
     if difference.p is None:
         return "untested"
     return "possible" if difference.p < 1 - CONFIDENCE_LEVEL else "none"
-
-
-def _predicate(difference: Estimate, tests: int) -> str:
-    """Return a tested difference as the predicate of a sentence. `tests` is the number of tests in its family."""
-    strength, value, mean = _strength(difference), _difference_text(difference), difference.mean or 0
-    if strength == "significant":
-        return f"{'raises' if mean > 0 else 'lowers'} the error by {magnitude(mean)} points ({_interval(difference)})"
-    if strength == "possible":
-        adjusted = f"adjusted for {counted(tests, 'comparison')}, p = {difference.p_adjusted:.2g}"
-        return f"may {'raise' if mean > 0 else 'lower'} the error: {value}, but this may be chance ({adjusted})"
-    if strength == "none":
-        return f"shows no effect: {value}"
-    if not difference.n:
-        return "has no test, because no seed has all runs of the comparison"
-    why = "which do not vary and so allow no t test" if difference.std == 0 else "too few for a test"
-    return f"shows {value}, {why}"
-
-
-def _difference_text(difference: Estimate) -> str:
-    seeds = counted(difference.n, "seed")
-    if _is_identical(difference):
-        return f"no difference in any of {seeds}"
-    points = f"{signed(difference.mean or 0)} points"
-    if difference.std == 0:
-        return f"{points} in each of {seeds}"
-    if difference.low is None:
-        return f"{points} in {seeds}"
-    return f"{points} ({_interval(difference)})" + f" in {seeds}" * (difference.p is None)
-
-
-def _interval(difference: Estimate) -> str:
-    return f"95 % CI {signed(difference.low or 0)} to {signed(difference.high or 0)}"
 
 
 def _level_change(contrast: Contrast) -> str:
@@ -216,7 +221,7 @@ def _number_of_tests(family: Sequence[Contrast]) -> int:
 
 
 def _is_identical(difference: Estimate) -> bool:
-    return difference.std == 0 and abs(difference.mean or 0) <= ZERO_TOLERANCE_POINTS
+    return difference.std == 0 and not difference.mean
 
 
 def _by_strength(contrast: Contrast) -> tuple[bool, float]:

@@ -12,7 +12,7 @@ from itertools import combinations, product
 import numpy as np
 
 from ablations.engine.analysis.findings import Effect, Estimate, Interaction
-from ablations.engine.analysis.inference import Array, paired_tests
+from ablations.engine.analysis.inference import Array, paired_tests, zero_tolerance
 from ablations.engine.study.design import Design
 
 
@@ -33,14 +33,14 @@ def reference_levels(design: Design) -> dict[str, str]:
     return {name: design.baseline.get(name, levels[0]) for name, levels in design.factors.items() if len(levels) > 1}
 
 
-def estimate_effects(design: Design, errors: Array) -> tuple[Effect, ...]:
+def estimate_effects(design: Design, values: Array) -> tuple[Effect, ...]:
     """Return the average effect of every level, as one family for Holm's adjustment.
 
     A level is left out if no combination of the other factors has both the level and its reference.
 
     Args:
         design: The design of the study.
-        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
+        values: Values of completed runs; a row per cell of the design, a column per seed, NaN without a result.
     """
     named, contrasts = [], []
     for factor, reference in reference_levels(design).items():
@@ -49,14 +49,14 @@ def estimate_effects(design: Design, errors: Array) -> tuple[Effect, ...]:
             both = [(row[level,], row[reference,]) for row in rows.values() if {(level,), (reference,)} <= row.keys()]
             if both:
                 named.append((factor, level, reference, len(both)))
-                contrasts.append(_mean_per_seed(errors[row] - errors[reference] for row, reference in both))
+                contrasts.append(_mean_per_seed(values[row] - values[reference] for row, reference in both))
     return tuple(
         Effect(factor=factor, level=level, reference=reference, combinations=count, difference=each)
-        for (factor, level, reference, count), each in zip(named, _test_family(contrasts, errors), strict=True)
+        for (factor, level, reference, count), each in zip(named, _test_family(contrasts, values), strict=True)
     )
 
 
-def estimate_simple_effects(design: Design, errors: Array, factor: str) -> tuple[SimpleEffect, ...]:
+def estimate_simple_effects(design: Design, values: Array, factor: str) -> tuple[SimpleEffect, ...]:
     """Return the simple effects of a factor's levels at every combination of the others, as one family for Holm's adjustment."""
     reference = reference_levels(design)[factor]
     named, contrasts = [], []
@@ -64,14 +64,14 @@ def estimate_simple_effects(design: Design, errors: Array, factor: str) -> tuple
         for level in _other_levels(design, factor):
             if {(level,), (reference,)} <= row_by_level.keys():
                 named.append((level, " ".join(at)))
-                contrasts.append(errors[row_by_level[level,]] - errors[row_by_level[reference,]])
+                contrasts.append(values[row_by_level[level,]] - values[row_by_level[reference,]])
     return tuple(
         SimpleEffect(factor=factor, level=level, reference=reference, at=at, difference=each)
-        for (level, at), each in zip(named, _test_family(contrasts, errors), strict=True)
+        for (level, at), each in zip(named, _test_family(contrasts, values), strict=True)
     )
 
 
-def estimate_interactions(design: Design, errors: Array) -> tuple[Interaction, ...]:
+def estimate_interactions(design: Design, values: Array) -> tuple[Interaction, ...]:
     """Return the interactions of all pairs of factors, as one family for Holm's adjustment.
 
     An interaction is left out if no combination of the other factors has all four cells that it needs.
@@ -85,10 +85,10 @@ def estimate_interactions(design: Design, errors: Array) -> tuple[Interaction, .
             whole = [[row[corner] for corner in corners] for row in rows.values() if set(corners) <= row.keys()]
             if whole:
                 named.append((pair, (a, b), (first, second)))
-                contrasts.append(_mean_per_seed(errors[r] - errors[s] - errors[t] + errors[u] for r, s, t, u in whole))
+                contrasts.append(_mean_per_seed(values[r] - values[s] - values[t] + values[u] for r, s, t, u in whole))
     return tuple(
         Interaction(factors=pair, levels=levels, references=reference, difference=each)
-        for (pair, levels, reference), each in zip(named, _test_family(contrasts, errors), strict=True)
+        for (pair, levels, reference), each in zip(named, _test_family(contrasts, values), strict=True)
     )
 
 
@@ -111,5 +111,5 @@ def _mean_per_seed(contrasts: Iterable[Array]) -> Array:
     return np.asarray(np.mean(list(contrasts), axis=0))
 
 
-def _test_family(contrasts: Sequence[Array], errors: Array) -> list[Estimate]:
-    return paired_tests(np.reshape(contrasts, (len(contrasts), errors.shape[1])))
+def _test_family(contrasts: Sequence[Array], values: Array) -> list[Estimate]:
+    return paired_tests(np.reshape(contrasts, (len(contrasts), values.shape[1])), zero_tolerance(values))

@@ -9,8 +9,7 @@ import pandas as pd
 
 from ablations.engine.study.design import Design
 
-RESULT_METRICS = {
-    "train_error": "train/error",
+COST_METRICS = {
     "parameters": "parameters",
     "flops": "flops",
     "images_per_second": "images_per_second",
@@ -18,7 +17,7 @@ RESULT_METRICS = {
     "seconds": "train_seconds",
     "gpu_hours": "gpu_hours",
 }
-"""Columns of `Evidence.runs`, and the metrics whose last values they hold. The column `error` holds the evaluation error."""
+"""Columns of `Evidence.runs`, and the metrics whose last values they hold. A training need not report any of them."""
 CONDITION_COLUMNS = (
     "code_version",
     "data_version",
@@ -32,7 +31,7 @@ CONDITION_COLUMNS = (
     "git.changed",
 )
 """Columns of `Evidence.runs` with the conditions of a training; an empty string means unknown."""
-CURVE_COLUMNS = ("train_error", "error", "epoch_seconds")
+CURVE_COLUMNS = ("train_value", "value", "epoch_seconds")
 """Columns of `Evidence.curves` with one value per epoch."""
 
 
@@ -43,19 +42,20 @@ class Evidence:
     design: Design
     runs: pd.DataFrame
     """A row per run of the design: `cell` (label), `seed`, `fingerprint`, `run_id` (empty without an MLflow run), `outcome`
-    (`completed`, `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `error` (percent) and the
-    columns of `RESULT_METRICS` (final epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further
-    metrics under their own names, such as `test/ten_crop_error`."""
+    (`completed`, `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `value` (of the design's
+    metric), `train_value` (the same quantity on training data, NaN if it is not reported) and the columns of `COST_METRICS` (final
+    epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further metrics under their own names, such as
+    `test/loss`."""
     curves: pd.DataFrame
-    """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: errors in percent
-    and the duration of the epoch in seconds."""
+    """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: the metric on
+    training data, the metric itself, and the duration of the epoch in seconds. A column is NaN if it is not reported."""
     probes: pd.DataFrame
     """The columns of `resnet_core.training.probes.Row` with `cell` and `seed`; empty if nothing was probed."""
     trials: pd.DataFrame | None = None
     """A row per trial of a search: `cell` (label of a `SearchCell`), `number` (from 0 within the cell), `run_id`, `outcome`
     (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (training so far, without the
-    epochs of a trial that this one branched from), `error` and `loss` (validation, last epoch), `gpu_hours`, `flops` (NaN if
+    epochs of a trial that this one branched from), `value` (of the search's metric, last epoch), `gpu_hours`, `flops` (NaN if
     unknown), `changes` (`optim.changes` of population-based training as text, otherwise empty), `attempts`, and the values of the
     searched fields under their dotted names. None without a search."""
     trial_curves: pd.DataFrame | None = None
-    """A row per epoch of a trial: `cell`, `number`, `epoch` (from 1), `error` (validation, percent). None without a search."""
+    """A row per epoch of a trial: `cell`, `number`, `epoch` (from 1), `value` (of the search's metric). None without a search."""

@@ -1,11 +1,13 @@
 """The results of a study's analysis as plain data. The terminal, tables, figures and report display them.
 
-Errors are in percent and differences in percentage points. Both refer to the evaluation split in the final epoch.
+Values are those of the study's metric in the final epoch, and differences are in `Metric.difference_unit`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ablations.engine.task.metric import Metric
 
 CONFIDENCE_LEVEL = 0.95
 """Confidence level of every interval. The significance level of every test is 1 - CONFIDENCE_LEVEL."""
@@ -47,16 +49,19 @@ class CellFinding:
     label: str
     levels: Mapping[str, str]
     planned: int
-    """Number of seeds that the study asks for; `error.n` of them completed."""
-    error: Estimate
-    train_error: Estimate
+    """Number of seeds that the study asks for; `value.n` of them completed."""
+    value: Estimate
+    """Value of the study's metric in the final epoch."""
+    train_value: Estimate
+    """Value of the same quantity on training data; without a mean if the runs do not report it."""
     problems: Mapping[str, int]
     """Number of runs that did not complete, by outcome: diverged, oom, failed, stopped, running, missing."""
     reasons: tuple[str, ...]
-    """Distinct error messages of the runs that did not complete."""
+    """Distinct messages of the runs that did not complete."""
     parameters: float | None
+    """Number of parameters. This and all costs below are None if the runs do not report them."""
     flops: float | None
-    """Multiply-adds of the forward pass of one image."""
+    """Multiply-adds of the forward pass of one example."""
     images_per_second: float | None
     peak_memory_mb: float | None
     """Peak memory of one worker, in MiB."""
@@ -65,14 +70,14 @@ class CellFinding:
     gpu_hours: float | None
     """GPU-hours of a run; 0 without GPUs."""
     on_pareto_front: bool = False
-    """True if the cell is on the Pareto front of multiply-adds and mean error."""
+    """True if the cell is on the Pareto front of multiply-adds and mean value."""
     flags: tuple[str, ...] = ()
     """Conditions that differ between the runs of the cell: `trained with torch 2.14 and 2.15`."""
 
     @property
     def without_result(self) -> int:
         """Number of runs without a result. A diverged run counts as a result."""
-        return self.planned - self.error.n - self.problems.get("diverged", 0)
+        return self.planned - self.value.n - self.problems.get("diverged", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class Comparison:
     cell: str
     baseline: str
     difference: Estimate
-    """Error of the cell minus error of its baseline, over the seeds that both completed."""
+    """Value of the cell minus value of its baseline, over the seeds that both completed."""
     planned: int
     """Number of seeds that the study asks for."""
     note: str = ""
@@ -127,7 +132,7 @@ class AnovaTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class Anova:
-    """A type II analysis of variance of the error, with seeds as blocks, factors, and two-way interactions."""
+    """A type II analysis of variance of the values, with seeds as blocks, factors, and two-way interactions."""
 
     terms: tuple[AnovaTerm, ...]
     residual_df: float
@@ -158,14 +163,14 @@ class ChosenTrial:
     changes: str
     """Values that change during training, by epoch, if population-based training found them; otherwise empty."""
     score: float
-    """Validation error in the last epoch, in percent."""
+    """Value of the search's metric in the last epoch."""
     at_edge: Mapping[str, str]
     """Fields whose value is close to an end of the searched range, with that end: `low` or `high`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """The importance of one field for the validation error, within the space and the trials of one search."""
+    """The importance of one field for the search's metric, within the space and the trials of one search."""
 
     field: str
     share: float
@@ -200,7 +205,7 @@ class SearchCellFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The gain of tuning in one cell: error of the chosen minus error of the default configuration, paired by seed."""
+    """The gain of tuning in one cell: value of the chosen minus value of the default configuration, paired by seed."""
 
     cell: str
     level: str
@@ -215,9 +220,9 @@ class RankChange:
     cell: str
     baseline: str
     before: Estimate
-    """Error of the variant minus error of the baseline, both with the default configuration."""
+    """Value of the variant minus value of the baseline, both with the default configuration."""
     after: Estimate
-    """Error of the variant minus error of the baseline, each tuned by its own search."""
+    """Value of the variant minus value of the baseline, each tuned by its own search."""
     change: Estimate
     """`after` minus `before`, paired by seed."""
 
@@ -237,6 +242,10 @@ class Ranking:
 class SearchFindings:
     """The findings about a search, in addition to the study's own comparisons."""
 
+    metric: Metric
+    """Metric that trials are scored by."""
+    decimals: int
+    """Decimals that suit the scores."""
     cells: tuple[SearchCellFinding, ...]
     """One per cell, in the order of the design."""
     gains: tuple[Gain, ...]
@@ -251,7 +260,10 @@ class SearchFindings:
 class Findings:
     """All findings about a study."""
 
-    evaluation_split: str
+    metric: Metric
+    """Metric by which cells are compared."""
+    decimals: int = 2
+    """Decimals that suit the values and their differences."""
     cells: tuple[CellFinding, ...]
     """One per cell, in the order of the design."""
     comparisons: tuple[Comparison, ...]

@@ -19,6 +19,7 @@ from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, Importance
 from ablations.engine.analysis.optuna_trials import frozen_trials
 from ablations.engine.analysis.trial_table import search_design
 from ablations.engine.study.design import SearchCell
+from ablations.engine.task.metric import Metric
 
 MIN_COMPLETED_TRIALS = 10
 """Fewest completed trials for which importances are given."""
@@ -55,10 +56,11 @@ def field_importances(evidence: Evidence, cell: SearchCell) -> tuple[Importance,
     if len(trials) < MIN_COMPLETED_TRIALS:
         return f"Importance needs {MIN_COMPLETED_TRIALS} completed trials, and this search has {len(trials)}"
     if len({trial.values[0] for trial in trials}) == 1:
-        return "All completed trials have the same error, so no field has any importance"
+        return f"All completed trials have the same {search_design(evidence).metric.label}, so no field has any importance"
     drawn = np.random.default_rng(0).integers(len(trials), size=(BOOTSTRAP_RESAMPLES, len(trials)))
-    found = _importance_shares(trials)
-    resampled = [_importance_shares([trials[i] for i in row]) for row in drawn]
+    metric = search_design(evidence).metric
+    found = _importance_shares(trials, metric)
+    resampled = [_importance_shares([trials[i] for i in row], metric) for row in drawn]
     return tuple(
         Importance(
             field=field,
@@ -71,13 +73,13 @@ def field_importances(evidence: Evidence, cell: SearchCell) -> tuple[Importance,
     )
 
 
-def _importance_shares(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+def _importance_shares(trials: Sequence[FrozenTrial], metric: Metric) -> dict[str, float]:
     """Return the importance of each field in these trials; the values add up to 1."""
     best = max(BEST_TRIAL_FRACTION, MIN_BEST_TRIALS / len(trials))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a branch with one trial or a sample of equal errors: the interval shows it
+        warnings.simplefilter("ignore", UserWarning)  # a branch with one trial or a sample of equal values: the interval shows it
         return get_param_importances(
             _ResampledStudy(trials),
             evaluator=PedAnovaImportanceEvaluator(target_quantile=best),
-            target=lambda trial: trial.values[0],
+            target=lambda trial: metric.minimized(trial.values[0]),  # it assumes that less is better
         )

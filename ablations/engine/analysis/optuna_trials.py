@@ -33,7 +33,7 @@ def _frozen_trial(
 ) -> FrozenTrial:
     state = OPTUNA_STATES.get(row["outcome"], TrialState.FAIL)
     params = {field: _storable_value(row[field]) for field in distributions if row[field] is not None}
-    values = [row["error"], row[objective]] if objective else [row["error"]]
+    values = [row["value"], row[objective]] if objective else [row["value"]]
     return create_trial(
         state=state,
         values=list(map(float, values)) if state is TrialState.COMPLETE else None,
@@ -57,10 +57,10 @@ def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:
 
 
 def _curves_by_number(evidence: Evidence, cell: SearchCell) -> dict[Any, dict[int, float]]:
-    """Return the validation error in percent by epoch, by the number of the trial."""
+    """Return the value of the search's metric by epoch, by the number of the trial."""
     assert evidence.trial_curves is not None, "a search has curves"
-    curves = evidence.trial_curves[evidence.trial_curves["cell"] == cell.label].dropna(subset="error")
+    curves = evidence.trial_curves[evidence.trial_curves["cell"] == cell.label].dropna(subset="value")
     return {
-        number: dict(zip(curve["epoch"].tolist(), curve["error"].tolist(), strict=True))
+        number: dict(zip(curve["epoch"].tolist(), curve["value"].tolist(), strict=True))
         for number, curve in curves.groupby("number")
     }

@@ -1,4 +1,4 @@
-"""Analyze a search: its cost and choice in each cell, and the gain of that choice on the evaluation images."""
+"""Analyze a search: its cost and choice in each cell, and the gain of that choice by the metric of the study."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ import numpy as np
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import ChosenTrial, Gain, SearchCellFinding, SearchFindings
-from ablations.engine.analysis.inference import Array, paired_tests
+from ablations.engine.analysis.inference import Array, paired_tests, zero_tolerance
+from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.ranking import chose_default, compare_rankings, design_row
 from ablations.engine.analysis.trial_table import cell_trials, format_value, range_position, search_design
 from ablations.engine.study.design import Design, SearchCell
@@ -20,17 +21,22 @@ MAX_SEARCH_TIME_RATIO = 2
 """Largest ratio of search times between two cells without a remark."""
 
 
-def analyze_search(evidence: Evidence, errors: Array) -> SearchFindings:
+def analyze_search(evidence: Evidence, values: Array, formats: ValueFormat) -> SearchFindings:
     """Return the findings about a search.
 
     Args:
-        errors: Errors of completed runs in percent; a row per cell of the design, a column per seed, NaN without a result.
+        values: Values of completed runs; a row per cell of the design, a column per seed, NaN without a result.
+        formats: Formats of these values.
     """
-    cells = tuple(_cell_finding(evidence, cell) for cell in search_design(evidence).cells)
+    search = search_design(evidence)
+    cells = tuple(_cell_finding(evidence, cell) for cell in search.cells)
+    assert evidence.trials is not None, "a search has trials"
     return SearchFindings(
+        metric=search.metric,
+        decimals=decimals_for(search.metric, evidence.trials["value"]),
         cells=cells,
-        gains=_tuning_gains(evidence.design, errors),
-        ranking=compare_rankings(evidence.design, errors),
+        gains=_tuning_gains(evidence.design, values),
+        ranking=compare_rankings(evidence.design, values, formats),
         notes=(*_unequal_time_notes(cells), *_unchanged_choice_notes(evidence.design), *_range_edge_notes(cells)),
     )
 
@@ -65,7 +71,7 @@ def _chosen_trial(evidence: Evidence, level: str, trial: Mapping[Any, Any]) -> C
         number=int(trial["number"]),
         values=values,
         changes=trial["changes"],
-        score=float(trial["error"]),
+        score=float(trial["value"]),
         at_edge={field: edge for field, edge in edges.items() if edge},
     )
 
@@ -78,7 +84,7 @@ def _range_edge(dimension: Mapping[str, Any], value: Any) -> str:
     return "low" if where <= RANGE_EDGE_FRACTION else "high" if where >= 1 - RANGE_EDGE_FRACTION else ""
 
 
-def _tuning_gains(design: Design, errors: Array) -> tuple[Gain, ...]:
+def _tuning_gains(design: Design, values: Array) -> tuple[Gain, ...]:
     """Return the gain of each chosen configuration that the study trains."""
     assert design.search
     named, differences = [], []
@@ -88,8 +94,8 @@ def _tuning_gains(design: Design, errors: Array) -> tuple[Gain, ...]:
             chosen = design_row(design, cell, level)
             if default is not None and chosen is not None and chosen != default:
                 named.append((cell.label, level))
-                differences.append(errors[chosen] - errors[default])
-    found = paired_tests(np.reshape(differences, (len(differences), errors.shape[1])))
+                differences.append(values[chosen] - values[default])
+    found = paired_tests(np.reshape(differences, (len(differences), values.shape[1])), zero_tolerance(values))
     return tuple(Gain(cell=cell, level=level, difference=each) for (cell, level), each in zip(named, found, strict=True))
 
 

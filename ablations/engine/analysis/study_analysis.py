@@ -10,16 +10,15 @@ import pandas as pd
 
 from ablations.engine.analysis.conclusions import conclude_factor
 from ablations.engine.analysis.contrasts import estimate_effects, estimate_interactions, estimate_simple_effects, reference_levels
-from ablations.engine.analysis.evidence import RESULT_METRICS, Evidence
+from ablations.engine.analysis.evidence import COST_METRICS, Evidence
 from ablations.engine.analysis.findings import MIN_SEEDS_FOR_P_VALUE, Anova, CellFinding, Comparison, Estimate, Findings
-from ablations.engine.analysis.inference import ZERO_TOLERANCE_POINTS, Array, estimate_means, fit_anova, paired_tests
+from ablations.engine.analysis.inference import Array, estimate_means, fit_anova, paired_tests, zero_tolerance
+from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.search_analysis import analyze_search
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted
 
-COSTS = tuple(name for name in RESULT_METRICS if name != "train_error")
-"""Columns of `Evidence.runs` that are also fields of `CellFinding`."""
 MAX_STD_RATIO = 4
 """Largest ratio of standard deviations of cells for which the analysis of variance carries no warning about unequal variances."""
 SHARED_CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python")
@@ -31,10 +30,10 @@ MAX_NAMED = 3
 class _RunTable(NamedTuple):
     """The results of the runs; a row per cell of the design, a column per seed."""
 
-    errors: Array
-    """Evaluation errors in percent; NaN for a run that did not complete."""
-    train_errors: Array
-    """Training errors in percent; NaN for a run that did not complete."""
+    values: Array
+    """Values of the study's metric; NaN for a run that did not complete."""
+    train_values: Array
+    """Values on training data; NaN for a run that did not complete or does not report them."""
     outcomes: Sequence[Sequence[str]]
     """Outcome of each run."""
 
@@ -44,10 +43,12 @@ def analyze_study(evidence: Evidence) -> Findings:
     design = evidence.design
     table = _run_table(evidence)
     cells = _cell_findings(evidence, table)
-    of_levels, of_pairs = estimate_effects(design, table.errors), estimate_interactions(design, table.errors)
-    variance = _anova(design, table.errors, cells)
+    formats = ValueFormat(design.metric, decimals_for(design.metric, table.values.ravel()))
+    of_levels, of_pairs = estimate_effects(design, table.values), estimate_interactions(design, table.values)
+    variance = _anova(design, table.values, cells, formats)
     return Findings(
-        evaluation_split=design.evaluation_split,
+        metric=design.metric,
+        decimals=formats.decimals,
         cells=cells,
         comparisons=_comparisons(design, table),
         effects=of_levels,
@@ -55,11 +56,11 @@ def analyze_study(evidence: Evidence) -> Findings:
         anova=variance if isinstance(variance, Anova) else None,
         no_anova=variance if isinstance(variance, str) else "",
         answers=tuple(
-            conclude_factor(factor, of_levels, of_pairs, estimate_simple_effects(design, table.errors, factor), cells)
+            conclude_factor(factor, of_levels, of_pairs, estimate_simple_effects(design, table.values, factor), cells, formats)
             for factor in reference_levels(design)
         ),
         flags=(*_missing_result_flags(cells), *_condition_flags(evidence)),
-        search=analyze_search(evidence, table.errors) if design.search else None,
+        search=analyze_search(evidence, table.values, formats) if design.search else None,
     )
 
 
@@ -70,41 +71,41 @@ def _run_table(evidence: Evidence) -> _RunTable:
     runs = runs.reindex(pd.MultiIndex.from_product([cells, seeds]))
     completed = (runs["outcome"] == "completed").to_numpy()
     shape = len(cells), len(seeds)
-    errors, train_errors = (np.where(completed, runs[name].to_numpy(float), np.nan) for name in ("error", "train_error"))
-    return _RunTable(errors.reshape(shape), train_errors.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
+    values, train_values = (np.where(completed, runs[name].to_numpy(float), np.nan) for name in ("value", "train_value"))
+    return _RunTable(values.reshape(shape), train_values.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
 
 
 def _cell_findings(evidence: Evidence, table: _RunTable) -> tuple[CellFinding, ...]:
-    runs = evidence.runs
+    runs, design = evidence.runs, evidence.design
     completed, others = runs[runs["outcome"] == "completed"], runs[runs["outcome"] != "completed"]
-    labels = [cell.label for cell in evidence.design.cells]
-    costs = completed[["cell", *COSTS]].astype(dict.fromkeys(COSTS, float)).groupby("cell").mean().reindex(labels)
+    labels = [cell.label for cell in design.cells]
+    costs = completed[["cell", *COST_METRICS]].astype(dict.fromkeys(COST_METRICS, float)).groupby("cell").mean().reindex(labels)
     reasons = others[others["message"] != ""].groupby("cell")["message"].unique()
     mixed = _mixed_conditions_by_cell(evidence)
-    errors, train_errors = estimate_means(table.errors), estimate_means(table.train_errors)
-    means = [math.nan if error.mean is None else error.mean for error in errors]
+    values, train_values = estimate_means(table.values), estimate_means(table.train_values)
+    means = [math.nan if value.mean is None else design.metric.minimized(value.mean) for value in values]
     front = set(pareto_front(list(zip(costs["flops"].tolist(), means, strict=True))))
     return tuple(
         CellFinding(
             label=cell.label,
             levels=cell.levels,
             planned=len(cell.fingerprints),
-            error=errors[row],
-            train_error=train_errors[row],
+            value=values[row],
+            train_value=train_values[row],
             problems=dict(Counter(each for each in table.outcomes[row][: len(cell.fingerprints)] if each != "completed")),
             reasons=tuple(reasons.get(cell.label, ())),
             on_pareto_front=row in front,
             flags=mixed.get(cell.label, ()),
-            **{name: None if math.isnan(value) else value for name, value in zip(COSTS, cost, strict=True)},
+            **{name: None if math.isnan(value) else value for name, value in zip(COST_METRICS, cost, strict=True)},
         )
-        for row, (cell, cost) in enumerate(zip(evidence.design.cells, costs.to_numpy().tolist(), strict=True))
+        for row, (cell, cost) in enumerate(zip(design.cells, costs.to_numpy().tolist(), strict=True))
     )
 
 
 def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
     row_of = {cell.label: row for row, cell in enumerate(design.cells)}
     pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_label(cell)) is not None]
-    differences = table.errors[[row_of[cell.label] for cell, _ in pairs]] - table.errors[[row_of[other] for _, other in pairs]]
+    differences = table.values[[row_of[cell.label] for cell, _ in pairs]] - table.values[[row_of[other] for _, other in pairs]]
     return tuple(
         Comparison(
             cell=cell.label,
@@ -113,7 +114,7 @@ def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
             planned=len(cell.fingerprints),
             note=_comparison_note(difference, table.outcomes[row_of[cell.label]], table.outcomes[row_of[baseline]]),
         )
-        for (cell, baseline), difference in zip(pairs, paired_tests(differences), strict=True)
+        for (cell, baseline), difference in zip(pairs, paired_tests(differences, zero_tolerance(table.values)), strict=True)
     )
 
 
@@ -132,13 +133,11 @@ def _comparison_note(difference: Estimate, outcomes: Sequence[str], of_baseline:
     if 0 < difference.n < MIN_SEEDS_FOR_P_VALUE:
         notes.append(f"no p-value: {counted(difference.n, 'seed')}, and a test needs {MIN_SEEDS_FOR_P_VALUE}")
     if difference.std == 0 and difference.mean is not None:
-        notes.append(
-            "no difference in any seed" if abs(difference.mean) <= ZERO_TOLERANCE_POINTS else "the same difference in every seed"
-        )
+        notes.append("the same difference in every seed" if difference.mean else "no difference in any seed")
     return "; ".join(notes)
 
 
-def _anova(design: Design, errors: Array, cells: Sequence[CellFinding]) -> Anova | str:
+def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats: ValueFormat) -> Anova | str:
     """Return the analysis of variance of the completed runs, or the reason why there is none."""
     varied = list(reference_levels(design))
     if not varied:
@@ -146,24 +145,24 @@ def _anova(design: Design, errors: Array, cells: Sequence[CellFinding]) -> Anova
     combinations = math.prod(len(design.factors[name]) for name in varied)
     if len(cells) < combinations:
         return f"the design lacks {combinations - len(cells)} of {combinations} combinations"
-    if empty := [cell.label for cell in cells if not cell.error.n]:
+    if empty := [cell.label for cell in cells if not cell.value.n]:
         return f"no run completed in {_names_or_count(empty, 'cell')}"
-    rows, seeds = (indices.tolist() for indices in np.nonzero(np.isfinite(errors)))
+    rows, seeds = (indices.tolist() for indices in np.nonzero(np.isfinite(values)))
     levels = {name: [design.factors[name].index(cells[row].levels[name]) for row in rows] for name in varied}
     note = f"All {counted(len(rows), 'planned run')} completed."
-    if len(rows) < errors.size:
+    if len(rows) < values.size:
         note = (
-            f"The design is unbalanced: {len(rows)} of {counted(errors.size, 'run')} completed, and type II sums of "
+            f"The design is unbalanced: {len(rows)} of {counted(values.size, 'run')} completed, and type II sums of "
             "squares use only these."
         )
-    stds = [cell.error.std for cell in cells if cell.error.std is not None]
+    stds = [cell.value.std for cell in cells if cell.value.std is not None]
     if stds and max(stds) > MAX_STD_RATIO * min(stds):
-        spread = f"{min(stds):.2f} to {max(stds):.2f}"
+        spread = formats.in_points(f"{formats.magnitude(min(stds))} to {formats.magnitude(max(stds))}")
         note += (
-            f" The analysis assumes equal variances, but the standard deviations of cells range from {spread} points: "
+            f" The analysis assumes equal variances, but the standard deviations of cells range from {spread}: "
             "rely on the confidence intervals of the differences instead."
         )
-    return fit_anova(errors[rows, seeds].tolist(), seeds, levels, note)
+    return fit_anova(values[rows, seeds].tolist(), seeds, levels, note)
 
 
 def _missing_result_flags(cells: Sequence[CellFinding]) -> list[str]:
@@ -189,7 +188,7 @@ def _differing_conditions(evidence: Evidence) -> dict[str, pd.DataFrame]:
     shown = {name: results[name].str.replace(r"(\w{8})\w+", r"\1", regex=True) for name in ("code_version", "data_version")}
     shown["python"] = results["python"].str.split(".").str[:2].str.join(".")
     results = results.assign(**shown)
-    varied = {*evidence.design.factors, *(("data_version",) if len(evidence.design.data_versions) > 1 else ())}
+    varied = {*evidence.design.factors, *(("data_version",) if evidence.design.training_examples else ())}
     fixed = [name for name in SHARED_CONDITIONS if name not in varied]
     known = {name: results[results[name] != ""] for name in fixed}
     return {name: runs for name, runs in known.items() if runs[name].nunique() > 1}
@@ -208,9 +207,9 @@ def _mixed_conditions_by_cell(evidence: Evidence) -> dict[str, tuple[str, ...]]:
 def _condition_flags(evidence: Evidence) -> list[str]:
     """Return flags for conditions that differ between runs although the study does not vary them."""
     flags = []
-    if images := evidence.design.training_images:
-        of_cells = ", ".join(f"{count:,} ({where})" for where, count in images.items())
-        flags.append(f"Cells train on different numbers of images: {of_cells}. Evaluation images and seeds are the same")
+    if counts := evidence.design.training_examples:
+        of_cells, examples = ", ".join(f"{count:,} ({where})" for where, count in counts.items()), f"{evidence.design.example}s"
+        flags.append(f"Cells train on different numbers of {examples}: {of_cells}. Evaluation {examples} and seeds are the same")
     for name, runs in _differing_conditions(evidence).items():
         if runs.groupby("cell")[name].nunique().max() == 1:
             cells = runs.groupby(name, sort=False)["cell"].unique()

@@ -5,7 +5,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ablations.engine.environment import paths
 from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
@@ -21,10 +22,9 @@ from ablations.engine.study.request import (
     SearchRequest,
     StudyRequest,
 )
-from resnet_core import PRESETS
 from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
-from resnet_core.overrides import assignments, field_name
+from resnet_core.schema import Schema
 
 PLACEMENTS = ("pack", "spread")
 MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
@@ -48,7 +48,14 @@ SEARCH_EXAMPLE = """
 
 def parse_options(study: Study, arguments: Sequence[str]) -> Options:
     """Return the parsed command line of a study. Raise ConfigError for wrong options."""
-    given = make_parser(study).parse_args([_current_name(word) for word in arguments])
+    return from_namespace(study, make_parser(study).parse_args([_current_name(word) for word in arguments]))
+
+
+def from_namespace(study: Study, given: argparse.Namespace) -> Options:
+    """Return the options that a namespace of `make_parser` stands for; raise ConfigError for wrong ones.
+
+    `levels` and `set` are lists of arguments such as `depth=20,56`, or mappings by field.
+    """
     check_positive("--workers", given.workers)
     check_positive("--max-concurrent", given.max_concurrent)
     if given.placement not in PLACEMENTS:
@@ -65,12 +72,14 @@ def parse_options(study: Study, arguments: Sequence[str]) -> Options:
     check_address("--storage", given.storage)
     tracking_uri = paths.default_tracking_uri() if given.tracking_uri is None else given.tracking_uri
     check_address("--tracking-uri", tracking_uri)
-    levels = {name: split_levels(name, text) for name, text in assignments("--levels", given.levels).items()}
+    schema, levels = study.workload.schema, given.levels
+    if not isinstance(levels, Mapping):
+        levels = {name: split_levels(schema, name, text) for name, text in schema.assignments("--levels", levels).items()}
     request = StudyRequest(
         preset=given.preset,
         seeds=given.seeds,
         levels=levels,
-        overrides=_overrides(given),
+        overrides=_overrides(given, schema),
         probes=tuple(given.probe),
         workers=given.workers,
         download=given.data_download,
@@ -90,6 +99,8 @@ def parse_options(study: Study, arguments: Sequence[str]) -> Options:
         report=given.report,
         rerun=given.rerun,
         log_models=given.log_models,
+        json=given.json,
+        expect=tuple(given.expect),
     )
 
 
@@ -127,7 +138,9 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     examples = (EXAMPLES + (SEARCH_EXAMPLE if study.space else "")).format(program=parser.prog, factor=example)
     parser.epilog = f"{examples}\n\n{ENVIRONMENT_HELP}".replace("%", "%%")
     group = parser.add_argument_group("study")
-    group.add_argument("--preset", metavar="NAME", help=f"data set and recipe: {', '.join(PRESETS)} (default: {study.preset})")
+    group.add_argument(
+        "--preset", metavar="NAME", help=f"data set and recipe: {', '.join(study.workload.presets)} (default: {study.preset})"
+    )
     group.add_argument("--seeds", type=int, metavar="N", help=f"number of replicates of each cell (default: {study.seeds})")
     group.add_argument(
         "--levels",
@@ -161,6 +174,19 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
         "--report",
         action="store_true",
         help="rebuild the report of the latest submission from MLflow, of all cells or of these --levels and --seeds",
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print findings.json, or with --plan the plan, to standard output and everything else to standard error",
+    )
+    group.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="state the outcome beforehand: 'shortcut=B better than A by 0.5', 'shortcut=B no worse than A by 0.5', 'depth "
+        "matters'; exit code 3 if it is not shown, 4 if it is contradicted",
     )
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -234,7 +260,7 @@ def _add_search_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--objective",
         metavar="COST",
-        help=f"second objective besides the error: {' or '.join(OBJECTIVES)}; the search finds the Pareto front (default: none)",
+        help=f"second objective besides the metric: {' or '.join(OBJECTIVES)}; the search finds the Pareto front (default: none)",
     )
     group.add_argument(
         "--validation",
@@ -280,8 +306,9 @@ def _seconds(option: str, text: str) -> float:
     return seconds
 
 
-def _overrides(given: argparse.Namespace) -> dict[str, str]:
-    overrides = assignments("--set", given.set)
-    if given.probe and "probes" in map(field_name, overrides):
+def _overrides(given: argparse.Namespace, schema: Schema) -> Mapping[str, Any]:
+    from_python = isinstance(given.set, Mapping)
+    overrides: Mapping[str, Any] = given.set if from_python else schema.assignments("--set", given.set)
+    if given.probe and "probes" in map(schema.field_name, overrides):
         raise reject("--set", "probes", "--probe sets them as well; accepted: one of the two")
     return overrides

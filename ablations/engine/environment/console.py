@@ -1,6 +1,9 @@
 """Plain-text output to a terminal or to the log of a Ray job."""
 
+import contextlib
+import os
 import sys
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.text import Text
@@ -11,8 +14,11 @@ LOG_WIDTH_CHARACTERS = 120
 
 
 def make_console() -> Console:
-    """Return a console as wide as the terminal, or `LOG_WIDTH_CHARACTERS` wide if stdout is a file or a job's log."""
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH_CHARACTERS)
+    """Return a console as wide as the terminal, or `LOG_WIDTH_CHARACTERS` wide if stdout is a file, a job's log or a notebook.
+
+    In a notebook, lines are text as in a log: rich's own output there is a separate display for each line.
+    """
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH_CHARACTERS, force_jupyter=False)
 
 
 def print_line(console: Console, text: str) -> None:
@@ -28,3 +34,40 @@ def format_duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+@contextlib.contextmanager
+def document_on_stdout() -> Iterator[Callable[[str], None]]:
+    """Yield a function that writes to standard output; inside the block, all other output of this process goes to standard error.
+
+    That includes output of libraries and of child processes, which write to the file descriptor. A closed pipe is not an error.
+    """
+    stream = sys.stdout
+    with contextlib.ExitStack() as stack:
+        saved = None
+        if _is_file(stream):
+            stream.flush()
+            saved = os.dup(1)
+            stack.callback(os.close, saved)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, saved, 1)
+            stack.callback(stream.flush)  # before the descriptor is restored
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+
+        def write(text: str) -> None:
+            data = text.encode()
+            with contextlib.suppress(OSError):
+                while saved is not None and data:
+                    data = data[os.write(saved, data) :]
+                if data:
+                    stream.write(text)
+
+        yield write
+
+
+def _is_file(stream: object) -> bool:
+    """Return whether a stream writes to a file descriptor. That of a notebook does not."""
+    try:
+        return stream.fileno() >= 0  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, OSError, ValueError):
+        return False

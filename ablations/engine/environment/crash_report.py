@@ -17,7 +17,7 @@ from resnet_core.streams import accept_everything
 
 
 def run_program(work: Callable[[], int], interrupted: str) -> int:
-    """Run `work` and return an exit code: its own, 1 after a signal or an unexpected error, 2 after a ConfigError.
+    """Run `work` and return an exit code: its own, 1 after a signal or an unexpected error, that of a ConfigError.
 
     Args:
         work: the body of the program; returns its exit code.
@@ -41,7 +41,7 @@ def _run_and_report(work: Callable[[], int], interrupts: signals.InterruptHandle
             raise KeyboardInterrupt from error
         if isinstance(error, ConfigError):
             print(f"error: {redact_secrets(str(error))}", file=sys.stderr)
-            return 2
+            return error.exit_code
         print(f"error: {write(error)}", file=sys.stderr)
         return 1
 

@@ -8,8 +8,9 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -37,11 +38,25 @@ UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
 """Git command that lists untracked files."""
 
 
+_call: ContextVar[str] = ContextVar("call", default="")
+"""Call of the Python API that this submission belongs to; empty for a command."""
+
+
+@contextmanager
+def called_as(call: str) -> Iterator[None]:
+    """Record a call of the Python API, as text, in place of the command of this process."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
 def submission_origin() -> dict[str, str]:
     """Return the provenance of this process by name: command, commit, local changes, versions, platform and time."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "command": _command(sys.argv),
+        "command": redact_secrets(_call.get()) or _command(sys.argv),
         **git_state(),
         "git.diff": _local_changes(),
         "python": platform.python_version(),
@@ -104,6 +119,8 @@ def redact_secrets(text: str) -> str:
 
 def resubmit_command() -> str:
     """Return the command that submits this study again, without the options that would train or report finished runs anew."""
+    if _call.get():
+        return redact_secrets(_call.get())
     words = [word for word in sys.argv if word not in ("--rerun", "--fresh", "--report")]
     if not submission_id():
         return _command(words)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,6 +16,10 @@ SIGNAL_RETRY_SECONDS = 0.05
 """Delay before a KeyboardInterrupt that Python discarded is sent again, in seconds."""
 
 _report_unraisable = sys.unraisablehook
+_current: list[Any] = []
+"""Handlers of `interruptible`, the enclosing one first."""
+_exiting: dict[signal.Signals, Callable[..., object]] = {}
+"""Handlers of `exit_on_signals`."""
 
 
 def is_imported_by_program() -> bool:
@@ -37,13 +41,24 @@ def exit_on_signals(message: str) -> None:
 
     for number in SIGNALS:
         signal.signal(number, end)
+        _exiting[number] = end
+
+
+def stop_exiting_on_signals() -> None:
+    """Undo `exit_on_signals`: SIGINT raises KeyboardInterrupt again, for a program of which a study is only a part."""
+    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in _exiting.items():
+        if signal.getsignal(number) is handler:
+            signal.signal(number, defaults[number])
 
 
 class InterruptHandler:
     """Handler that raises KeyboardInterrupt for SIGINT and SIGTERM, and remembers that one arrived."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, install: bool = True) -> None:
         self.received = False
+        if not install:
+            return
         sys.unraisablehook = _retry_interrupt
         for number in SIGNALS:
             signal.signal(number, self._interrupt)
@@ -51,6 +66,33 @@ class InterruptHandler:
     def _interrupt(self, *_: object) -> None:
         self.received = True
         raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[InterruptHandler]:
+    """Yield an `InterruptHandler` for the block, and restore the handlers of the program afterwards.
+
+    In another thread than the main one, signals are left to the program, since Python delivers them to the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield InterruptHandler(install=False)
+        return
+    previous, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+    handler = InterruptHandler()
+    _current.append(handler)
+    try:
+        yield handler
+    finally:
+        _current.remove(handler)
+        sys.unraisablehook = hook
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def note_interrupt() -> None:
+    """Tell the enclosing `interruptible` of an interrupt that a library has handled, as Ray Tune does while runs train."""
+    for handler in _current:
+        handler.received = True
 
 
 def _retry_interrupt(unraisable: Any) -> None:
@@ -93,6 +135,9 @@ def interrupt_main_thread() -> None:
 @contextmanager
 def sigterm_as_sigint() -> Iterator[None]:
     """Deliver SIGTERM as SIGINT inside the block, for libraries that handle SIGINT only; restore both handlers afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

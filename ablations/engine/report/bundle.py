@@ -48,10 +48,16 @@ def publish(
 
 
 def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str = "") -> None:
-    """Write `report/report.html`, `table.{csv,md,tex}`, `figures/*.{png,svg}` and, for a search, `search/optuna.journal`."""
+    """Write the report, its tables and its figures.
+
+    These are `report/report.html`, `table.{csv,md,tex}`, `{runs,curves}.csv`, `findings.json`, `figures/*.{png,svg}` and
+    `search/optuna.journal` for a search.
+    """
     with signals.deferred_signals():
         from ablations.engine.report import (  # imported here: plans and queries need no matplotlib and jinja2
+            data_frames,
             figures,
+            findings_json,
             html,
             paper_comparison,
             tables,
@@ -69,6 +75,11 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str
     made = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
     for suffix, table in made.items():
         (folder / f"table.{suffix}").write_text(table(findings), encoding="utf-8")
+    frames = {"runs": data_frames.run_frame(evidence), "curves": data_frames.curve_frame(evidence)}
+    for name, frame in frames.items():
+        (folder / f"{name}.csv").write_text(data_frames.to_csv(frame), encoding="utf-8")
+    document = findings_json.findings_document(evidence, findings)
+    (folder / findings_json.FILE_NAME).write_text(findings_json.to_json(document), encoding="utf-8")
     page = html.render(
         evidence,
         findings,

@@ -79,7 +79,7 @@ def render(
     """
     made = {"csv": tables.csv(findings), "md": tables.markdown(findings), "tex": tables.latex(findings)}
     return (
-        _template_environment()
+        _template_environment(findings)
         .get_template("report.html.j2")
         .render(
             design=evidence.design,
@@ -96,11 +96,16 @@ def render(
             downloads={f"{evidence.design.study}.{suffix}": _data_url(text) for suffix, text in made.items()},
             verdicts=VERDICT_SYMBOLS,
             defaults=_searched_defaults(evidence.design),
+            metric=findings.metric,
+            examples=f"{evidence.design.example}s",
+            trained=tables.reports_training(findings),
+            costs=tables.reported_costs(findings),
         )
     )
 
 
-def _template_environment() -> Environment:
+def _template_environment(findings: Findings) -> Environment:
+    """Return an environment whose filters format the values of these findings."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -109,18 +114,16 @@ def _template_environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    number_formats = (
-        number_format.number,
-        number_format.signed,
-        number_format.scaled,
-        number_format.mean_std,
-        number_format.interval,
-        number_format.signed_interval,
-    )
+    formats = number_format.ValueFormat.of(findings)
+    functions = (number_format.number, number_format.scaled, number_format.p_value, tables.completed_of_planned, tables.sentence)
+    environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {
-        function.__name__: function for function in (*number_formats, number_format.p_value, tables.completed_of_planned)
-    }
-    environment.filters |= {
+        "value": formats.number,
+        "signed": formats.signed,
+        "mean_std": formats.mean_std,
+        "interval": formats.interval,
+        "signed_interval": formats.signed_interval,
+        "score": number_format.ValueFormat.of(findings.search or findings).number,
         "inline_svg": inline_svg,
         "sort_key": _sort_key,
         "multiline": _multiline,

@@ -9,7 +9,7 @@ from mlflow.entities import Metric
 from mlflow.utils import mlflow_tags
 
 from ablations.engine.analysis import number_format
-from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.evidence import COST_METRICS, Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
@@ -40,8 +40,9 @@ def write_overview(client: MlflowClient, run_id: str, evidence: Evidence, findin
     text = description(design, findings, experiment_id, run_id, charted=charted)
     client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
     client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
-    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, f"{design.evaluation_split}/error")
-    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, "False")
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME, design.metric.name)
+    greater_is_better = str(design.metric.better == "higher")
+    client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER, greater_is_better)
     for name, value in (view or {}).items():
         client.set_experiment_tag(experiment_id, name, value)
 
@@ -50,10 +51,8 @@ def cell_metrics(findings: Findings) -> dict[str, float]:
     """Return findings as MLflow metrics: `test_error_mean/shortcut A depth 20`, `difference_mean/shortcut B depth 20`, …"""
     metrics: dict[str, float | None] = {}
     for cell in findings.cells:
-        values = {"mean": cell.error.mean, "std": cell.error.std, "n": float(cell.error.n)}
-        metrics |= {
-            f"{findings.evaluation_split}_error_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()
-        }
+        values = {"mean": cell.value.mean, "std": cell.value.std, "n": float(cell.value.n)}
+        metrics |= {f"{findings.metric.key}_{name}/{_metric_suffix(cell.label)}": value for name, value in values.items()}
     for comparison in findings.comparisons:
         difference = comparison.difference
         values = {"mean": difference.mean, "low": difference.low, "high": difference.high, "p_corrected": difference.p_adjusted}
@@ -85,13 +84,15 @@ def description(design: Design, findings: Findings, experiment_id: str, run_id: 
     lines += [f"- {tables.escape_markdown(answer.text)}" for answer in findings.answers]
     lines += [f"- ⚠ {tables.escape_markdown(flag)}" for flag in findings.flags]
     charts = mlflow_internals.shared_view_page(experiment_id, run_id)
-    completed = sum(cell.error.n for cell in findings.cells)
+    completed = sum(cell.value.n for cell in findings.cells)
     some = f" ({charted} of {counted(completed, 'run')}; the other runs are in the experiments of the studies that trained them)"
     lines += ["", f"[Report]({report})" + (f" · [Charts of the cells]({charts})" + some * (charted < completed) if charted else "")]
-    lines += ["", f"| cell | {findings.evaluation_split} error, % (mean ± std) | completed runs |", "| --- | ---: | ---: |"]
+    formats, unit = number_format.ValueFormat.of(findings), findings.metric.unit
+    heading = tables.escape_markdown(f"{findings.metric.label}{', ' * bool(unit)}{unit}")
+    lines += ["", f"| cell | {heading} (mean ± std) | completed runs |", "| --- | ---: | ---: |"]
     for cell in findings.cells[:MAX_TABLE_ROWS]:
         lines.append(
-            f"| {tables.escape_markdown(cell.label)} | {number_format.mean_std(cell.error)} | {tables.completed_of_planned(cell)} |"
+            f"| {tables.escape_markdown(cell.label)} | {formats.mean_std(cell.value)} | {tables.completed_of_planned(cell)} |"
         )
     if len(findings.cells) > MAX_TABLE_ROWS:
         lines += ["", f"The report lists {counted(len(findings.cells) - MAX_TABLE_ROWS, 'more cell')}."]
@@ -109,15 +110,18 @@ def view_filter(evidence: Evidence, run_id: str) -> str:
 
 def view_tag(evidence: Evidence, run_id: str) -> dict[str, str] | None:
     """Return the experiment tag of a view that averages each cell's runs over its seeds; None if this MLflow has no such views."""
-    scored = f"{evidence.design.evaluation_split}/error"
-    columns = ["tags.`cell`", "tags.`seed`", f"metrics.`{scored}`", "metrics.`train/error`", "metrics.`parameters`"]
-    columns += ["metrics.`flops`", "metrics.`train_seconds`", "tags.`outcome`", "tags.`device`"]
+    runs, metric = evidence.runs, evidence.design.metric
+    costs = [COST_METRICS[column] for column in ("parameters", "flops", "seconds") if runs[column].notna().any()]
+    trained = [metric.training_name] if runs["train_value"].notna().any() else []
+    loss = [name for name in [f"{metric.split}/loss"] if name in runs]
+    shown = [metric.name, *trained, *costs]
+    columns = ["tags.`cell`", "tags.`seed`", *(f"metrics.`{name}`" for name in shown), "tags.`outcome`", "tags.`device`"]
     return mlflow_internals.shared_view_tag(
         run_id,
         search_filter=view_filter(evidence, run_id),
         columns=columns,
         group_by_tag="cell",
         title="Cells",
-        lines=[scored, "train/error", f"{evidence.design.evaluation_split}/loss"],
-        bars=[scored, "train_seconds", "parameters"],
+        lines=[metric.name, *trained, *loss],
+        bars=[metric.name, *(name for name in ("train_seconds", "parameters") if name in costs)],
     )

@@ -26,7 +26,8 @@ def export(evidence: Evidence, path: Path) -> None:
     logs = _MemoryBackend()
     storage = JournalStorage(logs)
     for cell in search.cells:
-        directions = [StudyDirection.MINIMIZE] * (2 if search.objective else 1)
+        better = StudyDirection.MINIMIZE if search.metric.better == "lower" else StudyDirection.MAXIMIZE
+        directions = [better, *([StudyDirection.MINIMIZE] if search.objective else [])]
         study = storage.create_new_study(directions, f"{evidence.design.study} {cell.label}".strip())
         for trial in frozen_trials(evidence, cell):
             storage.create_new_trial(study, trial)

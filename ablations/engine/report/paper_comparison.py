@@ -8,7 +8,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.study.design import Design, DesignCell
 from ablations.engine.study.published_results import PAPER, TORCHVISION, PublishedResult, published_results
-from resnet_core import PRESETS, ConfigError, OptimConfig, RunSpec
+from resnet_core import PRESETS, ConfigError, ModelConfig, OptimConfig, RunSpec
 from resnet_core.overrides import from_flat
 
 METRIC_PREFIXES = {"10-crop": "ten_crop", "multi-scale": "multi_scale"}
@@ -67,11 +67,13 @@ def compare_with_published(evidence: Evidence, findings: Findings) -> tuple[Pape
 
     A cell is left out if it has no completed runs, or if it was trained with fields that this version of the project lacks.
     """
-    found = {cell.label: cell.error for cell in findings.cells}
+    if evidence.design.own_code:
+        return ()
+    found = {cell.label: cell.value for cell in findings.cells}
     rows = []
     for cell in evidence.design.cells:
         spec = _run_spec(cell)
-        if spec is not None and found[cell.label].n:
+        if spec is not None and isinstance(spec.model, ModelConfig) and not spec.model.name and found[cell.label].n:
             entries = published_results(spec.model, evidence.design.dataset)
             rows += [_row(evidence, cell, spec, found[cell.label], entry) for entry in entries if entry.error is not None]
     return tuple(rows)
@@ -87,7 +89,7 @@ def _run_spec(cell: DesignCell) -> RunSpec | None:
 def _row(evidence: Evidence, cell: DesignCell, spec: RunSpec, one_view: Estimate, entry: PublishedResult) -> PaperRow:
     assert entry.error is not None, "compare_with_published leaves out entries without an error"
     viewed = _multi_view_error(evidence, cell, entry.protocol)
-    differs = [*_testing_differences(evidence.design), *_training_differences(spec, entry, cell.train_images)]
+    differs = [*_testing_differences(evidence.design), *_training_differences(spec, entry, cell.train_examples)]
     if viewed is None and entry.protocol != "one view":
         differs.insert(0, f"one view, not {entry.protocol}")
     ours = viewed or one_view
@@ -116,7 +118,7 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
     """Return the error of a cell in a protocol of several views; None if it was not measured."""
     from ablations.engine.analysis.inference import estimate_means
 
-    column = f"{evidence.design.evaluation_split}/{METRIC_PREFIXES.get(protocol)}_error"
+    column = f"{evidence.design.metric.split}/{METRIC_PREFIXES.get(protocol)}_error"
     if column not in evidence.runs:
         return None
     runs = evidence.runs[(evidence.runs["cell"] == cell.label) & (evidence.runs["outcome"] == "completed")]
@@ -125,14 +127,14 @@ def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Es
 
 
 def _testing_differences(design: Design) -> Iterator[str]:
-    if design.evaluation_split != "test":
+    if design.metric.split != "test":
         yield "evaluated on images held out of the training set, not on the test set"
 
 
-def _training_differences(spec: RunSpec, entry: PublishedResult, train_images: int) -> Iterator[str]:
+def _training_differences(spec: RunSpec, entry: PublishedResult, train_examples: int) -> Iterator[str]:
     """Yield the differences between a training and the published one, whose recipe is the preset of the data set."""
     recipe = PRESETS[entry.dataset]
-    yield from _length_difference(spec.optim, recipe.optim, train_images)
+    yield from _length_difference(spec.optim, recipe.optim, train_examples)
     ours, theirs = _compared_fields(spec), _compared_fields(recipe)
     for name, own in ours.items():
         if own not in (theirs[name], PAPER_VALUES.get(name, theirs[name])):
@@ -171,7 +173,7 @@ def _warmup_difference(spec: RunSpec) -> Iterator[str]:
     optim = spec.optim
     if not optim.warmup_steps and optim.warmup_error is None:
         return
-    deep = spec.model.depth >= MIN_WARMUP_DEPTH_LAYERS
+    deep = spec.depth >= MIN_WARMUP_DEPTH_LAYERS
     if not (deep and optim.warmup_lr == 0.01 and (optim.warmup_error == 80 or optim.warmup_steps == 400)):
         length = f"{optim.warmup_steps:,} steps" if optim.warmup_steps else f"until {optim.warmup_error:g} % training error"
         yield f"warm-up {length} at {optim.warmup_lr:g}, not {'until 80 % training error at 0.01' if deep else 'none'}"

@@ -4,21 +4,24 @@ Names of factors and levels and messages of runs may hold any text, so they are 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from ablations.engine.analysis.evidence import COST_METRICS
 from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
-from ablations.engine.analysis.number_format import mean_std, number, p_value, scaled, signed_with_interval
+from ablations.engine.analysis.number_format import ValueFormat, number, p_value, scaled
 from resnet_core.fields import printable
 
 MAX_NAMED_CELLS = 4
 """Maximum number of cells that a note names. It gives the number of the others."""
-TEXT_COLUMNS = ("error %", "n", "difference", "p", "train error %", "parameters", "multiply-adds", "s / run")
-"""Columns of the Markdown table, after the factors."""
-LATEX_COLUMNS = ("error %", "n", "difference", "p", "parameters", "multiply-adds")
-"""Columns of the LaTeX table: those that fit on the page of a paper."""
+LATEX_LEFT_OUT = ("train", "s / run")
+"""Columns of the Markdown table that the LaTeX table leaves out, to fit on the page of a paper."""
+COST_HEADINGS = {"parameters": "parameters", "flops": "multiply-adds", "seconds": "s / run"}
+"""Costs in the Markdown table, with their headings."""
+COST_COLUMNS = {"flops": "multiply_adds"}
+"""Columns of `table.csv` for costs that have another name there."""
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|~$&!])")
 FORMULA_PREFIXES = ("=", "+", "-", "@")
 """Characters at which a spreadsheet starts a formula."""
@@ -57,7 +60,7 @@ LATEX_ESCAPES = {
 
 def completed_of_planned(cell: CellFinding) -> str:
     """Return the number of completed runs: `3`, or `2 of 3` if some did not complete."""
-    return str(cell.planned) if cell.error.n == cell.planned else f"{cell.error.n} of {cell.planned}"
+    return str(cell.planned) if cell.value.n == cell.planned else f"{cell.value.n} of {cell.planned}"
 
 
 def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
@@ -72,45 +75,61 @@ def cell_note(cell: CellFinding, comparison: Comparison | None) -> str:
     return "; ".join(filter(None, parts))
 
 
+def reported_costs(findings: Findings) -> list[str]:
+    """Return the costs, by their names in `CellFinding`, that a run of any cell reports."""
+    return [name for name in COST_METRICS if any(getattr(cell, name) is not None for cell in findings.cells)]
+
+
+def reports_training(findings: Findings) -> bool:
+    """Return whether runs report the metric on their training data."""
+    return any(cell.train_value.n for cell in findings.cells)
+
+
 def rows(findings: Findings) -> list[dict[str, Any]]:
     """Return a row per cell in the order of the design. Numbers have full precision; a missing number is None.
 
-    Errors are in percent and differences in percentage points. Costs are those of one run, and `multiply_adds` those of the forward
-    pass of one image. Readers of `table.csv` rely on the names of the columns.
+    Columns of the metric are named after it: `test_error_mean`, in percent if its unit is `%`. Differences are in
+    `Metric.difference_unit`. Costs are those of one run, and `multiply_adds` those of the forward pass of one example. What no run
+    reports has no column. Readers of `table.csv` rely on the names of the columns.
     """
     by_cell = comparisons_by_cell(findings)
-    scored = findings.evaluation_split
+    scored, trained = findings.metric.key, findings.metric.training.key
+    reported = {COST_COLUMNS.get(name, name) for name in reported_costs(findings)}
     table = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
         row: dict[str, Any] = {"cell": cell.label, **cell.levels}
-        row |= {f"{scored}_error_{name}": getattr(cell.error, name) for name in ("mean", "std", "low", "high")}
-        row |= {"n": cell.error.n, "planned": cell.planned}
-        row |= {"train_error_mean": cell.train_error.mean, "train_error_std": cell.train_error.std}
+        row |= {f"{scored}_{name}": getattr(cell.value, name) for name in ("mean", "std", "low", "high")}
+        row |= {"n": cell.value.n, "planned": cell.planned}
+        if reports_training(findings):
+            row |= {f"{trained}_mean": cell.train_value.mean, f"{trained}_std": cell.train_value.std}
         row |= {"baseline": comparison.baseline if comparison else ""}
         row |= {f"difference_{name}": getattr(difference, name) for name in ("mean", "low", "high")}
         row |= {"pairs": difference.n, "p": difference.p, "corrected_p": difference.p_adjusted, "effect": difference.effect_size}
-        row |= {"parameters": cell.parameters, "multiply_adds": cell.flops, "images_per_second": cell.images_per_second}
-        row |= {"peak_memory_mb": cell.peak_memory_mb, "seconds": cell.seconds, "gpu_hours": cell.gpu_hours}
-        row |= {"on_front": cell.on_pareto_front, "note": cell_note(cell, comparison)}
+        costs = {COST_COLUMNS.get(name, name): getattr(cell, name) for name in COST_METRICS}
+        row |= {column: value for column, value in costs.items() if column in reported}
+        row |= {"on_front": cell.on_pareto_front} if "multiply_adds" in reported else {}
+        row |= {"note": cell_note(cell, comparison)}
         table.append(row)
     return table
 
 
 def csv(findings: Findings) -> str:
     """Return `rows` as CSV with a header. Text that a spreadsheet would run as a formula starts with an apostrophe."""
-    table = [
-        {name: _escape_formula(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows(findings)
-    ]
-    return pd.DataFrame(table).to_csv(index=False, lineterminator="\n")
+    return escape_formulas(pd.DataFrame(rows(findings))).to_csv(index=False, lineterminator="\n")
+
+
+def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which text that a spreadsheet would run as a formula starts with an apostrophe."""
+    return table.map(lambda value: _escape_formula(value) if isinstance(value, str) else value)
 
 
 def markdown(findings: Findings) -> str:
     """Return the table as Markdown for GitHub and MLflow, followed by the notes on incomplete or mixed cells."""
-    heads, lines = _text_table(findings, TEXT_COLUMNS)
-    factors = len(heads) - len(TEXT_COLUMNS)
-    rules = ["---"] * factors + ["---:"] * len(TEXT_COLUMNS)
+    heads, lines = _text_table(findings)
+    factors = len(list(_factor_names(findings)))
+    rules = ["---"] * factors + ["---:"] * (len(heads) - factors)
     table = [[*map(escape_markdown, heads)], rules, *([*map(escape_markdown, line[:factors]), *line[factors:]] for line in lines)]
     notes = [f"- **{escape_markdown(label)}**: {escape_markdown(text)}" for label, text in _notes_with_cells(findings)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
@@ -119,8 +138,9 @@ def markdown(findings: Findings) -> str:
 
 def latex(findings: Findings) -> str:
     r"""Return a LaTeX float in the style of `booktabs`. Characters that pdfLaTeX may lack are named: `U+4E2D`."""
-    heads, lines = _text_table(findings, LATEX_COLUMNS)
-    columns = "l" * (len(heads) - len(LATEX_COLUMNS)) + "r" * len(LATEX_COLUMNS)
+    heads, lines = _text_table(findings, *LATEX_LEFT_OUT)
+    factors = len(list(_factor_names(findings)))
+    columns = "l" * factors + "r" * (len(heads) - factors)
     label = "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in _factor_names(findings))
     notes = [
         rf"\par\smallskip\textbf{{{_escape_latex(cell)}}}: {_escape_latex(text)}." for cell, text in _notes_with_cells(findings)
@@ -144,8 +164,13 @@ def latex(findings: Findings) -> str:
     return "\n".join(written) + "\n"
 
 
-def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the heads, and a line per cell: levels, then the columns."""
+def _text_table(findings: Findings, *left_out: str) -> tuple[list[str], list[list[str]]]:
+    """Return the heads, and a line per cell: levels, then the columns except those left out. `train` is the training metric."""
+    formats, metric = ValueFormat.of(findings), findings.metric
+    columns = {"value": metric.heading, "n": "n", "difference": "difference", "p": "p"}
+    columns |= {"train": metric.training.heading} if reports_training(findings) else {}
+    columns |= {heading: heading for name, heading in COST_HEADINGS.items() if name in reported_costs(findings)}
+    columns = {name: heading for name, heading in columns.items() if name not in left_out}
     by_cell = comparisons_by_cell(findings)
     baselines = {comparison.baseline for comparison in findings.comparisons}
     lines = []
@@ -153,17 +178,17 @@ def _text_table(findings: Findings, columns: Sequence[str]) -> tuple[list[str], 
         comparison = by_cell.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
         shown = {
-            "error %": mean_std(cell.error),
+            "value": formats.mean_std(cell.value),
             "n": completed_of_planned(cell),
-            "difference": "baseline" if cell.label in baselines else signed_with_interval(difference),
+            "difference": "baseline" if cell.label in baselines else formats.signed_with_interval(difference),
             "p": p_value(difference.p_adjusted),
-            "train error %": mean_std(cell.train_error),
+            "train": formats.mean_std(cell.train_value),
             "parameters": number(cell.parameters, 0),
             "multiply-adds": scaled(cell.flops),
             "s / run": number(cell.seconds, 1),
         }
         lines.append([*map(printable, cell.levels.values()), *(shown[column] for column in columns)])
-    return [*map(printable, _factor_names(findings)), f"{findings.evaluation_split} {columns[0]}", *columns[1:]], lines
+    return [*map(printable, _factor_names(findings)), *map(printable, columns.values())], lines
 
 
 def _factor_names(findings: Findings) -> Iterable[str]:
@@ -171,11 +196,12 @@ def _factor_names(findings: Findings) -> Iterable[str]:
 
 
 def _legend(findings: Findings) -> str:
+    metric = findings.metric
+    unit = f" in {metric.unit_words}" if metric.unit_words else ""
+    difference_unit = f" in {metric.difference_words}," if metric.difference_words else ""
     return (
-        f"{findings.evaluation_split.capitalize()} error in the final epoch in percent, mean ± standard deviation over "
-        "n seeds. Differences "
-        "to the baseline are in percentage points, paired by seed, with 95 % t intervals. p is adjusted for the number of "
-        "comparisons (Holm)."
+        f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds. Differences to the baseline "
+        f"are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for the number of comparisons (Holm)."
     )
 
 
@@ -189,6 +215,11 @@ def _notes_with_cells(findings: Findings) -> list[tuple[str, str]]:
     return [
         (", ".join(labels[:MAX_NAMED_CELLS]) + _more_text(len(labels) - MAX_NAMED_CELLS), text) for text, labels in about.items()
     ]
+
+
+def sentence(text: str) -> str:
+    """Return text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def _more_text(count: int) -> str:

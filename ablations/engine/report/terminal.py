@@ -79,12 +79,13 @@ def search_lines(findings: Findings) -> list[str]:
     """Return lines with the choice of the search in each cell and the verdict on the ranking; none without a search."""
     if findings.search is None:
         return []
-    lines = []
+    lines, formats = [], number_format.ValueFormat.of(findings.search)
     for cell in findings.search.cells:
         for each in cell.chosen:
             where = f" for {cell.label}" if cell.label else ""
             level = f" as {each.level}" if len(cell.chosen) > 1 else ""
-            score = f"trial {each.number} of {cell.trials}; its validation error, {number_format.percent(each.score)}, is no result"
+            scored = f"{findings.search.metric.label}, {formats.with_unit(each.score)}"
+            score = f"trial {each.number} of {cell.trials}; its {scored}, is no result"
             lines.append(f"The search chose{where}{level}: {format_configuration(each)} ({score})")
     return [*lines, findings.search.ranking.text] if findings.search.ranking else lines
 
@@ -93,21 +94,22 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     """Return the table of results (mean ± standard deviation, differences to the baseline), the answers and the caveats."""
     notes = any(cell.problems for cell in findings.cells)
     compared = tables.comparisons_by_cell(findings)
-    columns = [f"{design.evaluation_split} error %", "train error %", "n", *(["difference [95 %]", "p (Holm)"] if compared else [])]
-    columns += ["parameters", "s / run", *(["note"] if notes else [])]
-    optional = ("s / run", "parameters", "train error %", "note", "p (Holm)", "difference [95 %]", "n")
+    formats, train = number_format.ValueFormat.of(findings), findings.metric.training.heading
+    trained, costs = tables.reports_training(findings), tables.reported_costs(findings)
+    columns = [findings.metric.heading, *([train] if trained else []), "n"]
+    columns += ["difference [95 %]", "p (Holm)"] if compared else []
+    columns += [name for cost, name in (("parameters", "parameters"), ("seconds", "s / run")) if cost in costs]
+    columns += ["note"] if notes else []
+    optional = ("s / run", "parameters", train, "note", "p (Holm)", "difference [95 %]", "n")
     table = FittedTable(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:
-        row = [
-            *cell.levels.values(),
-            number_format.mean_std(cell.error),
-            number_format.mean_std(cell.train_error),
-            tables.completed_of_planned(cell),
-        ]
+        row = [*cell.levels.values(), formats.mean_std(cell.value), *([formats.mean_std(cell.train_value)] if trained else [])]
+        row.append(tables.completed_of_planned(cell))
         if compared:
             difference = compared[cell.label].difference if cell.label in compared else Estimate(n=0)
-            row += [number_format.signed_with_interval(difference), number_format.p_value(difference.p_adjusted)]
-        row += [number_format.number(cell.parameters, 0), number_format.number(cell.seconds, 1)]
+            row += [formats.signed_with_interval(difference), number_format.p_value(difference.p_adjusted)]
+        row += [number_format.number(cell.parameters, 0)] if "parameters" in costs else []
+        row += [number_format.number(cell.seconds, 1)] if "seconds" in costs else []
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
         table.add_row(row)

@@ -40,7 +40,13 @@ LEADER_SHARE = 0.001
 
 
 def train_runs(
-    jobs: Sequence[Job], needs: RunResources, *, max_concurrent: int | None, listener: RunListener, scratch: Path
+    jobs: Sequence[Job],
+    needs: RunResources,
+    *,
+    max_concurrent: int | None,
+    listener: RunListener,
+    scratch: Path,
+    workload: bytes = b"",
 ) -> None:
     """Train a fixed list of runs to their end. Ctrl-C and SIGTERM stop them, and the function returns.
 
@@ -50,6 +56,7 @@ def train_runs(
         max_concurrent: number of runs at a time, at most. None: as many as this study's share of the cluster holds.
         listener: receives starts, reports and crashes.
         scratch: folder for Tune's own files, removed at the end.
+        workload: the study's trainings, as in `Job.workload`.
     """
     grid = BasicVariantGenerator(max_concurrent=1)
     space = {"job": tune.grid_search([asdict(job) for job in jobs])}
@@ -67,6 +74,7 @@ def train_runs(
             [ClusterMonitor(needs, jobs[0].hang_timeout), controller, TuneCallbackAdapter(listener)],
             scratch,
             max_failures=jobs[0].max_failures,
+            workload=workload,
         )
 
 
@@ -78,6 +86,7 @@ def train_trials(
     listener: RunListener,
     scratch: Path,
     hang_timeout: float = Job.hang_timeout,
+    workload: bytes = b"",
 ) -> None:
     """Train the runs that a source returns until it has no more. Ctrl-C and SIGTERM stop them, and the function returns.
 
@@ -89,6 +98,7 @@ def train_trials(
         listener: receives starts, reports and crashes.
         scratch: folder for Tune's own files, removed at the end.
         hang_timeout: time without a node that is large enough for a run, in seconds, after which the study stops.
+        workload: the study's trainings, as in `Job.workload`.
     """
     searcher = TuneSearcherAdapter(source)
     limiter = ConcurrencyLimiter(searcher, max_concurrent=1)
@@ -105,6 +115,7 @@ def train_trials(
             scratch,
             max_failures=Job.max_failures,
             stop=searcher.stops,
+            workload=workload,
         )
 
 
@@ -117,6 +128,7 @@ def _fit(
     scratch: Path,
     *,
     max_failures: int,
+    workload: bytes,
     stop: Callable[[str, Mapping[str, Any]], bool] | None = None,
 ) -> None:
     """Run Tune until all trials have ended, the first signal, or the loss of the cluster."""
@@ -124,7 +136,9 @@ def _fit(
     # the scratch folder.
     name = scratch_folders.owned_folder_name(f"train-{ray.get_runtime_context().get_job_id()}")
     scratch_folders.remove_abandoned_folders(scratch)
-    tune.register_trainable(name, tune.with_resources(train, _placement(needs)))
+    # All runs share the workload, so it is stored once instead of in the configuration of each trial.
+    trainable = tune.with_parameters(train, workload=workload) if workload else train
+    tune.register_trainable(name, tune.with_resources(trainable, _placement(needs)))
     tuner = tune.Tuner(
         name,
         param_space=space,

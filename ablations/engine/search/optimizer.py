@@ -21,13 +21,14 @@ from ablations.engine.search.population_based import (
     ready_members,
     replay_generations,
 )
-from ablations.engine.search.space import Space, numeric_ranges
+from ablations.engine.search.space import FIELDS, Space, numeric_ranges
 from ablations.engine.search.successive_halving import should_continue
 from ablations.engine.search.suggestions import Suggester
 from ablations.engine.study.request import SAMPLERS, SCHEDULERS
+from ablations.engine.task.metric import PERCENT, Metric
 from resnet_core import ConfigError
 from resnet_core.fields import reject
-from resnet_core.overrides import convert
+from resnet_core.schema import Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,10 @@ class SearchSettings:
     epochs: int
     """Epochs of a trial that is not stopped early."""
     seed: int
+    metric: Metric
+    """Metric by which trials are scored."""
     objectives: int = 1
-    """Number of objectives, all minimized. The first one is the error in percent."""
+    """Number of objectives. The first one is the metric; the second one, a cost, is minimized."""
 
     def __post_init__(self) -> None:
         for option, value, accepted in (("--sampler", self.sampler, SAMPLERS), ("--scheduler", self.scheduler, SCHEDULERS)):
@@ -106,8 +109,8 @@ class TrialHistory:
     """Values by dotted field name: exactly the fields that were suggested."""
     outcome: str
     """`completed`, `pruned` or `diverged`. A trial with any other outcome is trained further."""
-    errors: Mapping[int, float]
-    """Error in percent by epoch, from 1."""
+    values_by_epoch: Mapping[int, float]
+    """Value of the metric by epoch, from 1."""
     results: tuple[float, ...] = ()
     """Value of each objective; empty unless the trial is completed."""
     seconds: float = 0.0
@@ -115,12 +118,22 @@ class TrialHistory:
 
 
 class Optimizer:
-    """The search inside one cell of the study."""
+    """The search inside one cell of the study.
 
-    def __init__(self, space: Space, settings: SearchSettings) -> None:
-        self._settings = settings
+    It takes values of the metric as trials report them, and turns them into scores, of which less is better, for samplers and
+    schedulers.
+    """
+
+    def __init__(self, space: Space, settings: SearchSettings, schema: Schema = FIELDS) -> None:
+        self._settings, self._schema = settings, schema
         self._suggester = Suggester(
-            space, settings.sampler, trials=settings.trials, seed=settings.seed, objectives=settings.objectives
+            space,
+            settings.sampler,
+            trials=settings.trials,
+            seed=settings.seed,
+            objectives=settings.objectives,
+            schema=schema,
+            worst=_worst_score(settings.metric),
         )
         self._size = settings.trials or 0 if settings.scheduler == "pbt" else 0
         """Size of the population; 0 without population-based training."""
@@ -155,7 +168,7 @@ class Optimizer:
         self._unused = sorted({*range(self._next)} - {past.number for past in history})
         for past in sorted(history, key=lambda past: past.number):
             if self._add_known(past):
-                self._decisions[past.number] = max(past.errors, default=1) - 1, Decision.CONTINUE
+                self._decisions[past.number] = max(past.values_by_epoch, default=1) - 1, Decision.CONTINUE
                 if past.outcome in ("completed", "pruned", "diverged"):
                     self.end_trial(past.number, past.outcome, past.results, past.seconds)
                 else:
@@ -195,13 +208,13 @@ class Optimizer:
         """Number of trials started, and training time of ended trials in seconds."""
         return len(self._members), sum(self._seconds.values())
 
-    def report_epoch(self, number: int, epoch: int, error: float) -> Decision:
-        """Record a trial's error after an epoch, in percent, and decide whether the trial continues.
+    def report_epoch(self, number: int, epoch: int, value: float) -> Decision:
+        """Record the value of the metric of a trial after an epoch, and decide whether the trial continues.
 
         Reporting an epoch again, as after a restart, changes nothing and returns the same decision.
         """
         generation = self._generation() if self._size else None
-        self._members[number].errors.setdefault(epoch, error)
+        self._members[number].scores.setdefault(epoch, self._settings.metric.minimized(value))
         if generation:
             return self._decide_in_population(number, epoch, generation)
         last, decision = self._decisions.get(number, (0, Decision.CONTINUE))
@@ -225,7 +238,8 @@ class Optimizer:
         self._running.discard(number)
         self._decisions.pop(number, None)
         if not self._is_branch(number):
-            self._suggester.tell(number, outcome, results, member.errors)
+            scores = [self._settings.metric.minimized(value) for value in results[:1]] + [*results[1:]]
+            self._suggester.tell(number, outcome, scores, member.scores)
 
     def reject_suggestion(self, number: int) -> None:
         """Record that the trial which `ask` returned last cannot be started.
@@ -255,12 +269,13 @@ class Optimizer:
 
     def _add_known(self, past: TrialHistory) -> bool:
         """Add a trial of an earlier submission; return False if it lies outside the space."""
-        values = {name: convert(name, value) for name, value in past.values.items()}
+        values = {name: self._schema.convert(name, value) for name, value in past.values.items()}
         if (CHANGES in values) != self._is_branch(past.number):
             return False
         if not self._is_branch(past.number) and not self._suggester.add_known(past.number, values):
             return False
-        self._members[past.number] = Member(values=values, errors=dict(past.errors))
+        scores = {epoch: self._settings.metric.minimized(value) for epoch, value in past.values_by_epoch.items()}
+        self._members[past.number] = Member(values=values, scores=scores)
         self._seconds[past.number] = past.seconds
         return True
 
@@ -284,9 +299,9 @@ class Optimizer:
     def _decide(self, number: int, epoch: int) -> Decision:
         if self._settings.scheduler == "none":
             return Decision.CONTINUE
-        errors = {other: member.errors for other, member in self._members.items()}
+        scores = {other: member.scores for other, member in self._members.items()}
         hyperband = self._settings.scheduler == "hyperband"
-        promising = should_continue(number, epoch, errors, epochs=self._settings.epochs, hyperband=hyperband)
+        promising = should_continue(number, epoch, scores, epochs=self._settings.epochs, hyperband=hyperband)
         return Decision.CONTINUE if promising else Decision.PRUNE
 
     def _generation(self) -> GenerationState:
@@ -307,12 +322,18 @@ class Optimizer:
         return None
 
     def _decide_in_population(self, number: int, epoch: int, generation: GenerationState) -> Decision:
-        if number not in generation.members or not math.isfinite(self._members[number].errors[epoch]):
+        if number not in generation.members or not math.isfinite(self._members[number].scores[epoch]):
             return Decision.PRUNE
         if generation.epoch is None or epoch < generation.epoch:
             return Decision.CONTINUE
         self._running.discard(number)
         return Decision.PAUSE
+
+
+def _worst_score(metric: Metric) -> float:
+    """Return the worst possible score: that of a share of 0 or 100 %, or -inf for a metric without bounds."""
+    worst_share = 100.0 if metric.better == "lower" else 0.0
+    return float(metric.minimized(worst_share)) if metric.unit == PERCENT else -math.inf
 
 
 def _perturbable_ranges(space: Space) -> dict[str, tuple[float, float]]:

@@ -9,7 +9,6 @@ from typing import Any
 from ablations.engine.environment.console import format_duration
 from ablations.engine.search.optimizer import Optimizer, SearchSettings
 from ablations.engine.search.space import Space, check_space, parse_space, restrict_space
-from ablations.engine.study.comparability import image_selection, selects_images
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import SearchCell, SearchDesign
 from ablations.engine.study.expansion import MAX_RUNS, check_storable, expand_runs, make_draft, resolve_draft
@@ -17,13 +16,11 @@ from ablations.engine.study.factors import Level, format_level
 from ablations.engine.study.pareto import pareto_front
 from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED, Cell, Draft, Plan, Run, SearchTrial
 from ablations.engine.study.request import DEFAULT_TRIALS, OBJECTIVES, SearchRequest, StudyRequest
-from resnet_core import RunSpec, fingerprint, override
-from resnet_core.data.datasets import Dataset, load_dataset, resolve
+from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted, reject
-from resnet_core.overrides import field_name
 
 MAX_FRONT_CONFIGURATIONS = 4
-"""Maximum number of configurations of a Pareto front that are confirmed, from the cheapest to the most accurate."""
+"""Maximum number of configurations of a Pareto front that are confirmed, from the cheapest to the best."""
 FIRST_TRIAL_SEED = MAX_RUNS
 """Lowest seed of trials. It is above the seeds of all runs of a study."""
 
@@ -45,17 +42,17 @@ class ScoredTrial:
     """A completed trial with its scores."""
 
     values: Mapping[str, Any]
-    error: float
-    """Validation error of the final epoch, in percent."""
+    value: float
+    """Value of the search's metric in the final epoch."""
     loss: float
-    """Validation loss of the final epoch."""
+    """Loss on the same data in the final epoch, which breaks ties; infinite if trials do not report it."""
     cost: float | None
     """Value of the second objective; None if there is none."""
 
     @property
     def objectives(self) -> tuple[float, ...]:
         """Value of each objective."""
-        return (self.error,) if self.cost is None else (self.error, self.cost)
+        return (self.value,) if self.cost is None else (self.value, self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +65,10 @@ class SearchPlan(Plan):
     fields: Mapping[str, Mapping[str, Any]]
     """Searched fields, as in `SearchDesign.fields`."""
     objective: str | None
-    """Second objective besides the error: `flops` or `seconds`."""
-    specs: Mapping[Cell, RunSpec]
+    """Second objective besides the metric: `flops` or `seconds`."""
+    specs: Mapping[Cell, Any]
     """Default configuration of each cell of the search, trained on all training images."""
-    trial_specs: Mapping[Cell, RunSpec]
+    trial_specs: Mapping[Cell, Any]
     """Configuration of the trials of each cell, with default values for the searched fields."""
     seeds: int
     """Number of replicates of each confirmed configuration."""
@@ -90,15 +87,20 @@ class SearchPlan(Plan):
         return self.study.baseline if self.study.factors else {CONFIGURATION: DEFAULT}
 
     @property
-    def trial_data(self) -> Dataset:
+    def trial_metric(self) -> Metric:
+        """Metric by which all trials are scored."""
+        return self.settings.metric
+
+    @property
+    def trial_data(self) -> Any:
         """Data set on which all trials are trained and scored."""
         return self.dataset_for_spec(next(iter(self.trial_specs.values())))
 
     def trial_run(self, cell: Cell, trial: SearchTrial) -> Run:
         """Return the run of a trial; raise ConfigError if its configuration is invalid."""
-        spec = resolve(override(self.trial_specs[cell], trial.values), self.trial_data)
+        spec = self.workload.resolve(self.workload.override(self.trial_specs[cell], trial.values), self.trial_data)
         check_storable(spec)
-        return Run(cell, spec.seed, spec, fingerprint(spec, data_version=self.trial_data.version), trial)
+        return Run(cell, spec.seed, spec, self.workload.fingerprint(spec, self.trial_data.version), trial)
 
     def confirmation_plan(self, chosen: Mapping[Cell, Sequence[ChosenConfiguration]]) -> "SearchPlan":
         """Return the plan of the study that compares chosen configurations with the default one, on seeds that no trial uses."""
@@ -106,7 +108,7 @@ class SearchPlan(Plan):
         for cell, spec in self.specs.items():
             specs[_configured(cell, DEFAULT)] = spec
             for each in chosen.get(cell, ()):
-                configured, tuned = _configured(cell, each.level), override(spec, each.values)
+                configured, tuned = _configured(cell, each.level), self.workload.override(spec, each.values)
                 if tuned == spec:
                     skipped.append((configured, "the search chose the default configuration"))
                 else:
@@ -117,7 +119,7 @@ class SearchPlan(Plan):
             factors={**self.factors, CONFIGURATION: (DEFAULT, *sorted(levels[1:]))},
             cells=tuple(specs),
             skipped=tuple(skipped),
-            runs=expand_runs(specs, self.seeds, self.data),
+            runs=expand_runs(self.workload, specs, self.seeds, self.data),
             chosen=chosen,
         )
 
@@ -126,7 +128,7 @@ class SearchPlan(Plan):
         specs = {_configured(cell, level): spec for cell, spec in self.specs.items() for level in (DEFAULT, TUNED)}
         runs = [
             run if dict(run.cell.levels)[CONFIGURATION] == DEFAULT else replace(run, fingerprint=f"{run.fingerprint}-{TUNED}")
-            for run in expand_runs(specs, self.seeds, self.data)
+            for run in expand_runs(self.workload, specs, self.seeds, self.data)
         ]
         return replace(self, cells=tuple(specs), runs=tuple(runs))
 
@@ -162,24 +164,27 @@ class SearchPlan(Plan):
             objective=self.objective,
             epochs=settings.epochs,
             seed=settings.seed,
-            train_images=len(data.train.labels),
-            validation_images=len(data.test.labels),
+            metric=self.trial_metric,
+            train_examples=self.workload.training_examples(data),
+            validation_examples=self.workload.evaluation_examples(data),
             data_version=data.version,
             base=self.base_id,
             chosen={str(cell): {each.level: each.number for each in choices} for cell, choices in self.chosen.items()},
         )
 
 
-def choose_configurations(scored: Mapping[int, ScoredTrial]) -> tuple[ChosenConfiguration, ...]:
-    """Choose the completed trial with the lowest error; the lower loss breaks ties. With two objectives, choose along the front.
+def choose_configurations(scored: Mapping[int, ScoredTrial], metric: Metric) -> tuple[ChosenConfiguration, ...]:
+    """Choose the completed trial with the best value; the lower loss breaks ties. With two objectives, choose along the front.
 
     Of a Pareto front with more than `MAX_FRONT_CONFIGURATIONS` trials, evenly spaced ones are chosen, including both ends.
 
     Args:
         scored: completed trials by number.
+        metric: metric of their values.
     """
     by_loss = sorted(scored, key=lambda number: (scored[number].loss, number))
-    points = [scored[number].objectives[::-1] for number in by_loss]  # cost first, so that the front starts at the cheapest trial
+    # Cost first, so that the front starts at the cheapest trial.
+    points = [(*scored[number].objectives[1:], metric.minimized(scored[number].value)) for number in by_loss]
     unique = {points[i]: by_loss[i] for i in reversed(pareto_front(points))}  # of equal points, the one with the lowest loss
     front = list(reversed(unique.values()))
     if not front or len(scored[front[0]].objectives) == 1:
@@ -201,25 +206,24 @@ def draft_search(
     """
     study = _keep_per_cell_factors(study.for_preset(request.preset or study.preset), request, search)
     drafted = make_draft(study, request)
-    for name in filter(selects_images, map(field_name, drafted.factors)):
+    workload, field_name = study.workload, study.workload.schema.field_name
+    for name in filter(workload.selects_data, map(field_name, drafted.factors)):
         raise reject("--per-cell", name, "all cells of a search use the same images; accepted: other factors, or --set NAME=VALUE")
     given = {field_name(name) for name in request.overrides}
-    if "data.validation" in given:
+    if not workload.task_name and "data.validation" in given:
         raise reject("--set", "data.validation", "accepted: --validation SHARE; final results use all training images")
     if not 0 < search.validation_share < 1:
         raise reject("--validation", search.validation_share, "accepted: a share between 0 and 1, such as 0.2")
-    data = {name for name in drafted.base.flat() if name.startswith("data.")}
-    lengths = {"optim.epochs", "optim.iterations", "optim.changes"}  # trials are compared at the same epochs
-    fixed = {*map(field_name, drafted.factors), *given, *data, *lengths, "seed", "world_size", "probes", "probe_epochs"}
-    asked, found = parse_space(search.space), dict[str, Mapping[str, Any]]()
-    spaces = {cell: restrict_space(study.space, asked, spec, fixed) for cell, spec in drafted.specs.items()}
+    fixed = {*map(field_name, drafted.factors), *given, *workload.not_searched(drafted.base)}
+    asked, found = parse_space(search.space, workload.schema), dict[str, Mapping[str, Any]]()
+    spaces = {cell: restrict_space(study.space, asked, spec, fixed, workload.schema) for cell, spec in drafted.specs.items()}
     for cell, spec in drafted.specs.items():
-        found |= check_space(spaces[cell], spec)
+        found |= check_space(spaces[cell], spec, workload)
     for name in asked.keys() - found.keys():
         raise reject(
             "--space", name, f"the space suggests it only together with values that are not searched; accepted: choices, {name}=A,B"
         )
-    return replace(drafted, searched=(*found, "optim.changes", "data.validation")), spaces, found
+    return replace(drafted, searched=(*found, *workload.fields_of_trials)), spaces, found
 
 
 def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, cache: Path) -> SearchPlan:
@@ -227,21 +231,22 @@ def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, c
     drafted, spaces, fields = draft_search(study, request, search)
     settings = _settings(search, drafted)
     for space in spaces.values():
-        Optimizer(space, settings)  # raises ConfigError if the scheduler cannot search the space
-    held_out = override(drafted.base, {"data.validation": search.validation_share}).data
-    plan, data = (
-        resolve_draft(drafted, request, cache=cache),
-        load_dataset(image_selection(held_out), cache, download=request.download),
-    )
+        Optimizer(space, settings, drafted.study.workload.schema)  # raises ConfigError if the scheduler cannot search the space
+    plan, workload = resolve_draft(drafted, request, cache=cache), drafted.study.workload
+    held_out = workload.search_spec(drafted.base, search.validation_share, settings.seed)
+    data = workload.load_data(held_out, cache, download=request.download)
     specs = {run.cell: replace(run.spec, seed=0) for run in plan.runs}
-    of_trials = {
-        "data.validation": search.validation_share,
-        "data.extra_tests": (),
-        "probes": (),
-        "probe_epochs": (),
-        "seed": settings.seed,
-    }
-    trial_specs = {cell: resolve(override(spec, of_trials), data) for cell, spec in specs.items()}
+    of_trials = {cell: workload.search_spec(spec, search.validation_share, settings.seed) for cell, spec in specs.items()}
+    trial_specs = {cell: workload.resolve(spec, data) for cell, spec in of_trials.items()}
+    epochs = workload.total_epochs(plan.base, data)
+    if epochs is None:
+        if settings.scheduler != "none":
+            raise reject(
+                "--scheduler",
+                settings.scheduler,
+                f"{workload.task_name} has no field epochs, so no trial can be stopped early; accepted: none",
+            )
+        epochs = 1
     found = SearchPlan(
         study=replace(drafted.study, factors=drafted.factors),
         preset=plan.preset,
@@ -250,10 +255,10 @@ def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, c
         cells=(),
         skipped=plan.skipped,
         runs=(),
-        data={**plan.data, image_selection(held_out): data},
+        data={**plan.data, workload.data_key(held_out): data},
         searched=plan.searched,
         spaces=spaces,
-        settings=replace(settings, epochs=plan.base.optim.total_epochs(len(data.train.labels))),
+        settings=replace(settings, epochs=epochs),
         fields=fields,
         objective=search.objective,
         specs=specs,
@@ -270,6 +275,7 @@ def _keep_per_cell_factors(study: Study, request: StudyRequest, search: SearchRe
         if request.levels:
             raise reject("--levels", next(iter(request.levels)), "accepted with --per-cell, which searches at each of these levels")
         return replace(study, on={}, factors={}, baseline={})
+    field_name = study.workload.schema.field_name
     known = {field_name(name): name for name in (*study.factors, *request.levels)}
     wanted = [known.get(field_name(name), name) for name in search.per_cell] or list(known.values())
     for name in wanted:
@@ -289,12 +295,15 @@ def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
     sampler = search.sampler or ("random" if scheduler == "pbt" else "tpe")
     if search.objective not in (None, *OBJECTIVES):
         raise reject("--objective", search.objective, f"accepted: {', '.join(OBJECTIVES)}")
+    if scheduler == "pbt" and drafted.study.workload.task_name:
+        raise reject("--scheduler", "pbt", "changes settings during a training, which only image classification supports")
     if scheduler == "pbt" and drafted.base.optim.iterations:
         raise reject(
             "--scheduler", "pbt", "needs a training whose length is set in epochs, not iterations; accepted: --set optim.epochs=N"
         )
     if search.seed < 0:
         raise reject("--search-seed", search.seed, "accepted: 0 or more")
+    workload = drafted.study.workload
     trials = DEFAULT_TRIALS if search.trials is None and search.seconds is None else search.trials
     return SearchSettings(
         sampler=sampler,
@@ -304,6 +313,7 @@ def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
         epochs=drafted.base.optim.epochs,
         seed=FIRST_TRIAL_SEED + search.seed,
         objectives=2 if search.objective else 1,
+        metric=workload.metric(workload.search_spec(drafted.base, search.validation_share, FIRST_TRIAL_SEED + search.seed)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), as a function of the errors that members reported.
+"""Population-based training (Jaderberg et al. 2017, arXiv:1711.09846), as a function of the scores of its members: less is better.
 
 At the end of each generation all members are compared. Branches of the best quarter replace the worst quarter and members that have
 failed. A branch equals its parent up to the end of that generation and then continues with other hyperparameters. Its configuration
@@ -32,12 +32,12 @@ MAX_PERTURBATION_ATTEMPTS = 20
 
 @dataclass(kw_only=True)
 class Member:
-    """A trial that belongs to a search, with its errors so far."""
+    """A trial that belongs to a search, with its scores so far."""
 
     values: Mapping[str, Any]
     """Values of the searched fields, by dotted name."""
-    errors: dict[int, float] = field(default_factory=dict)
-    """Error in percent by epoch, from 1."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """Score by epoch, from 1; less is better."""
     outcome: str = ""
     """Outcome of an ended trial; empty if it is running, paused or to be resumed."""
 
@@ -112,7 +112,7 @@ def replay_generations(
 def ready_members(state: GenerationState, started: Mapping[int, Member], running: Collection[int]) -> list[int]:
     """Return the members that can be started or resumed, in order."""
     idle = (number for number in state.members if number not in running)
-    return [n for n in idle if n not in started or not (started[n].outcome or state.epoch in started[n].errors)]
+    return [n for n in idle if n not in started or not (started[n].outcome or state.epoch in started[n].scores)]
 
 
 def evicted_members(state: GenerationState, started: Mapping[int, Member], running: Collection[int]) -> list[int]:
@@ -137,13 +137,13 @@ def _clip(name: str, value: float, low: float, high: float) -> float:
 
 
 def _awaited(member: Member, epoch: int) -> bool:
-    """Return whether a member is still to report its error after `epoch`."""
-    return not member.outcome and epoch not in member.errors
+    """Return whether a member is still to report its score after `epoch`."""
+    return not member.outcome and epoch not in member.scores
 
 
 def _score(member: Member | None, epoch: int) -> float:
-    error = member.errors.get(epoch, math.inf) if member else math.inf
-    return error if math.isfinite(error) else math.inf
+    score = member.scores.get(epoch, math.inf) if member else math.inf
+    return score if math.isfinite(score) else math.inf
 
 
 def _new_values(

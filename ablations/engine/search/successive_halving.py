@@ -1,6 +1,6 @@
 """Early stopping of trials: asynchronous successive halving (ASHA, Li et al. 2020, arXiv:1810.05934) and Hyperband.
 
-A decision is a function of the errors reported so far, so there is no state that a crash could lose.
+A decision is a function of the scores so far, of which less is better, so there is no state that a crash could lose.
 """
 
 import math
@@ -35,31 +35,31 @@ def bracket(number: int, epochs: int) -> int:
 
 
 def should_continue(
-    number: int, epoch: int, errors: Mapping[int, Mapping[int, float]], *, epochs: int, hyperband: bool = False
+    number: int, epoch: int, scores: Mapping[int, Mapping[int, float]], *, epochs: int, hyperband: bool = False
 ) -> bool:
-    """Return whether a trial continues after `epoch`, whose error it has just reported.
+    """Return whether a trial continues after `epoch`, whose score is known now.
 
-    At a rung, a trial continues if its error is among the best third of those that its bracket has reported there so far, including
+    At a rung, a trial continues if its score is among the best third of those that its bracket has had there so far, including
     its own. The best trial and ties with it always continue. A trial that does not continue is stopped for good, as in the stopping
-    variant of ASHA: no trial is paused until a rung fills. A trial whose error is not finite never continues.
+    variant of ASHA: no trial is paused until a rung fills. A trial whose score is not finite never continues.
 
     Args:
         number: the trial's number.
         epoch: the epoch just reported, from 1.
-        errors: errors of all trials by number and epoch, in percent.
+        scores: scores of all trials by number and epoch.
         epochs: epochs of a whole training.
         hyperband: True to divide trials into brackets; False to put all into one bracket with every rung.
     """
-    error = errors[number][epoch]
-    if not math.isfinite(error):
+    score = scores[number][epoch]
+    if not math.isfinite(score):
         return False
     skipped = bracket(number, epochs) if hyperband else 0
     if epoch not in rungs(epochs)[skipped:]:
         return True
     rivals = [
-        curve[epoch] for other, curve in errors.items() if epoch in curve and (not hyperband or bracket(other, epochs) == skipped)
+        curve[epoch] for other, curve in scores.items() if epoch in curve and (not hyperband or bracket(other, epochs) == skipped)
     ]
-    return sum(rival < error for rival in rivals) < max(1, len(rivals) // REDUCTION)
+    return sum(rival < score for rival in rivals) < max(1, len(rivals) // REDUCTION)
 
 
 def _expected_epochs(skipped: int, epochs: int) -> float:

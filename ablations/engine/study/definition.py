@@ -6,9 +6,11 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self
 
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors, values_by_field
-from resnet_core import PRESETS, ConfigError
-from resnet_core.fields import reject
-from resnet_core.overrides import convert, field_name
+from ablations.engine.task.custom_training import CustomTraining
+from ablations.engine.task.definition import Task
+from ablations.engine.task.image_classification import IMAGE_CLASSIFICATION, own_images
+from ablations.engine.task.workload import Workload
+from resnet_core.fields import ConfigError, reject
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Pattern of a study's name: valid as the name of an MLflow experiment, in a URL and as a file name on every system."""
@@ -16,8 +18,14 @@ PRESET_OVERRIDES = ("factors", "baseline", "settings")
 """Fields of a study that `on` may override for a preset."""
 
 
+class _WorkloadSlot:
+    """A place for a study's workload outside of its fields, so that `vars` of a study are its fields."""
+
+    __slots__ = ("_workload",)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(_WorkloadSlot):
     """A question about networks, and the design of the experiment that answers it."""
 
     name: str
@@ -25,17 +33,24 @@ class Study:
     question: str
     """The question in one sentence, shown next to all results."""
     factors: Mapping[str, Sequence[Level]]
-    """Levels of each factor, by `RunSpec` field: `{"depth": (20, 56), "optim.lr": (0.05, 0.1)}`."""
+    """Levels of each factor, by field: `{"depth": (20, 56), "optim.lr": (0.05, 0.1)}`."""
     baseline: Mapping[str, Level] = field(default_factory=dict)
     """Reference levels: each cell is compared with the cell that has these levels and is otherwise equal."""
     seeds: int = 3
     """Number of replicates of every cell, with seeds 0, 1, …"""
-    preset: str = "digits"
-    """Preset to run on unless `--preset` overrides it."""
+    preset: str = ""
+    """Preset to run on unless `--preset` overrides it. Empty: `digits`, or the first preset of the task."""
+    model: Any = None
+    """Network of one's own: a frozen dataclass with a method `build(image_size, in_channels, num_classes)`, or an instance whose
+    values are the defaults. None: the networks of He et al."""
+    reader: Callable[[Any], Any] | None = None
+    """Function that reads images of one's own. None: the data sets of `DataConfig.name`."""
+    task: Task | None = None
+    """Training of one's own. None: image classification."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """`RunSpec` fields that override the preset in all runs: `{"probes": ("responses",)}`."""
+    """Fields that override the preset in all runs: `{"probes": ("responses",)}`."""
     space: Callable[[Any], object] | None = None
-    """Search space, which makes the study a search: a function that takes an `optuna.Trial` and suggests `RunSpec` fields, as in
+    """Search space, which makes the study a search: a function that takes an `optuna.Trial` and suggests fields, as in
     `trial.suggest_float("optim.lr", 1e-3, 1, log=True)`. With `--per-cell`, each combination of levels has its own search."""
     on: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Overrides of factors, baseline and settings by preset: `{"smoke": {"factors": {"depth": (8, 14)}}}`."""
@@ -54,8 +69,12 @@ class Study:
         """Return the arguments with which `copy` and `pickle` call `__new__`."""
         return (), vars(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, without the workload, which is made anew."""
+        return vars(self)
+
     def __post_init__(self) -> None:
-        """Check every field and convert levels and settings to the types of their `RunSpec` fields; raise ConfigError."""
+        """Check every field and convert levels and settings to the types of their fields; raise ConfigError."""
         if not (isinstance(self.name, str) and STUDY_NAME.fullmatch(self.name)):
             raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
         if not (isinstance(self.question, str) and self.question.strip()):
@@ -64,16 +83,19 @@ class Study:
             raise reject("seeds", self.seeds, "accepted: a number of replicates, 1 or more")
         if self.space is not None and not callable(self.space):
             raise reject("space", self.space, "accepted: a function of a trial")
+        workload = self.workload
+        if not self.preset:
+            object.__setattr__(self, "preset", workload.default_preset)
         if not isinstance(self.on, Mapping):
-            raise reject("on", self.on, f"accepted: changes by preset: {', '.join(PRESETS)}")
+            raise reject("on", self.on, f"accepted: changes by preset: {', '.join(workload.presets)}")
         for preset in (self.preset, *self.on):
-            check_preset("preset", preset)
-        factors = validated_factors("factors", self.factors)
+            check_preset("preset", preset, workload)
+        factors = validated_factors("factors", self.factors, workload)
         if not factors and self.space is None:
             raise reject("factors", self.factors, "accepted: one factor or more, such as {'depth': (20, 56)}")
         object.__setattr__(self, "factors", factors)
-        object.__setattr__(self, "baseline", _checked_baseline(self.baseline, factors))
-        object.__setattr__(self, "settings", _checked_settings(self.settings))
+        object.__setattr__(self, "baseline", _checked_baseline(self.baseline, factors, workload))
+        object.__setattr__(self, "settings", _checked_settings(self.settings, workload))
         for preset, changes in self.on.items():
             if not isinstance(changes, Mapping):
                 raise reject(f"on {preset}", changes, f"accepted: changes of {', '.join(PRESET_OVERRIDES)}")
@@ -84,31 +106,55 @@ class Study:
             except ConfigError as error:
                 raise ConfigError(f"on {preset}: {error}") from error
 
+    @property
+    def workload(self) -> Workload:
+        """Trainings that the study runs, with the user's code as it was when this study was made or expanded."""
+        found: Workload | None = getattr(self, "_workload", None)
+        if found is None:
+            found = _make_workload(self.task, self.model, self.reader)
+            object.__setattr__(self, "_workload", found)
+        return found
+
     def for_preset(self, preset: str) -> "Study":
         """Return the study with the overrides for a preset applied."""
         merged: dict[str, Any] = {}
         for part, changes in self.on.get(preset, {}).items():
-            own = values_by_field(part, getattr(self, part))
-            changed = values_by_field(part, changes)
+            own = values_by_field(part, getattr(self, part), self.workload.schema)
+            changed = values_by_field(part, changes, self.workload.schema)
             names = {dotted: own[dotted][0] if dotted in own else name for dotted, (name, _) in changed.items()}
             merged[part] = {**getattr(self, part), **{names[dotted]: value for dotted, (_, value) in changed.items()}}
         return replace(self, on={}, **merged)
 
 
-def check_preset(option: str, preset: object) -> None:
+def check_preset(option: str, preset: object, workload: Workload) -> None:
     """Raise ConfigError for an unknown preset."""
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise reject(option, preset, f"accepted: {', '.join(PRESETS)}")
+    if not isinstance(preset, str) or preset not in workload.presets:
+        raise reject(option, preset, f"accepted: {', '.join(workload.presets)}")
 
 
-def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]]) -> dict[str, Level]:
+def _make_workload(task: object, model: object, reader: object) -> Workload:
+    if task is not None:
+        if not isinstance(task, Task):
+            raise reject("task", task, "accepted: an ablations.Task")
+        if model is not None or reader is not None:
+            raise ConfigError(
+                f"{'model' if model is not None else 'reader'}: accepted without a task, which trains its own networks"
+            )
+        return CustomTraining(task)
+    if reader is not None and not callable(reader):
+        raise reject("reader", reader, "accepted: a function of a DataConfig")
+    return IMAGE_CLASSIFICATION if model is None and reader is None else own_images(model, reader)
+
+
+def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]], workload: Workload) -> dict[str, Level]:
     """Return the baseline under the names of the factors; raise ConfigError for an unknown factor or level."""
-    names = {field_name(name): name for name in factors}
+    schema = workload.schema
+    names = {schema.field_name(name): name for name in factors}
     found: dict[str, Level] = {}
-    for dotted, (name, level) in values_by_field("baseline", baseline).items():
+    for dotted, (name, level) in values_by_field("baseline", baseline, schema).items():
         if dotted not in names:
             raise reject("baseline", name, f"not a factor; accepted: {', '.join(factors)}")
-        found[names[dotted]] = converted = convert(dotted, level)
+        found[names[dotted]] = converted = schema.convert(dotted, level)
         levels = factors[names[dotted]]
         if converted not in levels:
             raise reject(
@@ -117,11 +163,11 @@ def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]]) 
     return found
 
 
-def _checked_settings(settings: object) -> dict[str, Any]:
+def _checked_settings(settings: object, workload: Workload) -> dict[str, Any]:
     """Return the settings converted to the types of their fields; raise ConfigError for a field that cannot be a setting."""
     found: dict[str, Any] = {}
-    for dotted, (name, value) in values_by_field("settings", settings).items():
+    for dotted, (name, value) in values_by_field("settings", settings, workload.schema).items():
         if dotted in NOT_SETTINGS:
             raise reject("settings", name, f"accepted: {NOT_SETTINGS[dotted]}")
-        found[name] = convert(dotted, value)
+        found[name] = workload.schema.convert(dotted, value)
     return found

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
+from ablations.engine.task.metric import Metric, error_metric
 from resnet_core.fields import ConfigError
-from resnet_core.identity import TRAINING_VERSION, code_version
 from resnet_core.renamed_fields import current_fields, current_name, current_value
 
 
@@ -26,8 +26,8 @@ class DesignCell:
     """Fingerprints of its runs, in the order of their seeds 0, 1, …"""
     data_version: str
     """Version of the images that its runs are trained and scored on. Cells of a study may differ in training images."""
-    train_images: int
-    """Number of training images."""
+    train_examples: int
+    """Number of training examples; 0 if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class SearchCell:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchDesign:
-    """The design of a search. All trials are scored on validation images and have the same seed."""
+    """The design of a search. All trials are scored by the same metric and have the same seed."""
 
     cells: tuple[SearchCell, ...]
     """Cells of the search. Each has a search of its own, with the same budget."""
@@ -59,15 +59,17 @@ class SearchDesign:
     seconds: float | None
     """Training time of each cell's search, in seconds; None if not limited."""
     objective: str | None
-    """Second objective besides the validation error: `flops` or `seconds`."""
+    """Second objective besides the metric: `flops` or `seconds`."""
     epochs: int
     """Epochs of a trial that is not stopped early."""
     seed: int
     """Seed of the sampler and of all trials. No run whose results are reported has this seed."""
-    train_images: int
-    """Number of images that trials are trained on."""
-    validation_images: int
-    """Number of held-out training images that trials are scored on."""
+    metric: Metric
+    """Metric that trials are scored by."""
+    train_examples: int
+    """Number of examples that trials are trained on; 0 if it is not known."""
+    validation_examples: int
+    """Number of held-out training examples that trials are scored on; 0 if it is not known."""
     data_version: str
     """Version of the split into training and validation images."""
     base: str
@@ -96,9 +98,9 @@ class Design:
     preset: str
     dataset: str
     code_version: str
-    """Hash of the sources of `resnet_core` at the submission."""
-    evaluation_split: str
-    """Images that runs are scored on: `test` or `validation`."""
+    """`Workload.code_version` of the submission."""
+    metric: Metric
+    """Metric by which runs are compared, in their final epoch."""
     factors: Mapping[str, tuple[str, ...]]
     """Levels of each factor as text, in the study's order."""
     baseline: Mapping[str, str]
@@ -108,8 +110,10 @@ class Design:
     """Combinations that cannot be trained, each with the reason."""
     origin: Mapping[str, str]
     """Origin of the submission, shown in the report as it is: command, commit, versions, …"""
+    task: str = ""
+    """Name of the task of one's own; empty for image classification."""
     training_version: str = ""
-    """`TRAINING_VERSION` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
+    """`Workload.training_version` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
     search: SearchDesign | None = None
     """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
     and, once the search has ended, the levels of the chosen configurations."""
@@ -125,9 +129,10 @@ class Design:
             question=plan.study.question,
             preset=plan.preset,
             dataset=plan.dataset.name,
-            code_version=code_version(),
-            training_version=str(TRAINING_VERSION),
-            evaluation_split=plan.base.data.evaluation_split,
+            code_version=plan.workload.code_version(),
+            training_version=plan.workload.training_version,
+            task=plan.workload.task_name,
+            metric=plan.metric,
             factors={name: tuple(map(format_level, levels)) for name, levels in plan.factors.items()},
             baseline={name: format_level(level) for name, level in plan.baseline.items()},
             cells=tuple(
@@ -137,7 +142,7 @@ class Design:
                     spec=_plain(of_this[0].spec.flat()),
                     fingerprints=tuple(run.fingerprint for run in of_this),
                     data_version=plan.dataset_for_run(of_this[0]).version,
-                    train_images=plan.training_images(of_this[0]),
+                    train_examples=plan.training_examples(of_this[0]),
                 )
                 for cell, of_this in of_cell.items()
             ),
@@ -151,20 +156,24 @@ class Design:
         values = json.loads(text)
         # Earlier versions stored these once for all cells.
         of_all = {name: values.pop(name) for name in ("data_version", "train_images") if name in values}
-        if "scored_on" in values:  # the name of `evaluation_split` until 2026-11-27
-            values["evaluation_split"] = values.pop("scored_on")
-        cells = [of_all | _current(cell) | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
-        values["cells"] = tuple(DesignCell(**cell) for cell in cells)
-        values["factors"] = {
-            current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
-        }
-        values["baseline"] = _current_levels(values["baseline"])
+        values["metric"] = _stored_metric(values)
+        values["cells"] = [of_all | cell | {"fingerprints": tuple(cell["fingerprints"])} for cell in values["cells"]]
+        values["factors"] = {name: tuple(levels) for name, levels in values["factors"].items()}
+        for each in values["cells"]:
+            if "train_images" in each:  # the name of `train_examples` until 2026-11-27
+                each["train_examples"] = each.pop("train_images")
+        if not values.get("task"):
+            _rename_fields(values)
+        values["cells"] = tuple(DesignCell(**cell) for cell in values["cells"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")
-            search["cells"] = tuple(SearchCell(**_current(cell)) for cell in search["cells"])
-            search["fields"] = _current_dimensions(search["fields"])
+            search["cells"] = tuple(SearchCell(**cell) for cell in search["cells"])
+            search["metric"] = _stored_metric(search)
+            for name in ("train_images", "validation_images"):  # their names until 2026-11-27
+                if name in search:
+                    search[name.replace("images", "examples")] = search.pop(name)
             values["search"] = SearchDesign(**search)
         return cls(**values)
 
@@ -189,6 +198,16 @@ class Design:
     def title(self) -> str:
         return f"{self.study} on {self.dataset}"
 
+    @property
+    def own_code(self) -> bool:
+        """True if the training, the network or the reader of the images is the user's own."""
+        return bool(self.task) or "-" in self.training_version  # the hash of the user's code follows a hyphen
+
+    @property
+    def example(self) -> str:
+        """What trainings learn from, in the singular, as reports call it."""
+        return "example" if self.task else "image"
+
     def baseline_label(self, cell: DesignCell) -> str | None:
         """Return the label of the cell that `cell` is compared with; None if there is none or if `cell` is a baseline itself."""
         wanted = {**cell.levels, **self.baseline}
@@ -200,26 +219,49 @@ class Design:
         return tuple(dict.fromkeys(cell.data_version for cell in self.cells))
 
     @property
-    def training_images(self) -> dict[str, int]:
-        """Number of training images by level or cell: `{"train_examples=300": 300, …}`. Empty if all cells share a data set."""
-        if len(self.data_versions) == 1:
+    def training_examples(self) -> dict[str, int]:
+        """Number of training examples by level or cell: `{"train_examples=300": 300, …}`.
+
+        Empty if all cells share a data set, or if a number is not known.
+        """
+        if len(self.data_versions) == 1 or not all(cell.train_examples for cell in self.cells):
             return {}
         for factor in self.factors:
-            of_level = {(cell.levels[factor], cell.data_version, cell.train_images) for cell in self.cells}
+            of_level = {(cell.levels[factor], cell.data_version, cell.train_examples) for cell in self.cells}
             if len(of_level) == len({level for level, *_ in of_level}):
-                found = {level: images for level, _, images in of_level}
+                found = {level: examples for level, _, examples in of_level}
                 return {f"{factor}={level}": found[level] for level in self.factors[factor] if level in found}
-        return {cell.label: cell.train_images for cell in self.cells}
+        return {cell.label: cell.train_examples for cell in self.cells}
 
-    def images_per_epoch(self, cell: DesignCell) -> int:
-        """Return the number of images that training sees in an epoch, which has full global batches only."""
-        batch = int(cell.spec["optim.global_batch_size"])
-        return cell.train_images // batch * batch
+    def examples_per_epoch(self, cell: DesignCell) -> int:
+        """Return the number of examples that training sees in an epoch, which has full global batches only; 0 if unknown."""
+        batch = int(cell.spec.get("optim.global_batch_size", 1))
+        return cell.train_examples // batch * batch
+
+
+def _rename_fields(values: dict[str, Any]) -> None:
+    """Give renamed fields of `RunSpec` in a stored design their current names and values."""
+    values["cells"] = [_current(cell) for cell in values["cells"]]
+    values["factors"] = {
+        current_name(name): tuple(_current_level(name, level) for level in levels) for name, levels in values["factors"].items()
+    }
+    values["baseline"] = _current_levels(values["baseline"])
+    if search := values.get("search"):
+        search["cells"] = [_current(cell) for cell in search["cells"]]
+        search["fields"] = _current_dimensions(search["fields"])
 
 
 def _current(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored cell under the current names and values of its fields. The label is kept, because tags of runs contain it."""
     return {**cell, "levels": _current_levels(cell["levels"]), "spec": current_fields(cell["spec"])}
+
+
+def _stored_metric(values: dict[str, Any]) -> Metric:
+    """Return the metric of a stored design or search. Earlier versions stored at most the images that runs are scored on."""
+    if "metric" in values:
+        return Metric.from_dict(values["metric"])
+    splits = [values.pop(name) for name in ("scored_on", "evaluation_split") if name in values]
+    return error_metric(splits[0] if splits else "validation")
 
 
 def _current_levels(levels: Mapping[str, str]) -> dict[str, str]:

@@ -4,66 +4,67 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ablations.engine.task.workload import Workload
 from resnet_core.fields import ConfigError, reject
-from resnet_core.overrides import convert, field_name, takes_list
+from resnet_core.schema import Schema
 
 Level = str | float | bool | None | Sequence[Any]
-"""A value of a `RunSpec` field. Validated levels have the field's type, with tuples instead of lists."""
+"""A value of a field. Validated levels have the field's type, with tuples instead of lists."""
 
 NOT_FACTORS = {
     "seed": "every cell is trained with the same seeds; accepted: --seeds N",
     "world_size": "every cell is trained with the same workers; accepted: --workers N",
-    "data.validation": "cells would be scored on different images; accepted: --set data.validation=SHARE",
-    "data.test_examples": "cells would be scored on different images; accepted: --set data.test_examples=N",
-    "data.extra_tests": "cells would be scored differently; accepted: --set data.extra_tests=NAME",
 }
-"""Fields that must be equal in all cells, and how to set them for all. Other fields that change the test images are detected after
-the data are read."""
+"""Fields that must be equal in all cells, and how to set them for all. `Workload.not_factors` has further ones."""
 NOT_SETTINGS = {"seed": "--seeds N", "world_size": "--workers N"}
 """Fields that have options of their own and cannot be settings."""
 _PARTS = re.compile(r"(?:\[[^\[\]]*\]|[^,])+")
 _BRACKETS = re.compile(r"\s*\[[^\[\]]*\]\s*")
 
 
-def split_levels(name: str, text: str) -> tuple[str, ...]:
+def split_levels(schema: Schema, name: str, text: str) -> tuple[str, ...]:
     """Split the levels of `NAME=A,B` from the command line at commas. A level that is a list is in brackets: `[0.5,0.75],[0.3]`.
 
     Raises:
         ConfigError: unknown field, or a list without brackets.
     """
     levels = tuple(_PARTS.findall(text))
-    if takes_list(field_name(name)) and not all(_BRACKETS.fullmatch(each) or each.lower() == "none" for each in levels):
+    if schema.takes_list(schema.field_name(name)) and not all(
+        _BRACKETS.fullmatch(each) or each.lower() == "none" for each in levels
+    ):
         accepted = "each level is a list; accepted: lists in brackets, as in 'milestones=[0.5,0.75],[0.3,0.6]'"
         raise reject("--levels", f"{name}={text}", accepted)
     return levels
 
 
-def validated_factors(source: str, factors: object) -> dict[str, tuple[Level, ...]]:
+def validated_factors(source: str, factors: object, workload: Workload) -> dict[str, tuple[Level, ...]]:
     """Return the factors with their levels converted to the types of the fields.
 
     Args:
         source: origin of the factors for error messages: `factors` of a study file, or `--levels`.
         factors: levels by field.
+        workload: trainings that have these fields.
 
     Raises:
         ConfigError: unknown or repeated field, a field that cannot be a factor, or an invalid or repeated level.
     """
     found: dict[str, tuple[Level, ...]] = {}
-    for dotted, (name, levels) in values_by_field(source, factors).items():
+    forbidden = {**NOT_FACTORS, **workload.not_factors}
+    for dotted, (name, levels) in values_by_field(source, factors, workload.schema).items():
         if not isinstance(levels, Sequence) or isinstance(levels, (str, bytes)):
             raise reject(f"{source} {name}", levels, f"accepted: a list of levels, such as {name}: [A, B]")
         if not levels:
             raise ConfigError(f"{source} {name}: accepted: one or more levels, such as {name}=a,b")
-        found[name] = tuple(convert(dotted, level) for level in levels)
+        found[name] = tuple(workload.schema.convert(dotted, level) for level in levels)
         text = ",".join(map(format_level, found[name]))
-        if dotted in NOT_FACTORS:
-            raise reject(f"{source} {name}", text, f"cannot be a factor: {NOT_FACTORS[dotted]}")
+        if dotted in forbidden:
+            raise reject(f"{source} {name}", text, f"cannot be a factor: {forbidden[dotted]}")
         if len(set(found[name])) != len(levels):
             raise reject(f"{source} {name}", text, "a level is named twice; accepted: each level once")
     return found
 
 
-def values_by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
+def values_by_field(source: str, values: object, schema: Schema) -> dict[str, tuple[str, Any]]:
     """Return the given name and value of each field, by the field's dotted name.
 
     Raises:
@@ -74,7 +75,7 @@ def values_by_field(source: str, values: object) -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     for name, value in values.items():
         try:
-            dotted = field_name(name)
+            dotted = schema.field_name(name)
         except ConfigError as error:
             raise ConfigError(f"{source} {error}") from error
         if dotted in found:

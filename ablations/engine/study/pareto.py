@@ -1,4 +1,4 @@
-"""The Pareto front: the configurations that no other configuration beats in both error and cost."""
+"""The Pareto front: the configurations that no other configuration beats in both value and cost."""
 
 import math
 from collections.abc import Sequence

@@ -2,19 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablations.engine.study.comparability import image_selection, selects_images, test_images_digest
 from ablations.engine.study.definition import Study
 from ablations.engine.study.factors import Level, format_level
-from resnet_core import RunSpec
-from resnet_core.config import DataConfig
-from resnet_core.data.datasets import Dataset
-from resnet_core.identity import NOT_IDENTITY, deviations
-from resnet_core.overrides import field_name
-from resnet_core.renamed_fields import identity_name
+from ablations.engine.task.metric import Metric
+from ablations.engine.task.workload import Workload
 
 CONFIGURATION = "configuration"
 """Name of the factor that a search adds to its study. It compares the chosen configurations with the default one."""
@@ -48,11 +43,12 @@ class SearchTrial:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one network: a cell with a seed."""
+    """One training: a cell with a seed."""
 
     cell: Cell
     seed: int
-    spec: RunSpec
+    spec: Any
+    """Resolved configuration, a `Spec` of the study's workload."""
     fingerprint: str
     trial: SearchTrial | None = field(default=None, compare=False)
 
@@ -66,15 +62,15 @@ class Plan:
 
     study: Study
     preset: str
-    base: RunSpec
+    base: Any
     """Configuration of the first cell before fields are resolved from the data set. Runs differ from it in factors and seed."""
     factors: Mapping[str, tuple[Level, ...]]
     cells: tuple[Cell, ...]
     skipped: tuple[tuple[Cell, str], ...]
     """Combinations that cannot be trained, each with the reason."""
     runs: tuple[Run, ...]
-    data: Mapping[DataConfig, Dataset]
-    """Data sets of all runs, by `comparability.image_selection`. Cells may differ in training images, but not in test images."""
+    data: Mapping[Hashable, Any]
+    """Data of all runs, by `Workload.data_key`. Cells may differ in training data, but not in what they are scored on."""
     searched: Collection[str] = ()
     """Fields that a search chooses, in which runs differ besides factors and seed."""
 
@@ -89,41 +85,54 @@ class Plan:
         return self.study.baseline
 
     @property
-    def dataset(self) -> Dataset:
+    def workload(self) -> Workload:
+        """Trainings that the study runs."""
+        return self.study.workload
+
+    @property
+    def metric(self) -> Metric:
+        """Metric by which runs are compared."""
+        return self.workload.metric(self.base)
+
+    @property
+    def dataset(self) -> Any:
         """Data set of the first cell. Data sets of other cells may differ in training images, and thus in mean and version."""
         return self.dataset_for_spec(self.base)
 
-    def dataset_for_spec(self, spec: RunSpec) -> Dataset:
+    def dataset_for_spec(self, spec: Any) -> Any:
         """Return the data set on which runs with this spec are trained and scored."""
-        return self.data[image_selection(spec.data)]
+        return self.data[self.workload.data_key(spec)]
 
-    def dataset_for_run(self, run: Run) -> Dataset:
+    def dataset_for_run(self, run: Run) -> Any:
         """Return the data set on which a run is trained and scored."""
         return self.dataset_for_spec(run.spec)
 
-    def training_images(self, run: Run) -> int:
-        """Return the number of images that a run is trained on."""
-        return len(self.dataset_for_run(run).train.labels)
+    def training_examples(self, run: Run) -> int:
+        """Return the number of examples that a run is trained on; 0 if it is not known."""
+        return self.workload.training_examples(self.dataset_for_run(run))
+
+    def total_epochs(self, run: Run) -> int | None:
+        """Return the number of epochs of a run; None if it is not known."""
+        return self.workload.total_epochs(run.spec, self.dataset_for_run(run))
 
     @property
     def data_summary(self) -> str:
-        """Description of the images of all cells, such as `300 or 1,437 images to train, …`."""
-        data = sorted((self.dataset_for_run(run) for run in self.runs if run.seed == 0), key=lambda each: len(each.train.labels))
-        return data[-1].described([len(each.train.labels) for each in data]) if data else self.dataset.summary
+        """Description of the data of all cells, such as `300 or 1,437 images to train, …`; empty if there is none."""
+        data = [self.dataset_for_run(run) for run in self.runs if run.seed == 0]
+        return self.workload.describe_data(data or [self.dataset])
 
     def shared_fields(self) -> dict[str, Any]:
         """Return the fields that all runs have in common, by dotted name."""
-        return _shared(self.base, self.factors, self.searched)
+        return _shared(self.workload, self.base, self.factors, self.searched)
 
     @property
     def base_id(self) -> str:
         """Hash of the base configuration. MLflow has one parent run for each study name and base configuration."""
-        selected = any(selects_images(field_name(name)) for name in self.factors if name != CONFIGURATION)
-        # If cells differ in training images, the hash must not depend on which of the cells are requested.
-        data = test_images_digest(self.dataset) if selected else self.dataset.version
-        shared = self.shared_fields()
-        varied = sorted(map(identity_name, self.base.flat().keys() - shared.keys() - {*NOT_IDENTITY}))
-        text = json.dumps([deviations(shared), varied, data], sort_keys=True)
+        workload, shared = self.workload, self.shared_fields()
+        factors = [workload.schema.field_name(name) for name in self.factors if name != CONFIGURATION]
+        data = workload.study_data_version(self.dataset, factors)
+        varied = sorted(map(workload.identity_name, filter(workload.is_identity, self.base.flat().keys() - shared.keys())))
+        text = json.dumps([workload.deviations(shared), varied, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -135,20 +144,20 @@ class Draft:
     preset: str
     factors: Mapping[str, tuple[Level, ...]]
     seeds: int
-    specs: Mapping[Cell, RunSpec]
+    specs: Mapping[Cell, Any]
     """Configuration of each cell, before fields are resolved from the data set."""
     skipped: tuple[tuple[Cell, str], ...]
     searched: Collection[str] = ()
 
     @property
-    def base(self) -> RunSpec:
+    def base(self) -> Any:
         return next(iter(self.specs.values()))
 
     def shared_fields(self) -> dict[str, Any]:
         """Return the fields that all runs have in common, by dotted name."""
-        return _shared(self.base, self.factors, self.searched)
+        return _shared(self.study.workload, self.base, self.factors, self.searched)
 
 
-def _shared(base: RunSpec, factors: Mapping[str, tuple[Level, ...]], searched: Collection[str]) -> dict[str, Any]:
-    varied = {field_name(name) for name in factors if name != CONFIGURATION} | {"seed", *NOT_IDENTITY, *searched}
-    return {name: value for name, value in base.flat().items() if name not in varied}
+def _shared(workload: Workload, base: Any, factors: Mapping[str, tuple[Level, ...]], searched: Collection[str]) -> dict[str, Any]:
+    varied = {workload.schema.field_name(name) for name in factors if name != CONFIGURATION} | {"seed", *searched}
+    return {name: value for name, value in base.flat().items() if name not in varied and workload.is_identity(name)}

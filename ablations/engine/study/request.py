@@ -7,7 +7,7 @@ from typing import Any
 SAMPLERS = ("tpe", "random", "gp")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = {"flops": "flops", "seconds": "train_seconds"}
-"""Second objectives that a search may minimize besides the error, and the MLflow metric of each."""
+"""Second objectives that a search may minimize besides the metric, and the MLflow metric of each."""
 DEFAULT_TRIALS = 24
 """Number of trials of a search without a requested budget."""
 DEFAULT_VALIDATION_SHARE = 0.2
@@ -73,3 +73,7 @@ class Options:
     report: bool
     rerun: bool
     log_models: bool
+    json: bool = False
+    """Whether standard output is a JSON document and everything else goes to standard error."""
+    expect: Sequence[str] = ()
+    """Expectations about the outcome, as stated; see `expectations`."""

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine.environment import provenance
+from ablations.engine.environment import provenance, signals
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
@@ -102,6 +102,8 @@ def _train_and_conclude(
         pending = _close(console, writer, interrupted)
     if writer.lost_to:
         raise LeaseLost(writer.lost_to)
+    if interrupted:
+        signals.note_interrupt()
     try:
         if not (interrupted and pending):  # an interrupted study does not wait for a server that is down
             return work.conclude(pending, interrupted=interrupted)

@@ -15,8 +15,9 @@ from ablations.engine.study.plan import Plan, Run
 from ablations.engine.tracking.mlflow_errors import PERMANENT_ERRORS, describe_error
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.trial.checkpoints import CheckpointFolder
-from resnet_core import build_model
+from resnet_core import build_network
 from resnet_core.data.datasets import Dataset
+from resnet_core.training.state import evaluated_weights
 
 LOGGED_TAG = "model"
 """Tag of runs whose model MLflow has."""
@@ -74,14 +75,15 @@ def _log_network(client: MlflowClient, plan: Plan, run: Run, record: RunRecord, 
     saved = checkpoints.latest()
     if saved is None:
         raise FileNotFoundError(f"there is no checkpoint in {checkpoints.where}")
-    _log(client, run, record, pixels_to_scores(plan, run, saved["model"]), plan.dataset_for_run(run))
+    _log(client, run, record, pixels_to_scores(plan, run, evaluated_weights(saved)), plan.dataset_for_run(run))
 
 
 def pixels_to_scores(plan: Plan, run: Run, weights: Mapping[str, Tensor]) -> PixelsToScores:
     """Return a run's network preceded by the normalization with which it was trained."""
-    net = build_model(run.spec.model)
+    dataset = plan.dataset_for_run(run)
+    net = build_network(run.spec.model, **dataset.sizes)
     net.load_state_dict(weights)
-    return PixelsToScores(net, plan.dataset_for_run(run), run.spec.data.normalize).eval()
+    return PixelsToScores(net, dataset, run.spec.data.normalize).eval()
 
 
 def _log(client: MlflowClient, run: Run, record: RunRecord, model: PixelsToScores, dataset: Dataset) -> None:

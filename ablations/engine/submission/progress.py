@@ -13,6 +13,7 @@ from ablations.engine.analysis import number_format
 from ablations.engine.environment.console import format_duration, print_line
 from ablations.engine.report.terminal import FittedTable
 from ablations.engine.study.plan import Plan, Run
+from ablations.engine.task.metric import Metric
 
 TOTALS_INTERVAL_SECONDS = 60.0
 """Time without output after which a log gets a line of totals, in seconds."""
@@ -26,7 +27,7 @@ class Progress:
 
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
         self.console, self.plan, self.todo = console, plan, todo
-        self.evaluation_split = plan.base.data.evaluation_split
+        self.metric = plan.metric
         self.total: int | None = len(todo)
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
@@ -70,8 +71,12 @@ class Progress:
         with self._lock:
             _, metrics = self.running.pop(run.fingerprint, (run, {}))
             self.outcomes[run.fingerprint] = outcome
-        error = metrics.get(f"{self.evaluation_split}/error")
-        result = message if outcome != "completed" or error is None else f"{self.evaluation_split} error {error:.2f} %"
+        value = metrics.get(self.metric.name)
+        result = (
+            message
+            if outcome != "completed" or value is None
+            else f"{self.metric.label} {number_format.format_value(self.metric, value)}"
+        )
         print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
         self.last_line = time.monotonic()
 
@@ -102,17 +107,14 @@ class Progress:
                 self.last_line = time.monotonic()
 
     def _fraction_done(self) -> float:
-        """Return the fraction of the work that is done, from 0 to 1. Epochs count in proportion to the network's depth."""
+        """Return the fraction of the work that is done, from 0 to 1. Epochs count in proportion to their relative cost."""
         done = total = 0.0
         for run in self.todo:
-            epochs = self._total_epochs(run)
-            ended = run.fingerprint in self.outcomes
-            total += run.spec.model.depth * epochs
-            done += run.spec.model.depth * (epochs if ended else self.epochs[run.fingerprint])
+            trained, weight = self.epochs[run.fingerprint], self.plan.workload.relative_cost(run.spec)
+            epochs = self.plan.total_epochs(run) or trained + 1  # of unknown length: always one more to come
+            total += weight * epochs
+            done += weight * (epochs if run.fingerprint in self.outcomes else min(trained, epochs))
         return done / total
-
-    def _total_epochs(self, run: Run) -> int:
-        return run.spec.optim.total_epochs(self.plan.training_images(run))
 
     def _eta(self) -> str:
         fraction = self._fraction_done()
@@ -132,13 +134,17 @@ class Progress:
         return Text(" · ".join([*parts, self._eta()]))
 
     def _render(self) -> RenderableType:
-        errors = ("train/error", f"{self.evaluation_split}/error")
-        columns = ("epoch", *(name.replace("/", " ") for name in errors))
-        table = FittedTable(("running",), columns, optional=columns[1:])
         with self._lock:
+            reported = [metrics for _, metrics in self.running.values() if metrics]
+            trained = all(self.metric.training_name in metrics for metrics in reported)
+            shown = [*([self.metric.training] if trained else []), self.metric]
+            columns = ("epoch", *(each.label for each in shown))
+            table = FittedTable(("running",), columns, optional=columns[1:])
             for run, metrics in self.running.values():
-                epoch = f"{self.epochs[run.fingerprint]}/{self._total_epochs(run)}"
-                table.add_row(
-                    [str(run), epoch, *(f"{metrics[name]:.2f} %" if metrics else number_format.MISSING for name in errors)]
-                )
+                epoch = "/".join(map(str, filter(None, (self.epochs[run.fingerprint], self.plan.total_epochs(run)))))
+                table.add_row([str(run), epoch, *(_value_text(each, metrics) for each in shown)])
             return Group(table, self._totals())
+
+
+def _value_text(metric: Metric, metrics: Mapping[str, float]) -> str:
+    return number_format.format_value(metric, metrics[metric.name]) if metric.name in metrics else number_format.MISSING

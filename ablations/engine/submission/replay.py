@@ -19,6 +19,7 @@ from ablations.engine.environment import paths
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import git_state
 from ablations.engine.environment.storage import check_storage, make_storage, open_storage
+from ablations.engine.task.metric import error_metric
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, is_new_database
 from ablations.engine.tracking.mlflow_errors import describe_error
@@ -63,8 +64,8 @@ class RecordedRun:
     tags: Mapping[str, str]
     spec: RunSpec
     training: Training
-    replicate_errors: tuple[float, ...]
-    """Final errors of all completed replicates of the run, which differ in the seed only, including its own."""
+    replicate_values: tuple[float, ...]
+    """Final values of all completed replicates of the run, which differ in the seed only, including its own."""
 
 
 def replay(request: ReplayRequest) -> int:
@@ -91,7 +92,7 @@ def replay(request: ReplayRequest) -> int:
         print_line(console, "interrupted: this replay has no result")
         return 1
     same, lines = compare_trainings(
-        recorded.training, listener.training, recorded.replicate_errors, f"{recorded.spec.data.evaluation_split}/error"
+        recorded.training, listener.training, recorded.replicate_values, error_metric(recorded.spec.data.evaluation_split)
     )
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
     here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
@@ -134,6 +135,8 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
     try:
         client = connect(uri)
         run = find_run(client, request.run)
+        if run.data.tags.get("task") or "-" in run.data.tags.get("training_version", ""):
+            raise reject("run", request.run, "was trained by a network or task of one's own; accepted: --rerun on its study file")
         spec = read_spec(run)
         if request.data_root is not None:
             spec = override(spec, {"data.root": request.data_root})
@@ -141,12 +144,12 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         for name in compared_metrics(spec):
             for metric in client.get_metric_history(run.info.run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
-        errors = replicate_errors(client, run, f"{spec.data.evaluation_split}/error")
+        values = replicate_values(client, run, error_metric(spec.data.evaluation_split).name)
     except MlflowException as error:
         raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
     return RecordedRun(
-        run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), replicate_errors=errors
+        run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), replicate_values=values
     )
 
 
@@ -175,8 +178,8 @@ def compared_metrics(spec: RunSpec) -> tuple[str, ...]:
     return tuple(f"{images}/{quantity}" for images in ("train", spec.data.evaluation_split) for quantity in ("loss", "error"))
 
 
-def replicate_errors(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
-    """Return the final errors of all completed runs that differ in the seed only, each in its latest generation."""
+def replicate_values(client: MlflowClient, run: MlflowRun, scored: str) -> tuple[float, ...]:
+    """Return the final values of all completed runs that differ in the seed only, each in its latest generation."""
     tags = run.data.tags
     where = run_queries.training_version_filter(tags.get("training_version", ""), tags["code_version"])
     where += f" and tags.data_version = '{tags['data_version']}'"

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 from mlflow import MlflowClient
@@ -22,14 +22,13 @@ from ablations.engine.report.bundle import publish
 from ablations.engine.report.mlflow_page import REPORT_PATH
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
-from ablations.engine.study.plan import Draft
+from ablations.engine.study.plan import Draft, Plan
 from ablations.engine.study.request import Options
 from ablations.engine.tracking import mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
 from resnet_core.fields import printable, reject
-from resnet_core.overrides import field_name
 
 logger = logging.getLogger(__name__)
 
@@ -109,18 +108,46 @@ def seconds_until_next_report(seconds: float) -> float:
     return max(UPDATE_INTERVAL_SECONDS, seconds / MAX_TIME_SHARE)
 
 
-def rebuild_report(drafted: Draft, options: Options) -> int:
-    """Rebuild the report of a study, or of a part of it, from MLflow alone; return the exit code."""
+@dataclass(frozen=True, kw_only=True)
+class StoredStudy:
+    """A study, or a part of it, as MLflow has it."""
+
+    client: MlflowClient
+    run_id: str
+    """ID of the study's own run."""
+    evidence: Evidence
+    findings: Findings
+    part: str
+    """Name of the part for its folder in MLflow; empty for the whole study."""
+
+
+def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -> StoredStudy:
+    """Return what MLflow has of a study that was submitted, or of the requested levels and seeds of it.
+
+    Args:
+        study: the study, which need not be resolved.
+        options: levels and seeds to keep, and the address of MLflow.
+        details: read curves and probes as well.
+
+    Raises:
+        ConfigError: MLflow does not answer, or has no such study.
+    """
     if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
-    client, console = connect(options.tracking_uri), make_console()
+    client = connect(options.tracking_uri)
+    field_name = study.study.workload.schema.field_name
     asked = {field_name(name) for name in options.request.levels}
-    levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in drafted.factors.items() if field_name(name) in asked}
+    levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in study.factors.items() if field_name(name) in asked}
     with mlflow_errors_as_config_errors(options.tracking_uri):
         run_id, whole = run_queries.find_design(
-            client, drafted.study.name, drafted.preset, drafted.shared_fields(), whole=bool(drafted.searched)
+            client,
+            study.study.name,
+            study.preset,
+            study.shared_fields(),
+            defaults=study.study.workload.schema.default.flat(),
+            whole=bool(study.searched),
         )
-        evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds))
+        evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds), details=details)
     findings, part = analyze_study(evidence), ""
     if evidence.design != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
@@ -129,9 +156,15 @@ def rebuild_report(drafted: Draft, options: Options) -> int:
         flag = f"a part of what was submitted: {part}; p values are corrected for the comparisons of this part"
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
-    terminal.show_results(console, evidence, findings, resubmit_command())
-    publish_report(console, client, run_id, evidence, findings, part=part)
-    return 0 if findings.complete else 1
+    return StoredStudy(client=client, run_id=run_id, evidence=evidence, findings=findings, part=part)
+
+
+def rebuild_report(stored: StoredStudy) -> int:
+    """Rebuild the report of a study, or of a part of it, from MLflow alone; return the exit code."""
+    console = make_console()
+    terminal.show_results(console, stored.evidence, stored.findings, resubmit_command())
+    publish_report(console, stored.client, stored.run_id, stored.evidence, stored.findings, part=stored.part)
+    return 0 if stored.findings.complete else 1
 
 
 def publish_report(

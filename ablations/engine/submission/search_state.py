@@ -1,5 +1,6 @@
 """State of a study's searches, one per cell: suggested and ended trials, and the configurations chosen."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -25,7 +26,7 @@ class SearchState:
 
     def __init__(self, plan: SearchPlan, past: Iterable[PastTrial], adopt: Callable[[Run], PastTrial | None]) -> None:
         self.plan, self.adopt = plan, adopt
-        self.optimizers = {cell: Optimizer(plan.spaces[cell], plan.settings) for cell in plan.trial_specs}
+        self.optimizers = {cell: Optimizer(plan.spaces[cell], plan.settings, plan.workload.schema) for cell in plan.trial_specs}
         self.errors: dict[Cell, ConfigError] = {}
         """Errors that ended searches early, by cell."""
         self._tag = plan.to_design().tag
@@ -87,7 +88,7 @@ class SearchState:
         self._metrics.setdefault(run.fingerprint, {})[epoch] = metrics
         self._longest[run.cell] = max(self._longest[run.cell], epoch)
         for reached in self._default_epochs(run, epoch):
-            decision = self.optimizers[run.cell].report_epoch(run.trial.number, reached, metrics["validation/error"])
+            decision = self.optimizers[run.cell].report_epoch(run.trial.number, reached, metrics[self.plan.trial_metric.name])
             if decision is not Decision.CONTINUE:
                 return decision
         return Decision.CONTINUE
@@ -99,7 +100,7 @@ class SearchState:
         assert trial is not None
         results: tuple[float, ...] = ()
         if outcome == "completed":
-            found = self._scored[run.cell][trial.number] = _scored(trial, metrics[max(metrics)], self.plan.objective)
+            found = self._scored[run.cell][trial.number] = self._scored_trial(trial, metrics[max(metrics)])
             results = found.objectives
         start = trial.branch[1] if trial.branch else 0
         seconds = sum(of_epoch["epoch_seconds"] for epoch, of_epoch in metrics.items() if epoch > start)
@@ -107,7 +108,8 @@ class SearchState:
 
     def choices(self) -> dict[Cell, Sequence[ChosenConfiguration]]:
         """Return the configurations that each search chooses, by cell."""
-        return {cell: choose_configurations(scored) for cell, scored in self._scored.items()}
+        metric = self.plan.trial_metric
+        return {cell: choose_configurations(scored, metric) for cell, scored in self._scored.items()}
 
     def _fraction_done(self, cell: Cell) -> float:
         settings, optimizer = self.plan.settings, self.optimizers[cell]
@@ -152,7 +154,7 @@ class SearchState:
 
         Other batch sizes make a training longer or shorter in epochs.
         """
-        whole = run.spec.optim.total_epochs(self.plan.training_images(run))
+        whole = self.plan.total_epochs(run) or 1
         return range((epoch - 1) * self.plan.settings.epochs // whole + 1, epoch * self.plan.settings.epochs // whole + 1)
 
     def _load_history(self, past: Iterable[PastTrial]) -> int:
@@ -183,26 +185,32 @@ class SearchState:
             number=past.trial.number,
             values=past.trial.values,
             outcome=past.outcome if self._has_ended(past) else "stopped",
-            errors={reached: of["error"] for epoch, of in past.epochs.items() for reached in self._default_epochs(run, epoch)},
-            results=_scored(past.trial, past.record.metrics, self.plan.objective).objectives if completed else (),
+            values_by_epoch={
+                reached: of["value"] for epoch, of in past.epochs.items() for reached in self._default_epochs(run, epoch)
+            },
+            results=self._scored_trial(past.trial, past.record.metrics).objectives if completed else (),
             seconds=past.seconds,
         )
 
     def _add_finished(self, cell: Cell, past: PastTrial) -> None:
         """Pass an adopted trial to the optimizer, whose decisions after its epochs no longer matter."""
         optimizer, known = self.optimizers[cell], self._history_of(cell, past)
-        for epoch, error in known.errors.items():
-            optimizer.report_epoch(known.number, epoch, error)
+        for epoch, value in known.values_by_epoch.items():
+            optimizer.report_epoch(known.number, epoch, value)
         optimizer.end_trial(known.number, known.outcome, known.results, known.seconds)
         self.ended_trials_in[cell] += 1
         self._add_score(cell, past)
 
     def _add_score(self, cell: Cell, past: PastTrial) -> None:
         if past.record.completed:
-            self._scored[cell][past.trial.number] = _scored(past.trial, past.record.metrics, self.plan.objective)
+            self._scored[cell][past.trial.number] = self._scored_trial(past.trial, past.record.metrics)
 
-
-def _scored(trial: SearchTrial, metrics: Mapping[str, float], objective: str | None) -> ScoredTrial:
-    """Return the scores of a trial, from the metrics of its last epoch."""
-    cost = metrics[OBJECTIVES[objective]] if objective else None
-    return ScoredTrial(values=trial.values, error=metrics["validation/error"], loss=metrics["validation/loss"], cost=cost)
+    def _scored_trial(self, trial: SearchTrial, metrics: Mapping[str, float]) -> ScoredTrial:
+        """Return the scores of a trial, from the metrics of its last epoch."""
+        metric, objective = self.plan.trial_metric, self.plan.objective
+        return ScoredTrial(
+            values=trial.values,
+            value=metrics[metric.name],
+            loss=metrics.get(f"{metric.split}/loss", math.inf),
+            cost=metrics[OBJECTIVES[objective]] if objective else None,
+        )

@@ -28,7 +28,6 @@ from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from ablations.engine.trial.job import Job
 from resnet_core.fields import counted
-from resnet_core.identity import TRAINING_VERSION
 
 
 def run_search(plan: Plan, options: Options) -> int:
@@ -44,7 +43,8 @@ class SearchSubmission(StudySubmission):
 
     def __init__(self, console: Console, client: MlflowClient, plan: SearchPlan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
-        by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
+        self.workload = plan.workload.pickled()
+        by = run_queries.training_version_filter(plan.workload.training_version, "")
         past = search_trials.read_trials(client, plan.to_design(), by)
         self.state = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by).adopt)
         self.has_trials_left = not self.state.is_finished
@@ -112,7 +112,13 @@ class SearchSubmission(StudySubmission):
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"
                     timeout = self.options.hang_timeout
                     tune_runner.train_trials(
-                        source, self.needs, max_concurrent=limit, listener=source, scratch=scratch, hang_timeout=timeout
+                        source,
+                        self.needs,
+                        max_concurrent=limit,
+                        listener=source,
+                        scratch=scratch,
+                        hang_timeout=timeout,
+                        workload=self.workload,
                     )
                 finally:
                     source.stop_active(self.tracker.lost_to)
@@ -133,7 +139,7 @@ class SearchProgress(progress.Progress):
 
     def __init__(self, console: Console, plan: SearchPlan, state: SearchState) -> None:
         super().__init__(console, plan, ())
-        self.evaluation_split = "validation"
+        self.metric = plan.trial_metric
         self.state, self.total, self.began_at = state, plan.max_trials, state.fraction_done
         self.reused = 0
 

@@ -29,7 +29,6 @@ from ablations.engine.tracking.mlflow_errors import check_study, describe_error
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from resnet_core.fields import ConfigError, counted, reject
-from resnet_core.identity import TRAINING_VERSION, code_version
 
 POLL_INTERVAL_SECONDS = 5.0
 """Minimum time between two queries for runs that another study trains, in seconds."""
@@ -45,6 +44,7 @@ class StudySubmission:
 
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
+        self.workload = plan.workload.pickled()
         known = self._claim_and_look_up()  # rejects a wrong request before anything is written
         self.tracker = Tracker(client, writer, plan, known, rerun=options.rerun, on_lease_lost=signals.interrupt_main_thread)
         self.report_updater: reporting.ReportUpdater | None = None
@@ -96,13 +96,13 @@ class StudySubmission:
 
     def _mention_other_sources(self) -> None:
         """Print how many results were trained by sources of `resnet_core` that differ from those of this process."""
-        here = code_version()
+        here, version = self.plan.workload.code_version(), self.plan.workload.training_version
         others = sum(here not in record.tags.get("code_version", "").split(", ") for record in self.done.values())
         if others:
             print_line(
                 self.console,
                 f"{others} of {counted(len(self.done), 'run')} done {'was' if others == 1 else 'were'} trained by other sources of "
-                f"resnet_core. The training version, {TRAINING_VERSION}, is the same, which counts; --rerun trains them again.",
+                f"resnet_core. The training version, {version}, is the same, which counts; --rerun trains them again.",
             )
 
     def _log_design(self) -> None:
@@ -133,7 +133,9 @@ class StudySubmission:
 
             with self.report_updates(progress_made):
                 try:
-                    tune_runner.train_runs(jobs, self.needs, max_concurrent=limit, listener=events, scratch=scratch)
+                    tune_runner.train_runs(
+                        jobs, self.needs, max_concurrent=limit, listener=events, scratch=scratch, workload=self.workload
+                    )
                 finally:
                     finished = events.stop_active(self.tracker.lost_to)
                 if not finished:

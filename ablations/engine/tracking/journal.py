@@ -201,9 +201,15 @@ class Journal:
         new.replace(self._runs)
 
 
-def study_is_locked_error(study: str, holder: str) -> ConfigError:
+class StudyIsRunning(ConfigError):  # noqa: N818 - a state of the study, not a mistake in the request
+    """Another process is running the study. The same request is accepted once that process has ended."""
+
+    exit_code = 5
+
+
+def study_is_locked_error(study: str, holder: str) -> StudyIsRunning:
     """Return the error for a study that another process is running."""
-    return reject("study", study, f"is running already: {holder} holds it; wait until it ends, or stop it")
+    return StudyIsRunning(str(reject("study", study, f"is running already: {holder} holds it; wait until it ends, or stop it")))
 
 
 def describe_process() -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 
-from ablations.engine.analysis.evidence import CONDITION_COLUMNS, CURVE_COLUMNS, RESULT_METRICS, Evidence
+from ablations.engine.analysis.evidence import CONDITION_COLUMNS, COST_METRICS, CURVE_COLUMNS, Evidence
 from ablations.engine.study.design import Design
+from ablations.engine.task.metric import Metric
 from ablations.engine.tracking import run_queries, search_trials
 from ablations.engine.tracking.run_queries import RunRecord
 
@@ -34,18 +35,16 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
         if design.search
         else (None, None)
     )
-    return Evidence(
-        design, runs, _curves(client, completed, design.evaluation_split), _probes(client, completed, design), *searched
-    )
+    return Evidence(design, runs, _curves(client, completed, design.metric), _probes(client, completed, design), *searched)
 
 
 def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:
     """Return a row of `Evidence.runs`."""
     row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
     row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITION_COLUMNS, "")}
-    row |= dict.fromkeys(("error", *RESULT_METRICS), math.nan)
+    row |= dict.fromkeys(("value", "train_value", *COST_METRICS), math.nan)
     if record:
-        names = {f"{design.evaluation_split}/error": "error", **{metric: name for name, metric in RESULT_METRICS.items()}}
+        names = _value_columns(design.metric) | {metric: name for name, metric in COST_METRICS.items()}
         row |= {name: record.tags.get(name, "") for name in CONDITION_COLUMNS} | {"precision": record.params.get("precision", "")}
         running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
         row |= {"run_id": record.run_id, "outcome": "running" if running else record.outcome or record.status.lower()}
@@ -55,9 +54,14 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunReco
     return row
 
 
-def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], evaluation_split: str) -> pd.DataFrame:
+def _value_columns(metric: Metric) -> dict[str, str]:
+    """Return the columns of the study's metric by the names that MLflow has."""
+    return {metric.training_name: "train_value", metric.name: "value"}
+
+
+def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], metric: Metric) -> pd.DataFrame:
     """Return `Evidence.curves` of completed runs, given as cell and seed by run ID."""
-    names = {"train/error": "train_error", f"{evaluation_split}/error": "error", "epoch_seconds": "epoch_seconds"}
+    names = _value_columns(metric) | {"epoch_seconds": "epoch_seconds"}
     long = run_queries.metric_histories(client, list(completed), list(names))
     curves = long.pivot(index=["run_id", "epoch"], columns="metric", values="value").rename(columns=names).reset_index()
     cells = pd.DataFrame([(run_id, *of_run) for run_id, of_run in completed.items()], columns=["run_id", "cell", "seed"])
@@ -67,7 +71,7 @@ def _curves(client: MlflowClient, completed: Mapping[str, tuple[str, int]], eval
 
 def _probes(client: MlflowClient, completed: Mapping[str, tuple[str, int]], design: Design) -> pd.DataFrame:
     """Return `Evidence.probes`."""
-    probed = {cell.label for cell in design.cells if cell.spec["probes"]}
+    probed = {cell.label for cell in design.cells if cell.spec.get("probes")}
     frames = []
     with tempfile.TemporaryDirectory() as folder:
         for run_id, (cell, seed) in completed.items():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -18,8 +19,6 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan
 from ablations.engine.tracking import mlflow_internals
 from ablations.engine.tracking.mlflow_errors import check_experiment
-from resnet_core import RunSpec
-from resnet_core.data.datasets import Dataset
 from resnet_core.fields import ConfigError
 from resnet_core.renamed_fields import current_fields
 
@@ -75,7 +74,8 @@ class CompletedRun:
 
     spec: Mapping[str, str]
     """Its flattened `RunSpec`, as text."""
-    train_images: int
+    train_examples: int
+    """Number of training examples; 0 if it is not known."""
     seconds: float
     """Duration of training and tests, in seconds."""
     device: str
@@ -135,16 +135,18 @@ def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
     return {fingerprint: record for fingerprint, record in known.items() if record.has_result}
 
 
-def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[CompletedRun]:
-    """Yield the newest completed runs of all studies, at most `MAX_COMPLETED_RUNS` for each data set."""
-    for version, images in {each.version: len(each.train.labels) for each in data}.items():
+def completed_runs(client: MlflowClient, plan: Plan) -> Iterable[CompletedRun]:
+    """Yield the newest completed runs of all studies with a plan's task, at most `MAX_COMPLETED_RUNS` for each data set."""
+    workload = plan.workload
+    for version, examples in {each.version: workload.training_examples(each) for each in plan.data.values()}.items():
         where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
+        where += f" and tags.task = '{workload.task_name}'" if workload.task_name else ""
         for run in islice(search_runs(client, where), MAX_COMPLETED_RUNS):
             metrics, tags = run.data.metrics, run.data.tags
             if "train_seconds" in metrics:
                 yield CompletedRun(
                     spec=current_params(run),
-                    train_images=images,
+                    train_examples=examples,
                     seconds=metrics["train_seconds"],
                     device=tags.get("device", ""),
                     on_gpu=metrics.get("gpu_hours", 0) > 0,
@@ -152,7 +154,13 @@ def completed_runs(client: MlflowClient, data: Iterable[Dataset]) -> Iterable[Co
 
 
 def find_design(
-    client: MlflowClient, study: str, preset: str, shared: Mapping[str, Any], *, whole: bool = False
+    client: MlflowClient,
+    study: str,
+    preset: str,
+    shared: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    whole: bool = False,
 ) -> tuple[str, Design]:
     """Return the ID of a study's own run in MLflow and the design that was last submitted for it.
 
@@ -161,6 +169,7 @@ def find_design(
         study: name of the study.
         preset: name of its preset.
         shared: settings to match: `Plan.shared_fields()` or a part of it. The newest match counts.
+        defaults: default of every field. A study that was submitted before a field existed has its default.
         whole: reject runs that have further shared settings.
 
     Raises:
@@ -172,11 +181,10 @@ def find_design(
     where = f"tags.study = '{study}' and tags.preset = '{preset}'"
     runs = _pages(client.search_runs, experiment_ids=[experiment.experiment_id], filter_string=where) if experiment else ()
     wanted = {name: str(value) for name, value in shared.items()}
-    defaults = {name: str(value) for name, value in RunSpec().flat().items()}
+    texts = {name: str(value) for name, value in defaults.items()}
     for run in runs:
         params = current_params(run)
-        # A study that was submitted before a field existed has the field's default.
-        same = all(params.get(name, defaults.get(name)) == value for name, value in wanted.items())
+        same = all(params.get(name, texts.get(name)) == value for name, value in wanted.items())
         if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run.info.run_id, DESIGN_ARTIFACT, folder)

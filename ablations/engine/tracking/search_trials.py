@@ -16,10 +16,9 @@ from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core.renamed_fields import current_fields
 
-METRICS = {"validation/error": "error", "validation/loss": "loss", "epoch_seconds": "seconds"}
 UNFINISHED_OUTCOMES = ("running", "stopped", "killed", "failed", "oom")
 """Outcomes of trials that the next submission continues."""
-COLUMNS = ("cell", "number", "run_id", "outcome", "epochs", "error", "loss", "seconds", "gpu_hours", "flops", "changes", "attempts")
+COLUMNS = ("cell", "number", "run_id", "outcome", "epochs", "value", "seconds", "gpu_hours", "flops", "changes", "attempts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class PastTrial:
     trial: SearchTrial
     record: RunRecord
     epochs: Mapping[int, Mapping[str, float]]
-    """`error`, `loss` and `seconds` by epoch, from 1."""
+    """`value` (of the search's metric) and `seconds` by epoch, from 1."""
 
     @property
     def outcome(self) -> str:
@@ -66,7 +65,7 @@ def read_trials(client: MlflowClient, search: SearchDesign, training_version_fil
     where = f"tags.`{search.tag}` LIKE '%' and {training_version_filter}"
     where += f" and tags.data_version = '{search.data_version}' and params.seed = '{search.seed}'"
     records = [run_queries.run_record(run) for run in run_queries.search_runs(client, where)]
-    epochs = _epochs(client, records)
+    epochs = _epochs(client, records, search)
     past = [
         _past_trial(search.tag, record, json.loads(record.tags[search.tag]), epochs.get(record.run_id, {})) for record in records
     ]
@@ -95,18 +94,22 @@ class SharedTrialLookup:
         try:
             self.client.set_tag(record.run_id, self.search.tag, trial_tag_value(run))
             return _past_trial(
-                self.search.tag, record, json.loads(trial_tag_value(run)), _epochs(self.client, [record]).get(record.run_id, {})
+                self.search.tag,
+                record,
+                json.loads(trial_tag_value(run)),
+                _epochs(self.client, [record], self.search).get(record.run_id, {}),
             )
         except MlflowException:
             return None  # this search then trains it again, which costs only time
 
 
-def _epochs(client: MlflowClient, records: Sequence[RunRecord]) -> dict[str, dict[int, dict[str, float]]]:
-    """Return `error`, `loss` and `seconds` by run ID and epoch."""
+def _epochs(client: MlflowClient, records: Sequence[RunRecord], search: SearchDesign) -> dict[str, dict[int, dict[str, float]]]:
+    """Return `value` and `seconds` by run ID and epoch."""
+    names = {search.metric.name: "value", "epoch_seconds": "seconds"}
     epochs: dict[str, dict[int, dict[str, float]]] = {}
-    histories = run_queries.metric_histories(client, [record.run_id for record in records], list(METRICS))
+    histories = run_queries.metric_histories(client, [record.run_id for record in records], list(names))
     for run_id, metric, epoch, value in histories.itertuples(index=False, name=None):
-        epochs.setdefault(run_id, {}).setdefault(epoch, {})[METRICS[metric]] = value
+        epochs.setdefault(run_id, {}).setdefault(epoch, {})[names[metric]] = value
     return epochs
 
 
@@ -114,7 +117,7 @@ def _past_trial(tag: str, record: RunRecord, content: Mapping[str, Any], epochs:
     """Return a trial from its run and the parsed content of its tag, leaving out epochs with incomplete metrics."""
     branch = tuple(content["branch"]) if content["branch"] else None
     trial = SearchTrial(number=content["number"], tag=tag, values=current_fields(content["values"]), branch=branch)
-    whole = {epoch: values for epoch, values in sorted(epochs.items()) if len(values) == len(METRICS)}
+    whole = {epoch: values for epoch, values in sorted(epochs.items()) if values.keys() == {"value", "seconds"}}
     return PastTrial(cell=content["cell"], trial=trial, record=record, epochs=whole)
 
 
@@ -129,13 +132,13 @@ def trial_tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.Da
         row: dict[str, Any] = {"cell": each.cell, "number": each.trial.number, "run_id": each.record.run_id}
         row |= {"outcome": each.outcome, "epochs": max(newest - each.start, 0)}
         row |= {"attempts": int(each.record.tags.get("attempts", 0))}
-        row |= {"error": last.get("error", math.nan), "loss": last.get("loss", math.nan), "seconds": each.seconds}
+        row |= {"value": last.get("value", math.nan), "seconds": each.seconds}
         row |= {"gpu_hours": each.seconds * gpus, "flops": metrics.get("flops", math.nan)}
         row |= {"changes": ", ".join(each.trial.values.get("optim.changes", ()))}
         rows.append(row | {name: each.trial.values.get(name) for name in search.fields})
         curves += [
-            {"cell": each.cell, "number": each.trial.number, "epoch": epoch, "error": values["error"]}
+            {"cell": each.cell, "number": each.trial.number, "epoch": epoch, "value": values["value"]}
             for epoch, values in each.epochs.items()
         ]
     columns = [*COLUMNS, *search.fields]
-    return pd.DataFrame(rows, columns=columns), pd.DataFrame(curves, columns=["cell", "number", "epoch", "error"])
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(curves, columns=["cell", "number", "epoch", "value"])

@@ -17,7 +17,6 @@ from ablations.engine.tracking.journal import Record
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.study_run import StudyRun, origin_tags
 from ablations.engine.tracking.writer import Writer
-from resnet_core.identity import TRAINING_VERSION, code_version
 
 
 class Tracker:
@@ -46,7 +45,7 @@ class Tracker:
         on_lease_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.client, self.writer, self.plan = client, writer, plan
-        self._origin = origin_tags()
+        self._origin, self._code_version = origin_tags(), plan.workload.code_version()
         self.study_run = StudyRun(client, writer, plan, on_lease_lost)
         self._experiments: dict[str, str] = {}
         self._attempts: dict[str, int] = {}
@@ -76,7 +75,7 @@ class Tracker:
         self._attempts[run.fingerprint] = self._attempts.get(run.fingerprint, 0) + 1
         self._started.add(run.fingerprint)
         data = self.plan.dataset_for_run(run)
-        source = run.spec.data.root or data.name
+        source = self.plan.workload.data_source(run.spec, data)
         self._put(
             "start",
             run,
@@ -105,7 +104,7 @@ class Tracker:
             probes: measurements of the run's probes so far.
         """
         # Each epoch has a code version: a run may continue under other sources with the same training version.
-        under = {**conditions, "code_version": code_version()}
+        under = {**conditions, "code_version": self._code_version}
         self._put("epoch", run, epoch=epoch, metrics=dict(metrics), conditions=under)
         if probes:
             self._put("probes", run, rows=list(probes))
@@ -144,8 +143,9 @@ class Tracker:
             "cell": str(run.cell),
             "seed": str(run.seed),
             "world_size": str(run.spec.world_size),
-            "training_version": str(TRAINING_VERSION),
-            "code_version": code_version(),
+            "training_version": self.plan.workload.training_version,
+            **({"task": task} if (task := self.plan.workload.task_name) else {}),
+            "code_version": self._code_version,
             "data_version": self.plan.dataset_for_run(run).version,
             **({run.trial.tag: search_trials.trial_tag_value(run)} if run.trial else {}),
             **self._origin,

@@ -14,7 +14,7 @@ class Job:
 
     fingerprint: str
     spec: Mapping[str, Any]
-    """Resolved settings of the run, as `RunSpec.flat()` returns them."""
+    """Resolved configuration of the run, as `Spec.flat()` returns it."""
     data_version: str
     """Version of the data set that the study was planned with."""
     folder: str
@@ -34,6 +34,9 @@ class Job:
     """Time without a step after which a process counts as hung, in seconds."""
     download: bool = False
     """Whether data that a node lacks may be downloaded."""
+    workload: bytes = b""
+    """The study's trainings as `Workload.pickled` returns them; empty for the built-in image classification. The trial's process
+    fills it in, since all runs of a study share it."""
     branch: str = ""
     """Checkpoint folder of another run, from whose epoch `branch_epoch` this run starts if it has no checkpoint of its own.
 

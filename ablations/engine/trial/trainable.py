@@ -18,14 +18,14 @@ END_TIMEOUT_SECONDS = 60.0
 """Time for a stopped training to clean up, in seconds. For example, it ends the processes that read its images."""
 
 
-def train(config: dict[str, Any]) -> None:
-    """Train one run to its end. This is Tune's trainable."""
+def train(config: dict[str, Any], workload: bytes = b"") -> None:
+    """Train one run to its end. This is Tune's trainable. `workload` is that of the study, as in `Job.workload`."""
     import ray
     from ray import tune
 
     from ablations.engine.trial.liveness import monitored
 
-    job = Job(**config["job"])
+    job = Job(**{**config["job"], "workload": workload})
     with monitored(ray.get_runtime_context().get_actor_id(), job.hang_timeout) as monitor:
 
         def report(content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ with a `"note"` if a checkpoint was damaged, and at the end `{"outcome": …, "m
 """
 
 import os
+import pickle
 import platform
 import re
 import socket
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ablations.engine.environment import paths
 
 if TYPE_CHECKING:
+    from ablations.engine.task.workload import Workload
     from ablations.engine.trial.checkpoints import CheckpointFolder
     from ablations.engine.trial.liveness import ProcessMonitor
-    from resnet_core import Dataset, RunSpec
 
 from ablations.engine.trial.job import Job, Report
 
@@ -99,10 +100,10 @@ def train_epochs(
         shortage = _find_memory_error(error)
         if not shortage:
             raise
-        images = job.spec["optim.global_batch_size"] // job.spec["world_size"]
-        where = _device_model(device)
+        workload, where = load_workload(job), _device_model(device)
+        what = workload.describe_step(workload.from_flat(job.spec))
         detail = str(shortage).splitlines()[0] if str(shortage) else type(shortage).__name__
-        raise OutOfMemory(f"a batch of {images} images on {where}: {detail}") from error
+        raise OutOfMemory(f"{what} on {where}: {detail}") from error
 
 
 def _find_memory_error(error: BaseException | None) -> BaseException | None:
@@ -120,12 +121,13 @@ def _train_epochs(
 ) -> None:
     import torch  # not at the top: the driver imports this module too, but trains nothing
 
-    from resnet_core import fit
-    from resnet_core.overrides import from_flat
+    from ablations.engine.task.definition import Context
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-    spec = from_flat(job.spec)
-    dataset = _load(job, spec, alive)
+    workload = load_workload(job)
+    spec = workload.from_flat(job.spec)
+    cache = _cache(job)
+    data = _load(job, workload, spec, cache, alive)
     alive()
     checkpoints, restore, damaged = _restore(job, device, on_peer_wait)
     alive()
@@ -140,35 +142,59 @@ def _train_epochs(
         note.clear()
         alive()
 
-    history = restore["history"] if restore else []
+    history = workload.history(restore) if restore else []
     for epoch, metrics in enumerate(history, 1):
-        deliver(epoch, metrics, restore["probes"] if restore and epoch == len(history) else [])
-    if rank == 0 and len(history) < spec.optim.total_epochs(len(dataset.train.labels)):
+        deliver(epoch, metrics, workload.probes(restore) if restore and epoch == len(history) else [])
+    if rank == 0 and len(history) < (workload.total_epochs(spec, data) or len(history) + 1):
         checkpoints.check_writable()
-    for result in fit(spec, dataset=dataset, device=device, restore=restore, heartbeat=alive):
-        if rank == 0:
-            checkpoints.save(result.checkpoint(), result.epoch)
-        deliver(result.epoch, result.metrics, result.state.probes if result.last else [])
+    context = Context(
+        seed=spec.seed, device=device, rank=rank, world_size=spec.world_size, restore=restore, cache=cache, alive=alive
+    )
+    for epoch, result in enumerate(workload.train(spec, data, context), len(history) + 1):
+        if rank == 0 and result.checkpoint is not None:
+            checkpoints.save(dict(result.checkpoint() if callable(result.checkpoint) else result.checkpoint), epoch)
+        deliver(epoch, result.metrics, getattr(result, "probes", ()))
 
 
-def _load(job: Job, spec: "RunSpec", alive: Callable[[], object]) -> "Dataset":
-    """Load the run's data set on this node.
+def load_workload(job: Job) -> "Workload":
+    """Return the workload of a job.
+
+    Raises:
+        ConfigError: this node lacks a package that the user's code imports.
+    """
+    from ablations.engine.task.image_classification import IMAGE_CLASSIFICATION
+    from resnet_core.fields import ConfigError
+
+    if not job.workload:
+        return IMAGE_CLASSIFICATION
+    try:
+        workload: Workload = pickle.loads(job.workload)  # noqa: S301 - this study's driver has made it
+    except (ImportError, AttributeError) as error:
+        where = f"on node {socket.gethostname()}: the study's code cannot be loaded"
+        raise ConfigError(f"{where}: {error}; accepted: packages that are installed on every node") from error
+    return workload
+
+
+def _cache(job: Job) -> Path:
+    return paths.data_cache() if os.environ.get("RESNET_ABLATIONS_HOME") else Path(job.cache)
+
+
+def _load(job: Job, workload: "Workload", spec: Any, cache: Path, alive: Callable[[], object]) -> Any:
+    """Load the run's data on this node.
 
     Raises:
         ConfigError: the node lacks the data, or has another version than the study was planned with. The message names the node.
     """
-    from resnet_core import ConfigError, load_dataset
-    from resnet_core.fields import reject
+    from resnet_core.fields import ConfigError, reject
 
-    cache = paths.data_cache() if os.environ.get("RESNET_ABLATIONS_HOME") else Path(job.cache)
     try:
-        dataset = load_dataset(spec.data, cache, download=job.download, heartbeat=alive)
-        if dataset.version != job.data_version:
-            accepted = f"the data that the study was planned with, version {job.data_version}; here is {dataset.version}"
-            raise reject("data.root", spec.data.root or spec.data.name, accepted)
+        data = workload.load_data(spec, cache, download=job.download, alive=alive)
+        if data.version != job.data_version:
+            accepted = f"the data that the study was planned with, version {job.data_version}; here is {data.version}"
+            raise reject("data_version" if workload.task_name else "data.root", workload.data_source(spec, data), accepted)
     except ConfigError as error:
         raise ConfigError(f"on node {socket.gethostname()}: {error}; every node needs its own copy") from error
-    return dataset
+    return data
 
 
 def _restore(

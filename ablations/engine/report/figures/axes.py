@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from ablations.engine.report.figures.styles import GRID, INK, MUTED, PAPER, LineStyle
+from ablations.engine.task.metric import PERCENT, Metric
 from resnet_core.fields import printable
 
 STYLE: Any = {
@@ -206,6 +207,22 @@ def level_axis(panel: Axes, which: str, levels: Sequence[float]) -> None:
     axis = _axis(panel, which)
     axis.set_major_locator(FixedLocator([levels[i] for i in kept]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
+
+
+def value_axis(panel: Axes, metric: Metric, values: Iterable[float]) -> None:
+    """Set the limits and the scale of the y axis of a metric.
+
+    An axis of shares shows no impossible share. It starts at 0 if less is better: the distance to 0 is what is left to gain.
+    The axis of another metric is logarithmic if values span decades.
+    """
+    given = [value for value in values if math.isfinite(value)]
+    low, high = panel.get_ylim()
+    if metric.unit == PERCENT:
+        panel.set_ylim(0 if metric.better == "lower" else max(low, 0), min(100.0, high))
+    elif spans_decades(given):
+        log_axis(panel, "y")
+    elif given and min(given) >= 0:
+        panel.set_ylim(bottom=max(low, 0))
 
 
 def spans_decades(values: Iterable[float]) -> bool:

@@ -18,6 +18,7 @@ from ablations.engine.report.figures.axes import (
     spans_decades,
     time_unit,
     unit_prefix,
+    value_axis,
     wrap,
 )
 from ablations.engine.report.figures.styles import (
@@ -30,6 +31,7 @@ from ablations.engine.report.figures.styles import (
     make_style_map,
 )
 from ablations.engine.study.design import Design, DesignCell
+from ablations.engine.task.metric import Metric
 
 FORWARD_PASSES_PER_STEP = 3
 """Cost of a training step in forward passes: the backward pass costs two."""
@@ -40,15 +42,16 @@ MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
 
 
 def curves_figure(evidence: Evidence) -> Figure | None:
-    """Draw learning curves as in figures 4 and 6 of He et al. 2015: error by epoch, dashed for training, solid for evaluation.
+    """Draw learning curves as in figures 4 and 6 of He et al. 2015: the metric by epoch, dashed on training data.
 
     With two or more factors, there is a panel for each level of the factor with the fewest levels. Vertical lines mark divisions of
     the learning rate, if they are the same in all cells. Return None without a curve.
     """
     if not len(evidence.curves):
         return None
-    style_map, on = make_style_map(evidence), evidence.design.evaluation_split
-    train, scored = (seed_envelopes(evidence.curves, "epoch", value) for value in ("train_error", "error"))
+    style_map, metric = make_style_map(evidence), evidence.design.metric
+    scored = seed_envelopes(evidence.curves, "epoch", "value")
+    train = {} if style_map.crowded else seed_envelopes(evidence.curves.dropna(subset="train_value"), "epoch", "train_value")
     groups = style_map.panels()
     columns = 2 if len(groups) == 4 else len(groups)
     rows = -(-len(groups) // columns)
@@ -64,32 +67,37 @@ def curves_figure(evidence: Evidence) -> Figure | None:
         for panel in panels[-1]:
             panel.set_xlabel("epoch")
         for panel in panels[:, 0]:
-            panel.set_ylabel(f"{on} error %" if style_map.crowded else f"error % (dashed: train, solid: {on})")
-        panels[0, 0].set_ylim(bottom=0)
+            panel.set_ylabel(train_and_scored_label(metric) if train else metric.heading)
+        drawn = evidence.curves[["value", "train_value"] if train else ["value"]]
+        value_axis(panels[0, 0], metric, drawn.to_numpy(float).ravel())
         legend(figure, {name: named[name] for name in _legend_order(style_map, named)})
     return figure
 
 
 def budget_figure(evidence: Evidence) -> Figure | None:
-    """Draw the evaluation error against the cost of training so far: epochs, multiply-adds, time. Return None without a curve.
+    """Draw the metric against the cost of training so far: epochs, multiply-adds, time.
 
-    Training costs three times the multiply-adds of the forward pass, per image and epoch.
+    Training costs three times the multiply-adds of the forward pass, per example and epoch. Return None without a curve, and if
+    runs report neither multiply-adds nor time.
     """
     if not len(evidence.curves):
         return None
     style_map = make_style_map(evidence)
-    scored = seed_envelopes(evidence.curves, "epoch", "error")
+    scored = seed_envelopes(evidence.curves, "epoch", "value")
     of_epoch = _multiply_adds_per_epoch(evidence)
     seconds = _elapsed_seconds(evidence.curves)
     most = max((seen.max() for seen in seconds.values()), default=0.0)
     unit_seconds, unit_of_time = time_unit(most)
     spent = {cell: scored[cell].index * of_epoch[cell] for cell in scored if cell in of_epoch}
     scale, unit = unit_prefix(max((float(values.max()) for values in spent.values()), default=1.0))
-    axes: list[tuple[str, Mapping[str, Sequence[float]]]] = [
-        ("epoch", {cell: list(line.index) for cell, line in scored.items()}),
+    costs: list[tuple[str, Mapping[str, Sequence[float]]]] = [
         (f"multiply-adds of training{unit}", {cell: list(values / scale) for cell, values in spent.items()}),
         (f"training time, {unit_of_time}", {cell: list(seen / unit_seconds) for cell, seen in seconds.items()}),
     ]
+    known = [(label, positions) for label, positions in costs if positions]
+    if not known:
+        return None
+    axes = [("epoch", {cell: list(line.index) for cell, line in scored.items()}), *known]
     with figure_style():
         figure = Figure(figsize=(WIDTH_INCHES, 2.5))
         panels = figure.subplots(1, len(axes), sharey=True)
@@ -99,8 +107,8 @@ def budget_figure(evidence: Evidence) -> Figure | None:
             panel.set_xlabel(label)
             if spans_decades(max(line.index) for line in lines.values()):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{evidence.design.evaluation_split} error %")
-        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylabel(evidence.design.metric.heading)
+        value_axis(panels[0], evidence.design.metric, evidence.curves["value"])
         legend(figure, {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in scored})
     return figure
 
@@ -170,7 +178,7 @@ def _draw_curves(
     named = {}
     for i, cell in enumerate(styled):
         style = style_map.styles[cell]._replace(dash=DASHES[0], fill=FILL_STYLES[0])
-        if not style_map.crowded:
+        if cell in train:
             draw_line(panel, train[cell], style._replace(dash=DASHES[1], fill=FILL_STYLES[1]), i / len(styled), "_", 0.9)
         draw_line(panel, scored[cell], style, i / len(styled), cell, band=not style_map.crowded)
         named[style_map.name(cell, style_map.dash_factor)] = style
@@ -183,11 +191,17 @@ def _legend_order(style_map: StyleMap, named: Mapping[str, LineStyle]) -> list[s
     return [name for name in every if name in named]
 
 
+def train_and_scored_label(metric: Metric) -> str:
+    """Return the label of an axis with the metric on training data (dashed lines) and as reported (solid lines)."""
+    solid = f", solid: {metric.split}" if metric.split else ""
+    return f"{metric.with_unit(metric.quantity.replace('_', ' '))} (dashed: train{solid})"
+
+
 def lr_drop_epochs(design: Design) -> tuple[float, ...]:
     """Return the epochs after which the learning rate is divided; empty if they differ between cells."""
     every = set()
     for cell in design.cells:
-        step = cell.spec["optim.schedule"] == "step"
+        step = cell.spec.get("optim.schedule") == "step"
         every.add(tuple(share * _training_epochs(design, cell) for share in cell.spec["optim.milestones"]) if step else ())
     return every.pop() if len(every) == 1 else ()
 
@@ -195,19 +209,19 @@ def lr_drop_epochs(design: Design) -> tuple[float, ...]:
 def _training_epochs(design: Design, cell: DesignCell) -> float:
     """Return the length of a training in epochs; the last epoch may be partial."""
     iterations, batch = cell.spec["optim.iterations"], cell.spec["optim.global_batch_size"]
-    return float(iterations * batch / design.images_per_epoch(cell) if iterations else cell.spec["optim.epochs"])
+    return float(iterations * batch / design.examples_per_epoch(cell) if iterations else cell.spec["optim.epochs"])
 
 
 def _multiply_adds_per_epoch(evidence: Evidence) -> dict[str, float]:
-    """Return the multiply-adds of one epoch of training, for each cell with a known cost."""
+    """Return the multiply-adds of one epoch of training, for each cell with a known cost and number of examples."""
     forward = evidence.runs.groupby("cell")["flops"].mean().dropna().to_dict()
-    cells = (cell for cell in evidence.design.cells if cell.label in forward)
-    return {cell.label: FORWARD_PASSES_PER_STEP * forward[cell.label] * evidence.design.images_per_epoch(cell) for cell in cells}
+    cells = (cell for cell in evidence.design.cells if cell.label in forward and evidence.design.examples_per_epoch(cell))
+    return {cell.label: FORWARD_PASSES_PER_STEP * forward[cell.label] * evidence.design.examples_per_epoch(cell) for cell in cells}
 
 
 def _elapsed_seconds(curves: pd.DataFrame) -> dict[str, pd.Series]:
     """Return the mean time over seeds from the start of training to the end of each epoch, in seconds, by cell."""
-    ordered = curves.sort_values("epoch")
+    ordered = curves.dropna(subset="epoch_seconds").sort_values("epoch")
     ordered = ordered.assign(passed=ordered.groupby(["cell", "seed"])["epoch_seconds"].cumsum())
     return {cell: table["mean"] for cell, table in seed_envelopes(ordered, "epoch", "passed").items()}
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from ablations.engine.analysis.findings import Comparison, Estimate, Findings
-from ablations.engine.analysis.number_format import signed_with_interval
+from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, plain_number, wrap
 from ablations.engine.report.figures.styles import GRID, INK, PAPER
 
@@ -29,6 +29,7 @@ def forest_figure(findings: Findings) -> Figure | None:
     rows = displayed_comparisons(findings)
     if not any(row.difference.n for row in rows):
         return None
+    formats = ValueFormat.of(findings)
     names = [wrap(_row_name(row, findings), WIDTH_INCHES / 2 - 0.5) for row in rows]
     positions, height = _row_positions(rows, names)
     with figure_style():
@@ -36,16 +37,15 @@ def forest_figure(findings: Findings) -> Figure | None:
         panel = figure.subplots()
         panel.axvline(0, color=INK, linewidth=0.8, zorder=1)
         for row, position in zip(rows, positions, strict=True):
-            _draw_row(panel, row.difference, position)
+            _draw_row(panel, row.difference, position, formats)
         panel.set_ylim(height, 0)
         panel.set_yticks(positions, names)
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)
+        unit = f", {formats.metric.difference_unit}".rstrip(", ")
         scale = _set_scale(panel, [row.difference for row in rows])
-        panel.set_xlabel(
-            wrap(f"{findings.evaluation_split} error: difference to {baseline_levels(findings)}, points{scale}", WIDTH_INCHES / 2)
-        )
+        panel.set_xlabel(wrap(f"{findings.metric.label}: difference to {baseline_levels(findings)}{unit}{scale}", WIDTH_INCHES / 2))
     return figure
 
 
@@ -88,11 +88,11 @@ def _row_positions(rows: Sequence[Comparison], names: Sequence[str]) -> tuple[li
     return positions, used
 
 
-def _draw_row(panel: Axes, difference: Estimate, position: float) -> None:
+def _draw_row(panel: Axes, difference: Estimate, position: float, formats: ValueFormat) -> None:
     panel.text(
         1.02,
         position,
-        signed_with_interval(difference, NO_PAIRS),
+        formats.signed_with_interval(difference, NO_PAIRS),
         transform=panel.get_yaxis_transform(),
         verticalalignment="center_baseline",
     )

@@ -1,4 +1,4 @@
-"""Figures of the error by levels of factors: along a numeric factor such as depth, and interactions of two factors."""
+"""Figures of the metric by levels of factors: along a numeric factor such as depth, and interactions of two factors."""
 
 import itertools
 import math
@@ -22,7 +22,9 @@ from ablations.engine.report.figures.axes import (
     line_properties,
     panel_legend,
     shorten,
+    value_axis,
 )
+from ablations.engine.report.figures.curves import train_and_scored_label
 from ablations.engine.report.figures.styles import (
     DASHES,
     FILL_STYLES,
@@ -35,6 +37,7 @@ from ablations.engine.report.figures.styles import (
     varied_factors,
 )
 from ablations.engine.study.design import Design
+from ablations.engine.task.metric import Metric
 
 MAX_STYLED_LINES = 7
 """Maximum number of lines of a panel with their own styles; the others are thin gray lines."""
@@ -56,20 +59,20 @@ class LevelLine:
     positions: Sequence[float]
     estimates: Sequence[Estimate]
 
-    @property
-    def lowest(self) -> float:
-        return min((each.mean for each in self.estimates if each.mean is not None), default=math.inf)
+    def best_score(self, metric: Metric) -> float:
+        """Return the best mean as a score, of which less is better; infinite without a mean."""
+        return min((metric.minimized(each.mean) for each in self.estimates if each.mean is not None), default=math.inf)
 
 
 def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Draw the error by depth, or by another numeric factor, with a line per combination of the other factors.
+    """Draw the metric by depth, or by another numeric factor, with a line per combination of the other factors.
 
-    Lines are dashed for training and solid for evaluation; bars are 95 % confidence intervals of the mean. Return None without a
+    Lines are dashed for training data; bars are 95 % confidence intervals of the mean. Return None without a
     numeric factor or a completed run.
     """
     design = evidence.design
     factor = numeric_factor(design)
-    cells = [cell for cell in findings.cells if cell.error.n]
+    cells = [cell for cell in findings.cells if cell.value.n]
     if factor is None or not cells:
         return None
     scored, train = [], []
@@ -77,28 +80,34 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     for name in dict.fromkeys(short_name(design, cell.levels, factor) for cell in findings.cells):
         of_line = [cell for cell in cells if short_name(design, cell.levels, factor) == name]
         positions = [float(cell.levels[factor]) for cell in of_line]
-        scored.append(LevelLine(name, positions, [cell.error for cell in of_line]))
-        train.append(LevelLine(name, positions, [cell.train_error for cell in of_line]))
+        scored.append(LevelLine(name, positions, [cell.value for cell in of_line]))
+        train.append(LevelLine(name, positions, [cell.train_value for cell in of_line]))
+    metric, trained = findings.metric, any(cell.train_value.n for cell in cells)
     with figure_style():
         figure = Figure(figsize=(WIDTH_INCHES, 2.8))
         panel = figure.subplots()
         panel.margins(x=0.05)
         level_axis(panel, "x", sorted(map(float, design.factors[factor])))
-        styles = _line_styles(scored)
-        _draw_lines(panel, train, {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()}, 0.9)
+        styles = _line_styles(scored, metric)
+        _draw_lines(
+            panel,
+            train if trained else (),
+            {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()},
+            0.9,
+        )
         _draw_lines(panel, scored, styles)
         panel.set_xlabel(factor)
-        panel.set_ylabel(f"error % (dashed: train, solid: {findings.evaluation_split})")
-        panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
+        panel.set_ylabel(train_and_scored_label(metric) if trained else metric.heading)
+        value_axis(panel, metric, _means([*scored, *(train if trained else ())]))
         if len(scored) > 1:
             legend(figure, styles)
     return figure
 
 
 def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Draw the mean error by the levels of one factor, with a line per level of another. Parallel lines mean no interaction.
+    """Draw the mean value by the levels of one factor, with a line per level of another. Parallel lines mean no interaction.
 
-    Errors are averaged per seed over the combinations of the other factors in which every level of both exists. Bars are 95 %
+    Values are averaged per seed over the combinations of the other factors in which every level of both exists. Bars are 95 %
     confidence intervals of the mean. The figure shows the three pairs that interact most. Return None with fewer than two factors.
     """
     design = evidence.design
@@ -110,13 +119,13 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         figure = Figure(figsize=(WIDTH_INCHES, 3.2))
         panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for panel, ((along, by), lines) in zip(panels, drawn.items(), strict=True):
-            styles = _line_styles(lines)
+            styles = _line_styles(lines, findings.metric)
             _draw_lines(panel, lines, styles)
             _label_levels(panel, sorted_levels(design.factors[along]), width)
             panel.set_xlabel(shorten(along, MAX_LEVEL_CHARACTERS))
             panel_legend(panel, by, styles, width)
-        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
-        panels[0].set_ylim(0, min(100.0, panels[0].get_ylim()[1]))
+        panels[0].set_ylabel(findings.metric.heading)
+        value_axis(panels[0], findings.metric, _means([line for lines in drawn.values() for line in lines]))
     return figure
 
 
@@ -141,9 +150,9 @@ def interaction_pairs(design: Design, findings: Findings) -> list[tuple[str, str
 
 
 def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
-    """Return mean errors by two factors, averaged over the combinations of the others that have all levels of both."""
+    """Return mean values by two factors, averaged over the combinations of the others that have all levels of both."""
     design = evidence.design
-    errors = evidence.runs.pivot_table(index="cell", columns="seed", values="error", dropna=False)
+    values = evidence.runs.pivot_table(index="cell", columns="seed", values="value", dropna=False)
     cells: dict[str, dict[tuple[str, str], str]] = {}
     for cell in design.cells:
         rest = short_name(design, cell.levels, along, by)
@@ -154,9 +163,13 @@ def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
     lines = []
     for level in sorted_levels(design.factors[by]) if whole else []:
         others = [other for other in positions if (level, other) in every]
-        rows = [errors.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in others]
+        rows = [values.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in others]
         lines.append(LevelLine(level, [positions[other] for other in others], estimate_means(np.array(rows, float))))
-    return [line for line in lines if line.lowest < math.inf]
+    return [line for line in lines if any(each.n for each in line.estimates)]
+
+
+def _means(lines: Sequence[LevelLine]) -> list[float]:
+    return [each.mean for line in lines for each in line.estimates if each.mean is not None]
 
 
 def interval_ends(estimate: Estimate) -> tuple[float, float]:
@@ -165,9 +178,9 @@ def interval_ends(estimate: Estimate) -> tuple[float, float]:
     return (mean if estimate.low is None else estimate.low), (mean if estimate.high is None else estimate.high)
 
 
-def _line_styles(lines: Sequence[LevelLine]) -> dict[str, LineStyle]:
-    """Return the style of each line that has its own: all lines, or those with the lowest errors if there are too many."""
-    best = sorted(lines, key=lambda line: line.lowest)[:MAX_STYLED_LINES]
+def _line_styles(lines: Sequence[LevelLine], metric: Metric) -> dict[str, LineStyle]:
+    """Return the style of each line that has its own: all lines, or those with the best values if there are too many."""
+    best = sorted(lines, key=lambda line: line.best_score(metric))[:MAX_STYLED_LINES]
     styled = [line for line in lines if line in best]
     return {line.name: style_at(i) for i, line in enumerate(styled)}
 

@@ -1,6 +1,7 @@
-"""The figure of error against cost, with the Pareto front."""
+"""The figure of the metric against cost, with the Pareto front."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from ablations.engine.report.figures.axes import (
     spans_decades,
     time_unit,
     unit_prefix,
+    value_axis,
 )
 from ablations.engine.report.figures.styles import MUTED, LineStyle, make_style_map
 from ablations.engine.study.pareto import pareto_front
+from ablations.engine.task.metric import PERCENT, Metric
 
 LABEL_DISTANCES_POINTS = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
 """Distances between a mark and its name to try, in points. The first position without an overlap is used."""
@@ -39,93 +42,93 @@ MARK_RADIUS_PIXELS = 4.0
 
 
 class Point(NamedTuple):
-    """The mean error of a cell and its cost."""
+    """The mean value of a cell and its cost."""
 
     cell: str
     cost: float
-    error: float
+    value: float
 
 
 def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Draw the mean error against the multiply-adds of a forward pass, and against the training time of a run.
+    """Draw the mean value against the multiply-adds of a forward pass, and against the training time of a run.
 
     A step line joins the cells of the Pareto front, which have their names beside them. Bars are 95 % confidence intervals of the
-    mean. Return None with fewer than two cells with known costs.
+    mean. Return None with fewer than two cells with known multiply-adds; without known times, only these are drawn.
     """
-    errors = {cell.label: cell.error for cell in findings.cells}
+    values, metric = {cell.label: cell.value for cell in findings.cells}, findings.metric
     flops, seconds = multiply_add_points(findings), training_time_points(findings)
-    if min(len(flops), len(seconds)) < 2:
+    if len(flops) < 2:
         return None
     style_map = make_style_map(evidence)
     marks = {cell: style._replace(dash="none") for cell, style in style_map.styles.items()}
     scale, multiply_adds = unit_prefix(max(point.cost for point in flops))
-    unit_seconds, unit = time_unit(max(point.cost for point in seconds))
-    axes = {
-        f"multiply-adds of a forward pass{multiply_adds}": [point._replace(cost=point.cost / scale) for point in flops],
-        f"training time of a run, {unit}": [point._replace(cost=point.cost / unit_seconds) for point in seconds],
-    }
+    axes = {f"multiply-adds of a forward pass{multiply_adds}": [point._replace(cost=point.cost / scale) for point in flops]}
+    if len(seconds) > 1:
+        unit_seconds, unit = time_unit(max(point.cost for point in seconds))
+        axes[f"training time of a run, {unit}"] = [point._replace(cost=point.cost / unit_seconds) for point in seconds]
     with figure_style():
         figure = Figure(figsize=(WIDTH_INCHES, 2.9))
-        panels = figure.subplots(1, 2, sharey=True)
+        panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for panel, (label, points) in zip(panels, axes.items(), strict=True):
-            _draw_points(panel, points, errors, marks)
+            _draw_points(panel, points, values, marks, metric)
             panel.set_xlabel(label)
             panel.margins(x=0.1)
             if spans_decades(point.cost for point in points):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(f"{findings.evaluation_split} error %")
-        _set_error_scale(panels[0], [point.error for point in flops])
+        panels[0].set_ylabel(metric.heading)
+        _set_value_scale(panels[0], metric, [point.value for point in flops])
         drawn = {point.cell for point in flops + seconds}
         legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})
         figure.draw_without_rendering()  # labels need the final positions of the marks
         for panel, points in zip(panels, axes.values(), strict=True):
-            _label_points(
-                panel, points, {point.cell: style_map.name(point.cell, separator="\n") for point in pareto_points(points)}
-            )
+            front = pareto_points(points, metric)
+            _label_points(panel, points, front, {point.cell: style_map.name(point.cell, separator="\n") for point in front})
     return figure
 
 
-def pareto_points(points: Sequence[Point]) -> list[Point]:
-    """Return the points on the Pareto front of cost and error, by rising cost."""
-    return [points[i] for i in pareto_front([(point.cost, point.error) for point in points])]
+def pareto_points(points: Sequence[Point], metric: Metric) -> list[Point]:
+    """Return the points on the Pareto front of cost and value, by rising cost."""
+    return [points[i] for i in pareto_front([(point.cost, metric.minimized(point.value)) for point in points])]
 
 
 def multiply_add_points(findings: Findings) -> list[Point]:
-    return [Point(cell.label, cell.flops, cell.error.mean) for cell in findings.cells if cell.flops and cell.error.mean is not None]
+    return [Point(cell.label, cell.flops, cell.value.mean) for cell in findings.cells if cell.flops and cell.value.mean is not None]
 
 
 def training_time_points(findings: Findings) -> list[Point]:
     return [
-        Point(cell.label, cell.seconds, cell.error.mean) for cell in findings.cells if cell.seconds and cell.error.mean is not None
+        Point(cell.label, cell.seconds, cell.value.mean) for cell in findings.cells if cell.seconds and cell.value.mean is not None
     ]
 
 
-def _draw_points(panel: Axes, points: Sequence[Point], errors: Mapping[str, Estimate], styles: Mapping[str, LineStyle]) -> None:
-    edge = pareto_points(points)
-    panel.plot([point.cost for point in edge], [point.error for point in edge], drawstyle="steps-post", color=MUTED, linewidth=0.9)
+def _draw_points(
+    panel: Axes, points: Sequence[Point], values: Mapping[str, Estimate], styles: Mapping[str, LineStyle], metric: Metric
+) -> None:
+    edge = pareto_points(points, metric)
+    panel.plot([point.cost for point in edge], [point.value for point in edge], drawstyle="steps-post", color=MUTED, linewidth=0.9)
     others = [point for point in points if point.cell not in styles]
-    panel.plot([point.cost for point in others], [point.error for point in others], ".", color=MUTED, alpha=0.4, markersize=2.5)
+    panel.plot([point.cost for point in others], [point.value for point in others], ".", color=MUTED, alpha=0.4, markersize=2.5)
     for point in points:
         if style := styles.get(point.cell):
-            estimate = errors[point.cell]
+            estimate = values[point.cell]
             if estimate.low is not None and estimate.high is not None:
                 panel.plot([point.cost, point.cost], [estimate.low, estimate.high], color=style.color, linewidth=0.8, alpha=0.7)
-            panel.plot([point.cost], [point.error], **line_properties(style), markersize=5)
+            panel.plot([point.cost], [point.value], **line_properties(style), markersize=5)
 
 
-def _set_error_scale(panel: Axes, errors: Sequence[float]) -> None:
-    if spans_decades(errors):
+def _set_value_scale(panel: Axes, metric: Metric, values: Sequence[float]) -> None:
+    if spans_decades(values):
         log_axis(panel, "y")
-        panel.set_ylim(min(errors) / 2, min(100.0, 2 * max(errors)))
+        panel.set_ylim(min(values) / 2, min(100.0 if metric.unit == PERCENT else math.inf, 2 * max(values)))
     else:
-        panel.set_ylim(0, min(100.0, panel.get_ylim()[1]))
+        value_axis(panel, metric, values)
 
 
-def _label_points(panel: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
+def _label_points(panel: Axes, points: Sequence[Point], front: Sequence[Point], names: Mapping[str, str]) -> None:
     """Label points with their names where there is room. The legend has all names."""
     marks = dict(zip([point.cell for point in points], panel.transData.transform([point[1:] for point in points]), strict=True))
     taken = [_square(mark, MARK_RADIUS_PIXELS) for mark in marks.values()]
-    for (x, y), (next_x, next_y) in itertools.pairwise(marks[point.cell] for point in pareto_points(points)):
+    for (x, y), (next_x, next_y) in itertools.pairwise(marks[point.cell] for point in front):
         taken += [Bbox.from_extents(x, y - 1, next_x, y + 1), Bbox.from_extents(next_x - 1, next_y, next_x + 1, y)]
     texts: list[Bbox] = []
     for point in (point for point in points if point.cell in names):
@@ -167,7 +170,7 @@ def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float],
     right, up = offset
     annotation = panel.annotate(
         name,
-        (point.cost, point.error),
+        (point.cost, point.value),
         offset,
         textcoords="offset points",
         horizontalalignment="left" if right > 0 else "right",

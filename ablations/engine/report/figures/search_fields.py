@@ -1,4 +1,4 @@
-"""Figures of the validation error by the searched fields. Validation errors decided the choice, so they are no results."""
+"""Figures of the scores of trials by the searched fields. Scores decided the choice, so they are no results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,15 +27,15 @@ from ablations.engine.report.figures.axes import (
 )
 from ablations.engine.report.figures.search_history import (
     CHOSEN_STYLE,
-    ERROR_LABEL,
     MIN_MARKS_TO_RASTERIZE,
     cell_names,
     cell_styles,
     draw_chosen,
     draw_trials,
     outcome_styles,
+    score_label,
     search_legend,
-    set_error_axis,
+    set_score_axis,
 )
 from ablations.engine.report.figures.styles import COLORS, DASHES, INK, MUTED, PAPER, LineStyle, varied_factors
 from ablations.engine.study.design import SearchDesign
@@ -60,7 +60,7 @@ RANK_COLORS = LinearSegmentedColormap.from_list("faded", [MUTED, COLORS[0]])
 
 
 def sensitivity_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Draw the validation error against the learning rate, or else the most important numeric field, for all cells.
+    """Draw the scores of trials against the learning rate, or else the most important numeric field, for all cells.
 
     Lines join the medians of groups of neighboring completed trials. Return None without such a field or a completed trial.
     """
@@ -82,14 +82,14 @@ def sensitivity_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         for label, trials in by_cell.items():
             draw_chosen(panel, trials[field].astype(float), trials, styles[label], search.chosen.get(label, {}))
         panel.set_xlabel(field)
-        panel.set_ylabel(ERROR_LABEL)
-        set_error_axis(panel, every["error"][every["outcome"].isin(["completed", "pruned"])], search)
+        panel.set_ylabel(score_label(search))
+        set_score_axis(panel, every["value"][every["outcome"].isin(["completed", "pruned"])], search)
         _draw_legend(figure, evidence, every, line="-")
     return figure
 
 
 def slices_figure(evidence: Evidence) -> Figure | None:
-    """Draw the validation error by each searched field, with a panel per field. Return None with one numeric field."""
+    """Draw the scores of trials by each searched field, with a panel per field. Return None with one numeric field."""
     search = search_design(evidence)
     by_cell = {cell.label: cell_trials(evidence, cell) for cell in search.cells}
     every = pd.concat(by_cell.values())
@@ -117,8 +117,8 @@ def slices_figure(evidence: Evidence) -> Figure | None:
         for panel in panels.flat[len(fields) :]:
             panel.set_axis_off()
         for panel in panels[:, 0]:
-            panel.set_ylabel(ERROR_LABEL)
-        set_error_axis(panels[0, 0], every["error"][every["outcome"].isin(["completed", "pruned"])], search)
+            panel.set_ylabel(score_label(search))
+        set_score_axis(panels[0, 0], every["value"][every["outcome"].isin(["completed", "pruned"])], search)
         _draw_legend(figure, evidence, every)
     return figure
 
@@ -146,13 +146,13 @@ def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         panel.set_yticks(range(len(fields)), [shorten(field) for field in fields])
         panel.set_xlim(0, 100)
         panel.invert_yaxis()
-        panel.set_xlabel("importance for the validation error within the searched space, % of the total")
+        panel.set_xlabel(f"importance for the {search_design(evidence).metric.label} within the searched space, % of the total")
         legend(figure, {names[cell.label]: styles[cell.label] for cell in cells if names[cell.label]})
     return figure
 
 
 def parallel_figure(evidence: Evidence) -> Figure | None:
-    """Draw each completed trial as a line through its cell, values and error. The best trials of each cell are blue and on top.
+    """Draw each completed trial as a line through its cell, values and score. The best trials of each cell are blue and on top.
 
     Return None with one field, or with fewer than two completed trials.
     """
@@ -161,7 +161,8 @@ def parallel_figure(evidence: Evidence) -> Figure | None:
     trials = trials[trials["outcome"] == "completed"]
     if len(search.fields) < 2 or len(trials) < 2:
         return None
-    trials = trials.assign(rank=trials.groupby("cell")["error"].rank(ascending=False, method="first", pct=True)).sort_values("rank")
+    scores = trials.assign(score=search.metric.minimized(trials["value"])).groupby("cell")["score"]
+    trials = trials.assign(rank=scores.rank(ascending=False, method="first", pct=True)).sort_values("rank")
     axes = _parallel_axes(evidence, trials)
     positions = np.column_stack([_axis_heights(dimension, trials[column]) for column, dimension in axes.values()])
     highlight = trials["rank"].to_numpy() ** max(3.0, len(trials) / HIGHLIGHTED_LINES)
@@ -201,13 +202,13 @@ def main_field(search: SearchDesign, findings: Findings) -> str | None:
 
 
 def group_medians(positions: "pd.Series[Any]", trials: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Return medians of position and error of √n groups of √n neighboring trials; empty with fewer than 9 completed trials."""
+    """Return medians of position and score of √n groups of √n neighboring trials; empty with fewer than 9 completed trials."""
     completed = (trials["outcome"] == "completed") & positions.notna()
     order = positions[completed].sort_values(kind="stable").index
     if len(order) < MIN_TRIALS_FOR_MEDIANS:
         return [], []
     groups = np.array_split(order.to_numpy(), int(len(order) ** 0.5))
-    return [float(positions[group].median()) for group in groups], [float(trials["error"][group].median()) for group in groups]
+    return [float(positions[group].median()) for group in groups], [float(trials["value"][group].median()) for group in groups]
 
 
 def _has_one_numeric_field(search: SearchDesign) -> bool:
@@ -263,9 +264,9 @@ def _parallel_axes(evidence: Evidence, trials: pd.DataFrame) -> dict[str, tuple[
         axes[" ".join(factors)] = "cell", {"choices": [cell.label for cell in search.cells], "names": names}
     for field, dimension in observed_space(evidence).items():
         axes[field.rpartition(".")[2]] = field, dimension
-    low, high = float(trials["error"].min()), float(trials["error"].max())
+    low, high = float(trials["value"].min()), float(trials["value"].max())
     log = low > 0 and high > MIN_RATIO_FOR_LOG_AXIS * low
-    return axes | {"validation error %": ("error", {"low": low, "high": high if high > low else low + 1, "log": log})}
+    return axes | {search.metric.heading: ("value", {"low": low, "high": high if high > low else low + 1, "log": log})}
 
 
 def _axis_heights(dimension: Mapping[str, Any], values: "pd.Series[Any]") -> list[float]:

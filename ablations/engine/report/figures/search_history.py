@@ -1,6 +1,6 @@
-"""Figures of the trials of a search: validation error by trial number, and against a second objective.
+"""Figures of the trials of a search: their scores by trial number, and against a second objective.
 
-Validation errors decided the choice, so they are no results. Every figure states this on its axis.
+Scores are values of the search's metric. They decided the choice, so they are no results. Every figure states this on its axis.
 """
 
 import math
@@ -30,8 +30,8 @@ from ablations.engine.report.figures.axes import (
 from ablations.engine.report.figures.styles import INK, LineStyle, short_name, style_at
 from ablations.engine.study.design import Design, SearchDesign
 from ablations.engine.study.pareto import pareto_front
+from ablations.engine.task.metric import PERCENT
 
-ERROR_LABEL = "validation error % (not a result)"
 MIN_MARKS_TO_RASTERIZE = 1500
 """Number of marks above which they are rasterized: as separate shapes they would make a page of several megabytes."""
 MIN_MARKS_FOR_SMALL = 150
@@ -46,7 +46,7 @@ OUTCOME_STYLES = {
 
 
 def history_figure(evidence: Evidence) -> Figure | None:
-    """Draw the last validation error of each trial by its number, and the lowest of the completed trials so far.
+    """Draw the last score of each trial by its number, and the best of the completed trials so far.
 
     Return None without a trial.
     """
@@ -65,12 +65,12 @@ def history_figure(evidence: Evidence) -> Figure | None:
             completed = trials[trials["outcome"] == "completed"]
             if len(completed):
                 positions = [*completed["number"], every["number"].max()]
-                best = completed["error"].cummin().tolist()
+                best = search.metric.minimized(search.metric.minimized(completed["value"]).cummin()).tolist()
                 panel.plot(positions, [*best, best[-1]], drawstyle="steps-post", color=styles[label].color, linewidth=1.6, zorder=3)
         panel.set_xlabel("trial")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_ylabel(ERROR_LABEL)
-        set_error_axis(panel, scored["error"], search)
+        panel.set_ylabel(score_label(search))
+        set_score_axis(panel, scored["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
         best_so_far = {} if names else {"best completed so far": LineStyle(styles[""].color, "", "-", "full")}
         legend(figure, {**names, **best_so_far, **outcome_styles(every)})
@@ -78,7 +78,7 @@ def history_figure(evidence: Evidence) -> Figure | None:
 
 
 def search_pareto_figure(evidence: Evidence) -> Figure | None:
-    """Draw the validation error of completed trials against the second objective, with each cell's Pareto front and choice.
+    """Draw the scores of completed trials against the second objective, with each cell's Pareto front and choice.
 
     Return None without a second objective or with fewer than two completed trials.
     """
@@ -101,15 +101,15 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
         for label, trials in by_cell.items():
             costs = trials[search.objective] / scale
             draw_trials(panel, costs, trials, styles[label], marks=len(every))
-            points = list(zip(costs.tolist(), trials["error"].tolist(), strict=True))
-            front = np.array([points[i] for i in pareto_front(points)]).reshape(-1, 2)
+            points = np.column_stack([costs, trials["value"]])
+            front = points[pareto_front(np.column_stack([costs, search.metric.minimized(trials["value"])]).tolist())]
             panel.plot(front[:, 0], front[:, 1], drawstyle="steps-post", color=styles[label].color, linewidth=1.2)
             draw_chosen(panel, costs, trials, styles[label], search.chosen.get(label, {}), named=True)
         panel.set_xlabel(what)
-        panel.set_ylabel(ERROR_LABEL)
+        panel.set_ylabel(score_label(search))
         if spans_decades(every[search.objective]):
             log_axis(panel, "x")
-        set_error_axis(panel, every["error"], search)
+        set_score_axis(panel, every["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
         search_legend(figure, {**names, **({"chosen": CHOSEN_STYLE} if search.chosen else {})})
     return figure
@@ -142,7 +142,7 @@ def draw_trials(panel: Axes, positions: "pd.Series[Any]", trials: pd.DataFrame, 
     for outcome, filling, alpha in (("pruned", "hollow", 0.25 if many else 0.5), ("completed", "full", 0.75)):
         chosen = trials["outcome"] == outcome
         drawn = line_properties(style._replace(fill=filling)) | common | {"alpha": alpha, "markersize": size}
-        panel.plot(positions[chosen], trials["error"][chosen], **drawn)
+        panel.plot(positions[chosen], trials["value"][chosen], **drawn)
     diverged = positions[trials["outcome"] == "diverged"]
     crosses: dict[str, Any] = {"marker": "x", "color": style.color, "markersize": size, "clip_on": False}
     panel.plot(diverged, np.ones(len(diverged)), **common | crosses, transform=panel.get_xaxis_transform(), in_layout=False)
@@ -160,7 +160,7 @@ def draw_chosen(
     """Draw a star at each chosen trial, with its number along the Pareto front if `named`."""
     for level, number in chosen.items():
         here = trials["number"] == number
-        x, y = float(positions[here].iloc[0]), float(trials["error"][here].iloc[0])
+        x, y = float(positions[here].iloc[0]), float(trials["value"][here].iloc[0])
         panel.plot([x], [y], marker="*", markersize=10, color=style.color, markeredgecolor=INK, markeredgewidth=0.8, zorder=5)
         if named:
             panel.annotate(level.removeprefix("front-"), (x, y), (5, 4), textcoords="offset points", fontsize=7, zorder=6)
@@ -181,17 +181,28 @@ def outcome_styles(trials: pd.DataFrame) -> dict[str, LineStyle]:
     return {words: OUTCOME_STYLES[words] for words, outcome in kinds.items() if (trials["outcome"] == outcome).any()}
 
 
-def set_error_axis(panel: Axes, errors: "pd.Series[Any]", search: SearchDesign) -> None:
-    """Make the error axis logarithmic if errors span decades; below the error of one image it is linear, so that it can show 0."""
-    one_image = 100 / search.validation_images
-    positive = errors[errors > 0]
-    if not spans_decades([one_image, *positive] if (errors <= 0).any() else positive):
+def score_label(search: SearchDesign) -> str:
+    """Return the label of the axis of scores."""
+    return f"{search.metric.heading} (not a result)"
+
+
+def set_score_axis(panel: Axes, scores: "pd.Series[Any]", search: SearchDesign) -> None:
+    """Set the axis of scores: logarithmic if they span decades.
+
+    The axis of a share of the examples is linear below the share of one example, so that it can show 0.
+    """
+    one_example = 100 / search.validation_examples if search.metric.unit == PERCENT and search.validation_examples else 0.0
+    positive = scores[scores > 0]
+    if (scores < 0).any():
+        return
+    if not spans_decades([one_example, *positive] if (scores <= 0).any() else positive):
         panel.set_ylim(bottom=max(0.0, panel.get_ylim()[0]))
-    elif (errors > 0).all():
+    elif (scores > 0).all():
         log_axis(panel, "y")
     else:
-        panel.set_yscale("symlog", linthresh=one_image)
-        decades = 10.0 ** np.arange(math.floor(math.log10(one_image)), 3)
-        panel.yaxis.set_major_locator(FixedLocator([0, *(tick for tick in np.outer(decades, (1, 2, 5)).flat if tick > one_image)]))
+        panel.set_yscale("symlog", linthresh=one_example)
+        decades = 10.0 ** np.arange(math.floor(math.log10(one_example)), 3)
+        ticks = (tick for tick in np.outer(decades, (1, 2, 5)).flat if tick > one_example)
+        panel.yaxis.set_major_locator(FixedLocator([0, *ticks]))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
         panel.set_ylim(bottom=0)

@@ -102,11 +102,11 @@ def style_at(number: int, dash: int = 0) -> LineStyle:
 
 
 def distinguished_cells(evidence: Evidence) -> list[str]:
-    """Return the cells with their own styles: all, or, if there are too many, baselines (up to half) and the lowest errors."""
+    """Return the cells with their own styles: all, or of too many the baselines (up to half) and the best."""
     design = evidence.design
     if len(design.cells) <= MAX_STYLED_CELLS:
         return [cell.label for cell in design.cells]
-    means = evidence.runs.groupby("cell")["error"].mean().to_dict()
+    means = design.metric.minimized(evidence.runs.groupby("cell")["value"].mean()).to_dict()
     best = sorted((cell.label for cell in design.cells), key=lambda label: _infinite_if_unknown(means.get(label)))
     baselines = {cell.label for cell in design.cells if design.baseline and design.baseline.items() <= cell.levels.items()}
     kept = [label for label in best if label in baselines][: MAX_STYLED_CELLS // 2]
@@ -139,5 +139,5 @@ def numeric_levels(levels: Sequence[str]) -> list[float] | None:
     return values if all(map(math.isfinite, values)) else None
 
 
-def _infinite_if_unknown(error: float | None) -> float:
-    return math.inf if error is None or math.isnan(error) else error
+def _infinite_if_unknown(score: float | None) -> float:
+    return math.inf if score is None or math.isnan(score) else score

@@ -73,7 +73,7 @@ def _time_network(spec: RunSpec, image_size: int, device: str) -> tuple[float, f
     images = max(2, int(min(_images_per_worker(spec), most_bytes / cost.activation_bytes, most_work / (3 * cost.flops))))
     _step(spec, 2, image_size, device)()  # the first use of a device and its libraries takes seconds
     seconds = _median_seconds(_step(spec, images, image_size, device))
-    return spec.model.depth, multiply_adds(spec, image_size, images), seconds
+    return spec.depth, multiply_adds(spec, image_size, images), seconds
 
 
 def _median_seconds(step: Callable[[], object]) -> float:
@@ -96,13 +96,19 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     from resnet_core.training.loop import init_state, train_epoch
     from resnet_core.training.steps import make_step
 
-    state = init_state(spec, torch.device(device))
+    state = init_state(spec, torch.device(device), image_size=image_size)
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
-    shape = (images, spec.model.in_channels or 3, image_size, image_size)
+    shape = (images, getattr(spec.model, "in_channels", None) or 3, image_size, image_size)
     batch = torch.rand(shape, device=device).contiguous(memory_format=layout)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
+    classes = getattr(spec.model, "num_classes", None) or 10
     batches: Any = SimpleNamespace(
-        spec=spec, device=torch.device(device), steps_per_epoch=1, train_epoch=lambda _: iter([(batch, labels)])
+        spec=spec,
+        device=torch.device(device),
+        steps_per_epoch=1,
+        rank=0,
+        num_classes=classes,
+        train_epoch=lambda _: iter([(batch, labels)]),
     )
     step = make_step(state.net, state.optimizer, state.scaler, spec, replay=spec.world_size == 1)  # graphs as in training
 

@@ -10,21 +10,18 @@ from dataclasses import dataclass, replace
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.published_results import PUBLISHED
+from ablations.engine.task.metric import PERCENT
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset
 from resnet_core.fields import counted
 
-SPEED_FIELDS = ("global_batch_size", "image_size", "stream", "scale", "extra_tests")
-"""Fields of the sections `optim` and `data` that change the duration of a step on the same images."""
-NO_SPEED_FIELDS = ("zero_init_residual", "bn_momentum", "probes", "probe_epochs", "seed")
-"""Fields of other sections that do not change the duration of a step. All others do."""
 TARGET_POINTS = 0.5
-"""Difference, in points of error, for which a plan prints the number of seeds needed."""
+"""Difference between percentages, in points, for which a plan prints the number of seeds needed."""
+TARGET_FRACTION = 0.01
+"""The same difference between values in another unit, as a fraction of the median value."""
 MAX_SEEDS = 100
 """Maximum number of seeds considered."""
-ROUNDING = 1e-9
-"""Standard deviation below which values differ by rounding only, in points of error."""
 
 
 ComputeMode = tuple[str, bool, bool, bool]
@@ -130,34 +127,31 @@ def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0)
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
     """Return the predicted seconds of missing runs by fingerprint, and the devices of the finished runs used for the prediction.
 
-    A prediction uses the seconds per step of finished runs with the same network and settings. They include the tests after each
-    epoch, so runs with a similar number of training images predict best.
+    A prediction uses the seconds per step, or other unit of work, of finished runs with the same network and settings. They include
+    the tests after each epoch, so runs with a similar number of training examples predict best.
     """
-    per_step: dict[tuple[str, ...], dict[int, list[float]]] = {}
+    workload = plan.workload
+    per_unit: dict[tuple[str, ...], dict[int, list[float]]] = {}
     devices: dict[tuple[str, ...], set[str]] = {}
-    defaults = {name: str(value) for name, value in RunSpec().flat().items() if _decides_speed(name)}
+    flat_defaults = workload.schema.default.flat()
+    defaults = {name: str(flat_defaults[name]) for name in workload.speed_fields()}
     for past in finished:
         shape = tuple(past.spec.get(name, default) for name, default in defaults.items())  # earlier runs lack later fields
-        optim = {name: past.spec.get(f"optim.{name}") for name in ("epochs", "iterations", "global_batch_size")}
-        steps = replace(RunSpec().optim, **optim).total_steps(past.train_images)  # type: ignore[arg-type]  # it converts text
-        per_step.setdefault(shape, {}).setdefault(past.train_images, []).append(past.seconds / steps)
+        units = workload.units_of_work(past.spec, past.train_examples)
+        per_unit.setdefault(shape, {}).setdefault(past.train_examples, []).append(past.seconds / units)
         devices.setdefault(shape, set()).add(past.device)
     seconds: dict[str, float] = {}
     used: set[str] = set()
     for run in missing:
         flat = run.spec.flat()
         shape = tuple(str(flat[name]) for name in defaults)
-        if shape in per_step:
-            images = len(plan.dataset_for_run(run).train.labels)
-            nearest = min(per_step[shape], key=lambda others: abs(math.log(others / images)))
-            seconds[run.fingerprint] = statistics.median(per_step[shape][nearest]) * run.spec.optim.total_steps(images)
+        if shape in per_unit:
+            examples = plan.training_examples(run)
+            nearest = min(per_unit[shape], key=lambda others: abs(math.log((others or 1) / (examples or 1))))
+            units = workload.units_of_work(flat, examples)
+            seconds[run.fingerprint] = statistics.median(per_unit[shape][nearest]) * units
             used |= devices[shape]
     return seconds, used
-
-
-def _decides_speed(name: str) -> bool:
-    section, _, leaf = name.rpartition(".")
-    return leaf in SPEED_FIELDS if section in ("optim", "data") else leaf not in NO_SPEED_FIELDS
 
 
 def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
@@ -165,7 +159,7 @@ def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
     steps = spec.optim.total_steps(images)
     trained = steps * spec.optim.global_batch_size // spec.world_size
     tested = spec.optim.total_epochs(images) * len(dataset.test.labels) // spec.world_size
-    return model.seconds(steps * spec.model.depth, multiply_adds(spec, dataset.image_size, trained, tested))
+    return model.seconds(steps * spec.depth, multiply_adds(spec, dataset.image_size, trained, tested))
 
 
 def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
@@ -178,42 +172,48 @@ def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """Smallest true differences that a study detects with 80 % power at a two-sided level of 5 %, in points of error."""
+    """Smallest true differences that a study detects with 80 % power at a two-sided level of 5 %, in the unit of differences."""
 
     seeds: int
     comparisons: int
     difference_std: float
-    """Standard deviation of paired differences over seeds, in points of error."""
+    """Standard deviation of paired differences over seeds."""
     source: str
     """Source of the standard deviation."""
     detectable_alone: float | None
     """Detectable difference of a single comparison; None if the seeds are too few for a test."""
     detectable_corrected: float | None
     """Detectable difference of one of all comparisons, corrected for their number."""
+    target: float
+    """Difference for which `seeds_needed` is computed."""
     seeds_needed: int | None
-    """Seeds needed for `detectable_corrected` to reach `TARGET_POINTS`; None if more than `MAX_SEEDS`."""
+    """Seeds needed for `detectable_corrected` to reach `target`; None if more than `MAX_SEEDS`."""
 
 
-def power(design: Design, errors: Mapping[str, float]) -> Power | None:
+def power(design: Design, values: Mapping[str, float]) -> Power | None:
     """Return which differences a study can detect; None if nothing is known about their standard deviation.
 
     Args:
         design: design of the study.
-        errors: errors of its completed runs, in percent, by fingerprint.
+        values: values of its completed runs by fingerprint.
     """
     from ablations.engine.analysis.inference import smallest_detectable  # imports scipy
 
-    found = _difference_std(design, errors)
+    found = _difference_std(design, values)
     if found is None:
         return None
     difference_std, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
     comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
 
+    target = TARGET_POINTS
+    if design.metric.unit != PERCENT and values:
+        target = float(f"{TARGET_FRACTION * abs(statistics.median(values.values())):.1g}")
+
     def detected(n: int) -> float:
         return smallest_detectable(difference_std, n, comparisons) or math.inf
 
-    enough = bisect.bisect_left(range(MAX_SEEDS + 1), True, lo=2, key=lambda n: detected(n) <= TARGET_POINTS)
+    enough = bisect.bisect_left(range(MAX_SEEDS + 1), True, lo=2, key=lambda n: detected(n) <= target)
     return Power(
         seeds=seeds,
         comparisons=comparisons,
@@ -221,25 +221,29 @@ def power(design: Design, errors: Mapping[str, float]) -> Power | None:
         source=source,
         detectable_alone=smallest_detectable(difference_std, seeds),
         detectable_corrected=smallest_detectable(difference_std, seeds, comparisons),
+        target=target,
         seeds_needed=enough if enough <= MAX_SEEDS else None,
     )
 
 
-def _difference_std(design: Design, errors: Mapping[str, float]) -> tuple[float, str] | None:
+def _difference_std(design: Design, values: Mapping[str, float]) -> tuple[float, str] | None:
     """Return the best known standard deviation of paired differences, and its source; None if there is none."""
+    from ablations.engine.analysis.inference import zero_tolerance  # imports scipy
+
+    rounding = zero_tolerance(list(values.values()))
     by_cell = {
-        cell.label: {seed: errors[name] for seed, name in enumerate(cell.fingerprints) if name in errors} for cell in design.cells
+        cell.label: {seed: values[name] for seed, name in enumerate(cell.fingerprints) if name in values} for cell in design.cells
     }
     differences, stds = [], []
     for cell in design.cells:
         own, other = by_cell[cell.label], by_cell.get(design.baseline_label(cell) or "", {})
-        differences += _std([own[seed] - other[seed] for seed in own.keys() & other.keys()])
-        stds += _std(list(own.values()))
+        differences += _std([own[seed] - other[seed] for seed in own.keys() & other.keys()], rounding)
+        stds += _std(list(own.values()), rounding)
     if differences:
         return statistics.median(differences), f"the median of {counted(len(differences), 'comparison')} so far"
     if stds:
         return statistics.median(stds) * math.sqrt(2), "√2 × the standard deviation between seeds so far"
-    if design.dataset == "cifar10":
+    if design.dataset == "cifar10" and not design.task:
         known = [entry.std for entry in PUBLISHED if entry.dataset == "cifar10" and entry.std is not None]
         return statistics.median(known) * math.sqrt(
             2
@@ -247,6 +251,6 @@ def _difference_std(design: Design, errors: Mapping[str, float]) -> tuple[float,
     return None
 
 
-def _std(values: Sequence[float]) -> list[float]:
+def _std(values: Sequence[float], rounding: float) -> list[float]:
     """Return the sample standard deviation, or nothing for fewer than two values or values that differ by rounding only."""
-    return [std] if len(values) > 1 and (std := statistics.stdev(values)) > ROUNDING else []
+    return [std] if len(values) > 1 and (std := statistics.stdev(values)) > rounding else []

@@ -1,7 +1,8 @@
 """Preview of a study (`--plan`): what it would train, cost and detect, before anything starts."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from ablations.engine.environment.console import make_console, print_line
@@ -10,7 +11,7 @@ from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
-from ablations.engine.submission.planning.cost_and_power import estimate_cost
+from ablations.engine.submission.planning.cost_and_power import CostEstimate, estimate_cost
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.submission.search_state import SearchState
 from ablations.engine.tracking import run_queries, search_trials
@@ -18,11 +19,35 @@ from ablations.engine.tracking.connection import connect, is_new_database, mlflo
 from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
-from resnet_core.identity import TRAINING_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a study would train, and what it would cost."""
+
+    plan: Plan
+    """The study; for a search that has not ended, with a copy of the default in place of each future choice."""
+    done: Mapping[str, RunRecord]
+    """Runs that have a result, by fingerprint."""
+    trials: Sequence[Run]
+    """Trials of a search that are left to train."""
+    estimate: CostEstimate
+    warning: str
+    """Why a submission would be rejected; empty if it would not."""
 
 
 def preview(plan: Plan, options: Options) -> int:
     """Print the plan of a study; return the exit code."""
+    found = examine(plan, options)
+    console = make_console()
+    console.print(plan_view(found.plan, found.done, found.estimate, found.trials))
+    if found.warning:
+        print_line(console, f"Warning: this study would be rejected: {found.warning}")
+    return 0
+
+
+def examine(plan: Plan, options: Options) -> Preview:
+    """Return what a study would train and cost; start nothing."""
     done, finished, past, warning = _known(plan, options)
     trials_left: list[Run] = []
     if isinstance(plan, SearchPlan):
@@ -34,7 +59,7 @@ def preview(plan: Plan, options: Options) -> int:
             trials_left, plan = plan.remaining_trials(state.ended_trials_in), plan.preview_plan()
     missing = [*trials_left, *(run for run in plan.runs if run.fingerprint not in done)]
     measure = None
-    if options.calibrate or (options.calibrate is None and not _on_a_cluster()):
+    if not plan.workload.task_name and (options.calibrate or (options.calibrate is None and not _on_a_cluster())):
         from ablations.engine.submission.planning.calibration import calibrate
 
         measure = partial(
@@ -45,11 +70,7 @@ def preview(plan: Plan, options: Options) -> int:
         )
     at_once = _runs_at_once(plan, options)
     estimate = estimate_cost(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
-    console = make_console()
-    console.print(plan_view(plan, done, estimate, trials_left))
-    if warning:
-        print_line(console, warning)
-    return 0
+    return Preview(plan=plan, done=done, trials=trials_left, estimate=estimate, warning=warning)
 
 
 def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[CompletedRun], Sequence[PastTrial], str]:
@@ -61,11 +82,11 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Com
         try:
             check_study(client, plan.study.name)
         except DeletedInMlflow as error:
-            warning = f"Warning: this study would be rejected: {error}"
+            warning = str(error)
         done = {} if options.rerun else run_queries.with_result(run_queries.find_plan_runs(client, plan))
-        by = run_queries.training_version_filter(str(TRAINING_VERSION), "")
+        by = run_queries.training_version_filter(plan.workload.training_version, "")
         past = search_trials.read_trials(client, plan.to_design(), by) if isinstance(plan, SearchPlan) else []
-        return done, list(run_queries.completed_runs(client, plan.data.values())), past, warning
+        return done, list(run_queries.completed_runs(client, plan)), past, warning
 
 
 def _on_a_cluster() -> bool:

@@ -14,7 +14,8 @@ from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
-from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, TARGET_POINTS, CostEstimate, Power, multiply_adds, power
+from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, CostEstimate, Power, power
+from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core.fields import counted, printable
 
@@ -33,19 +34,18 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
     missing = [run for run in plan.runs if run.fingerprint not in done]
     lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
     lines.append(
-        f"{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already: "
-        f"{_multiply_adds(plan, missing):.2e} multiply-adds"
+        f"{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already"
+        + (f": {work:.2e} multiply-adds" if (work := _multiply_adds(plan, missing)) or not plan.workload.task_name else "")
     )
     if isinstance(plan, SearchPlan):
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), estimate))
-    scored = f"{plan.base.data.evaluation_split}/error"
-    errors = {name: entry.metrics[scored] for name, entry in done.items() if entry.completed}
-    lines += _power_lines(power(Design.from_plan(plan, {}), errors))
+    values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
+    lines += _power_lines(power(Design.from_plan(plan, {}), values), plan.metric)
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
-    data = Text(printable(f"Data: {plan.data_summary}"))
-    return Group(title, data, _cells(plan, done, estimate), *map(Text, lines))
+    data = [Text(printable(f"Data: {plan.data_summary}"))] if plan.data_summary else []
+    return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
 
 
 def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
@@ -61,26 +61,25 @@ def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
 
 
 def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) -> FittedTable:
-    from resnet_core import measure_cost  # imports torch
-
     of_cell: dict[Cell, list[Run]] = {}
     for run in plan.runs:
         of_cell.setdefault(run.cell, []).append(run)
-    images = {cell: plan.training_images(runs[0]) for cell, runs in of_cell.items()}
-    differ = len(set(images.values())) > 1
+    examples = {cell: plan.training_examples(runs[0]) for cell, runs in of_cell.items()}
+    costs = {cell: plan.workload.cost(runs[0].spec, plan.dataset_for_run(runs[0])) for cell, runs in of_cell.items()}
+    differ = len(set(examples.values())) > 1
     columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
     columns = ["images", *columns] if differ else columns
     optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
     table = FittedTable(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     for cell in plan.cells:
         runs = of_cell[cell]
-        spec = runs[0].spec
-        cost = measure_cost(spec.model, plan.dataset.image_size)
+        cost = costs[cell]
         entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
-        epochs = spec.optim.total_epochs(images[cell])
-        row = [*(format_level(level) for _, level in cell.levels), *([f"{images[cell]:,}"] if differ else [])]
-        row += [str(len(runs)), str(len(entries)), str(epochs)]
-        row += [f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activation_bytes / 1e6:.2f}"]
+        epochs = plan.total_epochs(runs[0])
+        row = [*(format_level(level) for _, level in cell.levels), *([f"{examples[cell]:,}"] if differ else [])]
+        row += [str(len(runs)), str(len(entries)), "–" if epochs is None else str(epochs)]
+        row += ["–" if value is None else f"{value:,.0f}" for value in (cost.parameters, cost.flops)]
+        row.append("–" if cost.activation_bytes is None else f"{cost.activation_bytes / 1e6:.2f}")
         seconds = [estimate.seconds[run.fingerprint] for run in runs if run.fingerprint in estimate.seconds]
         seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
         table.add_row([*row, _format_seconds(statistics.fmean(seconds)) if seconds else "–"])
@@ -88,11 +87,10 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
 
 
 def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
-    """Return the multiply-adds of training, without the tests after each epoch."""
-    size = plan.dataset.image_size
+    """Return the multiply-adds of training, without the tests after each epoch; 0 if they are not known."""
     of_spec = Counter(replace(run.spec, seed=0) for run in missing)
-    steps = {spec: spec.optim.total_steps(len(plan.dataset_for_spec(spec).train.labels)) for spec in of_spec}
-    return sum(n * multiply_adds(spec, size, steps[spec] * spec.optim.global_batch_size) for spec, n in of_spec.items())
+    costs = {spec: plan.workload.cost(spec, plan.dataset_for_spec(spec)).training_flops or 0 for spec in of_spec}
+    return sum(n * costs[spec] for spec, n in of_spec.items())
 
 
 def _time(missing: int, estimate: CostEstimate) -> str:
@@ -108,29 +106,29 @@ def _time(missing: int, estimate: CostEstimate) -> str:
     return f"About {', '.join(parts)}{some}; estimated from {estimate.source}."
 
 
-def _power_lines(found: Power | None) -> list[str]:
+def _power_lines(found: Power | None, metric: Metric) -> list[str]:
     """Return lines on the differences that the study can detect."""
     if found is None:
         return ["The smallest detectable difference is not known before two seeds of a cell have finished."]
     if found.detectable_alone is None or found.detectable_corrected is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
-        finds = f"{found.seeds} seeds find a difference of {_format_points(found.detectable_alone)}"
+        finds = f"{found.seeds} seeds find a difference of {_format_difference(found.detectable_alone, metric)}"
         finds += (
-            f", or of {_format_points(found.detectable_corrected)} as one of {found.comparisons} comparisons"
+            f", or of {_format_difference(found.detectable_corrected, metric)} as one of {found.comparisons} comparisons"
             if found.comparisons > 1
             else ""
         )
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
     return [
-        f"{finds}; {_format_points(TARGET_POINTS)} take {need} seeds.",
+        f"{finds}; {_format_difference(found.target, metric)} take {need} seeds.",
         f"This holds for 80 % power at the 5 % level and a standard deviation of "
-        f"{_format_points(found.difference_std)}: {found.source}.",
+        f"{_format_difference(found.difference_std, metric)}: {found.source}.",
     ]
 
 
-def _format_points(value: float) -> str:
-    return f"{value:.2g} points" if value < 10 else f"{value:.0f} points"
+def _format_difference(value: float, metric: Metric) -> str:
+    return (f"{value:.2g}" if value < 10 else f"{value:,.0f}") + f" {metric.difference_unit}".rstrip()
 
 
 def _format_seconds(seconds: float) -> str:

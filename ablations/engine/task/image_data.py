@@ -1,23 +1,31 @@
-"""Comparability of cells: they may be trained on different images, but must be scored on the same ones."""
+"""Images of a study's cells: they may be trained on different images, but must be scored on the same ones."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ablations.engine.study.factors import Level, format_level
-from resnet_core import ConfigError, RunSpec, fingerprint
 from resnet_core.config import DataConfig
-from resnet_core.data.datasets import Dataset, load_dataset
+from resnet_core.data.datasets import Dataset
 from resnet_core.data.indexing import file_digests
 from resnet_core.data.splits import Files, Split
-from resnet_core.overrides import field_name
+from resnet_core.fields import ConfigError
 
-TRANSFORM_FIELDS = ("scale", "color_augmentation", "normalize", "extra_tests", "decode_workers", "pad", "flip")
+TRANSFORM_FIELDS = (
+    "scale",
+    "color_augmentation",
+    "normalize",
+    "extra_tests",
+    "decode_workers",
+    "pad",
+    "flip",
+    "mixup",
+    "cutmix",
+    "erasing",
+)
 """Fields of `DataConfig` that transform images without affecting which images are selected."""
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(DataConfig) if f.name in TRANSFORM_FIELDS}
 
@@ -31,12 +39,6 @@ def selects_images(field: str) -> bool:
     """Return whether a field, given by its dotted name, affects which images are selected."""
     section, _, leaf = field.rpartition(".")
     return section == "data" and leaf not in TRANSFORM_FIELDS
-
-
-def load_datasets(specs: Iterable[RunSpec], cache: Path, *, download: bool) -> dict[DataConfig, Dataset]:
-    """Load the data sets of these runs, each once; return them by `image_selection`. Raise ConfigError for an unusable one."""
-    wanted = dict.fromkeys(image_selection(spec.data) for spec in specs)
-    return {config: load_dataset(config, cache, download=download) for config in wanted}
 
 
 def same_test_images(one: Dataset, other: Dataset) -> bool:
@@ -58,19 +60,17 @@ def same_test_images(one: Dataset, other: Dataset) -> bool:
     return False
 
 
-def check_comparable(factors: Mapping[str, Sequence[Level]], data: Sequence[Dataset], evaluation_split: str) -> None:
+def check_comparable(factors: Mapping[str, str], data: Sequence[Dataset], evaluation_split: str) -> None:
     """Raise ConfigError if the cells of these factors would be scored on different images.
 
     Args:
-        factors: levels by field.
+        factors: each factor with its levels as text, `depth=20,56`, by dotted name of the field.
         data: data sets of all cells.
         evaluation_split: name of the images that runs are scored on, `test` or `validation`.
     """
     if all(same_test_images(data[0], other) for other in data[1:]):
         return
-    selecting = [
-        f"{name}={','.join(map(format_level, levels))}" for name, levels in factors.items() if selects_images(field_name(name))
-    ]
+    selecting = [text for name, text in factors.items() if selects_images(name)]
     reason = f"cannot be a factor: cells would be scored on different images of {data[0].name}"
     raise ConfigError(f"{' '.join(selecting)}: {reason}; accepted: fields that do not change the {evaluation_split} images")
 
@@ -86,11 +86,3 @@ def test_images_digest(dataset: Dataset) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:20]
-
-
-def training_key(spec: RunSpec, dataset: Dataset) -> str:
-    """Return a key that is equal for two cells if their trainings are identical for equal seeds.
-
-    A `train_examples` above the size of the training set is equivalent to all images.
-    """
-    return fingerprint(replace(spec, seed=0), data_version=dataset.version)

@@ -1,0 +1,181 @@
+"""`findings.json`: everything that a report says, as JSON for programs.
+
+`docs/findings.schema.json` is its schema. `SCHEMA` changes if a key disappears or changes its meaning; new keys do not change it.
+A number that does not exist is null: too few seeds for an interval, for instance.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
+from ablations.engine.analysis.verdicts.expectations import Assessment
+from ablations.engine.report.data_frames import VALUE, compared_metric, typed_level
+from ablations.engine.report.tables import comparisons_by_cell
+from ablations.engine.study.design import Design, DesignCell
+
+SCHEMA = "ablations-findings/1"
+"""Name and version of the format."""
+FILE_NAME = "findings.json"
+VERDICTS = {"no effect shown": "no difference shown", "cannot be said yet": "cannot be said"}
+"""Verdicts of answers that have other names in the document."""
+FAILED = ("diverged", "oom", "failed")
+"""Outcomes of runs that ended without the metric. Runs that are missing, running or stopped may still complete."""
+
+
+def findings_document(evidence: Evidence, findings: Findings, expectations: Iterable[Assessment] = ()) -> dict[str, Any]:
+    """Return the findings about a study as JSON values.
+
+    Args:
+        evidence: runs of the study.
+        findings: their analysis.
+        expectations: assessed expectations of `--expect`.
+    """
+    design = evidence.design
+    failures = evidence.runs[evidence.runs["outcome"].isin(FAILED)]
+    comparisons = comparisons_by_cell(findings)
+    document = {
+        "schema": SCHEMA,
+        "study": {"name": design.study, "question": design.question},
+        "complete": findings.complete,
+        "looks": [max(len(cell.fingerprints) for cell in design.cells)],
+        "answers": [_answer(each, design, findings, failures) for each in findings.answers],
+        "expectations": [asdict(each) for each in expectations],
+        "cells": [
+            _cell(cell, found, comparisons.get(cell.label), evidence)
+            for cell, found in zip(design.cells, findings.cells, strict=True)
+        ],
+        "failures": failures[["cell", "seed", "outcome", "message", "fingerprint"]].to_dict("records"),
+        "flags": list(findings.flags),
+        "search": _search(findings),
+        "protocol": _protocol(design),
+        "provenance": _provenance(evidence),
+    }
+    plain: dict[str, Any] = _plain(document)
+    return plain
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Return a document as JSON, indented for people. NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _answer(answer: Answer, design: Design, findings: Findings, failures: pd.DataFrame) -> dict[str, Any]:
+    failed = {
+        level: sum(failures["cell"].isin([cell.label for cell in design.cells if cell.levels[answer.factor] == level]))
+        for level in design.factors[answer.factor]
+    }
+    effects = [_effect(each, failed) for each in findings.effects if each.factor == answer.factor]
+    verdict = VERDICTS.get(answer.verdict, answer.verdict)
+    return {"factor": answer.factor, "verdict": verdict, "text": answer.text, "effects": effects}
+
+
+def _effect(effect: Effect, failed: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "level": effect.level,
+        "reference": effect.reference,
+        **_difference(effect.difference),
+        "failures": failed[effect.level],
+        "reference_failures": failed[effect.reference],
+    }
+
+
+def _difference(difference: Estimate) -> dict[str, Any]:
+    return {
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "p": difference.p,
+        "p_adjusted": difference.p_adjusted,
+        "n": difference.n,
+    }
+
+
+def _cell(cell: DesignCell, found: CellFinding, comparison: Comparison | None, evidence: Evidence) -> dict[str, Any]:
+    runs = evidence.runs[evidence.runs["cell"] == cell.label]
+    columns = ["seed", "outcome", VALUE, "fingerprint", "run_id"]
+    return {
+        "cell": cell.label,
+        "levels": {name: typed_level(cell, name) for name in cell.levels},
+        "planned": found.planned,
+        "n": found.value.n,
+        **{name: getattr(found.value, name) for name in ("mean", "std", "low", "high")},
+        "comparison": {"baseline": comparison.baseline, **_difference(comparison.difference)} if comparison else None,
+        "outcomes": {"completed": found.value.n, **found.problems},
+        **{name: getattr(found, name) for name in ("parameters", "flops", "seconds", "gpu_hours")},
+        "flags": list(found.flags),
+        "runs": runs[columns].rename(columns={VALUE: "value"}).to_dict("records"),
+    }
+
+
+def _search(findings: Findings) -> dict[str, Any] | None:
+    """Return the choices of a search, and whether the ranking survives tuning; None for a study without one."""
+    search = findings.search
+    if search is None:
+        return None
+    cells = [
+        {
+            "cell": cell.label,
+            "trials": cell.trials,
+            "outcomes": dict(cell.outcomes),
+            "chosen": [
+                {"level": each.level, "trial": each.number, "values": dict(each.values), "score": each.score}
+                for each in cell.chosen
+            ],
+        }
+        for cell in search.cells
+    ]
+    ranking = {"verdict": search.ranking.verdict, "text": search.ranking.text} if search.ranking else None
+    return {"cells": cells, "ranking": ranking}
+
+
+def _protocol(design: Design) -> dict[str, Any]:
+    metric = compared_metric(design)
+    shared = {
+        name: value for name, value in design.cells[0].spec.items() if all(cell.spec.get(name) == value for cell in design.cells)
+    }
+    return {
+        "dataset": design.dataset,
+        "metric": {**metric.to_dict(), "label": metric.label, "difference_unit": metric.difference_unit},
+        "preset": design.preset,
+        "seeds": max(len(cell.fingerprints) for cell in design.cells),
+        "factors": {name: list(levels) for name, levels in design.factors.items()},
+        "baseline": dict(design.baseline),
+        "skipped": [{"cell": cell, "reason": reason} for cell, reason in design.skipped],
+        "settings": shared,
+    }
+
+
+def _provenance(evidence: Evidence) -> dict[str, Any]:
+    design, runs = evidence.design, evidence.runs
+    return {
+        "commit": _distinct(runs["git.commit"]),
+        "uncommitted_changes": bool((runs["git.dirty"] == "true").any()),
+        "versions": {name: _distinct(runs[name]) for name in ("torch", "python")},
+        "devices": _distinct(runs["device"]),
+        "world_sizes": _distinct(runs["world_size"]),
+        "training_version": design.training_version,
+        "code_versions": _distinct(runs["code_version"]),
+        "data_versions": list(design.data_versions),
+        "submission": {name: text for name, text in design.origin.items() if name != "git.diff"},
+    }
+
+
+def _distinct(values: Iterable[Any]) -> list[str]:
+    return [text for text in dict.fromkeys(map(str, values)) if text not in ("", "nan")]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON values: NumPy's numbers as Python's, NaN and infinity as None, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,68 @@
+"""The plan of a study as JSON for programs, `--plan --json`. `docs/plan.schema.json` is its schema."""
+
+from typing import Any
+
+from ablations.engine.search.plan import SearchPlan
+from ablations.engine.study.design import Design
+from ablations.engine.study.plan import Run
+from ablations.engine.submission.planning.cost_and_power import Power, power
+from ablations.engine.submission.planning.preview import Preview
+
+SCHEMA = "ablations-plan/1"
+"""Name and version of the format."""
+
+
+def plan_document(preview: Preview) -> dict[str, Any]:
+    """Return what a study would train, cost and detect, as JSON values."""
+    plan, done, estimate = preview.plan, preview.done, preview.estimate
+    of_cell: dict[str, list[Run]] = {str(cell): [] for cell in plan.cells}
+    for run in plan.runs:
+        of_cell[str(run.cell)].append(run)
+    values = {name: record.metrics[plan.metric.name] for name, record in done.items() if record.completed}
+    return {
+        "schema": SCHEMA,
+        "study": {"name": plan.study.name, "question": plan.study.question},
+        "preset": plan.preset,
+        "factors": {name: list(levels) for name, levels in plan.factors.items()},
+        "baseline": dict(plan.baseline),
+        "search": isinstance(plan, SearchPlan),
+        "runs": len(plan.runs),
+        "done": sum(run.fingerprint in done for run in plan.runs),
+        "missing": sum(run.fingerprint not in done for run in plan.runs),
+        "trials": len(preview.trials),
+        "cells": [
+            {
+                "cell": str(cell),
+                "levels": dict(cell.levels),
+                "runs": [
+                    {"seed": run.seed, "fingerprint": run.fingerprint, "done": run.fingerprint in done}
+                    for run in of_cell[str(cell)]
+                ],
+            }
+            for cell in plan.cells
+        ],
+        "skipped": [{"cell": str(cell), "reason": reason} for cell, reason in plan.skipped],
+        "estimate": {
+            "runs": estimate.runs_estimated,
+            "seconds": estimate.total_seconds if estimate.runs_estimated else None,
+            "at_once": estimate.at_once,
+            "hours": estimate.hours if estimate.runs_estimated else None,
+            "gpu_hours": estimate.gpu_hours,
+            "source": estimate.source,
+        },
+        "power": _power(power(Design.from_plan(plan, {}), values)),
+        "warning": preview.warning,
+    }
+
+
+def _power(found: Power | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "seeds": found.seeds,
+        "comparisons": found.comparisons,
+        "difference_std": found.difference_std,
+        "source": found.source,
+        "detectable": found.detectable_alone,
+        "detectable_adjusted": found.detectable_corrected,
+    }

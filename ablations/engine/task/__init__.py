@@ -1,0 +1,1 @@
+"""Tasks: what a study trains, and the metric by which it compares runs."""

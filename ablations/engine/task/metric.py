@@ -1,0 +1,112 @@
+"""`Metric`: the quantity by which runs are compared."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self, get_args
+
+from resnet_core.fields import reject
+
+Better = Literal["lower", "higher"]
+PERCENT = "%"
+"""Unit of shares. A difference between shares is in percentage points."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity that every epoch of a training reports and by which runs are compared."""
+
+    name: str
+    """Key among the metrics of an epoch, such as `valid/loss`. The part before the slash names the data it is computed on."""
+    unit: str = ""
+    """Unit of its values, such as `nats` or `%`; empty for a plain number."""
+    better: Better = "lower"
+    """`lower` if smaller values are better, otherwise `higher`."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value that is not accepted."""
+        if not (isinstance(self.name, str) and self.name.strip() == self.name and self.name.strip("/")):
+            raise reject("metric", self.name, "accepted: a key of the metrics that training yields, such as valid/loss")
+        if not isinstance(self.unit, str):
+            raise reject("metric unit", self.unit, "accepted: text, such as nats, or nothing for a plain number")
+        if self.better not in get_args(Better):
+            raise reject("metric better", self.better, f"accepted: {', '.join(get_args(Better))}")
+
+    @property
+    def split(self) -> str:
+        """Data that the metric is computed on, the first part of its name: `valid` of `valid/loss`; empty without a slash."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def quantity(self) -> str:
+        """Last part of the name: `loss` of `valid/loss`."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def label(self) -> str:
+        """Name in words: `valid loss` of `valid/loss`."""
+        return self.name.replace("/", " ").replace("_", " ")
+
+    @property
+    def difference_unit(self) -> str:
+        """Unit of a difference: `points` for percentages, otherwise the unit of the values."""
+        return "points" if self.unit == PERCENT else self.unit
+
+    @property
+    def training_name(self) -> str:
+        """Name of the same quantity on the training data, `train/loss` of `valid/loss`; runs may or may not report it."""
+        return f"train/{self.quantity}"
+
+    @property
+    def training(self) -> "Metric":
+        """The same quantity on the training data."""
+        return replace(self, name=self.training_name)
+
+    @property
+    def heading(self) -> str:
+        """Heading of a column or an axis: `test error %`, `valid loss, nats`."""
+        return self.with_unit(self.label)
+
+    def with_unit(self, text: str) -> str:
+        """Return a heading followed by the unit of the values."""
+        return f"{text} {PERCENT}" if self.unit == PERCENT else f"{text}, {self.unit}" if self.unit else text
+
+    @property
+    def unit_words(self) -> str:
+        """Unit of the values in a sentence: `percent`; empty for a plain number."""
+        return "percent" if self.unit == PERCENT else self.unit
+
+    @property
+    def difference_words(self) -> str:
+        """Unit of a difference in a sentence: `percentage points`; empty for a plain number."""
+        return "percentage points" if self.unit == PERCENT else self.unit
+
+    @property
+    def best(self) -> str:
+        """Which of several values is the best: `lowest` or `highest`."""
+        return "lowest" if self.better == "lower" else "highest"
+
+    @property
+    def key(self) -> str:
+        """Name with `_` in place of `/`, for columns of tables: `valid_loss` of `valid/loss`."""
+        return self.name.replace("/", "_")
+
+    def minimized(self, value: Any) -> Any:
+        """Return a value, or an array of values, as a quantity of which less is better. Applied twice, it returns the value."""
+        return value if self.better == "lower" else -value
+
+    def is_better(self, difference: float) -> bool:
+        """Return whether a difference, value minus reference, is an improvement."""
+        return difference < 0 if self.better == "lower" else difference > 0
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the metric as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the metric that `to_dict` wrote."""
+        return cls(**values)
+
+
+def error_metric(split: str) -> Metric:
+    """Return the metric of image classification: the share of the images of a split that are classified wrongly, in percent."""
+    return Metric(f"{split}/error", PERCENT)

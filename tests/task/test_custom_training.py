@@ -1,0 +1,218 @@
+"""A training of one's own: what its workload accepts, trains, saves and refuses."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from ablations import Context, Epoch, Metric, Study, Task
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.request import StudyRequest
+from ablations.engine.task.custom_training import CustomTraining, TaskSpec
+from ablations.engine.task.workload import Diverged
+from ablations.engine.trial import worker
+from ablations.engine.trial.job import Job
+from resnet_core import ConfigError
+
+LOSS = Metric("valid/loss", unit="nats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    rate: float = 0.5
+    kind: Literal["line", "curve"] = "line"
+    epochs: int = 4
+
+
+def train(config: Config, context: Context) -> Iterator[Epoch]:
+    """Walk at random; every epoch halves the way with some noise."""
+    done, value = (context.restore["epoch"], context.restore["value"]) if context.restore else (0, torch.tensor(8.0))
+    for epoch in range(done + 1, config.epochs + 1):
+        noise = torch.rand((), generator=torch.Generator().manual_seed(1000 * context.seed + epoch))
+        value = value * config.rate + noise
+        context.alive()
+        yield Epoch(metrics={"valid/loss": value, "train/loss": 1}, checkpoint={"epoch": epoch, "value": value})
+
+
+def task(**changes: Any) -> Task:
+    return Task(**{"name": "walk", "config": Config, "train": train, "metric": LOSS, **changes})
+
+
+def study(**changes: Any) -> Study:
+    return Study(**{"name": "s", "question": "?", "task": task(), "factors": {"kind": ("line", "curve")}, **changes})
+
+
+def job_of(folder: Path, task: Task, **settings: Any) -> Job:
+    workload = CustomTraining(task)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    return Job(
+        fingerprint="run",
+        spec=workload.override(workload.presets["default"], settings).flat(),
+        data_version=workload.load_data(workload.presets["default"], folder, download=False).version,
+        folder="run",
+        storage=str(folder / "checkpoints"),
+        cache=str(folder),
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+        workload=workload.pickled(),
+    )
+
+
+def epochs_of(job: Job) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = []
+    worker.train_epochs(job, "cpu", reports.append)
+    return reports
+
+
+def losses(reports: list[dict[str, Any]]) -> list[float]:
+    return [report["metrics"]["valid/loss"] for report in reports]
+
+
+def test_a_study_of_a_task_has_its_fields_as_factors_and_settings() -> None:
+    request = StudyRequest(levels={"rate": ("0.25", "0.5")}, overrides={"epochs": "2"}, seeds=2)
+    plan = make_plan(study(), request, cache=Path())
+    assert [str(cell) for cell in plan.cells] == [f"kind={kind} rate={rate}" for kind in ("line", "curve") for rate in (0.25, 0.5)]
+    assert {run.spec.config.epochs for run in plan.runs} == {2}
+    assert len({run.fingerprint for run in plan.runs}) == 8
+    assert plan.metric == LOSS
+
+
+def test_epochs_are_reported_with_their_time_and_metrics_as_numbers(tmp_path: Path) -> None:
+    reports = epochs_of(job_of(tmp_path, task()))
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
+    assert all(isinstance(value, float) for report in reports for value in report["metrics"].values())
+    seconds = [report["metrics"]["train_seconds"] for report in reports]
+    assert seconds == sorted(seconds)
+    assert reports[0]["metrics"]["epoch_seconds"] == pytest.approx(seconds[0])
+
+
+def test_an_interrupted_training_continues_to_the_same_numbers(tmp_path: Path) -> None:
+    whole = losses(epochs_of(_in(tmp_path / "whole")))
+    job = _in(tmp_path / "parts")
+    stopped: list[int] = []
+
+    def stop(report: dict[str, Any]) -> None:
+        stopped.append(report["epoch"])
+        if report["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.train_epochs(job, "cpu", stop)
+    again = epochs_of(job)
+    assert losses(again) == whole
+    assert [report["epoch"] for report in again] == [1, 2, 3, 4]
+
+
+def _in(folder: Path) -> Job:
+    folder.mkdir()
+    return job_of(folder, task())
+
+
+def no_metric(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"loss": 1.0})
+
+
+def no_epoch(config: Config, context: Context) -> Iterator[Any]:
+    yield {"valid/loss": 1.0}
+
+
+def no_number(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": "low"})  # type: ignore[dict-item]
+
+
+def not_a_number(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (no_metric, "train of walk: yields no metric valid/loss; it yields loss"),
+        (no_epoch, r"train of walk: yields dict; accepted: ablations\.Epoch"),
+        (no_number, "train of walk: valid/loss=low: accepted: a number"),
+    ],
+)
+def test_what_a_training_must_not_yield_is_one_line(tmp_path: Path, function: Callable[..., Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        epochs_of(job_of(tmp_path, task(train=function)))
+
+
+def test_a_metric_that_is_not_finite_is_divergence(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="valid/loss is nan"):
+        epochs_of(job_of(tmp_path, task(train=not_a_number)))
+
+
+def cannot_save(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": 1.0}, checkpoint={"config": config})
+
+
+def test_a_checkpoint_that_only_code_could_load_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint of walk: .*Config.*accepted: tensors, numbers, text, lists and dicts"):
+        epochs_of(job_of(tmp_path, task(train=cannot_save)))
+
+
+@dataclass
+class Thawed:
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Untyped:
+    rate = 0.5
+
+
+@dataclass(frozen=True)
+class Seeded:
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Bare:
+    rate: float
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": Thawed}, r"Thawed: its instances can change; accepted: @dataclass\(frozen=True"),
+        ({"config": Untyped}, "Untyped.rate=0.5: has no type; accepted: rate: float = 0.5"),
+        ({"config": Seeded}, r"Seeded.seed: a run has its own; accepted: context\.seed in train"),
+        ({"config": Bare}, r"Bare\(\): .*rate.*; accepted: a default for every field, or presets"),
+        ({"presets": {"quick": 3}}, "preset quick=3: accepted: a Config"),
+        ({"metric": "valid/loss"}, "metric=valid/loss: accepted: an ablations.Metric"),
+        ({"train": 3}, "train=3: accepted: a function of a configuration and a context"),
+        ({"name": "a b"}, "task name=a b: accepted:"),
+        ({"data_version": 3}, "data_version=3: accepted: text, or a function that returns it"),
+        ({"train": lambda config, context: iter(())}, "is defined inside a function"),
+    ],
+)
+def test_a_wrong_task_is_rejected_in_one_line_before_anything_starts(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(study(task=task(**changes), factors={"rate": (0.1, 0.2)}), StudyRequest(), cache=Path())
+
+
+def test_a_field_that_the_configuration_lacks_is_named_with_near_ones() -> None:
+    with pytest.raises(ConfigError, match="factors rte: no such field; did you mean rate"):
+        study(factors={"rte": (0.1, 0.2)})
+
+
+def fails(config: Config) -> str:
+    raise OSError("no such disk")
+
+
+def test_an_error_in_the_data_version_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="data_version of walk: OSError: no such disk"):
+        make_plan(study(task=task(data_version=fails)), StudyRequest(), cache=Path())
+
+
+def test_a_changed_seed_workers_data_or_configuration_is_another_run() -> None:
+    workload = CustomTraining(task())
+    spec = workload.presets["default"]
+    assert isinstance(spec, TaskSpec)
+    runs = [(spec, "1"), (spec, "2"), (replace(spec, seed=1), "1"), (replace(spec, world_size=2), "1")]
+    runs.append((workload.override(spec, {"rate": 0.25}), "1"))
+    assert len({workload.fingerprint(each, version) for each, version in runs}) == 5
