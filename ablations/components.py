@@ -68,7 +68,8 @@ class Components:
         return nn.BatchNorm2d(channels) if self.norm == "batch" else nn.GroupNorm(4, channels)
 
     def make_activation(self) -> nn.Module:
-        return ACTIVATIONS[self.activation]()
+        activation: nn.Module = ACTIVATIONS[self.activation]()
+        return activation
 
 
 class Block(nn.Module):

@@ -32,7 +32,7 @@ def train(config: Config, context: Context) -> Iterator[Epoch]:
         if context.world_size > 1:
             distributed.all_reduce(value)
             value /= context.world_size
-        yield Epoch(metrics={"valid/score": -value, "train/score": 0.0}, checkpoint={"epoch": epoch, "value": value})
+        yield Epoch(metrics={"valid/score": -value, "train/score": 0}, checkpoint={"epoch": epoch, "value": value})
 
 
 def space(trial: Any) -> None:
@@ -88,7 +88,7 @@ def test_a_search_maximizes_a_metric_that_is_better_higher(home: Path) -> None:
     assert found.code == 0
     search = found.found().trials
     assert search is not None
-    best = search.loc[search["value"].idxmax()]
+    best = search.sort_values("value").iloc[-1]
     (chosen,) = found.plan.to_design().chosen.values()  # type: ignore[attr-defined]
     assert chosen["tuned"] == best["number"]
 

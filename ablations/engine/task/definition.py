@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsFloat
 
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import ConfigError, reject
@@ -41,7 +41,7 @@ class Context:
 class Epoch:
     """A finished epoch, which a training yields."""
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, SupportsFloat]
     """Value of each metric. All epochs report the metric of the task."""
     checkpoint: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None
     """State from which the training continues: tensors, numbers, text, lists and dicts, or a function that returns them. None: an

@@ -153,7 +153,7 @@ def _train_epochs(
     for epoch, result in enumerate(workload.train(spec, data, context), len(history) + 1):
         if rank == 0 and result.checkpoint is not None:
             checkpoints.save(dict(result.checkpoint() if callable(result.checkpoint) else result.checkpoint), epoch)
-        deliver(epoch, result.metrics, getattr(result, "probes", ()))
+        deliver(epoch, {name: float(value) for name, value in result.metrics.items()}, getattr(result, "probes", ()))
 
 
 def load_workload(job: Job) -> "Workload":
