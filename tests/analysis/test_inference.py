@@ -150,7 +150,7 @@ def test_sums_of_squares_are_type_ii_where_runs_are_missing() -> None:
 @pytest.mark.parametrize(
     ("errors", "seeds", "why"),
     [
-        ([8.0] * 8, [0, 1, 2, 3] * 2, "same error"),
+        ([8.0] * 8, [0, 1, 2, 3] * 2, "same value"),
         ([8.0, 9, 10, 11, 9, 10, 11, 12], [0, 1, 2, 3] * 2, "explain every value"),
         ([8.0, 9, 10, 12], [0, 1] * 2, "needs 3 seeds"),
         ([8.0, 9, 10, 12], [0, 1, 2, 0], "no residual degrees of freedom"),

@@ -35,6 +35,7 @@ def test_the_examples_of_the_page_run(home: Path, monkeypatch: pytest.MonkeyPatc
     exec(BLOCKS[0].removeprefix(definition), scope)
     result = scope["result"]
     assert result.complete
+    Path(paths.default_storage(), "checkpoints").mkdir(parents=True, exist_ok=True)
     for cell in result._stored.evidence.design.cells:
         for fingerprint in cell.fingerprints:
             trained = build_network(from_flat(cell.spec).model, 8).state_dict()

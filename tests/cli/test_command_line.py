@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ablations.engine.cli import study
+from ablations.engine.cli import dispatch
 from ablations.engine.cli.study import INTERRUPTED_MESSAGE, main
 from ablations.engine.environment import storage
 from ablations.engine.study.definition import Study
@@ -205,7 +205,7 @@ def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceba
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
-    monkeypatch.setattr(study, "make_plan", fail)
+    monkeypatch.setattr(dispatch, "make_plan", fail)
     assert run_main(monkeypatch) == 1
     (path,) = (tmp_path / "logs").iterdir()
     assert_one_line(capsys, f"OSError: nobody thought of this (unexpected error; traceback: {path})")
@@ -219,7 +219,7 @@ def test_an_error_that_nobody_thought_of_is_one_line_that_says_where_its_traceba
 
 def test_a_traceback_that_no_file_takes_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", "/proc/nowhere")
-    monkeypatch.setattr(study, "make_plan", fail)
+    monkeypatch.setattr(dispatch, "make_plan", fail)
     assert run_main(monkeypatch) == 1
     err = capsys.readouterr().err
     assert err.startswith(

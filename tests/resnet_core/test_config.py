@@ -48,7 +48,10 @@ thorough = settings(deadline=None, max_examples=100)
         ({"shortcut": "D"}, "model.shortcut=D: accepted: none, A, B, C"),
         ({"shortcut": None}, "model.shortcut=null: accepted: none, A, B, C"),
         ({"precision": "fp8"}, "precision=fp8: accepted: fp32, tf32, bf16, fp16"),
-        ({"data.name": "mnist"}, "data.name=mnist: accepted: digits, cifar10, cifar100, imagenet, imagefolder, synthetic"),
+        (
+            {"data.name": "mnist"},
+            "data.name=mnist: accepted: digits, cifar10, cifar100, imagenet, imagefolder, huggingface, parquet, own, synthetic",
+        ),
         # impossible networks
         ({"depth": 21}, "model.depth=21: cifar with basic blocks has depths 6n+2: 8, 14, 20, 32, 44, 56, 110, …"),
         ({"depth": 2}, "model.depth=2: cifar with basic blocks has depths 6n+2: 8, 14, 20, 32, 44, 56, 110, …"),

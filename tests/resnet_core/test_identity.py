@@ -177,7 +177,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("old", "new", "same"),
     [
         ("momentum=config.momentum,", "momentum=config.momentum,  # heavy ball", True),
-        ('"""Return SGD over', '"""Return stochastic gradient descent over', True),
+        ('"""Return the optimizer of', '"""Return what minimizes', True),
         ("lr=config.lr,", "lr = ( config.lr ),\n\n", True),
         ("momentum=config.momentum,", "momentum=0.9,", False),
     ],

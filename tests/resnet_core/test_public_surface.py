@@ -29,7 +29,7 @@ FUNCTIONS = {
     "to_torchvision": "(net)",
 }
 CLASSES = {
-    "ConfigError": "",
+    "ConfigError": "exit_code",
     "Cost": "activation_bytes flops parameters",
     "DataConfig": "converted crop evaluation_split streamed",
     "Dataset": "changed changes classes crop described examples image_size in_channels mean name scored sizes skipped std "

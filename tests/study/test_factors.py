@@ -282,7 +282,7 @@ def test_the_number_of_generated_images_is_not_a_factor_as_it_changes_the_test_i
 def test_fields_that_transform_images_do_not_select_them(tmp_path: Path) -> None:
     base = DataConfig(name="imagefolder", root=folder(tmp_path, train=2), stream=True, image_size=16)
     changed: dict[str, Any] = {"scale": (20, 30), "color_augmentation": True, "decode_workers": 2, "pad": 1, "flip": False}
-    changed |= {"extra_tests": ("ten_crop",)}
+    changed |= {"extra_tests": ("ten_crop",), "mixup": 0.2, "cutmix": 1.0, "erasing": 0.25}
     for name, value in changed.items():
         assert cache_key(replace(base, **{name: value}), "state") == cache_key(base, "state")
         assert image_selection(replace(base, **{name: value})) == image_selection(base)
