@@ -29,6 +29,10 @@ class _Field:
     name: str
     """Dotted name that error messages use."""
 
+    def value(self, config: Any) -> Any:
+        """Return the field's value in a configuration."""
+        return functools.reduce(getattr, self.path, config)
+
 
 class Schema:
     """The fields of a configuration class, with a default configuration.
@@ -95,7 +99,15 @@ class Schema:
 
     def flat(self, config: Any) -> dict[str, Any]:
         """Return every field by its dotted name, in order."""
-        return {name: functools.reduce(getattr, field.path, config) for name, field in self._fields.items()}
+        return {name: field.value(config) for name, field in self._fields.items()}
+
+    def converted(self, config: Any) -> Any:
+        """Return a copy of `config` in which every value has the type of its field: 1.0 for a 1 in a field of type float.
+
+        Raises:
+            ConfigError: a field does not accept its value.
+        """
+        return _replaced(config, {each.path: self.convert(name, each.value(config)) for name, each in self._fields.items()})
 
     def override(self, config: Any, values: Mapping[str, Any]) -> Any:
         """Return a copy of `config` with the named fields replaced.
@@ -170,12 +182,15 @@ def _walk(config: Any, inline: str, path: tuple[str, ...] = (), prefix: str = ""
             yield name, _Field((*path, each.name), type(config), name)
 
 
-@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls)
-    except NameError as error:
-        raise ConfigError(f"{cls.__name__}: a type is unknown where the class is defined: {error}") from error
+    """Return the types of a class's fields. They are kept with the class: where it arrives by value, its module may be unknown."""
+    if "_field_types" not in vars(cls):
+        try:
+            cls._field_types = typing.get_type_hints(cls)  # type: ignore[attr-defined]
+        except NameError as error:
+            raise ConfigError(f"{cls.__name__}: a type is unknown where the class is defined: {error}") from error
+    found: dict[str, Any] = vars(cls)["_field_types"]
+    return found
 
 
 def _convertible(hint: Any) -> bool:
@@ -183,7 +198,7 @@ def _convertible(hint: Any) -> bool:
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         return (len(kinds) == 1 and _convertible(kinds[0])) or all(map(_is_section, kinds))
     if get_origin(hint) is Literal:
-        return True
+        return all(type(each) in (str, int, bool, type(None)) for each in get_args(hint))  # members of an Enum are none of these
     if get_origin(hint) is tuple:
         args = get_args(hint)
         return len(args) == 2 and args[1] is ... and _convertible(args[0])

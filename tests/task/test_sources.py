@@ -1,5 +1,6 @@
 """What a user's code contributes to a run's identity, and how it reaches other processes."""
 
+import ast
 import importlib.util
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from ablations.engine.task import sources
+from ablations.engine.task.reachability import reachable
 from resnet_core import ConfigError
 
 STUDY = '''
@@ -142,6 +144,98 @@ def test_a_definition_inside_a_function_is_rejected_in_one_line() -> None:
         sources.digest([Net])
 
 
+def changes(load: Callable[..., ModuleType], old: str, new: str, **files: str) -> bool:
+    """Return whether a change in one of the files changes the identity of `Net` and `train` in the first."""
+    digests = []
+    for of_files in (files, {name: text.replace(old, new) for name, text in files.items()}):
+        module = load(**of_files)
+        digests.append(sources.digest([module.Net, *([module.train] if hasattr(module, "train") else [])]))
+    assert any(old in text for text in files.values())
+    return digests[0] != digests[1]
+
+
+def test_definitions_in_several_modules_rest_on_all_of_them(load: Callable[..., ModuleType]) -> None:
+    files = {
+        "trainer": "from cfg import Net, helper\ndef train(net): return helper(1)",
+        "cfg": "class Net: pass\ndef helper(x): return x + 1\ndef unrelated(): return 7",
+    }
+    assert changes(load, "x + 1", "x + 2", **files)
+    two = {"a__one": "class Net: pass\nfrom b.one import train", "b__one": "def train(): return 1"}
+    assert changes(load, "return 1", "return 2", **two)
+    assert changes(load, "class Net: pass", "class Net: x = 1", **two)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PARTS = {}\ndef part(f): PARTS[f.__name__] = f; return f\n@part\ndef one(): return 1\nclass Net:\n    x = PARTS",
+        "PARTS = {}\nclass Part:\n    def __init_subclass__(cls): PARTS[cls.__name__] = cls\n"
+        "class One(Part):\n    def f(self): return 1\nclass Net:\n    x = PARTS",
+    ],
+)
+def test_what_registers_itself_counts(load: Callable[..., ModuleType], text: str) -> None:
+    assert changes(load, "return 1", "return 2", study=text)
+
+
+def test_a_decorator_of_python_or_pytorch_registers_nothing(load: Callable[..., ModuleType]) -> None:
+    text = "import torch, functools\n@torch.no_grad()\n@functools.cache\ndef unused(): return 1\nclass Net: pass"
+    assert not changes(load, "return 1", "return 2", study=text)
+
+
+def test_arguments_and_body_of_a_partial_function_count(load: Callable[..., ModuleType]) -> None:
+    text = "from functools import partial\nclass Net: pass\ndef base(net, k): return k + 1\ntrain = partial(base, k=1)"
+    assert changes(load, "k=1", "k=2", study=text)
+    assert changes(load, "k + 1", "k + 2", study=text)
+
+
+@pytest.mark.parametrize("made", ["Train()", "Train().run", "'text'"])
+def test_an_object_with_a_state_of_its_own_is_rejected(load: Callable[..., ModuleType], made: str) -> None:
+    module = load(study=f"class Train:\n    def run(self): pass\n    __call__ = run\nmade = {made}")
+    with pytest.raises(ConfigError, match=r"^\S.*: is a (Train|method|str); accepted: a class, function or module at the top"):
+        sources.digest([module.made])
+
+
+def test_modules_of_the_user_elsewhere_count_and_are_not_sent(load: Callable[..., ModuleType], tmp_path: Path) -> None:
+    files = {"experiments__study": "from mylab.ops import make\nclass Net:\n    f = make", "mylab__ops": "def make(): return 1"}
+    assert changes(load, "return 1", "return 2", **files)
+    module = load(**files)
+    assert b"mylab" in sources.pickled(module.Net, [module.Net])
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "import ablations as ab\nab.main(STUDY)",
+        "import sys\nfrom ablations import main\nsys.exit(main(STUDY))",
+        "print(STUDY)",
+    ],
+)
+def test_what_runs_or_shows_the_study_makes_it_no_part(load: Callable[..., ModuleType], ending: str) -> None:
+    text = f"STUDY = 1\nclass Net: pass\ndef run():\n    STUDY\n{ending}"
+    assert ast.dump(reachable(ModuleType("study"), ast.parse(text), {"Net"})) == ast.dump(ast.parse("class Net: pass"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("SCALE * x", "SCALE + x", "helper"),
+        ("SCALE = 2", "SCALE = 3", "SCALE"),
+        ("width: int = 4", "width: int = 5", "Net.width"),
+        ("helper(self.width)", "helper(2)", "Net.build"),
+    ],
+)
+def test_a_file_that_changed_after_its_import_is_rejected(
+    load: Callable[..., ModuleType], tmp_path: Path, old: str, new: str, name: str
+) -> None:
+    module = load(study=STUDY)
+    (tmp_path / "study.py").write_text("# a comment\n\n" + STUDY.replace("(4, 8)", "(4, 16)"))
+    before = sources.digest([module.Net])
+    (tmp_path / "study.py").write_text(STUDY.replace(old, new))
+    with pytest.raises(ConfigError, match=f"^{name}: .*study.py has changed since it was imported; accepted: import it again"):
+        sources.digest([module.Net])
+    assert digest(load, study=STUDY.replace(old, new)) != before
+
+
 def test_code_arrives_where_its_files_are_not(load: Callable[..., ModuleType], tmp_path: Path) -> None:
     files = {
         "study": STUDY.replace("import math", "import layers").replace("SCALE * x", "layers.make(x)"),
@@ -155,6 +249,22 @@ def test_code_arrives_where_its_files_are_not(load: Callable[..., ModuleType], t
     assert done.stdout == "30 False\n", done.stderr
 
 
+def test_types_that_are_text_are_known_where_the_file_is_not(load: Callable[..., ModuleType], tmp_path: Path) -> None:
+    text = STUDY.replace("import math", "from __future__ import annotations\nfrom typing import Literal")
+    study = load(study=text.replace("width: int = 4", "rate: float = 1\n    width: Literal[4, 8] = 4")).STUDY
+    content = tmp_path / "content"
+    content.write_bytes(study.workload.pickled())
+    program = f"import pickle; w = pickle.load(open({str(content)!r}, 'rb')); s = w.override(w.presets['smoke'], {{'width': '8'}})"
+    program += "; print(s.model.width, w.code_version())"
+    done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, check=False)
+    assert done.stdout == f"8 {study.workload.code_version()}\n", done.stderr
+
+
+def test_a_number_has_the_type_of_its_field(load: Callable[..., ModuleType]) -> None:
+    study = load(study=STUDY.replace("width: int", "rate: float = 1\n    width: int")).STUDY
+    assert repr(study.workload.presets["smoke"].model.rate) == "1.0"
+
+
 def test_what_cannot_be_sent_is_one_line(load: Callable[..., ModuleType]) -> None:
     text = STUDY.replace("import math", "import threading\nLOCK = threading.Lock()").replace("SCALE * x", "LOCK")
     net = load(study=text).Net
@@ -162,28 +272,100 @@ def test_what_cannot_be_sent_is_one_line(load: Callable[..., ModuleType]) -> Non
         sources.pickled(net(), [net])
 
 
-def test_cells_of_a_notebook_count_as_they_are_now() -> None:
+@pytest.fixture
+def enter() -> Iterator[Callable[[str], ModuleType]]:
+    """Run cells of a notebook; return the module of their names."""
     shell_module = pytest.importorskip("IPython.core.interactiveshell")
     shell: Any = shell_module.InteractiveShell.instance()
     before, main = sys.modules["__main__"], ModuleType("__main__")
     sys.modules["__main__"] = main
-    try:
-        shell.user_module, shell.user_ns = main, vars(main)
+    shell.user_module, shell.user_ns = main, vars(main)
+    shell.user_ns["_oh"] = {}
 
-        def enter(text: str) -> None:
-            assert shell.run_cell(text, store_history=True).success
+    def run_cell(text: str) -> ModuleType:
+        assert shell.run_cell(text, store_history=True).success
+        return main
 
-        enter("SCALE = 2")
-        enter("def helper(x):\n    return SCALE * x")
-        enter("class Net:\n    def build(self):\n        return helper(1)")
-        first = sources.digest([main.Net])
-        enter("unrelated = 5")
-        assert sources.digest([main.Net]) == first
-        enter("def helper(x):\n    return SCALE + x")
-        second = sources.digest([main.Net])
-        enter("SCALE = 3")
-        assert len({first, second, sources.digest([main.Net])}) == 3
-        assert pickle.loads(sources.pickled(main.Net(), [main.Net])).build() == 4
-    finally:
-        sys.modules["__main__"] = before
-        shell_module.InteractiveShell.clear_instance()
+    yield run_cell
+    sys.modules["__main__"] = before
+    shell_module.InteractiveShell.clear_instance()
+
+
+def test_cells_of_a_notebook_count_as_they_are_now(enter: Callable[[str], Any]) -> None:
+    enter("SCALE = 2")
+    enter("def helper(x):\n    return SCALE * x")
+    main = enter("class Net:\n    def build(self):\n        return helper(1)")
+    first = sources.digest([main.Net])
+    enter("unrelated = 5")
+    enter("6 * 7")  # IPython binds `_`, `_8` and `_i8`
+    assert sources.digest([main.Net]) == first
+    enter("def helper(x):\n    return SCALE + x")
+    second = sources.digest([main.Net])
+    enter("SCALE = 3")
+    assert len({first, second, sources.digest([main.Net])}) == 3
+    assert pickle.loads(sources.pickled(main.Net(), [main.Net])).build() == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("from torch.nn import ReLU as part", "from torch.nn import GELU as part"),
+        ("from torch import nn\npart = {'a': nn.ReLU}", "from torch import nn\npart = {'a': nn.GELU}"),
+        ("import math as part", "import cmath as part"),
+        ("import torch\npart = torch.ones(2)", "import torch\npart = torch.zeros(2)"),
+        (
+            "from functools import partial\npart = [partial(round, ndigits=1)]",
+            "from functools import partial\npart = [partial(round, ndigits=2)]",
+        ),
+        ("part = lambda x: x", "part = lambda x: -x"),
+        ("class part:\n    rate = 1", "class part:\n    rate = 2"),
+    ],
+)
+@pytest.mark.parametrize("name", ["part", "_part"])
+def test_whatever_a_network_of_a_notebook_uses_counts(enter: Callable[[str], Any], name: str, before: str, after: str) -> None:
+    digests = []
+    for text in (before, after, before):
+        enter(text.replace("part", name) if "partial" not in text else text.replace("part =", f"{name} ="))
+        main = enter(f"for _ in range(2): pass\nclass Net:\n    def build(self):\n        return {name}")
+        digests.append(sources.digest([main.Net]))
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
+def test_what_no_network_of_a_notebook_uses_may_have_no_text(enter: Callable[[str], Any]) -> None:
+    exec("unknown = lambda: 1\nclass Unknown:\n    def f(self): pass", vars(enter("class E(Exception): pass")))
+    main = enter("class Net:\n    def build(self):\n        return 1")
+    before = sources.digest([main.Net])
+    main = enter("class Net:\n    def build(self):\n        return unknown()")
+    with pytest.raises(ConfigError, match=r"^<lambda>: its source cannot be found; accepted: code in a file or in a notebook"):
+        sources.digest([main.Net])
+    assert before
+
+
+def test_a_class_that_a_later_cell_replaced_is_rejected(enter: Callable[[str], Any]) -> None:
+    first = enter("class Net:\n    def build(self):\n        return 1").Net
+    enter("class Net:\n    def build(self):\n        return 2")
+    with pytest.raises(ConfigError, match=r"^Net: was defined again since; accepted: define the study after it, again"):
+        sources.digest([first])
+
+
+def test_a_module_beside_a_notebook_counts(
+    enter: Callable[[str], Any], load: Callable[..., ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digests = []
+    for value in (1, 2):
+        load(beside=f"def f(): return {value}")
+        main = enter("import beside\nfrom beside import f as g\nclass Net:\n    def build(self):\n        return beside.f() + g()")
+        digests.append(sources.digest([main.Net]))
+    assert digests[0] != digests[1]
+    assert b"beside" in sources.pickled(main.Net, [main.Net])
+
+
+def test_the_order_of_a_set_does_not_count() -> None:
+    program = "from ablations.engine.task.entered_code import describe; print(describe({'a', 'b', 'c', 'd'}))"
+    texts = set()
+    for seed in ("1", "2", "3"):
+        done = subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        texts.add(done.stdout or done.stderr)
+    assert len(texts) == 1

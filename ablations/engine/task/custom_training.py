@@ -61,11 +61,12 @@ class CustomTraining(Workload):
         check_config_class(task.config)
         functions = (task.train, task.cost, *((task.data_version,) if callable(task.data_version) else ()), *task.sources)
         self.roots = (task.config, *(each for each in functions if each is not None))
-        self.presets = {name: TaskSpec(config=config) for name, config in self._configurations().items()}
-        self.schema = Schema(next(iter(self.presets.values())), inline="config")
+        presets = {name: TaskSpec(config=config) for name, config in self._configurations().items()}
+        self.schema = Schema(next(iter(presets.values())), inline="config")
         for name in RESERVED_FIELDS:
             if hasattr(self.schema.default.config, name):
                 raise ConfigError(f"{task.config.__name__}.{name}: a run has its own; accepted: {RESERVED_FIELDS[name]} in train")
+        self.presets = {name: self.schema.converted(spec) for name, spec in presets.items()}
 
     def _configurations(self) -> dict[str, Any]:
         if not self.task.presets:
@@ -190,12 +191,6 @@ class CustomTraining(Workload):
     def pickled(self) -> bytes:
         """Return the task with its code."""
         return sources.pickled(self, self.roots)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"task": self.task}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["task"])  # type: ignore[misc]  # the checks are quick, and the fields are made anew
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import NOT_IDENTITY, TRAINING_VERSION, code_version, deviations
 from resnet_core.overrides import run_schema
 from resnet_core.renamed_fields import identity_name
+from resnet_core.schema import Schema
 
 LENGTH_FIELDS = frozenset({"optim.epochs", "optim.iterations"})
 """Fields that set the length of a training, each in its own unit."""
@@ -47,10 +48,11 @@ class ImageClassification(Workload):
     fields_of_trials = ("optim.changes", "data.validation")
 
     def __init__(self, model: Any = None, reader: Callable[[DataConfig], Any] | None = None) -> None:
-        self.model, self.reader = model, reader
-        self.schema = run_schema(model)
+        self.model = None if model is None else Schema(model).converted(model)
+        self.reader = reader
+        self.schema = run_schema(self.model)
         self.presets = {name: self._with_own(spec) for name, spec in PRESETS.items()}
-        self.roots = (*((type(model),) if model is not None else ()), *((reader,) if reader else ()))
+        self.roots = (*((type(model),) if model is not None else ()), *((reader,) if reader is not None else ()))
 
     def _with_own(self, spec: RunSpec) -> RunSpec:
         """Return a preset with the network and the images of the user. Of its data, numbers of images and augmentation stay."""
@@ -240,12 +242,6 @@ class ImageClassification(Workload):
     def pickled(self) -> bytes:
         """Return the network and the reader with their code; empty without any."""
         return b"" if self.built_in else sources.pickled(self, self.roots)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "reader": self.reader}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["model"], state["reader"])  # type: ignore[misc]
 
 
 def _decides_speed(name: str) -> bool:

@@ -1,58 +1,58 @@
 """Identity of the code that a user brings: a hash of what defines it, and the code itself, to be sent to other processes.
 
-The hash covers the definitions that a class or function rests on: those of its own module and, in whole, the modules beside it that
+The hash covers the definitions that a class or function rests on: those of its own module and, in whole, the user's modules that
 these import. It leaves out comments, docstrings, layout and definitions that nothing reaches, so that another level in a study's
 file trains no run again. Installed packages are not part of it.
 """
 
 import ast
+import functools
 import hashlib
-import importlib.util
 import os
 import pickle
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
 
-from ablations.engine.task.entered_code import entered_source
+from ablations.engine.task.entered_code import describe, entered_source
+from ablations.engine.task.loaded_code import check_unchanged
+from ablations.engine.task.reachability import reachable
+from ablations.engine.task.user_modules import imported_by, is_beside
 from resnet_core.fields import ConfigError
 from resnet_core.identity import normalized_tree
-
-OWN_PACKAGES = ("ablations", "ablations.engine", "resnet_core")
-"""Packages of this project, whose version is part of a run's identity in another way."""
-_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def digest(roots: Sequence[Any]) -> str:
     """Return a hash of the code that defines these classes, functions and modules; 20 hexadecimal digits.
 
     Raises:
-        ConfigError: the source of one cannot be found, as for a function that `exec` made.
+        ConfigError: the source of one cannot be found, as for a function that `exec` made, or has changed since it was loaded.
     """
-    parts: dict[str, str] = {}
-    for module, names in _by_module(roots).items():
-        tree = ast.parse(_source(module))
-        kept = tree if names is None else _reachable(tree, names)
-        parts[_label(module, module)] = normalized_tree(kept)
-        for other in _imported_beside(module, kept):
-            parts.setdefault(_label(other, module), normalized_tree(ast.parse(_source(other))))
-    text = "\n".join(f"{name}\n{source}" for name, source in sorted(parts.items()))
+    definitions, arguments = _definitions(roots)
+    trees = _trees(definitions)
+    for module, tree in trees.items():
+        check_unchanged(module, tree)
+    files = {module: _file(module) for module in trees}
+    common = os.path.commonpath([path.parent for path in files.values()])
+    parts = {path.relative_to(common).as_posix(): normalized_tree(trees[module]) for module, path in files.items()}
+    text = "\n".join([*(f"{name}\n{source}" for name, source in sorted(parts.items())), *arguments])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def pickled(value: Any, roots: Sequence[Any]) -> bytes:
-    """Return a value as bytes that another process can load without the files of the modules that `digest` covers.
+    """Return a value as bytes that another process can load without the user's modules in the folders or packages of the roots.
 
     Raises:
         ConfigError: a global variable that the code uses cannot be sent to another process.
     """
-    modules = [each for module in _by_module(roots) for each in (module, *_imported_beside(module, ast.parse(_source(module))))]
+    definitions, _ = _definitions(roots)
+    homes = _names_by_module(definitions)
+    modules = [module for module in _trees(definitions) if module in homes or any(is_beside(module, home) for home in homes)]
     with _by_value(modules):
         try:
             content: bytes = cloudpickle.dumps(value)
@@ -79,148 +79,77 @@ def _by_value(modules: Iterable[ModuleType]) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _by_module(roots: Sequence[Any]) -> dict[ModuleType, set[str] | None]:
+def _definitions(roots: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Return the classes, functions and modules in these roots, and descriptions of the arguments of partial functions."""
+    found: list[Any] = []
+    arguments: list[str] = []
+    for root in roots:
+        if isinstance(root, functools.partial):
+            values = [*root.args, *root.keywords.values()]
+            inner = _definitions([root.func, *(each for each in values if isinstance(each, type) or hasattr(each, "__code__"))])
+            found += inner[0]
+            arguments += [*inner[1], describe([root.args, root.keywords])]
+            continue
+        name = getattr(root, "__qualname__", None)
+        if isinstance(root, MethodType) or (name is None and not isinstance(root, ModuleType)):
+            kind = type(root).__name__
+            raise ConfigError(
+                f"{name or repr(root)}: is a {kind}; accepted: a class, function or module at the top level of a file"
+            )
+        found.append(root)
+    return found, arguments
+
+
+def _names_by_module(definitions: Sequence[Any]) -> dict[ModuleType, set[str] | None]:
     """Return the names to start from in each module; None for a whole module."""
     found: dict[ModuleType, set[str] | None] = {}
-    for root in roots:
-        if isinstance(root, ModuleType):
-            found[root] = None
+    for each in definitions:
+        if isinstance(each, ModuleType):
+            found[each] = None
             continue
-        name = getattr(root, "__qualname__", None) or type(root).__qualname__
-        module = sys.modules.get(getattr(root, "__module__", None) or type(root).__module__)
+        module, name = sys.modules.get(each.__module__), each.__qualname__
         if module is None or "<" in name:
             raise ConfigError(f"{name}: is defined inside a function; accepted: a class or function at the top level of a file")
+        current = vars(module).get(name)
+        if current is not each and type(current) is type(each):
+            raise ConfigError(f"{name}: was defined again since; accepted: define the study after it, again")
         if (names := found.setdefault(module, set())) is not None:
             names.add(name.split(".")[0])
     return found
 
 
-def _source(module: ModuleType) -> str:
-    """Return the source of a module, or of what was entered in a notebook."""
+def _trees(definitions: Sequence[Any]) -> dict[ModuleType, ast.Module]:
+    """Return what of each module of the user these definitions rest on; of imported modules, everything."""
+    trees: dict[ModuleType, ast.Module] = {}
+    whole: set[Path] = set()
+    for module, names in _names_by_module(definitions).items():
+        trees[module] = _tree(module, names)
+        whole |= {_file(module)} if names is None else set()
+    queue = list(trees.items())
+    known = {_file(module): module for module in trees}
+    while queue:
+        for other in imported_by(*queue.pop()):
+            path = _file(other)
+            if path not in whole:
+                whole.add(path)
+                module = known.setdefault(path, other)  # the program itself may be imported under its name, too
+                trees[module] = _tree(module, None)
+                queue.append((module, trees[module]))
+    return trees
+
+
+def _tree(module: ModuleType, names: set[str] | None) -> ast.Module:
+    """Return the syntax tree of a module, reduced to what these names rest on; None keeps all of it."""
     path = getattr(module, "__file__", None)
     if path is None:
-        return entered_source(module)
+        return ast.parse(entered_source(module, names or ()))
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise ConfigError(f"{module.__name__}: its source cannot be read: {error}") from error
+    return tree if names is None else reachable(module, tree, names)
 
 
-def _label(module: ModuleType, root: ModuleType) -> str:
-    """Return a module's place relative to another one, which does not depend on whether that one is run or imported."""
-    path, start = (getattr(each, "__file__", None) or "notebook" for each in (module, root))
-    return Path(os.path.relpath(path, Path(start).parent)).as_posix()
-
-
-def _reachable(tree: ast.Module, names: Iterable[str]) -> ast.Module:
-    """Return the statements of a module on which the definitions of `names` rest.
-
-    Statements that do more than bind a name are kept too, since they may change what others compute.
-    """
-    own = _names_from_ablations(tree)
-    statements = [each for each in tree.body if not _is_entry_point(each, own)]
-    bound = [_bound_names(each) for each in statements]
-    kept = {i for i, binds in enumerate(bound) if not binds}
-    wanted, seen = set(names).union(*(_used_names(statements[i]) for i in kept)), set[str]()
-    while new := wanted - seen:
-        seen |= new
-        reached = {i for i, binds in enumerate(bound) if binds & new} - kept
-        wanted |= set().union(*(_used_names(statements[i]) for i in reached))
-        kept |= reached
-    return ast.Module(body=[statements[i] for i in sorted(kept)], type_ignores=[])
-
-
-def _names_from_ablations(tree: ast.Module) -> set[str]:
-    imports = (each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) and each.module == "ablations")
-    return {"ablations", *(alias.asname or alias.name for each in imports for alias in each.names)}
-
-
-def _is_entry_point(statement: ast.stmt, own: set[str]) -> bool:
-    """Return whether a statement only runs the study: `main(STUDY)`, `if __name__ == "__main__": …`, or a docstring."""
-    if isinstance(statement, ast.If):
-        return any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(statement.test))
-    if not isinstance(statement, ast.Expr):
-        return False
-    called = statement.value.func if isinstance(statement.value, ast.Call) else None
-    called = called.value if isinstance(called, ast.Attribute) else called
-    return isinstance(statement.value, ast.Constant) or (isinstance(called, ast.Name) and called.id in own)
-
-
-def _bound_names(statement: ast.stmt) -> set[str]:
-    """Return the names that a statement binds; empty if it does more than that, such as `x.y = 1` or a call."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        names = {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
-        return set() if "*" in names else names
-    if isinstance(statement, ast.Assign | ast.AnnAssign):
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        leaves = [leaf for target in targets for leaf in (target.elts if isinstance(target, ast.Tuple | ast.List) else [target])]
-        names = {leaf.id for leaf in leaves if isinstance(leaf, ast.Name)}
-        return names if len(names) == len(leaves) else set()
-    return set()
-
-
-def _used_names(statement: ast.stmt) -> set[str]:
-    """Return the names that occur in a statement, also those in annotations that are text."""
-    names = {each.id for each in ast.walk(statement) if isinstance(each, ast.Name)}
-    texts = (each.value for each in ast.walk(statement) if isinstance(each, ast.Constant) and isinstance(each.value, str))
-    return names | {text for text in texts if text.isidentifier()}
-
-
-def _imported_beside(module: ModuleType, tree: ast.Module) -> list[ModuleType]:
-    """Return the modules of the same package or folder that a module imports, directly or through another one of them."""
-    found: dict[str, ModuleType] = {}
-    queue = [(module, tree)]
-    while queue:
-        importer, of_importer = queue.pop()
-        for name in _imported_names(importer, of_importer):
-            other = None if name in found or name in OWN_PACKAGES else _find_module(name)
-            if other is not None and _is_beside(other, module):
-                found[name] = other
-                queue.append((other, ast.parse(_source(other))))
-    return list(found.values())
-
-
-def _imported_names(module: ModuleType, tree: ast.Module) -> Iterator[str]:
-    """Yield the absolute names of what a module may import, wherever in it."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            try:
-                absolute = importlib.util.resolve_name(base, module.__package__ or "")
-            except ImportError:
-                continue  # a relative import in a file without a package would fail when the file runs
-            yield absolute
-            yield from (f"{absolute}.{alias.name}" for alias in node.names)  # `from package import module`
-
-
-def _find_module(name: str) -> ModuleType | None:
-    """Return a module by its absolute name, without importing it; None if there is no such module with a source."""
-    if name in sys.modules:
-        return sys.modules[name]
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    module = importlib.util.module_from_spec(spec)
-    module.__file__ = spec.origin
-    return module
-
-
-def _is_beside(other: ModuleType, module: ModuleType) -> bool:
-    """Return whether a module belongs to the package of `module` or, if that has none, lies in its folder or below."""
-    path, own = getattr(other, "__file__", None), getattr(module, "__file__", None)
-    if other is module or not path or not own or not path.endswith(".py") or Path(path) == Path(own):
-        return False
-    if any(other.__name__.startswith(f"{package}.") for package in OWN_PACKAGES[1:]):
-        return False
-    if package := (module.__package__ or "").split(".")[0]:
-        return other.__name__.split(".")[0] == package
-    resolved = Path(path).resolve()
-    installed = any(resolved.is_relative_to(folder) for folder in _INSTALLED)
-    return not installed and resolved.is_relative_to(Path(own).resolve().parent)
+def _file(module: ModuleType) -> Path:
+    """Return the path of a module; of a notebook, one in the current folder."""
+    return Path(getattr(module, "__file__", None) or Path.cwd() / "notebook").resolve()
