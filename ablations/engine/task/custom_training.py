@@ -190,7 +190,7 @@ class CustomTraining(Workload):
 
     def pickled(self) -> bytes:
         """Return the task with its code."""
-        assert self.training_version  # it travels too, since the sources may not
+        _ = self._digest  # it travels too, since the sources may not
         return sources.pickled(self, self.roots)
 
 
