@@ -85,7 +85,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"model.name": "resnet18"}, r"^model.name=resnet18: accepted: torchvision:NAME or timm:NAME, such as"),
     "fields of He et al.": (
         {"model.name": "torchvision:resnet18", "depth": 20, "shortcut": "B"},
-        r"^model.shortcut=B: is a field of the networks of He et al., unlike model.name=torchvision:resnet18$",
+        r"^model.shortcut=B: is a field of the networks of He et al.; accepted with model.name=torchvision:resnet18: "
+        r"shortcut=A, the default$",
+    ),
+    "several fields of He et al.": (
+        {"model.name": "torchvision:resnet18", "depth": 8, "shortcut": "B"},
+        r"^model.depth=8: .*: depth=20 shortcut=A, the defaults$",
     ),
     "unknown of torchvision": (
         {"model.name": "torchvision:resnet19"},
