@@ -6,7 +6,9 @@ A network of one's own: every field of `Components` is a factor, so that `--leve
 others. Sources: ResNet-C and -D (He et al. 2019, arXiv:1812.01187), squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507),
 pre-activation (He et al. 2016, arXiv:1603.05027), stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
-36 runs. The costs of the pieces: `python ablations/components.py --plan`.
+Cost: 36 runs on digits: 9 minutes on 2 CPU cores that other programs shared (n = 1).
+Expect: batch and group normalization with any shortcut: 1 to 2 % test error. Without normalization: 3 %, and with
+squeeze-and-excitation 38 to 60 %. Three seeds show no effect after correction; five or more may.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from resnet_core.config import ModelConfig, Network, RunSpec
 from resnet_core.fields import reject
 from resnet_core.presets import PRESETS
 from resnet_core.renamed_fields import current_name
-from resnet_core.schema import Schema
+from resnet_core.schema import Schema, check_config_class, check_hashable
 
 
 class RunSchema(Schema):
@@ -41,13 +41,23 @@ def _without_preset_network(config: RunSpec, names: Set[str], values: Mapping[st
     return replace(config, model=ModelConfig()) if named and of_preset else config
 
 
-@functools.cache
 def run_schema(model: Network | None = None) -> RunSchema:
     """Return the fields of runs with this network.
 
     Args:
         model: a configuration of the network, whose values become the defaults; None for the networks of He et al.
+
+    Raises:
+        ConfigError: the network's class is not a frozen dataclass, or a field lacks a type that text can be converted to.
     """
+    if model is not None:
+        check_config_class(model)  # the cache needs a hash, which only frozen dataclasses have
+        check_hashable(model)
+    return _run_schema(model)
+
+
+@functools.cache
+def _run_schema(model: Network | None) -> RunSchema:
     return RunSchema(RunSpec() if model is None else RunSpec(model=model))
 
 

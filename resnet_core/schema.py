@@ -170,6 +170,17 @@ def check_config_class(config: Any) -> None:
             raise ConfigError(f"{cls.__name__}.{each.name}: text cannot become {shown}; accepted: {ACCEPTED_TYPES}")
 
 
+def check_hashable(config: Any) -> None:
+    """Raise ConfigError if a field of a configuration has a value that can change, such as a list."""
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        try:
+            hash(value)
+        except TypeError as error:
+            shown = f"{type(config).__name__}.{each.name}={value!r}"
+            raise ConfigError(f"{shown}: {error}; accepted: a value that cannot change, such as a tuple") from error
+
+
 def _walk(config: Any, inline: str, path: tuple[str, ...] = (), prefix: str = "") -> Iterator[tuple[str, _Field]]:
     if not inline:  # otherwise the inline section is the user's
         check_config_class(config)

@@ -149,9 +149,11 @@ class ModelConfig(Checked):
     def _check_name(self) -> None:
         if not _NAME.fullmatch(self.name or ""):
             raise self._reject("name", "accepted: torchvision:NAME or timm:NAME, such as torchvision:resnet18")
-        for each in fields(self):
-            if each.name not in _SHARED and getattr(self, each.name) != each.default:
-                raise self._reject(each.name, f"is a field of the networks of He et al., unlike model.name={self.name}")
+        others = [each for each in fields(self) if each.name not in _SHARED and getattr(self, each.name) != each.default]
+        if others:
+            accepted = " ".join(f"{each.name}={each.default}" for each in others)
+            why = f"is a field of the networks of He et al.; accepted with model.name={self.name}: {accepted}, the default"
+            raise self._reject(others[0].name, why + "s" * (len(others) > 1))
 
     def _check_matching(self) -> None:
         wanted = [name for name in ("match_flops", "match_parameters") if getattr(self, name) is not None]

@@ -226,6 +226,8 @@ def load_dataset(
     _check_root(config)
     if config.name == "own" and reader is None:
         raise reject("data.name", "own", "is what a reader returns, and there is none; accepted: Study(reader=…)")
+    if config.name != "own" and reader is not None:
+        raise reject("data.name", config.name, "the images are those of a reader; accepted: own, or a study without a reader")
     if download:
         cifar.download(config, heartbeat=heartbeat)
     source = _find(config, heartbeat) if reader is None else _found_by(reader, config, heartbeat)

@@ -1,6 +1,6 @@
 """Data sets that users bring: the images that a reader returns, checked and held in memory."""
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,9 @@ def call_reader(reader: Reader, config: DataConfig) -> Images:
         raise ConfigError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(found, Images):
         raise ConfigError(f"{name}: returns {type(found).__name__}; accepted: resnet_core.Images")
-    classes = list(found.classes)
+    classes = list(found.classes) if isinstance(found.classes, Iterable) else []
     if len(classes) < 2 or not all(isinstance(each, str) for each in classes) or len({*classes}) < len(classes):
-        raise ConfigError(f"{name}: classes={classes[:3]}: accepted: at least two different names")
+        raise ConfigError(f"{name}: classes={found.classes!r:.80}: accepted: at least two different names")
     if not (found.version is None or isinstance(found.version, str)):
         raise ConfigError(f"{name}: version={found.version!r}: accepted: text, or None for a hash of the content")
     return found
@@ -158,6 +158,10 @@ def _decoded(name: str, dataset: Any, config: DataConfig, heartbeat: Heartbeat) 
     for number, (image, label) in enumerate(_pairs(name, dataset, size, heartbeat)):
         if images and image.shape[:2] != images[0].shape[:2]:
             sizes = " and ".join(f"{each.shape[1]}×{each.shape[0]}" for each in (images[0], image))
+            if size:
+                raise ConfigError(
+                    f"{name}: images 0 and {number} are arrays of {sizes} pixels; accepted: one size, or PIL's images"
+                )
             raise ConfigError(f"data.image_size=null: images 0 and {number} of {name} have {sizes} pixels: set one size")
         images.append(image)
         labels.append(label)

@@ -136,6 +136,9 @@ def _numbered(root: Path, columns: Sequence[Sequence[Any]], names: Sequence[str]
         if None in column:
             accepted = f"has no label in row {column.index(None)}; accepted: a label for each image"
             raise reject("data.root", str(root), accepted)
+        for row, value in enumerate(column):
+            if not isinstance(value, type(columns[0][0])) or not isinstance(value, (int, str)):
+                raise reject("data.root", str(root), f"has the label {value!r} in row {row}; accepted: whole numbers, or names")
     if names:
         return [list(column) for column in columns], tuple(names)
     values = {value for column in columns for value in column}
@@ -161,7 +164,9 @@ def _image(value: Any) -> Any:
                 return pixels.astype(np.uint8).reshape(side, side, channels)
         raise ValueError(f"{len(value)} pixels; accepted: those of a square gray or RGB image")
     if isinstance(value, list):
-        return np.asarray(value, np.uint8)
+        rows = np.asarray(value)
+        whole = rows.dtype.kind in "iu" and rows.size and rows.min() >= 0 and rows.max() <= 255
+        return rows.astype(np.uint8) if whole else rows  # fractions would be cut off
     return value
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resnet_core.config import ModelConfig, Network
 from resnet_core.fields import ConfigError
@@ -58,6 +59,10 @@ def _build_own(config: Network, image_size: int, in_channels: int, num_classes: 
     net: Any = attempt(f"{name}.build", lambda: config.build(image_size, in_channels, num_classes))
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name}.build: returns {type(net).__name__}; accepted: a torch.nn.Module")
+    for layer, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
+            accepted = "layers with given sizes, or a forward pass of zeros inside build"
+            raise ConfigError(f"{name}.build: {layer} has no size before the first images; accepted: {accepted}")
     return net
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from resnet_core.config import ModelConfig
 from resnet_core.fields import ConfigError, reject
 
+AUXILIARY = ("googlenet", "inception_v3")
+"""Networks of torchvision with additional outputs in training, which are left out: loss and error are those of one output."""
+
 
 class GrayAsColor(nn.Module):
     """Network for color images that gets gray ones, as three equal channels."""
@@ -50,7 +53,8 @@ def _torchvision(config: ModelConfig, name: str) -> nn.Module:
     if config.in_channels not in (1, 3):
         accepted = "torchvision's networks take color images; accepted: 3, or 1 as three equal channels"
         raise reject("model.in_channels", config.in_channels, accepted)
-    net: nn.Module = models.get_model(name, weights=None, num_classes=config.num_classes)
+    plain = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    net: nn.Module = models.get_model(name, weights=None, num_classes=config.num_classes, **plain)
     return GrayAsColor(net) if config.in_channels == 1 else net
 
 

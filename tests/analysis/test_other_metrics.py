@@ -113,6 +113,10 @@ def test_decimals_suit_the_scale_of_the_values(metric: Metric, values: list[floa
     assert format_value(metric, values[0]) == printed
 
 
+def test_a_rounding_error_below_zero_has_no_minus_sign() -> None:
+    assert [ValueFormat(TEST_ERROR).signed(value) for value in (-1e-15, -1e-3, -0.5)] == ["+0.00", "−0.001", "−0.50"]
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_what_counts_as_rounding_grows_with_the_values(scale: float) -> None:
     values = scale * np.array([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3], [0.3 + 1e-6, 0.3, 0.3]])

@@ -346,6 +346,7 @@ def test_a_server_that_never_answers_holds_up_nothing() -> None:
         (["--wait", "0"], "--wait=0"),
         (["--preset", "mnist"], "preset=mnist"),
         (["--set", "data.rot=x"], "data.rot"),
+        (["--set", "data.name=own"], "data.name=own: is read by a study's reader"),
         (["--gpus-per-worker", "1.5"], "--gpus-per-worker=1.5"),
     ],
 )

@@ -1,6 +1,7 @@
 """The shipped network of one's own: each piece is what its field says, and all of them train."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
+from ablations import components
 from ablations.components import Components
+from ablations.engine.study.expansion import make_plan
+from ablations.engine.study.request import StudyRequest
 from resnet_core import ConfigError, build_network, fit, measure_cost, override, preset
 from tests.helpers.training_runs import train, weights_differ
 
@@ -31,6 +35,13 @@ PIECES: dict[str, dict[str, Any]] = {
         "norm": "group",
     },
 }
+
+
+def test_the_shipped_study_opens_with_its_command_and_cost_and_can_be_planned(tmp_path: Path) -> None:
+    for text in ("ray job submit -- python ablations/components.py", "Cost: 36 runs on digits", "Expect: "):
+        assert text in (components.__doc__ or "")
+    plan = make_plan(components.STUDY.for_preset("smoke"), StudyRequest(preset="smoke"), cache=tmp_path)
+    assert (len({run.fingerprint for run in plan.runs}), plan.skipped) == (36, ())
 
 
 def count(net: nn.Module, kind: type[nn.Module]) -> int:

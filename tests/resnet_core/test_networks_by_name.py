@@ -10,6 +10,7 @@ import torchvision
 from resnet_core import ConfigError, ModelConfig, RunSpec, build_model, build_network, fingerprint, measure_cost, override, preset
 from resnet_core import identity as identities
 from resnet_core.data.datasets import load_dataset, resolve
+from resnet_core.model.library import AUXILIARY
 from tests.helpers.training_runs import learned, train, weights_differ
 
 SMOKE = override(preset("smoke"), {"data.image_size": 32, "train_examples": 64})
@@ -85,7 +86,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"model.name": "resnet18"}, r"^model.name=resnet18: accepted: torchvision:NAME or timm:NAME, such as"),
     "fields of He et al.": (
         {"model.name": "torchvision:resnet18", "depth": 20, "shortcut": "B"},
-        r"^model.shortcut=B: is a field of the networks of He et al., unlike model.name=torchvision:resnet18$",
+        r"^model.shortcut=B: is a field of the networks of He et al.; accepted with model.name=torchvision:resnet18: "
+        r"shortcut=A, the default$",
+    ),
+    "several fields of He et al.": (
+        {"model.name": "torchvision:resnet18", "depth": 8, "shortcut": "B"},
+        r"^model.depth=8: .*: depth=20 shortcut=A, the defaults$",
     ),
     "unknown of torchvision": (
         {"model.name": "torchvision:resnet19"},
@@ -112,6 +118,11 @@ def test_a_wrong_name_is_refused_in_one_line_before_training(kind: str) -> None:
     changes, message = REFUSED[kind]
     with pytest.raises(ConfigError, match=message):
         resolve(override(SMOKE, changes), load_dataset(SMOKE.data))
+
+
+@pytest.mark.parametrize("name", AUXILIARY)
+def test_auxiliary_outputs_of_torchvision_are_left_out(name: str) -> None:
+    assert measure_cost(ModelConfig(name=f"torchvision:{name}"), 96).flops > 0
 
 
 def test_a_number_of_channels_that_torchvision_lacks_is_refused() -> None:

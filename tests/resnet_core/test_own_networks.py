@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
+from ablations import Study
 from resnet_core import (
     ConfigError,
     Dataset,
@@ -233,6 +234,10 @@ WRONG: dict[str, tuple[Callable[[int, int, int], Any], str]] = {
     "an output for each pixel": (lambda _, channels, classes: nn.Conv2d(channels, classes, 1), r"is \(2, 10, 8, 8\) of float32"),
     "two outputs": (lambda size, channels, classes: Pair(channels * size**2, classes), r"its output is a tuple; accepted: logits"),
     "another size": (lambda *_: linear(9, 3, 10), r"^Mine, images \(2, 3, 8, 8\): RuntimeError: mat1 and mat2 shapes"),
+    "layers without a size": (
+        lambda _, channels, classes: nn.Sequential(nn.Flatten(), nn.LazyLinear(classes)),
+        r"^Mine.build: 1.weight has no size before the first images; accepted: layers with given sizes",
+    ),
     "nothing to train": (
         lambda size, channels, classes: linear(size, channels, classes).requires_grad_(False),
         r"^Mine: its output depends on no trainable parameter",
@@ -285,6 +290,26 @@ class Untyped(Tiny):
 def test_a_wrong_configuration_is_refused_in_one_line(model: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunSpec(model=model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Tiny):
+    """A dataclass with a value that has no hash."""
+
+    widths: tuple[int, ...] = field(default_factory=list)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Thawed, r"^Thawed: its instances can change; accepted: @dataclass\(frozen=True, kw_only=True\)$"),
+        (Untyped, r"^Untyped.layers=3: has no type"),
+        (Listed, r"^Listed.widths=\[\]: unhashable type: 'list'; accepted: a value that cannot change, such as a tuple$"),
+    ],
+)
+def test_a_study_refuses_a_wrong_configuration_in_one_line(model: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study(name="wrong", question="?", model=model, factors={"width": (3, 4)})
 
 
 def test_a_network_that_reads_numbers_from_tensors_is_not_captured_as_a_cuda_graph(dataset: Dataset) -> None:

@@ -143,6 +143,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "failure": (failing, {}, r"^failing: OSError: no such disk$"),
     "another result": (lambda _: 3, {}, r"returns int; accepted: resnet_core.Images$"),
     "classes": (reader(classes=["a"]), {}, r"^read: classes=\['a'\]: accepted: at least two different names$"),
+    "no classes": (reader(classes=None), {}, r"^read: classes=None: accepted: at least two different names$"),
+    "other data beside a reader": (
+        reader(),
+        {"name": "digits"},
+        r"^data.name=digits: the images are those of a reader; accepted: own",
+    ),
     "version": (reader(version=3), {}, r"^read: version=3: accepted: text, or None"),
     "floats": (reader((PIXELS / 255, LABELS)), {}, r"^read: train has images \(60, 3, 8, 8\) of float64; accepted: square images"),
     "not square": (reader((PIXELS[..., :5], LABELS)), {}, r"has images \(60, 3, 8, 5\) of uint8; accepted: square"),
@@ -153,6 +159,11 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "empty": (reader([]), {}, r"^read: train is empty"),
     "an image that cannot be read": (reader(Pairs(61)), {}, r"^read: train: image 60: IndexError: "),
     "sizes": (reader([(PIXELS[0], 0), (PIXELS[0, :, :5, :5], 1)]), {}, r"images 0 and 1 of read: train have 8×8 and 5×5 pixels"),
+    "sizes that a size does not change": (
+        reader([(PIXELS[0], 0), (PIXELS[0, :, :5, :5], 1)]),
+        {"image_size": 8},
+        r"^read: train: images 0 and 1 are arrays of 8×8 and 5×5 pixels; accepted: one size, or PIL's images$",
+    ),
     "size of arrays": (reader(), {"image_size": 9}, r"^data.image_size=9: the images of read: train have 8 pixels"),
     "test of another size": (reader(test=(PIXELS[:, :, :4, :4], LABELS)), {}, r"images of train and test differ in size"),
     "memory": (reader(Pairs(60, side=4)), {"image_size": 60_000}, r"^read: train takes 603 GiB of memory; accepted: at most 16"),
@@ -262,5 +273,10 @@ def test_tables_that_are_wrong_are_refused_in_one_line(tmp_path: Path, monkeypat
     refused("parquet", r"image 0: ValueError: 5 pixels; accepted: those of a square gray or RGB image$")
     write_parquet(tmp_path / "x.parquet", encoded, range(6), label=lambda i: None if i == 3 else i)
     refused("parquet", r"has no label in row 3; accepted: a label for each image$")
+    write_parquet(tmp_path / "x.parquet", encoded, range(6), label=lambda i: i / 2)
+    refused("parquet", r"has the label 0.0 in row 0; accepted: whole numbers, or names$")
+    for cell in ([0.5] * 64, [[0.5] * 8] * 8):
+        write_parquet(tmp_path / "x.parquet", lambda _, cell=cell: cell, range(6), label=lambda i: i % 2)
+        refused("parquet", r"image 0: ValueError: an array \(.*\) of float64; accepted: a PIL image, or uint8")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("huggingface", r'datasets cannot be imported \(.*\); accepted: pip install "resnet-ablations\[datasets\]"$')

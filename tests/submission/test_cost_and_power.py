@@ -1,12 +1,14 @@
 """Cost and power of a study, estimated before it trains."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import nn
 
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.definition import Study
@@ -24,7 +26,7 @@ from ablations.engine.submission.planning.cost_and_power import (
 from ablations.engine.submission.planning.view import _power_lines
 from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import CompletedRun
-from resnet_core import RunSpec, measure_cost, override
+from resnet_core import DataConfig, Images, RunSpec, measure_cost, override
 from tests.helpers.synthetic_study import design
 
 STUDY = Study(name="depths", question="How deep?", factors={"depth": (8, 14)}, baseline={"depth": 8}, preset="smoke", seeds=2)
@@ -178,7 +180,10 @@ def test_measured_steps_give_a_time_for_every_network(plan: Plan, monkeypatch: p
     monkeypatch.setattr("ablations.engine.submission.planning.calibration.BUDGET_SECONDS", 0.1)
     varied = [replace(run, spec=override(run.spec, {"precision": "bf16"}), fingerprint=f"{run}") for run in plan.runs]
     estimate = estimate_cost(
-        plan, [*plan.runs, *varied], [], partial(calibrate, image_size=8, cpus_per_worker=1, gpus_per_worker=0)
+        plan,
+        [*plan.runs, *varied],
+        [],
+        partial(calibrate, sizes_of=lambda _: plan.dataset.sizes, cpus_per_worker=1, gpus_per_worker=0),
     )
     assert estimate.runs_estimated == 8
     assert all(0.001 < seconds < 60 for seconds in estimate.seconds.values())
@@ -207,7 +212,34 @@ def test_costs_are_found_from_two_measurements_and_never_negative() -> None:
 
 def test_a_gpu_that_is_not_here_is_not_measured(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert calibrate([deepest(plan)], 8, cpus_per_worker=1, gpus_per_worker=1) == {}
+    assert calibrate([deepest(plan)], lambda _: plan.dataset.sizes, cpus_per_worker=1, gpus_per_worker=1) == {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gray:
+    """A network that accepts images and classes like those of digits only."""
+
+    width: int = 8
+
+    def build(self, image_size: int, in_channels: int, num_classes: int) -> nn.Module:
+        if (image_size, in_channels, num_classes) != (8, 1, 3):
+            raise ValueError(f"{image_size} pixels, {in_channels} channels, {num_classes} classes")
+        return nn.Sequential(nn.Conv2d(in_channels, self.width, 3), nn.Flatten(), nn.Linear(36 * self.width, num_classes))
+
+
+def three_digits(config: DataConfig) -> Images:
+    images = np.zeros((256, 8, 8, 1), np.uint8)
+    return Images(train=(images, np.arange(256) % 3), classes=("a", "b", "c"))
+
+
+def test_own_networks_are_timed_on_images_of_the_shape_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.engine.submission.planning.calibration.MAX_STEPS", 3)
+    study = Study(name="gray", question="?", model=Gray, reader=three_digits, factors={"width": (8, 16)}, preset="smoke", seeds=1)
+    own = make_plan(study, StudyRequest(), cache=tmp_path)
+    measure = partial(calibrate, sizes_of=lambda _: own.dataset.sizes, cpus_per_worker=1, gpus_per_worker=0)
+    estimate = estimate_cost(own, own.runs, [], measure)
+    assert estimate.runs_estimated == 2
+    assert estimate.total_seconds > 0
 
 
 def errors_of(*values: float, depth: int) -> dict[str, float]:

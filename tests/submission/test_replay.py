@@ -257,6 +257,14 @@ def test_what_is_no_finished_run_is_refused(client: MlflowClient) -> None:
         assert str(error.value).startswith(f"run={named}: {accepted}")
 
 
+def test_runs_of_code_that_a_replay_does_not_have_are_refused(client: MlflowClient) -> None:
+    network = record(client, preset("smoke"), training_version=f"{TRAINING_VERSION}-abc")
+    images = record(client, override(preset("smoke"), {"data.name": "own", "data.image_size": None}))
+    for run_id, owner in ((network, "by a network or task"), (images, "on images of a reader")):
+        with pytest.raises(ConfigError, match=f"^run={run_id}: was trained {owner} of one's own; accepted: --rerun on its study"):
+            replay(ReplayRequest(run=run_id, tracking_uri=client.tracking_uri))
+
+
 def test_a_database_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the database does not exist"):
         replay(ReplayRequest(run="abcdef", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))

@@ -85,14 +85,18 @@ class ValueFormat:
         if value is None or value != value:
             return MISSING
         size = abs(value)
-        smallest, zero = 0.5 * 10.0**-self.decimals, 10.0 ** -(self.decimals + ZERO_DECIMALS)
-        return f"{size:,.{self.decimals}f}" if size > smallest or size < zero else f"{size:.1g}"
+        return f"{size:,.{self.decimals}f}" if size > 0.5 * 10.0**-self.decimals or size < self._zero else f"{size:.1g}"
+
+    @property
+    def _zero(self) -> float:
+        """Size below which a difference is a rounding error."""
+        return 10.0 ** -(self.decimals + ZERO_DECIMALS)
 
     def signed(self, value: float | None) -> str:
         """Return a difference with its sign: `+0.28`, `−1.07`."""
         if value is None or value != value:
             return MISSING
-        return f"{'−' if value < 0 else '+'}{self.magnitude(value)}"
+        return f"{'−' if value <= -self._zero else '+'}{self.magnitude(value)}"
 
     def signed_interval(self, difference: Estimate) -> str:
         """Return the confidence interval of a difference: `[−0.57, +1.12]`."""

@@ -69,8 +69,11 @@ def _request(given: argparse.Namespace) -> DoctorRequest:
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
+    data = override(preset(given.preset), assignments("--set", given.set)).data
+    if data.name == "own":
+        raise reject("data.name", data.name, "is read by a study's reader, which doctor does not know; accepted: other data")
     return DoctorRequest(
-        data=override(preset(given.preset), assignments("--set", given.set)).data,
+        data=data,
         storage=paths.storage_address("--storage", given.storage),
         tracking_uri=tracking_uri,
         workers=given.workers,

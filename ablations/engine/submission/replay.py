@@ -138,6 +138,8 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         if run.data.tags.get("task") or "-" in run.data.tags.get("training_version", ""):
             raise reject("run", request.run, "was trained by a network or task of one's own; accepted: --rerun on its study file")
         spec = read_spec(run)
+        if spec.data.name == "own":
+            raise reject("run", request.run, "was trained on images of a reader of one's own; accepted: --rerun on its study file")
         if request.data_root is not None:
             spec = override(spec, {"data.root": request.data_root})
         epochs: dict[int, dict[str, float]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from ablations.engine.submission.planning.cost_and_power import ComputeMode, CostModel, compute_mode, multiply_adds
 from resnet_core import RunSpec, measure_cost
+from resnet_core.data.datasets import Sizes
 
 BUDGET_SECONDS = 2.0
 """Time spent on each network, in seconds. It is exceeded if `MIN_STEPS` steps take longer, or a single step does."""
@@ -19,7 +20,7 @@ MAX_STEP_SIZE = {"cpu": (1e9, 2e10), "cuda": (4e9, 4e12)}
 
 
 def calibrate(
-    specs: Sequence[RunSpec], image_size: int, *, cpus_per_worker: float, gpus_per_worker: float
+    specs: Sequence[RunSpec], sizes_of: Callable[[RunSpec], Sizes], *, cpus_per_worker: float, gpus_per_worker: float
 ) -> dict[ComputeMode, CostModel]:
     """Return a cost model for each compute mode, from timed training steps on random images.
 
@@ -27,7 +28,7 @@ def calibrate(
 
     Args:
         specs: resolved runs.
-        image_size: height and width of their images, in pixels.
+        sizes_of: function that returns the size, channels and classes of a run's images.
         cpus_per_worker: threads of a worker.
         gpus_per_worker: if above 0, time a GPU; without one, return nothing.
     """
@@ -38,13 +39,13 @@ def calibrate(
     device = "cuda" if gpus_per_worker else "cpu"
     modes: dict[ComputeMode, dict[int, RunSpec]] = {}
     for spec in specs:
-        modes.setdefault(compute_mode(spec), {})[multiply_adds(spec, image_size, _images_per_worker(spec))] = spec
+        modes.setdefault(compute_mode(spec), {})[multiply_adds(spec, sizes_of(spec), _images_per_worker(spec))] = spec
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(cpus_per_worker)))
     try:
         return {
-            name: _fit([_time_network(by_size[size], image_size, device) for size in {min(by_size), max(by_size)}])
-            for name, by_size in modes.items()
+            name: _fit([_time_network(by_work[work], sizes_of(by_work[work]), device) for work in {min(by_work), max(by_work)}])
+            for name, by_work in modes.items()
         }
     finally:
         torch.set_num_threads(threads)
@@ -66,14 +67,14 @@ def _fit(measured: Sequence[tuple[float, float, float]]) -> CostModel:
     return CostModel(*(found / scale).tolist())
 
 
-def _time_network(spec: RunSpec, image_size: int, device: str) -> tuple[float, float, float]:
+def _time_network(spec: RunSpec, sizes: Sizes, device: str) -> tuple[float, float, float]:
     """Return layers, multiply-adds and seconds of a training step."""
     most_bytes, most_work = MAX_STEP_SIZE[device]
-    cost = measure_cost(spec.model, image_size)
+    cost = measure_cost(spec.model, **sizes)
     images = max(2, int(min(_images_per_worker(spec), most_bytes / cost.activation_bytes, most_work / (3 * cost.flops))))
-    _step(spec, 2, image_size, device)()  # the first use of a device and its libraries takes seconds
-    seconds = _median_seconds(_step(spec, images, image_size, device))
-    return spec.depth, multiply_adds(spec, image_size, images), seconds
+    _step(spec, 2, sizes, device)()  # the first use of a device and its libraries takes seconds
+    seconds = _median_seconds(_step(spec, images, sizes, device))
+    return spec.depth, multiply_adds(spec, sizes, images), seconds
 
 
 def _median_seconds(step: Callable[[], object]) -> float:
@@ -88,7 +89,7 @@ def _median_seconds(step: Callable[[], object]) -> float:
     return statistics.median(took[1:] or took)
 
 
-def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[[], object]:
+def _step(spec: RunSpec, images: int, sizes: Sizes, device: str) -> Callable[[], object]:
     """Return a function that trains one step on random images and returns when the device has finished."""
     import torch
 
@@ -96,18 +97,17 @@ def _step(spec: RunSpec, images: int, image_size: int, device: str) -> Callable[
     from resnet_core.training.loop import init_state, train_epoch
     from resnet_core.training.steps import make_step
 
-    state = init_state(spec, torch.device(device), image_size=image_size)
+    state = init_state(spec, torch.device(device), **sizes)
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
-    shape = (images, getattr(spec.model, "in_channels", None) or 3, image_size, image_size)
+    shape = (images, sizes["in_channels"], sizes["image_size"], sizes["image_size"])
     batch = torch.rand(shape, device=device).contiguous(memory_format=layout)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
-    classes = getattr(spec.model, "num_classes", None) or 10
     batches: Any = SimpleNamespace(
         spec=spec,
         device=torch.device(device),
         steps_per_epoch=1,
         rank=0,
-        num_classes=classes,
+        num_classes=sizes["num_classes"],
         train_epoch=lambda _: iter([(batch, labels)]),
     )
     step = make_step(state.net, state.optimizer, state.scaler, spec, replay=spec.world_size == 1)  # graphs as in training

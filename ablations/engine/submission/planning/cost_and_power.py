@@ -13,7 +13,7 @@ from ablations.engine.study.published_results import PUBLISHED
 from ablations.engine.task.metric import PERCENT
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec
-from resnet_core.data.datasets import Dataset
+from resnet_core.data.datasets import Dataset, Sizes
 from resnet_core.fields import counted
 
 TARGET_POINTS = 0.5
@@ -117,11 +117,11 @@ def compute_mode(spec: RunSpec) -> ComputeMode:
     return spec.precision, spec.deterministic, spec.channels_last, spec.checkpoint_activations
 
 
-def multiply_adds(spec: RunSpec, image_size: int, trained: int, tested: int = 0) -> int:
+def multiply_adds(spec: RunSpec, sizes: Sizes, trained: int, tested: int = 0) -> int:
     """Return the multiply-adds of training on some images and testing on others. A backward pass counts as two forward passes."""
     from resnet_core import measure_cost  # imports torch
 
-    return measure_cost(spec.model, image_size).flops * (3 * trained + tested)
+    return measure_cost(spec.model, **sizes).flops * (3 * trained + tested)
 
 
 def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[CompletedRun]) -> tuple[dict[str, float], Set[str]]:
@@ -159,7 +159,7 @@ def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
     steps = spec.optim.total_steps(images)
     trained = steps * spec.optim.global_batch_size // spec.world_size
     tested = spec.optim.total_epochs(images) * len(dataset.test.labels) // spec.world_size
-    return model.seconds(steps * spec.depth, multiply_adds(spec, dataset.image_size, trained, tested))
+    return model.seconds(steps * spec.depth, multiply_adds(spec, dataset.sizes, trained, tested))
 
 
 def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:

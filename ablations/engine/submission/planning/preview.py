@@ -64,7 +64,7 @@ def examine(plan: Plan, options: Options) -> Preview:
 
         measure = partial(
             calibrate,
-            image_size=plan.dataset.image_size,
+            sizes_of=lambda spec: plan.dataset_for_spec(spec).sizes,
             cpus_per_worker=options.cpus_per_worker,
             gpus_per_worker=options.gpus_per_worker,
         )
