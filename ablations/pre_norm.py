@@ -65,9 +65,10 @@ def train(config: Config, context: Context) -> Iterator[Epoch]:
         for _ in range(config.steps):
             starts = torch.randint(len(learned) - config.length, (config.batch // context.world_size, 1), generator=drawn)
             rows = learned[starts + torch.arange(config.length + 1)]
-            losses.append(F.cross_entropy(parallel(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()))
+            loss = F.cross_entropy(parallel(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+            losses.append(loss.detach())
             optimizer.zero_grad()
-            torch.autograd.backward(losses[-1])
+            torch.autograd.backward(loss)
             optimizer.step()
             context.alive()
         with torch.no_grad():

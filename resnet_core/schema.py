@@ -76,7 +76,7 @@ class Schema:
             return found[0]
         if found:
             raise ConfigError(f"{name}: ambiguous; accepted: {', '.join(found)}")
-        near = difflib.get_close_matches(name, [*self._fields, *self._by_leaf], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, {**self._fields, **self._by_leaf}, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(self._fields)}"
         raise ConfigError(f"{name}: no such field; {hint}")
 

@@ -1,13 +1,14 @@
 """The plan of a study as printed before it trains."""
 
 import io
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ablations.engine.study.definition import Study
+from ablations import Context, Epoch, Metric, Study, Task
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
@@ -25,6 +26,15 @@ STUDY = Study(
     preset="smoke",
 )
 NOTHING = CostEstimate(seconds={}, source="", at_once=None, hours=None, gpu_hours=0)
+
+
+@dataclass(frozen=True)
+class Steps:
+    epochs: int = 1
+
+
+def walk(config: Steps, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"loss": 1.0})
 
 
 @pytest.fixture
@@ -107,6 +117,15 @@ def test_where_nothing_is_known_the_plan_says_how_to_find_out(plan: Plan) -> Non
     text = " ".join(shown(plan, {}, NOTHING))
     assert "not known, since no such run has finished; --calibrate times a few steps" in text
     assert "The smallest detectable difference is not known before two seeds of a cell have finished." in text
+
+
+def test_a_task_has_neither_columns_nor_advice_that_only_images_have(tmp_path: Path) -> None:
+    task = Task(name="walk", config=Steps, train=walk, metric=Metric("loss"))
+    study = Study(name="walks", question="How many?", task=task, factors={"epochs": (1, 2)})
+    title, header, *lines = shown(make_plan(study, StudyRequest(), cache=tmp_path), {}, NOTHING)
+    assert title == "walks on walk: How many?"
+    assert header.split() == ["epochs", "seeds", "done", "epochs", "time", "/", "run"]
+    assert "not known, since no such run has finished; the first run of a study shows it." in " ".join(lines)
 
 
 def test_runs_at_a_time_are_not_named_where_they_are_not_known_or_one(plan: Plan) -> None:

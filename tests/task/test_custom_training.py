@@ -1,5 +1,6 @@
 """A training of one's own: what its workload accepts, trains, saves and refuses."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -124,6 +125,10 @@ def no_number(config: Config, context: Context) -> Iterator[Epoch]:
     yield Epoch(metrics={"valid/loss": "low"})  # type: ignore[dict-item]
 
 
+def odd_name(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": 1.0, "top-5 %": 1.0})
+
+
 def not_a_number(config: Config, context: Context) -> Iterator[Epoch]:
     yield Epoch(metrics={"valid/loss": math.nan})
 
@@ -134,6 +139,7 @@ def not_a_number(config: Config, context: Context) -> Iterator[Epoch]:
         (no_metric, "train of walk: yields no metric valid/loss; it yields loss"),
         (no_epoch, r"train of walk: yields dict; accepted: ablations\.Epoch"),
         (no_number, "train of walk: valid/loss=low: accepted: a number"),
+        (odd_name, "train of walk: metric=top-5 %: accepted: a name of letters, digits"),
     ],
 )
 def test_what_a_training_must_not_yield_is_one_line(tmp_path: Path, function: Callable[..., Any], message: str) -> None:
@@ -175,6 +181,44 @@ class Bare:
     rate: float
 
 
+@dataclass(frozen=True)
+class WrongDefault:
+    rate: float = "fast"  # type: ignore[assignment]
+
+
+def no_generator(config: Config, context: Context) -> dict[str, float]:
+    return {"valid/loss": 1.0}
+
+
+def no_context(config: Config) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": 1.0})
+
+
+def _inside_a_function() -> Callable[..., Iterator[Epoch]]:
+    def inner(config: Config, context: Context) -> Iterator[Epoch]:
+        yield Epoch(metrics={"valid/loss": 1.0})
+
+    return inner
+
+
+class Trainer:
+    """A callable object that trains."""
+
+    def __call__(self, config: Config, context: Context) -> Iterator[Epoch]:
+        yield Epoch(metrics={"valid/loss": 1.0})
+
+
+@pytest.mark.parametrize("function", [Trainer(), functools.partial(train), torch.enable_grad()(train)])
+def test_whatever_can_be_called_and_yields_is_a_training(function: Any) -> None:
+    task(train=function)
+
+
+@pytest.mark.parametrize("name", ["valid/loss (β)", "valid//loss", "/loss", "../loss", "loss%", "x" * 251])
+def test_a_metric_that_mlflow_would_refuse_is_refused_before_anything_starts(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^metric=.*: accepted: a name of letters, digits"):
+        Metric(name)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -187,7 +231,16 @@ class Bare:
         ({"train": 3}, "train=3: accepted: a function of a configuration and a context"),
         ({"name": "a b"}, "task name=a b: accepted:"),
         ({"data_version": 3}, "data_version=3: accepted: text, or a function that returns it"),
-        ({"train": lambda config, context: iter(())}, "is defined inside a function"),
+        ({"train": _inside_a_function()}, "is defined inside a function"),
+        (
+            {"train": no_generator},
+            "train: no_generator: does not yield; accepted: a generator function of a configuration and a context",
+        ),
+        ({"train": no_context}, "train: no_context: too many positional arguments; accepted: a generator function"),
+        ({"metric": Metric("epoch_seconds")}, "metric=epoch_seconds: a study reports its own metric of this name"),
+        ({"config": WrongDefault}, "rate=fast: accepted: a number"),
+        ({"presets": {3: Config()}}, "presets=.*: accepted: configurations by name"),
+        ({"sources": ["module"]}, r'sources=\["module"\]: accepted: a list of modules, classes or functions'),
     ],
 )
 def test_a_wrong_task_is_rejected_in_one_line_before_anything_starts(changes: dict[str, Any], message: str) -> None:
@@ -196,7 +249,7 @@ def test_a_wrong_task_is_rejected_in_one_line_before_anything_starts(changes: di
 
 
 def test_a_field_that_the_configuration_lacks_is_named_with_near_ones() -> None:
-    with pytest.raises(ConfigError, match="factors rte: no such field; did you mean rate"):
+    with pytest.raises(ConfigError, match=r"factors rte: no such field; did you mean rate\?$"):
         study(factors={"rte": (0.1, 0.2)})
 
 

@@ -85,7 +85,8 @@ class StudySubmission:
             there = "its only run is" if len(self.done) == 1 else f"all {len(self.done)} runs are"
             self.console.print(f"{name}: {there} in MLflow already.")
             return True
-        print_line(self.console, f"Data: {self.plan.data_summary}")
+        if self.plan.data_summary:
+            print_line(self.console, f"Data: {self.plan.data_summary}")
         self.console.print(f"{name}: {counted(len(self.to_train), 'run')} to train, {len(self.done)} done already.")
         try:
             self._train(self.to_train)

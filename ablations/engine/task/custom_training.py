@@ -14,7 +14,7 @@ from typing import Any
 
 from ablations.engine.task import sources
 from ablations.engine.task.definition import Context, Epoch, Task
-from ablations.engine.task.metric import Metric
+from ablations.engine.task.metric import ACCEPTED_NAMES, Metric, is_metric_name
 from ablations.engine.task.workload import Cost, Diverged, Workload
 from resnet_core.fields import ConfigError, reject
 from resnet_core.schema import Schema, check_config_class
@@ -23,6 +23,9 @@ DEFAULT_PRESET = "default"
 """Preset of a task that has none: the default of every field."""
 RESERVED_FIELDS = {"seed": "context.seed", "world_size": "context.world_size"}
 """Names that a configuration cannot use, and what holds their value."""
+
+RESERVED_METRICS = ("epoch", "epoch_seconds", "train_seconds", "gpu_hours")
+"""Metrics that a study reports for every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class CustomTraining(Workload):
             if hasattr(self.schema.default.config, name):
                 raise ConfigError(f"{task.config.__name__}.{name}: a run has its own; accepted: {RESERVED_FIELDS[name]} in train")
         self.presets = {name: self.schema.converted(spec) for name, spec in presets.items()}
+        if task.metric.name in RESERVED_METRICS:
+            raise reject("metric", task.metric.name, "a study reports its own metric of this name; accepted: another name")
 
     def _configurations(self) -> dict[str, Any]:
         if not self.task.presets:
@@ -177,6 +182,8 @@ class CustomTraining(Workload):
                 metrics[str(key)] = float(value)
             except (TypeError, ValueError):
                 raise reject(f"{where}: {key}", value, "accepted: a number") from None
+            if not is_metric_name(str(key)):
+                raise reject(f"{where}: metric", key, ACCEPTED_NAMES)
         if name not in metrics:
             raise ConfigError(f"{where}: yields no metric {name}; it yields {', '.join(metrics) or 'none'}")
         if not math.isfinite(metrics[name]):

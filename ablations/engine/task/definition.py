@@ -1,9 +1,11 @@
 """`Task`: a training that a study runs, and what it exchanges with the study: `Context` and `Epoch`."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self, SupportsFloat
 
 from ablations.engine.task.metric import Metric
@@ -95,13 +97,27 @@ class Task:
             raise reject("config", self.config, "accepted: a frozen dataclass")
         if not callable(self.train):
             raise reject("train", self.train, "accepted: a function of a configuration and a context")
+        _check_generator(self.train)
         if not isinstance(self.metric, Metric):
             raise reject("metric", self.metric, "accepted: an ablations.Metric")
-        if not isinstance(self.presets, Mapping):
+        if not (isinstance(self.presets, Mapping) and all(isinstance(name, str) for name in self.presets)):
             raise reject("presets", self.presets, "accepted: configurations by name")
         if not (isinstance(self.data_version, str) or callable(self.data_version)):
             raise reject("data_version", self.data_version, "accepted: text, or a function that returns it")
         if not (self.cost is None or callable(self.cost)):
             raise reject("cost", self.cost, "accepted: a function of a configuration")
-        if isinstance(self.sources, str) or not isinstance(self.sources, Sequence):
+        listed = self.sources if isinstance(self.sources, list | tuple) else [None]
+        if not all(isinstance(each, ModuleType | type) or callable(each) for each in listed):
             raise reject("sources", self.sources, "accepted: a list of modules, classes or functions")
+
+
+def _check_generator(train: Train) -> None:
+    """Raise ConfigError if a function yields nothing, or cannot be called with a configuration and a context."""
+    name = getattr(train, "__name__", type(train).__name__)
+    wanted = "accepted: a generator function of a configuration and a context"
+    try:
+        inspect.signature(train).bind(None, None)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train: {name}: {error}; {wanted}") from error
+    if not any(inspect.isgeneratorfunction(each) for each in (train, getattr(train, "__call__", None))):  # noqa: B004
+        raise ConfigError(f"train: {name}: does not yield; {wanted}, which yields an Epoch after every epoch")

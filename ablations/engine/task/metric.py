@@ -1,13 +1,24 @@
 """`Metric`: the quantity by which runs are compared."""
 
+import posixpath
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from resnet_core.fields import reject
 
 Better = Literal["lower", "higher"]
+MAX_NAME_CHARACTERS = 250
+"""Maximum length of a metric's name in MLflow."""
+ACCEPTED_NAMES = "accepted: a name of letters, digits, spaces, _, -, . and /, as in valid/loss; MLflow accepts no other"
 PERCENT = "%"
 """Unit of shares. A difference between shares is in percentage points."""
+
+
+def is_metric_name(name: str) -> bool:
+    """Return whether MLflow accepts this name of a metric on every system. It is part of a path."""
+    path = posixpath.normpath(name)
+    return bool(re.fullmatch(r"[/\w.\- ]+", name)) and path == name and path[0] not in "./" and len(name) <= MAX_NAME_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Metric:
         """Raise ConfigError for a value that is not accepted."""
         if not (isinstance(self.name, str) and self.name.strip() == self.name and self.name.strip("/")):
             raise reject("metric", self.name, "accepted: a key of the metrics that training yields, such as valid/loss")
+        if not is_metric_name(self.name):
+            raise reject("metric", self.name, ACCEPTED_NAMES)
         if not isinstance(self.unit, str):
             raise reject("metric unit", self.unit, "accepted: text, such as nats, or nothing for a plain number")
         if self.better not in get_args(Better):

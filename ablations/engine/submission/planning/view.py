@@ -40,7 +40,7 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
     if isinstance(plan, SearchPlan):
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
-        lines.append(_time(len(missing) + len(trials), estimate))
+        lines.append(_time(len(missing) + len(trials), estimate, plan.workload.task_name))
     values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.from_plan(plan, {}), values), plan.metric)
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
@@ -67,19 +67,23 @@ def _cells(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate) ->
     examples = {cell: plan.training_examples(runs[0]) for cell, runs in of_cell.items()}
     costs = {cell: plan.workload.cost(runs[0].spec, plan.dataset_for_run(runs[0])) for cell, runs in of_cell.items()}
     differ = len(set(examples.values())) > 1
-    columns = ["seeds", "done", "epochs", "parameters", "multiply-adds", "MB / image", "time / run"]
-    columns = ["images", *columns] if differ else columns
-    optional = ("MB / image", "parameters", "epochs", "multiply-adds", "time / run")
+    known = {
+        "parameters": {cell: cost.parameters for cell, cost in costs.items()},
+        "multiply-adds": {cell: cost.flops for cell, cost in costs.items()},
+        "MB / image": {cell: cost.activation_bytes and cost.activation_bytes / 1e6 for cell, cost in costs.items()},
+    }
+    known = {name: values for name, values in known.items() if any(value is not None for value in values.values())}
+    columns = [*(["images"] if differ else []), "seeds", "done", "epochs", *known, "time / run"]
+    optional = tuple(name for name in ("MB / image", "parameters", "epochs", "multiply-adds", "time / run") if name in columns)
     table = FittedTable(list(plan.factors), columns, optional=optional, elsewhere="see a wider terminal")
     for cell in plan.cells:
         runs = of_cell[cell]
-        cost = costs[cell]
         entries = [done[run.fingerprint] for run in runs if run.fingerprint in done]
         epochs = plan.total_epochs(runs[0])
         row = [*(format_level(level) for _, level in cell.levels), *([f"{examples[cell]:,}"] if differ else [])]
         row += [str(len(runs)), str(len(entries)), "–" if epochs is None else str(epochs)]
-        row += ["–" if value is None else f"{value:,.0f}" for value in (cost.parameters, cost.flops)]
-        row.append("–" if cost.activation_bytes is None else f"{cost.activation_bytes / 1e6:.2f}")
+        for name, values in known.items():
+            row.append("–" if (value := values[cell]) is None else f"{value:,.{2 if name == 'MB / image' else 0}f}")
         seconds = [estimate.seconds[run.fingerprint] for run in runs if run.fingerprint in estimate.seconds]
         seconds = seconds or [entry.metrics["train_seconds"] for entry in entries if "train_seconds" in entry.metrics]
         table.add_row([*row, _format_seconds(statistics.fmean(seconds)) if seconds else "–"])
@@ -93,10 +97,11 @@ def _multiply_adds(plan: Plan, missing: Sequence[Run]) -> float:
     return sum(n * costs[spec] for spec, n in of_spec.items())
 
 
-def _time(missing: int, estimate: CostEstimate) -> str:
+def _time(missing: int, estimate: CostEstimate, task: str) -> str:
     """Return a line on the duration of the missing runs, or on how to estimate it."""
     if not estimate.runs_estimated:
-        return "Their duration is not known, since no such run has finished; --calibrate times a few steps on this machine."
+        how = "the first run of a study shows it" if task else "--calibrate times a few steps on this machine"
+        return f"Their duration is not known, since no such run has finished; {how}."
     parts = [f"{_format_seconds(estimate.total_seconds)} one after another"]
     if estimate.hours is not None and estimate.at_once != 1:
         parts.insert(0, f"{_format_seconds(3600 * estimate.hours)} with {estimate.at_once} at a time")
