@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from mlflow import MlflowException
+from mlflow.utils.validation import _validate_metric_name
 
 from ablations import Context, Epoch, Metric, Study, Task
 from ablations.engine.study.expansion import make_plan
@@ -120,6 +122,18 @@ def no_epoch(config: Config, context: Context) -> Iterator[Any]:
     yield {"valid/loss": 1.0}
 
 
+def empty(config: Config, context: Context) -> Iterator[Epoch]:
+    yield from ()
+
+
+def forgot_to_yield(config: Config, context: Context) -> Any:
+    return None
+
+
+def refused_by_mlflow(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": 1.0, "valid/acc@1": 0.5})
+
+
 def no_number(config: Config, context: Context) -> Iterator[Epoch]:
     yield Epoch(metrics={"valid/loss": "low"})  # type: ignore[dict-item]
 
@@ -134,6 +148,9 @@ def not_a_number(config: Config, context: Context) -> Iterator[Epoch]:
         (no_metric, "train of walk: yields no metric valid/loss; it yields loss"),
         (no_epoch, r"train of walk: yields dict; accepted: ablations\.Epoch"),
         (no_number, "train of walk: valid/loss=low: accepted: a number"),
+        (empty, "train of walk: yields no epoch; accepted: "),
+        (forgot_to_yield, "train of walk: returns NoneType; accepted: a generator of epochs"),
+        (refused_by_mlflow, "train of walk: metric=valid/acc@1: accepted: a name of letters, digits"),
     ],
 )
 def test_what_a_training_must_not_yield_is_one_line(tmp_path: Path, function: Callable[..., Any], message: str) -> None:
@@ -144,6 +161,19 @@ def test_what_a_training_must_not_yield_is_one_line(tmp_path: Path, function: Ca
 def test_a_metric_that_is_not_finite_is_divergence(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="valid/loss is nan"):
         epochs_of(job_of(tmp_path, task(train=not_a_number)))
+
+
+@pytest.mark.parametrize("name", ["valid/acc@1", "a//b", "../a", ".", "/a", "a/", "x" * 251, "loss\n", "", "ok: a.b-c/d e"])
+def test_a_metric_s_name_is_accepted_if_mlflow_accepts_it(name: str) -> None:
+    if name.startswith("ok"):
+        _validate_metric_name(name)
+        assert Metric(name).name == name
+        return
+    with pytest.raises(ConfigError, match="^metric="):
+        Metric(name)
+    if len(name) <= 250 and name == name.strip():
+        with pytest.raises(MlflowException):
+            _validate_metric_name(name)
 
 
 def cannot_save(config: Config, context: Context) -> Iterator[Epoch]:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from ablations.engine.task import sources
 from ablations.engine.task.definition import Context, Epoch, Task
-from ablations.engine.task.metric import Metric
+from ablations.engine.task.metric import ACCEPTED_NAMES, Metric, is_metric_name
 from ablations.engine.task.workload import Cost, Diverged, Workload
 from resnet_core.fields import ConfigError, reject
 from resnet_core.schema import Schema, check_config_class
@@ -142,13 +142,16 @@ class CustomTraining(Workload):
             found = {str(name): float(value) for name, value in self.task.cost(spec.config).items()}
         except Exception as error:  # user code
             raise ConfigError(f"cost of {self.task_name}: {type(error).__name__}: {error}") from error
+        for name in found:
+            if not is_metric_name(name):
+                raise reject(f"cost of {self.task_name}", name, f"accepted: a name of {ACCEPTED_NAMES}")
         return found
 
     def train(self, spec: TaskSpec, data: Any, context: Context) -> Iterator[Epoch]:
         """Train a run with the user's function and yield its epochs.
 
         Raises:
-            ConfigError: the function yields something else than epochs that report the task's metric.
+            ConfigError: the function yields no epoch, or something else than epochs that report the task's metric.
             Diverged: a metric of the task is not finite.
         """
         _seed(context.seed)
@@ -156,7 +159,10 @@ class CustomTraining(Workload):
         given = replace(context, restore=context.restore["state"] if context.restore else None)
         costs, started = self._costs(spec), time.perf_counter()
         seconds = history[-1]["train_seconds"] if history else 0.0
-        for yielded in self.task.train(spec.config, given):
+        epochs = self.task.train(spec.config, given)
+        if not isinstance(epochs, Iterable):
+            raise ConfigError(f"train of {self.task_name}: returns {type(epochs).__name__}; accepted: a generator of epochs")
+        for yielded in epochs:
             now = time.perf_counter()
             seconds += now - started
             metrics = {**self._checked(yielded), **costs, "epoch_seconds": now - started, "train_seconds": seconds}
@@ -164,6 +170,8 @@ class CustomTraining(Workload):
             state = yielded.checkpoint
             yield Epoch(metrics=metrics, checkpoint=None if state is None else _Checkpoint(self.task_name, tuple(history), state))
             started = time.perf_counter()
+        if not history:
+            raise ConfigError(f"train of {self.task_name}: yields no epoch; accepted: at least one ablations.Epoch")
 
     def _checked(self, yielded: Any) -> dict[str, float]:
         """Return the metrics of an epoch as floats."""
@@ -172,6 +180,8 @@ class CustomTraining(Workload):
             raise ConfigError(f"{where}: yields {type(yielded).__name__}; accepted: ablations.Epoch")
         metrics: dict[str, float] = {}
         for key, value in yielded.metrics.items():
+            if not is_metric_name(str(key)):
+                raise reject(f"{where}: metric", key, f"accepted: a name of {ACCEPTED_NAMES}")
             try:
                 metrics[str(key)] = float(value)
             except (TypeError, ValueError):

@@ -80,12 +80,17 @@ class ImageClassification(Workload):
 
     def code_version(self) -> str:
         """Return a hash of the sources of `resnet_core`, followed by that of the user's code."""
-        return "-".join(filter(None, (code_version(), self._digest)))
+        return "-".join(filter(None, (code_version(), self._digest, self._reader_code)))
 
     @cached_property
     def _digest(self) -> str:
-        """Hash of the network's code. Images are identified by their content or by the version that their reader gives."""
+        """Hash of the network's code. The reader's is no part of a run's identity: images are identified by their content."""
         return "" if self.model is None else sources.digest([type(self.model)])
+
+    @cached_property
+    def _reader_code(self) -> str:
+        """Hash of the reader's code."""
+        return "" if self.reader is None else sources.digest([self.reader])
 
     def fingerprint(self, spec: RunSpec, data_version: str) -> str:
         """Return the identity of a resolved run."""
@@ -114,7 +119,8 @@ class ImageClassification(Workload):
 
     def load_data(self, spec: RunSpec, cache: Path, *, download: bool, alive: Callable[[], object] = lambda: None) -> Dataset:
         """Return the data set of a run."""
-        return load_dataset(image_selection(spec.data), cache, reader=self.reader, download=download, heartbeat=alive)
+        own = {"reader": self.reader, "reader_code": self._reader_code} if self.reader else {}
+        return load_dataset(image_selection(spec.data), cache, **own, download=download, heartbeat=alive)
 
     def data_source(self, spec: RunSpec, data: Dataset) -> str:
         """Return the folder of the images, or the name of the data set."""
@@ -242,10 +248,11 @@ class ImageClassification(Workload):
         return b"" if self.built_in else sources.pickled(self, self.roots)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "reader": self.reader}
+        return {"model": self.model, "reader": self.reader, "reader_code": self._reader_code}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"], state["reader"])  # type: ignore[misc]
+        self._reader_code = state["reader_code"]  # where the images are decoded, the reader's file may be absent
 
 
 def _decides_speed(name: str) -> bool:
