@@ -169,7 +169,7 @@ def test_a_metric_s_name_is_accepted_if_mlflow_accepts_it(name: str) -> None:
         _validate_metric_name(name)
         assert Metric(name).name == name
         return
-    with pytest.raises(ConfigError, match="^metric="):
+    with pytest.raises(ConfigError, match=r"^metric="):
         Metric(name)
     if len(name) <= 250 and name == name.strip():
         with pytest.raises(MlflowException):
