@@ -18,7 +18,7 @@ from resnet_core.config import DataConfig, ModelConfig, RunSpec
 from resnet_core.data import cache as cached
 from resnet_core.data import cifar, folders, indexing, tables
 from resnet_core.data.decoding import CHANGES
-from resnet_core.data.readers import Images, Reader, ReadImages, call_reader, in_memory, reader_name
+from resnet_core.data.readers import Images, Reader, ReadImages, call_reader, in_memory, is_lazy, reader_name
 from resnet_core.data.sources import decode_files, make_synthetic, read_digits
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
 from resnet_core.fields import counted, reject
@@ -201,6 +201,7 @@ def load_dataset(
     cache: Path | None = None,
     *,
     reader: Reader | None = None,
+    reader_code: str = "",
     download: bool = False,
     heartbeat: Heartbeat = no_heartbeat,
 ) -> Dataset:
@@ -212,7 +213,9 @@ def load_dataset(
     Args:
         config: data set and split; augmentation fields are ignored.
         cache: folder for decoded images and file indices, shared by processes. None: no cache.
-        reader: function that returns the images instead, called with `config` in every call. Images with a version are cached.
+        reader: function that returns the images instead, called with `config` in every call.
+        reader_code: hash of the code of the reader. Under it and their version, images of map-style datasets are cached; without
+            it, they are read in every call, since another reader may give the same version to other images.
         download: download missing CIFAR data into `data.root`.
         heartbeat: called for each file that is listed, hashed or decoded, and while another process holds the lock of the cache.
 
@@ -230,8 +233,8 @@ def load_dataset(
         raise reject("data.name", config.name, "the images are those of a reader; accepted: own, or a study without a reader")
     if download:
         cifar.download(config, heartbeat=heartbeat)
-    source = _find(config, heartbeat) if reader is None else _found_by(reader, config, heartbeat)
-    if source.images and source.images.version is None:
+    source = _find(config, heartbeat) if reader is None else _found_by(reader, reader_code, config, heartbeat)
+    if source.images and not (reader_code and source.images.version is not None and is_lazy(source.images)):
         return _keep((None, "", ""), _build(source))
     key = cached.cache_key(config, source.state)
     known = (cache, key, source.skipped)
@@ -253,9 +256,10 @@ def _keep(known: tuple[Path | None, str, str], dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _found_by(reader: Reader, config: DataConfig, heartbeat: Heartbeat) -> Source:
+def _found_by(reader: Reader, code: str, config: DataConfig, heartbeat: Heartbeat) -> Source:
     images, name = call_reader(reader, config), reader_name(reader)
-    return Source(config, None, json.dumps([name, images.version, list(images.classes)]), heartbeat, images, name)
+    state = json.dumps([name, code, config.root, images.version, list(images.classes)])
+    return Source(config, None, state, heartbeat, images, name)
 
 
 def _check_root(config: DataConfig) -> None:
@@ -350,8 +354,7 @@ def _of_reader(config: DataConfig, read: ReadImages, version: str | None = None)
     dataset = replace(_in_memory(config, read.classes, train, test), scored=read.scored)
     if version is None:
         return dataset
-    chosen = json.dumps([version, config.validation, config.image_size, train.images.shape, test.images.shape])
-    return replace(dataset, version=_content_hash((chosen, *read.classes), train.labels, test.labels))
+    return replace(dataset, version=_content_hash((version, dataset.version)))  # two readers may give the same version
 
 
 def _streamed(source: Source, classes: tuple[str, ...], train: Files, test: Files) -> Dataset:

@@ -37,8 +37,8 @@ class Images:
     classes: Sequence[str]
     """Names of the classes, in order of their labels."""
     version: str | None = None
-    """Version of the content, which is part of a run's identity: a new one trains anew. Decoded images are cached under it.
-    None: a hash of the content."""
+    """Text that is part of a run's identity beside a hash of the content: a new one trains anew. Images of map-style datasets that
+    have one are decoded once for all processes of a machine."""
 
 
 Reader = Callable[[DataConfig], Images]
@@ -72,8 +72,13 @@ def call_reader(reader: Reader, config: DataConfig) -> Images:
     if len(classes) < 2 or not all(isinstance(each, str) for each in classes) or len({*classes}) < len(classes):
         raise ConfigError(f"{name}: classes={found.classes!r:.80}: accepted: at least two different names")
     if not (found.version is None or isinstance(found.version, str)):
-        raise ConfigError(f"{name}: version={found.version!r}: accepted: text, or None for a hash of the content")
+        raise ConfigError(f"{name}: version={found.version!r}: accepted: text, or None")
     return found
+
+
+def is_lazy(images: Images) -> bool:
+    """Return whether all images are in map-style datasets, so that none is read yet."""
+    return not any(isinstance(part, tuple) for part in (images.train, images.test))
 
 
 def reader_name(reader: Reader) -> str:

@@ -3,10 +3,12 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnet_core.config import OptimConfig
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_up: bool = False) -> float:
@@ -58,8 +60,18 @@ def average_of(net: nn.Module, config: OptimConfig) -> AveragedModel | None:
     """Return the moving average of a network's weights and statistics; None if the run asks for none."""
     if config.ema is None:
         return None
+    average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
+        """Average tensors of one data type. Whole numbers, such as indices and counts, are copied: averages would be truncated."""
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            average(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)
+
     # Its count of updates stays on the CPU: on a GPU, every update would wait for the device.
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
 
 
 def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:

@@ -141,7 +141,7 @@ class Responses:
             distributed.all_reduce(sums)
         count, total, squares = sums.unbind(1)
         deviations = (squares / count - (total / count) ** 2).clamp_min(0).sqrt()
-        if not self.layers:
+        if not self.watched:  # all weights are parameters of modules of one's own
             return []
         ends = [(layer, layer.scale.detach().abs().mean().double()) for layer in self.layers if layer.scale is not None]
         values = torch.stack([*deviations, *(scale for _, scale in ends)]).tolist()

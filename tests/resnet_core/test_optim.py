@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_core import PRESETS, ModelConfig, OptimConfig, build_model
-from resnet_core.training.optim import learning_rate, make_optimizer, set_learning_rate
+from resnet_core.training.optim import average_of, learning_rate, make_optimizer, set_learning_rate
 
 PAPER = PRESETS["cifar10"].optim
 COSINE = OptimConfig(lr=0.2, schedule="cosine")
@@ -90,3 +90,15 @@ def test_a_first_step_that_overflows_in_fp16_leaves_no_momentum() -> None:
         scaler.update()
     assert torch.equal(optimizer.state[net.weight]["momentum_buffer"], torch.ones(64, 64))
     torch.testing.assert_close(net.weight.detach(), before - 0.1)
+
+
+def test_a_moving_average_copies_whole_numbers() -> None:
+    net = torch.nn.Linear(2, 2)
+    net.register_buffer("index", torch.arange(1000))
+    average = average_of(net, OptimConfig(ema=0.9))
+    assert average is not None
+    for step in range(20):
+        torch.nn.init.constant_(net.bias, float(step > 0))
+        average.update_parameters(net)
+    assert torch.equal(average.module.get_buffer("index"), torch.arange(1000))
+    torch.testing.assert_close(average.module.get_parameter("bias").detach(), torch.full((2,), 1 - 0.9**19))

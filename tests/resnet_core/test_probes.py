@@ -199,6 +199,16 @@ def test_gradient_norms_are_means_over_steps_without_the_loss_scale(scale: float
     assert values(rows, "weight_norm") == pytest.approx(weights, rel=1e-5)
 
 
+def test_a_network_whose_weights_belong_to_no_layer_has_no_responses() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 2))
+
+    assert Responses(Own()).read(epoch=1) == []
+    assert [row["name"] for row in Gradients(Own()).read(epoch=1)] == ["weight", "weight"]
+
+
 def test_steps_that_overflow_are_left_out_of_the_mean() -> None:
     net = used(NETWORKS["residual"][0])
     gradients = Gradients(net)

@@ -22,7 +22,7 @@ FUNCTIONS = {
     "fingerprint": "(spec, *, data_version, sources='')",
     "fit": "(spec, *, dataset=None, device='cpu', restore=None, heartbeat=no_heartbeat, replay=True)",
     "from_torchvision": "(source, *, depth)",
-    "load_dataset": "(config, cache=None, *, reader=None, download=False, heartbeat=no_heartbeat)",
+    "load_dataset": "(config, cache=None, *, reader=None, reader_code='', download=False, heartbeat=no_heartbeat)",
     "measure_cost": "(config, image_size, *, in_channels=None, num_classes=None)",
     "override": "(spec, values)",
     "preset": "(name)",

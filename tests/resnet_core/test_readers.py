@@ -97,15 +97,38 @@ def test_train_examples_select_a_balanced_subset_and_another_version() -> None:
     assert np.array_equal(arrays(whole.test).images, arrays(some.test).images)
 
 
-def test_the_version_is_the_content_s_hash_or_the_given_one() -> None:
+def test_the_version_is_a_hash_of_the_content_and_of_the_given_one() -> None:
     other = PIXELS.copy()
     other[0, 0, 0, 0] ^= 1
     assert load_dataset(OWN, reader=reader()).version != load_dataset(OWN, reader=reader((other, LABELS))).version
-    one, same, two = (
+    one, same, changed, two = (
         load_dataset(OWN, reader=reader((each, LABELS), version=version)).version
-        for each, version in ((PIXELS, "1"), (other, "1"), (PIXELS, "2"))
+        for each, version in ((PIXELS, "1"), (PIXELS, "1"), (other, "1"), (PIXELS, "2"))
     )
-    assert one == same != two
+    assert one == same
+    assert len({one, changed, two}) == 3
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["arrays", "a data set"])
+@pytest.mark.parametrize("kept", [False, True], ids=["in another process", "in this process"])
+def test_readers_that_give_the_same_version_do_not_share_images(tmp_path: Path, lazy: bool, kept: bool) -> None:
+    def given(pixels: Any) -> Any:
+        return list(zip(pixels, LABELS, strict=True)) if lazy else (pixels, LABELS)
+
+    for pixels, code in ((PIXELS, "a"), (PIXELS // 2, "b"), (PIXELS, "a")):
+        for reader_code, cache in ((code, tmp_path), ("", tmp_path), (code, None)):
+            if not kept:
+                ours._kept.clear()
+            dataset = load_dataset(OWN, cache, reader=reader(given(pixels), None, version="1"), reader_code=reader_code)
+            assert arrays(dataset.train).images.mean() == pytest.approx(pixels.mean(), rel=0.1)
+
+
+def test_a_reader_s_images_in_another_folder_are_others(tmp_path: Path) -> None:
+    means = []
+    for root, pixels in (("one", PIXELS), ("two", PIXELS // 2)):
+        read = reader(list(zip(pixels, LABELS, strict=True)), version="1")
+        means.append(load_dataset(replace(OWN, root=root), tmp_path, reader=read, reader_code="a").mean)
+    assert means[0] != means[1]
 
 
 def test_decoded_images_are_cached_under_their_version(tmp_path: Path) -> None:
@@ -114,7 +137,7 @@ def test_decoded_images_are_cached_under_their_version(tmp_path: Path) -> None:
     for version in ("1", "1", "2"):
         ours._kept.clear()  # as in another process
         pairs = Pairs()
-        datasets.append(load_dataset(OWN, tmp_path, reader=reader(pairs, None, version=version)))
+        datasets.append(load_dataset(OWN, tmp_path, reader=reader(pairs, None, version=version), reader_code="a"))
         counts.append(pairs.decoded)
     assert counts == [61, 0, 61]  # the first image also tells the memory that all need
     assert np.array_equal(arrays(datasets[0].train).images, arrays(datasets[1].train).images)
@@ -276,7 +299,8 @@ def test_tables_that_are_wrong_are_refused_in_one_line(tmp_path: Path, monkeypat
     write_parquet(tmp_path / "x.parquet", encoded, range(6), label=lambda i: i / 2)
     refused("parquet", r"has the label 0.0 in row 0; accepted: whole numbers, or names$")
     for cell in ([0.5] * 64, [[0.5] * 8] * 8):
-        write_parquet(tmp_path / "x.parquet", lambda _, cell=cell: cell, range(6), label=lambda i: i % 2)
+        cells = dict.fromkeys(range(6), cell)
+        write_parquet(tmp_path / "x.parquet", cells.__getitem__, range(6), label=lambda i: i % 2)
         refused("parquet", r"image 0: ValueError: an array \(.*\) of float64; accepted: a PIL image, or uint8")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("huggingface", r'datasets cannot be imported \(.*\); accepted: pip install "resnet-ablations\[datasets\]"$')

@@ -201,7 +201,7 @@ class Design:
     @property
     def own_code(self) -> bool:
         """True if the training, the network or the reader of the images is the user's own."""
-        return bool(self.task) or "-" in self.training_version  # the hash of the user's code follows a hyphen
+        return bool(self.task) or "-" in self.code_version  # the hash of the user's code follows a hyphen
 
     @property
     def example(self) -> str:

@@ -148,13 +148,16 @@ class CustomTraining(Workload):
             found = {str(name): float(value) for name, value in self.task.cost(spec.config).items()}
         except Exception as error:  # user code
             raise ConfigError(f"cost of {self.task_name}: {type(error).__name__}: {error}") from error
+        for name in found:
+            if not is_metric_name(name):
+                raise reject(f"cost of {self.task_name}", name, f"accepted: a name of {ACCEPTED_NAMES}")
         return found
 
     def train(self, spec: TaskSpec, data: Any, context: Context) -> Iterator[Epoch]:
         """Train a run with the user's function and yield its epochs.
 
         Raises:
-            ConfigError: the function yields something else than epochs that report the task's metric.
+            ConfigError: the function yields no epoch, or something else than epochs that report the task's metric.
             Diverged: a metric of the task is not finite.
         """
         _seed(context.seed)
@@ -170,6 +173,8 @@ class CustomTraining(Workload):
             state = yielded.checkpoint
             yield Epoch(metrics=metrics, checkpoint=None if state is None else _Checkpoint(self.task_name, tuple(history), state))
             started = time.perf_counter()
+        if not history:
+            raise ConfigError(f"train of {self.task_name}: yields no epoch; accepted: at least one ablations.Epoch")
 
     def _checked(self, yielded: Any) -> dict[str, float]:
         """Return the metrics of an epoch as floats."""
@@ -178,12 +183,12 @@ class CustomTraining(Workload):
             raise ConfigError(f"{where}: yields {type(yielded).__name__}; accepted: ablations.Epoch")
         metrics: dict[str, float] = {}
         for key, value in yielded.metrics.items():
+            if not is_metric_name(str(key)):
+                raise reject(f"{where}: metric", key, f"accepted: a name of {ACCEPTED_NAMES}")
             try:
                 metrics[str(key)] = float(value)
             except (TypeError, ValueError):
                 raise reject(f"{where}: {key}", value, "accepted: a number") from None
-            if not is_metric_name(str(key)):
-                raise reject(f"{where}: metric", key, ACCEPTED_NAMES)
         if name not in metrics:
             raise ConfigError(f"{where}: yields no metric {name}; it yields {', '.join(metrics) or 'none'}")
         if not math.isfinite(metrics[name]):

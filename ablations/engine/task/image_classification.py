@@ -82,12 +82,17 @@ class ImageClassification(Workload):
 
     def code_version(self) -> str:
         """Return a hash of the sources of `resnet_core`, followed by that of the user's code."""
-        return "-".join(filter(None, (code_version(), self._digest)))
+        return "-".join(filter(None, (code_version(), self._digest, self._reader_code)))
 
     @cached_property
     def _digest(self) -> str:
-        """Hash of the network's code. Images are identified by their content or by the version that their reader gives."""
+        """Hash of the network's code. The reader's is no part of a run's identity: images are identified by their content."""
         return "" if self.model is None else sources.digest([type(self.model)])
+
+    @cached_property
+    def _reader_code(self) -> str:
+        """Hash of the reader's code."""
+        return "" if self.reader is None else sources.digest([self.reader])
 
     def fingerprint(self, spec: RunSpec, data_version: str) -> str:
         """Return the identity of a resolved run."""
@@ -116,7 +121,8 @@ class ImageClassification(Workload):
 
     def load_data(self, spec: RunSpec, cache: Path, *, download: bool, alive: Callable[[], object] = lambda: None) -> Dataset:
         """Return the data set of a run."""
-        return load_dataset(image_selection(spec.data), cache, reader=self.reader, download=download, heartbeat=alive)
+        selection, code = image_selection(spec.data), self._reader_code
+        return load_dataset(selection, cache, reader=self.reader, reader_code=code, download=download, heartbeat=alive)
 
     def data_source(self, spec: RunSpec, data: Dataset) -> str:
         """Return the folder of the images, or the name of the data set."""
@@ -241,7 +247,7 @@ class ImageClassification(Workload):
 
     def pickled(self) -> bytes:
         """Return the network and the reader with their code; empty without any."""
-        _ = self._digest  # it travels too, since the sources may not
+        _ = self._digest, self._reader_code  # they travel too, since the sources may not
         return b"" if self.built_in else sources.pickled(self, self.roots)
 
 

@@ -8,17 +8,12 @@ from typing import Any, Literal, Self, get_args
 from resnet_core.fields import reject
 
 Better = Literal["lower", "higher"]
-MAX_NAME_CHARACTERS = 250
-"""Maximum length of a metric's name in MLflow."""
-ACCEPTED_NAMES = "accepted: a name of letters, digits, spaces, _, -, . and /, as in valid/loss; MLflow accepts no other"
 PERCENT = "%"
 """Unit of shares. A difference between shares is in percentage points."""
-
-
-def is_metric_name(name: str) -> bool:
-    """Return whether MLflow accepts this name of a metric on every system. It is part of a path."""
-    path = posixpath.normpath(name)
-    return bool(re.fullmatch(r"[/\w.\- ]+", name)) and path == name and path[0] not in "./" and len(name) <= MAX_NAME_CHARACTERS
+ACCEPTED_NAMES = "letters, digits and _ - . : / and spaces, such as valid/loss"
+"""Names that MLflow accepts for metrics, in words."""
+_MAX_NAME_LENGTH = 250
+"""Maximum length of a metric's name in MLflow, in characters."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +29,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that is not accepted."""
-        if not (isinstance(self.name, str) and self.name.strip() == self.name and self.name.strip("/")):
-            raise reject("metric", self.name, "accepted: a key of the metrics that training yields, such as valid/loss")
-        if not is_metric_name(self.name):
-            raise reject("metric", self.name, ACCEPTED_NAMES)
+        if not (isinstance(self.name, str) and self.name.strip() == self.name and is_metric_name(self.name)):
+            raise reject("metric", self.name, f"accepted: a key of the metrics that training yields, of {ACCEPTED_NAMES}")
         if not isinstance(self.unit, str):
             raise reject("metric unit", self.unit, "accepted: text, such as nats, or nothing for a plain number")
         if self.better not in get_args(Better):
@@ -118,6 +111,18 @@ class Metric:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the metric that `to_dict` wrote."""
         return cls(**values)
+
+
+def is_metric_name(name: str) -> bool:
+    """Return whether MLflow accepts a name of a metric: certain characters that form a relative path in its shortest form."""
+    path = posixpath.normpath(name)
+    return (
+        re.fullmatch(r"[\w.\- :/]+", name) is not None
+        and len(name) <= _MAX_NAME_LENGTH
+        and path == name
+        and path != "."
+        and not path.startswith(("/", ".."))
+    )
 
 
 def error_metric(split: str) -> Metric:
