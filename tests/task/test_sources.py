@@ -134,6 +134,30 @@ def test_modules_of_its_package_count(load: Callable[..., ModuleType]) -> None:
     assert digest(load, **files) != digest(load, **{**files, "lab__layers": "X = 2"})
 
 
+def test_modules_of_the_user_count_wherever_they_lie(
+    load: Callable[..., ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository often has its package beside the folder of its studies, and installs it in editable mode."""
+    library = tmp_path / "site-packages"
+    monkeypatch.syspath_prepend(str(tmp_path / "studies"))
+    monkeypatch.syspath_prepend(str(library))
+    study = STUDY.replace("import math", "import mine, theirs").replace("SCALE * x", "mine.X * theirs.X * x")
+
+    def digest_of(mine: str, theirs: str) -> str:
+        (tmp_path / "studies").mkdir(exist_ok=True)
+        (tmp_path / "studies" / "far.py").write_text(study)
+        library.mkdir(exist_ok=True)
+        (library / "theirs.py").write_text(theirs)
+        load(mine=mine)
+        for name in ("far", "theirs"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        return sources.digest([importlib.import_module("far").Net])
+
+    before = digest_of("X = 1", "X = 1")
+    assert digest_of("X = 2", "X = 1") != before
+    assert digest_of("X = 1", "X = 2") == before
+
+
 def test_a_definition_inside_a_function_is_rejected_in_one_line() -> None:
     class Net:
         pass
@@ -162,7 +186,7 @@ def test_what_cannot_be_sent_is_one_line(load: Callable[..., ModuleType]) -> Non
         sources.pickled(net(), [net])
 
 
-def test_cells_of_a_notebook_count_as_they_are_now() -> None:
+def test_cells_of_a_notebook_count_as_they_are_now(load: Callable[..., ModuleType]) -> None:
     shell_module = pytest.importorskip("IPython.core.interactiveshell")
     shell: Any = shell_module.InteractiveShell.instance()
     before, main = sys.modules["__main__"], ModuleType("__main__")
@@ -184,6 +208,12 @@ def test_cells_of_a_notebook_count_as_they_are_now() -> None:
         enter("SCALE = 3")
         assert len({first, second, sources.digest([main.Net])}) == 3
         assert pickle.loads(sources.pickled(main.Net(), [main.Net])).build() == 4
+        load(layers="def make(x): return x")
+        enter("from layers import make\ndef helper(x):\n    return make(x)")
+        beside = sources.digest([main.Net])
+        load(layers="def make(x): return 2 * x")
+        enter("from layers import make")
+        assert sources.digest([main.Net]) != beside
     finally:
         sys.modules["__main__"] = before
         shell_module.InteractiveShell.clear_instance()

@@ -4,14 +4,15 @@ import ast
 import dataclasses
 import inspect
 import linecache
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
 from resnet_core.fields import ConfigError
 
 
-def entered_source(module: ModuleType) -> str:
+def entered_source(module: ModuleType, is_library: Callable[[ModuleType], bool]) -> str:
     """Return the current definitions of a module without a file, as source: imports, values, classes and functions.
 
     Jupyter and IPython keep the text of every cell for tracebacks; other prompts do not.
@@ -25,6 +26,8 @@ def entered_source(module: ModuleType) -> str:
             continue
         if isinstance(value, FunctionType | type) and value.__module__ == module.__name__:
             statements.append(_definition(name, value))
+        elif isinstance(value, FunctionType | type) and _is_from_the_users_file(value, is_library):
+            statements.append(f"from {value.__module__} import {value.__name__} as {name}")
         elif _is_literal(value):
             statements.append(f"{name} = {value!r}")
     return "\n".join(statements)
@@ -32,6 +35,11 @@ def entered_source(module: ModuleType) -> str:
 
 def _is_module(name: str, value: Any) -> bool:
     return isinstance(value, ModuleType) and not name.startswith("_")
+
+
+def _is_from_the_users_file(value: FunctionType | type, is_library: Callable[[ModuleType], bool]) -> bool:
+    module = sys.modules.get(value.__module__)
+    return module is not None and not is_library(module)
 
 
 def _is_literal(value: Any) -> bool:

@@ -1,8 +1,8 @@
 """Identity of the code that a user brings: a hash of what defines it, and the code itself, to be sent to other processes.
 
-The hash covers the definitions that a class or function rests on: those of its own module and, in whole, the modules beside it that
-these import. It leaves out comments, docstrings, layout and definitions that nothing reaches, so that another level in a study's
-file trains no run again. Installed packages are not part of it.
+The hash covers the definitions that a class or function rests on: those of its own module and, in whole, the modules that these
+import and that belong to its package or are not installed. It leaves out comments, docstrings, layout and definitions that nothing
+reaches, so that another level in a study's file trains no run again. Other installed packages are not part of it.
 """
 
 import ast
@@ -99,7 +99,7 @@ def _source(module: ModuleType) -> str:
     """Return the source of a module, or of what was entered in a notebook."""
     path = getattr(module, "__file__", None)
     if path is None:
-        return entered_source(module)
+        return entered_source(module, is_library)
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -107,9 +107,13 @@ def _source(module: ModuleType) -> str:
 
 
 def _label(module: ModuleType, root: ModuleType) -> str:
-    """Return a module's place relative to another one, which does not depend on whether that one is run or imported."""
+    """Return a module's place relative to another one, which does not depend on whether that one is run or imported.
+
+    A module that lies elsewhere has its name, since its place may differ between machines.
+    """
     path, start = (getattr(each, "__file__", None) or "notebook" for each in (module, root))
-    return Path(os.path.relpath(path, Path(start).parent)).as_posix()
+    place = Path(os.path.relpath(path, Path(start).parent)).as_posix()
+    return module.__name__ if place.startswith("..") and not _same_package(module, root) else place
 
 
 def _reachable(tree: ast.Module, names: Iterable[str]) -> ast.Module:
@@ -213,14 +217,32 @@ def _find_module(name: str) -> ModuleType | None:
 
 
 def _is_beside(other: ModuleType, module: ModuleType) -> bool:
-    """Return whether a module belongs to the package of `module` or, if that has none, lies in its folder or below."""
+    """Return whether a module belongs to the package of `module` or is the user's in another way: a file that is not installed."""
     path, own = getattr(other, "__file__", None), getattr(module, "__file__", None)
-    if other is module or not path or not own or not path.endswith(".py") or Path(path) == Path(own):
+    if other is module or not path or not path.endswith(".py") or (own and Path(path) == Path(own)):
         return False
     if any(other.__name__.startswith(f"{package}.") for package in OWN_PACKAGES[1:]):
         return False
-    if package := (module.__package__ or "").split(".")[0]:
-        return other.__name__.split(".")[0] == package
+    if _same_package(other, module):
+        return True
+    if other.__name__.split(".")[0] in OWN_PACKAGES:  # a study of this repository may import another one
+        below = bool(own) and Path(path).resolve().is_relative_to(Path(str(own)).resolve().parent)
+        return below and not module.__package__ and not _in_installed_folder(path)
+    return not is_library(other)
+
+
+def _same_package(other: ModuleType, module: ModuleType) -> bool:
+    package = (module.__package__ or "").split(".")[0]
+    return bool(package) and other.__name__.split(".")[0] == package
+
+
+def is_library(module: ModuleType) -> bool:
+    """Return whether a module belongs to Python, to this project, or to a package that is installed other than in editable mode."""
+    path = getattr(module, "__file__", None)
+    return not path or module.__name__.split(".")[0] in OWN_PACKAGES or _in_installed_folder(path)
+
+
+def _in_installed_folder(path: str) -> bool:
     resolved = Path(path).resolve()
-    installed = any(resolved.is_relative_to(folder) for folder in _INSTALLED)
-    return not installed and resolved.is_relative_to(Path(own).resolve().parent)
+    in_site = not {"site-packages", "dist-packages"}.isdisjoint(resolved.parts)
+    return in_site or any(resolved.is_relative_to(folder) for folder in _INSTALLED)
