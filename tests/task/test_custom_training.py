@@ -115,6 +115,10 @@ def _in(folder: Path) -> Job:
     return job_of(folder, task())
 
 
+def nothing(config: Config, context: Context) -> Iterator[Epoch]:
+    yield from ()
+
+
 def no_metric(config: Config, context: Context) -> Iterator[Epoch]:
     yield Epoch(metrics={"loss": 1.0})
 
@@ -142,6 +146,7 @@ def not_a_number(config: Config, context: Context) -> Iterator[Epoch]:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (nothing, "train of walk: yields no epoch; accepted: an ablations.Epoch after every epoch"),
         (no_metric, "train of walk: yields no metric valid/loss; it yields loss"),
         (no_epoch, r"train of walk: yields dict; accepted: ablations\.Epoch"),
         (no_number, "train of walk: valid/loss=low: accepted: a number"),

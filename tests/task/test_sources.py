@@ -136,6 +136,30 @@ def test_modules_of_its_package_count(load: Callable[..., ModuleType]) -> None:
     assert digest(load, **files) != digest(load, **{**files, "lab__layers": "X = 2"})
 
 
+def test_modules_of_the_user_count_wherever_they_lie(
+    load: Callable[..., ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository often has its package beside the folder of its studies, and installs it in editable mode."""
+    library = tmp_path / "site-packages"
+    monkeypatch.syspath_prepend(str(tmp_path / "studies"))
+    monkeypatch.syspath_prepend(str(library))
+    study = STUDY.replace("import math", "import mine, theirs").replace("SCALE * x", "mine.X * theirs.X * x")
+
+    def digest_of(mine: str, theirs: str) -> str:
+        (tmp_path / "studies").mkdir(exist_ok=True)
+        (tmp_path / "studies" / "far.py").write_text(study)
+        library.mkdir(exist_ok=True)
+        (library / "theirs.py").write_text(theirs)
+        load(mine=mine)
+        for name in ("far", "theirs"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        return sources.digest([importlib.import_module("far").Net])
+
+    before = digest_of("X = 1", "X = 1")
+    assert digest_of("X = 2", "X = 1") != before
+    assert digest_of("X = 1", "X = 2") == before
+
+
 def test_a_definition_inside_a_function_is_rejected_in_one_line() -> None:
     class Net:
         pass

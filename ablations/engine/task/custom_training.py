@@ -174,7 +174,7 @@ class CustomTraining(Workload):
             yield Epoch(metrics=metrics, checkpoint=None if state is None else _Checkpoint(self.task_name, tuple(history), state))
             started = time.perf_counter()
         if not history:
-            raise ConfigError(f"train of {self.task_name}: yields no epoch; accepted: at least one ablations.Epoch")
+            raise ConfigError(f"train of {self.task_name}: yields no epoch; accepted: an ablations.Epoch after every epoch")
 
     def _checked(self, yielded: Any) -> dict[str, float]:
         """Return the metrics of an epoch as floats."""
