@@ -296,7 +296,7 @@ def test_a_wrong_configuration_is_refused_in_one_line(model: Any, message: str) 
 class Listed(Tiny):
     """A dataclass with a value that has no hash."""
 
-    widths: tuple[int, ...] = field(default_factory=list)  # type: ignore[assignment]
+    widths: tuple[int, ...] = field(default_factory=list)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
