@@ -298,9 +298,9 @@ def test_tables_that_are_wrong_are_refused_in_one_line(tmp_path: Path, monkeypat
     refused("parquet", r"has no label in row 3; accepted: a label for each image$")
     write_parquet(tmp_path / "x.parquet", encoded, range(6), label=lambda i: i / 2)
     refused("parquet", r"has the label 0.0 in row 0; accepted: whole numbers, or names$")
-    for cell in ([0.5] * 64, [[0.5] * 8] * 8):
-        cells = dict.fromkeys(range(6), cell)
-        write_parquet(tmp_path / "x.parquet", cells.__getitem__, range(6), label=lambda i: i % 2)
+    fractions: list[Any] = [[0.5] * 64, [[0.5] * 8] * 8]
+    for cell in fractions:
+        write_parquet(tmp_path / "x.parquet", dict.fromkeys(range(6), cell).__getitem__, range(6), label=lambda i: i % 2)
         refused("parquet", r"image 0: ValueError: an array \(.*\) of float64; accepted: a PIL image, or uint8")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("huggingface", r'datasets cannot be imported \(.*\); accepted: pip install "resnet-ablations\[datasets\]"$')
