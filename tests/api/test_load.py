@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 import ablations
-from ablations import ConfigError, Result, load
+from ablations import ConfigError, Context, Epoch, Metric, Result, Study, Task, load
 from ablations.engine.api import calls
 from ablations.engine.cli import dispatch
 from ablations.engine.report import bundle
@@ -72,6 +74,26 @@ def test_the_network_of_a_run_has_its_trained_weights(stored_uri: str, tmp_path:
         net = loaded.net(run)
         assert not net.training
         assert torch.equal(net(images), trained.eval()(images))
+
+
+def test_the_checkpoint_of_a_task_is_what_the_task_yielded(stored_uri: str, tmp_path: Path) -> None:
+    loaded = load(STUDY, tracking_uri=stored_uri, storage=tmp_path)
+    row = loaded.runs.iloc[0]
+    yielded = {"epoch": 3, "weight": torch.ones(2)}
+    CheckpointFolder(str(tmp_path), row["fingerprint"]).save({"history": [], "state": yielded}, 1)
+    assert loaded.checkpoint(row).keys() == {"history", "state"}
+    task = Task(name="walk", config=Config, train=train, metric=Metric("valid/loss"))
+    of_task = Study(name="walks", question="?", task=task, factors={"a": (1, 2)}, baseline={"a": 1})
+    assert Result(of_task, loaded._stored, loaded._options).checkpoint(row).keys() == yielded.keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    a: int = 1
+
+
+def train(config: Config, context: Context) -> Iterator[Epoch]:
+    yield Epoch(metrics={"valid/loss": config.a})
 
 
 def _channels(net: torch.nn.Module) -> int:

@@ -67,3 +67,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not [output for output in outputs if output.output_type == "error"]
     lines = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "[12/12]" in lines
+    assert "\x1b" not in lines, "lines as in a log, not the live table of a terminal"

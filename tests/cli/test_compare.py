@@ -29,6 +29,7 @@ OFFSET = {offset}
 if "bad" in levels.get("shortcut", ""):
     print("error: --levels=shortcut=bad: accepted: A, B", file=sys.stderr)
     sys.exit(2)
+dataset = fields.get("data", "digits")
 if fields.get("busy"):
     print("error: study=s: is running already: process 7 holds it", file=sys.stderr)
     sys.exit(5)
@@ -49,6 +50,7 @@ estimate = {{"seconds": 90.0, "hours": None}}
 plan = {{"factors": {{"shortcut": ["A", "B"]}}, "baseline": {{"shortcut": "A"}}, "search": False, "missing": count, "runs": count}}
 metric = {{"name": "test/error", "unit": "%", "better": "lower", "label": "test error", "difference_unit": "points"}}
 shown = {{"study": {{"name": "s", "question": "?"}}, "protocol": {{"metric": metric}}, "warning": ""}}
+shown |= {{"dataset": dataset, "metric": metric | ({{"name": "test/loss"}} if fields.get("loss") else {{}})}}
 print(json.dumps({{**shown, "cells": cells, "estimate": estimate, **plan}}))
 sys.exit(1 if fields.get("incomplete") and "--plan" not in arguments else 0)
 '''
@@ -152,6 +154,12 @@ def test_the_code_of_a_commit_is_imported_from_its_worktree(study: Path, commits
         ([".", "busy=1"], 5, "busy=1: study=s: is running already: process 7 holds it"),
         ([".", "no-such-commit"], 2, "compare=no-such-commit: accepted: a commit, . for the working tree, or a configuration"),
         ([".", "gain=1", "--seeds", "0"], 2, "--seeds=0"),
+        (
+            [".", "gain=1 data=cifar10"],
+            2,
+            "compare: the sides have different datasets: digits; cifar10; accepted: sides that are scored",
+        ),
+        (["loss=1", "gain=1"], 2, "compare: the sides have different metrics: test/loss % lower"),
         ([".", "gain=1", "--by", "-1"], 2, "--by=-1.0: accepted: a number of 0 or more"),
         ([".", "gain=1 oops"], 2, "compare=gain=1 oops: accepted: a commit"),
         ([".", "{"], 2, "compare={: accepted: a commit"),

@@ -115,7 +115,7 @@ class Result:
         return net.eval()
 
     def checkpoint(self, run: Any) -> dict[str, Any]:
-        """Return the last checkpoint of a run, as training saved it. `run` is as in `net`."""
+        """Return the last checkpoint of a run, with a task what `train` yielded. `run` is as in `net`."""
         row = self._row(run)
         named = f"{_shown(row, self._factors)}"
         if not row["run_id"]:
@@ -125,7 +125,7 @@ class Result:
         saved = folder.latest()
         if saved is None:
             raise reject("run", named, f"has no checkpoint in {folder.where}; accepted: storage=… with its checkpoints")
-        return saved
+        return saved if self._study.task is None else dict(saved["state"])
 
     @property
     def _factors(self) -> list[str]:

@@ -38,7 +38,7 @@ class ChangeFinding:
     base_failures: int
     """Number of seeds with a run before the change that failed."""
     more_seeds: int | None
-    """Number of further seeds with which the test would have 80 % power if the observed improvement is the true one. None if it is
+    """Number of further seeds with which one more look has 80 % power, if the observed improvement is the true one. None if it is
     decided, or if they would be more than `MAX_SEEDS`."""
     text: str = ""
     """The finding in one line."""
@@ -86,7 +86,7 @@ def judge_change(
             verdict = "discard"
         elif len(failed) <= len(base_failed):
             verdict = "keep"
-    more = None if verdict != "undecided" else _more_seeds(estimate.n, estimate.mean, estimate.std, by, looks)
+    more = None if verdict != "undecided" else _more_seeds(estimate.n, estimate.mean, estimate.std, by, looks + 1)
     found = ChangeFinding(
         verdict=verdict,
         n=estimate.n,
@@ -143,7 +143,9 @@ def _texts(found: ChangeFinding, formats: ValueFormat, by: float) -> list[str]:
     if found.more_seeds is not None and found.n < MIN_SEEDS_FOR_P_VALUE:
         texts.append(f"at least {counted(found.more_seeds, 'more seed')}")
     elif found.more_seeds is not None:
-        texts.append(f"{counted(found.more_seeds, 'more seed')} for 80 % power, if the observed gain is the true one")
+        texts.append(
+            f"{counted(found.more_seeds, 'more seed')} for 80 % power at the next look, if the observed gain is the true one"
+        )
     elif found.verdict == "undecided" and found.p is not None:
         texts.append(f"more than {MAX_SEEDS} seeds for 80 % power")
     return texts

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -76,14 +77,20 @@ def run(given: argparse.Namespace) -> int:
     own_code = bool(base.commit or changed.commit)
     with ExitStack() as stack:
         arms = [stack.enter_context(checked_out(arm, own_code=own_code)) for arm in (base, changed)]
-        requests = [_options(arm, given) for arm in arms]
-        plans = [_plan(arm, words) for arm, words in zip(arms, requests, strict=True)]
+        with ThreadPoolExecutor(len(arms)) as pool:  # a plan imports PyTorch and MLflow, which takes seconds
+            requests, plans = zip(*pool.map(lambda arm: _request(arm, given), arms), strict=True)
         _check_comparable(arms, plans)
         _print_plans(arms, plans)
         if given.plan:
             return 0
         found = [arm.document(words) for arm, words in zip(arms, requests, strict=True)]
     return _conclude(given, arms, found)
+
+
+def _request(arm: Arm, given: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Return the options of a side, and its plan."""
+    words = _options(arm, given)
+    return words, _plan(arm, words)
 
 
 def _options(arm: Arm, given: argparse.Namespace) -> list[str]:
@@ -145,7 +152,12 @@ def _fields(arms: Sequence[Arm]) -> set[str]:
 
 
 def _check_comparable(arms: Sequence[Arm], plans: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ConfigError if the sides do not have the same cells, or train the same runs."""
+    """Raise ConfigError if the sides are scored differently, do not have the same cells, or train the same runs."""
+    for what in ("dataset", "metric"):
+        scored = [plan[what] for plan in plans if what in plan]  # a commit of long ago does not say it
+        if len(scored) == 2 and scored[0] != scored[1]:
+            shown = "; ".join(each if isinstance(each, str) else " ".join(map(str, each.values())) for each in scored)
+            raise ConfigError(f"compare: the sides have different {what}s: {shown}; accepted: sides that are scored alike")
     base, changed = (_cells(arm, plan, _fields(arms)) for arm, plan in zip(arms, plans, strict=True))
     if not base or base.keys() != changed.keys():
         cells = [", ".join(cell["cell"] for cell in of.values()) or "none" for of in (base, changed)]

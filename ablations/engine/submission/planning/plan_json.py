@@ -23,6 +23,8 @@ def plan_document(preview: Preview) -> dict[str, Any]:
         "schema": SCHEMA,
         "study": {"name": plan.study.name, "question": plan.study.question},
         "preset": plan.preset,
+        "dataset": plan.dataset.name,
+        "metric": plan.metric.to_dict(),
         "factors": {name: list(levels) for name, levels in plan.factors.items()},
         "baseline": dict(plan.baseline),
         "search": isinstance(plan, SearchPlan),
