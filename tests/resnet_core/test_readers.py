@@ -166,6 +166,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "failure": (failing, {}, r"^failing: OSError: no such disk$"),
     "another result": (lambda _: 3, {}, r"returns int; accepted: resnet_core.Images$"),
     "classes": (reader(classes=["a"]), {}, r"^read: classes=\['a'\]: accepted: at least two different names$"),
+    "a number of classes": (reader(classes=10), {}, r"^read: classes=10: accepted: at least two different names$"),
+    "no classes": (reader(classes=None), {}, r"^read: classes=None: accepted"),
+    "one text": (reader(classes="abc"), {}, r"^read: classes=abc: accepted"),
+    "ragged images": (reader(([[1, 2], [3]], [0, 1])), {}, r"^images of read: train: .*; accepted: values of equal shape$"),
+    "ragged labels": (reader((PIXELS, [[0], [1, 2]])), {}, r"^labels of read: train: .*; accepted: values of equal shape$"),
+    "a list as a label": (reader([(PIXELS[0], 0), (PIXELS[1], [1, 2])]), {}, r"^labels of read: train: "),
     "version": (reader(version=3), {}, r"^read: version=3: accepted: text, or None"),
     "floats": (reader((PIXELS / 255, LABELS)), {}, r"^read: train has images \(60, 3, 8, 8\) of float64; accepted: square images"),
     "not square": (reader((PIXELS[..., :5], LABELS)), {}, r"has images \(60, 3, 8, 5\) of uint8; accepted: square"),
@@ -285,5 +291,9 @@ def test_tables_that_are_wrong_are_refused_in_one_line(tmp_path: Path, monkeypat
     refused("parquet", r"image 0: ValueError: 5 pixels; accepted: those of a square gray or RGB image$")
     write_parquet(tmp_path / "x.parquet", encoded, range(6), label=lambda i: None if i == 3 else i)
     refused("parquet", r"has no label in row 3; accepted: a label for each image$")
+    labels: tuple[Callable[[int], Any], ...] = (lambda i: [i], lambda i: {"class": i})
+    for label in labels:
+        write_parquet(tmp_path / "x.parquet", encoded, range(6), label=label)
+        refused("parquet", r"has labels that are no names of classes \(.*\); accepted: whole numbers, or text$")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("huggingface", r'datasets cannot be imported \(.*\); accepted: pip install "resnet-ablations\[datasets\]"$')

@@ -217,12 +217,32 @@ class Bare:
         ({"train": 3}, "train=3: accepted: a function of a configuration and a context"),
         ({"name": "a b"}, "task name=a b: accepted:"),
         ({"data_version": 3}, "data_version=3: accepted: text, or a function that returns it"),
+        ({"sources": ["cfg"]}, "sources=cfg: accepted: modules, classes or functions themselves, not their names"),
         ({"train": lambda config, context: iter(())}, "is defined inside a function"),
     ],
 )
 def test_a_wrong_task_is_rejected_in_one_line_before_anything_starts(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_plan(study(task=task(**changes), factors={"rate": (0.1, 0.2)}), StudyRequest(), cache=Path())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    rate: float = 0.5
+    epochs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worded:
+    epochs: str = "many"
+
+
+@pytest.mark.parametrize("config", [Endless, Worded])
+def test_a_field_epochs_that_is_no_number_says_nothing_about_the_length(config: type) -> None:
+    workload = CustomTraining(task(config=config))
+    spec = workload.presets["default"]
+    assert (workload.units_of_work(spec.flat(), 0), workload.total_epochs(spec, None)) == (1.0, None)
+    assert workload.units_of_work({"epochs": "7"}, 0) == 7
 
 
 def test_a_field_that_the_configuration_lacks_is_named_with_near_ones() -> None:

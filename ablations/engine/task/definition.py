@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self, SupportsFloat
 
 from ablations.engine.task.metric import Metric
@@ -105,3 +106,6 @@ class Task:
             raise reject("cost", self.cost, "accepted: a function of a configuration")
         if isinstance(self.sources, str) or not isinstance(self.sources, Sequence):
             raise reject("sources", self.sources, "accepted: a list of modules, classes or functions")
+        for source in self.sources:
+            if not (isinstance(source, ModuleType) or callable(source)):
+                raise reject("sources", source, "accepted: modules, classes or functions themselves, not their names")

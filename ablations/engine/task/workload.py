@@ -212,7 +212,10 @@ class Workload(ABC):
             values: fields of a run by dotted name, as values or text.
             examples: number of training examples.
         """
-        return float(values.get("epochs", 1))
+        try:
+            return float(values.get("epochs", 1))
+        except (TypeError, ValueError):  # a task's field of this name may be None, or text
+            return 1.0
 
     # Searches
 
