@@ -8,6 +8,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnet_core.config import OptimConfig
 
+TensorList = tuple[Tensor, ...] | list[Tensor]
+
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_up: bool = False) -> float:
     """Return the learning rate of a step.
@@ -61,7 +63,7 @@ def average_of(net: nn.Module, config: OptimConfig) -> AveragedModel | None:
     average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: TensorList, current: TensorList, count: Tensor | int) -> None:
         """Average tensors of one data type. Whole numbers, such as indices and counts, are copied: averages would be truncated."""
         if averaged[0].is_floating_point() or averaged[0].is_complex():
             average(averaged, current, count)
@@ -69,7 +71,7 @@ def average_of(net: nn.Module, config: OptimConfig) -> AveragedModel | None:
             torch._foreach_copy_(averaged, current)
 
     # Its count of updates stays on the CPU: on a GPU, every update would wait for the device.
-    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)  # type: ignore[no-untyped-call]
+    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
 
 
 def _decays(parameter: torch.Tensor, config: OptimConfig) -> bool:

@@ -15,10 +15,9 @@ from ablations import Context, Epoch, Metric, Study, Task
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.task.custom_training import CustomTraining, TaskSpec
-from ablations.engine.task.workload import Diverged
 from ablations.engine.trial import worker
 from ablations.engine.trial.job import Job
-from resnet_core import ConfigError
+from resnet_core import ConfigError, Diverged
 
 LOSS = Metric("valid/loss", unit="nats")
 
@@ -252,6 +251,19 @@ def test_a_field_that_the_configuration_lacks_is_named_with_near_ones() -> None:
 
 def fails(config: Config) -> str:
     raise OSError("no such disk")
+
+
+def kind_of_data(config: Config) -> str:
+    return f"{config.kind} at {config.epochs}"
+
+
+def test_requested_levels_do_not_decide_which_study_it_is() -> None:
+    def base_id(levels: tuple[str, ...], epochs: str = "4") -> str:
+        request = StudyRequest(levels={"kind": levels}, overrides={"epochs": epochs})
+        return make_plan(study(task=task(data_version=kind_of_data)), request, cache=Path()).base_id
+
+    assert base_id(("line", "curve")) == base_id(("curve",)) == base_id(("line",))
+    assert base_id(("line",)) != base_id(("line",), "9")
 
 
 def test_an_error_in_the_data_version_is_one_line() -> None:

@@ -70,9 +70,8 @@ def _with_factors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `Evidence` with a column per factor in place of the column `cell`, under the metrics' own names."""
     metric = evidence.design.metric
     found = table.rename(columns={VALUE: metric.name, TRAINING_VALUE: metric.training_name})
-    columns = {
-        name: factor_column(name, OWN_COLUMNS.union({metric.name, metric.training_name})) for name in evidence.design.factors
-    }
+    taken = OWN_COLUMNS | {metric.name, metric.training_name}
+    columns = {name: factor_column(name, taken) for name in evidence.design.factors}
     found = found.drop(columns=[name for name in columns.values() if name in found])  # a condition that the study varies
     cells = {cell.label: cell for cell in evidence.design.cells}
     for position, factor in enumerate(evidence.design.factors):

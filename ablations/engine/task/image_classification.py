@@ -119,8 +119,9 @@ class ImageClassification(Workload):
 
     def load_data(self, spec: RunSpec, cache: Path, *, download: bool, alive: Callable[[], object] = lambda: None) -> Dataset:
         """Return the data set of a run."""
-        own = {"reader": self.reader, "reader_code": self._reader_code} if self.reader else {}
-        return load_dataset(image_selection(spec.data), cache, **own, download=download, heartbeat=alive)
+        read, code = self.reader, self._reader_code
+        selection = image_selection(spec.data)
+        return load_dataset(selection, cache, reader=read, reader_code=code, download=download, heartbeat=alive)
 
     def data_source(self, spec: RunSpec, data: Dataset) -> str:
         """Return the folder of the images, or the name of the data set."""
@@ -130,7 +131,7 @@ class ImageClassification(Workload):
         """Return whether a field affects which images are selected."""
         return selects_images(field)
 
-    def study_data_version(self, data: Dataset, factors: Collection[str]) -> str:
+    def study_data_version(self, spec: RunSpec, data: Dataset, factors: Collection[str]) -> str:
         """Return the version of the data; of the test images alone if cells differ in training images."""
         # The hash must not depend on which of the cells are requested.
         return test_images_digest(data) if any(map(selects_images, factors)) else data.version

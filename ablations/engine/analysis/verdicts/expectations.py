@@ -46,7 +46,7 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
                 expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: it has one level"
             )
         answer = answers[0]
-        verdict = {"matters": SHOWN, "no effect within margin": CONTRADICTED}.get(answer.verdict, NOT_SHOWN)
+        verdict = SHOWN if answer.verdict == "matters" else NOT_SHOWN  # no test of no effect contradicts it
         return Assessment(expectation=expectation.text, verdict=verdict, text=f"{expectation.text}: {verdict}: {answer.text}")
     metric = evidence.design.metric
     effect, tests = _effect(expectation, evidence, findings)
