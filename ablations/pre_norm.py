@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ablations import Context, Epoch, Metric, Study, Task, main
+from ablations import ConfigError, Context, Epoch, Metric, Study, Task, main
 
 TEXT = "".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
 
@@ -53,6 +53,8 @@ class Transformer(nn.Module):
 
 
 def train(config: Config, context: Context) -> Iterator[Epoch]:
+    if config.batch % context.world_size:
+        raise ConfigError(f"batch={config.batch}: accepted: a multiple of the {context.world_size} workers")
     text = torch.frombuffer(bytearray(TEXT), dtype=torch.uint8).long().to(context.device)
     learned, held_out = text[: len(text) * 9 // 10], text[-100 * config.length - 1 :]
     net = Transformer(config).to(context.device)
@@ -75,8 +77,11 @@ def train(config: Config, context: Context) -> Iterator[Epoch]:
             context.alive()
         with torch.no_grad():
             scored = F.cross_entropy(net(held_out[:-1].view(-1, config.length)).flatten(0, 1), held_out[1:]).item()
+        learned_loss = torch.stack(losses).detach().mean()
+        if context.world_size > 1:
+            torch.distributed.all_reduce(learned_loss.div_(context.world_size))
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
-        yield Epoch(metrics={"valid/loss": scored, "train/loss": torch.stack(losses).mean().item()}, checkpoint=state)
+        yield Epoch(metrics={"valid/loss": scored, "train/loss": learned_loss.item()}, checkpoint=state)
 
 
 STUDY = Study(

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from resnet_core.model.cost import Cost, measure_cost
     from resnet_core.model.network import ResNet, build_model
     from resnet_core.model.torchvision import from_torchvision, to_torchvision
-    from resnet_core.training.loop import Diverged, EpochResult, fit
+    from resnet_core.training.divergence import Diverged
+    from resnet_core.training.loop import EpochResult, fit
 
 _MODULES = {
     "Cost": "model.cost",
@@ -46,7 +47,7 @@ _MODULES = {
     "build_network": "model.building",
     "from_torchvision": "model.torchvision",
     "to_torchvision": "model.torchvision",
-    "Diverged": "training.loop",
+    "Diverged": "training.divergence",
     "EpochResult": "training.loop",
     "fit": "training.loop",
 }

@@ -50,7 +50,7 @@ class Kill:
 
     @property
     def asks(self) -> bool:
-        """Whether the driver has a say in it."""
+        """True if the driver has a say in it."""
         return SIGNALS.get(self.means, signal.SIGKILL) is not signal.SIGKILL
 
     def strike(self, study: "subprocess.Popen[bytes]", home: Path, epochs: int) -> bool:

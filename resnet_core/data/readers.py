@@ -68,7 +68,8 @@ def call_reader(reader: Reader, config: DataConfig) -> Images:
         raise ConfigError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(found, Images):
         raise ConfigError(f"{name}: returns {type(found).__name__}; accepted: resnet_core.Images")
-    classes = list(found.classes) if isinstance(found.classes, Iterable) else []
+    listed = isinstance(found.classes, Iterable) and not isinstance(found.classes, str)
+    classes = list(found.classes) if listed else []
     if len(classes) < 2 or not all(isinstance(each, str) for each in classes) or len({*classes}) < len(classes):
         raise ConfigError(f"{name}: classes={found.classes!r:.80}: accepted: at least two different names")
     if not (found.version is None or isinstance(found.version, str)):
@@ -118,7 +119,7 @@ def _split(name: str, part: Any, config: DataConfig, classes: int, heartbeat: He
     if isinstance(part, tuple):
         if len(part) != 2:
             raise ConfigError(f"{name} is a tuple of {len(part)}; {ACCEPTED_PART}")
-        images, labels = _array(name, part[0]), np.asarray(part[1])
+        images, labels = _array(name, part[0]), _as_array(f"labels of {name}", part[1])
     elif isinstance(part, Sized) and hasattr(part, "__getitem__"):
         images, labels = _decoded(name, part, config, heartbeat)
     else:
@@ -136,7 +137,7 @@ def _split(name: str, part: Any, config: DataConfig, classes: int, heartbeat: He
 
 def _array(name: str, images: Any) -> NDArray[np.uint8]:
     """Return images (N, C, H, W) of an array in this or another order of its dimensions."""
-    found = np.asarray(images)
+    found = _as_array(f"images of {name}", images)
     shape = found.shape
     if found.dtype == np.uint8 and found.ndim == 4:
         if shape[1] in CHANNELS and shape[2] == shape[3]:
@@ -145,6 +146,14 @@ def _array(name: str, images: Any) -> NDArray[np.uint8]:
             return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
     accepted = "accepted: square images of uint8, (N, C, H, W) or (N, H, W, C), with 1 or 3 channels"
     raise ConfigError(f"{name} has images {shape} of {found.dtype}; {accepted}")
+
+
+def _as_array(name: str, values: Any) -> NDArray[Any]:
+    """Return values as an array; raise ConfigError if their lengths differ."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}; accepted: values of equal shape") from error
 
 
 def _decoded(name: str, dataset: Any, config: DataConfig, heartbeat: Heartbeat) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -174,7 +183,7 @@ def _decoded(name: str, dataset: Any, config: DataConfig, heartbeat: Heartbeat) 
         raise ConfigError(f"data.image_size=null: the images of {name} are not square: set a size")
     channels = max(image.shape[2] for image in images)
     same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
-    return np.ascontiguousarray(np.stack(same).transpose(0, 3, 1, 2)), np.asarray(labels)
+    return np.ascontiguousarray(np.stack(same).transpose(0, 3, 1, 2)), _as_array(f"labels of {name}", labels)
 
 
 def _pairs(name: str, dataset: Any, size: int | None, heartbeat: Heartbeat) -> Iterator[tuple[NDArray[np.uint8], Any]]:

@@ -141,8 +141,11 @@ def _numbered(root: Path, columns: Sequence[Sequence[Any]], names: Sequence[str]
                 raise reject("data.root", str(root), f"has the label {value!r} in row {row}; accepted: whole numbers, or names")
     if names:
         return [list(column) for column in columns], tuple(names)
-    values = {value for column in columns for value in column}
-    known = sorted(values)
+    try:
+        known = sorted({value for column in columns for value in column})
+    except TypeError as error:  # lists, or text among numbers
+        accepted = f"has labels that are no names of classes ({error}); accepted: whole numbers, or text"
+        raise reject("data.root", str(root), accepted) from error
     number = {value: index for index, value in enumerate(known)}
     return [[number[value] for value in column] for column in columns], tuple(map(str, known))
 

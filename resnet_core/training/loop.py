@@ -26,6 +26,7 @@ from resnet_core.heartbeat import Heartbeat, no_heartbeat
 from resnet_core.model.building import build_network, in_layout
 from resnet_core.model.cost import can_capture, measure_cost
 from resnet_core.training.arithmetic import arithmetic, autocast
+from resnet_core.training.divergence import Diverged
 from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, is_distributed
 from resnet_core.training.memory import PeakMemory
 from resnet_core.training.mixing import augmented, mixes
@@ -38,10 +39,6 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (N, C, H, W) and labels (N,)."""
 WARMUP_WINDOW_STEPS = 20
 """Steps over which a warm-up by training error averages the error."""
-
-
-class Diverged(Exception):  # noqa: N818 - an outcome of a run, not an error
-    """The training has diverged: the loss is no longer finite."""
 
 
 @dataclass(frozen=True)

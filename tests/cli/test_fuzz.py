@@ -185,7 +185,7 @@ def outcome(command: Callable[[], Any]) -> tuple[int, str, str]:
 
 
 def is_refused(code: int, out: str, err: str) -> bool:
-    """Whether a request was refused, which is done in one clean line or not at all."""
+    """True if a request was refused, which is done in one clean line or not at all."""
     if code == 0:
         assert err == ""
         return False

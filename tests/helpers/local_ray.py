@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 started = False
-"""Whether Ray runs and was started by this module."""
+"""True if Ray runs and was started by this module."""
 users = 0
 """Number of test modules whose fixtures use this Ray now."""
 

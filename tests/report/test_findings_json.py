@@ -12,7 +12,7 @@ import pytest
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.analysis.verdicts.expectations import assess
-from ablations.engine.report import bundle, data_frames
+from ablations.engine.report import bundle, data_frames, tables
 from ablations.engine.report.findings_json import findings_document, to_json
 from ablations.engine.study.expectations import parse_expectations
 from tests.helpers.json_schemas import problems
@@ -124,6 +124,23 @@ def test_a_factor_that_is_also_a_condition_has_one_column() -> None:
     runs = data_frames.run_frame(evidence(replace(made, cells=tuple(cells))))
     assert list(runs.columns).count("precision") == 1
     assert list(runs["precision"]) == ["fp32"] * 3 + ["bf16"] * 3
+
+
+def test_a_factor_with_the_name_of_a_statistic_hides_no_column() -> None:
+    factors = {"p": ("0.1", "0.5"), "seconds": ("1", "2"), "cell": ("a", "b"), "mean": ("x", "y")}
+    given = evidence(design(factors, baseline={"p": "0.1"}))
+    plain = evidence(design({"depth": ("20",)}, baseline={}))
+    found = analyze_study(given)
+    for make in (data_frames.run_frame, data_frames.curve_frame):
+        assert {*make(plain).columns} - {"depth"} < {*make(given).columns}
+    cells, rows = data_frames.cell_frame(given, found), tables.rows(found)
+    assert list(cells["factor.p"]) == [each["factor.p"] for each in rows] == [cell.levels["p"] for cell in given.design.cells]
+    assert list(cells["mean"]) == [each["test_error_mean"] for each in rows] == [cell.value.mean for cell in found.cells]
+    assert [each["cell"] for each in rows] == [cell.label for cell in given.design.cells]
+    runs = data_frames.run_frame(given)
+    assert list(runs["seconds"]) == list(given.runs["seconds"])
+    assert set(runs["factor.seconds"]) == {"1", "2"}
+    assert set(runs["factor.cell"]) == {"a", "b"}
 
 
 def test_the_files_lie_beside_the_table(tmp_path: Path) -> None:

@@ -166,12 +166,17 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "failure": (failing, {}, r"^failing: OSError: no such disk$"),
     "another result": (lambda _: 3, {}, r"returns int; accepted: resnet_core.Images$"),
     "classes": (reader(classes=["a"]), {}, r"^read: classes=\['a'\]: accepted: at least two different names$"),
+    "a number of classes": (reader(classes=10), {}, r"^read: classes=10: accepted: at least two different names$"),
     "no classes": (reader(classes=None), {}, r"^read: classes=None: accepted: at least two different names$"),
+    "one text": (reader(classes="abc"), {}, r"^read: classes='abc': accepted"),
     "other data beside a reader": (
         reader(),
         {"name": "digits"},
         r"^data.name=digits: the images are those of a reader; accepted: own",
     ),
+    "ragged images": (reader(([[1, 2], [3]], [0, 1])), {}, r"^images of read: train: .*; accepted: values of equal shape$"),
+    "ragged labels": (reader((PIXELS, [[0], [1, 2]])), {}, r"^labels of read: train: .*; accepted: values of equal shape$"),
+    "a list as a label": (reader([(PIXELS[0], 0), (PIXELS[1], [1, 2])]), {}, r"^labels of read: train: "),
     "version": (reader(version=3), {}, r"^read: version=3: accepted: text, or None"),
     "floats": (reader((PIXELS / 255, LABELS)), {}, r"^read: train has images \(60, 3, 8, 8\) of float64; accepted: square images"),
     "not square": (reader((PIXELS[..., :5], LABELS)), {}, r"has images \(60, 3, 8, 5\) of uint8; accepted: square"),
@@ -302,5 +307,9 @@ def test_tables_that_are_wrong_are_refused_in_one_line(tmp_path: Path, monkeypat
     for cell in fractions:
         write_parquet(tmp_path / "x.parquet", dict.fromkeys(range(6), cell).__getitem__, range(6), label=lambda i: i % 2)
         refused("parquet", r"image 0: ValueError: an array \(.*\) of float64; accepted: a PIL image, or uint8")
+    labels: tuple[Callable[[int], Any], ...] = (lambda i: [i], lambda i: {"class": i})
+    for label in labels:
+        write_parquet(tmp_path / "x.parquet", encoded, range(6), label=label)
+        refused("parquet", r"has labels that are no names of classes \(.*\); accepted: whole numbers, or text$")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("huggingface", r'datasets cannot be imported \(.*\); accepted: pip install "resnet-ablations\[datasets\]"$')

@@ -16,10 +16,9 @@ from ablations import Context, Epoch, Metric, Study, Task
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.task.custom_training import CustomTraining, TaskSpec
-from ablations.engine.task.workload import Diverged
 from ablations.engine.trial import worker
 from ablations.engine.trial.job import Job
-from resnet_core import ConfigError
+from resnet_core import ConfigError, Diverged
 
 LOSS = Metric("valid/loss", unit="nats")
 
@@ -273,6 +272,25 @@ def test_a_wrong_task_is_rejected_in_one_line_before_anything_starts(changes: di
         make_plan(study(task=task(**changes), factors={"rate": (0.1, 0.2)}), StudyRequest(), cache=Path())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    rate: float = 0.5
+    epochs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worded:
+    epochs: str = "many"
+
+
+@pytest.mark.parametrize("config", [Endless, Worded])
+def test_a_field_epochs_that_is_no_number_says_nothing_about_the_length(config: type) -> None:
+    workload = CustomTraining(task(config=config))
+    spec = workload.presets["default"]
+    assert (workload.units_of_work(spec.flat(), 0), workload.total_epochs(spec, None)) == (1.0, None)
+    assert workload.units_of_work({"epochs": "7"}, 0) == 7
+
+
 def test_a_field_that_the_configuration_lacks_is_named_with_near_ones() -> None:
     with pytest.raises(ConfigError, match=r"factors rte: no such field; did you mean rate\?$"):
         study(factors={"rte": (0.1, 0.2)})
@@ -280,6 +298,19 @@ def test_a_field_that_the_configuration_lacks_is_named_with_near_ones() -> None:
 
 def fails(config: Config) -> str:
     raise OSError("no such disk")
+
+
+def kind_of_data(config: Config) -> str:
+    return f"{config.kind} at {config.epochs}"
+
+
+def test_requested_levels_do_not_decide_which_study_it_is() -> None:
+    def base_id(levels: tuple[str, ...], epochs: str = "4") -> str:
+        request = StudyRequest(levels={"kind": levels}, overrides={"epochs": epochs})
+        return make_plan(study(task=task(data_version=kind_of_data)), request, cache=Path()).base_id
+
+    assert base_id(("line", "curve")) == base_id(("curve",)) == base_id(("line",))
+    assert base_id(("line",)) != base_id(("line",), "9")
 
 
 def test_an_error_in_the_data_version_is_one_line() -> None:

@@ -31,6 +31,8 @@ CONDITION_COLUMNS = (
     "git.changed",
 )
 """Columns of `Evidence.runs` with the conditions of a training; an empty string means unknown."""
+FAILED_OUTCOMES = ("diverged", "oom", "failed")
+"""Outcomes of a training that ended without a result that counts."""
 CURVE_COLUMNS = ("train_value", "value", "epoch_seconds")
 """Columns of `Evidence.curves` with one value per epoch."""
 
@@ -45,7 +47,7 @@ class Evidence:
     (`completed`, `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `value` (of the design's
     metric), `train_value` (the same quantity on training data, NaN if it is not reported) and the columns of `COST_METRICS` (final
     epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further metrics under their own names, such as
-    `test/loss`."""
+    `test/loss`, or `metric.seed` for one with the name of another column."""
     curves: pd.DataFrame
     """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: the metric on
     training data, the metric itself, and the duration of the epoch in seconds. A column is NaN if it is not reported."""

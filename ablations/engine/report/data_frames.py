@@ -1,7 +1,7 @@
 """Tidy tables of a study: a row per run, per epoch or per cell.
 
-A column per factor holds its levels with the type of the field: `depth` holds integers. Columns of the compared metric carry its
-own name, such as `test/error`.
+A column per factor holds its levels with the type of the field: `depth` holds integers. A factor with the name of another column,
+such as `p`, has the column `factor.p`. Columns of the compared metric carry its own name, such as `test/error`.
 """
 
 import math
@@ -9,20 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.evidence import COST_METRICS, CURVE_COLUMNS, Evidence
 from ablations.engine.analysis.findings import Estimate, Findings
-from ablations.engine.report.tables import comparisons_by_cell, escape_formulas
-from ablations.engine.study.design import Design, DesignCell
+from ablations.engine.report.tables import comparisons_by_cell, escape_formulas, factor_column
+from ablations.engine.study.design import DesignCell
 from ablations.engine.study.factors import format_level
-from ablations.engine.task.metric import Metric
 
 VALUE, TRAINING_VALUE = "value", "train_value"
 """Columns of `Evidence` with the compared metric, on evaluation and on training data."""
-
-
-def compared_metric(design: Design) -> Metric:
-    """Return the metric by which a study compares its runs."""
-    return design.metric
+OWN_COLUMNS = {"cell", "seed", "fingerprint", "run_id", "outcome", "message", "attempts", "epoch", *COST_METRICS, *CURVE_COLUMNS}
+"""Columns of `Evidence` that no factor replaces."""
 
 
 def typed_level(cell: DesignCell, factor: str) -> Any:
@@ -52,8 +48,7 @@ def cell_frame(evidence: Evidence, findings: Findings) -> pd.DataFrame:
     comparisons = comparisons_by_cell(findings)
     rows = []
     for cell, found in zip(evidence.design.cells, findings.cells, strict=True):
-        row: dict[str, Any] = {name: typed_level(cell, name) for name in evidence.design.factors}
-        row |= {"n": found.value.n, "planned": found.planned}
+        row: dict[str, Any] = {"n": found.value.n, "planned": found.planned}
         row |= {name: _number(getattr(found.value, name)) for name in ("mean", "std", "low", "high")}
         comparison = comparisons.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
@@ -61,7 +56,8 @@ def cell_frame(evidence: Evidence, findings: Findings) -> pd.DataFrame:
         row |= {f"difference_{name}": _number(getattr(difference, name)) for name in ("low", "high")}
         row |= {"pairs": difference.n, "p": _number(difference.p), "p_adjusted": _number(difference.p_adjusted)}
         row |= {name: _number(getattr(found, name)) for name in ("parameters", "flops", "seconds", "gpu_hours")}
-        rows.append(row)
+        levels = {factor_column(name, row): typed_level(cell, name) for name in evidence.design.factors}
+        rows.append(levels | row)
     return pd.DataFrame(rows)
 
 
@@ -72,13 +68,15 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def _with_factors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `Evidence` with a column per factor in place of the column `cell`, under the metrics' own names."""
-    metric = compared_metric(evidence.design)
+    metric = evidence.design.metric
     found = table.rename(columns={VALUE: metric.name, TRAINING_VALUE: metric.training_name})
-    found = found.drop(columns=[name for name in evidence.design.factors if name in found])  # a condition that the study varies
+    taken = OWN_COLUMNS | {metric.name, metric.training_name}
+    columns = {name: factor_column(name, taken) for name in evidence.design.factors}
+    found = found.drop(columns=[name for name in columns.values() if name in found])  # a condition that the study varies
     cells = {cell.label: cell for cell in evidence.design.cells}
     for position, factor in enumerate(evidence.design.factors):
         levels = [typed_level(cells[label], factor) for label in table["cell"]]
-        found.insert(position, factor, pd.Series(levels, index=table.index, dtype=None if levels else object))
+        found.insert(position, columns[factor], pd.Series(levels, index=table.index, dtype=None if levels else object))
     return found.drop(columns="cell")
 
 

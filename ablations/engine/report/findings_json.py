@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
 from ablations.engine.analysis.verdicts.expectations import Assessment
-from ablations.engine.report.data_frames import VALUE, compared_metric, typed_level
+from ablations.engine.report.data_frames import VALUE, typed_level
 from ablations.engine.report.tables import comparisons_by_cell
 from ablations.engine.study.design import Design, DesignCell
 
@@ -24,7 +24,6 @@ SCHEMA = "ablations-findings/1"
 FILE_NAME = "findings.json"
 VERDICTS = {"no effect shown": "no difference shown", "cannot be said yet": "cannot be said"}
 """Verdicts of answers that have other names in the document."""
-FAILED = ("diverged", "oom", "failed")
 """Outcomes of runs that ended without the metric. Runs that are missing, running or stopped may still complete."""
 
 
@@ -37,7 +36,7 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
         expectations: assessed expectations of `--expect`.
     """
     design = evidence.design
-    failures = evidence.runs[evidence.runs["outcome"].isin(FAILED)]
+    failures = evidence.runs[evidence.runs["outcome"].isin(FAILED_OUTCOMES)]
     comparisons = comparisons_by_cell(findings)
     document = {
         "schema": SCHEMA,
@@ -135,7 +134,7 @@ def _search(findings: Findings) -> dict[str, Any] | None:
 
 
 def _protocol(design: Design) -> dict[str, Any]:
-    metric = compared_metric(design)
+    metric = design.metric
     shared = {
         name: value for name, value in design.cells[0].spec.items() if all(cell.spec.get(name) == value for cell in design.cells)
     }

@@ -4,7 +4,7 @@ Names of factors and levels and messages of runs may hold any text, so they are 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -99,8 +99,7 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
         difference = comparison.difference if comparison else Estimate(n=0)
-        row: dict[str, Any] = {"cell": cell.label, **cell.levels}
-        row |= {f"{scored}_{name}": getattr(cell.value, name) for name in ("mean", "std", "low", "high")}
+        row: dict[str, Any] = {f"{scored}_{name}": getattr(cell.value, name) for name in ("mean", "std", "low", "high")}
         row |= {"n": cell.value.n, "planned": cell.planned}
         if reports_training(findings):
             row |= {f"{trained}_mean": cell.train_value.mean, f"{trained}_std": cell.train_value.std}
@@ -111,8 +110,14 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
         row |= {column: value for column, value in costs.items() if column in reported}
         row |= {"on_front": cell.on_pareto_front} if "multiply_adds" in reported else {}
         row |= {"note": cell_note(cell, comparison)}
-        table.append(row)
+        levels = {factor_column(name, {"cell", *row}): level for name, level in cell.levels.items()}
+        table.append({"cell": cell.label, **levels, **row})
     return table
+
+
+def factor_column(factor: str, others: Collection[str]) -> str:
+    """Return the name of a factor's column beside other columns: `factor.p` if one of them is named `p`."""
+    return f"factor.{factor}" if factor in others else factor
 
 
 def csv(findings: Findings) -> str:

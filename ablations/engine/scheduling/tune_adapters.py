@@ -38,7 +38,7 @@ class RunSource(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether there will be no more runs. Tune reads it when `next` has returned None."""
+        """True if there will be no more runs. Tune reads it when `next` has returned None."""
 
     def stops(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
         """Return whether a run stops after this report of an epoch. The listener then gets the report, but no outcome."""
@@ -60,7 +60,7 @@ class TuneSearcherAdapter(NotPickled, Searcher):
         self.fingerprints: dict[str, str] = {}
         """Fingerprints of the runs in progress, by Tune's trial ID."""
         self.exhausted = False
-        """Whether the source had no run when last asked."""
+        """True if the source had no run when last asked."""
 
     @property
     def left(self) -> float:

@@ -130,7 +130,7 @@ class Plan:
         """Hash of the base configuration. MLflow has one parent run for each study name and base configuration."""
         workload, shared = self.workload, self.shared_fields()
         factors = [workload.schema.field_name(name) for name in self.factors if name != CONFIGURATION]
-        data = workload.study_data_version(self.dataset, factors)
+        data = workload.study_data_version(self.base, self.dataset, factors)
         varied = sorted(map(workload.identity_name, filter(workload.is_identity, self.base.flat().keys() - shared.keys())))
         text = json.dumps([workload.deviations(shared), varied, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

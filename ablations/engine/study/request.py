@@ -74,6 +74,6 @@ class Options:
     rerun: bool
     log_models: bool
     json: bool = False
-    """Whether standard output is a JSON document and everything else goes to standard error."""
+    """True if standard output is a JSON document and everything else goes to standard error."""
     expect: Sequence[str] = ()
     """Expectations about the outcome, as stated; see `expectations`."""

@@ -51,7 +51,7 @@ class ReplayRequest:
     gpus_per_worker: float = 0.0
     """GPUs of each worker; below 1, runs share a GPU."""
     download: bool = False
-    """Whether missing data may be downloaded."""
+    """True if missing data may be downloaded."""
     storage: str = field(default_factory=paths.default_storage)
     """Storage for checkpoints, in a folder that is removed at the end."""
 

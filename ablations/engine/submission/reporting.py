@@ -67,7 +67,7 @@ class ReportUpdater:
 
     @property
     def busy(self) -> bool:
-        """Whether a report is still being stored. It would overwrite a report that is stored meanwhile."""
+        """True if a report is still being stored. It would overwrite a report that is stored meanwhile."""
         return self._thread.is_alive()
 
     def __enter__(self) -> "ReportUpdater":

@@ -47,7 +47,7 @@ class SearchState:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all searches have ended."""
+        """True if all searches have ended."""
         return all(cell in self.errors or optimizer.finished for cell, optimizer in self.optimizers.items())
 
     @property

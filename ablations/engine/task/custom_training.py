@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 from ablations.engine.task import sources
 from ablations.engine.task.definition import Context, Epoch, Task
 from ablations.engine.task.metric import ACCEPTED_NAMES, Metric, is_metric_name
-from ablations.engine.task.workload import Cost, Diverged, Workload
+from ablations.engine.task.workload import Cost, Workload
 from resnet_core.fields import ConfigError, reject
 from resnet_core.schema import Schema, check_config_class
+from resnet_core.training.divergence import Diverged
 
 DEFAULT_PRESET = "default"
 """Preset of a task that has none: the default of every field."""
@@ -125,6 +126,16 @@ class CustomTraining(Workload):
     def load_data(self, spec: TaskSpec, cache: Path, *, download: bool, alive: Callable[[], object] = lambda: None) -> TaskData:
         """Return the version of the data, which the training itself reads."""
         return TaskData(self.task_name, str(self.data_key(spec)))
+
+    def study_data_version(self, spec: TaskSpec, data: TaskData, factors: Collection[str]) -> str:
+        """Return the version of the data at the default of each factor, whichever levels are requested; empty if it has none."""
+        if not callable(self.task.data_version):
+            return data.version
+        try:
+            defaults = self.schema.default.flat()
+            return str(self.data_key(self.override(spec, {name: defaults[name] for name in factors})))
+        except ConfigError:  # the defaults are no valid combination, or have no data
+            return ""
 
     def total_epochs(self, spec: TaskSpec, data: Any) -> int | None:
         """Return the configuration's field `epochs`; None without such a field."""

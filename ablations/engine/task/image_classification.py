@@ -132,7 +132,7 @@ class ImageClassification(Workload):
         """Return whether a field affects which images are selected."""
         return selects_images(field)
 
-    def study_data_version(self, data: Dataset, factors: Collection[str]) -> str:
+    def study_data_version(self, spec: RunSpec, data: Dataset, factors: Collection[str]) -> str:
         """Return the version of the data; of the test images alone if cells differ in training images."""
         # The hash must not depend on which of the cells are requested.
         return test_images_digest(data) if any(map(selects_images, factors)) else data.version

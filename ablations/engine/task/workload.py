@@ -64,10 +64,6 @@ class Cost:
     """Multiply-adds of the whole training, without its tests."""
 
 
-class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake
-    """A metric of a training is not finite."""
-
-
 class Workload(ABC):
     """The trainings of a study: their configuration, data, identity and execution."""
 
@@ -141,8 +137,14 @@ class Workload(ABC):
         """Return whether a field, given by its dotted name, decides which data a run uses."""
         return False
 
-    def study_data_version(self, data: Any, factors: Collection[str]) -> str:
-        """Return the version of what all cells of a study with these factors have in common in their data."""
+    def study_data_version(self, spec: Any, data: Any, factors: Collection[str]) -> str:
+        """Return the version of what all cells of a study with these factors have in common in their data.
+
+        Args:
+            spec: configuration of one cell. The version must not depend on which one.
+            data: data of this cell.
+            factors: fields in which cells differ, by dotted name.
+        """
         return str(data.version)
 
     def check_comparable(self, factors: Mapping[str, str], data: Sequence[Any], base: Any) -> None:
@@ -212,7 +214,10 @@ class Workload(ABC):
             values: fields of a run by dotted name, as values or text.
             examples: number of training examples.
         """
-        return float(values.get("epochs", 1))
+        try:
+            return float(values.get("epochs", 1))
+        except (TypeError, ValueError):  # a task's field of this name may be None, or text
+            return 1.0
 
     # Searches
 

@@ -236,7 +236,7 @@ class _PreviousHolder:
     token: str
     """Its token; empty if there was no holder."""
     has_ended: bool
-    """Whether its process is known to have ended, not only presumed dead."""
+    """True if its process is known to have ended, not only presumed dead."""
 
 
 def _wait_until_free(client: MlflowClient, run_id: str, study: str) -> _PreviousHolder:

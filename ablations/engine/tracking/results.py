@@ -50,7 +50,8 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunReco
         row |= {"run_id": record.run_id, "outcome": "running" if running else record.outcome or record.status.lower()}
         row |= {"message": "" if running else record.tags.get("message", ""), "attempts": int(record.tags.get("attempts", 0))}
         if record.completed:
-            row |= {names.get(metric, metric): value for metric, value in record.metrics.items()}
+            own = {name: name if name not in row else f"metric.{name}" for name in record.metrics}
+            row |= {names.get(name, own[name]): value for name, value in record.metrics.items()}
     return row
 
 

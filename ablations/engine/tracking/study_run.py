@@ -52,7 +52,7 @@ class StudyRun:
         self.client, self.writer, self.plan = client, writer, plan
         self.experiment_id = _find_or_create_experiment(client, plan.study.name)
         self.report_is_current = False
-        """Whether MLflow has a report of exactly this design, made at the study's end."""
+        """True if MLflow has a report of exactly this design, made at the study's end."""
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = client.search_runs([self.experiment_id], where, max_results=1)
         run = found[0] if found else self._create()

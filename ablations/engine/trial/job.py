@@ -33,7 +33,7 @@ class Job:
     hang_timeout: float = 600.0
     """Time without a step after which a process counts as hung, in seconds."""
     download: bool = False
-    """Whether data that a node lacks may be downloaded."""
+    """True if data that a node lacks may be downloaded."""
     workload: bytes = b""
     """The study's trainings as `Workload.pickled` returns them; empty for the built-in image classification. The trial's process
     fills it in, since all runs of a study share it."""

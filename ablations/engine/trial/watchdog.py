@@ -30,7 +30,7 @@ class Watchdog:
         """
         self.seconds, self.before_exit = seconds, before_exit
         self.paused = False
-        """Whether the timeout is suspended, because this process waits for another process that is itself monitored."""
+        """True if the timeout is suspended, because this process waits for another process that is itself monitored."""
         self._left = threading.Event()
 
     def alive(self) -> None:

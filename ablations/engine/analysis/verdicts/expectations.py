@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ablations.engine.analysis.contrasts import reference_levels
-from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Effect, Estimate, Findings
 from ablations.engine.analysis.inference import shifted_p_value
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat, p_value
@@ -15,7 +15,6 @@ from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
-FAILED = ("diverged", "oom", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
                 expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: it has one level"
             )
         answer = answers[0]
-        verdict = {"matters": SHOWN, "no effect within margin": CONTRADICTED}.get(answer.verdict, NOT_SHOWN)
+        verdict = SHOWN if answer.verdict == "matters" else NOT_SHOWN  # no test of no effect contradicts it
         return Assessment(expectation=expectation.text, verdict=verdict, text=f"{expectation.text}: {verdict}: {answer.text}")
     metric = evidence.design.metric
     effect, tests = _effect(expectation, evidence, findings)
@@ -118,4 +117,4 @@ def _found(gain: Estimate, formats: ValueFormat) -> str:
 def _failures(evidence: Evidence, factor: str, level: str) -> int:
     labels = [cell.label for cell in evidence.design.cells if cell.levels[factor] == level]
     runs = evidence.runs
-    return int((runs["cell"].isin(labels) & runs["outcome"].isin(FAILED)).sum())
+    return int((runs["cell"].isin(labels) & runs["outcome"].isin(FAILED_OUTCOMES)).sum())

@@ -79,7 +79,7 @@ class _NodeMeasurements:
     facts: node_facts.NodeFacts
     exposure: network_exposure.NodeExposure
     has_gpus: bool
-    """Whether the node's driver lists a GPU."""
+    """True if the node's driver lists a GPU."""
 
 
 def _measure_node(home: str) -> _NodeMeasurements:

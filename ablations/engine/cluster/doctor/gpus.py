@@ -39,7 +39,7 @@ class Gpu:
     free_gb: float | None
     """Free memory; None if nvidia-smi does not report it, as for a MIG slice."""
     correct: bool | None
-    """Whether the matrix product was correct; None: not tested."""
+    """True if the matrix product was correct; None: not tested."""
 
 
 @dataclass(frozen=True, kw_only=True)

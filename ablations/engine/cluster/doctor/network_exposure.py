@@ -33,7 +33,7 @@ class ListeningSocket:
     address: str
     port: int
     password: bool | None = None
-    """Whether MLflow asks for a password; None: not tried, or no answer."""
+    """True if MLflow asks for a password; None: not tried, or no answer."""
 
     @property
     def loopback(self) -> bool:
@@ -48,7 +48,7 @@ class NodeExposure:
     addresses: Sequence[str]
     """Addresses of the node's network interfaces."""
     token: bool
-    """Whether Ray's processes ask each other for a token."""
+    """True if Ray's processes ask each other for a token."""
 
     @property
     def public_addresses(self) -> list[str]:

@@ -41,7 +41,7 @@ class NoAnswer:
 
     reason: str
     lost: bool
-    """Whether the node or the process that ran the function is gone, so that there is nothing to repair on it."""
+    """True if the node or the process that ran the function is gone, so that there is nothing to repair on it."""
 
 
 def alive_nodes() -> list[Node]:

@@ -22,12 +22,12 @@ class TrackingMeasurement:
     """The outcome of writing a run to MLflow."""
 
     new: bool = False
-    """Whether the database does not exist yet."""
+    """True if the database does not exist yet."""
     seconds: float = 0
     """Time to connect, create a run and delete it."""
     error: str = ""
     password: bool | None = None
-    """Whether the server asks for a password; None: a database, or no answer."""
+    """True if the server asks for a password; None: a database, or no answer."""
 
 
 class MeasurementThread(threading.Thread):
