@@ -310,7 +310,7 @@ def _settings(search: SearchRequest, drafted: Draft) -> SearchSettings:
         scheduler=scheduler,
         trials=trials,
         seconds=search.seconds,
-        epochs=drafted.base.optim.epochs,
+        epochs=1,  # `plan_search` fills it in, which knows the data
         seed=FIRST_TRIAL_SEED + search.seed,
         objectives=2 if search.objective else 1,
         metric=workload.metric(workload.search_spec(drafted.base, search.validation_share, FIRST_TRIAL_SEED + search.seed)),
