@@ -18,15 +18,14 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study. To end it: make down"
 
-# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the first and last estimated:
-#   make test-fast      4   nothing that starts Ray or servers
-#   make test          34   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the last estimated:
+#   make test-fast      8   nothing that starts Ray or servers
+#   make test          26   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
 #   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
 #   make test-all      70   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                           with every signal, randomly timed kills, two users' services
 # .ci/run checks each change with lint, make test and make test-cluster; make test-all is for every night.
-# Three workers on two cores, since tests that start Ray wait for much of their time. The groups that would keep such tests in two of
-# the workers have no effect under pytest 9.2 with pytest-xdist 3.8; the time limits of the tests allow for three at once.
+# Three workers on two cores, since tests that start Ray wait for much of their time. Groups keep them in two of the workers.
 IN_PARALLEL := -n 3 --dist loadgroup
 
 test: setup

@@ -122,9 +122,11 @@ def convert_value(name: str, value: Any, hint: Any) -> Any:
             return None
         return convert_value(name, value, next(a for a in args if a is not type(None)))
     if origin is Literal:
+        if value in args:
+            return value
         shown = {str(each): each for each in args}
-        if value in args or str(value) in shown:
-            return shown.get(str(value), value)
+        if isinstance(value, str) and value in shown:  # a number of a command line
+            return shown[value]
         raise reject(name, value, f"accepted: {', '.join(shown)}")
     if origin is tuple:
         if isinstance(value, str):

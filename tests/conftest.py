@@ -22,8 +22,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "anything", "AWS_SECRET_ACCESS_KEY": "anythi
 
 RAY_LANES = {"trial": "ray 1", "scheduling": "ray 1"}
 """Groups of tests that start Ray, by folder; the others form a group of their own. The tests of a group run one after another in
-one worker of pytest-xdist, since more than two Rays at a time are slow on two cores. Under pytest 9.2, pytest-xdist 3.8 ignores
-groups."""
+one worker of pytest-xdist, since more than two Rays at a time are slow on two cores."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by markers, and before pytest-xdist reads groups

@@ -1,8 +1,10 @@
 """`ablations compare` plans, trains and judges both sides by their documents."""
 
 import json
+import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,3 +192,32 @@ def test_a_study_of_an_older_version_is_named(study: Path) -> None:
     study.write_text("print('no document')")
     with pytest.raises(ConfigError, match="accepted: a version of this project that has --json"):
         command._plan(Arm(name=".", study=study), [])
+
+
+INTERRUPTIBLE = """
+import os, pathlib, signal, sys, time
+
+received = []
+signal.signal(signal.SIGINT, lambda *_: received.append(1))
+print("ready", file=sys.stderr, flush=True)
+while not received:
+    time.sleep(0.05)
+time.sleep(1)  # to save what it has
+pathlib.Path(__file__).with_suffix(".txt").write_text(f"{len(received)} {os.getsid(0) == os.getpid()}")
+"""
+
+
+def test_an_interrupt_reaches_a_side_once_and_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tmp_path / "study.py"
+    study.write_text(INTERRUPTIBLE)
+    shown: list[str] = []
+
+    def write(text: str) -> None:
+        shown.append(text)
+        if "ready" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=write, writelines=lambda lines: shown.extend(lines)))
+    with pytest.raises(KeyboardInterrupt):
+        Arm(name="base", study=study).document([])
+    assert study.with_suffix(".txt").read_text() == "1 True", "a session of its own: a terminal's Ctrl-C does not reach it, too"

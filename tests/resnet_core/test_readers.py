@@ -310,6 +310,6 @@ def test_tables_that_are_wrong_are_refused_in_one_line(tmp_path: Path, monkeypat
     labels: tuple[Callable[[int], Any], ...] = (lambda i: [i], lambda i: {"class": i})
     for label in labels:
         write_parquet(tmp_path / "x.parquet", encoded, range(6), label=label)
-        refused("parquet", r"has labels that are no names of classes \(.*\); accepted: whole numbers, or text$")
+        refused("parquet", r"has (the label .*|labels that are no names of classes \(.*\)); accepted: whole numbers, or ")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("huggingface", r'datasets cannot be imported \(.*\); accepted: pip install "resnet-ablations\[datasets\]"$')

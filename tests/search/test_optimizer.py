@@ -337,9 +337,9 @@ def test_a_metric_of_which_more_is_better_is_maximized(sampler: str, scheduler: 
     lower.run()
     higher.run()
     assert higher.asked_numbers == lower.asked_numbers
-    assert [(trial.values, trial.outcome) for trial in higher.trials.values()] == [
-        (trial.values, trial.outcome) for trial in lower.trials.values()
-    ]
+    assert [trial.outcome for trial in higher.trials.values()] == [trial.outcome for trial in lower.trials.values()]
+    for one, other in zip(higher.trials.values(), lower.trials.values(), strict=True):
+        assert one.values == pytest.approx(other.values, rel=1e-6)  # a Gaussian process amplifies the rounding of 100 - error
 
 
 def test_without_bounds_a_diverged_trial_counts_as_the_worst_value_so_far() -> None:

@@ -15,7 +15,7 @@ from ablations.engine.search.plan import plan_search
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import MAX_SETTING_CHARACTERS, make_plan
-from ablations.engine.study.factors import split_levels
+from ablations.engine.study.factors import is_level, split_levels
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import SearchRequest, StudyRequest
 from ablations.engine.submission.jobs import make_job
@@ -343,3 +343,23 @@ def test_a_setting_that_mlflow_would_truncate_is_rejected(cache: Path) -> None:
     assert len(plan.runs[0].spec.probe_epochs) == 1000
     with pytest.raises(ConfigError, match=r"^probe_epochs=\(1, 2, .*…: 8,\d\d\d characters; accepted: at most 6,000"):
         make_plan(study, StudyRequest(overrides=asked | {"probe_epochs": epochs[1]}), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("level", "text", "same"),
+    [
+        (0.001, "1e-3", True),
+        (0.1, "0.10", True),
+        (16, "16", True),
+        (16, "16.5", False),
+        (True, "true", True),
+        (False, "False", True),
+        (True, "1", False),
+        (None, "none", True),
+        ("none", "none", True),
+        ("A", "a", False),
+        ((0.5, 0.75), "[0.5,0.75]", True),
+    ],
+)
+def test_a_level_is_recognized_in_another_notation(level: object, text: str, same: bool) -> None:
+    assert is_level(level, text) == same

@@ -60,7 +60,7 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has a result. A run that diverged has one."""
+        """True if every run has a result. A run that diverged has one."""
         return self._stored.findings.complete
 
     @cached_property

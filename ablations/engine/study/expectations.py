@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ablations.engine.study.factors import Level, format_level
+from ablations.engine.study.factors import Level, format_level, is_level
 from resnet_core.fields import reject
 
 ACCEPTED = "FACTOR=LEVEL better than LEVEL [by N], FACTOR=LEVEL no worse than LEVEL by N, or FACTOR matters"
@@ -66,20 +66,10 @@ def _factor(text: str, name: str, factors: Mapping[str, Sequence[Level]]) -> str
 
 def _level(text: str, factor: str, given: str, levels: Sequence[Level]) -> str:
     known = [format_level(level) for level in levels]
-    same = [shown for shown, level in zip(known, levels, strict=True) if given == shown or _is_number(level, given)]
+    same = [shown for shown, level in zip(known, levels, strict=True) if is_level(level, given)]
     if not same:
         raise reject("--expect", text, f"{given} is no level of {factor}; accepted: {', '.join(known)}")
     return same[0]
-
-
-def _is_number(level: Level, given: str) -> bool:
-    """Return whether text is another notation of a numeric level: `1e-3` of 0.001."""
-    if isinstance(level, bool) or not isinstance(level, (int, float)):
-        return False
-    try:
-        return float(given) == level
-    except ValueError:
-        return False
 
 
 def _amount(text: str, given: str | None, *, positive: bool) -> float:

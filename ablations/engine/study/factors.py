@@ -84,6 +84,16 @@ def values_by_field(source: str, values: object, schema: Schema) -> dict[str, tu
     return found
 
 
+def is_level(level: object, text: str) -> bool:
+    """Return True if text denotes a level, also in another notation: `1e-3` of 0.001, `true` of True."""
+    if text.casefold() == format_level(level).casefold():
+        return isinstance(level, bool) or level is None or text == format_level(level)
+    try:
+        return isinstance(level, int | float) and not isinstance(level, bool) and float(text) == level
+    except ValueError:
+        return False
+
+
 def format_level(level: object) -> str:
     """Return a level as text: `0.1`, `A`, `None`, `[0.5,0.75]`. Different levels of a field have different texts."""
     if isinstance(level, (list, tuple)):

@@ -46,7 +46,13 @@ class Arm:
         error = ""
         with tempfile.TemporaryFile("w+", encoding="utf-8") as document:
             with subprocess.Popen(  # noqa: S603
-                command, env=self._environment(), stdout=document, stderr=subprocess.PIPE, text=True, errors="replace"
+                command,
+                env=self._environment(),
+                stdout=document,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # a terminal's Ctrl-C would reach it a second time, which ends a study at once
             ) as process:
                 try:
                     for line in process.stderr or ():
@@ -57,6 +63,8 @@ class Arm:
                     code = process.wait()
                 except KeyboardInterrupt:
                     process.send_signal(signal.SIGINT)
+                    sys.stderr.writelines(f"{self.name}: {line}" for line in process.stderr or ())
+                    process.wait()  # its checkout must not disappear under it
                     raise
             document.seek(0)
             text = document.read()

@@ -14,7 +14,7 @@ from ablations.engine.cli import options
 from ablations.engine.cli.compare.arms import Arm, checked_out, parse_arm
 from ablations.engine.environment.console import format_duration
 from ablations.engine.environment.validation import check_positive
-from ablations.engine.study.factors import format_level
+from ablations.engine.study.factors import format_level, is_level
 from ablations.engine.study.plan import CONFIGURATION
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import ConfigError, counted, reject
@@ -109,7 +109,8 @@ def _options(arm: Arm, given: argparse.Namespace) -> list[str]:
         if factor is None:
             settings[name] = value
         elif factor not in asked:  # a study always trains its baseline
-            levels[factor] = list(dict.fromkeys([*levels.get(factor, ()), value]))
+            baseline = outline["baseline"].get(factor)
+            levels[factor] = levels.get(factor, []) if is_level(baseline, value) else [*levels.get(factor, []), value]
     words = [*given.levels, *(f"{name}={','.join(values)}" for name, values in levels.items())]
     fields = [*given.set, *(f"{name}={value}" for name, value in settings.items())]
     return [*passed, *(["--levels", *words] if words else []), *(["--set", *fields] if fields else [])]
@@ -138,7 +139,7 @@ def _cells(arm: Arm, document: Mapping[str, Any], named: Collection[str]) -> dic
     for cell in document["cells"]:
         levels = dict(cell["levels"])
         set_here = {factor: value for factor in levels for name, value in arm.fields.items() if _is_same_field(factor, name)}
-        if any(format_level(levels[factor]) != value for factor, value in set_here.items()):
+        if not all(is_level(levels[factor], value) for factor, value in set_here.items()):
             continue  # the baseline, which a study always trains
         rest = {factor: level for factor, level in levels.items() if not any(_is_same_field(factor, name) for name in named)}
         if json.dumps(rest) in found:
