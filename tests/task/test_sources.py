@@ -369,7 +369,7 @@ def test_what_no_network_of_a_notebook_uses_may_have_no_text(enter: Callable[[st
 def test_a_class_that_a_later_cell_replaced_is_rejected(enter: Callable[[str], Any]) -> None:
     first = enter("class Net:\n    def build(self):\n        return 1").Net
     enter("class Net:\n    def build(self):\n        return 2")
-    with pytest.raises(ConfigError, match=r"^Net: was defined again since; accepted: define the study after it, again"):
+    with pytest.raises(ConfigError, match=r"^Net: was redefined; accepted: run the code that defines the study again"):
         sources.digest([first])
 
 
@@ -393,3 +393,75 @@ def test_the_order_of_a_set_does_not_count() -> None:
         done = subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
         texts.add(done.stdout or done.stderr)
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from dataclasses import dataclass\n@dataclass(frozen=True, slots=True)\nclass Net:\n    width: int = 4",
+        "from enum import Enum\nclass Norm(Enum):\n    BATCH = 'batch'\nclass Net:\n    norm = Norm.BATCH",
+        "from typing import NamedTuple\nclass P(NamedTuple):\n    x: int = 3\nclass Net:\n    p = P()",
+        "from __future__ import annotations\nclass Net:\n    def f(self):\n        def g(a: int): return a\n        return g",
+        "FAST = False\ntry:\n    import json\n    FAST = True\nexcept ImportError: pass\nclass Net:\n    fast = FAST",
+        "cache = None\ndef fill():\n    global cache\n    cache = 3\nfill()\nclass Net:\n    f = fill",
+    ],
+)
+def test_what_a_program_changes_itself_is_no_changed_file(load: Callable[..., ModuleType], text: str) -> None:
+    assert len(sources.digest([load(study=text).Net])) == 20
+
+
+def test_a_docstring_that_changed_after_the_import_does_not_count(load: Callable[..., ModuleType], tmp_path: Path) -> None:
+    text = "class Net:\n    def f(self):\n        'One.'\n        return 1"
+    module = load(study=text)
+    before = sources.digest([module.Net])
+    (tmp_path / "study.py").write_text(text.replace("One", "Another"))
+    assert sources.digest([module.Net]) == before
+
+
+def test_a_folder_without_init_counts_before_it_is_imported(load: Callable[..., ModuleType], tmp_path: Path) -> None:
+    digests = []
+    for value in (1, 2):
+        module = load(study="class Net:\n    def f(self):\n        from layers.attn import K\n        return K")
+        (tmp_path / "layers").mkdir(exist_ok=True)
+        (tmp_path / "layers" / "attn.py").write_text(f"K = {value}")
+        importlib.invalidate_caches()
+        digests.append(sources.digest([module.Net]))
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("argument", ["part", "[part]", "{'a': part}", "partial(part, 3)", "Part()"])
+def test_code_in_the_arguments_of_a_partial_function_counts(load: Callable[..., ModuleType], argument: str) -> None:
+    text = "from functools import partial\nclass Net: pass\ndef part(x=0): return x + 1\n"
+    text += "class Part:\n    def f(self): return 0 + 1\n"
+    text += f"def base(net, loss): pass\ntrain = partial(base, loss={argument})"
+    assert changes(load, "+ 1", "+ 2", study=text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import functools\nR = {}\ndef _reg(kind, f): R[kind] = f; return f\nregister = functools.partial(_reg, 'a')\n"
+        "@register\ndef one(): return 1\nclass Net:\n    x = R",
+        "HOOKS = []\n@HOOKS.append\ndef one(): return 1\nclass Net:\n    x = HOOKS",
+        "R = {}\nclass Meta(type):\n    def __init__(cls, *_): R[cls.__name__] = cls\nclass Base(metaclass=Meta): pass\n"
+        "class One(Base):\n    def f(self): return 1\nclass Net:\n    x = R",
+        "R = {}\ndef one(): return 1\n_ = R.setdefault('a', one)\nclass Net:\n    x = R",
+        "class Sub:\n    x = 'return 1'\nclass Net:\n    sub: 'Sub | None' = None",
+    ],
+)
+def test_what_is_found_without_its_name_counts(load: Callable[..., ModuleType], text: str) -> None:
+    assert changes(load, "return 1", "return 2", study=text)
+
+
+def test_a_function_without_a_name_is_rejected(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(ConfigError, match=r"^<lambda>: has no name; accepted: a class or function with a name at the top level"):
+        sources.digest([load(study="class Net: pass\ncost = lambda c: {}").cost])
+
+
+def test_a_notebook_may_use_an_enumeration(enter: Callable[[str], Any]) -> None:
+    digests = []
+    for value in ("batch", "group", "batch"):
+        enter(f"from enum import Enum\nclass Norm(Enum):\n    FIRST = '{value}'")
+        main = enter("class Net:\n    def build(self):\n        return Norm.FIRST")
+        digests.append(sources.digest([main.Net]))
+    assert digests[0] == digests[2] != digests[1]

@@ -5,12 +5,15 @@ import functools
 import hashlib
 import inspect
 import linecache
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from types import FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
 
+from ablations.engine.task.user_modules import is_user_module
 from resnet_core.fields import ConfigError
 
 
@@ -56,7 +59,9 @@ def describe(value: Any, module: ModuleType | None = None) -> str:
     inner = functools.partial(describe, module=module)
     if isinstance(value, FunctionType | type):
         if module is None or value.__module__ != module.__name__:
-            return repr(f"{value.__module__}.{value.__qualname__}")
+            home = sys.modules.get(value.__module__)
+            of_user = value.__module__ == "__main__" or (home is not None and is_user_module(home))
+            return repr(value.__qualname__ if of_user else f"{value.__module__}.{value.__qualname__}")
         name: str = value.__name__
         if vars(module).get(name) is value:
             return name
@@ -64,6 +69,8 @@ def describe(value: Any, module: ModuleType | None = None) -> str:
         return f"({text!r}, {', '.join(sorted(set(_names(text)) & set(vars(module))))})"
     if isinstance(value, ModuleType):
         return repr(value.__name__)
+    if isinstance(value, Enum):
+        return f"({inner(type(value))}, {value.name!r})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{inner(key)}: {inner(each)}' for key, each in value.items())}}}"
     if isinstance(value, list | tuple | set | frozenset):
@@ -92,6 +99,8 @@ def _definition(value: FunctionType | type) -> str:
             if function.__name__ == "<lambda>" and statement.lineno <= line <= (statement.end_lineno or line):
                 return ast.unparse(statement)
     if isinstance(value, type) and not any(True for _ in _functions(value)):  # nothing leads to its cell; its attributes say all
+        if issubclass(value, Enum):
+            return f"{value.__name__} = {describe([value.__bases__, {each.name: each.value for each in value}])}"
         own = {name: each for name, each in vars(value).items() if not name.startswith("__") or name == "__annotations__"}
         factories = [each.default_factory for each in vars(value).get("__dataclass_fields__", {}).values()]
         return f"{value.__name__} = {describe([value.__bases__, own, factories])}"
@@ -103,5 +112,6 @@ def _functions(value: FunctionType | type) -> Iterator[FunctionType]:
     for each in (value, *vars(value).values()) if isinstance(value, type) else (value,):
         found = getattr(each, "fget", None) or getattr(each, "__func__", None) or each
         found = inspect.unwrap(found) if callable(found) else found
-        if isinstance(found, FunctionType) and found.__code__.co_filename != "<string>":
+        generated = isinstance(found, FunctionType) and found.__code__.co_filename == "<string>"
+        if isinstance(found, FunctionType) and found.__module__ == value.__module__ and not generated:
             yield found

@@ -1,14 +1,17 @@
-"""Whether the code in memory is that of its file, which a long session may have changed since."""
+"""Detect files that changed after Python imported them."""
 
 import ast
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from resnet_core.fields import ConfigError
+
+_SCALARS = (int, float, complex, str, bytes, bool)
 
 
 def check_unchanged(module: ModuleType, tree: ast.Module) -> None:
@@ -55,26 +58,27 @@ def _same(one: CodeType, other: CodeType) -> bool:
         return False
     if len(one.co_consts) != len(other.co_consts):
         return False
+    pairs = list(zip(one.co_consts, other.co_consts, strict=True))
+    if pairs and all(isinstance(each, str) for each in pairs[0]):  # docstrings
+        pairs = pairs[1:]
     return all(
         _same(a, b) if isinstance(a, CodeType) and isinstance(b, CodeType) else (type(a), repr(a)) == (type(b), repr(b))
-        for a, b in zip(one.co_consts, other.co_consts, strict=True)
+        for a, b in pairs
     )
 
 
 def _changed_constants(body: Sequence[ast.stmt], namespace: Mapping[str, Any]) -> list[str]:
-    """Return the names that these statements bind to one number or text, and that have another value in memory."""
-    found: dict[str, list[ast.expr]] = {}
-    for statement in body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
-            for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
-                found.setdefault(getattr(target, "id", ""), []).append(statement.value)
+    """Return the names that these statements bind once, to a number or text, and that have another one in memory."""
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    times = Counter(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     changed = []
-    for name, values in found.items():
-        if len(values) == 1 and isinstance(values[0], ast.Constant) and name in namespace:
-            now, in_file = namespace[name], values[0].value
-            changed += [name] if (type(now), now) != (type(in_file), in_file) else []
     for statement in body:
-        cls = namespace.get(statement.name) if isinstance(statement, ast.ClassDef) else None
-        if isinstance(statement, ast.ClassDef) and isinstance(cls, type):
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Constant):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            names = [each.id for each in targets if isinstance(each, ast.Name) and times[each.id] == 1]
+            known = {name: namespace[name] for name in names if type(namespace.get(name)) in _SCALARS}
+            in_file = statement.value.value
+            changed += [name for name, now in known.items() if (type(now), now) != (type(in_file), in_file)]
+        elif isinstance(statement, ast.ClassDef) and isinstance(cls := namespace.get(statement.name), type):
             changed += [f"{statement.name}.{name}" for name in _changed_constants(statement.body, vars(cls))]
     return changed

@@ -1,14 +1,16 @@
-"""Which statements of a module some of its definitions rest on."""
+"""Find the statements of a module that given definitions depend on."""
 
 import ast
+import builtins
+import functools
 import sys
 from collections.abc import Iterable
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 
 def reachable(module: ModuleType, tree: ast.Module, names: Iterable[str]) -> ast.Module:
-    """Return the statements of a module on which the definitions of `names` rest.
+    """Return the statements of a module on which the definitions of `names` depend.
 
     Statements that do more than bind a name are kept too, since they may change what others compute. So are definitions that
     register themselves: with a decorator of the user's, or by `__init_subclass__` of a base class.
@@ -58,16 +60,22 @@ def _registers_itself(statement: ast.stmt, module: ModuleType) -> bool:
     """Return whether a definition may be found by others without its name."""
     if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return False
-    if not all(_is_pure(getattr(module, _first_name(each), None)) for each in statement.decorator_list):
+    decorators = (_first_name(each) for each in statement.decorator_list)
+    if not all(_is_pure(getattr(module, name, getattr(builtins, name, None))) for name in decorators):
         return True
     found = getattr(module, statement.name, None)
-    bases = found.__mro__[1:] if isinstance(found, type) else ()
-    return any("__init_subclass__" in vars(base) and not _is_pure(base) for base in bases)
+    if not isinstance(found, type):
+        return False
+    return not _is_pure(type(found)) or any("__init_subclass__" in vars(base) and not _is_pure(base) for base in found.__mro__[1:])
 
 
 def _is_pure(value: Any) -> bool:
-    """Return whether a decorator or class is of Python, PyTorch or this project, which keep no registry."""
-    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "") or "builtins"
+    """Return whether a module, decorator or class is of Python, PyTorch or this project, assumed not to register definitions."""
+    if isinstance(value, functools.partial):
+        return _is_pure(value.func)
+    if not isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | type):
+        return False  # a method of an object, such as `HOOKS.append`
+    home = value.__name__ if isinstance(value, ModuleType) else value.__module__ or "builtins"
     return home.split(".")[0] in sys.stdlib_module_names | {"torch", "ablations", "resnet_core"}
 
 
@@ -77,17 +85,23 @@ def _bound_names(statement: ast.stmt) -> set[str]:
         return {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):
         names = {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
-        return set() if "*" in names else names
+        kept = "*" in names or (isinstance(statement, ast.ImportFrom) and statement.module == "__future__")
+        return set() if kept else names
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         leaves = [leaf for target in targets for leaf in (target.elts if isinstance(target, ast.Tuple | ast.List) else [target])]
         names = {leaf.id for leaf in leaves if isinstance(leaf, ast.Name)}
-        return names if len(names) == len(leaves) else set()
+        return names if len(names) == len(leaves) and names != {"_"} else set()
     return set()
 
 
-def _used_names(statement: ast.stmt) -> set[str]:
+def _used_names(tree: ast.AST) -> set[str]:
     """Return the names that occur in a statement, also those in annotations that are text."""
-    names = {each.id for each in ast.walk(statement) if isinstance(each, ast.Name)}
-    texts = (each.value for each in ast.walk(statement) if isinstance(each, ast.Constant) and isinstance(each.value, str))
-    return names | {text for text in texts if text.isidentifier()}
+    names = {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            try:
+                names |= {part.id for part in ast.walk(ast.parse(each.value.strip(), mode="eval")) if isinstance(part, ast.Name)}
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                continue
+    return names

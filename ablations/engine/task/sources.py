@@ -1,8 +1,8 @@
 """Identity of the code that a user brings: a hash of what defines it, and the code itself, to be sent to other processes.
 
-The hash covers the definitions that a class or function rests on: those of its own module and, in whole, the user's modules that
-these import. It leaves out comments, docstrings, layout and definitions that nothing reaches, so that another level in a study's
-file trains no run again. Installed packages are not part of it.
+The hash covers the definitions that a class or function depends on: those of its own module and, in whole, the user's modules that
+these import. It leaves out comments, docstrings, layout and definitions that nothing reaches, so that adding a level to a study's
+file retrains no finished run. Installed packages are not part of it.
 """
 
 import ast
@@ -11,10 +11,10 @@ import hashlib
 import os
 import pickle
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -22,7 +22,7 @@ import cloudpickle
 from ablations.engine.task.entered_code import describe, entered_source
 from ablations.engine.task.loaded_code import check_unchanged
 from ablations.engine.task.reachability import reachable
-from ablations.engine.task.user_modules import imported_by, is_beside
+from ablations.engine.task.user_modules import imported_by, is_beside, is_user_module
 from resnet_core.fields import ConfigError
 from resnet_core.identity import normalized_tree
 
@@ -45,7 +45,7 @@ def digest(roots: Sequence[Any]) -> str:
 
 
 def pickled(value: Any, roots: Sequence[Any]) -> bytes:
-    """Return a value as bytes that another process can load without the user's modules in the folders or packages of the roots.
+    """Return a value as bytes that embed the code of the roots' modules and of those in their folders or packages.
 
     Raises:
         ConfigError: a global variable that the code uses cannot be sent to another process.
@@ -66,7 +66,7 @@ def pickled(value: Any, roots: Sequence[Any]) -> bytes:
 
 @contextmanager
 def _by_value(modules: Iterable[ModuleType]) -> Iterator[None]:
-    """Pickle what these modules define together with its code. The code of the program itself is always pickled so."""
+    """Embed the code of these modules in pickles. cloudpickle always embeds that of the program itself."""
     known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
     loaded = [module for module in dict.fromkeys(modules) if sys.modules.get(module.__name__) is module]
     registered = [module for module in loaded if module.__name__ not in known]
@@ -85,8 +85,7 @@ def _definitions(roots: Sequence[Any]) -> tuple[list[Any], list[str]]:
     arguments: list[str] = []
     for root in roots:
         if isinstance(root, functools.partial):
-            values = [*root.args, *root.keywords.values()]
-            inner = _definitions([root.func, *(each for each in values if isinstance(each, type) or hasattr(each, "__code__"))])
+            inner = _definitions([root.func, *_user_code([*root.args, *root.keywords.values()])])
             found += inner[0]
             arguments += [*inner[1], describe([root.args, root.keywords])]
             continue
@@ -100,6 +99,22 @@ def _definitions(roots: Sequence[Any]) -> tuple[list[Any], list[str]]:
     return found, arguments
 
 
+def _user_code(value: Any) -> Iterator[Any]:
+    """Yield the classes, functions and partial functions of the user in a value."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _user_code(each)
+    elif isinstance(value, functools.partial):
+        yield value
+    else:
+        definition = value if isinstance(value, type | FunctionType) else type(value)
+        home = sys.modules.get(definition.__module__)
+        if home is not None and (is_user_module(home) or (home.__name__ == "__main__" and not hasattr(home, "__file__"))):
+            yield definition
+
+
 def _names_by_module(definitions: Sequence[Any]) -> dict[ModuleType, set[str] | None]:
     """Return the names to start from in each module; None for a whole module."""
     found: dict[ModuleType, set[str] | None] = {}
@@ -108,11 +123,13 @@ def _names_by_module(definitions: Sequence[Any]) -> dict[ModuleType, set[str] | 
             found[each] = None
             continue
         module, name = sys.modules.get(each.__module__), each.__qualname__
+        if name.endswith("<lambda>"):
+            raise ConfigError(f"{name}: has no name; accepted: a class or function with a name at the top level of a file")
         if module is None or "<" in name:
             raise ConfigError(f"{name}: is defined inside a function; accepted: a class or function at the top level of a file")
         current = vars(module).get(name)
         if current is not each and type(current) is type(each):
-            raise ConfigError(f"{name}: was defined again since; accepted: define the study after it, again")
+            raise ConfigError(f"{name}: was redefined; accepted: run the code that defines the study again")
         if (names := found.setdefault(module, set())) is not None:
             names.add(name.split(".")[0])
     return found

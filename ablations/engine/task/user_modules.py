@@ -1,4 +1,4 @@
-"""Which modules are the user's: those with a source outside the installed packages and outside this project."""
+"""Find the modules of the user: those with a source outside the installed packages and outside this project."""
 
 import ast
 import importlib.util
@@ -19,9 +19,11 @@ _THIS_PROJECT = (*(Path(path).resolve() for path in resnet_core.__path__), Path(
 
 def is_user_module(module: ModuleType) -> bool:
     """Return whether a module has a source and belongs to no installed package, nor to the standard library or this project."""
-    file = getattr(module, "__file__", None)
-    if not file or not file.endswith(".py") or module is ablations:
-        return False
+    file = getattr(module, "__file__", None) or ""
+    return file.endswith(".py") and module is not ablations and _is_users(file)
+
+
+def _is_users(file: str) -> bool:
     path = Path(file).resolve()
     others = (*_STANDARD_LIBRARY, *_THIS_PROJECT)
     return not _INSTALLED_FOLDERS & set(path.parts) and not any(path.is_relative_to(folder) for folder in others)
@@ -70,14 +72,21 @@ def _find_module(name: str) -> ModuleType | None:
     if name in sys.modules:
         return sys.modules[name]
     parent, _, _ = name.rpartition(".")
-    if parent and ((package := _find_module(parent)) is None or not is_user_module(package)):
+    if parent and ((package := _find_module(parent)) is None or not _holds_user_modules(package)):
         return None
     try:
         spec = importlib.util.find_spec(name)  # imports the parent
     except Exception:  # whatever the user's package raises; the training will say it where it imports it
         return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    is_folder = spec is not None and spec.origin is None and spec.submodule_search_locations  # without an __init__.py
+    if spec is None or not (is_folder or (spec.origin or "").endswith(".py")):
         return None
     module = importlib.util.module_from_spec(spec)
     module.__file__ = spec.origin
     return module
+
+
+def _holds_user_modules(module: ModuleType) -> bool:
+    """Return whether a module is a package of the user."""
+    folders = getattr(module, "__path__", ())
+    return is_user_module(module) if getattr(module, "__file__", None) and folders else any(map(_is_users, folders))
