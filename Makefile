@@ -19,7 +19,7 @@ demo: up
 	@echo "The service stays up for the next study. To end it: make down"
 
 # Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the last estimated:
-#   make test-fast      8   nothing that starts Ray or servers
+#   make test-fast      6   nothing that starts Ray or servers
 #   make test          26   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
 #   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
 #   make test-all      70   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
