@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import pickle
+import py_compile
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -408,6 +409,15 @@ def test_the_order_of_a_set_does_not_count() -> None:
 )
 def test_what_a_program_changes_itself_is_no_changed_file(load: Callable[..., ModuleType], text: str) -> None:
     assert len(sources.digest([load(study=text).Net])) == 20
+
+
+def test_a_set_in_a_compiled_file_has_no_order(load: Callable[..., ModuleType], tmp_path: Path) -> None:
+    """Its order may differ between a module that was compiled and one that was read from the cache."""
+    sets = ["{" + ", ".join(repr(f"name{1000 * size + i}") for i in range(size)) + "}" for size in range(10, 40)]
+    load(study="class Net: pass\n" + "\n".join(f"def f{i}(x): return x in {each}" for i, each in enumerate(sets)))
+    py_compile.compile(str(tmp_path / "study.py"), doraise=True)
+    del sys.modules["study"]
+    assert len(sources.digest([importlib.import_module("study")])) == 20
 
 
 def test_a_docstring_that_changed_after_the_import_does_not_count(load: Callable[..., ModuleType], tmp_path: Path) -> None:

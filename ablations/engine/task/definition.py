@@ -119,5 +119,5 @@ def _check_generator(train: Train) -> None:
         inspect.signature(train).bind(None, None)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: {name}: {error}; {wanted}") from error
-    if not any(inspect.isgeneratorfunction(each) for each in (train, getattr(train, "__call__", None))):  # noqa: B004
+    if not inspect.isgeneratorfunction(train):
         raise ConfigError(f"train: {name}: does not yield; {wanted}, which yields an Epoch after every epoch")

@@ -61,10 +61,15 @@ def _same(one: CodeType, other: CodeType) -> bool:
     pairs = list(zip(one.co_consts, other.co_consts, strict=True))
     if pairs and all(isinstance(each, str) for each in pairs[0]):  # docstrings
         pairs = pairs[1:]
-    return all(
-        _same(a, b) if isinstance(a, CodeType) and isinstance(b, CodeType) else (type(a), repr(a)) == (type(b), repr(b))
-        for a, b in pairs
-    )
+    return all(_same_constant(a, b) for a, b in pairs)
+
+
+def _same_constant(one: Any, other: Any) -> bool:
+    if isinstance(one, CodeType) and isinstance(other, CodeType):
+        return _same(one, other)
+    if isinstance(one, frozenset):  # of `x in {"a", "b"}`; its order depends on where it was read from
+        return bool(one == other)
+    return (type(one), repr(one)) == (type(other), repr(other))
 
 
 def _changed_constants(body: Sequence[ast.stmt], namespace: Mapping[str, Any]) -> list[str]:
