@@ -61,3 +61,5 @@ class Evidence:
     searched fields under their dotted names. None without a search."""
     trial_curves: pd.DataFrame | None = None
     """A row per epoch of a trial: `cell`, `number`, `epoch` (from 1), `value` (of the search's metric). None without a search."""
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds at which a complete answer to the study was shown before, ascending."""

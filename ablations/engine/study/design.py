@@ -114,6 +114,14 @@ class Design:
     """Name of the task of one's own; empty for image classification."""
     training_version: str = ""
     """`Workload.training_version` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
+    planned_seeds: int = 0
+    """Number of seeds that the study plans: its own or, if that is larger, that of its first submission. 0 if it is not known."""
+    margin: float | None = None
+    """Largest difference that counts as no effect, in `Metric.difference_unit`; None if the study does not say."""
+    test_examples: int = 0
+    """Number of examples that the metric is a share of; 0 if it is not known or the metric is no share."""
+    chance: float | None = None
+    """Value of the metric that guessing gives, such as 90 % error for 10 balanced classes; None if it is not known."""
     search: SearchDesign | None = None
     """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
     and, once the search has ended, the levels of the chosen configurations."""
@@ -193,6 +201,11 @@ class Design:
             raise ConfigError(f"--levels: MLflow has no runs with these levels; accepted: {asked}")
         factors = {name: tuple(level for level in all_ if level in levels.get(name, all_)) for name, all_ in self.factors.items()}
         return replace(self, cells=cells, factors=factors, search=self.search and self.search.restricted_to(levels))
+
+    @property
+    def step(self) -> float:
+        """Smallest possible change of a value: that of one example, `100 / test_examples` points; 0 if it is not known."""
+        return 100 / self.test_examples if self.test_examples else 0.0
 
     @property
     def title(self) -> str:

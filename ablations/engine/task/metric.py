@@ -1,5 +1,6 @@
 """`Metric`: the quantity by which runs are compared."""
 
+import math
 import posixpath
 import re
 from dataclasses import asdict, dataclass, replace
@@ -94,6 +95,11 @@ class Metric:
     def key(self) -> str:
         """Name with `_` in place of `/`, for columns of tables: `valid_loss` of `valid/loss`."""
         return self.name.replace("/", "_")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest possible value: 0 and 100 for percentages, otherwise unlimited."""
+        return (0.0, 100.0) if self.unit == PERCENT else (-math.inf, math.inf)
 
     def minimized(self, value: Any) -> Any:
         """Return a value, or an array of values, as a quantity of which less is better. Applied twice, it returns the value."""
