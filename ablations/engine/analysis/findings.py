@@ -24,22 +24,61 @@ class Estimate:
     mean: float | None = None
     std: float | None = None
     """Sample standard deviation; needs 2 values."""
+    se: float | None = None
+    """Standard error of the mean, of at least one step of the metric ÷ √n for differences; needs 2 values."""
     low: float | None = None
-    """Lower end of the 95 % t confidence interval; needs 2 values that are not all equal."""
+    """Lower end of the 95 % t confidence interval, within what the metric can be; needs a standard error above zero."""
     high: float | None = None
     """Upper end of the 95 % t confidence interval."""
     p: float | None = None
-    """p-value of a two-sided t test of mean zero; differences only; needs 3 values that are not all equal."""
+    """p-value of a two-sided test of mean zero, at the looks taken; differences only; needs 3 values that are not all zero."""
     p_adjusted: float | None = None
-    """p-value adjusted for the number of tests in its family (Holm)."""
+    """p-value adjusted for the tests in its family: all of the study's for a comparison, an effect or an interaction."""
     effect_size: float | None = None
-    """Standardized mean difference: mean ÷ standard deviation of the differences, with Hedges' small-sample correction.
-    None without a p-value."""
+    """Standardized mean difference d_z: mean ÷ standard deviation of the differences, with Hedges' small-sample correction.
+    None without a p-value, or if the differences do not vary."""
+    selected_low: float | None = None
+    """Lower end of the interval of a difference that was selected as significant (95 % in the mean over those selected)."""
+    selected_high: float | None = None
+    """Upper end of that interval."""
 
     @property
     def significant(self) -> bool:
         """True if the adjusted p-value is below the significance level, 0.05."""
         return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE_LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureTest:
+    """Failures to train with a level or in a cell, beside those of its reference, with an exact test of equal chances to fail."""
+
+    failed: int
+    """Number of runs that failed to train: diverged ones, and completed ones whose value shows no training."""
+    runs: int
+    """Number of runs that completed or diverged."""
+    reference_failed: int
+    reference_runs: int
+    without_value: int
+    """Number of the failed runs that have no value, because they diverged, and so are in no difference."""
+    p: float
+    """Two-sided p-value: Fisher's exact test, stratified by the combinations of other factors' levels."""
+    least_p: float
+    """Least p-value that so many failures can give."""
+    p_adjusted: float | None = None
+    """p-value adjusted for all tests of the study; None if not even the most extreme split could be significant."""
+
+    @property
+    def significant(self) -> bool:
+        """True if the adjusted p-value is below the significance level, 0.05."""
+        return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE_LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRun:
+    """A completed run whose value shows no training."""
+
+    seed: int
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +108,10 @@ class CellFinding:
     """Training time of a run, in seconds. This and all other costs are means over the completed runs."""
     gpu_hours: float | None
     """GPU-hours of a run; 0 without GPUs."""
+    median: float | None = None
+    """Median of the values of completed runs."""
+    failed_to_train: tuple[FailedRun, ...] = ()
+    """Completed runs whose value is near guessing or far from the others. They enter the mean, as they completed."""
     on_pareto_front: bool = False
     """True if the cell is on the Pareto front of multiply-adds and mean value."""
     flags: tuple[str, ...] = ()
@@ -90,6 +133,10 @@ class Comparison:
     """Value of the cell minus value of its baseline, over the seeds that both completed."""
     planned: int
     """Number of seeds that the study asks for."""
+    failures: FailureTest | None = None
+    """Failures to train of the two cells; None if there are none."""
+    correlation: float | None = None
+    """Correlation of the two cells over seeds; None for fewer than four pairs."""
     note: str = ""
     """Runs that are missing, and why there is no p-value; empty if nothing is missing."""
 
@@ -103,7 +150,31 @@ class Effect:
     reference: str
     difference: Estimate
     combinations: int
-    """Number of combinations of the other factors' levels in the average: those with runs of both levels."""
+    """Number of combinations of the other factors' levels in the average: those with enough runs of both levels."""
+    of_combinations: int = 0
+    """Number of combinations that have both levels in the design; 0 if all are in the average."""
+    failures: FailureTest | None = None
+    """Failures to train with the two levels, over all combinations; None if there are none."""
+    at_chance: float | None = None
+    """Mean difference if runs that diverged count as guessing; None without such runs, or if the value of guessing is not known."""
+    median: float | None = None
+    """Median of the differences over seeds; None unless a completed run failed to train."""
+    p_within_margin: float | None = None
+    """p-value that the difference is within the study's margin (two one-sided tests, Holm over all effects); None without a margin,
+    a test, or with failures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimpleEffect:
+    """A simple effect: a level relative to its reference level, at one combination of the other factors' levels."""
+
+    factor: str
+    level: str
+    reference: str
+    at: str
+    """Combination of the other factors' levels, such as `depth=56`; empty without other factors."""
+    difference: Estimate
+    failures: FailureTest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +196,6 @@ class AnovaTerm:
     """`shortcut`, `shortcut × depth`, or `seed`."""
     df: float
     f: float
-    p: float
     partial_eta_squared: float
     """Sum of squares of the term ÷ (sum of squares of the term + residual sum of squares)."""
 
@@ -146,7 +216,7 @@ class Answer:
 
     factor: str
     verdict: str
-    """`matters`, `may matter`, `no effect shown`, `cannot be said yet`."""
+    """`matters`, `may matter`, `no effect within margin`, `no difference shown` or `cannot be said`."""
     text: str
 
 
@@ -276,6 +346,10 @@ class Findings:
     """One per factor with at least two levels, in the order of the design."""
     flags: tuple[str, ...]
     """Caveats of the whole study: missing runs, mixed conditions, few seeds."""
+    tests: int = 0
+    """Number of tests in the study's family."""
+    effect_bonferroni: float = 1.0
+    """Factor by which a p-value of one effect is adjusted at least: its initial part of the significance level, inverted."""
     search: SearchFindings | None = None
     """Findings about the search; None for a study without one."""
 

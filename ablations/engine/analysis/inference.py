@@ -1,26 +1,33 @@
-"""Inference over seeds: t intervals, paired t tests, Holm's adjustment, analysis of variance, and statistical power."""
+"""Inference over seeds: t intervals, paired tests, Holm's adjustment, and statistical power."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import combinations
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import gammaln
+from scipy.special import gammaln, nctdtrinc
 from scipy.stats import chi2, norm, t
-from threadpoolctl import threadpool_limits
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Anova, AnovaTerm, Estimate
+from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
 
 Array = npt.NDArray[np.float64]
 
+SIGNIFICANCE_LEVEL = 1 - CONFIDENCE_LEVEL
 RELATIVE_TOLERANCE = 1e-11
 """Differences up to this fraction of the largest value count as zero. Rounding errors are about 1e-16 of it."""
-MAX_ANOVA_COEFFICIENTS = 1000
-"""Largest number of coefficients in an analysis of variance; a fit of that size takes 4 seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The scale of a study's values, which limits what a test of their differences can resolve."""
+
+    tolerance: float = 0.0
+    """Size up to which values differ by rounding only."""
+    step: float = 0.0
+    """Smallest possible change of a value, such as that of one test image; 0 if values are continuous."""
+    share: float = 1.0
+    """Fraction of the significance level that the present look at the study may spend."""
 
 
 def zero_tolerance(values: npt.ArrayLike) -> float:
@@ -38,46 +45,177 @@ def estimate_means(values: npt.ArrayLike, tolerance: float | None = None) -> lis
             values they are made of. A mean within it, of values that do not vary, is exactly 0.
     """
     rows = np.asarray(values, float)
-    tolerance = zero_tolerance(rows) if tolerance is None else tolerance
-    known = np.isfinite(rows)
-    n = known.sum(axis=1)
-    mean = np.where(known, rows, 0).sum(axis=1) / np.maximum(n, 1)
-    off = np.where(known, rows - mean[:, None], 0)
-    varies = np.ptp(off, axis=1) > tolerance
-    mean = np.where(~varies & (abs(mean) <= tolerance), 0, mean)
-    std = np.where(varies, np.sqrt((off**2).sum(axis=1) / np.maximum(n - 1, 1)), 0)
-    half = t.isf((1 - CONFIDENCE_LEVEL) / 2, np.maximum(n - 1, 1)) * std / np.sqrt(np.maximum(n, 1))
-    return [
-        Estimate(
-            n=int(n[i]),
-            mean=float(mean[i]) if n[i] else None,
-            std=float(std[i]) if n[i] > 1 else None,
-            low=float(mean[i] - half[i]) if varies[i] else None,
-            high=float(mean[i] + half[i]) if varies[i] else None,
-        )
-        for i in range(len(rows))
-    ]
+    return _estimate_rows(rows, Scale(tolerance=zero_tolerance(rows) if tolerance is None else tolerance))
 
 
 def paired_tests(differences: npt.ArrayLike, tolerance: float | None = None) -> list[Estimate]:
-    """Return estimates of paired differences with two-sided t tests and effect sizes.
-
-    All rows form one family for Holm's adjustment.
+    """Return estimates of paired differences with two-sided tests, adjusted as one family by Holm's method.
 
     Args:
         differences: A row per difference, a column per seed.
         tolerance: `zero_tolerance` of the values that were subtracted; None to take it from the differences.
     """
-    found = estimate_means(differences, tolerance)
-    tested = [i for i, each in enumerate(found) if each.low is not None and each.n >= MIN_SEEDS_FOR_P_VALUE]
-    if tested:
-        n, mean, std = np.array([(found[i].n, found[i].mean, found[i].std) for i in tested], float).T
-        p = 2 * t.sf(abs(mean) / (std / np.sqrt(n)), n - 1)
-        corrected = holm_adjust(p)
-        effect = mean / std * hedges_correction(n - 1)
-        for k, i in enumerate(tested):
-            found[i] = replace(found[i], p=float(p[k]), p_adjusted=float(corrected[k]), effect_size=float(effect[k]))
+    rows = np.asarray(differences, float)
+    found = estimate_differences(rows, Scale(tolerance=zero_tolerance(rows) if tolerance is None else tolerance))
+    tested = [i for i, each in enumerate(found) if each.p is not None]
+    for i, p in zip(tested, holm_adjust([found[i].p or 0.0 for i in tested]), strict=True):
+        found[i] = replace(found[i], p_adjusted=float(p))
     return found
+
+
+def estimate_differences(differences: npt.ArrayLike, scale: Scale, combinations: int = 1) -> list[Estimate]:
+    """Return estimates of paired differences with two-sided tests of zero that are not adjusted for their number.
+
+    The test is a paired t test. Differences that vary by less than one step of the metric have a standard deviation that says
+    nothing about their true spread, so that the t test counts it as one step; there, the exact sign-flip test decides if its p is
+    smaller. It assumes only that a difference and its negative are equally likely without an effect.
+
+    Args:
+        differences: A row per difference, a column per seed; NaN without a result.
+        scale: Scale of the values that were subtracted.
+        combinations: Number of differences that each value is the mean of, which makes its steps smaller.
+    """
+    rows = np.asarray(differences, float)
+    step = scale.step / combinations
+    found = _estimate_rows(rows, scale, step)
+    for i, each in enumerate(found):
+        if each.n < MIN_SEEDS_FOR_P_VALUE or each.mean is None or each.std is None:
+            continue
+        known = rows[i][np.isfinite(rows[i])]
+        flips = sign_flip_p_value(known, step or abs(each.mean)) if each.std < step or not each.se else 1.0
+        if not each.se and not each.mean:
+            continue  # no difference in any seed
+        t_p = float(2 * t.sf(abs(each.mean) / each.se, each.n - 1)) if each.se else 1.0
+        size = _effect_size(each) if each.std else None
+        found[i] = replace(each, p=min(1.0, min(t_p, flips) / scale.share), effect_size=size)
+    return found
+
+
+def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, int]:
+    """Return the mean over combinations of paired differences, tested, and the number of combinations in it.
+
+    With all results, this is the mean per seed, tested over seeds. Where results are missing, it is the mean of the combinations'
+    means, each over the seeds that it has. Its variance sums over seeds, since the differences of a seed depend on each other, and
+    its degrees of freedom are those of the combination with the fewest seeds, which is cautious. Combinations with fewer than
+    three seeds are left out if another one has three.
+
+    Args:
+        parts: A row per combination, a column per seed; NaN without a result.
+        scale: Scale of the values that were subtracted.
+    """
+    rows = np.asarray(parts, float)
+    counts = np.isfinite(rows).sum(axis=1)
+    enough = counts >= min(MIN_SEEDS_FOR_P_VALUE, max(1, counts.max(initial=0)))
+    rows, counts = rows[enough], counts[enough]
+    if not len(rows):
+        return Estimate(n=0), 0
+    known = np.isfinite(rows)
+    if (known == known[0]).all():
+        return estimate_differences(rows.mean(axis=0)[None], scale, len(rows))[0], len(rows)
+    means = np.where(known, rows, 0).sum(axis=1) / counts
+    n = int(counts.min())
+    mean, std, se = float(means.mean()), None, None
+    if n > 1:
+        off = np.where(known, rows - means[:, None], 0) * (np.sqrt(counts / (counts - 1)) / counts)[:, None]
+        se = math.sqrt(float((off.mean(axis=0) ** 2).sum()))
+        se = max(se if se > scale.tolerance else 0.0, scale.step / len(rows) / math.sqrt(n))
+        std = se * math.sqrt(n)
+    found = _with_interval(Estimate(n=n, mean=mean, std=std, se=se), scale.share)
+    if n < MIN_SEEDS_FOR_P_VALUE or not se:
+        return found, len(rows)
+    p = min(1.0, float(2 * t.sf(abs(mean) / se, n - 1)) / scale.share)
+    return replace(found, p=p, effect_size=_effect_size(found)), len(rows)
+
+
+def selected_interval(difference: Estimate, fraction: float, share: float) -> Estimate:
+    """Return a difference with the interval of one that was selected (false coverage rate; Benjamini and Yekutieli 2005).
+
+    Args:
+        difference: A difference with an interval.
+        fraction: Fraction of the tested differences that were selected.
+        share: `Scale.share` of its test.
+    """
+    if difference.mean is None or not difference.se:
+        return difference
+    half = float(t.isf(SIGNIFICANCE_LEVEL * share * fraction / 2, difference.n - 1)) * difference.se
+    return replace(difference, selected_low=difference.mean - half, selected_high=difference.mean + half)
+
+
+def equivalence_p_value(difference: Estimate, margin: float, share: float) -> float | None:
+    """Return the p-value of the two one-sided t tests (TOST) that the true difference is within ± margin; None without a test."""
+    if difference.mean is None or not difference.se or difference.n < MIN_SEEDS_FOR_P_VALUE:
+        return None
+    return min(1.0, float(t.sf((margin - abs(difference.mean)) / difference.se, difference.n - 1)) / share)
+
+
+def sign_flip_p_value(differences: npt.ArrayLike, step: float) -> float:
+    """Return the exact two-sided p-value of the sign-flip test: the share of all choices of signs with so large a sum.
+
+    Args:
+        differences: Paired differences.
+        step: Differences count in whole multiples of it.
+    """
+    sizes = np.rint(np.abs(np.asarray(differences, float)) / step).astype(int)
+    total = int(sizes.sum())
+    ways = np.zeros(2 * total + 1)  # ways[total + s]: share of the choices with sum s
+    ways[total] = 1.0
+    for size in sizes:
+        ways = (np.roll(ways, size) + np.roll(ways, -size)) / 2
+    observed = abs(int(np.rint(np.asarray(differences, float) / step).astype(int).sum()))
+    sums = np.abs(np.arange(-total, total + 1))
+    return float(ways[sums >= observed].sum())
+
+
+def _estimate_rows(rows: Array, scale: Scale, step: float = 0.0) -> list[Estimate]:
+    """Return mean, standard deviation and interval of each row; a standard deviation below one step counts as one step."""
+    known = np.isfinite(rows)
+    n = known.sum(axis=1)
+    mean = np.where(known, rows, 0).sum(axis=1) / np.maximum(n, 1)
+    off = np.where(known, rows - mean[:, None], 0)
+    varies = np.ptp(off, axis=1) > scale.tolerance
+    mean = np.where(abs(mean) <= scale.tolerance, 0, mean)
+    std = np.where(varies, np.sqrt((off**2).sum(axis=1) / np.maximum(n - 1, 1)), 0)
+    se = np.maximum(std, step) / np.sqrt(np.maximum(n, 1))
+    return [
+        _with_interval(
+            Estimate(
+                n=int(n[i]),
+                mean=float(mean[i]) if n[i] else None,
+                std=float(std[i]) if n[i] > 1 else None,
+                se=float(se[i]) if n[i] > 1 else None,
+            ),
+            scale.share,
+        )
+        for i in range(len(rows))
+    ]
+
+
+def _with_interval(estimate: Estimate, share: float) -> Estimate:
+    if estimate.mean is None or not estimate.se:
+        return estimate
+    half = float(t.isf(SIGNIFICANCE_LEVEL * share / 2, estimate.n - 1)) * estimate.se
+    return replace(estimate, low=estimate.mean - half, high=estimate.mean + half)
+
+
+def _effect_size(estimate: Estimate) -> float | None:
+    return (
+        float(estimate.mean / estimate.std * hedges_correction(estimate.n - 1))
+        if estimate.mean is not None and estimate.std
+        else None
+    )
+
+
+def effect_size_interval(difference: Estimate) -> tuple[float, float] | None:
+    """Return the 95 % interval of the standardized mean difference, from the noncentral t distribution; None without a test."""
+    if difference.effect_size is None or difference.mean is None or not difference.std:
+        return None
+    df, root = difference.n - 1, math.sqrt(difference.n)
+    observed = difference.mean / difference.std * root
+    low, high = (float(nctdtrinc(df, q, abs(observed))) for q in ((1 + CONFIDENCE_LEVEL) / 2, (1 - CONFIDENCE_LEVEL) / 2))
+    if observed < 0:
+        low, high = -high, -low
+    factor = float(hedges_correction(df)) / root
+    return low * factor, high * factor
 
 
 def shifted_p_value(mean: float, std: float, n: int, threshold: float) -> float:
@@ -102,64 +240,6 @@ def hedges_correction(df: npt.ArrayLike) -> Array:
     """
     half = np.asarray(df, float) / 2
     return np.asarray(np.exp(gammaln(half) - gammaln(half - 0.5)) / np.sqrt(half))
-
-
-def fit_anova(values: Sequence[float], seeds: Sequence[int], levels: Mapping[str, Sequence[int]], note: str = "") -> Anova | str:
-    """Fit a type II analysis of variance with seeds as blocks, factors, and two-way interactions.
-
-    Args:
-        values: Value of each completed run. Every combination of levels has at least one run.
-        seeds: Seed of each run.
-        levels: Level of each run as a number, by factor. Numbers, because names of levels may hold characters that a formula
-            cannot.
-        note: Caveats of the analysis.
-
-    Returns:
-        The analysis, or the reason why there is none.
-    """
-    factors = {f"C(f{i})": name for i, name in enumerate(levels)}
-    terms = {"C(seed)": "seed", **factors}
-    terms |= {f"{a}:{b}": f"{factors[a]} × {factors[b]}" for a, b in combinations(factors, 2)}
-    free = [len(set(of_runs)) - 1 for of_runs in levels.values()]
-    coefficients = len(set(seeds)) + sum(free) + sum(a * b for a, b in combinations(free, 2))
-    if len(set(seeds)) < MIN_SEEDS_FOR_P_VALUE:
-        return f"it needs {MIN_SEEDS_FOR_P_VALUE} seeds, and the study has {len(set(seeds))}"
-    if np.ptp(values) <= zero_tolerance(values):
-        return "all runs have the same value"
-    if coefficients >= len(values):
-        return f"{len(values)} runs leave no residual degrees of freedom for {coefficients} coefficients"
-    if coefficients > MAX_ANOVA_COEFFICIENTS:
-        return f"it would need {coefficients:,} coefficients, and at most {MAX_ANOVA_COEFFICIENTS:,} are fitted"
-    numbers = {f"f{i}": of_runs for i, of_runs in enumerate(levels.values())}
-    return _fit_type_ii(pd.DataFrame({"value": values, "seed": seeds, **numbers}), terms, note)
-
-
-def _fit_type_ii(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Anova | str:
-    # Imported here because the import takes a second, and no other function needs these names.
-    from statsmodels.formula.api import ols
-    from statsmodels.stats.anova import anova_lm
-
-    # On a busy machine, the threads of the linear algebra library wait for each other: 20 s instead of 1 s for 400 coefficients.
-    with threadpool_limits(1):
-        model = ols(f"value ~ {' + '.join(terms)}", runs)
-        if np.linalg.matrix_rank(model.exog.T @ model.exog, hermitian=True) < model.exog.shape[1]:
-            return "too few runs completed to separate the effects of cells from those of seeds"
-        fit = model.fit(method="qr")  # the default method takes 20 times as long
-        if np.sqrt(fit.mse_resid) <= zero_tolerance(runs["value"]):
-            return "the residual variance is zero: factors and seeds explain every value exactly"
-        table = anova_lm(fit, typ=2)
-    residual = table.loc["Residual", "sum_sq"]
-    lines = [
-        AnovaTerm(
-            term=name,
-            df=float(table.loc[code, "df"]),
-            f=float(table.loc[code, "F"]),
-            p=float(table.loc[code, "PR(>F)"]),
-            partial_eta_squared=float(table.loc[code, "sum_sq"] / (table.loc[code, "sum_sq"] + residual)),
-        )
-        for code, name in terms.items()
-    ]
-    return Anova(terms=tuple(lines), residual_df=float(fit.df_resid), note=note)
 
 
 def smallest_detectable(std: float, n: int, comparisons: int = 1, power: float = 0.8) -> float | None:

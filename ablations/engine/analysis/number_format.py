@@ -93,10 +93,10 @@ class ValueFormat:
         return 10.0 ** -(self.decimals + ZERO_DECIMALS)
 
     def signed(self, value: float | None) -> str:
-        """Return a difference with its sign: `+0.28`, `−1.07`."""
+        """Return a difference with its sign: `+0.28`, `−1.07`; zero has none."""
         if value is None or value != value:
             return MISSING
-        return f"{'−' if value <= -self._zero else '+'}{self.magnitude(value)}"
+        return f"{'' if abs(value) < self._zero else '−' if value < 0 else '+'}{self.magnitude(value)}"
 
     def signed_interval(self, difference: Estimate) -> str:
         """Return the confidence interval of a difference: `[−0.57, +1.12]`."""

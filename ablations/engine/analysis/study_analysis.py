@@ -3,24 +3,36 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ablations.engine.analysis.conclusions import conclude_factor
-from ablations.engine.analysis.contrasts import estimate_effects, estimate_interactions, estimate_simple_effects, reference_levels
+from ablations.engine.analysis import contrasts
+from ablations.engine.analysis.anova import fit_anova, spreads_differ
+from ablations.engine.analysis.conclusions import FactorEvidence, conclude_factor
+from ablations.engine.analysis.contrasts import reference_levels
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
-from ablations.engine.analysis.findings import MIN_SEEDS_FOR_P_VALUE, Anova, CellFinding, Comparison, Estimate, Findings
-from ablations.engine.analysis.inference import Array, estimate_means, fit_anova, paired_tests, zero_tolerance
+from ablations.engine.analysis.failures import FailureTable, find_failures
+from ablations.engine.analysis.family import Family
+from ablations.engine.analysis.findings import (
+    MIN_SEEDS_FOR_P_VALUE,
+    Anova,
+    Answer,
+    CellFinding,
+    Comparison,
+    Estimate,
+    FailedRun,
+    Findings,
+)
+from ablations.engine.analysis.inference import Array, Scale, estimate_means, zero_tolerance
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.search_analysis import analyze_search
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted
 
-MAX_STD_RATIO = 4
-"""Largest ratio of standard deviations of cells for which the analysis of variance carries no warning about unequal variances."""
 SHARED_CONDITIONS = ("code_version", "data_version", "world_size", "precision", "device", "torch", "python")
 """Conditions that should be the same in all runs. Commits may differ: only the code version covers the training code."""
 MAX_NAMED = 3
@@ -42,26 +54,40 @@ def analyze_study(evidence: Evidence) -> Findings:
     """Return all findings about a study."""
     design = evidence.design
     table = _run_table(evidence)
-    cells = _cell_findings(evidence, table)
+    failures = find_failures(table.values, table.outcomes, design.metric, design.chance)
+    cells = _cell_findings(evidence, table, failures)
     formats = ValueFormat(design.metric, decimals_for(design.metric, table.values.ravel()))
-    of_levels, of_pairs = estimate_effects(design, table.values), estimate_interactions(design, table.values)
+    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=1.0)
+    family = Family(design=design, values=table.values, failures=failures, scale=scale)
     variance = _anova(design, table.values, cells, formats)
     return Findings(
         metric=design.metric,
         decimals=formats.decimals,
         cells=cells,
-        comparisons=_comparisons(design, table),
-        effects=of_levels,
-        interactions=of_pairs,
+        comparisons=_comparisons(design, table, family),
+        effects=family.effects,
+        interactions=family.interactions,
         anova=variance if isinstance(variance, Anova) else None,
         no_anova=variance if isinstance(variance, str) else "",
-        answers=tuple(
-            conclude_factor(factor, of_levels, of_pairs, estimate_simple_effects(design, table.values, factor), cells, formats)
-            for factor in reference_levels(design)
-        ),
+        answers=tuple(_answer(factor, design, family, cells, formats) for factor in reference_levels(design)),
         flags=(*_missing_result_flags(cells), *_condition_flags(evidence)),
+        tests=family.tests,
+        effect_bonferroni=family.effect_bonferroni,
         search=analyze_search(evidence, table.values, formats) if design.search else None,
     )
+
+
+def _answer(factor: str, design: Design, family: Family, cells: Sequence[CellFinding], formats: ValueFormat) -> Answer:
+    found = FactorEvidence(
+        effects=[each for each in family.effects if each.factor == factor],
+        interactions=[each for each in family.interactions if factor in each.factors],
+        simple=family.simple_effects(factor),
+        others=[name for name in reference_levels(design) if name != factor],
+        cells=cells,
+        tests=family.tests,
+        margin=design.margin,
+    )
+    return conclude_factor(factor, found, formats)
 
 
 def _run_table(evidence: Evidence) -> _RunTable:
@@ -75,7 +101,7 @@ def _run_table(evidence: Evidence) -> _RunTable:
     return _RunTable(values.reshape(shape), train_values.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
 
 
-def _cell_findings(evidence: Evidence, table: _RunTable) -> tuple[CellFinding, ...]:
+def _cell_findings(evidence: Evidence, table: _RunTable, failures: FailureTable) -> tuple[CellFinding, ...]:
     runs, design = evidence.runs, evidence.design
     completed, others = runs[runs["outcome"] == "completed"], runs[runs["outcome"] != "completed"]
     labels = [cell.label for cell in design.cells]
@@ -90,10 +116,15 @@ def _cell_findings(evidence: Evidence, table: _RunTable) -> tuple[CellFinding, .
             label=cell.label,
             levels=cell.levels,
             planned=len(cell.fingerprints),
-            value=values[row],
+            value=_within_bounds(values[row], design.metric.bounds),
             train_value=train_values[row],
             problems=dict(Counter(each for each in table.outcomes[row][: len(cell.fingerprints)] if each != "completed")),
             reasons=tuple(reasons.get(cell.label, ())),
+            median=float(np.nanmedian(table.values[row])) if values[row].n else None,
+            failed_to_train=tuple(
+                FailedRun(seed=seed, value=float(table.values[row, seed]))
+                for seed in np.flatnonzero(failures.failed[row] & ~failures.diverged[row]).tolist()
+            ),
             on_pareto_front=row in front,
             flags=mixed.get(cell.label, ()),
             **{name: None if math.isnan(value) else value for name, value in zip(COST_METRICS, cost, strict=True)},
@@ -102,20 +133,29 @@ def _cell_findings(evidence: Evidence, table: _RunTable) -> tuple[CellFinding, .
     )
 
 
-def _comparisons(design: Design, table: _RunTable) -> tuple[Comparison, ...]:
-    row_of = {cell.label: row for row, cell in enumerate(design.cells)}
-    pairs = [(cell, baseline) for cell in design.cells if (baseline := design.baseline_label(cell)) is not None]
-    differences = table.values[[row_of[cell.label] for cell, _ in pairs]] - table.values[[row_of[other] for _, other in pairs]]
-    return tuple(
-        Comparison(
-            cell=cell.label,
-            baseline=baseline,
-            difference=difference,
-            planned=len(cell.fingerprints),
-            note=_comparison_note(difference, table.outcomes[row_of[cell.label]], table.outcomes[row_of[baseline]]),
+def _within_bounds(value: Estimate, bounds: tuple[float, float]) -> Estimate:
+    """Return the estimate of a cell with its interval within what the metric can be."""
+    if value.low is None or value.high is None:
+        return value
+    return replace(value, low=max(value.low, bounds[0]), high=min(value.high, bounds[1]))
+
+
+def _comparisons(design: Design, table: _RunTable, family: Family) -> tuple[Comparison, ...]:
+    found = []
+    for each in contrasts.comparisons(design):
+        ((row, reference),) = each.pairs
+        difference = family.difference(each.terms)
+        found.append(
+            Comparison(
+                cell=design.cells[row].label,
+                baseline=design.cells[reference].label,
+                difference=difference,
+                planned=len(design.cells[row].fingerprints),
+                failures=family.failure_test(each.terms),
+                note=_comparison_note(difference, table.outcomes[row], table.outcomes[reference]),
+            )
         )
-        for (cell, baseline), difference in zip(pairs, paired_tests(differences, zero_tolerance(table.values)), strict=True)
-    )
+    return tuple(found)
 
 
 def _comparison_note(difference: Estimate, outcomes: Sequence[str], of_baseline: Sequence[str]) -> str:
@@ -155,11 +195,11 @@ def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats:
             f"The design is unbalanced: {len(rows)} of {counted(values.size, 'run')} completed, and type II sums of "
             "squares use only these."
         )
-    stds = [cell.value.std for cell in cells if cell.value.std is not None]
-    if stds and max(stds) > MAX_STD_RATIO * min(stds):
+    if spreads_differ(values, design.step):
+        stds = [cell.value.std for cell in cells if cell.value.std is not None]
         spread = formats.in_points(f"{formats.magnitude(min(stds))} to {formats.magnitude(max(stds))}")
         note += (
-            f" The analysis assumes equal variances, but the standard deviations of cells range from {spread}: "
+            f" The analysis assumes equal variances, but the standard deviations of cells differ ({spread}): "
             "rely on the confidence intervals of the differences instead."
         )
     return fit_anova(values[rows, seeds].tolist(), seeds, levels, note)

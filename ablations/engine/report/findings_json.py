@@ -22,9 +22,6 @@ from ablations.engine.study.design import Design, DesignCell
 SCHEMA = "ablations-findings/1"
 """Name and version of the format."""
 FILE_NAME = "findings.json"
-VERDICTS = {"no effect shown": "no difference shown", "cannot be said yet": "cannot be said"}
-"""Verdicts of answers that have other names in the document."""
-"""Outcomes of runs that ended without the metric. Runs that are missing, running or stopped may still complete."""
 
 
 def findings_document(evidence: Evidence, findings: Findings, expectations: Iterable[Assessment] = ()) -> dict[str, Any]:
@@ -70,8 +67,7 @@ def _answer(answer: Answer, design: Design, findings: Findings, failures: pd.Dat
         for level in design.factors[answer.factor]
     }
     effects = [_effect(each, failed) for each in findings.effects if each.factor == answer.factor]
-    verdict = VERDICTS.get(answer.verdict, answer.verdict)
-    return {"factor": answer.factor, "verdict": verdict, "text": answer.text, "effects": effects}
+    return {"factor": answer.factor, "verdict": answer.verdict, "text": answer.text, "effects": effects}
 
 
 def _effect(effect: Effect, failed: Mapping[str, int]) -> dict[str, Any]:
@@ -81,6 +77,9 @@ def _effect(effect: Effect, failed: Mapping[str, int]) -> dict[str, Any]:
         **_difference(effect.difference),
         "failures": failed[effect.level],
         "reference_failures": failed[effect.reference],
+        "failures_p": effect.failures.p if effect.failures else None,
+        "failures_p_adjusted": effect.failures.p_adjusted if effect.failures else None,
+        "p_within_margin": effect.p_within_margin,
     }
 
 
@@ -104,6 +103,8 @@ def _cell(cell: DesignCell, found: CellFinding, comparison: Comparison | None, e
         "planned": found.planned,
         "n": found.value.n,
         **{name: getattr(found.value, name) for name in ("mean", "std", "low", "high")},
+        "median": found.median,
+        "failed_to_train": [asdict(each) for each in found.failed_to_train],
         "comparison": {"baseline": comparison.baseline, **_difference(comparison.difference)} if comparison else None,
         "outcomes": {"completed": found.value.n, **found.problems},
         **{name: getattr(found, name) for name in ("parameters", "flops", "seconds", "gpu_hours")},

@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, Evidence
-from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.findings import Estimate, FailureTest, Findings
+from ablations.engine.analysis.inference import effect_size_interval
 from ablations.engine.analysis.trial_table import format_configuration, format_range
 from ablations.engine.report import tables
 from ablations.engine.study.design import Design
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 VERDICT_SYMBOLS = {
     "matters": "●",
     "may matter": "◐",
-    "no effect shown": "○",
+    "no effect within margin": "◎",
+    "no difference shown": "○",
+    "cannot be said": "?",
     "cannot be said yet": "?",
     "survives": "●",
     "reverses": "●",
@@ -124,6 +127,8 @@ def _template_environment(findings: Findings) -> Environment:
         "interval": formats.interval,
         "signed_interval": formats.signed_interval,
         "score": number_format.ValueFormat.of(findings.search or findings).number,
+        "effect_size": _effect_size,
+        "failures": _failures,
         "inline_svg": inline_svg,
         "sort_key": _sort_key,
         "multiline": _multiline,
@@ -161,7 +166,7 @@ def _result_rows(findings: Findings) -> list[dict[str, Any]]:
     rows = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
-        note = tables.cell_note(cell, comparison)
+        note = tables.cell_note(cell, comparison, number_format.ValueFormat.of(findings))
         if len(note) > MAX_NOTE_CHARACTERS:
             note = f"{note[:MAX_NOTE_CHARACTERS]} …"
         difference = comparison.difference if comparison else Estimate(n=0)
@@ -208,6 +213,21 @@ def _condition_counts(evidence: Evidence) -> list[tuple[str, dict[str, int]]]:
         counts = Counter(str(value) for value in evidence.runs[name].fillna(""))
         conditions.append((name, {value: count for value, count in counts.most_common() if value}))
     return conditions
+
+
+def _effect_size(difference: Estimate) -> str:
+    """Return the standardized difference with its interval: `1.20 [0.31, 2.05]`."""
+    interval = effect_size_interval(difference)
+    text = number_format.number(difference.effect_size)
+    return text if interval is None else f"{text} [{', '.join(map(number_format.number, interval))}]"
+
+
+def _failures(test: FailureTest | None) -> str:
+    """Return failures to train beside those of the reference: `2 of 5, 0 of 5 (p 0.444)`; empty without any."""
+    if test is None:
+        return ""
+    p = number_format.p_value(test.p if test.p_adjusted is None else test.p_adjusted)
+    return f"{test.failed} of {test.runs}, {test.reference_failed} of {test.reference_runs} (p {p})"
 
 
 def _data_url(text: str) -> str:

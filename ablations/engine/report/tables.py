@@ -12,7 +12,7 @@ import pandas as pd
 from ablations.engine.analysis.evidence import COST_METRICS
 from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
 from ablations.engine.analysis.number_format import ValueFormat, number, p_value, scaled
-from resnet_core.fields import printable
+from resnet_core.fields import counted, printable
 
 MAX_NAMED_CELLS = 4
 """Maximum number of cells that a note names. It gives the number of the others."""
@@ -68,10 +68,20 @@ def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
     return {comparison.cell: comparison for comparison in findings.comparisons}
 
 
-def cell_note(cell: CellFinding, comparison: Comparison | None) -> str:
-    """Return the caveats of a row: runs that did not complete and why, mixed conditions, a missing p-value."""
+def failed_to_train(cell: CellFinding, formats: ValueFormat) -> str:
+    """Return which completed runs show no training: `1 of 5 seeds failed to train: 60.30 %; median 2.05 %`; empty if all do."""
+    if not cell.failed_to_train:
+        return ""
+    values = ", ".join(formats.with_unit(each.value) for each in cell.failed_to_train)
+    seeds = f"{len(cell.failed_to_train)} of {counted(cell.planned, 'seed')} failed to train: {values}"
+    return f"{seeds}; median {formats.with_unit(cell.median)}"
+
+
+def cell_note(cell: CellFinding, comparison: Comparison | None, formats: ValueFormat) -> str:
+    """Return the caveats of a row: runs that did not complete or train and why, mixed conditions, a missing p-value."""
     problems = ", ".join(f"{count} {outcome}" for outcome, count in cell.problems.items())
-    parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), *cell.flags, comparison.note if comparison else ""]
+    parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), failed_to_train(cell, formats), *cell.flags]
+    parts += [comparison.note] if comparison else []
     return "; ".join(filter(None, parts))
 
 
@@ -109,7 +119,7 @@ def rows(findings: Findings) -> list[dict[str, Any]]:
         costs = {COST_COLUMNS.get(name, name): getattr(cell, name) for name in COST_METRICS}
         row |= {column: value for column, value in costs.items() if column in reported}
         row |= {"on_front": cell.on_pareto_front} if "multiply_adds" in reported else {}
-        row |= {"note": cell_note(cell, comparison)}
+        row |= {"note": cell_note(cell, comparison, ValueFormat.of(findings))}
         levels = {factor_column(name, {"cell", *row}): level for name, level in cell.levels.items()}
         table.append({"cell": cell.label, **levels, **row})
     return table
@@ -206,7 +216,8 @@ def _legend(findings: Findings) -> str:
     difference_unit = f" in {metric.difference_words}," if metric.difference_words else ""
     return (
         f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds. Differences to the baseline "
-        f"are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for the number of comparisons (Holm)."
+        f"are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for all {counted(findings.tests, 'test')} of "
+        "the study."
     )
 
 
@@ -215,7 +226,7 @@ def _notes_with_cells(findings: Findings) -> list[tuple[str, str]]:
     by_cell = comparisons_by_cell(findings)
     about: dict[str, list[str]] = {}
     for cell in findings.cells:
-        if text := cell_note(cell, by_cell.get(cell.label)):
+        if text := cell_note(cell, by_cell.get(cell.label), ValueFormat.of(findings)):
             about.setdefault(printable(text), []).append(printable(cell.label))
     return [
         (", ".join(labels[:MAX_NAMED_CELLS]) + _more_text(len(labels) - MAX_NAMED_CELLS), text) for text, labels in about.items()

@@ -32,8 +32,9 @@ def assess(expectations: Iterable[Expectation], evidence: Evidence, findings: Fi
     """Return what the evidence says about each expectation.
 
     A comparison of levels is decided by the average effect over the other factors, paired by seed. Its p-value is adjusted for all
-    average effects of the study: by Holm's method, and by Bonferroni's for a difference other than zero. An improvement is not
-    shown if runs of the better level failed more often than those of the other, since its failed seeds are not in the average.
+    tests of the study, by Bonferroni's bound for a difference other than zero. An improvement is not shown if runs of the better
+    level failed more often than those of the other, since its failed seeds are not in the average. That a factor matters is
+    contradicted if the study shows that it has no effect within its margin.
     """
     return tuple(_assess(each, evidence, findings) for each in expectations)
 
@@ -46,15 +47,15 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
                 expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: it has one level"
             )
         answer = answers[0]
-        verdict = SHOWN if answer.verdict == "matters" else NOT_SHOWN  # no test of no effect contradicts it
+        verdict = {"matters": SHOWN, "no effect within margin": CONTRADICTED}.get(answer.verdict, NOT_SHOWN)
         return Assessment(expectation=expectation.text, verdict=verdict, text=f"{expectation.text}: {verdict}: {answer.text}")
     metric = evidence.design.metric
-    effect, tests = _effect(expectation, evidence, findings)
+    effect, findings = _effect(expectation, evidence, findings)
     if effect is None:
         why = "no combination of the other factors has runs of both levels"
         return Assessment(expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: {why}")
     gain = _gain(effect.difference, metric)
-    verdict, why = _decide(expectation, gain, tests)
+    verdict, why = _decide(expectation, gain, findings)
     failed, reference_failed = (
         _failures(evidence, expectation.factor, level) for level in (expectation.level, expectation.reference)
     )
@@ -71,15 +72,14 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
     )
 
 
-def _effect(expectation: Expectation, evidence: Evidence, findings: Findings) -> tuple[Effect | None, int]:
-    """Return the effect of the level against the reference, and the number of tests in its family."""
+def _effect(expectation: Expectation, evidence: Evidence, findings: Findings) -> tuple[Effect | None, Findings]:
+    """Return the effect of the level against the reference, and the findings that it is one of."""
     factor, design = expectation.factor, evidence.design
     if reference_levels(design).get(factor) != expectation.reference:  # the same family of tests, against another reference
         rebased = replace(design, baseline={**design.baseline, factor: expectation.reference}, search=None)
         findings = analyze_study(replace(evidence, design=rebased))
-    effects = findings.effects
-    found = [each for each in effects if (each.factor, each.level) == (factor, expectation.level)]
-    return (found[0] if found else None), sum(each.difference.p is not None for each in effects)
+    found = [each for each in findings.effects if (each.factor, each.level) == (factor, expectation.level)]
+    return (found[0] if found else None), findings
 
 
 def _gain(difference: Estimate, metric: Metric) -> Estimate:
@@ -90,16 +90,22 @@ def _gain(difference: Estimate, metric: Metric) -> Estimate:
     return replace(difference, mean=-difference.mean, low=low, high=high)
 
 
-def _decide(expectation: Expectation, gain: Estimate, tests: int) -> tuple[str, str]:
+def _decide(expectation: Expectation, gain: Estimate, findings: Findings) -> tuple[str, str]:
     """Return the verdict and its reason: whether the improvement is above or below the expected one, by a two-sided test."""
     if gain.n < MIN_SEEDS_FOR_P_VALUE:
         return NOT_SHOWN, f"; a test needs {MIN_SEEDS_FOR_P_VALUE} seeds"
-    if gain.p is None or gain.p_adjusted is None or gain.mean is None or gain.std is None:
+    if gain.p is None or gain.p_adjusted is None or gain.mean is None:
         return NOT_SHOWN, "; the differences do not vary and so allow no t test"
     threshold = expectation.amount if expectation.kind == "better" else -expectation.amount
-    p = gain.p_adjusted if not threshold else min(1.0, tests * shifted_p_value(gain.mean, gain.std, gain.n, threshold))
+    p = gain.p_adjusted
+    if threshold:
+        if not gain.se:
+            return NOT_SHOWN, "; the differences do not vary and so allow no t test"
+        std = gain.se * math.sqrt(gain.n)
+        p = min(1.0, findings.effect_bonferroni * shifted_p_value(gain.mean, std, gain.n, threshold))
     shown = p_value(p) if p < MIN_DISPLAYED_P else f"= {p_value(p)}"
-    adjusted = f"; p {shown}" if tests == 1 else f"; p {shown}, adjusted for {counted(tests, 'comparison')}"
+    tests = findings.tests
+    adjusted = f"; p {shown}" if tests == 1 else f"; p {shown}, adjusted for {counted(tests, 'test')}"
     if not p < 1 - CONFIDENCE_LEVEL or math.isclose(gain.mean, threshold):
         return NOT_SHOWN, adjusted
     return (SHOWN if gain.mean > threshold else CONTRADICTED), adjusted

@@ -79,7 +79,7 @@ def _differences(evidence: Evidence, findings: Findings) -> tuple[str, str, str]
     text = (
         f"Difference in {metric.label} to {baseline_levels(findings)}{unit}, paired by seed, with 95 % "
         f"confidence intervals. {better} are better. A filled mark is significant: its p-value, adjusted "
-        "for the number of comparisons, is below 0.05. A hollow mark is not."
+        "for all tests of the study, is below 0.05. A hollow mark is not."
     )
     more = (
         f" The figure shows the {len(shown)} largest differences; the table has {counted(left_out, 'more difference')}."

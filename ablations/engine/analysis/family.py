@@ -1,0 +1,273 @@
+"""The family of tests of a study: all its contrasts, estimated, tested, and adjusted together."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ablations.engine.analysis import contrasts
+from ablations.engine.analysis.contrasts import Contrast, Terms
+from ablations.engine.analysis.failures import FailureTable, can_be_significant
+from ablations.engine.analysis.findings import Effect, Estimate, FailureTest, Interaction, SimpleEffect
+from ablations.engine.analysis.gatekeeping import FAILURE_PART, INTERACTION_PART, Node, adjust_p_values
+from ablations.engine.analysis.inference import (
+    Array,
+    Scale,
+    equivalence_p_value,
+    estimate_average,
+    holm_adjust,
+    selected_interval,
+)
+from ablations.engine.study.design import Design
+
+Name = tuple[str, Terms]
+"""A hypothesis: its kind, `difference` or `failure`, and its contrast."""
+DIFFERENCE, FAILURE = "difference", "failure"
+"""The two kinds of hypotheses about a contrast: equal means, and equal chances to fail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """All contrasts of a study, tested as one family.
+
+    Args:
+        design: The design of the study.
+        values: Values of completed runs; a row per cell of the design, a column per seed, NaN without a result.
+        failures: Which runs failed to train.
+        scale: Scale of the values.
+    """
+
+    design: Design
+    values: Array
+    failures: FailureTable
+    scale: Scale
+
+    @cached_property
+    def effects(self) -> tuple[Effect, ...]:
+        """Average effects of all levels."""
+        found = []
+        for each in self._effects:
+            difference, used = self.difference(each.terms), self._used[each.terms]
+            found.append(
+                Effect(
+                    factor=each.factors[0],
+                    level=each.levels[0],
+                    reference=each.references[0],
+                    difference=difference,
+                    combinations=used,
+                    of_combinations=len(each.terms) if used < len(each.terms) else 0,
+                    failures=self.failure_test(each.terms),
+                    at_chance=self._at_chance(each.pairs),
+                    median=self._median(each.pairs),
+                )
+            )
+        return tuple(self._with_margin(found))
+
+    @cached_property
+    def interactions(self) -> tuple[Interaction, ...]:
+        """Interactions of all pairs of factors."""
+        return tuple(
+            Interaction(
+                factors=(each.factors[0], each.factors[1]),
+                levels=(each.levels[0], each.levels[1]),
+                references=(each.references[0], each.references[1]),
+                difference=self.difference(each.terms),
+            )
+            for each in self._interactions
+        )
+
+    def simple_effects(self, factor: str) -> tuple[SimpleEffect, ...]:
+        """Return the effects of a factor's levels at every combination of the others."""
+        return tuple(
+            SimpleEffect(
+                factor=factor,
+                level=each.levels[0],
+                reference=each.references[0],
+                at=each.at,
+                difference=self.difference(each.terms),
+                failures=self.failure_test(each.terms),
+            )
+            for each in self._simple_effects[factor]
+        )
+
+    @cached_property
+    def tests(self) -> int:
+        """Number of tests in the family."""
+        return len(self._nodes)
+
+    @cached_property
+    def effect_bonferroni(self) -> float:
+        """Factor by which the p-value of one effect is adjusted at least, if nothing else is rejected."""
+        weights = [node.weight for node in self._nodes if node.name[0] == DIFFERENCE and node.name[1] in self._top_terms]
+        return 1 / (min(weights) * self.scale.share) if weights else 1.0
+
+    def difference(self, terms: Terms) -> Estimate:
+        """Return the difference of a contrast of this study."""
+        return self._adjusted_estimates[terms]
+
+    def failure_test(self, terms: Terms) -> FailureTest | None:
+        """Return the test of failures of a contrast of two levels; None if neither has any."""
+        found = self._failure_tests.get(terms)
+        return found and replace(found, p_adjusted=self._adjusted.get((FAILURE, terms)))
+
+    @cached_property
+    def _effects(self) -> Sequence[Contrast]:
+        return list(contrasts.average_effects(self.design))
+
+    @cached_property
+    def _interactions(self) -> Sequence[Contrast]:
+        return list(contrasts.interactions(self.design))
+
+    @cached_property
+    def _simple_effects(self) -> Mapping[str, Sequence[Contrast]]:
+        return {factor: list(contrasts.simple_effects(self.design, factor)) for factor in contrasts.reference_levels(self.design)}
+
+    @cached_property
+    def _single(self) -> Sequence[Contrast]:
+        """Contrasts of two cells: simple effects and comparisons with the baseline."""
+        simple = [each for of_factor in self._simple_effects.values() for each in of_factor]
+        return [*simple, *contrasts.comparisons(self.design)]
+
+    @cached_property
+    def _top_terms(self) -> frozenset[Terms]:
+        return frozenset(each.terms for each in self._effects)
+
+    @cached_property
+    def _estimates(self) -> Mapping[Terms, tuple[Estimate, int]]:
+        found = {}
+        for each in (*self._effects, *self._interactions, *self._single):
+            if each.terms not in found:
+                parts = [self.values[list(add)].sum(axis=0) - self.values[list(take)].sum(axis=0) for add, take in each.terms]
+                found[each.terms] = estimate_average(parts, self.scale)
+        return found
+
+    @cached_property
+    def _used(self) -> Mapping[Terms, int]:
+        return {terms: used for terms, (_, used) in self._estimates.items()}
+
+    @cached_property
+    def _failure_tests(self) -> Mapping[Terms, FailureTest]:
+        found = {each.terms: self.failures.test(each.pairs) for each in (*self._effects, *self._single)}
+        return {terms: test for terms, test in found.items() if test}
+
+    @cached_property
+    def _nodes(self) -> Sequence[Node]:
+        names = _Names(
+            tested={terms for terms, (estimate, _) in self._estimates.items() if estimate.p is not None},
+            counted={terms for terms, test in self._failure_tests.items() if can_be_significant(test, self.scale.share)},
+        )
+        by_level: dict[tuple[str, str], list[Name]] = {}
+        for each in self._single:
+            for level in zip(each.factors, each.levels, strict=True):
+                by_level.setdefault(level, []).extend(name for name in names.of(each.terms) if each.terms not in self._top_terms)
+        parts = _initial_parts(
+            differences=[(DIFFERENCE, each.terms) for each in self._effects if each.terms in names.tested],
+            failures=[(FAILURE, each.terms) for each in self._effects if each.terms in names.counted],
+            interactions=[(DIFFERENCE, each.terms) for each in self._interactions if each.terms in names.tested],
+        )
+        nodes: dict[Name, Node] = {}
+        for contrasts_of_kind in (self._effects, self._interactions):
+            siblings = [name for each in contrasts_of_kind for name in names.of(each.terms)]
+            for each in contrasts_of_kind:
+                below = [by_level.get(level, ()) for level in zip(each.factors, each.levels, strict=True)]
+                children = list(dict.fromkeys(name for of_level in below for name in of_level))
+                for name in names.of(each.terms):
+                    nodes[name] = Node(name=name, p=self._p(name), weight=parts[name], siblings=siblings, children=children)
+        top = [name for each in self._effects for name in names.of(each.terms)]
+        for of_level in by_level.values():
+            for name in of_level:
+                known = nodes[name].siblings if name in nodes else ()
+                nodes[name] = Node(name=name, p=self._p(name), siblings=list(dict.fromkeys((*known, *of_level))) or top)
+        return list(nodes.values())
+
+    def _p(self, name: Name) -> float:
+        kind, terms = name
+        if kind == FAILURE:
+            return min(1.0, self._failure_tests[terms].p / self.scale.share)
+        return self._estimates[terms][0].p or 0.0
+
+    @cached_property
+    def _adjusted(self) -> Mapping[Name, float]:
+        return adjust_p_values(self._nodes)
+
+    @cached_property
+    def _adjusted_estimates(self) -> Mapping[Terms, Estimate]:
+        adjusted = {
+            terms: replace(estimate, p_adjusted=self._adjusted.get((DIFFERENCE, terms)))
+            for terms, (estimate, _) in self._estimates.items()
+        }
+        effects, crossed = self._top_terms, {each.terms for each in self._interactions}
+        for kind in (effects, crossed, adjusted.keys() - effects - crossed):
+            tested = [terms for terms in kind if adjusted[terms].p is not None]
+            claimed = [terms for terms in tested if adjusted[terms].significant]
+            for terms in claimed:
+                adjusted[terms] = selected_interval(adjusted[terms], len(claimed) / len(tested), self.scale.share)
+        return {
+            terms: estimate if terms in crossed else self._within_bounds(terms, estimate) for terms, estimate in adjusted.items()
+        }
+
+    def _within_bounds(self, terms: Terms, difference: Estimate) -> Estimate:
+        """Return the difference of two levels with intervals that leave its level within what the metric can be."""
+        low, high = self.design.metric.bounds
+        if difference.mean is None or not math.isfinite(high - low):
+            return difference
+        means = [np.nanmean(row) for _, taken in terms if np.isfinite(row := self.values[taken[0]]).any()]
+        reference = float(np.mean(means))
+        least, most = min(low - reference, difference.mean), max(high - reference, difference.mean)
+        clipped = {
+            name: min(max(bound, least), most)
+            for name in ("low", "high", "selected_low", "selected_high")
+            if (bound := getattr(difference, name)) is not None
+        }
+        return replace(difference, **clipped)
+
+    def _at_chance(self, pairs: Iterable[tuple[int, int]]) -> float | None:
+        """Return the mean difference if diverged runs count as guessing; None without such runs."""
+        chance, diverged = self.design.chance, self.failures.diverged
+        if chance is None or not any(diverged[row].any() or diverged[reference].any() for row, reference in pairs):
+            return None
+        filled = np.where(diverged, chance, self.values)
+        means = [float(np.nanmean(off)) for row, ref in pairs if np.isfinite(off := filled[row] - filled[ref]).any()]
+        return float(np.mean(means)) if means else None
+
+    def _median(self, pairs: Iterable[tuple[int, int]]) -> float | None:
+        """Return the median of the differences, over seeds and combinations; None unless a completed run failed to train."""
+        failed = self.failures.failed & np.isfinite(self.values)
+        if not any(failed[row].any() or failed[reference].any() for row, reference in pairs):
+            return None
+        differences = np.concatenate([self.values[row] - self.values[reference] for row, reference in pairs])
+        return float(np.nanmedian(differences)) if np.isfinite(differences).any() else None
+
+    def _with_margin(self, effects: Sequence[Effect]) -> Sequence[Effect]:
+        """Return the effects with tests of whether they are within the study's margin, if it has one."""
+        margin = self.design.margin
+        if margin is None:
+            return effects
+        p_values = {
+            i: p
+            for i, each in enumerate(effects)
+            if not each.failures and (p := equivalence_p_value(each.difference, margin, self.scale.share)) is not None
+        }
+        adjusted = dict(zip(p_values, holm_adjust(list(p_values.values())).tolist(), strict=True))
+        return [replace(each, p_within_margin=adjusted.get(i)) for i, each in enumerate(effects)]
+
+
+def _initial_parts(*, differences: Sequence[Name], failures: Sequence[Name], interactions: Sequence[Name]) -> Mapping[Name, float]:
+    """Return the initial part of the significance level of each hypothesis about effects and interactions."""
+    of_effects = 0.0 if not (differences or failures) else 1 - INTERACTION_PART if interactions else 1.0
+    of_failures = 0.0 if not failures else of_effects * FAILURE_PART if differences else of_effects
+    kinds = ((differences, of_effects - of_failures), (failures, of_failures), (interactions, 1 - of_effects))
+    return {name: part / len(names) for names, part in kinds for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """Names of the hypotheses about contrasts: those with a test of means, and those with enough failures to count."""
+
+    tested: set[Terms]
+    counted: set[Terms]
+
+    def of(self, terms: Terms) -> list[Name]:
+        return [(DIFFERENCE, terms)] * (terms in self.tested) + [(FAILURE, terms)] * (terms in self.counted)
