@@ -203,6 +203,11 @@ class Design:
         return replace(self, cells=cells, factors=factors, search=self.search and self.search.restricted_to(levels))
 
     @property
+    def seeds(self) -> int:
+        """Number of seeds of each cell."""
+        return max((len(cell.fingerprints) for cell in self.cells), default=0)
+
+    @property
     def step(self) -> float:
         """Smallest possible change of a value: that of one example, `100 / test_examples` points; 0 if it is not known."""
         return 100 / self.test_examples if self.test_examples else 0.0
