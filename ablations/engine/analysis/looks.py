@@ -27,16 +27,24 @@ class Looks:
     planned: int
     """Number of seeds that the study plans, at least 1."""
     seen: tuple[int, ...]
-    """Numbers of seeds of all looks, ascending and distinct. The last is the present one's, unless the answer is a part of what
-    was seen."""
-    seeds: int
-    """Number of seeds of the present look, one of `seen`."""
+    """Numbers of seeds of these looks, ascending and distinct. The last is that of the present look."""
 
     @classmethod
     def at(cls, seeds: int, earlier: tuple[int, ...], planned: int) -> Self:
-        """Return the looks after one at a number of seeds. If `planned` is 0, which means not known, the first look's are."""
-        seen = tuple(sorted({*earlier, seeds}))
-        return cls(planned=planned or seen[0], seen=seen, seeds=seeds)
+        """Return the looks up to one at a number of seeds.
+
+        Args:
+            seeds: number of seeds of the present look.
+            earlier: numbers of seeds of other looks. One at more seeds, of which the present answer is a part, is left out.
+            planned: number of planned seeds; 0 if it is not known, which is then that of the first look.
+        """
+        seen = (*sorted(each for each in {*earlier} if each < seeds), seeds)
+        return cls(planned=planned or seen[0], seen=seen)
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds of the present look."""
+        return self.seen[-1]
 
     @property
     def share(self) -> float:
@@ -45,7 +53,7 @@ class Looks:
         With t = seeds ÷ planned seeds, looks up to t have spent min(1, t)². A look after the last planned one has a share of the
         reserve: the j-th has `RESERVE` · 6 ÷ (π² j²), which adds up to the reserve over any number of looks.
         """
-        before = [seeds for seeds in self.seen if seeds < self.seeds]
+        before = self.seen[:-1]
         left = self._spent(self.seeds) - (self._spent(before[-1]) if before else 0)
         if left > 0:
             return left
@@ -93,7 +101,7 @@ class Looks:
 
     @property
     def _name(self) -> str:
-        number = self.seen.index(self.seeds) + 1
+        number = len(self.seen)
         return f"the {ORDINALS[number - 1]} look" if number <= len(ORDINALS) else f"look {number}"
 
     @property

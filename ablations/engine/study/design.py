@@ -156,6 +156,8 @@ class Design:
             ),
             skipped=tuple((str(cell), reason) for cell, reason in plan.skipped),
             origin=dict(origin),
+            planned_seeds=max(plan.study.seeds, len({run.seed for run in plan.runs})),
+            margin=plan.study.margin,
         )
 
     @classmethod
