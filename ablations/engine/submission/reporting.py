@@ -183,7 +183,7 @@ def record_look(console: Console, client: MlflowClient, run_id: str, evidence: E
     try:
         looks.record_look(client, run_id, evidence)
     except Exception as error:  # a store's own library may raise anything
-        print_line(console, f"That this answer was read cannot be recorded in MLflow: {describe_error(error)}")
+        print_line(console, f"This look at the study cannot be recorded in MLflow: {describe_error(error)}")
 
 
 def publish_report(
