@@ -117,9 +117,8 @@ class Submitted:
     def found(self) -> Evidence:
         """Return the evidence for the design that is stored in MLflow, as a rebuilt report reads it."""
         plan = self.plan
-        return results.gather(
-            self.client, run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared_fields())[1]
-        )
+        run_id, design = run_queries.find_design(self.client, plan.study.name, plan.preset, plan.shared_fields())
+        return results.gather(self.client, design, run_id)
 
 
 class Killer:

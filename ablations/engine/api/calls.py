@@ -1,7 +1,7 @@
 """`run` and `load`, the functions of the Python API."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,10 @@ from ablations.engine.api.result import Result
 from ablations.engine.cli import dispatch
 from ablations.engine.cluster import local_service
 from ablations.engine.environment import provenance, signals
+from ablations.engine.environment.console import make_console
 from ablations.engine.study.definition import Study
+from ablations.engine.study.expectations import Expectation
+from ablations.engine.study.plan import Draft, Plan
 from ablations.engine.study.request import Options
 from resnet_core.fields import reject
 
@@ -50,9 +53,7 @@ def run(study: Study, **options: Any) -> Result:
             raise
         if interrupts.received:  # the study has been closed, and the same call continues
             raise KeyboardInterrupt
-        from ablations.engine.submission.reporting import read_study
-
-        return Result(study, read_study(plan, chosen), chosen, expected)
+        return _result(study, plan, chosen, expected)
 
 
 def load(study: Study, **options: Any) -> Result:
@@ -77,9 +78,16 @@ def load(study: Study, **options: Any) -> Result:
     with _ray_cluster():
         drafted = dispatch.draft(study, chosen)
         expected = dispatch.expectations(drafted, chosen)
-        from ablations.engine.submission.reporting import read_study
+        return _result(study, drafted, chosen, expected)
 
-        return Result(study, read_study(drafted, chosen), chosen, expected)
+
+def _result(study: Study, planned: Draft | Plan, chosen: Options, expected: Sequence[Expectation]) -> Result:
+    """Return what MLflow has of a study, and record that it was read."""
+    from ablations.engine.submission.reporting import read_study, record_look_at
+
+    stored = read_study(planned, chosen)
+    record_look_at(stored, make_console())
+    return Result(study, stored, chosen, expected)
 
 
 def _options(study: Study, given: Mapping[str, Any], *, training: bool) -> Options:

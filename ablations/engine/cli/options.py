@@ -10,7 +10,7 @@ from typing import Any
 
 from ablations.engine.environment import paths
 from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
-from ablations.engine.study.definition import Study
+from ablations.engine.study.definition import Study, check_margin
 from ablations.engine.study.factors import format_level, split_levels
 from ablations.engine.study.request import (
     DEFAULT_TRIALS,
@@ -58,6 +58,8 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     """
     check_positive("--workers", given.workers)
     check_positive("--max-concurrent", given.max_concurrent)
+    if given.margin is not None:
+        check_margin("--margin", given.margin)
     if given.placement not in PLACEMENTS:
         raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
     if not 0 < given.hang_timeout <= MAX_HANG_TIMEOUT_SECONDS:
@@ -83,6 +85,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         probes=tuple(given.probe),
         workers=given.workers,
         download=given.data_download,
+        margin=given.margin,
     )
     return Options(
         request=request,
@@ -187,6 +190,14 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
         metavar="TEXT",
         help="state the outcome beforehand: 'shortcut=B better than A by 0.5', 'shortcut=B no worse than A by 0.5', 'depth "
         "matters'; exit code 3 if it is not shown, 4 if it is contradicted",
+    )
+    default = "none" if study.margin is None else f"{study.margin:g}"
+    group.add_argument(
+        "--margin",
+        type=float,
+        metavar="X",
+        help="largest difference that counts as no effect, in the unit of differences, such as percentage points; a smaller effect "
+        f"can then be shown to be none (default: {default})",
     )
     group = parser.add_argument_group("training")
     group.add_argument(

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
+from ablations.engine.analysis.looks import looks_at
 from ablations.engine.analysis.verdicts.expectations import Assessment
 from ablations.engine.report.data_frames import VALUE, typed_level
 from ablations.engine.report.tables import comparisons_by_cell
@@ -33,13 +34,15 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
         expectations: assessed expectations of `--expect`.
     """
     design = evidence.design
+    looks = looks_at(design, evidence.looks)
     failures = evidence.runs[evidence.runs["outcome"].isin(FAILED_OUTCOMES)]
     comparisons = comparisons_by_cell(findings)
     document = {
         "schema": SCHEMA,
         "study": {"name": design.study, "question": design.question},
         "complete": findings.complete,
-        "looks": [max(len(cell.fingerprints) for cell in design.cells)],
+        "looks": list(looks.seen),
+        "planned_seeds": looks.planned,
         "answers": [_answer(each, design, findings, failures) for each in findings.answers],
         "expectations": [asdict(each) for each in expectations],
         "cells": [
@@ -143,7 +146,7 @@ def _protocol(design: Design) -> dict[str, Any]:
         "dataset": design.dataset,
         "metric": {**metric.to_dict(), "label": metric.label, "difference_unit": metric.difference_unit},
         "preset": design.preset,
-        "seeds": max(len(cell.fingerprints) for cell in design.cells),
+        "seeds": design.seeds,
         "factors": {name: list(levels) for name, levels in design.factors.items()},
         "baseline": dict(design.baseline),
         "skipped": [{"cell": cell, "reason": reason} for cell, reason in design.skipped],

@@ -1,5 +1,6 @@
 """The `Study` class, which a study file instantiates. All fields are checked on creation."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -38,6 +39,9 @@ class Study(_WorkloadSlot):
     """Reference levels: each cell is compared with the cell that has these levels and is otherwise equal."""
     seeds: int = 3
     """Number of replicates of every cell, with seeds 0, 1, …"""
+    margin: float | None = None
+    """Largest difference that counts as no effect, above 0, in the unit of differences: percentage points for errors in percent.
+    With a margin, a study can show that a factor has no effect larger than it. None: no such claim."""
     preset: str = ""
     """Preset to run on unless `--preset` overrides it. Empty: `digits`, or the first preset of the task."""
     model: Any = None
@@ -81,6 +85,9 @@ class Study(_WorkloadSlot):
             raise reject("question", self.question, "accepted: a sentence")
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
             raise reject("seeds", self.seeds, "accepted: a number of replicates, 1 or more")
+        if self.margin is not None:
+            check_margin("margin", self.margin)
+            object.__setattr__(self, "margin", float(self.margin))
         if self.space is not None and not callable(self.space):
             raise reject("space", self.space, "accepted: a function of a trial")
         workload = self.workload
@@ -124,6 +131,13 @@ class Study(_WorkloadSlot):
             names = {dotted: own[dotted][0] if dotted in own else name for dotted, (name, _) in changed.items()}
             merged[part] = {**getattr(self, part), **{names[dotted]: value for dotted, (_, value) in changed.items()}}
         return replace(self, on={}, **merged)
+
+
+def check_margin(option: str, margin: object) -> None:
+    """Raise ConfigError for a margin that is no finite number above 0."""
+    number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+    if not (number and 0 < float(margin) < math.inf):
+        raise reject(option, margin, "accepted: a number above 0, in the unit of differences")
 
 
 def check_preset(option: str, preset: object, workload: Workload) -> None:

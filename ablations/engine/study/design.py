@@ -156,6 +156,8 @@ class Design:
             ),
             skipped=tuple((str(cell), reason) for cell, reason in plan.skipped),
             origin=dict(origin),
+            planned_seeds=max(plan.study.seeds, len({run.seed for run in plan.runs})),
+            margin=plan.study.margin,
         )
 
     @classmethod
@@ -201,6 +203,11 @@ class Design:
             raise ConfigError(f"--levels: MLflow has no runs with these levels; accepted: {asked}")
         factors = {name: tuple(level for level in all_ if level in levels.get(name, all_)) for name, all_ in self.factors.items()}
         return replace(self, cells=cells, factors=factors, search=self.search and self.search.restricted_to(levels))
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds of each cell."""
+        return max((len(cell.fingerprints) for cell in self.cells), default=0)
 
     @property
     def step(self) -> float:

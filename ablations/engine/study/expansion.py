@@ -25,6 +25,8 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
     preset = request.preset or study.preset
     check_preset("--preset", preset, study.workload)
     study = study.for_preset(preset)
+    if request.margin is not None:
+        study = replace(study, margin=request.margin)
     workload, field_name = study.workload, study.workload.schema.field_name
     seeds = study.seeds if request.seeds is None else request.seeds
     if seeds < 1:

@@ -49,6 +49,8 @@ class StudyRequest:
     """Number of training processes of each run."""
     download: bool = False
     """True if missing data may be downloaded."""
+    margin: float | None = None
+    """Largest difference that counts as no effect, in `Metric.difference_unit`; None: that of the study."""
 
 
 @dataclass(frozen=True, kw_only=True)

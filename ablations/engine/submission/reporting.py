@@ -24,7 +24,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft, Plan
 from ablations.engine.study.request import Options
-from ablations.engine.tracking import mlflow_internals, results, run_queries
+from ablations.engine.tracking import looks, mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
@@ -94,7 +94,7 @@ class ReportUpdater:
                 continue
             began = time.monotonic()
             try:
-                evidence = results.gather(self.client, self.design)
+                evidence = results.gather(self.client, self.design, self.run_id)
                 findings = analyze_study(evidence)
                 publish(self.client, self.run_id, evidence, findings, progress=so_far, permit=self._may_write)
                 reported = ended
@@ -147,12 +147,14 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
             defaults=study.study.workload.schema.default.flat(),
             whole=bool(study.searched),
         )
-        evidence = results.gather(client, whole.restricted_to(levels, options.request.seeds), details=details)
+        if options.request.margin is not None:
+            whole = replace(whole, margin=options.request.margin)
+        asked_for = whole.restricted_to(levels, options.request.seeds)
+        evidence = results.gather(client, asked_for, run_id, details=details)
     findings, part = analyze_study(evidence), ""
-    if evidence.design != whole:
+    if asked_for != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
-        seeds = max(len(cell.fingerprints) for cell in evidence.design.cells)
-        part = " ".join([*(f"{name}={texts}" for name, texts in chosen.items()), f"seeds={seeds}"])
+        part = " ".join([*(f"{name}={texts}" for name, texts in chosen.items()), f"seeds={evidence.design.seeds}"])
         flag = f"a part of what was submitted: {part}; p values are corrected for the comparisons of this part"
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
@@ -163,8 +165,25 @@ def rebuild_report(stored: StoredStudy) -> int:
     """Rebuild the report of a study, or of a part of it, from MLflow alone; return the exit code."""
     console = make_console()
     terminal.show_results(console, stored.evidence, stored.findings, resubmit_command())
+    record_look_at(stored, console)
     publish_report(console, stored.client, stored.run_id, stored.evidence, stored.findings, part=stored.part)
     return 0 if stored.findings.complete else 1
+
+
+def record_look_at(stored: StoredStudy, console: Console) -> None:
+    """Record a look at a stored study that was shown. A part of a study is no look."""
+    if not stored.part:
+        record_look(console, stored.client, stored.run_id, stored.evidence, stored.findings)
+
+
+def record_look(console: Console, client: MlflowClient, run_id: str, evidence: Evidence, findings: Findings) -> None:
+    """Record that the answer to a whole study was shown, if it is complete. A failure is printed, since no result depends on it."""
+    if not findings.complete:
+        return
+    try:
+        looks.record_look(client, run_id, evidence)
+    except Exception as error:  # a store's own library may raise anything
+        print_line(console, f"This look at the study cannot be recorded in MLflow: {describe_error(error)}")
 
 
 def publish_report(

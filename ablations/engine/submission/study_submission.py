@@ -215,11 +215,12 @@ class StudySubmission:
         return 0 if complete and logged else 1
 
     def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
-        evidence = results.gather(self.client, self.design, details=details)
+        evidence = results.gather(self.client, self.design, self.tracker.study_run.run_id, details=details)
         return evidence, analyze_study(evidence)
 
     def _show(self, evidence: Evidence, findings: Findings, pending: int) -> None:
         terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())
+        reporting.record_look(self.console, self.client, self.tracker.study_run.run_id, evidence, findings)
         if pending:
             why = self.tracker.writer.deletion_messages() or ["the next submission delivers them"]
             left = f"{counted(pending, 'record')} {'has' if pending == 1 else 'have'} not reached MLflow yet"

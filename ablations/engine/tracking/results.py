@@ -4,6 +4,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -12,14 +13,24 @@ from mlflow import MlflowClient
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, COST_METRICS, CURVE_COLUMNS, Evidence
 from ablations.engine.study.design import Design
 from ablations.engine.task.metric import Metric
-from ablations.engine.tracking import run_queries, search_trials
+from ablations.engine.tracking import looks, run_queries, search_trials
 from ablations.engine.tracking.run_queries import RunRecord
 
 logger = logging.getLogger(__name__)
 
 
-def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evidence:
-    """Return the runs and trials of a design that MLflow has. Curves and probes of runs are empty unless `details` is true."""
+def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, details: bool = True) -> Evidence:
+    """Return the runs and trials of a design that MLflow has.
+
+    Args:
+        client: MLflow client.
+        design: the design, whose planned seeds are those of the study's own run, if that has recorded them.
+        study_run_id: ID of the study's own run, which has the earlier looks; empty for none.
+        details: read curves and probes of runs as well.
+    """
+    tags = client.get_run(study_run_id).data.tags if study_run_id else {}
+    design = replace(design, planned_seeds=int(tags.get(looks.PLANNED_SEEDS_TAG, design.planned_seeds)))
+    earlier = tuple(seeds for seeds in looks.recorded_looks(tags) if seeds != design.seeds)
     wanted = {fingerprint: cell.data_version for cell in design.cells for fingerprint in cell.fingerprints}
     records = run_queries.find_by_fingerprint(client, wanted)
     of_run = [
@@ -35,7 +46,8 @@ def gather(client: MlflowClient, design: Design, *, details: bool = True) -> Evi
         if design.search
         else (None, None)
     )
-    return Evidence(design, runs, _curves(client, completed, design.metric), _probes(client, completed, design), *searched)
+    curves, probes = _curves(client, completed, design.metric), _probes(client, completed, design)
+    return Evidence(design, runs, curves, probes, *searched, looks=earlier)
 
 
 def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:

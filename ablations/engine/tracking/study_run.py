@@ -21,6 +21,7 @@ from ablations.engine.study.plan import Plan
 from ablations.engine.tracking import mlflow_internals
 from ablations.engine.tracking.journal import study_is_locked_error
 from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder
+from ablations.engine.tracking.looks import PLANNED_SEEDS_TAG, planned_seeds
 from ablations.engine.tracking.mlflow_errors import check_experiment
 from ablations.engine.tracking.run_delivery import MLFLOW_STATUS
 from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, search_runs
@@ -69,11 +70,13 @@ class StudyRun:
 
     def log_design(self, design: Design) -> None:
         """Log the design as submitted. Reports are later rebuilt from it, without the study's file."""
-        digest = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
         tags = self.client.get_run(self.run_id).data.tags
+        design = replace(design, planned_seeds=planned_seeds(tags, design.planned_seeds))
+        digest = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
         self.report_is_current = tags.get(DESIGN_TAG) == digest and tags.get(REPORT_TAG) == WHOLE
         if not self.report_is_current:
             self.lease.check()
+            self.client.set_tag(self.run_id, PLANNED_SEEDS_TAG, str(design.planned_seeds))
             self.client.log_text(self.run_id, design.to_json(), DESIGN_ARTIFACT)
             self.client.set_tag(self.run_id, DESIGN_TAG, digest)
 

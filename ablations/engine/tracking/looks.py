@@ -1,0 +1,45 @@
+"""Looks at a study and its planned number of seeds, as tags of the study's own run in MLflow.
+
+Each number of seeds at which a complete answer was shown is a tag of its own, so that concurrent processes lose none of them. Tags
+survive resubmissions and crashes.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+
+from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.looks import looks_at
+
+PLANNED_SEEDS_TAG = "planned_seeds"
+"""Tag of a study's run: the number of seeds that the study plans."""
+LOOK_TAG_PREFIX = "look."
+"""Beginning of the tag of a look, which the number of seeds follows. Its value is the time of the first such look."""
+
+
+def recorded_looks(tags: Mapping[str, str]) -> tuple[int, ...]:
+    """Return the numbers of seeds of all recorded looks, ascending, from the tags of a study's run."""
+    numbers = (name.removeprefix(LOOK_TAG_PREFIX) for name in tags if name.startswith(LOOK_TAG_PREFIX))
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+
+
+def planned_seeds(tags: Mapping[str, str], submitted: int) -> int:
+    """Return the number of seeds that a study plans when it is submitted with a number of seeds.
+
+    The number grows until the first look. Seeds that are added later are an extension of the plan.
+    """
+    recorded, seen = int(tags.get(PLANNED_SEEDS_TAG, 0)), recorded_looks(tags)
+    if seen:
+        return recorded or seen[0]
+    return max(recorded, submitted)
+
+
+def record_look(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
+    """Record that a complete answer to the whole study was shown. The same number of seeds twice is one look."""
+    looks = looks_at(evidence.design, evidence.looks)
+    wanted = {PLANNED_SEEDS_TAG: str(looks.planned), f"{LOOK_TAG_PREFIX}{looks.seeds}": datetime.now(UTC).isoformat(" ", "seconds")}
+    tags = client.get_run(run_id).data.tags
+    if missing := [RunTag(name, value) for name, value in wanted.items() if name not in tags]:
+        client.log_batch(run_id, tags=missing)
