@@ -156,6 +156,8 @@ class Design:
             ),
             skipped=tuple((str(cell), reason) for cell, reason in plan.skipped),
             origin=dict(origin),
+            test_examples=plan.workload.evaluation_examples(plan.dataset),
+            chance=plan.workload.chance_value(plan.dataset),
         )
 
     @classmethod

@@ -37,6 +37,10 @@ DESIGN_TAG = "design"
 """Tag of a study's run: hash of that design."""
 PROBES_ARTIFACT = "probes.csv"
 """Artifact of a run: the measurements of its probes."""
+PREDICTIONS_ARTIFACT = "predictions.npz"
+"""Artifact of a run: its predictions on the test set, as `Predictions.to_bytes` returns them."""
+PREDICTIONS_TAG = "predictions"
+"""Tag of runs that have this artifact: its name. Reports send no request for the others."""
 
 
 @dataclass(frozen=True)
