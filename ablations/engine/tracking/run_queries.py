@@ -54,6 +54,8 @@ class RunRecord:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     """Last value of each metric. For a finished run, this is the value of the final epoch."""
+    artifact_uri: str = ""
+    """Address of its artifacts, so that reading one takes no further query."""
 
     @property
     def has_result(self) -> bool:
@@ -248,7 +250,7 @@ def _without_garbage_collection() -> Iterator[None]:
 def run_record(run: MlflowRun) -> RunRecord:
     """Return a run of MLflow's client as a plain record."""
     info, tags, metrics = run.info, run.data.tags, run.data.metrics
-    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics)
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics, info.artifact_uri)
 
 
 def current_params(run: MlflowRun) -> dict[str, str]:
