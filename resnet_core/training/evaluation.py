@@ -1,4 +1,6 @@
-"""Loss and error over all images of the evaluation split and over all workers."""
+"""Loss, error and predicted classes over all images of the evaluation split and over all workers."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,7 +18,12 @@ TOP5_CLASSES = 100
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, batches: Batches | StreamedBatches, *, eager: bool = False, heartbeat: Heartbeat = no_heartbeat
+    network: nn.Module,
+    batches: Batches | StreamedBatches,
+    *,
+    eager: bool = False,
+    heartbeat: Heartbeat = no_heartbeat,
+    predicted: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Return `loss` and `error` over the evaluation split, and `error_top5` if there are 100 classes or more.
 
@@ -27,6 +34,7 @@ def evaluate(
         batches: images of the run.
         eager: bypass compiled code, which does not call hooks.
         heartbeat: called after every batch.
+        predicted: receives the predicted classes of each batch of this worker (batch,), int64.
 
     Returns:
         Mean loss in nats and errors in percent.
@@ -40,8 +48,28 @@ def evaluate(
         with autocast(batches.spec, batches.device):
             logits = forward(images)
         totals.add(F.cross_entropy(logits.float(), labels), logits, labels)
+        if predicted is not None:
+            predicted.append(logits.argmax(1))
         heartbeat()
     return totals.reduce()
+
+
+def gather_predictions(predicted: Sequence[Tensor], batches: Batches | StreamedBatches, count: int) -> Tensor:
+    """Return the predicted class of every evaluated image (count,), int32, on the CPU, in the order of the data set.
+
+    All workers call it, and each gets the classes of all images.
+
+    Args:
+        predicted: predicted classes of each batch of this worker, as `evaluate` has collected them.
+        batches: images of the run.
+        count: number of images in the evaluation split.
+    """
+    classes = torch.zeros(count, dtype=torch.int32, device=batches.device)
+    if predicted:  # a worker may have no images
+        classes[batches.rank :: batches.spec.world_size] = torch.cat([*predicted]).int()  # the share that `test` yields
+    if is_distributed():
+        distributed.all_reduce(classes)
+    return classes.cpu()
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ from resnet_core.model.building import build_network, in_layout
 from resnet_core.model.cost import can_capture, measure_cost
 from resnet_core.training.arithmetic import arithmetic, autocast
 from resnet_core.training.divergence import Diverged
-from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, is_distributed
+from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, gather_predictions, is_distributed
 from resnet_core.training.memory import PeakMemory
 from resnet_core.training.mixing import augmented, mixes
 from resnet_core.training.optim import average_of, learning_rate, make_optimizer, set_learning_rate, set_momentum_and_decay
@@ -136,7 +136,8 @@ def fit(
             trained, waited = time.perf_counter(), batches.wait_seconds
             last = state.step >= total_steps
             finalize_batchnorm(state, batches, last=last, heartbeat=heartbeat)
-            test = _test(evaluated, state, batches, probe="responses" in probes, heartbeat=heartbeat)
+            predicted: list[torch.Tensor] | None = [] if last and spec.data.evaluation_split == "test" else None
+            test = _test(evaluated, state, batches, probe="responses" in probes, heartbeat=heartbeat, predicted=predicted)
         finished = time.perf_counter()
         evaluation_split = spec.data.evaluation_split
         metrics = {
@@ -155,6 +156,8 @@ def fit(
         if last:
             with arithmetic(spec):
                 metrics |= _final_metrics(state, dataset, batches, heartbeat)
+        if predicted is not None:
+            state.predictions = gather_predictions(predicted, batches, len(dataset.test.labels))
         yield EpochResult(state.epoch, metrics, last, state, state.step)
 
 
@@ -170,13 +173,19 @@ def _seeded_generators(spec: RunSpec, epoch: int, rank: int, device: torch.devic
 
 
 def _test(
-    network: nn.Module, state: TrainState, batches: Batches | StreamedBatches, *, probe: bool, heartbeat: Heartbeat
+    network: nn.Module,
+    state: TrainState,
+    batches: Batches | StreamedBatches,
+    *,
+    probe: bool,
+    heartbeat: Heartbeat,
+    predicted: list[torch.Tensor] | None,
 ) -> dict[str, float]:
     """Return loss and errors over the evaluation split. With `probe`, also append layer responses to `state.probes`."""
     if not probe:
-        return evaluate(network, batches, heartbeat=heartbeat)
+        return evaluate(network, batches, heartbeat=heartbeat, predicted=predicted)
     with Responses(state.evaluated) as responses:
-        test = evaluate(network, batches, eager=True, heartbeat=heartbeat)
+        test = evaluate(network, batches, eager=True, heartbeat=heartbeat, predicted=predicted)
     state.probes += responses.read(state.epoch + 1)
     return test
 

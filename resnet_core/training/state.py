@@ -31,6 +31,9 @@ class TrainState:
     """Metrics of every finished epoch. A resumed run reports again those that were not delivered before the interruption."""
     probes: list[Row] = field(default_factory=list)
     """Rows that the probes have measured so far."""
+    predictions: torch.Tensor | None = None
+    """Predicted class of each test image (N,), int32, in the order of the data set. None before the last epoch, and with a
+    validation split."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -55,6 +58,8 @@ class TrainState:
         }
         if self.average:
             state["average"] = self.average.state_dict()
+        if self.predictions is not None:
+            state["predictions"] = self.predictions
         return {name: _copied(value) for name, value in state.items()}
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -66,6 +71,7 @@ class TrainState:
             self.average.load_state_dict(saved["average"])
         self.step, self.warmup_steps = saved["step"], saved["warmup_steps"]
         self.history, self.probes = list(saved["history"]), list(saved["probes"])
+        self.predictions = saved.get("predictions")  # checkpoints before 2026-11-28 have none
 
 
 def evaluated_weights(saved: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from resnet_core import RunSpec, fit, load_dataset, override, preset
 from resnet_core.data.batches import Batches
 from resnet_core.data.datasets import resolve
-from resnet_core.training.evaluation import evaluate
+from resnet_core.training.evaluation import evaluate, gather_predictions
 from resnet_core.training.loop import _prepare, _rank, init_state, train_epoch
 from resnet_core.training.optim import make_optimizer
 from resnet_core.training.steps import make_step
@@ -29,6 +29,13 @@ def freeze_batchnorm(network: nn.Module, _: Any) -> None:
     network.eval()
 
 
+class FirstPixels(nn.Module):
+    """A network whose predicted class is the brightest of the first ten pixels."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :10]
+
+
 def one_step(spec: RunSpec) -> Result:
     """Metrics and weights of one step in float64, with BatchNorm in evaluation mode: nothing in it is local."""
     dataset = load_dataset(spec.data)
@@ -43,10 +50,13 @@ def one_step(spec: RunSpec) -> Result:
 
 
 def evaluation(spec: RunSpec) -> Result:
-    """Loss and error on the test set with initial weights."""
+    """Loss and error on the test set with initial weights, and the predictions of a network that tells images apart."""
     dataset = load_dataset(spec.data)
     spec = resolve(spec, dataset)
-    return dict(evaluate(_prepare(init_state(spec, CPU).net, spec), Batches(dataset, spec, device=CPU, rank=_rank(spec))))
+    batches, predicted = Batches(dataset, spec, device=CPU, rank=_rank(spec)), list[torch.Tensor]()
+    metrics = evaluate(_prepare(init_state(spec, CPU).net, spec), batches)
+    evaluate(FirstPixels(), batches, predicted=predicted)
+    return {**metrics, "predictions": gather_predictions(predicted, batches, len(dataset.test.labels))}
 
 
 def training(spec: RunSpec) -> Result:
@@ -96,6 +106,8 @@ def test_workers_count_every_test_image_once(workers: list[Result], count: int) 
     for worker in workers:
         assert worker[f"evaluation {count}"]["error"] == alone["error"]
         assert worker[f"evaluation {count}"]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert worker[f"evaluation {count}"]["predictions"].tolist() == alone["predictions"].tolist()
+    assert count == 1 or len(alone["predictions"].unique()) > 1, "a constant would be in any order"
 
 
 def test_workers_end_with_the_same_weights_statistics_and_metrics(workers: list[Result]) -> None:

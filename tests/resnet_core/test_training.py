@@ -56,6 +56,23 @@ def test_epochs_are_what_a_plain_loop_does_and_report_its_loss_and_error() -> No
     assert metrics["test/error"] == 100 * int((logits.argmax(1) != labels).sum()) / 50
 
 
+def test_the_last_epoch_has_the_predicted_class_of_each_test_image_in_the_order_of_the_data_set() -> None:
+    results, checkpoints = train(SMOKE)
+    dataset, last = load_dataset(SMOKE.data), results[-1]
+    batches = Batches(dataset, resolve(SMOKE, dataset), device=CPU)
+    with torch.no_grad():
+        expected = torch.cat([last.state.net.eval()(images).argmax(1) for images, _ in batches.test()])
+    assert len(expected.unique()) > 1, "a constant would be in any order"
+    assert torch.equal(checkpoints[-1]["predictions"], expected.int())
+    assert last.metrics["test/error"] == 100 * np.mean(checkpoints[-1]["predictions"].numpy() != dataset.test.labels)
+    assert "predictions" not in checkpoints[0]
+
+    _, (resumed,) = train(SMOKE, restore=checkpoints[0])
+    assert torch.equal(resumed["predictions"], expected.int())
+    (*_, validated), _ = train(override(SMOKE, {"data.validation": 0.2}))
+    assert validated.state.predictions is None, "held-out images are a search's own"
+
+
 def test_training_learns() -> None:
     results, _ = train(override(SMOKE, {"epochs": 6, "lr": 0.05, "global_batch_size": 16, "pad": 0, "flip": False}))
     errors = [result.metrics["test/error"] for result in results]
@@ -250,6 +267,8 @@ def test_float32_trains_with_the_same_bits_whatever_other_code_allowed_and_so_do
 def test_a_finished_run_has_nothing_left_to_do_when_restored() -> None:
     _, checkpoints = train(SMOKE)
     assert list(fit(SMOKE, restore=checkpoints[-1])) == []
+    before_there_were_predictions = {name: value for name, value in checkpoints[-1].items() if name != "predictions"}
+    assert list(fit(SMOKE, restore=before_there_were_predictions)) == []
 
 
 @pytest.mark.parametrize(("iterations", "steps"), [(3, [3]), (4, [4]), (9, [4, 8, 9])])

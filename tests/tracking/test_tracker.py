@@ -1,5 +1,6 @@
 """What the tracker writes to a real database is what queries read back."""
 
+import base64
 import json
 import os
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 from zlib import crc32
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
@@ -22,6 +24,7 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, SearchTrial
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import study_submission
+from ablations.engine.task.predictions import Predictions
 from ablations.engine.tracking import results, run_queries, writer
 from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
 from ablations.engine.tracking.journal import Journal
@@ -32,6 +35,8 @@ from resnet_core import ConfigError
 
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
 ROWS = [{"probe": "responses", "epoch": 2, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
+FILE = Predictions(np.arange(50) % 10, np.arange(50) % 5 != 0).to_bytes()
+PREDICTIONS = base64.b64encode(FILE).decode()
 CPU = {"device": "cpu", "torch": "2.14.1"}
 LAST = {**METRICS, "test/error": 40.0, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
 
@@ -207,6 +212,47 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     assert (entry.status, entry.outcome) == ("FINISHED", "completed")
     assert results.gather(client, Design.from_plan(plan, {})).probes.empty, "this plan asks for no probes"
     assert Path(client.download_artifacts(entry.run_id, run_queries.PROBES_ARTIFACT)).exists()
+
+
+def test_predictions_are_one_file_of_the_run_however_often_they_are_reported(
+    client: MlflowClient, plan: Plan, tracker: Submission
+) -> None:
+    tracker.flush()
+    for _ in range(2):
+        again = Submission(client, plan)
+        again.started(plan.runs[0])
+        again.epoch(plan.runs[0], 2, LAST, CPU, (), PREDICTIONS)
+        again.flush()
+    again = Submission(client, plan)
+    again.ended(plan.runs[0], "completed")
+    again.flush()
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
+    assert entry.tags[run_queries.PREDICTIONS_TAG] == run_queries.PREDICTIONS_ARTIFACT
+    (file,) = client.list_artifacts(entry.run_id)
+    assert Path(client.download_artifacts(entry.run_id, file.path)).read_bytes() == FILE
+
+
+def test_a_store_that_takes_no_predictions_costs_no_result(
+    client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    def refuse(run_id: str, file: str) -> None:
+        tries.append(run_id)
+        raise PermissionError("no key for the bucket\nand much more")
+
+    monkeypatch.setattr(client, "log_artifact", refuse)
+    run = plan.runs[0]
+    tracker.started(run)
+    tracker.epoch(run, 2, LAST, CPU, (), PREDICTIONS)
+    tracker.ended(run, "completed")
+    assert tracker.flush() == 0
+    (entry,) = run_queries.find_plan_runs(client, plan).values()
+    assert entry.completed
+    assert run_queries.PREDICTIONS_TAG not in entry.tags
+    assert len(tries) == 2
+    (warning,) = caplog.messages
+    assert warning == f"the predictions of {run} cannot be stored, which changes no result: no key for the bucket"
 
 
 def test_the_writer_survives_whatever_a_store_raises(

@@ -1,5 +1,6 @@
 """Tests of one trial without a cluster: how a run ends, where it resumes, and what it reports."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
@@ -17,6 +19,7 @@ from torch.distributed import DistBackendError
 
 from ablations.engine.scheduling import tune_policy
 from ablations.engine.scheduling.ray_internals.tune import JudgeFailures
+from ablations.engine.task.predictions import Predictions
 from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.engine.trial.job import Job
@@ -120,6 +123,24 @@ def test_a_damaged_checkpoint_of_a_branch_is_reported(tmp_path: Path) -> None:
     reports: list[dict[str, Any]] = []
     worker.train_epochs(replace(make_job(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
     assert reports[0]["note"] == f"{file} is damaged and is ignored"
+
+
+def test_the_last_epoch_reports_predictions_and_does_so_again_after_a_restart(tmp_path: Path) -> None:
+    reports: list[dict[str, Any]] = []
+    job = replace(make_job(tmp_path, "run"), predictions=True)
+    worker.train_epochs(job, "cpu", reports.append)
+    first, last = reports
+    assert "predictions" not in first
+    found = Predictions.from_bytes(base64.b64decode(last["predictions"]))
+    assert len(found.classes) == 50
+    assert 100 * np.mean(~found.correct) == last["metrics"]["test/error"]
+
+    again: list[dict[str, Any]] = []
+    worker.train_epochs(job, "cpu", again.append)  # the process crashed after its last checkpoint
+    assert [each.get("predictions") for each in again] == [None, last["predictions"]]
+    worker.train_epochs(job, "cpu", again.append, rank=1)
+    worker.train_epochs(replace(job, predictions=False), "cpu", again.append)
+    assert not any("predictions" in each for each in again[2:]), "one worker of a group is enough, and none if nobody asks"
 
 
 def test_workers_that_never_agree_exit_as_hung(tmp_path: Path) -> None:

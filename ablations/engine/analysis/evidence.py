@@ -3,8 +3,11 @@
 This module does not use MLflow, Ray or torch, so a report can be rebuilt from the evidence on any machine.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ablations.engine.study.design import Design
@@ -63,3 +66,6 @@ class Evidence:
     """A row per epoch of a trial: `cell`, `number`, `epoch` (from 1), `value` (of the search's metric). None without a search."""
     looks: tuple[int, ...] = ()
     """Numbers of seeds at which a complete answer to the study was shown before, ascending."""
+    correct: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    """Whether each test example is predicted correctly in the final epoch, in the order of the test set, by fingerprint. Runs whose
+    predictions are not stored are absent."""

@@ -27,6 +27,7 @@ from ablations.engine.analysis.findings import (
     Findings,
 )
 from ablations.engine.analysis.inference import Array, Scale, estimate_means, zero_tolerance
+from ablations.engine.analysis.looks import looks_at
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.search_analysis import analyze_search
 from ablations.engine.study.design import Design
@@ -57,7 +58,7 @@ def analyze_study(evidence: Evidence) -> Findings:
     failures = find_failures(table.values, table.outcomes, design.metric, design.chance)
     cells = _cell_findings(evidence, table, failures)
     formats = ValueFormat(design.metric, decimals_for(design.metric, table.values.ravel()))
-    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=1.0)
+    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=looks_at(design, evidence.looks).share)
     family = Family(design=design, values=table.values, failures=failures, scale=scale)
     variance = _anova(design, table.values, cells, formats)
     return Findings(

@@ -102,6 +102,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         report=given.report,
         rerun=given.rerun,
         log_models=given.log_models,
+        predictions=given.predictions,
         json=given.json,
         expect=tuple(given.expect),
     )
@@ -207,6 +208,12 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
         "--data-download", action="store_true", help="download the data set if it is missing (cifar10 and cifar100 only)"
     )
     group.add_argument("--log-models", action="store_true", help="log the final network of each run to MLflow")
+    group.add_argument(
+        "--predictions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="store which class each run predicts for each test image, about a byte per image (default: yes)",
+    )
     group.add_argument(
         "--hang-timeout",
         type=float,

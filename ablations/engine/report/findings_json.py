@@ -16,6 +16,7 @@ from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
 from ablations.engine.analysis.looks import looks_at
 from ablations.engine.analysis.verdicts.expectations import Assessment
+from ablations.engine.report import examples
 from ablations.engine.report.data_frames import VALUE, typed_level
 from ablations.engine.report.tables import comparisons_by_cell
 from ablations.engine.study.design import Design, DesignCell
@@ -36,7 +37,7 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
     design = evidence.design
     looks = looks_at(design, evidence.looks)
     failures = evidence.runs[evidence.runs["outcome"].isin(FAILED_OUTCOMES)]
-    comparisons = comparisons_by_cell(findings)
+    comparisons, tested = comparisons_by_cell(findings), examples.documents(evidence, findings)
     document = {
         "schema": SCHEMA,
         "study": {"name": design.study, "question": design.question},
@@ -46,7 +47,7 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
         "answers": [_answer(each, design, findings, failures) for each in findings.answers],
         "expectations": [asdict(each) for each in expectations],
         "cells": [
-            _cell(cell, found, comparisons.get(cell.label), evidence)
+            _cell(cell, found, comparisons.get(cell.label), evidence, tested.get(cell.label, {}))
             for cell, found in zip(design.cells, findings.cells, strict=True)
         ],
         "failures": failures[["cell", "seed", "outcome", "message", "fingerprint"]].to_dict("records"),
@@ -97,7 +98,9 @@ def _difference(difference: Estimate) -> dict[str, Any]:
     }
 
 
-def _cell(cell: DesignCell, found: CellFinding, comparison: Comparison | None, evidence: Evidence) -> dict[str, Any]:
+def _cell(
+    cell: DesignCell, found: CellFinding, comparison: Comparison | None, evidence: Evidence, tested: Mapping[str, Any]
+) -> dict[str, Any]:
     runs = evidence.runs[evidence.runs["cell"] == cell.label]
     columns = ["seed", "outcome", VALUE, "fingerprint", "run_id"]
     return {
@@ -108,12 +111,17 @@ def _cell(cell: DesignCell, found: CellFinding, comparison: Comparison | None, e
         **{name: getattr(found.value, name) for name in ("mean", "std", "low", "high")},
         "median": found.median,
         "failed_to_train": [asdict(each) for each in found.failed_to_train],
-        "comparison": {"baseline": comparison.baseline, **_difference(comparison.difference)} if comparison else None,
+        "images": tested.get("cell"),
+        "comparison": _comparison(comparison, tested.get("comparison")) if comparison else None,
         "outcomes": {"completed": found.value.n, **found.problems},
         **{name: getattr(found, name) for name in ("parameters", "flops", "seconds", "gpu_hours")},
         "flags": list(found.flags),
         "runs": runs[columns].rename(columns={VALUE: "value"}).to_dict("records"),
     }
+
+
+def _comparison(comparison: Comparison, tested: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"baseline": comparison.baseline, **_difference(comparison.difference), "images": tested}
 
 
 def _search(findings: Findings) -> dict[str, Any] | None:

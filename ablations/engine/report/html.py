@@ -21,6 +21,7 @@ from ablations.engine.analysis.findings import Estimate, FailureTest, Findings
 from ablations.engine.analysis.inference import effect_size_interval
 from ablations.engine.analysis.trial_table import format_configuration, format_range
 from ablations.engine.report import tables
+from ablations.engine.report.examples import template_values
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from resnet_core.fields import counted, printable
@@ -103,6 +104,7 @@ def render(
             examples=f"{evidence.design.example}s",
             trained=tables.reports_training(findings),
             costs=tables.reported_costs(findings),
+            **template_values(evidence, findings),
         )
     )
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.examples import scope_sentence
 from ablations.engine.analysis.findings import Estimate, Findings
 from ablations.engine.analysis.trial_table import format_configuration
 from ablations.engine.environment.console import print_line
@@ -115,4 +116,5 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         table.add_row(row)
     answers = [Text(printable(answer.text)) for answer in findings.answers]
     flags = [Text(f"Caveat: {printable(flag)}") for flag in findings.flags]
-    return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, Text(), *answers, *flags)
+    scope = Text(scope_sentence(design), "dim")
+    return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, scope, Text(), *answers, *flags)

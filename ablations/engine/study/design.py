@@ -158,6 +158,8 @@ class Design:
             origin=dict(origin),
             planned_seeds=max(plan.study.seeds, len({run.seed for run in plan.runs})),
             margin=plan.study.margin,
+            test_examples=plan.workload.evaluation_examples(plan.dataset),
+            chance=plan.workload.chance_value(plan.dataset),
         )
 
     @classmethod

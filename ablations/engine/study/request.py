@@ -75,6 +75,8 @@ class Options:
     report: bool
     rerun: bool
     log_models: bool
+    predictions: bool = True
+    """True if the predictions of each run on the test set are stored in MLflow."""
     json: bool = False
     """True if standard output is a JSON document and everything else goes to standard error."""
     expect: Sequence[str] = ()

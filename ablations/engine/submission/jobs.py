@@ -61,6 +61,7 @@ def make_job(run: Run, data_version: str, generation: int, options: Options) -> 
         download=options.request.download,
         placement=options.placement,
         hang_timeout=options.hang_timeout,
+        predictions=options.predictions and run.trial is None,
     )
 
 

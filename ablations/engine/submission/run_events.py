@@ -39,7 +39,8 @@ class RunEvents:
         else:
             if "note" in report:
                 self.progress.note(run, report["note"])
-            self.tracker.epoch(run, report["epoch"], report["metrics"], report["conditions"], report["probes"])
+            predictions = report.get("predictions", "")
+            self.tracker.epoch(run, report["epoch"], report["metrics"], report["conditions"], report["probes"], predictions)
             self.progress.epoch(run, report["epoch"], report["metrics"])
             self._mention_data_wait(run, report["metrics"])
 

@@ -10,6 +10,7 @@ from ablations.engine.task import sources
 from ablations.engine.task.definition import Context, Epoch
 from ablations.engine.task.image_data import check_comparable, image_selection, selects_images, test_images_digest
 from ablations.engine.task.metric import Metric, error_metric
+from ablations.engine.task.predictions import Predictions
 from ablations.engine.task.workload import Cost, ProbedEpoch, Workload
 from resnet_core import PRESETS, RunSpec, fingerprint
 from resnet_core.config import DataConfig
@@ -154,6 +155,10 @@ class ImageClassification(Workload):
         """Return the number of images that runs are scored on."""
         return len(data.test.labels)
 
+    def chance_value(self, data: Dataset) -> float:
+        """Return the error in percent of guessing among balanced classes."""
+        return 100 * (1 - 1 / len(data.classes))
+
     # Configuration
 
     def metric(self, spec: RunSpec) -> Metric:
@@ -228,7 +233,10 @@ class ImageClassification(Workload):
 
         for result in fit(spec, dataset=data, device=context.device, restore=context.restore, heartbeat=context.alive):
             yield ProbedEpoch(
-                metrics=result.metrics, checkpoint=result.checkpoint, probes=result.state.probes if result.last else ()
+                metrics=result.metrics,
+                checkpoint=result.checkpoint,
+                probes=result.state.probes if result.last else (),
+                predictions=_predictions(result.state.predictions, data),
             )
 
     def history(self, checkpoint: Mapping[str, Any]) -> Sequence[Mapping[str, float]]:
@@ -241,6 +249,10 @@ class ImageClassification(Workload):
         probes: Sequence[Mapping[str, Any]] = checkpoint["probes"]
         return probes
 
+    def predictions(self, checkpoint: Mapping[str, Any], data: Dataset) -> Predictions | None:
+        """Return the predicted class of each test image; None before the last epoch."""
+        return _predictions(checkpoint.get("predictions"), data)
+
     def describe_step(self, spec: RunSpec) -> str:
         """Return the number of images that a worker computes at a time, in words."""
         return f"a batch of {spec.optim.global_batch_size // spec.world_size} images"
@@ -249,6 +261,14 @@ class ImageClassification(Workload):
         """Return the network and the reader with their code; empty without any."""
         _ = self._digest, self._reader_code  # they travel too, since the sources may not
         return b"" if self.built_in else sources.pickled(self, self.roots)
+
+
+def _predictions(classes: Any, data: Dataset) -> Predictions | None:
+    """Return the predictions of these classes, a tensor (N,) on the CPU; None if there are none."""
+    if classes is None:
+        return None
+    predicted = classes.numpy()
+    return Predictions(predicted, predicted == data.test.labels)
 
 
 def _decides_speed(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ablations.engine.task.definition import Context, Epoch
 from ablations.engine.task.metric import Metric
+from ablations.engine.task.predictions import Predictions
 from resnet_core.schema import Schema
 
 
@@ -44,10 +45,12 @@ class Data(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedEpoch(Epoch):
-    """A finished epoch with measurements inside the network."""
+    """A finished epoch with measurements inside the network and predictions."""
 
     probes: Sequence[Mapping[str, Any]] = ()
     """All measurements of the run so far, in its last epoch; otherwise empty."""
+    predictions: Predictions | None = None
+    """Predictions on the test set, in the last epoch; otherwise None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,10 @@ class Workload(ABC):
         """Return the number of examples that runs are scored on; 0 if it is not known."""
         return 0
 
+    def chance_value(self, data: Any) -> float | None:
+        """Return the value of the metric that guessing gives; None if it is not known."""
+        return None
+
     # Configuration
 
     @abstractmethod
@@ -242,6 +249,10 @@ class Workload(ABC):
     def probes(self, checkpoint: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Return the measurements inside the network before a checkpoint."""
         return ()
+
+    def predictions(self, checkpoint: Mapping[str, Any], data: Any) -> Predictions | None:
+        """Return the predictions on the test set that the checkpoint of a last epoch holds; None if it holds none."""
+        return None
 
     def describe_step(self, spec: Any) -> str:
         """Return what a worker computes at a time, for messages about memory, such as `a batch of 64 images`."""

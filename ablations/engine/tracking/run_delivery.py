@@ -5,8 +5,12 @@ are sent again. Each delivery therefore first reads what MLflow has, or sends an
 that this process still holds the study.
 """
 
+import base64
+import logging
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -17,7 +21,9 @@ from ablations.engine.environment.provenance import machine_id
 from ablations.engine.tracking.journal import Record
 from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder, is_held
 from ablations.engine.tracking.mlflow_errors import find_deleted
-from ablations.engine.tracking.run_queries import PROBES_ARTIFACT, search_runs
+from ablations.engine.tracking.run_queries import PREDICTIONS_ARTIFACT, PREDICTIONS_TAG, PROBES_ARTIFACT, search_runs
+
+logger = logging.getLogger(__name__)
 
 MAX_METRICS_PER_REQUEST = 1000
 """Maximum number of metrics that MLflow accepts in one request."""
@@ -84,6 +90,8 @@ class RunDelivery:
                 self._deliver_start(first)
             case "probes":
                 self._deliver_probes(first)
+            case "predictions":
+                self._deliver_predictions(first)
             case "end":
                 self._deliver_end(first)
             case _:
@@ -184,6 +192,23 @@ class RunDelivery:
 
     def _deliver_probes(self, record: Record) -> None:
         self.client.log_text(self._run_id, pd.DataFrame(record.values["rows"]).to_csv(index=False), PROBES_ARTIFACT)
+
+    def _deliver_predictions(self, record: Record) -> None:
+        """Log the predictions, unless MLflow answers and only its store of artifacts fails: no result depends on them."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, PREDICTIONS_ARTIFACT)
+            file.write_bytes(base64.b64decode(record.values["file"]))
+            for attempt in (1, 2):
+                try:
+                    self.client.log_artifact(self._run_id, str(file))
+                except Exception as error:  # a store's own library may raise anything
+                    self.client.get_run(self._run_id)  # an error if MLflow itself does not answer: then, the record waits
+                    if attempt == 2:
+                        reason = str(error).partition("\n")[0]
+                        logger.warning("the predictions of %s cannot be stored, which changes no result: %s", record.run, reason)
+                else:
+                    self.client.set_tag(self._run_id, PREDICTIONS_TAG, PREDICTIONS_ARTIFACT)
+                    return
 
     def _deliver_end(self, record: Record) -> None:
         run_id, status = self._run_id, MLFLOW_STATUS[record.values["outcome"]]

@@ -37,6 +37,10 @@ DESIGN_TAG = "design"
 """Tag of a study's run: hash of that design."""
 PROBES_ARTIFACT = "probes.csv"
 """Artifact of a run: the measurements of its probes."""
+PREDICTIONS_ARTIFACT = "predictions.npz"
+"""Artifact of a run: its predictions on the test set, as `Predictions.to_bytes` returns them."""
+PREDICTIONS_TAG = "predictions"
+"""Tag of runs that have this artifact: its name. Reports send no request for the others."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class RunRecord:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     """Last value of each metric. For a finished run, this is the value of the final epoch."""
+    artifact_uri: str = ""
+    """Address of its artifacts, so that reading one takes no further query."""
 
     @property
     def has_result(self) -> bool:
@@ -244,7 +250,7 @@ def _without_garbage_collection() -> Iterator[None]:
 def run_record(run: MlflowRun) -> RunRecord:
     """Return a run of MLflow's client as a plain record."""
     info, tags, metrics = run.info, run.data.tags, run.data.metrics
-    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics)
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics, info.artifact_uri)
 
 
 def current_params(run: MlflowRun) -> dict[str, str]:

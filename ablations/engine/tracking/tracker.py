@@ -93,6 +93,7 @@ class Tracker:
         metrics: Mapping[str, float],
         conditions: Mapping[str, str],
         probes: Sequence[Mapping[str, Any]] = (),
+        predictions: str = "",
     ) -> None:
         """Record the results of an epoch. Epochs that MLflow already has are ignored on delivery.
 
@@ -102,12 +103,15 @@ class Tracker:
             metrics: metrics by name.
             conditions: the circumstances of the training (`device`, `torch`, …).
             probes: measurements of the run's probes so far.
+            predictions: `Predictions.to_bytes` in Base64; empty before the last epoch and if they are not kept.
         """
         # Each epoch has a code version: a run may continue under other sources with the same training version.
         under = {**conditions, "code_version": self._code_version}
         self._put("epoch", run, epoch=epoch, metrics=dict(metrics), conditions=under)
         if probes:
             self._put("probes", run, rows=list(probes))
+        if predictions:
+            self._put("predictions", run, file=predictions)
 
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
         """Record the end of a run. `run_delivery.MLFLOW_STATUS` lists the outcomes."""

@@ -37,6 +37,8 @@ class Job:
     workload: bytes = b""
     """The study's trainings as `Workload.pickled` returns them; empty for the built-in image classification. The trial's process
     fills it in, since all runs of a study share it."""
+    predictions: bool = False
+    """True if the predictions of the final epoch on the test set are reported."""
     branch: str = ""
     """Checkpoint folder of another run, from whose epoch `branch_epoch` this run starts if it has no checkpoint of its own.
 

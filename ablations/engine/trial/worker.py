@@ -1,9 +1,11 @@
 """One run trained in this process, alone or as one worker of a group: `train_epochs`.
 
 A trial sends reports to the driver through Tune: after each epoch `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}`,
-with a `"note"` if a checkpoint was damaged, and at the end `{"outcome": …, "message": …}`.
+with a `"note"` if a checkpoint was damaged and `"predictions"` (Base64) after the last epoch, and at the end
+`{"outcome": …, "message": …}`.
 """
 
+import base64
 import os
 import pickle
 import platform
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ablations.engine.environment import paths
 
 if TYPE_CHECKING:
+    from ablations.engine.task.predictions import Predictions
     from ablations.engine.task.workload import Workload
     from ablations.engine.trial.checkpoints import CheckpointFolder
     from ablations.engine.trial.liveness import ProcessMonitor
@@ -137,14 +140,19 @@ def _train_epochs(
     # not shown to users.
     note = {"note": "; ".join(damaged)} if damaged else {}
 
-    def deliver(epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]]) -> None:
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **conditions, **note})
+    def deliver(
+        epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]], predictions: "Predictions | None"
+    ) -> None:
+        kept = predictions if job.predictions and rank == 0 else None
+        final = {"predictions": base64.b64encode(kept.to_bytes()).decode()} if kept else {}
+        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **final, **conditions, **note})
         note.clear()
         alive()
 
     history = workload.history(restore) if restore else []
     for epoch, metrics in enumerate(history, 1):
-        deliver(epoch, metrics, workload.probes(restore) if restore and epoch == len(history) else [])
+        latest = restore if epoch == len(history) else None
+        deliver(epoch, metrics, workload.probes(latest) if latest else [], workload.predictions(latest, data) if latest else None)
     if rank == 0 and len(history) < (workload.total_epochs(spec, data) or len(history) + 1):
         checkpoints.check_writable()
     context = Context(
@@ -153,7 +161,8 @@ def _train_epochs(
     for epoch, result in enumerate(workload.train(spec, data, context), len(history) + 1):
         if rank == 0 and result.checkpoint is not None:
             checkpoints.save(dict(result.checkpoint() if callable(result.checkpoint) else result.checkpoint), epoch)
-        deliver(epoch, {name: float(value) for name, value in result.metrics.items()}, getattr(result, "probes", ()))
+        values = {name: float(value) for name, value in result.metrics.items()}
+        deliver(epoch, values, getattr(result, "probes", ()), getattr(result, "predictions", None))
 
 
 def load_workload(job: Job) -> "Workload":
