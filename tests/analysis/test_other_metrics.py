@@ -33,7 +33,7 @@ def test_verdicts_tests_and_fronts_are_those_of_the_same_study_in_percent_of_err
         assert metric.is_better(one.difference.mean or 0) == TEST_ERROR.is_better(other.difference.mean or 0)
     assert found.anova is not None
     assert expected.anova is not None
-    assert [term.p for term in found.anova.terms] == pytest.approx([term.p for term in expected.anova.terms])
+    assert [term.f for term in found.anova.terms] == pytest.approx([term.f for term in expected.anova.terms])
 
 
 def test_sentences_name_metric_unit_and_direction() -> None:
@@ -114,7 +114,7 @@ def test_decimals_suit_the_scale_of_the_values(metric: Metric, values: list[floa
 
 
 def test_a_rounding_error_below_zero_has_no_minus_sign() -> None:
-    assert [ValueFormat(TEST_ERROR).signed(value) for value in (-1e-15, -1e-3, -0.5)] == ["+0.00", "−0.001", "−0.50"]
+    assert [ValueFormat(TEST_ERROR).signed(value) for value in (-1e-15, -1e-3, -0.5)] == ["0.00", "−0.001", "−0.50"]
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

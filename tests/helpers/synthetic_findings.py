@@ -82,11 +82,11 @@ def found_in(evidence: Evidence) -> Findings:
         factors=("shortcut", "depth"), levels=("none", "56"), references=("A", "20"), difference=estimate(9.8)
     )
     anova = Anova(
-        terms=(AnovaTerm(term="shortcut", df=2, f=212.5, p=1e-7, partial_eta_squared=0.98),),
+        terms=(AnovaTerm(term="shortcut", df=2, f=212.5, partial_eta_squared=0.98),),
         residual_df=10,
         note="complete: 18 runs",
     )
-    verdicts = ("matters", "may matter", "no effect shown", "cannot be said yet")
+    verdicts = ("matters", "may matter", "no effect within margin", "no difference shown", "cannot be said")
     answers = tuple(Answer(factor=f"f{i}", verdict=verdict, text=f"It {verdict}.") for i, verdict in enumerate(verdicts))
     parts = {"effects": effects, "interactions": (interaction,), "anova": anova, "no_anova": "", "answers": answers}
     return findings(*cells, **parts, flags=("device differs",))

@@ -81,10 +81,10 @@ def estimate_differences(differences: npt.ArrayLike, scale: Scale, combinations:
     for i, each in enumerate(found):
         if each.n < MIN_SEEDS_FOR_P_VALUE or each.mean is None or each.std is None:
             continue
-        known = rows[i][np.isfinite(rows[i])]
-        flips = sign_flip_p_value(known, step or abs(each.mean)) if each.std < step or not each.se else 1.0
         if not each.se and not each.mean:
             continue  # no difference in any seed
+        known = rows[i][np.isfinite(rows[i])]
+        flips = sign_flip_p_value(known, step or abs(each.mean)) if each.std < step or not each.se else 1.0
         t_p = float(2 * t.sf(abs(each.mean) / each.se, each.n - 1)) if each.se else 1.0
         size = _effect_size(each) if each.std else None
         found[i] = replace(each, p=min(1.0, min(t_p, flips) / scale.share), effect_size=size)

@@ -58,7 +58,8 @@ def analyze_study(evidence: Evidence) -> Findings:
     failures = find_failures(table.values, table.outcomes, design.metric, design.chance)
     cells = _cell_findings(evidence, table, failures)
     formats = ValueFormat(design.metric, decimals_for(design.metric, table.values.ravel()))
-    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=looks_at(design, evidence.looks).share)
+    looks = looks_at(design, evidence.looks)
+    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=looks.share)
     family = Family(design=design, values=table.values, failures=failures, scale=scale)
     variance = _anova(design, table.values, cells, formats)
     return Findings(
@@ -71,7 +72,7 @@ def analyze_study(evidence: Evidence) -> Findings:
         anova=variance if isinstance(variance, Anova) else None,
         no_anova=variance if isinstance(variance, str) else "",
         answers=tuple(_answer(factor, design, family, cells, formats) for factor in reference_levels(design)),
-        flags=(*_missing_result_flags(cells), *_condition_flags(evidence)),
+        flags=tuple(filter(None, (looks.sentence(), *_missing_result_flags(cells), *_condition_flags(evidence)))),
         tests=family.tests,
         effect_bonferroni=family.effect_bonferroni,
         search=analyze_search(evidence, table.values, formats) if design.search else None,

@@ -155,7 +155,7 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
     if asked_for != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
         part = " ".join([*(f"{name}={texts}" for name, texts in chosen.items()), f"seeds={evidence.design.seeds}"])
-        flag = f"a part of what was submitted: {part}; p values are corrected for the comparisons of this part"
+        flag = f"a part of what was submitted: {part}; p-values are adjusted for the tests of this part only"
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
     return StoredStudy(client=client, run_id=run_id, evidence=evidence, findings=findings, part=part)
