@@ -24,6 +24,7 @@ SEARCH = Study(name="search", question="?", factors=FACTORS, baseline={"depth": 
         (PLAIN, {"seeds": None}, []),
         (PLAIN, {"preset": "smoke", "seeds": np.int64(5), "workers": 2}, ["--preset", "smoke", "--seeds", "5", "--workers", "2"]),
         (PLAIN, {"cpus_per_worker": 2, "hang_timeout": 30}, ["--cpus-per-worker", "2", "--hang-timeout", "30"]),
+        (PLAIN, {"margin": 1}, ["--margin", "1"]),
         (PLAIN, {"rerun": True, "data_download": False}, ["--rerun"]),
         (PLAIN, {"storage": Path("/data"), "probe": "responses"}, ["--storage", "/data", "--probe", "responses"]),
         (PLAIN, {"expect": ["depth matters"]}, ["--expect", "depth matters"]),
@@ -61,6 +62,8 @@ def test_levels_and_settings_are_values_of_python() -> None:
         ({"seeds": 2.5}, "seeds=2.5: accepted: a whole number"),
         ({"seeds": True}, "seeds=true: accepted: a whole number"),
         ({"hang_timeout": "soon"}, "hang_timeout=soon: accepted: a number"),
+        ({"margin": "0.5"}, "margin=0.5: accepted: a number"),
+        ({"margin": 0}, "--margin=0.0: accepted: a number above 0"),
         ({"rerun": 1}, "rerun=1: accepted: True or False"),
         ({"preset": 3}, "preset=3: accepted: text"),
         ({"levels": ["depth=20"]}, r"levels=\[\"depth=20\"\]: accepted: values by field"),
@@ -76,5 +79,6 @@ def test_a_wrong_keyword_is_a_config_error(keywords: dict[str, Any], message: st
 
 def test_load_accepts_no_keyword_that_only_training_uses() -> None:
     assert parse_keywords(SEARCH, {"preset": "smoke", "search_seed": 3}, training=False).search
+    assert parse_keywords(SEARCH, {"margin": 0.5}, training=False).request.margin == 0.5
     with pytest.raises(ConfigError, match="rerun: no such keyword"):
         parse_keywords(SEARCH, {"rerun": True}, training=False)

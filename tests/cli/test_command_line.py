@@ -56,6 +56,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--calibrate"], "--calibrate: accepted with --plan only"),
         (["--seeds", "0"], "--seeds=0"),
         (["--workers", "0"], "--workers=0"),
+        (["--margin", "0"], "--margin=0.0: accepted: a number above 0, in the unit of differences"),
+        (["--margin", "-0.5"], "--margin=-0.5: accepted: a number above 0"),
+        (["--margin", "nan"], "--margin=NaN: accepted: a number above 0"),
+        (["--margin", "half"], "half"),
         (["--max-concurrent", "-1"], "--max-concurrent=-1"),
         (["--cpus-per-worker", "nan"], "--cpus-per-worker=NaN"),
         (["--cpus-per-worker", "1e-300"], "accepted: 0.001 or more"),
@@ -285,7 +289,7 @@ def test_help_names_factors_presets_and_every_option_without_importing_ray_or_to
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     shown = " ".join(shown.split())
     options = "preset seeds levels set probe data-download workers cpus-per-worker gpus-per-worker max-concurrent storage"
-    options += " tracking-uri plan calibrate report rerun log-models"
+    options += " tracking-uri plan calibrate report margin rerun log-models"
     assert all(f"--{option}" in shown for option in options.split())
     assert "shortcut: none, A, B, C" in shown
     assert "digits" in shown

@@ -1,6 +1,7 @@
 """An error in a study file is one line that names the field, the value and what is accepted."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -42,6 +43,10 @@ WRONG = {
     "a baseline that is no mapping": ({"baseline": 8}, "baseline=8: accepted: values by field"),
     "no seeds": ({"seeds": 0}, "seeds=0: accepted: a number of replicates"),
     "a list of seeds": ({"seeds": (0, 1)}, "seeds=[0, 1]: accepted: a number of replicates"),
+    "no margin": ({"margin": 0}, "margin=0: accepted: a number above 0, in the unit of differences"),
+    "an infinite margin": ({"margin": math.inf}, "margin=Infinity: accepted: a number above 0"),
+    "a margin that is text": ({"margin": "0.5"}, "margin=0.5: accepted: a number above 0"),
+    "a margin that is a truth value": ({"margin": True}, "margin=true: accepted: a number above 0"),
     "seeds as a setting": ({"settings": {"seed": 3}}, "settings=seed: accepted: --seeds N"),
     "workers as a setting": ({"settings": {"world_size": 2}}, "settings=world_size: accepted: --workers N"),
     "a setting of another type": ({"settings": {"lr": None}}, "optim.lr=null: accepted: a number"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ablations.engine.study.definition import Study
+from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
@@ -84,6 +85,18 @@ def test_the_base_configuration_does_not_depend_on_levels_or_seeds(tmp_path: Pat
     base = plan_of(tmp_path).base_id
     assert plan_of(tmp_path, seeds=5, levels={"depth": ("14", "20")}).base_id == base
     assert plan_of(tmp_path, overrides={"optim.lr": "0.3"}).base_id != base
+
+
+def test_a_margin_changes_neither_the_base_configuration_nor_a_run_and_that_of_the_request_wins(tmp_path: Path) -> None:
+    plain, own = plan_of(tmp_path), plan_of(tmp_path, small_study(margin=1))
+    asked = plan_of(tmp_path, small_study(margin=1), margin=0.5)
+    assert [Design.from_plan(plan, {}).margin for plan in (plain, own, asked)] == [None, 1, 0.5]
+    assert plain.base_id == own.base_id == asked.base_id
+    assert {run.fingerprint for run in plain.runs} == {run.fingerprint for run in asked.runs}
+
+
+def test_a_study_plans_its_own_seeds_or_those_of_the_request_if_they_are_more(tmp_path: Path) -> None:
+    assert [Design.from_plan(plan_of(tmp_path, seeds=seeds), {}).planned_seeds for seeds in (None, 1, 3)] == [2, 2, 3]
 
 
 @pytest.mark.parametrize(
