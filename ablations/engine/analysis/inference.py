@@ -1,4 +1,4 @@
-"""Inference over seeds: t intervals, paired t tests, Holm's adjustment, analysis of variance, and statistical power."""
+"""Inference over seeds: t intervals, paired t tests, Holm's adjustment, and analysis of variance."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import brentq
 from scipy.special import gammaln
-from scipy.stats import chi2, norm, t
+from scipy.stats import t
 from threadpoolctl import threadpool_limits
 
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Anova, AnovaTerm, Estimate
@@ -160,30 +159,3 @@ def _fit_type_ii(runs: pd.DataFrame, terms: Mapping[str, str], note: str) -> Ano
         for code, name in terms.items()
     ]
     return Anova(terms=tuple(lines), residual_df=float(fit.df_resid), note=note)
-
-
-def smallest_detectable(std: float, n: int, comparisons: int = 1, power: float = 0.8) -> float | None:
-    """Return the smallest true mean difference that a two-sided paired t test over n seeds detects with a given power.
-
-    Args:
-        std: Standard deviation of the differences.
-        n: Number of seeds.
-        comparisons: Number of comparisons that share the 5 % significance level (Bonferroni's bound, which is Holm's bound for the
-            smallest p-value).
-        power: Fraction of studies that detect the difference.
-
-    Returns:
-        The difference, in the unit of the standard deviation; None for fewer than 3 seeds, which give no p-value.
-    """
-    if n < MIN_SEEDS_FOR_P_VALUE:
-        return None
-    critical = float(t.isf((1 - CONFIDENCE_LEVEL) / comparisons / 2, n - 1))
-    # The power is the mean over the sampling distribution of the standard deviation. SciPy's noncentral t distribution would
-    # give it directly, but returns NaN for a third of such arguments.
-    sampled_std = np.sqrt(chi2.ppf((np.arange(10_000) + 0.5) / 10_000, n - 1) / (n - 1))
-
-    def missing_power(shift: float) -> float:
-        return power - float(np.mean(norm.cdf(shift - critical * sampled_std) + norm.cdf(-shift - critical * sampled_std)))
-
-    shift = float(brentq(missing_power, 0, 10 * (critical + 1)))
-    return shift * std / math.sqrt(n)

@@ -159,7 +159,9 @@ def _tested_clause(changes: Sequence[RankChange]) -> str:
         f"default configuration and {after or 'none'} after tuning"
     )
     if before and kinds.count("kept") == before:
-        clause += ", and that order is kept" if before == 1 else ", and each of these orders is kept"
+        clause += (
+            ", and each of these orders is kept" if after == before else ", and each order of the default configuration is kept"
+        )
     return clause
 
 
