@@ -8,9 +8,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import f, ttest_1samp
+from scipy.stats import f
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from ablations.engine.analysis.anova import fit_anova
 from ablations.engine.analysis.findings import Anova
@@ -20,7 +19,6 @@ from ablations.engine.analysis.inference import (
     hedges_correction,
     holm_adjust,
     paired_tests,
-    smallest_detectable,
 )
 
 SLEEP = np.array(
@@ -172,28 +170,6 @@ def test_too_many_levels_are_said_and_not_waited_for() -> None:
     found = fit_anova(np.random.default_rng(0).normal(size=len(seeds)).tolist(), seeds, {"a": a, "b": b})
     assert isinstance(found, str)
     assert "1,602 coefficients" in found
-
-
-@pytest.mark.parametrize(("n", "comparisons"), [(3, 1), (3, 100), (4, 1), (5, 1), (10, 10), (50, 1)])
-def test_the_smallest_detectable_difference_is_found_with_the_power_asked_for(n: int, comparisons: int) -> None:
-    difference = smallest_detectable(2.0, n, comparisons)
-    assert difference is not None
-    assert TTestPower().power(difference / 2, n, 0.05 / comparisons) == pytest.approx(0.8, abs=1e-5)
-
-
-def test_the_smallest_detectable_difference_is_found_that_often_in_simulated_studies() -> None:
-    difference = smallest_detectable(0.5, 3, power=0.6)
-    drawn = np.random.default_rng(0).normal(difference or 0, 0.5, (STUDIES, 3))
-    assert np.mean(ttest_1samp(drawn, 0, axis=1).pvalue < 0.05) == pytest.approx(0.6, abs=three_sigma(0.6))
-
-
-def test_the_smallest_detectable_difference_falls_with_seeds_and_rises_with_comparisons() -> None:
-    by_seeds = [smallest_detectable(1, n) or 0 for n in range(3, 30)]
-    assert by_seeds == sorted(by_seeds, reverse=True)
-    by_comparisons = [smallest_detectable(1, 5, k) or 0 for k in (1, 3, 10, 100, 1000)]
-    assert by_comparisons == sorted(by_comparisons)
-    assert by_comparisons[-1] < math.inf
-    assert smallest_detectable(1, 2) is None
 
 
 def simulated(effect: float) -> list[Array]:

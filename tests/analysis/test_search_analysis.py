@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ablations.engine.analysis.evidence import Evidence
@@ -93,7 +94,7 @@ def test_a_choice_close_to_an_end_of_its_range_is_told_on_the_scale_that_was_sea
     assert any(f"chose {field}={value:g}, at the {edge} end of its range" in note for note in search.notes) == bool(edge)
 
 
-def test_the_field_that_moves_the_error_has_the_largest_share_and_shares_have_intervals() -> None:
+def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_above_chance() -> None:
     given = search_evidence({}, TWO, prunes=False)
     (cell,) = search_design(given).cells
     shares = field_importances(given, cell)
@@ -101,8 +102,34 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_shares_have_in
     assert [each.field for each in shares] == ["optim.lr", "model.width"]
     assert sum(each.share for each in shares) == pytest.approx(1)
     assert shares[0].low > 0.5, "the width moves nothing"
+    assert [each.above_chance for each in shares] == [True, False]
+    assert shares[1].low > 0, "the range over resamples never holds the true importance, 0"
     assert all(0 <= each.low < each.high <= 1 for each in shares)
+    assert all(0 < each.floor < 1 for each in shares)
     assert field_importances(given, cell) == shares, "the same report twice"
+
+
+@pytest.mark.parametrize(
+    ("searches", "most"), [(30, 0.2), pytest.param(600, 0.07, marks=pytest.mark.slow)], ids=("reduced", "full")
+)
+def test_an_irrelevant_field_is_above_chance_in_five_percent(searches: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.engine.analysis.importance.BOOTSTRAP_RESAMPLES", 1)
+    fields = {"optim.lr": {"low": 0.001, "high": 0.5, "log": True}, "model.width": FIELDS["model.width"]}
+    given = search_evidence({}, fields, prunes=False)
+    assert given.trials is not None
+    (cell,) = search_design(given).cells
+    above: dict[str, list[bool]] = {name: [] for name in fields}
+    for search in range(searches):
+        random, n = np.random.default_rng(search), len(given.trials)
+        lr, width = 10 ** random.uniform(-3, np.log10(0.5), n), random.integers(8, 25, n)
+        value = 10 + 3 * np.log10(lr / 0.1) ** 2 + random.normal(0, 0.3, n)
+        columns = {"optim.lr": lr, "model.width": width, "value": value, "outcome": "completed"}
+        shares = field_importances(replace(given, trials=given.trials.assign(**columns)), cell)
+        assert not isinstance(shares, str)
+        for each in shares:
+            above[each.field].append(each.above_chance)
+    assert np.mean(above["model.width"]) <= most
+    assert np.mean(above["optim.lr"]) > 0.7
 
 
 @pytest.mark.parametrize(
@@ -130,16 +157,18 @@ def test_gains_are_of_test_errors_paired_by_seed_and_one_family_of_tests() -> No
     assert [gain.difference.p_adjusted for gain in gains] == pytest.approx(holm_adjust([gain.difference.p or 1 for gain in gains]))
 
 
-def test_before_after_and_what_changed_are_paired_and_corrected_as_two_families() -> None:
+def test_all_pairs_before_and_after_are_paired_and_corrected_as_one_family_and_their_changes_as_another() -> None:
     ranking = found(search_evidence(fields=TWO, trials=5)).ranking
     assert ranking
-    for each in ranking.changes:
-        variant = each.cell.rpartition("=")[2]
-        assert each.baseline == "shortcut=A"
-        assert each.before.mean == pytest.approx(OFFSETS[variant], abs=0.3)
-        assert each.after.mean == pytest.approx(OFFSETS[variant] + TUNED[variant] - TUNED["A"], abs=0.3)
+    pairs = [(each.cell.rpartition("=")[2], each.other.rpartition("=")[2]) for each in ranking.changes]
+    assert pairs == [("none", "A"), ("B", "A"), ("B", "none")], "those with the baseline first"
+    for each, (one, other) in zip(ranking.changes, pairs, strict=True):
+        before, tuned = OFFSETS[one] - OFFSETS[other], TUNED[one] - TUNED[other]
+        assert each.before.mean == pytest.approx(before, abs=0.3)
+        assert each.after.mean == pytest.approx(before + tuned, abs=0.3)
         assert (each.after.mean or 0) - (each.before.mean or 0) == pytest.approx(each.change.mean)
     differences = [estimate for each in ranking.changes for estimate in (each.before, each.after)]
+    assert len(differences) == 6
     for family in (differences, [each.change for each in ranking.changes]):
         assert [estimate.p_adjusted for estimate in family] == pytest.approx(holm_adjust([estimate.p or 1 for estimate in family]))
 
@@ -154,7 +183,39 @@ def test_before_after_and_what_changed_are_paired_and_corrected_as_two_families(
         ({"B": (3, -3), "C": (2, 2)}, "reverses", ("worse", "better")),
         ({"B": (3, 0)}, "changes", ("worse", "narrows")),
         ({"B": (0, 3)}, "changes", ("worse", "widens")),
-        ({"B": (0, 0)}, "no order shown", ("shortcut=B", "shortcut=A")),
+        ({"B": (0, 0)}, "no order shown", ("No order of the variants is shown: ", "shortcut=B", "shortcut=A")),
+        ({"B": (0, 0), "C": (0, 0)}, "no order shown", ("Of 3 pairs of variants, none is certainly ordered",)),
+        (
+            {"B": (2, 6), "C": (6, 2)},
+            "reverses",
+            (
+                "reverses with tuning: shortcut=B and shortcut=C change places. Of 3 pairs of variants, 3 are certainly ordered "
+                "with the default configuration and 3 after tuning: shortcut=C is worse than shortcut=B by 4.00 points",
+            ),
+        ),
+        (
+            {"B": (-3, -1), "C": (-1, -3)},
+            "reverses",
+            ("shortcut=B and shortcut=C change places", "The best variant changes from shortcut=B to shortcut=C."),
+        ),
+        (
+            {"B": (1, 1), "C": (2, 2), "D": (3, 3)},
+            "survives",
+            (
+                "Of 6 pairs of variants, 6 are",
+                "and 6 after tuning, and each of these orders is kept",
+                "the table shows 3 more pairs",
+            ),
+        ),
+        (
+            {"B": (3, 3), "C": (-0.1, 0.1)},
+            "survives",
+            (
+                "2 are certainly ordered",
+                "Which variant is best is not shown: the best mean is that of shortcut=C with the default configuration and that "
+                "of shortcut=A after tuning.",
+            ),
+        ),
     ],
 )
 def test_the_verdict_on_the_ranking_follows_from_significant_differences(
@@ -176,6 +237,40 @@ def test_a_difference_that_is_no_longer_certain_is_not_taken_for_one_that_tuning
     assert ranking
     assert ranking.verdict == "no change shown"
     assert "−0.20 points [−1.05, +0.65], may be chance" in ranking.text
+
+
+def test_an_order_that_only_becomes_certain_does_not_stop_the_others_from_surviving() -> None:
+    """B gains no certain place before tuning; its change may be chance, and the order of A and C is kept."""
+    before = (0.6, 1.4, -0.2, 1.5, 0.9)
+
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        worse = {"B": before[seed] if levels["configuration"] == "default" else 1 + seed / 50, "C": 6 + seed / 30}
+        return 10 + worse.get(levels["shortcut"], 0)
+
+    ranking = found(search_evidence({"shortcut": ("A", "B", "C")}, TWO, trials=3, truth=truth)).ranking
+    assert ranking
+    assert ranking.verdict == "survives"
+    assert "2 are certainly ordered with the default configuration and 3 after tuning, and each of these" not in ranking.text
+    assert "certainly ordered with the default configuration and 3 after tuning, and each order of the default" in ranking.text
+
+
+def test_a_certain_turn_is_said_although_another_variant_cannot_be_tested() -> None:
+    ranking = ranked({"B": (2, 6), "C": (6, 2)}, seeds=3, drop="shortcut=A configuration=tuned/1")
+    assert ranking.verdict == "reverses"
+    assert "shortcut=B and shortcut=C change places; shortcut=C is worse than shortcut=B" in ranking.text
+    assert "2 of 3 pairs cannot be tested yet: a test needs 3 seeds" in ranking.text
+    assert "shortcut=A by" not in ranking.text
+    tested = [each for each in ranking.changes if "shortcut=A" not in (each.cell, each.other)]
+    assert [each.before.p_adjusted for each in tested] > [each.before.p for each in tested], "the family has all pairs"
+
+
+def test_variants_are_ranked_within_the_levels_of_factors_without_a_baseline() -> None:
+    factors = {"shortcut": ("none", "A", "B"), "depth": ("20", "56")}
+    given = search_evidence(factors, TWO, trials=3)
+    ranking = found(given).ranking
+    assert ranking
+    assert len(ranking.changes) == 6
+    assert all(each.cell.rpartition(" ")[2] == each.other.rpartition(" ")[2] for each in ranking.changes)
 
 
 def test_too_few_seeds_or_missing_runs_leave_the_ranking_unsaid() -> None:
@@ -201,7 +296,7 @@ def test_a_search_that_chose_the_default_ranks_with_it_and_gains_nothing() -> No
     assert [gain.cell for gain in search.gains] == ["shortcut=none", "shortcut=A"]
     assert search.ranking
     assert search.ranking.verdict == "survives"
-    b = search.ranking.changes[1]
+    b = next(each for each in search.ranking.changes if (each.cell, each.other) == ("shortcut=B", "shortcut=A"))
     assert b.after.mean == pytest.approx(OFFSETS["B"] - TUNED["A"], abs=0.3)
     assert any("shortcut=B chose the default configuration" in note for note in search.notes)
 

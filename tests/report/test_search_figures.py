@@ -172,7 +172,7 @@ def test_cells_stand_beside_each_other_in_a_strip() -> None:
     assert max(none) < min(a) < max(a) < min(b)
 
 
-def test_importances_are_bars_with_their_intervals() -> None:
+def test_importances_are_bars_with_their_ranges_and_pale_if_chance_may_give_them() -> None:
     given = search_evidence({}, prunes=False)
     findings = analyze_study(given)
     (panel,) = drawn(importances_figure(given, findings)).axes
@@ -182,6 +182,10 @@ def test_importances_are_bars_with_their_intervals() -> None:
     spans = [list(line.get_xdata()) for line in panel.lines if len(line.get_xdata()) == 2]  # type: ignore[arg-type]
     assert spans == [pytest.approx([100 * each.low, 100 * each.high]) for each in shares]
     assert [label.get_text() for label in panel.get_yticklabels()] == [each.field for each in shares]
+    assert {each.above_chance for each in shares} == {True, False}
+    assert [(bar.get_alpha() or 1) > 0.3 for bar in panel.patches] == [each.above_chance for each in shares]
+    ticks = [float(each.get_segments()[0][0][0]) for each in panel.collections if isinstance(each, LineCollection)]
+    assert ticks == pytest.approx([100 * each.floor for each in shares])
 
 
 def test_parallel_lines_are_completed_trials_the_best_of_each_cell_on_top() -> None:

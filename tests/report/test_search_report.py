@@ -99,7 +99,7 @@ def test_the_section_has_every_number_that_was_found(search: SearchFindings, sho
     assert [line[2].rpartition(" ")[2] for line in gains] == [FORMATS.signed(gain.difference.mean) for gain in search.gains]
     assert search.ranking
     for line, one in zip(shown.tables["table-ranking"][1:], search.ranking.changes, strict=True):
-        assert line[:2] == [one.cell, one.baseline]
+        assert line[:2] == [one.cell, one.other]
         means = [line[i].rpartition(" ")[2] for i in (2, 5, 8)]
         assert means == [FORMATS.signed(estimate.mean) for estimate in (one.before, one.after, one.change)]
     for line, cell in zip(shown.tables["table-searches"][1:], search.cells, strict=True):
@@ -115,6 +115,10 @@ def test_the_section_has_every_number_that_was_found(search: SearchFindings, sho
         assert line[10] == f"{chosen.score:.2f}"
     shares = [(cell.label, each.field, f"{100 * each.share:.0f}") for cell in search.cells for each in cell.importances]
     assert [tuple(line[:3]) for line in shown.tables.get("table-importances", [[]])[1:]] == shares
+    by_chance = [each for cell in search.cells for each in cell.importances if not each.above_chance]
+    assert by_chance
+    notes = [line[-1] for line in shown.tables["table-importances"][1:]]
+    assert notes.count("not above chance") == len(by_chance)
     for note in search.notes:
         assert note in shown.sections["search"]
 

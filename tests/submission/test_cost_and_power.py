@@ -1,5 +1,6 @@
 """Cost and power of a study, estimated before it trains."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from ablations.engine.analysis.power import Spread, expected_power, smallest_detectable
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
@@ -19,6 +21,7 @@ from ablations.engine.submission.planning.calibration import calibrate
 from ablations.engine.submission.planning.cost_and_power import (
     ComputeMode,
     CostModel,
+    _difference_spread,
     compute_mode,
     estimate_cost,
     power,
@@ -250,29 +253,34 @@ DEPTHS = {"depth": ("20", "56")}
 
 
 def test_the_spread_of_paired_differences_so_far_says_what_more_seeds_find() -> None:
-    """Textbooks give 34 pairs for a difference of half a standard deviation (80 % power, 5 %, two-sided)."""
+    """Textbooks give 34 pairs for a difference of half a known standard deviation (80 % power, 5 %, two-sided)."""
     made = design(DEPTHS, {"depth": "20"}, seeds=34)
     found = power(made, errors_of(5, 9, 40, depth=20) | errors_of(6, 11, 43, 80, depth=56))  # differences 1, 2, 3
     assert found is not None
     assert found.difference_std == pytest.approx(1)
-    assert found.source == "the median of 1 comparison so far"
-    assert (found.seeds, found.comparisons, found.seeds_needed) == (34, 1, 34)
-    assert found.detectable_alone == found.detectable_corrected == pytest.approx(0.495, abs=0.005)
+    assert found.source == "the standard deviation of 1 comparison so far"
+    assert (found.seeds, found.comparisons) == (34, 1)
+    assert found.detectable_alone == found.detectable_corrected == pytest.approx(0.787, abs=0.005), "0.495 at a known spread"
+    assert (found.difference_std_low, found.difference_std_high) == pytest.approx((0.659, 3.081), abs=0.001)
+    known = power(made, errors_of(*[0] * 34, depth=20) | errors_of(*([-0.985, 0.985] * 17), depth=56))
+    assert known is not None
+    assert known.difference_std == pytest.approx(1, abs=0.001)
+    assert known.seeds_needed in (34, 35, 36)
 
 
 def test_spreads_of_cells_stand_in_for_those_of_differences() -> None:
     found = power(design(DEPTHS, {"depth": "20"}), errors_of(1, 2, 3, depth=56))
     assert found is not None
     assert found.difference_std == pytest.approx(2**0.5)
-    assert found.source == "√2 × the standard deviation between seeds so far"
+    assert found.source == "√2 × the standard deviation of 1 cell so far"
 
 
 def test_before_there_are_seeds_published_spreads_speak_for_cifar10_and_nothing_for_others() -> None:
     assert power(design(DEPTHS), errors_of(1, depth=20)) is None
     found = power(replace(design(DEPTHS), dataset="cifar10"), {})
     assert found is not None
-    assert found.difference_std == pytest.approx(0.21 * 2**0.5)
-    assert found.source == "√2 × the standard deviation between seeds in 6 published results"
+    assert found.difference_std == pytest.approx(0.205 * 2**0.5, abs=0.001)
+    assert found.source == "√2 × the root mean square between seeds in 6 published results"
 
 
 def test_equal_differences_do_not_promise_to_find_anything() -> None:
@@ -282,8 +290,39 @@ def test_equal_differences_do_not_promise_to_find_anything() -> None:
     assert found.difference_std > 1, "that of the seeds"
 
 
+def test_spreads_of_comparisons_are_pooled_as_variances() -> None:
+    made = design({"depth": ("20", "32", "56")}, {"depth": "20"})
+    found = power(made, errors_of(0, 0, depth=20) | errors_of(0, 2, depth=32) | errors_of(0, 0, depth=56))
+    assert found is not None
+    assert found.difference_std == pytest.approx(1), "the variances are 2 and 0"
+    assert found.source == "the root mean square of 2 comparisons so far"
+
+
+@pytest.mark.parametrize("pilots", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("comparisons", [1, 3, 6])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_plan_gives_the_power_that_it_promises(seeds: int, comparisons: int, pilots: int) -> None:
+    """Power is 80 % on average over pilots with 2, 3 and 5 seeds, where a study of 10 seeds follows. The true spread is 1."""
+    depths = tuple(str(20 + 6 * k) for k in range(comparisons + 1))
+    made, random = design({"depth": depths}, {"depth": "20"}, seeds=10), np.random.default_rng(seeds)
+    drawn = random.normal(scale=0.5**0.5, size=(pilots, len(depths), seeds)) + random.normal(size=(pilots, 1, seeds))
+    stds = np.empty(pilots)
+    for pilot, errors in enumerate(drawn):
+        values = {
+            name: e for depth, row in zip(depths, errors, strict=True) for name, e in errors_of(*row, depth=int(depth)).items()
+        }
+        spread, _ = _difference_spread(made, values) or (None, "")
+        assert spread is not None
+        stds[pilot] = spread.std
+    for family in (1, comparisons):
+        detectable = smallest_detectable(Spread(1.0, spread.df), 10, family)
+        assert detectable is not None
+        given = [expected_power(detectable * std, Spread(1.0, math.inf), 10, family) for std in stds]
+        assert 0.75 < np.mean(given) < 0.85
+
+
 def test_more_comparisons_find_less_and_need_more_seeds() -> None:
-    spreads = errors_of(1, 2, 3, depth=20)
+    spreads = errors_of(1, 1.2, 1.4, depth=20)
     one = power(design(DEPTHS, {"depth": "20"}), spreads)
     five = power(design({"depth": ("20", "32", "44", "56", "110", "8")}, {"depth": "20"}), spreads)
     assert one is not None

@@ -137,10 +137,11 @@ def test_runs_at_a_time_are_not_named_where_they_are_not_known_or_one(plan: Plan
 def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) -> None:
     done = {run.fingerprint: entry(10 + run.seed**2) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     text = " ".join(shown(plan, done, NOTHING))
-    assert "3 seeds find a difference of 9.6 points; 0.5 points take more than 100 seeds." in text
+    assert "3 seeds find a difference of 15 points; 0.5 points take more than 100 seeds." in text
     assert (
-        "This holds for 80 % power at the 5 % level and a standard deviation of 2.9 points: "
-        "√2 × the standard deviation between seeds so far." in text
+        "This holds for 80 % power at the 5 % level, averaged over what the standard deviation may be. It is estimated as "
+        "2.9 points, √2 × the standard deviation of 1 cell so far, and is between 1.9 points and 9.1 points with 80 % probability."
+        in text
     )
 
 
@@ -148,7 +149,7 @@ def test_the_number_of_comparisons_is_considered(tmp_path: Path) -> None:
     plan = make_plan(STUDY, StudyRequest(seeds=5, levels={"block": ("basic",), "depth": ("8", "14", "20")}), cache=tmp_path)
     plan = replace(plan, study=replace(STUDY, baseline={"depth": 14}))
     done = {run.fingerprint: entry(10 + run.seed) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
-    assert "5 seeds find a difference of 3.8 points, or of 4.6 points as one of 2 comparisons" in " ".join(
+    assert "5 seeds find a difference of 4.7 points, or of 5.8 points as one of 2 comparisons" in " ".join(
         shown(plan, done, NOTHING)
     )
 
@@ -168,4 +169,4 @@ def test_two_seeds_are_told_to_be_too_few(tmp_path: Path) -> None:
     plan = make_plan(STUDY, StudyRequest(seeds=2), cache=tmp_path)
     done = {run.fingerprint: entry(10 + run.seed / 5) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     text = " ".join(shown(plan, done, NOTHING))
-    assert "2 seeds are too few for a test; 0.5 points take 4 seeds" in text
+    assert "2 seeds are too few for a test; 0.5 points take 12 seeds" in text

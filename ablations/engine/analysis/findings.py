@@ -246,9 +246,17 @@ class Importance:
     share: float
     """Fraction of the total importance; the fractions of all fields add up to 1."""
     low: float
-    """Lower end of the 95 % percentile bootstrap interval over trials."""
+    """Lower end of the range of the share over resamples of the trials, from its 2.5 % quantile to its 97.5 % quantile.
+    The range is no confidence interval: a share is never negative, so the range of an irrelevant field does not reach 0."""
     high: float
-    """Upper end of that interval."""
+    """Upper end of that range."""
+    floor: float
+    """Share that an irrelevant field exceeds in 5 % of searches, from permutations of the trials' values."""
+
+    @property
+    def above_chance(self) -> bool:
+        """True if the share is above its floor."""
+        return self.share > self.floor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,14 +293,15 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class RankChange:
-    """The contrast between a variant and its baseline before and after both are tuned, paired by seed."""
+    """The contrast between two variants before and after both are tuned, paired by seed. The baseline is a variant too."""
 
     cell: str
-    baseline: str
+    other: str
+    """The variant that `cell` is compared with: the baseline if it is one of the two."""
     before: Estimate
-    """Value of the variant minus value of the baseline, both with the default configuration."""
+    """Value of `cell` minus value of `other`, both with the default configuration."""
     after: Estimate
-    """Value of the variant minus value of the baseline, each tuned by its own search."""
+    """Value of `cell` minus value of `other`, each tuned by its own search."""
     change: Estimate
     """`after` minus `before`, paired by seed."""
 
@@ -303,9 +312,10 @@ class Ranking:
 
     verdict: str
     """`survives`, `changes`, `no change shown`, `reverses`, `no order shown` or `cannot be said yet`, as defined by
-    `ranking.ranking_verdict`."""
+    `verdicts.ranking.ranking_verdict`."""
     text: str
     changes: tuple[RankChange, ...]
+    """One per pair of variants whose levels of the factors without a baseline are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

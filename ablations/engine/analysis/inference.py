@@ -1,13 +1,12 @@
-"""Inference over seeds: t intervals, paired tests, Holm's adjustment, and statistical power."""
+"""Inference over seeds: t intervals, paired tests, and Holm's adjustment."""
 
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 from scipy.special import gammaln, nctdtrinc
-from scipy.stats import chi2, norm, t
+from scipy.stats import t
 
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
 
@@ -240,30 +239,3 @@ def hedges_correction(df: npt.ArrayLike) -> Array:
     """
     half = np.asarray(df, float) / 2
     return np.asarray(np.exp(gammaln(half) - gammaln(half - 0.5)) / np.sqrt(half))
-
-
-def smallest_detectable(std: float, n: int, comparisons: int = 1, power: float = 0.8) -> float | None:
-    """Return the smallest true mean difference that a two-sided paired t test over n seeds detects with a given power.
-
-    Args:
-        std: Standard deviation of the differences.
-        n: Number of seeds.
-        comparisons: Number of comparisons that share the 5 % significance level (Bonferroni's bound, which is Holm's bound for the
-            smallest p-value).
-        power: Fraction of studies that detect the difference.
-
-    Returns:
-        The difference, in the unit of the standard deviation; None for fewer than 3 seeds, which give no p-value.
-    """
-    if n < MIN_SEEDS_FOR_P_VALUE:
-        return None
-    critical = float(t.isf((1 - CONFIDENCE_LEVEL) / comparisons / 2, n - 1))
-    # The power is the mean over the sampling distribution of the standard deviation. SciPy's noncentral t distribution would
-    # give it directly, but returns NaN for a third of such arguments.
-    sampled_std = np.sqrt(chi2.ppf((np.arange(10_000) + 0.5) / 10_000, n - 1) / (n - 1))
-
-    def missing_power(shift: float) -> float:
-        return power - float(np.mean(norm.cdf(shift - critical * sampled_std) + norm.cdf(-shift - critical * sampled_std)))
-
-    shift = float(brentq(missing_power, 0, 10 * (critical + 1)))
-    return shift * std / math.sqrt(n)

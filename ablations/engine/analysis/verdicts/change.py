@@ -8,8 +8,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
-from ablations.engine.analysis.inference import estimate_means, shifted_p_value, smallest_detectable, zero_tolerance
+from ablations.engine.analysis.inference import estimate_means, shifted_p_value, zero_tolerance
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat, decimals_for, p_value
+from ablations.engine.analysis.power import POWER, Spread, expected_power
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
@@ -107,8 +108,7 @@ def _more_seeds(n: int, mean: float | None, std: float | None, by: float, looks:
     effect = abs(mean - by)
 
     def enough(seeds: int) -> bool:
-        detectable = smallest_detectable(std, seeds, looks)
-        return detectable is not None and detectable <= effect
+        return expected_power(effect, Spread(std, n - 1), seeds, looks) >= POWER
 
     if not enough(MAX_SEEDS):
         return None

@@ -51,11 +51,16 @@ def _search_importances(evidence: Evidence, findings: Findings) -> tuple[str, st
     assert findings.search
     text = (
         f"Importance of each field for the {_scored(evidence)} (PED-ANOVA): how much the distribution of the best completed trials "
-        "differs from that of all completed trials. Bars are shares of the total, lines 95 % intervals over resampled trials. They "
-        "hold for this search only: a field with a narrow searched range has a low importance."
+        "differs from that of all completed trials. Bars are shares of the total, lines their ranges over resamples of the trials. "
+        "A dotted tick is the level that an irrelevant field exceeds in 5 % of searches; pale bars are not above it, so chance "
+        "alone may give them. Shares hold for this search only: a field with a narrow searched range has a low importance."
     )
     items = [
-        _with_cell(cell.label, f"{each.field} {100 * each.share:.0f} % [{100 * each.low:.0f}, {100 * each.high:.0f}]")
+        _with_cell(
+            cell.label,
+            f"{each.field} {100 * each.share:.0f} % (range over resamples {100 * each.low:.0f} to {100 * each.high:.0f} %, "
+            f"{'above' if each.above_chance else 'not above'} chance)",
+        )
         for cell in findings.search.cells
         for each in cell.importances[:1]
     ]

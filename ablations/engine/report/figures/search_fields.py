@@ -124,7 +124,7 @@ def slices_figure(evidence: Evidence) -> Figure | None:
 
 
 def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
-    """Draw the importance of each field with 95 % intervals. Return None if no cell has importances."""
+    """Draw each field's importance, its range over resamples and its chance level. Return None if no cell has importances."""
     assert findings.search
     cells = [cell for cell in findings.search.cells if cell.importances]
     if not cells:
@@ -140,9 +140,11 @@ def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         for order, cell in enumerate(cells):
             for each in cell.importances:
                 y = fields.index(each.field) + (order - (len(cells) - 1) / 2) * height
-                panel.barh(y, 100 * each.share, height * 0.9, color=styles[cell.label].color, alpha=0.55)
+                alpha = 0.55 if each.above_chance else 0.15
+                panel.barh(y, 100 * each.share, height * 0.9, color=styles[cell.label].color, alpha=alpha)
                 panel.plot([100 * each.low, 100 * each.high], [y, y], color=INK, linewidth=0.9, solid_capstyle="butt")
                 panel.plot([100 * each.share], [y], marker=styles[cell.label].marker, markersize=3, color=INK)
+                panel.vlines(100 * each.floor, y - 0.4 * height, y + 0.4 * height, color=INK, linewidth=0.9, linestyle=":")
         panel.set_yticks(range(len(fields)), [shorten(field) for field in fields])
         panel.set_xlim(0, 100)
         panel.invert_yaxis()

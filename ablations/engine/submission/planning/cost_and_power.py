@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
@@ -15,6 +16,9 @@ from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset, Sizes
 from resnet_core.fields import counted
+
+if TYPE_CHECKING:
+    from ablations.engine.analysis.power import Spread
 
 TARGET_POINTS = 0.5
 """Difference between percentages, in points, for which a plan prints the number of seeds needed."""
@@ -172,12 +176,19 @@ def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """Smallest true differences that a study detects with 80 % power at a two-sided level of 5 %, in the unit of differences."""
+    """Smallest true differences that a study detects with 80 % power at a two-sided level of 5 %, in the unit of differences.
+
+    The power is averaged over what the standard deviation may be, which few seeds tell only roughly.
+    """
 
     seeds: int
     comparisons: int
     difference_std: float
     """Standard deviation of paired differences over seeds."""
+    difference_std_low: float
+    """Lower end of the range that holds the true standard deviation with 80 % probability."""
+    difference_std_high: float
+    """Upper end of that range."""
     source: str
     """Source of the standard deviation."""
     detectable_alone: float | None
@@ -187,7 +198,7 @@ class Power:
     target: float
     """Difference for which `seeds_needed` is computed."""
     seeds_needed: int | None
-    """Seeds needed for `detectable_corrected` to reach `target`; None if more than `MAX_SEEDS`."""
+    """Seeds with which the power for `target` is 80 %, as one of all comparisons; None if more than `MAX_SEEDS`."""
 
 
 def power(design: Design, values: Mapping[str, float]) -> Power | None:
@@ -197,12 +208,12 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
         design: design of the study.
         values: values of its completed runs by fingerprint.
     """
-    from ablations.engine.analysis.inference import smallest_detectable  # imports scipy
+    from ablations.engine.analysis.power import POWER, expected_power, smallest_detectable  # imports scipy
 
-    found = _difference_std(design, values)
+    found = _difference_spread(design, values)
     if found is None:
         return None
-    difference_std, source = found
+    spread, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
     comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
 
@@ -210,47 +221,58 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
     if design.metric.unit != PERCENT and values:
         target = float(f"{TARGET_FRACTION * abs(statistics.median(values.values())):.1g}")
 
-    def detected(n: int) -> float:
-        return smallest_detectable(difference_std, n, comparisons) or math.inf
-
-    enough = bisect.bisect_left(range(MAX_SEEDS + 1), True, lo=2, key=lambda n: detected(n) <= target)
+    enough = bisect.bisect_left(
+        range(MAX_SEEDS + 1), True, lo=2, key=lambda n: expected_power(target, spread, n, comparisons) >= POWER
+    )
+    low, high = spread.range()
     return Power(
         seeds=seeds,
         comparisons=comparisons,
-        difference_std=difference_std,
+        difference_std=spread.std,
+        difference_std_low=low,
+        difference_std_high=high,
         source=source,
-        detectable_alone=smallest_detectable(difference_std, seeds),
-        detectable_corrected=smallest_detectable(difference_std, seeds, comparisons),
+        detectable_alone=smallest_detectable(spread, seeds),
+        detectable_corrected=smallest_detectable(spread, seeds, comparisons),
         target=target,
         seeds_needed=enough if enough <= MAX_SEEDS else None,
     )
 
 
-def _difference_std(design: Design, values: Mapping[str, float]) -> tuple[float, str] | None:
+def _difference_spread(design: Design, values: Mapping[str, float]) -> "tuple[Spread, str] | None":
     """Return the best known standard deviation of paired differences, and its source; None if there is none."""
     from ablations.engine.analysis.inference import zero_tolerance  # imports scipy
+    from ablations.engine.analysis.power import pooled_spread
 
     rounding = zero_tolerance(list(values.values()))
     by_cell = {
         cell.label: {seed: values[name] for seed, name in enumerate(cell.fingerprints) if name in values} for cell in design.cells
     }
-    differences, stds = [], []
+    by_baseline: dict[str, list[tuple[float, int]]] = {}
+    cells = []
     for cell in design.cells:
-        own, other = by_cell[cell.label], by_cell.get(design.baseline_label(cell) or "", {})
-        differences += _std([own[seed] - other[seed] for seed in own.keys() & other.keys()], rounding)
-        stds += _std(list(own.values()), rounding)
-    if differences:
-        return statistics.median(differences), f"the median of {counted(len(differences), 'comparison')} so far"
-    if stds:
-        return statistics.median(stds) * math.sqrt(2), "√2 × the standard deviation between seeds so far"
+        baseline = design.baseline_label(cell) or ""
+        own, other = by_cell[cell.label], by_cell.get(baseline, {})
+        by_baseline.setdefault(baseline, []).extend(_std([own[seed] - other[seed] for seed in own.keys() & other.keys()]))
+        cells.append(_std(list(own.values())))
+    for groups, factor, source in (
+        ([group for group in by_baseline.values() if group], 1.0, "comparison"),
+        ([group for group in cells if group], math.sqrt(2), "cell"),
+    ):
+        spread = pooled_spread(groups) if groups else None
+        if spread and spread.std > rounding:
+            count = counted(sum(map(len, groups)), source)
+            differences = "" if source == "comparison" else "√2 × "
+            kind = "the standard deviation" if count.startswith("1 ") else "the root mean square"
+            return replace(spread, std=factor * spread.std), f"{differences}{kind} of {count} so far"
     if design.dataset == "cifar10" and not design.task:
-        known = [entry.std for entry in PUBLISHED if entry.dataset == "cifar10" and entry.std is not None]
-        return statistics.median(known) * math.sqrt(
-            2
-        ), f"√2 × the standard deviation between seeds in {len(known)} published results"
+        known = [(entry.std, entry.runs - 1) for entry in PUBLISHED if entry.dataset == "cifar10" and entry.std and entry.runs]
+        spread = pooled_spread([[each] for each in known])
+        source = f"√2 × the root mean square between seeds in {len(known)} published results"
+        return replace(spread, std=math.sqrt(2) * spread.std), source
     return None
 
 
-def _std(values: Sequence[float], rounding: float) -> list[float]:
-    """Return the sample standard deviation, or nothing for fewer than two values or values that differ by rounding only."""
-    return [std] if len(values) > 1 and (std := statistics.stdev(values)) > rounding else []
+def _std(values: Sequence[float]) -> list[tuple[float, int]]:
+    """Return the sample standard deviation with its degrees of freedom, or nothing for fewer than two values."""
+    return [(statistics.stdev(values), len(values) - 1)] if len(values) > 1 else []

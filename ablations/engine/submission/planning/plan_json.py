@@ -64,7 +64,11 @@ def _power(found: Power | None) -> dict[str, Any] | None:
         "seeds": found.seeds,
         "comparisons": found.comparisons,
         "difference_std": found.difference_std,
+        "difference_std_low": found.difference_std_low,
+        "difference_std_high": found.difference_std_high,
         "source": found.source,
+        "seeds_needed": found.seeds_needed,
+        "target": found.target,
         "detectable": found.detectable_alone,
         "detectable_adjusted": found.detectable_corrected,
     }

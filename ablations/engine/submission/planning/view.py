@@ -124,11 +124,13 @@ def _power_lines(found: Power | None, metric: Metric) -> list[str]:
             if found.comparisons > 1
             else ""
         )
+    low, high = (_format_difference(value, metric) for value in (found.difference_std_low, found.difference_std_high))
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
+    estimate = f"{_format_difference(found.difference_std, metric)}, {found.source}"
     return [
         f"{finds}; {_format_difference(found.target, metric)} take {need} seeds.",
-        f"This holds for 80 % power at the 5 % level and a standard deviation of "
-        f"{_format_difference(found.difference_std, metric)}: {found.source}.",
+        f"This holds for 80 % power at the 5 % level, averaged over what the standard deviation may be. It is "
+        f"estimated as {estimate}, and is between {low} and {high} with 80 % probability.",
     ]
 
 
