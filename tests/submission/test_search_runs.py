@@ -18,7 +18,7 @@ from mlflow.entities import Run as MlflowRun
 from ablations.engine.search.plan import FIRST_TRIAL_SEED, SearchPlan
 from ablations.engine.study.definition import Study
 from ablations.engine.tracking import search_trials
-from ablations.engine.tracking.run_queries import training_version_filter
+from ablations.engine.tracking.run_queries import PREDICTIONS_TAG, training_version_filter
 from ablations.engine.tracking.search_trials import PastTrial
 from resnet_core.identity import TRAINING_VERSION
 from tests.helpers.project import PROJECT
@@ -90,7 +90,11 @@ def test_no_trial_reads_the_test_set_and_no_result_is_of_a_trials_seed(first: Se
         assert not [name for name in each.record.metrics if name.startswith("test/")]
         assert each.record.params["seed"] == str(FIRST_TRIAL_SEED)
         assert "validation/error" in each.record.metrics
+        assert PREDICTIONS_TAG not in each.record.tags
+        assert not first.client.list_artifacts(each.record.run_id), "no predictions"
     assert {entry.params["seed"] for entry in first.entries.values()} == {"0"}
+    assert all(PREDICTIONS_TAG in entry.tags for entry in first.entries.values())
+    assert first.found().correct.keys() == first.entries.keys()
 
 
 def test_the_winner_is_trained_again_beside_the_default(first: Searched) -> None:

@@ -1,5 +1,6 @@
 """MLflow is down, slow, locked, or loses responses: training goes on, and each record arrives exactly once."""
 
+import base64
 import logging
 import re
 import statistics
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pytest
 import sqlalchemy
 from mlflow import MlflowClient
@@ -25,6 +27,7 @@ from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import lifecycle, study_submission
+from ablations.engine.task.predictions import Predictions
 from ablations.engine.tracking import lease, mlflow_internals, results, run_delivery, run_queries, writer
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal, Record
@@ -38,6 +41,7 @@ from tests.helpers.project import PROJECT
 pytestmark = pytest.mark.slow
 
 EPOCHS = 3
+PREDICTIONS = base64.b64encode(Predictions(np.arange(50) % 10, np.arange(50) % 5 != 0).to_bytes()).decode()
 ROWS = [{"probe": "responses", "epoch": EPOCHS, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
 AT_ONCE_SECONDS = 0.05
 SLOW_SECONDS = 1.0
@@ -105,7 +109,7 @@ class Submission(Tracker):
 
     def complete(self, run: Run) -> None:
         for epoch in range(2, EPOCHS + 1):
-            self.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, ROWS if epoch == EPOCHS else ())
+            self.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, *((ROWS, PREDICTIONS) if epoch == EPOCHS else ()))
         self.ended(run, "completed")
 
     def check_waits(self) -> None:
@@ -143,6 +147,9 @@ def check(client: MlflowClient, plan: Plan, runs: tuple[Run, ...] | list[Run], a
             history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
             assert history == [(n, metrics(n)[name]) for n in range(1, EPOCHS + 1) if name in metrics(n)]
         assert client.download_artifacts(run.info.run_id, run_queries.PROBES_ARTIFACT)
+        path = client.download_artifacts(run.info.run_id, run_queries.PREDICTIONS_ARTIFACT)
+        assert base64.b64encode(Path(path).read_bytes()).decode() == PREDICTIONS
+        assert tags[run_queries.PREDICTIONS_TAG] == run_queries.PREDICTIONS_ARTIFACT
 
 
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.UNAVAILABLE])

@@ -1,5 +1,6 @@
 """A process killed at any request to MLflow: after the next submission, MLflow has each run once and each step once."""
 
+import base64
 import multiprocessing
 import os
 import random
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -16,6 +18,7 @@ from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
+from ablations.engine.task.predictions import Predictions
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.journal import Journal
@@ -26,9 +29,10 @@ pytestmark = pytest.mark.slow
 
 STUDY = Study(name="killed", question="?", factors={"shortcut": ("A",)}, baseline={}, seeds=1, preset="smoke")
 ROWS = [{"probe": "responses", "epoch": 3, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
+PREDICTIONS = base64.b64encode(Predictions(np.arange(50) % 10, np.arange(50) % 5 != 0).to_bytes()).decode()
 EPOCHS = 3
 COUNTED = {"create_run", "get_run", "log_batch", "log_inputs", "log_text", "search_runs", "get_metric_history", "set_terminated"}
-COUNTED |= {"set_tag", "delete_tag", "update_run"}
+COUNTED |= {"log_artifact", "set_tag", "delete_tag", "update_run"}
 
 
 def metrics(epoch: int) -> dict[str, float]:
@@ -77,7 +81,8 @@ def submit(home: Path, client: MlflowClient) -> None:
             if run.fingerprint not in known or not known[run.fingerprint].has_result:
                 tracker.started(run)
                 for epoch in range(1, EPOCHS + 1):
-                    tracker.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, ROWS if epoch == EPOCHS else ())
+                    last = (ROWS, PREDICTIONS) if epoch == EPOCHS else ()
+                    tracker.epoch(run, epoch, metrics(epoch), {"device": "cpu"}, *last)
                 tracker.ended(run, "completed")
         assert writer.close(60) == 0
         tracker.study_run.close("FINISHED")
@@ -125,6 +130,9 @@ def check(home: Path) -> None:
             history = client.get_metric_history(run.info.run_id, name)
             assert [(metric.step, metric.value) for metric in history] == [(n, metrics(n)[name]) for n in range(1, EPOCHS + 1)]
         assert Path(client.download_artifacts(run.info.run_id, run_queries.PROBES_ARTIFACT)).read_text().count("\n") == 2
+        assert run.data.tags[run_queries.PREDICTIONS_TAG] == run_queries.PREDICTIONS_ARTIFACT
+        path = Path(client.download_artifacts(run.info.run_id, run_queries.PREDICTIONS_ARTIFACT))
+        assert base64.b64encode(path.read_bytes()).decode() == PREDICTIONS
     assert {path.name for path in (home / "journals").iterdir()} == {"mutex"}
 
 

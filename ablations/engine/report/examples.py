@@ -18,13 +18,13 @@ MAX_LISTED = 10
 
 
 def template_values(evidence: Evidence, findings: Findings) -> dict[str, Any]:
-    """Return the variables of the page that concern test examples: `scope`, and `tested`, None without predictions."""
+    """Return the variables of the page that concern test examples: `scope`, and `per_example`, None without predictions."""
     found = analyze_examples(evidence, findings)
-    tested = None
+    per_example = None
     if found:
         of_cell = {cell.label: cell for cell in findings.cells}
         of_comparison = {each.cell: each.difference for each in findings.comparisons}
-        tested = {
+        per_example = {
             "count": found.examples,
             "cells": [(of_cell[each.cell].value, each) for each in found.cells],
             "comparisons": [
@@ -38,7 +38,7 @@ def template_values(evidence: Evidence, findings: Findings) -> dict[str, Any]:
             ],
             "one_seed": any(each.mcnemar for each in found.comparisons),
         }
-    return {"scope": scope_sentence(evidence.design), "tested": tested}
+    return {"scope": scope_sentence(evidence.design), "per_example": per_example}
 
 
 def listed(positions: tuple[int, ...]) -> str:
