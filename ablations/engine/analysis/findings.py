@@ -135,8 +135,8 @@ class Comparison:
     """Number of seeds that the study asks for."""
     failures: FailureTest | None = None
     """Failures to train of the two cells; None if there are none."""
-    correlation: float | None = None
-    """Correlation of the two cells over seeds; None for fewer than four pairs."""
+    correlation: tuple[float, float, float] | None = None
+    """Correlation of the two cells over seeds, with the ends of its 95 % interval; None for fewer than four pairs."""
     note: str = ""
     """Runs that are missing, and why there is no p-value; empty if nothing is missing."""
 

@@ -29,6 +29,7 @@ from ablations.engine.analysis.findings import (
 from ablations.engine.analysis.inference import Array, Scale, estimate_means, zero_tolerance
 from ablations.engine.analysis.looks import looks_at
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
+from ablations.engine.analysis.pairing import seed_correlation
 from ablations.engine.analysis.search_analysis import analyze_search
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
@@ -154,6 +155,7 @@ def _comparisons(design: Design, table: _RunTable, family: Family) -> tuple[Comp
                 difference=difference,
                 planned=len(design.cells[row].fingerprints),
                 failures=family.failure_test(each.terms),
+                correlation=seed_correlation(table.values[row], table.values[reference]),
                 note=_comparison_note(difference, table.outcomes[row], table.outcomes[reference]),
             )
         )

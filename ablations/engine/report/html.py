@@ -131,6 +131,7 @@ def _template_environment(findings: Findings) -> Environment:
         "score": number_format.ValueFormat.of(findings.search or findings).number,
         "effect_size": _effect_size,
         "failures": _failures,
+        "correlation": _correlation,
         "inline_svg": inline_svg,
         "sort_key": _sort_key,
         "multiline": _multiline,
@@ -222,6 +223,14 @@ def _effect_size(difference: Estimate) -> str:
     interval = effect_size_interval(difference)
     text = number_format.number(difference.effect_size)
     return text if interval is None else f"{text} [{', '.join(map(number_format.number, interval))}]"
+
+
+def _correlation(found: tuple[float, float, float] | None) -> str:
+    """Return a correlation with its interval: `0.23 [−0.24, 0.61]`."""
+    if found is None:
+        return number_format.MISSING
+    r, low, high = map(number_format.number, found)
+    return f"{r} [{low}, {high}]"
 
 
 def _failures(test: FailureTest | None) -> str:
