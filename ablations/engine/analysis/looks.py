@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL
+from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.study.design import Design
 from resnet_core.fields import counted
 
@@ -51,9 +51,12 @@ class Looks:
         """Fraction of the significance level that the present look may spend, above 0 and at most 1.
 
         With t = seeds ÷ planned seeds, looks up to t have spent min(1, t)². A look after the last planned one has a share of the
-        reserve: the j-th has `RESERVE` · 6 ÷ (π² j²), which adds up to the reserve over any number of looks.
+        reserve: the j-th has `RESERVE` · 6 ÷ (π² j²), which adds up to the reserve over any number of looks. A look at fewer than
+        three seeds has no test, so it spends nothing and its intervals are those of one look.
         """
-        before = self.seen[:-1]
+        if self.seeds < MIN_SEEDS_FOR_P_VALUE:
+            return 1.0
+        before = [seeds for seeds in self.seen[:-1] if seeds >= MIN_SEEDS_FOR_P_VALUE]
         left = self._spent(self.seeds) - (self._spent(before[-1]) if before else 0)
         if left > 0:
             return left

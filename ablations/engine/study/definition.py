@@ -135,8 +135,7 @@ class Study(_WorkloadSlot):
 
 def check_margin(option: str, margin: object) -> None:
     """Raise ConfigError for a margin that is no finite number above 0."""
-    number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
-    if not (number and 0 < float(margin) < math.inf):
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
         raise reject(option, margin, "accepted: a number above 0, in the unit of differences")
 
 

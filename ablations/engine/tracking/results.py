@@ -54,14 +54,14 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
     runs = pd.DataFrame(_row(design, *run) for run in of_run)
     completed = {record.run_id: (cell, seed) for cell, seed, _, record in of_run if details and record and record.completed}
     by = run_queries.training_version_filter(design.training_version, design.code_version)
-    searched = (
+    trials, trial_curves = (
         search_trials.trial_tables(search_trials.read_trials(client, design.search, by), design.search)
         if design.search
         else (None, None)
     )
     curves, probes = _curves(client, completed, design.metric), _probes(client, completed, design)
     correct = _correct(client, [record for *_, record in of_run if record and record.run_id in completed], design)
-    return Evidence(design, runs, curves, probes, *searched, looks=earlier, correct=correct)
+    return Evidence(design, runs, curves, probes, trials, trial_curves, earlier, correct)
 
 
 def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:
