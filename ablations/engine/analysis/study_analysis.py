@@ -14,7 +14,7 @@ from ablations.engine.analysis.evidence import COST_METRICS, Evidence
 from ablations.engine.analysis.findings import MIN_SEEDS_FOR_P_VALUE, Anova, CellFinding, Comparison, Estimate, Findings
 from ablations.engine.analysis.inference import Array, estimate_means, fit_anova, paired_tests, zero_tolerance
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
-from ablations.engine.analysis.search_analysis import analyze_search
+from ablations.engine.analysis.tuning.search_analysis import analyze_search
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted
