@@ -123,7 +123,7 @@ def test_an_irrelevant_field_is_above_chance_in_five_percent(searches: int, most
         random, n = np.random.default_rng(search), len(given.trials)
         lr, width = 10 ** random.uniform(-3, np.log10(0.5), n), random.integers(8, 25, n)
         value = 10 + 3 * np.log10(lr / 0.1) ** 2 + random.normal(0, 0.3, n)
-        columns = {"optim.lr": lr, "model.width": width, "value": value, "outcome": "completed"}
+        columns: dict[str, Any] = {"optim.lr": lr, "model.width": width, "value": value, "outcome": "completed"}
         shares = field_importances(replace(given, trials=given.trials.assign(**columns)), cell)
         assert not isinstance(shares, str)
         for each in shares:
