@@ -9,10 +9,10 @@ import pytest
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Ranking, SearchFindings
-from ablations.engine.analysis.importance import field_importances
 from ablations.engine.analysis.inference import holm_adjust
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.analysis.trial_table import search_design
+from ablations.engine.analysis.tuning.importance import field_importances
 from tests.helpers.synthetic_search import FIELDS, OFFSETS, TUNED, search_evidence
 from tests.helpers.synthetic_study import without
 
@@ -113,7 +113,7 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_abo
     ("searches", "most"), [(30, 0.2), pytest.param(600, 0.07, marks=pytest.mark.slow)], ids=("reduced", "full")
 )
 def test_an_irrelevant_field_is_above_chance_in_five_percent(searches: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablations.engine.analysis.importance.BOOTSTRAP_RESAMPLES", 1)
+    monkeypatch.setattr("ablations.engine.analysis.tuning.importance.BOOTSTRAP_RESAMPLES", 1)
     fields = {"optim.lr": {"low": 0.001, "high": 0.5, "log": True}, "model.width": FIELDS["model.width"]}
     given = search_evidence({}, fields, prunes=False)
     assert given.trials is not None
@@ -123,7 +123,7 @@ def test_an_irrelevant_field_is_above_chance_in_five_percent(searches: int, most
         random, n = np.random.default_rng(search), len(given.trials)
         lr, width = 10 ** random.uniform(-3, np.log10(0.5), n), random.integers(8, 25, n)
         value = 10 + 3 * np.log10(lr / 0.1) ** 2 + random.normal(0, 0.3, n)
-        columns = {"optim.lr": lr, "model.width": width, "value": value, "outcome": "completed"}
+        columns: dict[str, Any] = {"optim.lr": lr, "model.width": width, "value": value, "outcome": "completed"}
         shares = field_importances(replace(given, trials=given.trials.assign(**columns)), cell)
         assert not isinstance(shares, str)
         for each in shares:

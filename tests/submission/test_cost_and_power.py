@@ -306,16 +306,16 @@ def test_a_plan_gives_the_power_that_it_promises(seeds: int, comparisons: int, p
     depths = tuple(str(20 + 6 * k) for k in range(comparisons + 1))
     made, random = design({"depth": depths}, {"depth": "20"}, seeds=10), np.random.default_rng(seeds)
     drawn = random.normal(scale=0.5**0.5, size=(pilots, len(depths), seeds)) + random.normal(size=(pilots, 1, seeds))
-    stds = np.empty(pilots)
+    stds, df = np.empty(pilots), 0.0
     for pilot, errors in enumerate(drawn):
         values = {
             name: e for depth, row in zip(depths, errors, strict=True) for name, e in errors_of(*row, depth=int(depth)).items()
         }
         spread, _ = _difference_spread(made, values) or (None, "")
         assert spread is not None
-        stds[pilot] = spread.std
+        stds[pilot], df = spread.std, spread.df
     for family in (1, comparisons):
-        detectable = smallest_detectable(Spread(1.0, spread.df), 10, family)
+        detectable = smallest_detectable(Spread(1.0, df), 10, family)
         assert detectable is not None
         given = [expected_power(detectable * std, Spread(1.0, math.inf), 10, family) for std in stds]
         assert 0.75 < np.mean(given) < 0.85

@@ -41,8 +41,9 @@ class Spread:
         """Return the limits between which the true standard deviation is with 80 % probability (chi-square)."""
         if math.isinf(self.df):
             return self.std, self.std
-        high, low = chi2.ppf([(1 - SPREAD_RANGE) / 2, (1 + SPREAD_RANGE) / 2], self.df)
-        return self.std * math.sqrt(self.df / low), self.std * math.sqrt(self.df / high)
+        tail = (1 - SPREAD_RANGE) / 2
+        low, high = (self.std * math.sqrt(self.df / float(chi2.ppf(p, self.df))) for p in (1 - tail, tail))
+        return low, high
 
 
 def pooled_spread(groups: Sequence[Sequence[tuple[float, int]]]) -> Spread:

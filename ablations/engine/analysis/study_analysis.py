@@ -30,7 +30,7 @@ from ablations.engine.analysis.inference import Array, Scale, estimate_means, ze
 from ablations.engine.analysis.looks import looks_at
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.pairing import seed_correlation
-from ablations.engine.analysis.search_analysis import analyze_search
+from ablations.engine.analysis.tuning.search_analysis import analyze_search
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted

@@ -12,8 +12,8 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.optuna_trials import frozen_trials
 from ablations.engine.analysis.trial_table import search_design
+from ablations.engine.analysis.tuning.optuna_trials import frozen_trials
 
 logging.set_verbosity(logging.WARNING)  # otherwise Optuna logs every study that it creates
 

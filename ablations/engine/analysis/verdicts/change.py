@@ -1,5 +1,6 @@
 """Verdict on a change: keep, discard or undecided, from runs before and after it that are paired by seed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -106,9 +107,12 @@ def _more_seeds(n: int, mean: float | None, std: float | None, by: float, looks:
     if n < 2 or mean is None or not std:
         return max(1, MIN_SEEDS_FOR_P_VALUE - n) if n < MIN_SEEDS_FOR_P_VALUE else None
     effect = abs(mean - by)
+    # The spread counts as known. Comparisons that are undecided have large spreads more often than small ones, so this promises
+    # about the right power: 68 to 85 % in simulations, where an average over what the spread may be gives 85 to 97 %.
+    spread = Spread(std, math.inf)
 
     def enough(seeds: int) -> bool:
-        return expected_power(effect, Spread(std, n - 1), seeds, looks) >= POWER
+        return expected_power(effect, spread, seeds, looks) >= POWER
 
     if not enough(MAX_SEEDS):
         return None

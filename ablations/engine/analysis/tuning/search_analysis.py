@@ -10,8 +10,8 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import ChosenTrial, Gain, SearchCellFinding, SearchFindings
 from ablations.engine.analysis.inference import Array, paired_tests, zero_tolerance
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
-from ablations.engine.analysis.ranking import chose_default, compare_rankings, design_row
 from ablations.engine.analysis.trial_table import cell_trials, format_value, range_position, search_design
+from ablations.engine.analysis.tuning.ranking import chose_default, compare_rankings, design_row
 from ablations.engine.study.design import Design, SearchCell
 from ablations.engine.study.plan import DEFAULT
 
@@ -42,7 +42,9 @@ def analyze_search(evidence: Evidence, values: Array, formats: ValueFormat) -> S
 
 
 def _cell_finding(evidence: Evidence, cell: SearchCell) -> SearchCellFinding:
-    from ablations.engine.analysis.importance import field_importances  # imports Optuna, which studies without a search do not need
+    from ablations.engine.analysis.tuning.importance import (
+        field_importances,  # imports Optuna, which studies without a search do not need
+    )
 
     trials = cell_trials(evidence, cell)
     found = field_importances(evidence, cell)

@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, Importance
 from ablations.engine.analysis.inference import Array
-from ablations.engine.analysis.optuna_trials import frozen_trials
 from ablations.engine.analysis.trial_table import search_design
+from ablations.engine.analysis.tuning.optuna_trials import frozen_trials
 from ablations.engine.study.design import SearchCell
 
 MIN_COMPLETED_TRIALS = 10
