@@ -90,9 +90,10 @@ class ExampleFindings:
 
 def scope_sentence(design: Design) -> str:
     """Return what the intervals of a study's report refer to, and the size of one test example where it is known."""
-    count, example = design.test_examples, design.example
+    count = design.test_examples
     if not count:
         return "Intervals are over seeds, with this recipe and machine."
+    example = design.example
     these = " ".join(filter(None, ("these" if count > 1 else "this", f"{count:,}", design.metric.split, example)))
     step = f"1 {example} = {design.step:.2g} {design.metric.difference_unit}"
     return f"Intervals are over seeds, on {these}{'s' * (count > 1)}, with this recipe and machine; {step}."
