@@ -13,8 +13,8 @@ from ablations.engine.analysis.examples import (
     mcnemar_test,
     scope_sentence,
 )
-from ablations.engine.analysis.findings import Estimate
-from ablations.engine.analysis.inference import estimate_means
+from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.statistics.inference import estimate_means
 from ablations.engine.analysis.study_analysis import analyze_study
 from tests.helpers.other_metrics import LOSS
 from tests.helpers.synthetic_predictions import DIGITS, HARD, Population, with_predictions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact, hypergeom
 
-from ablations.engine.analysis.failures import FailureTable, can_be_significant, find_failures
+from ablations.engine.analysis.statistics.failures import FailureTable, can_be_significant, find_failures
 from ablations.engine.task.metric import Metric
 from tests.helpers.synthetic_study import TEST_ERROR
 

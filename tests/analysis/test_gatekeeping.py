@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ablations.engine.analysis.failures import find_failures
-from ablations.engine.analysis.family import Family
-from ablations.engine.analysis.gatekeeping import Node, adjust_p_values
-from ablations.engine.analysis.inference import Array, Scale, holm_adjust
+from ablations.engine.analysis.statistics.failures import find_failures
+from ablations.engine.analysis.statistics.family import Family
+from ablations.engine.analysis.statistics.gatekeeping import Node, adjust_p_values
+from ablations.engine.analysis.statistics.inference import Array, Scale, holm_adjust
 from ablations.engine.study.design import Design
 from tests.helpers.synthetic_study import TEST_ERROR, design
 

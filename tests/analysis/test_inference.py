@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import f
 from statsmodels.stats.multitest import multipletests
 
-from ablations.engine.analysis.anova import fit_anova
 from ablations.engine.analysis.findings import Anova
-from ablations.engine.analysis.inference import (
+from ablations.engine.analysis.statistics.anova import fit_anova
+from ablations.engine.analysis.statistics.inference import (
     Array,
     estimate_means,
     hedges_correction,
@@ -199,7 +199,6 @@ def test_intervals_hold_the_true_effect_in_nineteen_of_twenty_studies() -> None:
 
 
 def test_statistics_start_without_the_libraries_of_training_and_of_formulas() -> None:
-    program = (
-        "import sys, ablations.engine.analysis.conclusions; print({'torch', 'ray', 'mlflow', 'statsmodels'} & set(sys.modules))"
-    )
+    unwanted = "{'torch', 'ray', 'mlflow', 'statsmodels'}"
+    program = f"import sys, ablations.engine.analysis.verdicts.conclusions; print({unwanted} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "set()"

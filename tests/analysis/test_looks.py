@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from ablations.engine.analysis.inference import Array
-from ablations.engine.analysis.looks import Looks
+from ablations.engine.analysis.statistics.inference import Array
+from ablations.engine.analysis.statistics.looks import Looks
 
 MAX_FALSE = 0.055
 """Largest accepted fraction of studies without any effect that claim one at any look."""

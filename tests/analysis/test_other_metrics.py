@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ablations.engine.analysis.findings import Answer
-from ablations.engine.analysis.inference import paired_tests, zero_tolerance
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for, format_value
+from ablations.engine.analysis.statistics.inference import paired_tests, zero_tolerance
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.task.metric import Metric
 from tests.helpers.other_metrics import ACCURACY, LOSS, SCORE, in_metric

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, ttest_ind, ttest_rel
 
-from ablations.engine.analysis.pairing import seed_correlation
+from ablations.engine.analysis.statistics.pairing import seed_correlation
 from tests.helpers.project import PROJECT
 
 CORRELATIONS = (-0.2, 0.0, 0.2, 0.5)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2, ttest_1samp
 from statsmodels.stats.power import TTestPower
 
-from ablations.engine.analysis.power import Spread, expected_power, pooled_spread, smallest_detectable
+from ablations.engine.analysis.statistics.power import Spread, expected_power, pooled_spread, smallest_detectable
 
 KNOWN = Spread(1.0, math.inf)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Ranking, SearchFindings
-from ablations.engine.analysis.inference import holm_adjust
+from ablations.engine.analysis.statistics.inference import holm_adjust
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.analysis.trial_table import search_design
+from ablations.engine.analysis.tuning.findings import Ranking, SearchFindings
 from ablations.engine.analysis.tuning.importance import field_importances
 from tests.helpers.synthetic_search import FIELDS, OFFSETS, TUNED, search_evidence
 from tests.helpers.synthetic_study import without

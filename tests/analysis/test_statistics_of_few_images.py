@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from ablations.engine.analysis.inference import (
+from ablations.engine.analysis.statistics.inference import (
     Scale,
     effect_size_interval,
     equivalence_p_value,

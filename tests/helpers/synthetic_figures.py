@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
+from ablations.engine.analysis.findings import CellFinding, Comparison, Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
 from tests.helpers import synthetic_study
 
 COSTS = ("parameters", "flops", "images_per_second", "peak_memory_mb", "seconds", "gpu_hours")

@@ -3,17 +3,8 @@
 from typing import Any
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import (
-    Anova,
-    AnovaTerm,
-    Answer,
-    CellFinding,
-    Comparison,
-    Effect,
-    Estimate,
-    Findings,
-    Interaction,
-)
+from ablations.engine.analysis.findings import Anova, AnovaTerm, Answer, CellFinding, Comparison, Effect, Findings, Interaction
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.html import ReportFigure, render
 from tests.helpers import synthetic_study
 

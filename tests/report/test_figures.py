@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Estimate, Interaction
+from ablations.engine.analysis.findings import Interaction
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures import all_figures, caption
 from ablations.engine.report.figures.axes import figure_style, plain_number, save, unit_prefix
 from ablations.engine.report.figures.curves import curves_figure

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Estimate, Interaction
+from ablations.engine.analysis.findings import Interaction
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.forest import MAX_ROWS, forest_figure
 from ablations.engine.report.figures.levels import MAX_STYLED_LINES, depth_figure, interaction_figure
 from ablations.engine.report.figures.pareto import pareto_figure

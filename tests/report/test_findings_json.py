@@ -73,6 +73,9 @@ def test_an_effect_has_the_numbers_of_the_findings_and_counts_failures_of_both_l
         "n": 4,
         "failures": 1,
         "reference_failures": 0,
+        "failures_p": 1.0,
+        "failures_p_adjusted": None,
+        "p_within_margin": None,
     }
 
 

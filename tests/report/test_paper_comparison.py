@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import CellFinding, Estimate, Findings
-from ablations.engine.analysis.inference import estimate_means
+from ablations.engine.analysis.findings import CellFinding, Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.statistics.inference import estimate_means
 from ablations.engine.report.paper_comparison import PaperRow, compare_with_published
 from ablations.engine.study.design import Design
 from ablations.engine.task.metric import error_metric

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Findings, SearchFindings
+from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.analysis.tuning.findings import SearchFindings
 from ablations.engine.report.bundle import write
 from ablations.engine.report.mlflow_page import description
 from ablations.engine.report.tables import escape_markdown

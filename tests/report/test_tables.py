@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from ablations.engine.analysis import number_format
-from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report import tables
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, cell, findings
 from tests.helpers.synthetic_study import FORMATS

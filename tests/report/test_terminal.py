@@ -32,7 +32,9 @@ def table_of(width: int, *, factors: int = 2, problems: bool = False) -> list[st
     """Lines of the results of cells that differ in so many factors."""
     names = [f"{chr(97 + i)}_factor" for i in range(factors)]
     cells = [cell(" ".join(f"{name}=level-{j}" for name in names), problems={"failed": 1} if problems else {}) for j in range(3)]
-    design = SimpleNamespace(factors=dict.fromkeys(names), metric=synthetic_study.TEST_ERROR, title="t", question="q?")
+    design = SimpleNamespace(
+        factors=dict.fromkeys(names), metric=synthetic_study.TEST_ERROR, title="t", question="q?", test_examples=0
+    )
     text = io.StringIO()
     Console(file=text, width=width).print(terminal.result_view(cast(Any, design), findings(*cells)))
     return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -94,7 +96,7 @@ def test_a_line_is_left_out_where_another_has_just_been_written(plan: Plan, monk
 
 def test_a_wide_terminal_has_all_columns_of_the_results() -> None:
     _, header, *lines = table_of(200, problems=True)
-    shown = "a_factor b_factor test error % train error % n difference [95 %] p (Holm) parameters s / run note"
+    shown = "a_factor b_factor test error % train error % n difference [95 %] p, adjusted parameters s / run note"
     assert " ".join(header.split()) == shown
     assert lines[1].split()[:2] == ["level-1", "level-1"]
     assert lines[1].endswith("12.3  1 failed")
@@ -106,7 +108,7 @@ def test_a_wide_terminal_has_all_columns_of_the_results() -> None:
     [
         (100, "s / run"),
         (80, "train error %, parameters, s / run"),
-        (60, "train error %, p (Holm), parameters, s / run"),
+        (60, "train error %, p, adjusted, parameters, s / run"),
     ],
 )
 def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int, left: str) -> None:
@@ -130,7 +132,7 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int,
 def test_a_study_with_missing_results_says_how_many_and_how_to_go_on(missing: int, runs: int, said: str) -> None:
     cells = [cell("a=1"), cell("a=2", None, planned=missing, problems={"missing": missing})]
     rows = pd.DataFrame({"cell": "a=1", "seed": range(runs), "outcome": "missing", "message": ""})
-    design = SimpleNamespace(factors={"a": ("1",)}, metric=synthetic_study.TEST_ERROR, title="t", question="q?")
+    design = SimpleNamespace(factors={"a": ("1",)}, metric=synthetic_study.TEST_ERROR, title="t", question="q?", test_examples=0)
     text = io.StringIO()
     evidence = cast(Any, SimpleNamespace(design=design, runs=rows))
     terminal.show_results(Console(file=text, width=120), evidence, findings(*cells), "again")

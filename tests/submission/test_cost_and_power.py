@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from ablations.engine.analysis.power import Spread, expected_power, smallest_detectable
+from ablations.engine.analysis.statistics.power import Spread, expected_power, smallest_detectable
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_plan

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, Estimate, Findings
-from ablations.engine.analysis.inference import Array, holm_adjust, zero_tolerance
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, Estimate
+from ablations.engine.analysis.statistics.inference import Array, holm_adjust, zero_tolerance
 from ablations.engine.study.design import Design
 
 Wrong = npt.NDArray[np.bool_]
@@ -90,9 +91,10 @@ class ExampleFindings:
 
 def scope_sentence(design: Design) -> str:
     """Return what the intervals of a study's report refer to, and the size of one test example where it is known."""
-    count, example = design.test_examples, design.example
+    count = design.test_examples
     if not count:
         return "Intervals are over seeds, with this recipe and machine."
+    example = design.example
     these = " ".join(filter(None, ("these" if count > 1 else "this", f"{count:,}", design.metric.split, example)))
     step = f"1 {example} = {design.step:.2g} {design.metric.difference_unit}"
     return f"Intervals are over seeds, on {these}{'s' * (count > 1)}, with this recipe and machine; {step}."

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from ablations.engine.analysis.findings import Estimate, Findings, SearchFindings
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.tuning.findings import SearchFindings
 from ablations.engine.task.metric import PERCENT, Metric
 
 MISSING = "–"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 

@@ -9,28 +9,20 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ablations.engine.analysis import contrasts
-from ablations.engine.analysis.anova import fit_anova, spreads_differ
-from ablations.engine.analysis.conclusions import FactorEvidence, conclude_factor
-from ablations.engine.analysis.contrasts import reference_levels
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
-from ablations.engine.analysis.failures import FailureTable, find_failures
-from ablations.engine.analysis.family import Family
-from ablations.engine.analysis.findings import (
-    MIN_SEEDS_FOR_P_VALUE,
-    Anova,
-    Answer,
-    CellFinding,
-    Comparison,
-    Estimate,
-    FailedRun,
-    Findings,
-)
-from ablations.engine.analysis.inference import Array, Scale, estimate_means, zero_tolerance
-from ablations.engine.analysis.looks import looks_at
+from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
-from ablations.engine.analysis.pairing import seed_correlation
+from ablations.engine.analysis.statistics import contrasts
+from ablations.engine.analysis.statistics.anova import fit_anova, spreads_differ
+from ablations.engine.analysis.statistics.contrasts import reference_levels
+from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE, Estimate
+from ablations.engine.analysis.statistics.failures import FailureTable, find_failures
+from ablations.engine.analysis.statistics.family import Family
+from ablations.engine.analysis.statistics.inference import Array, Scale, estimate_means, zero_tolerance
+from ablations.engine.analysis.statistics.looks import looks_at
+from ablations.engine.analysis.statistics.pairing import seed_correlation
 from ablations.engine.analysis.tuning.search_analysis import analyze_search
+from ablations.engine.analysis.verdicts.conclusions import FactorEvidence, conclude_factor
 from ablations.engine.study.design import Design
 from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import ChosenTrial
+from ablations.engine.analysis.tuning.findings import ChosenTrial
 from ablations.engine.study.design import SearchCell, SearchDesign
 from ablations.engine.study.factors import format_level
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import COST_METRICS, CURVE_COLUMNS, Evidence
-from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.tables import comparisons_by_cell, escape_formulas, factor_column
 from ablations.engine.study.design import DesignCell
 from ablations.engine.study.factors import format_level

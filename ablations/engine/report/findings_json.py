@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
-from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Estimate, Findings
-from ablations.engine.analysis.looks import looks_at
+from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.statistics.looks import looks_at
 from ablations.engine.analysis.verdicts.expectations import Assessment
 from ablations.engine.report import examples
 from ablations.engine.report.data_frames import VALUE, typed_level

@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, Evidence
-from ablations.engine.analysis.findings import Estimate, FailureTest, Findings
-from ablations.engine.analysis.inference import effect_size_interval
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
+from ablations.engine.analysis.statistics.inference import effect_size_interval
 from ablations.engine.analysis.trial_table import format_configuration, format_range
 from ablations.engine.report import tables
 from ablations.engine.report.examples import template_values

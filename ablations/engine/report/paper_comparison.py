@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.study.design import Design, DesignCell
 from ablations.engine.study.published_results import PAPER, TORCHVISION, PublishedResult, published_results
 from resnet_core import PRESETS, ConfigError, ModelConfig, OptimConfig, RunSpec
@@ -116,7 +117,7 @@ def _is_best_of_five(entry: PublishedResult) -> bool:
 
 def _multi_view_error(evidence: Evidence, cell: DesignCell, protocol: str) -> Estimate | None:
     """Return the error of a cell in a protocol of several views; None if it was not measured."""
-    from ablations.engine.analysis.inference import estimate_means
+    from ablations.engine.analysis.statistics.inference import estimate_means
 
     column = f"{evidence.design.metric.split}/{METRIC_PREFIXES.get(protocol)}_error"
     if column not in evidence.runs:

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import COST_METRICS
-from ablations.engine.analysis.findings import CellFinding, Comparison, Estimate, Findings
+from ablations.engine.analysis.findings import CellFinding, Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat, number, p_value, scaled
+from ablations.engine.analysis.statistics.estimate import Estimate
 from resnet_core.fields import counted, printable
 
 MAX_NAMED_CELLS = 4

@@ -10,7 +10,8 @@ from rich.text import Text
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.examples import scope_sentence
-from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.trial_table import format_configuration
 from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
@@ -98,10 +99,10 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     formats, train = number_format.ValueFormat.of(findings), findings.metric.training.heading
     trained, costs = tables.reports_training(findings), tables.reported_costs(findings)
     columns = [findings.metric.heading, *([train] if trained else []), "n"]
-    columns += ["difference [95 %]", "p (Holm)"] if compared else []
+    columns += ["difference [95 %]", "p, adjusted"] if compared else []
     columns += [name for cost, name in (("parameters", "parameters"), ("seconds", "s / run")) if cost in costs]
     columns += ["note"] if notes else []
-    optional = ("s / run", "parameters", train, "note", "p (Holm)", "difference [95 %]", "n")
+    optional = ("s / run", "parameters", train, "note", "p, adjusted", "difference [95 %]", "n")
     table = FittedTable(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:
         row = [*cell.levels.values(), formats.mean_std(cell.value), *([formats.mean_std(cell.train_value)] if trained else [])]

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import RunTag
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.looks import looks_at
+from ablations.engine.analysis.statistics.looks import looks_at
 
 PLANNED_SEEDS_TAG = "planned_seeds"
 """Tag of a study's run: the number of seeds that the study plans."""

@@ -16,9 +16,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, Importance
-from ablations.engine.analysis.inference import Array
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
+from ablations.engine.analysis.statistics.inference import Array
 from ablations.engine.analysis.trial_table import search_design
+from ablations.engine.analysis.tuning.findings import Importance
 from ablations.engine.analysis.tuning.optuna_trials import frozen_trials
 from ablations.engine.study.design import SearchCell
 

@@ -6,9 +6,10 @@ from itertools import combinations
 
 import numpy as np
 
-from ablations.engine.analysis.findings import Estimate, RankChange, Ranking
-from ablations.engine.analysis.inference import Array, holm_adjust, paired_tests, zero_tolerance
 from ablations.engine.analysis.number_format import ValueFormat
+from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.statistics.inference import Array, holm_adjust, paired_tests, zero_tolerance
+from ablations.engine.analysis.tuning.findings import RankChange, Ranking
 from ablations.engine.analysis.verdicts.ranking import ranking_text, ranking_verdict
 from ablations.engine.study.design import Design, SearchCell
 from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import ChosenTrial, Gain, SearchCellFinding, SearchFindings
-from ablations.engine.analysis.inference import Array, paired_tests, zero_tolerance
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
+from ablations.engine.analysis.statistics.inference import Array, paired_tests, zero_tolerance
 from ablations.engine.analysis.trial_table import cell_trials, format_value, range_position, search_design
+from ablations.engine.analysis.tuning.findings import ChosenTrial, Gain, SearchCellFinding, SearchFindings
 from ablations.engine.analysis.tuning.ranking import chose_default, compare_rankings, design_row
 from ablations.engine.study.design import Design, SearchCell
 from ablations.engine.study.plan import DEFAULT

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
-from ablations.engine.analysis.inference import estimate_means, shifted_p_value, zero_tolerance
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat, decimals_for, p_value
-from ablations.engine.analysis.power import POWER, Spread, expected_power
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
+from ablations.engine.analysis.statistics.inference import estimate_means, shifted_p_value, zero_tolerance
+from ablations.engine.analysis.statistics.power import POWER, Spread, expected_power
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 

@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ablations.engine.analysis.contrasts import reference_levels
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Effect, Estimate, Findings
-from ablations.engine.analysis.inference import shifted_p_value
+from ablations.engine.analysis.findings import Effect, Findings
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat, p_value
+from ablations.engine.analysis.statistics.contrasts import reference_levels
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
+from ablations.engine.analysis.statistics.inference import shifted_p_value
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.task.metric import Metric

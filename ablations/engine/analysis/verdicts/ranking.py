@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate, RankChange
 from ablations.engine.analysis.number_format import ValueFormat
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
+from ablations.engine.analysis.tuning.findings import RankChange
 from resnet_core.fields import counted
 
 MAX_NAMED_PAIRS = 3

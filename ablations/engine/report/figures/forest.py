@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from ablations.engine.analysis.findings import Comparison, Estimate, Findings
+from ablations.engine.analysis.findings import Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, plain_number, wrap
 from ablations.engine.report.figures.styles import GRID, INK, PAPER
 

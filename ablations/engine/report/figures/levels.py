@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Estimate, Findings
-from ablations.engine.analysis.inference import estimate_means
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.statistics.inference import estimate_means
 from ablations.engine.report.figures.axes import (
     CHARACTER_WIDTH_INCHES,
     WIDTH_INCHES,

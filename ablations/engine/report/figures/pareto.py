@@ -12,7 +12,8 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Estimate, Findings
+from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.axes import (
     WIDTH_INCHES,
     figure_style,

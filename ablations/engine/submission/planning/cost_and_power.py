@@ -18,7 +18,7 @@ from resnet_core.data.datasets import Dataset, Sizes
 from resnet_core.fields import counted
 
 if TYPE_CHECKING:
-    from ablations.engine.analysis.power import Spread
+    from ablations.engine.analysis.statistics.power import Spread
 
 TARGET_POINTS = 0.5
 """Difference between percentages, in points, for which a plan prints the number of seeds needed."""
@@ -208,7 +208,7 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
         design: design of the study.
         values: values of its completed runs by fingerprint.
     """
-    from ablations.engine.analysis.power import POWER, expected_power, smallest_detectable  # imports scipy
+    from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable  # imports scipy
 
     found = _difference_spread(design, values)
     if found is None:
@@ -241,8 +241,8 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
 
 def _difference_spread(design: Design, values: Mapping[str, float]) -> "tuple[Spread, str] | None":
     """Return the best known standard deviation of paired differences, and its source; None if there is none."""
-    from ablations.engine.analysis.inference import zero_tolerance  # imports scipy
-    from ablations.engine.analysis.power import pooled_spread
+    from ablations.engine.analysis.statistics.inference import zero_tolerance  # imports scipy
+    from ablations.engine.analysis.statistics.power import pooled_spread
 
     rounding = zero_tolerance(list(values.values()))
     by_cell = {

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import hypergeom
 
-from ablations.engine.analysis.findings import FailureTest
-from ablations.engine.analysis.inference import SIGNIFICANCE_LEVEL, Array
+from ablations.engine.analysis.statistics.estimate import FailureTest
+from ablations.engine.analysis.statistics.inference import SIGNIFICANCE_LEVEL, Array
 from ablations.engine.task.metric import Metric
 
 Flags = npt.NDArray[np.bool_]

@@ -9,8 +9,9 @@ import pandas as pd
 from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 
-from ablations.engine.analysis.findings import MIN_SEEDS_FOR_P_VALUE, Anova, AnovaTerm
-from ablations.engine.analysis.inference import SIGNIFICANCE_LEVEL, Array, zero_tolerance
+from ablations.engine.analysis.findings import Anova, AnovaTerm
+from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE
+from ablations.engine.analysis.statistics.inference import SIGNIFICANCE_LEVEL, Array, zero_tolerance
 
 MAX_ANOVA_COEFFICIENTS = 1000
 """Largest number of coefficients in an analysis of variance; a fit of that size takes 4 seconds."""

@@ -7,12 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from ablations.engine.analysis import contrasts
-from ablations.engine.analysis.contrasts import Contrast, Terms
-from ablations.engine.analysis.failures import FailureTable, can_be_significant
-from ablations.engine.analysis.findings import Effect, Estimate, FailureTest, Interaction, SimpleEffect
-from ablations.engine.analysis.gatekeeping import FAILURE_PART, INTERACTION_PART, Node, adjust_p_values
-from ablations.engine.analysis.inference import (
+from ablations.engine.analysis.findings import Effect, Interaction, SimpleEffect
+from ablations.engine.analysis.statistics import contrasts
+from ablations.engine.analysis.statistics.contrasts import Contrast, Terms
+from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
+from ablations.engine.analysis.statistics.failures import FailureTable, can_be_significant
+from ablations.engine.analysis.statistics.gatekeeping import FAILURE_PART, INTERACTION_PART, Node, adjust_p_values
+from ablations.engine.analysis.statistics.inference import (
     Array,
     Scale,
     equivalence_p_value,

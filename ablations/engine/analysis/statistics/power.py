@@ -16,8 +16,8 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import chi2, t
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
-from ablations.engine.analysis.inference import Array
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
+from ablations.engine.analysis.statistics.inference import Array
 
 POWER = 0.8
 """Fraction of studies that detect a difference."""

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ablations.engine.analysis.claims import (
+from ablations.engine.analysis.findings import Answer, CellFinding, Effect, Interaction, SimpleEffect
+from ablations.engine.analysis.number_format import ValueFormat
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
+from ablations.engine.analysis.verdicts.claims import (
     Contrast,
     claims_difference,
     claims_failures,
@@ -11,9 +14,7 @@ from ablations.engine.analysis.claims import (
     may_differ,
     possible_combinations,
 )
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, Answer, CellFinding, Effect, Interaction, SimpleEffect
-from ablations.engine.analysis.number_format import ValueFormat
-from ablations.engine.analysis.sentences import MAX_NAMED, Sentences, sentence
+from ablations.engine.analysis.verdicts.sentences import MAX_NAMED, Sentences, sentence
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 

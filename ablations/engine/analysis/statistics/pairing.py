@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL
-from ablations.engine.analysis.inference import zero_tolerance
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
+from ablations.engine.analysis.statistics.inference import zero_tolerance
 
 MIN_SEEDS_FOR_CORRELATION = 4
 """Fewest common seeds for which a correlation is given: Fisher's interval needs n - 3 of them."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.special import gammaln, nctdtrinc
 from scipy.stats import t
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
 
 Array = npt.NDArray[np.float64]
 

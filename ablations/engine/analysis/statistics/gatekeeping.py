@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ablations.engine.analysis.inference import Array
+from ablations.engine.analysis.statistics.inference import Array
 
 INTERACTION_PART = 0.2
 """Initial part of the significance level for interactions, if there are any."""

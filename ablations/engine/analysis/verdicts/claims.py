@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Effect, Estimate, SimpleEffect
-from ablations.engine.analysis.inference import holm_adjust
+from ablations.engine.analysis.findings import Effect, SimpleEffect
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
+from ablations.engine.analysis.statistics.inference import holm_adjust
 from ablations.engine.task.metric import Metric
 
 Contrast = Effect | SimpleEffect

@@ -4,7 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ablations.engine.analysis.claims import (
+from ablations.engine.analysis.findings import Effect, Interaction, SimpleEffect
+from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat
+from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, Estimate, FailureTest
+from ablations.engine.analysis.verdicts.claims import (
     Contrast,
     claims_difference,
     claims_failures,
@@ -13,8 +16,6 @@ from ablations.engine.analysis.claims import (
     may_differ,
     possible_combinations,
 )
-from ablations.engine.analysis.findings import CONFIDENCE_LEVEL, Effect, Estimate, FailureTest, Interaction, SimpleEffect
-from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat
 from resnet_core.fields import counted
 
 MAX_NAMED = 3

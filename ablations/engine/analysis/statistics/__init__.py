@@ -1,0 +1,1 @@
+"""Statistics over seeds: estimates, tests, and the family that adjusts them."""
