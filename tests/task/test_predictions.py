@@ -13,7 +13,8 @@ def test_a_file_holds_each_class_and_whether_it_is_right_and_is_small(classes: i
     given.classes[0] = classes - 1
     content = given.to_bytes()
     found = Predictions.from_bytes(content)
-    assert (found.classes.dtype, found.correct.dtype) == (kind, bool)
+    assert found.classes.dtype == np.dtype(kind)
+    assert found.correct.dtype == np.dtype(bool)
     assert found.classes.tolist() == given.classes.tolist()
     assert found.correct.tolist() == given.correct.tolist()
     assert len(content) < 1003 * (np.dtype(kind).itemsize + 1 / 8) + 600
