@@ -28,7 +28,7 @@ def test_two_cells_are_compared_by_fishers_exact_test(failed: int, reference: in
         return
     assert test is not None
     assert (test.failed, test.runs, test.reference_failed, test.reference_runs) == (failed, 5, reference, 5)
-    assert test.p == pytest.approx(fisher_exact([[failed, 5 - failed], [reference, 5 - reference]]).pvalue)
+    assert test.p == pytest.approx(fisher_exact(np.array([[failed, 5 - failed], [reference, 5 - reference]])).pvalue)
 
 
 def test_several_combinations_are_strata_with_their_own_margins() -> None:

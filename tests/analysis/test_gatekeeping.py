@@ -24,7 +24,7 @@ def family(made: Design, values: Array) -> Family:
 
 
 def claims_anything(found: Family) -> bool:
-    differences = [each.difference for each in (*found.effects, *found.interactions)]
+    differences = [each.difference for each in found.effects] + [each.difference for each in found.interactions]
     simple = [each for factor in found.design.factors for each in found.simple_effects(factor)]
     return any(each.significant for each in [*differences, *(each.difference for each in simple)])
 

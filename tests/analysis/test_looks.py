@@ -44,9 +44,14 @@ def test_a_look_past_the_planned_seeds_takes_what_the_plan_has_left_and_later_on
 def test_shares_never_add_up_to_more_than_the_level_and_its_reserve(planned: int) -> None:
     rng = np.random.default_rng(planned)
     for _ in range(100):
-        seen = tuple(sorted({int(n) for n in rng.integers(1, 40, rng.integers(1, 20))}))
+        seen = tuple(sorted({int(n) for n in rng.integers(3, 40, rng.integers(1, 20))}))
         assert all(0 < share <= 1 for share in shares(seen, planned))
         assert sum(shares(seen, planned)) <= 1.1
+
+
+def test_a_look_without_any_test_spends_nothing() -> None:
+    assert Looks.at(2, (1,), 3).share == Looks.at(3, (1, 2), 3).share == Looks.at(5, (2,), 2).share == 1
+    assert Looks.at(3, (2,), 3).sentence() == ""
 
 
 def test_without_a_known_plan_the_first_look_is_the_planned_one() -> None:
@@ -72,8 +77,8 @@ def test_a_part_with_fewer_seeds_has_the_share_of_its_own_look() -> None:
             "Read at 3 seeds of 10 planned; p and intervals are those of the first look (11 times the p of a single look).",
         ),
         (
-            Looks.at(1, (), 2),
-            "Read at 1 seed of 2 planned; p and intervals are those of the first look (4.0 times the p of a single look).",
+            Looks.at(3, (), 6),
+            "Read at 3 seeds of 6 planned; p and intervals are those of the first look (4.0 times the p of a single look).",
         ),
         (
             Looks.at(5, (3,), 3),
@@ -82,10 +87,10 @@ def test_a_part_with_fewer_seeds_has_the_share_of_its_own_look() -> None:
             "A study that may need 5 seeds plans them before its first answer: Study(seeds=5).",
         ),
         (
-            Looks.at(2, (1,), 1),
-            "Read at 1 and 2 seeds, although 1 was planned: p and intervals are those of the second look "
+            Looks.at(4, (3,), 1),
+            "Read at 3 and 4 seeds, although 1 was planned: p and intervals are those of the second look "
             "(16 times the p of a single look), since the earlier looks have spent the significance level. "
-            "A study that may need 2 seeds plans them before its first answer: Study(seeds=2).",
+            "A study that may need 4 seeds plans them before its first answer: Study(seeds=4).",
         ),
         (
             Looks.at(30, EVERY[:-1], 30),

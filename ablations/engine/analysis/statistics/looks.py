@@ -97,7 +97,7 @@ class Looks:
     @property
     def _last_planned(self) -> float:
         """Number of seeds of the look that spent the planned looks' whole share; infinite if there is none."""
-        return next((seeds for seeds in self.seen if seeds >= self.planned), math.inf)
+        return next((seeds for seeds in self.seen if seeds >= max(self.planned, MIN_SEEDS_FOR_P_VALUE)), math.inf)
 
     def _spent(self, seeds: int) -> float:
         return min(1.0, seeds / self.planned) ** 2
