@@ -166,7 +166,7 @@ def test_an_effect_that_depends_on_another_factor_is_told_at_its_levels() -> Non
     )
     average, by_depth = found.text.split(". ")
     assert numbers(average) == ["23.40", "+19.90", "+26.90"]
-    assert numbers(by_depth) == ["46.20", "+39.20", "+53.20", "46.50", "+39.40", "+53.60", "+0.28", "−0.57", "+1.12"]
+    assert numbers(by_depth) == ["+46.20", "+39.20", "+53.20", "46.50", "+39.40", "+53.60", "+0.28", "−0.57", "+1.12"]
     assert by_depth.index("at depth=56") < by_depth.index("at depth=20")
 
 
@@ -188,7 +188,7 @@ def test_a_certain_interaction_alone_matters_since_an_effect_somewhere_must() ->
     )
     assert found.verdict == "matters"
     assert "raises" not in found.text
-    assert "changes by 4.00 points" in found.text
+    assert "changes by +4.00 points" in found.text
 
 
 def test_one_combination_that_is_not_certain_in_the_whole_family_may_matter() -> None:

@@ -115,7 +115,7 @@ def _effect_texts(factor: str, evidence: FactorEvidence, words: Sentences, metri
 
 
 def _averaged_over(evidence: FactorEvidence) -> str:
-    averages = any(max(each.combinations, each.of_combinations) > 1 for each in evidence.effects)
+    averages = any(each.combinations > 1 for each in evidence.effects)
     return f"averaged over {' and '.join(evidence.others)}, " if averages and evidence.others else ""
 
 

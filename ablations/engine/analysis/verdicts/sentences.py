@@ -109,7 +109,8 @@ class Sentences:
         )
         change = interaction.difference
         return (
-            f"the difference between {factor}={level} and {reference} changes by {self._formats.size(change.mean or 0)} from "
+            f"the difference between {factor}={level} and {reference} changes by "
+            f"{self._formats.in_points(self._formats.signed(change.mean))} from "
             f"{other}={other_reference} to {other_level} ({self._interval(change)})"
         )
 
