@@ -132,7 +132,9 @@ def analyze_examples(evidence: Evidence, findings: Findings) -> ExampleFindings 
     return ExampleFindings(examples=examples, cells=tuple(cells), comparisons=_with_adjusted_p(comparisons))
 
 
-def crossed_estimate(values: Array, bounds: tuple[float, float], over_seeds: Estimate | None = None) -> CrossedEstimate:
+def crossed_estimate(
+    values: npt.NDArray[np.floating], bounds: tuple[float, float], over_seeds: Estimate | None = None
+) -> CrossedEstimate:
     """Return the mean of values over seeds and test examples, with an interval for further seeds and other examples.
 
     The variance of the mean has a part from seeds, which includes that of single predictions, and a part from examples. Mean
