@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.study_analysis import analyze_study
@@ -80,7 +81,14 @@ def test_one_seed_that_failed_to_train_is_named_and_bounds_nothing_impossible() 
     assert "none fails to train in 1 of 5 runs" in text
     assert "the median difference is" in text
     assert [(each.seed, each.value) for each in found.cells[0].failed_to_train] == [(2, 60.0)]
-    assert (found.comparisons[0].difference.low or 0) >= -(found.cells[1].value.mean or 0) - 1e-9
+    assert (found.comparisons[0].difference.low or 0) >= -(found.cells[1].value.high or 0) - 1e-9
+
+
+def test_an_interval_is_not_cut_at_the_mean_of_a_reference_that_varies() -> None:
+    spread = np.random.default_rng(0).normal(36, 10, 20)
+    found = study(SHORTCUTS, lambda levels, seed: 1.5 if levels["shortcut"] == "none" else float(spread[seed]), seeds=20)
+    difference = found.comparisons[0].difference
+    assert (difference.mean or 0) - (difference.low or 0) == pytest.approx((difference.high or 0) - (difference.mean or 0))
 
 
 def test_one_image_in_ten_of_ten_seeds_matters_and_one_to_two_in_five_do_not() -> None:

@@ -15,7 +15,7 @@ from scipy.stats import binomtest, norm, t
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, Estimate
-from ablations.engine.analysis.statistics.inference import Array, holm_adjust, zero_tolerance
+from ablations.engine.analysis.statistics.inference import holm_adjust, zero_tolerance
 from ablations.engine.study.design import Design
 
 Wrong = npt.NDArray[np.bool_]

@@ -10,7 +10,7 @@ import numpy as np
 from ablations.engine.analysis.findings import Effect, Interaction, SimpleEffect
 from ablations.engine.analysis.statistics import contrasts
 from ablations.engine.analysis.statistics.contrasts import Contrast, Terms
-from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
+from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE, Estimate, FailureTest
 from ablations.engine.analysis.statistics.failures import FailureTable, can_be_significant
 from ablations.engine.analysis.statistics.gatekeeping import FAILURE_PART, INTERACTION_PART, Node, adjust_p_values
 from ablations.engine.analysis.statistics.inference import (
@@ -18,6 +18,7 @@ from ablations.engine.analysis.statistics.inference import (
     Scale,
     equivalence_p_value,
     estimate_average,
+    estimate_means,
     holm_adjust,
     selected_interval,
 )
@@ -210,13 +211,18 @@ class Family:
         }
 
     def _within_bounds(self, terms: Terms, difference: Estimate) -> Estimate:
-        """Return the difference of two levels with intervals that leave its level within what the metric can be."""
+        """Return the difference of two levels with intervals that leave the level within what the metric can be.
+
+        The reference is somewhere in its own interval, so an end is not moved beyond what that leaves possible.
+        """
         low, high = self.design.metric.bounds
         if difference.mean is None or not math.isfinite(high - low):
             return difference
-        means = [np.nanmean(row) for _, taken in terms if np.isfinite(row := self.values[taken[0]]).any()]
-        reference = float(np.mean(means))
-        least, most = min(low - reference, difference.mean), max(high - reference, difference.mean)
+        (reference,) = estimate_means([np.mean([self.values[taken[0]] for _, taken in terms], axis=0)])
+        if reference.mean is None or reference.n < MIN_SEEDS_FOR_P_VALUE:
+            return difference
+        highest, lowest = reference.high or reference.mean, reference.low or reference.mean
+        least, most = min(low - highest, difference.mean), max(high - lowest, difference.mean)
         clipped = {
             name: min(max(bound, least), most)
             for name in ("low", "high", "selected_low", "selected_high")
