@@ -221,7 +221,8 @@ class Family:
         (reference,) = estimate_means([np.mean([self.values[taken[0]] for _, taken in terms], axis=0)])
         if reference.mean is None or reference.n < MIN_SEEDS_FOR_P_VALUE:
             return difference
-        highest, lowest = reference.high or reference.mean, reference.low or reference.mean
+        highest = min(high, reference.mean if reference.high is None else reference.high)
+        lowest = max(low, reference.mean if reference.low is None else reference.low)
         least, most = min(low - highest, difference.mean), max(high - lowest, difference.mean)
         clipped = {
             name: min(max(bound, least), most)
