@@ -15,7 +15,8 @@ LOSS = Metric("valid/loss", "nats")
 
 def table(failed: list[list[int]], counted: list[list[int]] | None = None) -> FailureTable:
     flags = np.array(failed, bool)
-    return FailureTable(failed=flags, diverged=flags, counted=np.ones_like(flags) if counted is None else np.array(counted, bool))
+    known = np.ones_like(flags) if counted is None else np.array(counted, bool)
+    return FailureTable(failed=flags, diverged=flags, outlying=np.zeros_like(flags), counted=known)
 
 
 @pytest.mark.parametrize("failed", [0, 1, 2, 3, 5])
@@ -53,8 +54,11 @@ def test_failures_that_could_never_be_significant_do_not_count_as_a_test() -> No
     one, five = table([[1, 0, 0, 0, 0], [0] * 5]).test([(0, 1)]), table([[1] * 5, [0] * 5]).test([(0, 1)])
     assert one is not None
     assert five is not None
-    assert (can_be_significant(one, 1.0), can_be_significant(five, 1.0)) == (False, True)
-    assert not can_be_significant(five, 0.1)
+    assert (can_be_significant(one), can_be_significant(five)) == (False, True)
+    later = table([[1] * 5, [0] * 5]).test([(0, 1)], share=0.1)
+    assert later is not None
+    assert later.p == pytest.approx(10 * five.p)
+    assert not can_be_significant(later)
 
 
 def test_a_level_test_is_false_in_at_most_one_of_twenty() -> None:
@@ -86,10 +90,28 @@ def test_a_bad_cell_and_an_ordinary_scatter_did_train() -> None:
     assert sum(len(found(draw.normal(8, 0.3, (8, 3)).tolist())) for _ in range(200)) == 0
 
 
-def test_a_metric_without_a_value_of_guessing_has_only_the_distance_from_its_cell() -> None:
+def test_a_run_that_is_far_from_its_cell_and_not_from_training_is_outlying() -> None:
+    rows = np.array([[60.0, 61, 62, 61, 60], [61, 60, 73, 61, 62.0]])
+    flags = find_failures(rows, [["completed"] * 5] * 2, TEST_ERROR, 90.0)
+    assert not flags.failed.any()
+    assert np.argwhere(flags.outlying).tolist() == [[1, 2]]
+
+
+def test_a_tenth_of_a_thousand_classes_is_far_from_guessing() -> None:
+    assert found([[91.0, 90.5, 92.0], [90.0, 91.0, 91.5]], 99.9) == []
+    assert found([[99.85, 90.5, 92.0], [90.0, 91.0, 91.5]], 99.9) == [(0, 0)]
+
+
+def test_without_a_value_of_guessing_a_run_that_is_far_from_its_cell_is_outlying() -> None:
     typical = [1.30, 1.32, 1.29, 1.31, 1.33]
-    assert found([typical, [1.30, 1.31, 4.2, 1.29, 1.32]], None, LOSS) == [(1, 2)]
-    assert found([[-value for value in typical], [-1.30, -1.31, -4.2, -1.29, -1.32]], None, Metric("score", better="higher")) == [
-        (1, 2)
-    ]
-    assert found([typical, [1.30, 1.31, 0.2, 1.29, 1.32]], None, LOSS) == []  # far better is no failure
+    assert found([typical, [1.30, 1.31, 4.2, 1.29, 1.32]], None, LOSS) == []
+    assert outlying([typical, [1.30, 1.31, 4.2, 1.29, 1.32]], LOSS) == [[1, 2]]
+    scores = [[-value for value in typical], [-1.30, -1.31, -4.2, -1.29, -1.32]]
+    assert outlying(scores, Metric("score", better="higher")) == [[1, 2]]
+    assert outlying([typical, [1.30, 1.31, 0.2, 1.29, 1.32]], LOSS) == []  # far better is no fault
+
+
+def outlying(values: list[list[float]], metric: Metric) -> list[list[int]]:
+    rows = np.array(values)
+    flags: list[list[int]] = np.argwhere(find_failures(rows, [["completed"] * 5] * 2, metric, None).outlying).tolist()
+    return flags

@@ -31,7 +31,8 @@ def study(
     **more: Any,
 ) -> Findings:
     """Return the findings of a study with A as baseline, in which runs with these fingerprints diverged or are missing."""
-    given = evidence(replace(design(factors, seeds=seeds), test_examples=360, chance=90.0, **more), truth, epochs=1)
+    made = replace(design(factors, seeds=seeds), **({"test_examples": 360, "chance": 90.0} | more))
+    given = evidence(made, truth, epochs=1)
     for outcome, runs in (("diverged", diverged), ("missing", missing)):
         for run in runs:
             given = without(given, run, outcome)
@@ -119,6 +120,48 @@ def test_missing_runs_in_three_cells_leave_each_effect_the_seeds_that_its_combin
     found = study(factors, scatter, missing=missing)
     assert {(each.level, each.difference.n) for each in found.effects} == {("none", 4), ("B", 3), ("C", 4), ("56", 4)}
     assert "runs without a value" in answer(found, "depth")[1].lower()
+
+
+def test_an_interaction_of_cells_in_which_runs_diverged_is_no_claim() -> None:
+    def truth(levels: Mapping[str, str], seed: int) -> float:
+        return 8 + IMAGE * (seed % 3) - 2 * (levels == {"shortcut": "none", "depth": "56"})
+
+    factors = {"shortcut": ("none", "A"), "depth": ("20", "56")}
+    diverged = [f"shortcut=none depth=56/{seed}" for seed in (0, 1)]
+    assert answer(study(factors, truth, seeds=6))[0] == "matters"
+    verdict, text = answer(study(factors, truth, seeds=6, diverged=diverged))
+    assert verdict == "may matter"
+    assert "lowers" not in text
+    assert "the effect depends on" not in text
+
+
+def test_a_shown_effect_within_the_margin_is_said_to_be_within_it() -> None:
+    def one_more(levels: Mapping[str, str], seed: int) -> float:
+        return scatter({"shortcut": "A"}, seed) + IMAGE * (levels["shortcut"] == "none")
+
+    verdict, text = answer(study(SHORTCUTS, one_more, seeds=10, margin=2.0))
+    assert verdict == "matters"
+    assert "the difference of none is within the margin of ±2.00 points" in text
+
+
+def test_failures_are_those_of_the_looks_taken() -> None:
+    found = study(SHORTCUTS, scatter, seeds=8, diverged=[f"shortcut=none/{seed}" for seed in range(6)], planned_seeds=80)
+    assert found.effects[0].failures is not None
+    assert found.effects[0].failures.p == 1.0
+    assert answer(found)[0] != "matters"
+
+
+def test_one_image_in_every_seed_has_the_exact_test_where_a_t_interval_would_hold_zero() -> None:
+    levels = tuple("abcdefgh")
+
+    def truth(chosen: Mapping[str, str], seed: int) -> float:
+        return scatter({"shortcut": "A"}, seed) + IMAGE * (chosen["shortcut"] == "b")
+
+    found = study({"shortcut": levels}, truth, seeds=12, baseline={"shortcut": "a"})
+    verdict, text = answer(found)
+    assert verdict == "matters"
+    assert "b instead of a raises the test error by 0.28 points (" in text
+    assert not re.search(r"by 0\.28 points \(95 % CI −", text)
 
 
 def test_a_margin_earns_no_effect_and_its_absence_does_not() -> None:

@@ -74,7 +74,7 @@ def test_a_mean_that_is_zero_is_zero() -> None:
 def test_without_missing_results_an_average_is_the_mean_of_each_seed() -> None:
     parts = np.random.default_rng(0).normal(1, 1, (3, 5))
     found, used = estimate_average(parts, Scale())
-    assert used == 3
+    assert used == (0, 1, 2)
     assert found.p == pytest.approx(ttest_1samp(parts.mean(axis=0), 0).pvalue)
 
 
@@ -82,7 +82,7 @@ def test_a_missing_run_costs_its_combination_a_seed_and_not_the_average() -> Non
     parts = np.random.default_rng(0).normal(1, 1, (3, 5))
     parts[0, 0] = parts[1, 3] = parts[2, 4] = math.nan
     found, used = estimate_average(parts, Scale())
-    assert (found.n, used) == (4, 3)
+    assert (found.n, used) == (4, (0, 1, 2))
     assert found.mean == pytest.approx(np.mean([np.nanmean(row) for row in parts]))
     assert found.p is not None
 
@@ -92,7 +92,7 @@ def test_a_combination_without_enough_seeds_is_left_out_and_counted() -> None:
     parts[0] = math.nan
     parts[1, 2:] = math.nan
     found, used = estimate_average(parts, Scale())
-    assert (found.n, used) == (5, 1)
+    assert (found.n, used) == (5, (2,))
     assert found.mean == pytest.approx(parts[2].mean())
 
 

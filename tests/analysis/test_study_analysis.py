@@ -187,7 +187,7 @@ def test_combinations_with_too_few_seeds_are_left_out_of_an_average_which_says_s
     none = effect(found, "none")
     assert (none.difference.n, none.combinations, none.of_combinations) == (3, 1, 2)
     assert none.difference.mean == pytest.approx(np.mean((2 + NOISE["none"] - NOISE["A"])[:3]))
-    assert "none instead of A (over 1 of 2 combinations)" in next(each.text for each in found.answers if each.factor == "shortcut")
+    assert "none instead of A (only at depth=20)" in next(each.text for each in found.answers if each.factor == "shortcut")
 
 
 def test_an_effect_is_averaged_over_combinations_at_which_both_levels_exist() -> None:

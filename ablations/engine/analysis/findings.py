@@ -13,7 +13,7 @@ from ablations.engine.task.metric import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class FailedRun:
-    """A completed run whose value shows no training."""
+    """A completed run whose value shows no training, or is far from the others."""
 
     seed: int
     value: float
@@ -49,7 +49,9 @@ class CellFinding:
     median: float | None = None
     """Median of the values of completed runs."""
     failed_to_train: tuple[FailedRun, ...] = ()
-    """Completed runs whose value is near guessing or far from the others. They enter the mean, as they completed."""
+    """Completed runs whose value is near that of guessing, or far from the others. They enter the mean, as they completed."""
+    outlying: tuple[FailedRun, ...] = ()
+    """Completed runs that are far worse than the others of the cell, though they may have trained."""
     on_pareto_front: bool = False
     """True if the cell is on the Pareto front of multiply-adds and mean value."""
     flags: tuple[str, ...] = ()
@@ -90,7 +92,9 @@ class Effect:
     combinations: int
     """Number of combinations of the other factors' levels in the average: those with enough runs of both levels."""
     of_combinations: int = 0
-    """Number of combinations that have both levels in the design; 0 if all are in the average."""
+    """Number of combinations of the other factors' levels, if not all of them are in the average; otherwise 0."""
+    place: str = ""
+    """The only combination in the average, such as `depth=20`, if the design has others."""
     failures: FailureTest | None = None
     """Failures to train with the two levels, over all combinations; None if there are none."""
     at_chance: float | None = None
@@ -124,6 +128,8 @@ class Interaction:
     references: tuple[str, str]
     difference: Estimate
     """Difference of differences: the effect of the second level at the first level, minus its effect at the first reference."""
+    without_value: int = 0
+    """Number of runs of its cells that diverged, and so are not in the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
@@ -92,7 +93,8 @@ def _run_table(evidence: Evidence) -> _RunTable:
     runs = runs.reindex(pd.MultiIndex.from_product([cells, seeds]))
     completed = (runs["outcome"] == "completed").to_numpy()
     shape = len(cells), len(seeds)
-    values, train_values = (np.where(completed, runs[name].to_numpy(float), np.nan) for name in ("value", "train_value"))
+    columns = (runs[name].to_numpy(float) for name in ("value", "train_value"))
+    values, train_values = (np.where(completed & np.isfinite(column), column, np.nan) for column in columns)
     return _RunTable(values.reshape(shape), train_values.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
 
 
@@ -116,16 +118,18 @@ def _cell_findings(evidence: Evidence, table: _RunTable, failures: FailureTable)
             problems=dict(Counter(each for each in table.outcomes[row][: len(cell.fingerprints)] if each != "completed")),
             reasons=tuple(reasons.get(cell.label, ())),
             median=float(np.nanmedian(table.values[row])) if values[row].n else None,
-            failed_to_train=tuple(
-                FailedRun(seed=seed, value=float(table.values[row, seed]))
-                for seed in np.flatnonzero(failures.failed[row] & ~failures.diverged[row]).tolist()
-            ),
+            failed_to_train=_named_runs(table.values[row], failures.failed[row] & ~failures.diverged[row]),
+            outlying=_named_runs(table.values[row], failures.outlying[row]),
             on_pareto_front=row in front,
             flags=mixed.get(cell.label, ()),
             **{name: None if math.isnan(value) else value for name, value in zip(COST_METRICS, cost, strict=True)},
         )
         for row, (cell, cost) in enumerate(zip(design.cells, costs.to_numpy().tolist(), strict=True))
     )
+
+
+def _named_runs(values: Array, flags: npt.NDArray[np.bool_]) -> tuple[FailedRun, ...]:
+    return tuple(FailedRun(seed=seed, value=float(values[seed])) for seed in np.flatnonzero(flags).tolist())
 
 
 def _within_bounds(value: Estimate, bounds: tuple[float, float]) -> Estimate:

@@ -71,11 +71,12 @@ def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
 
 def failed_to_train(cell: CellFinding, formats: ValueFormat) -> str:
     """Return which completed runs show no training: `1 of 5 seeds failed to train: 60.30 %; median 2.05 %`; empty if all do."""
-    if not cell.failed_to_train:
-        return ""
-    values = ", ".join(formats.with_unit(each.value) for each in cell.failed_to_train)
-    seeds = f"{len(cell.failed_to_train)} of {counted(cell.planned, 'seed')} failed to train: {values}"
-    return f"{seeds}; median {formats.with_unit(cell.median)}"
+    texts = []
+    for runs, what in ((cell.failed_to_train, "failed to train"), (cell.outlying, "far worse than the others")):
+        if runs:
+            values = ", ".join(formats.with_unit(each.value) for each in runs)
+            texts.append(f"{len(runs)} of {counted(cell.planned, 'seed')} {what}: {values}")
+    return "; ".join([*texts, f"median {formats.with_unit(cell.median)}"]) if texts else ""
 
 
 def cell_note(cell: CellFinding, comparison: Comparison | None, formats: ValueFormat) -> str:

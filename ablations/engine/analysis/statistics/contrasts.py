@@ -4,6 +4,7 @@ The confidence interval of each contrast uses the variance of that contrast, not
 Plain networks of 56 layers vary ten times as much between seeds as other networks, so a pooled variance would mislead.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Contrast:
     at: str = ""
     """Combination of the other factors' levels, such as `depth=56`; empty for an average over them."""
     terms: Terms
+    places: tuple[str, ...] = ()
+    """Combination of the other factors' levels of each term, for an average effect."""
+    of_places: int = 1
+    """Number of combinations of the other factors' levels that a full design has."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -43,9 +48,16 @@ def average_effects(design: Design) -> Iterator[Contrast]:
     for factor, reference in reference_levels(design).items():
         rows = _design_rows(design, [factor])
         for level in _other_levels(design, factor):
-            both = [((row[level,],), (row[reference,],)) for row in rows.values() if {(level,), (reference,)} <= row.keys()]
+            both = {at: row for at, row in rows.items() if {(level,), (reference,)} <= row.keys()}
             if both:
-                yield Contrast(factors=(factor,), levels=(level,), references=(reference,), terms=tuple(both))
+                yield Contrast(
+                    factors=(factor,),
+                    levels=(level,),
+                    references=(reference,),
+                    terms=tuple(((row[level,],), (row[reference,],)) for row in both.values()),
+                    places=tuple(map(" ".join, both)),
+                    of_places=math.prod(len(design.factors[name]) for name in reference_levels(design) if name != factor),
+                )
 
 
 def simple_effects(design: Design, factor: str) -> Iterator[Contrast]:

@@ -15,8 +15,10 @@ Flags = npt.NDArray[np.bool_]
 
 NEAR_CHANCE_FRACTION = 0.1
 """A run ends near chance if it covers at most this fraction of the way from guessing to the best possible value."""
+FAR_FRACTION = 0.5
+"""A run that is far from its cell failed to train if it covers at least this fraction of the way from the median to guessing."""
 MAX_MADS = 6
-"""Distance from the median of its cell, in median absolute deviations, beyond which a worse run failed to train."""
+"""Distance from the median of its cell, in median absolute deviations, beyond which a worse run is far from the others."""
 MIN_RUNS_FOR_MAD = 8
 """Fewest completed runs of a study from which a median absolute deviation is estimated."""
 MAD_TO_STD = 1.4826
@@ -31,13 +33,20 @@ class FailureTable:
     """True for a run that diverged, or completed with a value that shows no training."""
     diverged: Flags
     """True for a run that diverged and so has no value."""
+    outlying: Flags
+    """True for a completed run that is far worse than the others of its cell but did train, as far as is known."""
     counted: Flags
     """True for a run that completed or diverged. Others, such as crashed ones, say nothing about training."""
 
-    def test(self, pairs: Sequence[tuple[int, int]]) -> FailureTest | None:
+    def test(self, pairs: Sequence[tuple[int, int]], share: float = 1.0) -> FailureTest | None:
         """Return the exact test of whether one row of each pair fails more often than the other; None if neither has a failure.
 
-        The pairs are strata: Fisher's exact test for one, the exact conditional test of a common odds ratio for several.
+        The pairs are strata: Fisher's exact test for one, the exact conditional test of a common odds ratio for several. Runs with
+        the same seed count as independent.
+
+        Args:
+            pairs: Rows to compare.
+            share: Fraction of the significance level that the present look at the study may spend.
         """
         counts = [(*self._count(row), *self._count(reference)) for row, reference in pairs]
         failed, runs, reference_failed, reference_runs = np.sum(counts, axis=0).tolist()
@@ -50,8 +59,8 @@ class FailureTable:
             reference_failed=reference_failed,
             reference_runs=reference_runs,
             without_value=sum(int(self.diverged[list(pair)].sum()) for pair in pairs),
-            p=p,
-            least_p=least,
+            p=min(1.0, p / share),
+            least_p=min(1.0, least / share),
         )
 
     def _count(self, row: int) -> tuple[int, int]:
@@ -62,8 +71,10 @@ class FailureTable:
 def find_failures(values: Array, outcomes: Sequence[Sequence[str]], metric: Metric, chance: float | None) -> FailureTable:
     """Return which runs failed to train.
 
-    A completed run counts as failed if its value is near that of guessing, or worse than the median of its cell by more than six
-    median absolute deviations (the larger of the cell's and the study's typical one) and by a tenth of the way to guessing.
+    A completed run counts as failed if its value is near that of guessing: within a tenth of the way to the best value, and within
+    the way to the worst one. It also counts if it is worse than the median of its cell by more than six median absolute deviations
+    (the larger of the cell's and the study's typical one) and by half of the way to guessing. Without a value of guessing, such
+    a run is outlying.
 
     Args:
         values: Values of completed runs; a row per cell, a column per seed, NaN without a result.
@@ -73,29 +84,29 @@ def find_failures(values: Array, outcomes: Sequence[Sequence[str]], metric: Metr
     """
     diverged = np.array(outcomes, object) == "diverged"
     completed = np.isfinite(values)
-    return FailureTable(
-        failed=diverged | _shows_no_training(values, metric, chance), diverged=diverged, counted=completed | diverged
-    )
-
-
-def _shows_no_training(values: Array, metric: Metric, chance: float | None) -> Flags:
-    known = np.isfinite(values)
-    losses = metric.minimized(values)
-    medians = np.array([np.median(row[of_row]) if of_row.any() else np.nan for row, of_row in zip(losses, known, strict=True)])
-    off = losses - medians[:, None]
-    deviations = np.array(
-        [np.median(abs(row[of_row])) if of_row.sum() > 2 else np.nan for row, of_row in zip(off, known, strict=True)]
-    )
-    found = np.zeros(values.shape, bool)
-    if known.sum() >= MIN_RUNS_FOR_MAD and np.isfinite(deviations).any():
-        spread = MAD_TO_STD * np.fmax(deviations, np.nanmedian(deviations))
-        far = np.zeros(len(values)) if chance is None else NEAR_CHANCE_FRACTION * (metric.minimized(chance) - medians)
-        found |= known & (off > np.fmax(MAX_MADS * spread, far)[:, None]) & (spread > 0)[:, None]
+    far, untrained = _far_from_cell(values, metric), np.zeros(values.shape, bool)
     if chance is not None:
-        guessing = metric.minimized(chance)
-        best = metric.minimized(metric.bounds[0] if metric.better == "lower" else metric.bounds[1])
-        found |= known & (losses >= guessing - NEAR_CHANCE_FRACTION * (guessing - best))
-    return found
+        losses, guessing = metric.minimized(values), metric.minimized(chance)
+        best, worst = sorted(map(metric.minimized, metric.bounds))
+        near = losses >= guessing - min(NEAR_CHANCE_FRACTION * (guessing - best), worst - guessing)
+        medians = _row_medians(losses)[:, None]
+        untrained = completed & (near | (far & (losses - medians >= FAR_FRACTION * (guessing - medians))))
+    return FailureTable(failed=diverged | untrained, diverged=diverged, outlying=far & ~untrained, counted=completed | diverged)
+
+
+def _far_from_cell(values: Array, metric: Metric) -> Flags:
+    known, losses = np.isfinite(values), metric.minimized(values)
+    off = losses - _row_medians(losses)[:, None]
+    deviations = _row_medians(np.where((known.sum(axis=1) > 2)[:, None], abs(off), np.nan))
+    if known.sum() < MIN_RUNS_FOR_MAD or not np.isfinite(deviations).any():
+        return np.zeros(values.shape, bool)
+    spread = MAD_TO_STD * np.fmax(deviations, np.nanmedian(deviations))[:, None]
+    return np.asarray(known & (spread > 0) & (off > MAX_MADS * spread))
+
+
+def _row_medians(rows: Array) -> Array:
+    """Return the median of each row; NaN without values."""
+    return np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in rows])
 
 
 def _exact_p_value(counts: Sequence[tuple[int, int, int, int]]) -> tuple[float, float]:
@@ -110,6 +121,6 @@ def _exact_p_value(counts: Sequence[tuple[int, int, int, int]]) -> tuple[float, 
     return p_values[observed - least_sum], min(p_values)
 
 
-def can_be_significant(test: FailureTest, share: float) -> bool:
+def can_be_significant(test: FailureTest) -> bool:
     """Return whether so many failures could be significant at all. If not, a family need not count the test (Tarone 1990)."""
-    return test.least_p / share < SIGNIFICANCE_LEVEL
+    return test.least_p < SIGNIFICANCE_LEVEL

@@ -58,8 +58,9 @@ class Family:
                     level=each.levels[0],
                     reference=each.references[0],
                     difference=difference,
-                    combinations=used,
-                    of_combinations=len(each.terms) if used < len(each.terms) else 0,
+                    combinations=len(used),
+                    of_combinations=each.of_places if 0 < len(used) < each.of_places else 0,
+                    place=each.places[used[0]] if len(used) == 1 and each.of_places > 1 else "",
                     failures=self.failure_test(each.terms),
                     at_chance=self._at_chance(each.pairs),
                     median=self._median(each.pairs),
@@ -76,6 +77,7 @@ class Family:
                 levels=(each.levels[0], each.levels[1]),
                 references=(each.references[0], each.references[1]),
                 difference=self.difference(each.terms),
+                without_value=int(self.failures.diverged[[row for rows in each.terms for side in rows for row in side]].sum()),
             )
             for each in self._interactions
         )
@@ -137,7 +139,7 @@ class Family:
         return frozenset(each.terms for each in self._effects)
 
     @cached_property
-    def _estimates(self) -> Mapping[Terms, tuple[Estimate, int]]:
+    def _estimates(self) -> Mapping[Terms, tuple[Estimate, tuple[int, ...]]]:
         found = {}
         for each in (*self._effects, *self._interactions, *self._single):
             if each.terms not in found:
@@ -146,19 +148,19 @@ class Family:
         return found
 
     @cached_property
-    def _used(self) -> Mapping[Terms, int]:
+    def _used(self) -> Mapping[Terms, tuple[int, ...]]:
         return {terms: used for terms, (_, used) in self._estimates.items()}
 
     @cached_property
     def _failure_tests(self) -> Mapping[Terms, FailureTest]:
-        found = {each.terms: self.failures.test(each.pairs) for each in (*self._effects, *self._single)}
+        found = {each.terms: self.failures.test(each.pairs, self.scale.share) for each in (*self._effects, *self._single)}
         return {terms: test for terms, test in found.items() if test}
 
     @cached_property
     def _nodes(self) -> Sequence[Node]:
         names = _Names(
             tested={terms for terms, (estimate, _) in self._estimates.items() if estimate.p is not None},
-            counted={terms for terms, test in self._failure_tests.items() if can_be_significant(test, self.scale.share)},
+            counted={terms for terms, test in self._failure_tests.items() if can_be_significant(test)},
         )
         by_level: dict[tuple[str, str], list[Name]] = {}
         for each in self._single:
@@ -187,7 +189,7 @@ class Family:
     def _p(self, name: Name) -> float:
         kind, terms = name
         if kind == FAILURE:
-            return min(1.0, self._failure_tests[terms].p / self.scale.share)
+            return self._failure_tests[terms].p
         return self._estimates[terms][0].p or 0.0
 
     @cached_property

@@ -72,26 +72,26 @@ def estimate_differences(differences: npt.ArrayLike, scale: Scale, combinations:
     Args:
         differences: A row per difference, a column per seed; NaN without a result.
         scale: Scale of the values that were subtracted.
-        combinations: Number of differences that each value is the mean of, which makes its steps smaller.
+        combinations: Number of differences that each value is the mean of, which makes its steps and their spread smaller.
     """
     rows = np.asarray(differences, float)
-    step = scale.step / combinations
-    found = _estimate_rows(rows, scale, step)
+    step, floor = scale.step / combinations, scale.step / math.sqrt(combinations)
+    found = _estimate_rows(rows, scale, floor)
     for i, each in enumerate(found):
         if each.n < MIN_SEEDS_FOR_P_VALUE or each.mean is None or each.std is None:
             continue
         if not each.se and not each.mean:
             continue  # no difference in any seed
         known = rows[i][np.isfinite(rows[i])]
-        flips = sign_flip_p_value(known, step or abs(each.mean)) if each.std < step or not each.se else 1.0
+        flips = sign_flip_p_value(known, step or abs(each.mean)) if each.std < floor or not each.se else 1.0
         t_p = float(2 * t.sf(abs(each.mean) / each.se, each.n - 1)) if each.se else 1.0
         size = _effect_size(each) if each.std else None
         found[i] = replace(each, p=min(1.0, min(t_p, flips) / scale.share), effect_size=size)
     return found
 
 
-def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, int]:
-    """Return the mean over combinations of paired differences, tested, and the number of combinations in it.
+def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, tuple[int, ...]]:
+    """Return the mean over combinations of paired differences, tested, and the rows of the combinations in it.
 
     With all results, this is the mean per seed, tested over seeds. Where results are missing, it is the mean of the combinations'
     means, each over the seeds that it has. Its variance sums over seeds, since the differences of a seed depend on each other, and
@@ -105,25 +105,26 @@ def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, int]
     rows = np.asarray(parts, float)
     counts = np.isfinite(rows).sum(axis=1)
     enough = counts >= min(MIN_SEEDS_FOR_P_VALUE, max(1, counts.max(initial=0)))
+    used = tuple(np.flatnonzero(enough).tolist())
     rows, counts = rows[enough], counts[enough]
-    if not len(rows):
-        return Estimate(n=0), 0
+    if not used:
+        return Estimate(n=0), ()
     known = np.isfinite(rows)
     if (known == known[0]).all():
-        return estimate_differences(rows.mean(axis=0)[None], scale, len(rows))[0], len(rows)
+        return estimate_differences(rows.mean(axis=0)[None], scale, len(rows))[0], used
     means = np.where(known, rows, 0).sum(axis=1) / counts
     n = int(counts.min())
     mean, std, se = float(means.mean()), None, None
     if n > 1:
         off = np.where(known, rows - means[:, None], 0) * (np.sqrt(counts / (counts - 1)) / counts)[:, None]
         se = math.sqrt(float((off.mean(axis=0) ** 2).sum()))
-        se = max(se if se > scale.tolerance else 0.0, scale.step / len(rows) / math.sqrt(n))
+        se = max(se if se > scale.tolerance else 0.0, scale.step / math.sqrt(len(rows) * n))
         std = se * math.sqrt(n)
     found = _with_interval(Estimate(n=n, mean=mean, std=std, se=se), scale.share)
     if n < MIN_SEEDS_FOR_P_VALUE or not se:
-        return found, len(rows)
+        return found, used
     p = min(1.0, float(2 * t.sf(abs(mean) / se, n - 1)) / scale.share)
-    return replace(found, p=p, effect_size=_effect_size(found)), len(rows)
+    return replace(found, p=p, effect_size=_effect_size(found)), used
 
 
 def selected_interval(difference: Estimate, fraction: float, share: float) -> Estimate:

@@ -1,13 +1,15 @@
 """What the tests of a contrast support: a claim, a possibility, or nothing."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from ablations.engine.analysis.findings import Effect, SimpleEffect
+from ablations.engine.analysis.findings import Effect, Interaction, SimpleEffect
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
 from ablations.engine.analysis.statistics.inference import holm_adjust
 from ablations.engine.task.metric import Metric
 
 Contrast = Effect | SimpleEffect
+TestedT = TypeVar("TestedT", bound=Effect | SimpleEffect | Interaction)
 
 
 def is_tested(difference: Estimate) -> bool:
@@ -47,8 +49,13 @@ def claims_failures(contrast: Contrast) -> bool:
     return contrast.failures is not None and contrast.failures.significant
 
 
-def possible_combinations(simple: Sequence[SimpleEffect]) -> list[SimpleEffect]:
-    """Return the simple effects of a factor that would be significant if they were the only family of tests (Holm)."""
-    tested = [each for each in simple if each.difference.p is not None and each.at]
+def claims_dependence(interaction: Interaction) -> bool:
+    """Return whether an interaction is shown: it is significant, and no run of its cells diverged."""
+    return interaction.difference.significant and not interaction.without_value
+
+
+def possible(contrasts: Sequence[TestedT]) -> list[TestedT]:
+    """Return the contrasts of a factor that would be significant if they were the only family of tests (Holm)."""
+    tested = [each for each in contrasts if each.difference.p is not None]
     adjusted = holm_adjust([each.difference.p or 0.0 for each in tested])
     return [each for each, p in zip(tested, adjusted, strict=True) if p < 1 - CONFIDENCE_LEVEL]

@@ -8,11 +8,11 @@ from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
 from ablations.engine.analysis.verdicts.claims import (
     Contrast,
+    claims_dependence,
     claims_difference,
     claims_failures,
     is_tested,
-    may_differ,
-    possible_combinations,
+    possible,
 )
 from ablations.engine.analysis.verdicts.sentences import MAX_NAMED, Sentences, sentence
 from ablations.engine.task.metric import Metric
@@ -44,8 +44,8 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
 
     - `matters`: a test of the factor is significant in the study's family: an average effect, an interaction, a simple effect, or
       that a level makes more runs fail to train. A difference among the runs that trained does not count if the level that it
-      favors fails more often.
-    - `may matter`: one would be significant if it were tested alone.
+      favors fails more often, nor an interaction of cells in which runs diverged.
+    - `may matter`: one would be significant if the factor's tests of its kind were the only ones (Holm).
     - `no effect within margin`: every level's average effect is within the study's margin.
     - `no difference shown`: every level is tested, and none of the above holds.
     - `cannot be said`: a level has no test.
@@ -60,7 +60,9 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
     if verdict == "no effect within margin":
         margin = formats.size(evidence.margin or 0)
         lead = f"{factor} has no effect larger than {margin}"
-        texts = [averaged + words.bounds(evidence.effects, evidence.margin)]
+        if averaged:
+            lead = f"On average over {' and '.join(evidence.others)}, {lead}"
+        texts = [words.bounds(evidence.effects, evidence.margin)]
     elif verdict == "no difference shown":
         lead, texts = f"No difference is shown for {factor}", [averaged + words.bounds(evidence.effects)]
         if evidence.margin is not None:
@@ -69,7 +71,10 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
         lead = {"matters": f"{factor} matters", "may matter": f"{factor} may matter"}.get(
             verdict, f"The effect of {factor} cannot be said yet"
         )
-        texts = _effect_texts(factor, evidence, words, formats.metric, averaged)
+        texts = [
+            *_effect_texts(factor, evidence, words, formats.metric, averaged),
+            words.within_margin(evidence.effects, evidence.margin),
+        ]
     first, *rest = [text for text in (*texts, _missing_runs_text(evidence.cells)) if text]
     return Answer(factor=factor, verdict=verdict, text=" ".join([f"{lead}: {first}.", *(f"{sentence(text)}." for text in rest)]))
 
@@ -78,15 +83,13 @@ def _verdict(evidence: FactorEvidence, metric: Metric) -> str:
     contrasts: list[Contrast] = [*evidence.effects, *evidence.simple]
     if any(claims_difference(each, metric) or claims_failures(each) for each in contrasts):
         return "matters"
-    if any(each.difference.significant for each in evidence.interactions):
+    if any(map(claims_dependence, evidence.interactions)):
         return "matters"
-    if any(may_differ(each.difference) for each in evidence.effects):
+    if possible(evidence.effects) or possible(evidence.simple):
         return "may matter"
-    if any(may_differ(each.difference) for each in evidence.interactions):
+    if possible(evidence.interactions):
         return "may matter"
     if any(each.failures and each.failures.p < 1 - CONFIDENCE_LEVEL for each in evidence.effects):
-        return "may matter"
-    if possible_combinations(evidence.simple):
         return "may matter"
     if not evidence.effects or not all(is_tested(each.difference) for each in evidence.effects):
         return "cannot be said"
@@ -98,19 +101,21 @@ def _verdict(evidence: FactorEvidence, metric: Metric) -> str:
 
 def _effect_texts(factor: str, evidence: FactorEvidence, words: Sentences, metric: Metric, averaged: str) -> list[str]:
     """Return the average effects and those at combinations of other factors, in the order of their strength."""
-    significant = sorted(
-        (each for each in evidence.interactions if each.difference.significant), key=lambda each: -abs(each.difference.mean or 0)
-    )
+    significant = sorted(filter(claims_dependence, evidence.interactions), key=lambda each: -abs(each.difference.mean or 0))
     average = averaged + words.average(evidence.effects)
     combinations = words.combinations(evidence.simple, significant, evidence.effects)
     if significant:
         moderators = dict.fromkeys(name for each in significant for name in each.factors if name != factor)
         depends = f"the effect depends on {' and '.join(moderators)}: {words.dependence(significant[0])}"
         combinations = "; ".join(filter(None, (depends, combinations)))
+    elif open_ := possible(evidence.interactions):
+        (other,) = (name for name in open_[0].factors if name != factor)
+        may = f"the effect may depend on {other}, but this may be chance: {words.dependence(open_[0])}"
+        combinations = "; ".join(filter(None, (combinations, may)))
     shown = any(claims_difference(each, metric) or claims_failures(each) for each in evidence.effects)
-    possible = any(may_differ(each.difference) for each in evidence.effects)
+    on_average = bool(possible(evidence.effects))
     at_combinations = any(claims_difference(each, metric) or claims_failures(each) for each in evidence.simple)
-    first = shown or (possible and not at_combinations and not significant)
+    first = shown or (on_average and not at_combinations and not significant)
     return [average, combinations] if first or not combinations else [combinations, average]
 
 

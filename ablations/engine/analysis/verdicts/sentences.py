@@ -14,7 +14,7 @@ from ablations.engine.analysis.verdicts.claims import (
     is_identical,
     is_tested,
     may_differ,
-    possible_combinations,
+    possible,
 )
 from resnet_core.fields import counted
 
@@ -38,7 +38,7 @@ class Sentences:
     def average(self, effects: Sequence[Effect]) -> str:
         """Return the average effects of the strongest levels, and the number of other levels by strength of evidence."""
         if not effects:
-            return "no combination of the other factors has runs of two of its levels"
+            return "no combination of the other factors has runs of a level and its reference"
         named, others = self._strongest(effects)
         claims = [self._claim(each) for each in named]
         if others:
@@ -85,13 +85,13 @@ class Sentences:
         """
         averages = {each.level: self._strength(each) for each in effects}
         interacting = {level for each in depends for level in each.levels}
-        possible = {id(each) for each in possible_combinations(simple)}
+        chosen = {id(each) for each in possible([each for each in simple if each.at])}
         reported = []
         for level in dict.fromkeys(each.level for each in simple if each.at):
             of_level = [each for each in simple if each.level == level and (each.difference.n or each.failures)]
             found = any(self._strength(each) == "shown" for each in of_level)
             hidden = (found and averages.get(level) != "shown") or (
-                averages.get(level) not in ("shown", "possible") and any(id(each) in possible for each in of_level)
+                averages.get(level) not in ("shown", "possible") and any(id(each) in chosen for each in of_level)
             )
             if of_level and (level in interacting or hidden or _intervals_disjoint(of_level)):
                 reported.append(sorted(of_level, key=self._by_strength))
@@ -99,6 +99,17 @@ class Sentences:
         clauses = [self._extreme_combinations(of_level) for of_level in reported[:MAX_LEVELS_BY_COMBINATION]]
         where = [_place_of_failures(each, simple) for each in effects if claims_failures(each)]
         return "; ".join([*filter(None, where), *clauses])
+
+    def within_margin(self, effects: Sequence[Effect], margin: float | None) -> str:
+        """Return which levels have effects that are shown to be within the margin; empty without a margin or such levels."""
+        within = [
+            each.level for each in effects if each.p_within_margin is not None and each.p_within_margin < 1 - CONFIDENCE_LEVEL
+        ]
+        if margin is None or not within:
+            return ""
+        levels = ", ".join(within[:MAX_NAMED]) + (f" and {len(within) - MAX_NAMED} more" if len(within) > MAX_NAMED else "")
+        verb = "is" if len(within) == 1 else "are"
+        return f"on average, the difference of {levels} {verb} within the margin of ±{self._formats.size(margin)}"
 
     def dependence(self, interaction: Interaction) -> str:
         """Return a significant interaction: how much a level's effect changes with another factor."""
@@ -119,8 +130,7 @@ class Sentences:
         first, *others = of_level
         count = len(of_level)
         if self._strength(first) == "possible":
-            text = f"at {first.at}, one of {count} combinations, {self._claim(first)}"
-            return text if count == 1 else f"{text}; the others show no difference of that size"
+            return f"at {first.at}, one of {counted(count, 'combination')}, {self._claim(first)}"
         claims = [f"at {first.at}, {self._claim(first)}"]
         if others:
             farthest = max(others, key=lambda each: abs(_mean(each) - _mean(first)))
@@ -137,7 +147,12 @@ class Sentences:
         """Return a clause about a contrast: first the failures to train of its levels, then the difference."""
         subject = level_change(contrast)
         if isinstance(contrast, Effect) and contrast.of_combinations:
-            subject += f" (over {contrast.combinations} of {contrast.of_combinations} combinations)"
+            where = (
+                f"only at {contrast.place}"
+                if contrast.place
+                else f"over {contrast.combinations} of {contrast.of_combinations} combinations"
+            )
+            subject += f" ({where})"
         if contrast.failures is None:
             return f"{subject} {predicate}"
         failures = _failures(contrast, contrast.failures)
@@ -170,7 +185,7 @@ class Sentences:
             adjusted = f"adjusted for {counted(self._tests, 'test')}, {_p(difference.p_adjusted or 1.0)}"
             return f"may {'raise' if mean > 0 else 'lower'} {self._label}: {value}, but this may be chance ({adjusted})"
         if is_tested(difference):
-            return f"shows no difference: {value}" if not is_identical(difference) else f"shows {value}"
+            return f"gives {value}: no difference shown" if not is_identical(difference) else f"gives {value}"
         if not difference.n:
             return "has no test, because no seed has both of its runs"
         why = "which do not vary and so allow no test" if difference.std == 0 else "too few for a test"
@@ -189,6 +204,8 @@ class Sentences:
         low, high = difference.low, difference.high
         if difference.selected_low is not None and difference.selected_high is not None:
             low, high = difference.selected_low, difference.selected_high
+        if difference.significant and low is not None and high is not None and low <= 0 <= high:
+            return f"exact sign-flip test, adjusted {_p(difference.p_adjusted or 0.0)}"  # which a t interval does not agree with
         if low is None or high is None:
             return f"in each of {counted(difference.n, 'seed')}"
         return f"95 % CI {self._formats.signed(low)} to {self._formats.signed(high)}"
@@ -206,10 +223,11 @@ class Sentences:
         order = sorted(effects, key=self._by_strength)
         return order[:MAX_NAMED], order[MAX_NAMED:]
 
-    def _by_strength(self, contrast: Contrast) -> tuple[bool, bool, float]:
-        """Return a sort key: contrasts that are shown first, then those that are possible, then by decreasing size."""
-        strength = self._strength(contrast)
-        return strength != "shown", strength != "possible", -abs(_mean(contrast))
+    def _by_strength(self, contrast: Contrast) -> tuple[bool, bool, float, float]:
+        """Return a sort key: contrasts that are shown first, then those that are possible, then by failures and size."""
+        strength, test = self._strength(contrast), contrast.failures
+        excess = abs(test.failed / max(1, test.runs) - test.reference_failed / max(1, test.reference_runs)) if test else 0.0
+        return strength != "shown", strength != "possible", -excess, -abs(_mean(contrast))
 
 
 def level_change(contrast: Contrast) -> str:
@@ -226,6 +244,8 @@ def sentence(text: str) -> str:
 
 def _failures(contrast: Contrast, test: FailureTest) -> str:
     p = f"exact test, {_p(test.p)}" if test.p_adjusted is None else f"exact test, adjusted {_p(test.p_adjusted)}"
+    if test.p < 1 - CONFIDENCE_LEVEL and not test.significant:
+        p += ", which may be chance"
     return (
         f"{contrast.level} fails to train in {test.failed} of {counted(test.runs, 'run')}, {contrast.reference} in "
         f"{test.reference_failed} of {test.reference_runs} ({p})"
