@@ -85,7 +85,9 @@ def _verdict(evidence: FactorEvidence, metric: Metric) -> str:
         return "matters"
     if any(map(claims_dependence, evidence.interactions)):
         return "matters"
-    if possible(evidence.effects) or possible(evidence.simple):
+    if possible(evidence.effects):
+        return "may matter"
+    if possible(evidence.simple):
         return "may matter"
     if possible(evidence.interactions):
         return "may matter"
