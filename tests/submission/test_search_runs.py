@@ -94,7 +94,8 @@ def test_no_trial_reads_the_test_set_and_no_result_is_of_a_trials_seed(first: Se
         assert not first.client.list_artifacts(each.record.run_id), "no predictions"
     assert {entry.params["seed"] for entry in first.entries.values()} == {"0"}
     assert all(PREDICTIONS_TAG in entry.tags for entry in first.entries.values())
-    assert first.found().correct.keys() == first.entries.keys()
+    results = first.evidence()
+    assert results.correct.keys() == set(results.runs["fingerprint"]) == first.entries.keys()
 
 
 def test_the_winner_is_trained_again_beside_the_default(first: Searched) -> None:
