@@ -8,7 +8,7 @@ pre-activation (He et al. 2016, arXiv:1603.05027), stochastic depth (Huang et al
 
 Cost: 36 runs on digits: 9 minutes on 2 CPU cores that other programs shared (n = 1).
 Expect: batch and group normalization with any shortcut: 1 to 2 % test error. Without normalization: 3 %, and with
-squeeze-and-excitation 38 to 60 %. Three seeds show no effect after correction; five or more may.
+squeeze-and-excitation 38 to 60 %. Three seeds show no difference; five or more may.
 """
 
 from dataclasses import dataclass
