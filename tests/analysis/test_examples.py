@@ -47,7 +47,7 @@ def test_intervals_cover_new_seeds_and_new_examples_where_those_over_seeds_do_no
     assert found["difference over seeds"] < found["difference"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("population", [DIGITS, HARD], ids=["digits", "hard"])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_coverage_is_near_95_percent_at_each_number_of_seeds(population: Population, seeds: int) -> None:
@@ -57,7 +57,7 @@ def test_coverage_is_near_95_percent_at_each_number_of_seeds(population: Populat
     assert found["cell over seeds"] < {3: 92, 5: 85, 10: 70}[seeds]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resampled_seeds_and_examples_of_real_size_are_covered() -> None:
     """The runs of one drawn study stand for all seeds and examples, as in Owen's pigeonhole bootstrap."""
     rng = np.random.default_rng(2)

@@ -77,7 +77,7 @@ def test_a_page_of_a_study_without_effect_claims_something_in_one_of_twenty(shap
     assert false_claims(made, studies) <= 0.06 + 3 * (0.06 * 0.94 / studies) ** 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("shape", ["2 × 2", "4 × 2"])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_page_claims_something_in_at_most_six_percent_in_the_long_run(shape: str, seeds: int) -> None:
@@ -85,7 +85,7 @@ def test_a_page_claims_something_in_at_most_six_percent_in_the_long_run(shape: s
     assert false_claims(made, studies) <= 0.06
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_true_effect_does_not_make_other_claims_more_often_false() -> None:
     """Strong control: with one true effect, false claims about the rest stay below 5 %, whose bound is in the graph."""
     made, draw, false, studies = design(DESIGNS["4 × 2"], {"a": "0"}, seeds=5), np.random.default_rng(1), 0, 1000
@@ -101,7 +101,7 @@ def test_a_true_effect_does_not_make_other_claims_more_often_false() -> None:
     assert false / studies <= 0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_intervals_of_claimed_effects_cover_in_the_mean() -> None:
     """False coverage rate at most 5 %: of the effects that a study claims, on average 95 % are within their intervals."""
     made, draw, missed = design({"a": "01234567"}, {"a": "0"}, seeds=5), np.random.default_rng(2), []

@@ -148,7 +148,7 @@ def test_looks_claim_a_difference_falsely_in_at_most_5_5_percent_of_studies(comp
     check_false_claims(4000, comparisons)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("comparisons", [1, 6])
 def test_looks_claim_a_difference_falsely_in_at_most_5_5_percent_of_many_studies(comparisons: int) -> None:
     check_false_claims(100_000, comparisons)

@@ -72,7 +72,7 @@ def documented() -> dict[tuple[int, float], list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("studies", "tolerance"), [(4000, 0.035), pytest.param(100_000, 0.008, marks=pytest.mark.slow)], ids=("reduced", "full")
+    ("studies", "tolerance"), [(4000, 0.035), pytest.param(100_000, 0.008, marks=pytest.mark.nightly)], ids=("reduced", "full")
 )
 def test_the_documented_costs_and_gains_of_pairing_are_those_of_simulated_studies(studies: int, tolerance: float) -> None:
     table, found = documented(), rows(studies)
@@ -81,7 +81,7 @@ def test_the_documented_costs_and_gains_of_pairing_are_those_of_simulated_studie
         assert row == pytest.approx(table[key], abs=tolerance)
 
 
-@pytest.mark.parametrize("studies", [4000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("studies", [4000, pytest.param(100_000, marks=pytest.mark.nightly)])
 def test_the_paired_test_keeps_its_level_at_any_correlation_and_welchs_does_not(studies: int) -> None:
     slack = 4 * math.sqrt(0.05 * 0.95 / studies)
     for (n, correlation), (ratio, _, _, paired, welch) in rows(studies).items():

@@ -110,7 +110,7 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_abo
 
 
 @pytest.mark.parametrize(
-    ("searches", "most"), [(30, 0.2), pytest.param(600, 0.07, marks=pytest.mark.slow)], ids=("reduced", "full")
+    ("searches", "most"), [(30, 0.2), pytest.param(600, 0.07, marks=pytest.mark.nightly)], ids=("reduced", "full")
 )
 def test_an_irrelevant_field_is_above_chance_in_five_percent(searches: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablations.engine.analysis.tuning.importance.BOOTSTRAP_RESAMPLES", 1)

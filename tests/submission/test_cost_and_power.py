@@ -298,7 +298,7 @@ def test_spreads_of_comparisons_are_pooled_as_variances() -> None:
     assert found.source == "the root mean square of 2 comparisons so far"
 
 
-@pytest.mark.parametrize("pilots", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pilots", [400, pytest.param(10_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("comparisons", [1, 3, 6])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_a_plan_gives_the_power_that_it_promises(seeds: int, comparisons: int, pilots: int) -> None:
