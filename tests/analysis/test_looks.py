@@ -23,14 +23,12 @@ def shares(seen: tuple[int, ...], planned: int) -> list[float]:
 def test_one_look_at_the_planned_seeds_costs_nothing_and_needs_no_sentence() -> None:
     one = Looks.at(5, (), 5)
     assert (one.share, one.p_factor, one.sentence()) == (1, 1, "")
-    assert one.confidence_level == pytest.approx(0.95)
     assert Looks.at(5, (5,), 5) == one  # reading the same answer again is no second look
 
 
 def test_looks_up_to_the_planned_seeds_share_the_significance_level() -> None:
     assert shares((3, 5, 8, 10), 10) == pytest.approx([0.09, 0.16, 0.39, 0.36])
     assert Looks.at(8, (3, 5), 10).p_factor == pytest.approx(1 / 0.39)
-    assert Looks.at(8, (3, 5), 10).confidence_level == pytest.approx(1 - 0.05 * 0.39)
 
 
 def test_a_look_past_the_planned_seeds_takes_what_the_plan_has_left_and_later_ones_share_the_reserve() -> None:

@@ -73,7 +73,7 @@ def test_one_bit_in_one_epoch_is_a_difference_that_is_named(name: str) -> None:
     value = recorded.epochs[2][name]
     same, text = verdict(recorded, with_value(recorded, 2, name, value * (1 + 2**-52)))
     assert same
-    assert text.startswith("within seed noise: test/error 3.40 %, recorded 3.40 %, difference +0.00 points")
+    assert text.startswith("within seed noise: test/error 3.40 %, recorded 3.40 %, difference 0.00 points")
     assert f"first difference: epoch 2, {name} {value * (1 + 2**-52)!r}, recorded {value!r}, difference +" in text
 
 

@@ -21,6 +21,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
 from ablations.engine.analysis.statistics.inference import effect_size_interval
 from ablations.engine.analysis.trial_table import format_configuration, format_range
+from ablations.engine.analysis.verdicts.sentences import sentence
 from ablations.engine.report import tables
 from ablations.engine.report.examples import template_values
 from ablations.engine.study.design import Design
@@ -121,7 +122,7 @@ def _template_environment(findings: Findings) -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     formats = number_format.ValueFormat.of(findings)
-    functions = (number_format.number, number_format.scaled, number_format.p_value, tables.completed_of_planned, tables.sentence)
+    functions = (number_format.number, number_format.scaled, number_format.p_value, tables.completed_of_planned, sentence)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {
         "value": formats.number,

@@ -13,6 +13,7 @@ from ablations.engine.analysis.evidence import COST_METRICS
 from ablations.engine.analysis.findings import CellFinding, Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat, number, p_value, scaled
 from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.verdicts.sentences import sentence
 from resnet_core.fields import counted, printable
 
 MAX_NAMED_CELLS = 4
@@ -233,11 +234,6 @@ def _notes_with_cells(findings: Findings) -> list[tuple[str, str]]:
     return [
         (", ".join(labels[:MAX_NAMED_CELLS]) + _more_text(len(labels) - MAX_NAMED_CELLS), text) for text, labels in about.items()
     ]
-
-
-def sentence(text: str) -> str:
-    """Return text that begins with a capital letter."""
-    return text[:1].upper() + text[1:]
 
 
 def _more_text(count: int) -> str:

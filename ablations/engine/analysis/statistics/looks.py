@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
+from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.study.design import Design
 from resnet_core.fields import counted
 
@@ -62,11 +62,6 @@ class Looks:
             return left
         extensions = 1 + sum(seeds > self._last_planned for seeds in before)
         return RESERVE * 6 / (math.pi * extensions) ** 2
-
-    @property
-    def confidence_level(self) -> float:
-        """Confidence level of the present look's intervals, such as 0.95 for one look at the planned seeds."""
-        return 1 - (1 - CONFIDENCE_LEVEL) * self.share
 
     @property
     def p_factor(self) -> float:

@@ -238,8 +238,8 @@ def level_change(contrast: Contrast) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return text that begins with a capital letter, unless it begins with the name of a level."""
-    return text[0].upper() + text[1:]
+    """Return text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def _failures(contrast: Contrast, test: FailureTest) -> str:

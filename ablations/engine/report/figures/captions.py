@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import CellFinding, Findings
 from ablations.engine.analysis.number_format import ValueFormat, scaled
+from ablations.engine.analysis.verdicts.sentences import sentence
 from ablations.engine.report.figures.curves import lr_drop_epochs
 from ablations.engine.report.figures.forest import NO_PAIRS, baseline_levels, displayed_comparisons
 from ablations.engine.report.figures.levels import MAX_STYLED_LINES, interaction_pairs, numeric_factor
@@ -13,7 +14,6 @@ from ablations.engine.report.figures.pareto import multiply_add_points, pareto_p
 from ablations.engine.report.figures.phrases import list_or_ends, plural, short
 from ablations.engine.report.figures.search_captions import SEARCH_CAPTIONS
 from ablations.engine.report.figures.styles import MAX_LINES_WITH_BANDS, make_style_map, short_name
-from ablations.engine.report.tables import sentence
 from resnet_core.fields import counted
 
 

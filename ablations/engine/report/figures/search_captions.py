@@ -6,9 +6,9 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.trial_table import format_value, search_design
+from ablations.engine.analysis.verdicts.sentences import sentence
 from ablations.engine.report.figures.phrases import list_or_ends, short
 from ablations.engine.report.figures.search_fields import MIN_TRIALS_FOR_MEDIANS, main_field
-from ablations.engine.report.tables import sentence
 from resnet_core.fields import counted
 
 
