@@ -133,6 +133,77 @@ class Interaction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AliasedEffect:
+    """A contrast of a screening with the effects that it estimates the sum of."""
+
+    terms: tuple[str, ...]
+    """Names of these effects: a factor and interactions, such as `norm` and `squeeze × stem`, up to two-way interactions."""
+    difference: Estimate
+    """Mean of the cells on the contrast's upper side minus mean of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """The contrasts of a two-level fractional factorial design, and which effects it cannot tell apart."""
+
+    resolution: int
+    """Length of the shortest word of the defining relation: with 4, main effects are not aliased with two-way interactions."""
+    full_cells: int
+    """Number of cells of the full factorial design."""
+    contrasts: tuple[AliasedEffect, ...]
+    """One per degree of freedom: main effects in the order of the factors, then two-way interactions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A cell of a ladder: the cell below with one more change."""
+
+    cell: str
+    change: str
+    """What was changed, such as `norm=group`; empty for the first rung."""
+    value: Estimate
+    """Value of the study's metric."""
+    step: Estimate | None
+    """Difference to the rung below, paired by seed; None for the first rung."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Changes that are made one after another, each compared with the cell before it."""
+
+    rungs: tuple[Rung, ...]
+    total: Estimate
+    """Difference between the last rung and the first, paired by seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAtSeeds:
+    """A look of an adaptive study: what was decided with so many seeds."""
+
+    seeds: int
+    """Number of seeds of the cells that were still open."""
+    cells: int
+    """Number of cells that were trained with so many seeds."""
+    decided: tuple[tuple[str, str], ...]
+    """Comparisons that this look decided, such as `shortcut=B instead of A`, each with `effect`, `within margin` or `hopeless`."""
+    open: tuple[str, ...]
+    """Comparisons that get more seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedPath:
+    """The path of an adaptive study: its looks up to the present one."""
+
+    looks: tuple[LookAtSeeds, ...]
+    runs: int
+    """Number of runs that the path needs so far."""
+    fixed_runs: int
+    """Number of runs of the same study with the largest number of seeds in every cell."""
+    finished: bool
+    """True if no comparison is open or the seeds are used up."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnovaTerm:
     """A row of the analysis of variance."""
 
@@ -188,6 +259,12 @@ class Findings:
     """Number of tests in the study's family."""
     effect_bonferroni: float = 1.0
     """Factor by which a p-value of one effect is adjusted at least: its initial part of the significance level, inverted."""
+    screening: Screening | None = None
+    """Contrasts of a screening; None for another design."""
+    ladder: Ladder | None = None
+    """Rungs of a ladder; None for another design."""
+    path: SeedPath | None = None
+    """Path of an adaptive study; None for a study with a fixed number of seeds."""
     search: SearchFindings | None = None
     """Findings about the search; None for a study without one."""
 

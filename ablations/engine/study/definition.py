@@ -37,8 +37,22 @@ class Study(_WorkloadSlot):
     """Levels of each factor, by field: `{"depth": (20, 56), "optim.lr": (0.05, 0.1)}`."""
     baseline: Mapping[str, Level] = field(default_factory=dict)
     """Reference levels: each cell is compared with the cell that has these levels and is otherwise equal."""
-    seeds: int = 3
-    """Number of replicates of every cell, with seeds 0, 1, …"""
+    design: str = "factorial"
+    """Which combinations of levels are trained, one of `DESIGNS`: all of them (`factorial`); the baseline, and each other level by
+    itself (`one-at-a-time`); the levels added one after another (`ladder`); a fraction of the combinations of factors with two
+    levels that tells their main effects apart (`screening`, of resolution IV, or `screening-iii`)."""
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Configurations that form no grid, by name: `{"paper": {}, "modern": {"schedule": "cosine", "nesterov": True}}`. They are the
+    levels of a factor `arm`; without a baseline, the first one is the reference."""
+    zip: Sequence[Sequence[str]] = ()
+    """Groups of factors whose levels are paired instead of crossed: `[("depth", "width")]` pairs the first depth with the first
+    width. They count as one factor, `depth+width`, with levels such as `20+16`."""
+    datasets: Sequence[str] | Mapping[str, Mapping[str, Any]] = ()
+    """Data sets on which the study is repeated: names of data sets or presets, or settings by name. The answer
+    generalizes over them."""
+    seeds: int | Sequence[int] = 3
+    """Number of replicates of every cell, with seeds 0, 1, … A range such as `(3, 12)` makes it adaptive: cells get more seeds only
+    while a comparison of theirs is undecided; more than two numbers are the looks."""
     margin: float | None = None
     """Largest difference that counts as no effect, above 0, in the unit of differences: percentage points for errors in percent.
     With a margin, a study can show that a factor has no effect larger than it. None: no such claim."""

@@ -122,6 +122,10 @@ class Design:
     """Number of examples that the metric is a share of; 0 if it is not known or the metric is no share."""
     chance: float | None = None
     """Value of the metric that guessing gives, such as 90 % error for 10 balanced classes; None if it is not known."""
+    kind: str = "factorial"
+    """Which combinations of levels the study has: `factorial`, `one-at-a-time`, `ladder`, `screening` or `screening-iii`."""
+    seed_looks: tuple[int, ...] = ()
+    """Numbers of seeds at which an adaptive study decides which cells get more seeds, ascending; empty for a fixed number."""
     search: SearchDesign | None = None
     """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
     and, once the search has ended, the levels of the chosen configurations."""
@@ -178,6 +182,7 @@ class Design:
             _rename_fields(values)
         values["cells"] = tuple(DesignCell(**cell) for cell in values["cells"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
+        values["seed_looks"] = tuple(values.get("seed_looks", ()))  # earlier versions did not store the field
         if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")

@@ -40,6 +40,8 @@ class StudyRequest:
     """The part of a request that concerns the study: its size and its overrides."""
 
     preset: str | None = None
+    design: str | None = None
+    """Design of the cells; None: that of the study."""
     seeds: int | None = None
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
