@@ -1,6 +1,5 @@
 """Synthetic evidence of a study, with known true effects."""
 
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, COST_METRICS, Evidence
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.study.design import Design, DesignCell
+from ablations.engine.study.designs import FACTORIAL, combinations
 from ablations.engine.task.metric import error_metric
 from resnet_core import preset
 
@@ -28,10 +28,13 @@ def design(
     name: str = "shortcuts",
     question: str = "Which shortcut helps, and by how much?",
     spec: Mapping[str, Any] | None = None,
+    kind: str = FACTORIAL,
 ) -> Design:
     """Return the design of a study on digits. The levels of `depth` and `shortcut` are also set in the specs of the cells."""
     cells = []
-    for levels in itertools.product(*factors.values()):
+    if kind != FACTORIAL:
+        baseline = {name: levels[0] for name, levels in factors.items()} | dict(baseline or {})
+    for levels in combinations(kind, factors, baseline or {}):
         named = dict(zip(factors, levels, strict=True))
         label = " ".join(f"{factor}={level}" for factor, level in named.items())
         flat = {key: value for key, value in preset("digits").flat().items() if key != "seed"} | dict(spec or {})
@@ -52,6 +55,7 @@ def design(
         baseline={"shortcut": "A"} if baseline is None and "shortcut" in factors else dict(baseline or {}),
         cells=tuple(cells),
         skipped=(),
+        kind=kind,
         origin={"command": "python ablations/shortcuts.py", "git.commit": "a" * 40, "torch": "2.14.1"},
     )
 

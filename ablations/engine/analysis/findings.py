@@ -174,6 +174,8 @@ class Ladder:
     rungs: tuple[Rung, ...]
     total: Estimate
     """Difference between the last rung and the first, paired by seed."""
+    text: str = ""
+    """The total in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)

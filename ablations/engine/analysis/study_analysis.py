@@ -1,8 +1,9 @@
 """Analyze a study: turn its evidence into findings about cells, comparisons and effects, with their caveats."""
 
+import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
-from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings
+from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings, Ladder, Rung, Screening
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.statistics import contrasts
 from ablations.engine.analysis.statistics.anova import fit_anova, spreads_differ
@@ -22,9 +23,12 @@ from ablations.engine.analysis.statistics.family import Family
 from ablations.engine.analysis.statistics.inference import Array, Scale, estimate_means, zero_tolerance
 from ablations.engine.analysis.statistics.looks import looks_at
 from ablations.engine.analysis.statistics.pairing import seed_correlation
+from ablations.engine.analysis.statistics.screening import aliases_of, find_contrasts
 from ablations.engine.analysis.tuning.search_analysis import analyze_search
 from ablations.engine.analysis.verdicts.conclusions import FactorEvidence, conclude_factor
+from ablations.engine.analysis.verdicts.sentences import Sentences
 from ablations.engine.study.design import Design
+from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.pareto import pareto_front
 from resnet_core.fields import counted
 
@@ -56,24 +60,38 @@ def analyze_study(evidence: Evidence) -> Findings:
     scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=looks.share)
     family = Family(design=design, values=table.values, failures=failures, scale=scale)
     variance = _anova(design, table.values, cells, formats)
+    comparisons, screening = _comparisons(design, table, family), find_contrasts(design, family)
     return Findings(
         metric=design.metric,
         decimals=formats.decimals,
         cells=cells,
-        comparisons=_comparisons(design, table, family),
+        comparisons=comparisons,
         effects=family.effects,
         interactions=family.interactions,
         anova=variance if isinstance(variance, Anova) else None,
         no_anova=variance if isinstance(variance, str) else "",
-        answers=tuple(_answer(factor, design, family, cells, formats) for factor in reference_levels(design)),
-        flags=tuple(filter(None, (looks.sentence(), *_missing_result_flags(cells), *_condition_flags(evidence)))),
+        answers=tuple(
+            _answer(factor, design, family, cells, formats, aliases_of(screening, factor)) for factor in reference_levels(design)
+        ),
+        flags=tuple(
+            filter(None, (_fraction_text(screening), looks.sentence(), *_missing_result_flags(cells), *_condition_flags(evidence)))
+        ),
         tests=family.tests,
         effect_bonferroni=family.effect_bonferroni,
+        screening=screening,
+        ladder=_ladder(design, cells, comparisons, family, formats),
         search=analyze_search(evidence, table.values, formats) if design.search else None,
     )
 
 
-def _answer(factor: str, design: Design, family: Family, cells: Sequence[CellFinding], formats: ValueFormat) -> Answer:
+def _answer(
+    factor: str,
+    design: Design,
+    family: Family,
+    cells: Sequence[CellFinding],
+    formats: ValueFormat,
+    aliases: Sequence[str],
+) -> Answer:
     found = FactorEvidence(
         effects=[each for each in family.effects if each.factor == factor],
         interactions=[each for each in family.interactions if factor in each.factors],
@@ -82,8 +100,46 @@ def _answer(factor: str, design: Design, family: Family, cells: Sequence[CellFin
         cells=cells,
         tests=family.tests,
         margin=design.margin,
+        kind=design.kind,
+        aliases=aliases,
     )
     return conclude_factor(factor, found, formats)
+
+
+def _fraction_text(screening: Screening | None) -> str:
+    """Return what a screening cannot tell; empty for another design."""
+    if screening is None:
+        return ""
+    cells = f"a fraction of the {screening.full_cells:,} combinations"
+    if screening.resolution == 3:
+        return f"{cells}: each main effect is estimated together with the two-way interactions that its answer names"
+    if screening.resolution == 4:
+        return f"{cells}: main effects are clear of two-way interactions, which are themselves estimated in sums only"
+    return f"{cells}: main effects and two-way interactions are clear of each other, if there are none of three factors or more"
+
+
+def _ladder(
+    design: Design, cells: Sequence[CellFinding], comparisons: Sequence[Comparison], family: Family, formats: ValueFormat
+) -> Ladder | None:
+    """Return the rungs of a ladder, with their steps; None for another design."""
+    total = family.ladder_total
+    if total is None:
+        return None
+    steps = {each.cell: each.difference for each in comparisons}
+    levels = [cell.levels for cell in cells]
+    changes = ["", *(_change(below, above) for below, above in itertools.pairwise(levels))]
+    return Ladder(
+        rungs=tuple(
+            Rung(cell=cell.label, change=change, value=cell.value, step=steps.get(cell.label))
+            for cell, change in zip(cells, changes, strict=True)
+        ),
+        total=total,
+        text=Sentences(formats, family.tests).whole_ladder(total, len(cells) - 1),
+    )
+
+
+def _change(below: Mapping[str, str], above: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={level}" for name, level in above.items() if below[name] != level)
 
 
 def _run_table(evidence: Evidence) -> _RunTable:
@@ -182,6 +238,8 @@ def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats:
     varied = list(reference_levels(design))
     if not varied:
         return "no factor has two levels"
+    if design.kind != FACTORIAL:
+        return f"the design is {design.kind}, and only a factorial one separates all interactions"
     combinations = math.prod(len(design.factors[name]) for name in varied)
     if len(cells) < combinations:
         return f"the design lacks {combinations - len(cells)} of {combinations} combinations"

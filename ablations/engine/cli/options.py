@@ -11,6 +11,7 @@ from typing import Any
 from ablations.engine.environment import paths
 from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
 from ablations.engine.study.definition import Study, check_margin
+from ablations.engine.study.designs import DESIGNS, check_design
 from ablations.engine.study.factors import format_level, split_levels
 from ablations.engine.study.request import (
     DEFAULT_TRIALS,
@@ -27,6 +28,8 @@ from resnet_core.fields import ConfigError, reject
 from resnet_core.schema import Schema
 
 PLACEMENTS = ("pack", "spread")
+ALL_DESIGNS = "all"
+"""Value of `--design` with which `--plan` compares all designs."""
 MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
 """One week. The watchdog's timer overflows above some 290 years, which would leave a run without a watchdog."""
 RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}
@@ -60,6 +63,8 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     check_positive("--max-concurrent", given.max_concurrent)
     if given.margin is not None:
         check_margin("--margin", given.margin)
+    if given.design is not None and not (given.design == ALL_DESIGNS and given.plan):
+        check_design("--design", given.design)
     if given.placement not in PLACEMENTS:
         raise reject("--placement", given.placement, f"accepted: {', '.join(PLACEMENTS)}")
     if not 0 < given.hang_timeout <= MAX_HANG_TIMEOUT_SECONDS:
@@ -76,9 +81,10 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     check_address("--tracking-uri", tracking_uri)
     schema, levels = study.workload.schema, given.levels
     if not isinstance(levels, Mapping):
-        levels = {name: split_levels(schema, name, text) for name, text in schema.assignments("--levels", levels).items()}
+        levels = _parse_levels(study, levels)
     request = StudyRequest(
         preset=given.preset,
+        design=given.design,
         seeds=given.seeds,
         levels=levels,
         overrides=_overrides(given, schema),
@@ -106,6 +112,15 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         json=given.json,
         expect=tuple(given.expect),
     )
+
+
+def _parse_levels(study: Study, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the levels of `--levels`, by factor. Levels of arms and of paired factors are names."""
+    compound = {word: word.partition("=") for word in words if word.partition("=")[0] in study.compound_factors}
+    schema = study.workload.schema
+    fields = schema.assignments("--levels", [word for word in words if word not in compound])
+    found = {name: split_levels(schema, name, text) for name, text in fields.items()}
+    return {**{name: tuple(text.split(",")) for name, _, text in compound.values()}, **found}
 
 
 def fill(text: str) -> str:
@@ -146,6 +161,11 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
         "--preset", metavar="NAME", help=f"data set and recipe: {', '.join(study.workload.presets)} (default: {study.preset})"
     )
     group.add_argument("--seeds", type=int, metavar="N", help=f"number of replicates of each cell (default: {study.seeds})")
+    group.add_argument(
+        "--design",
+        metavar="NAME",
+        help=f"combinations of levels to train: {', '.join(DESIGNS)}; --plan --design all compares them (default: {study.design})",
+    )
     group.add_argument(
         "--levels",
         nargs="+",

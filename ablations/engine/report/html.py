@@ -175,7 +175,9 @@ def _result_rows(findings: Findings) -> list[dict[str, Any]]:
         if len(note) > MAX_NOTE_CHARACTERS:
             note = f"{note[:MAX_NOTE_CHARACTERS]} …"
         difference = comparison.difference if comparison else Estimate(n=0)
-        rows.append({"cell": cell, "difference": difference, "baseline": cell.label in baselines, "note": note})
+        rows.append(
+            {"cell": cell, "difference": difference, "baseline": comparison is None and cell.label in baselines, "note": note}
+        )
     return rows
 
 

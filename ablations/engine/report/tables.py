@@ -198,7 +198,9 @@ def _text_table(findings: Findings, *left_out: str) -> tuple[list[str], list[lis
         shown = {
             "value": formats.mean_std(cell.value),
             "n": completed_of_planned(cell),
-            "difference": "baseline" if cell.label in baselines else formats.signed_with_interval(difference),
+            "difference": "baseline"
+            if comparison is None and cell.label in baselines
+            else formats.signed_with_interval(difference),
             "p": p_value(difference.p_adjusted),
             "train": formats.mean_std(cell.train_value),
             "parameters": number(cell.parameters, 0),

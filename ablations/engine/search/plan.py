@@ -11,6 +11,7 @@ from ablations.engine.search.optimizer import Optimizer, SearchSettings
 from ablations.engine.search.space import Space, check_space, parse_space, restrict_space
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import SearchCell, SearchDesign
+from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.expansion import MAX_RUNS, check_storable, expand_runs, make_draft, resolve_draft
 from ablations.engine.study.factors import Level, format_level
 from ablations.engine.study.pareto import pareto_front
@@ -84,7 +85,7 @@ class SearchPlan(Plan):
     @property
     def baseline(self) -> Mapping[str, Level]:
         """Reference levels of the factors: without factors, the default configuration."""
-        return self.study.baseline if self.study.factors else {CONFIGURATION: DEFAULT}
+        return super().baseline if self.study.factors else {CONFIGURATION: DEFAULT}
 
     @property
     def trial_metric(self) -> Metric:
@@ -204,6 +205,8 @@ def draft_search(
     Returns:
         The draft with the cells of the search, the space of each cell, and the searched fields as in `SearchDesign.fields`.
     """
+    if request.design not in (None, FACTORIAL):
+        raise reject("--design", request.design, f"accepted for a search: {FACTORIAL}")
     study = _keep_per_cell_factors(study.for_preset(request.preset or study.preset), request, search)
     drafted = make_draft(study, request)
     workload, field_name = study.workload, study.workload.schema.field_name
@@ -252,6 +255,7 @@ def plan_search(study: Study, request: StudyRequest, search: SearchRequest, *, c
         preset=plan.preset,
         base=plan.base,
         factors=plan.factors,
+        grid=plan.grid,
         cells=(),
         skipped=plan.skipped,
         runs=(),

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self
 
+from ablations.engine.study.designs import FACTORIAL, check_design
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors, values_by_field
+from ablations.engine.study.grid import ARM, check_pair_baseline, checked_arms, checked_pairs, pair_name
 from ablations.engine.task.custom_training import CustomTraining
 from ablations.engine.task.definition import Task
 from ablations.engine.task.image_classification import IMAGE_CLASSIFICATION, own_images
@@ -33,10 +35,16 @@ class Study(_WorkloadSlot):
     """Name of the MLflow experiment."""
     question: str
     """The question in one sentence, shown next to all results."""
-    factors: Mapping[str, Sequence[Level]]
-    """Levels of each factor, by field: `{"depth": (20, 56), "optim.lr": (0.05, 0.1)}`."""
+    factors: Mapping[str, Sequence[Level]] = field(default_factory=dict)
+    """Levels of each factor, by field: `{"depth": (20, 56), "optim.lr": (0.05, 0.1)}`. Empty only with arms or a search space."""
     baseline: Mapping[str, Level] = field(default_factory=dict)
     """Reference levels: each cell is compared with the cell that has these levels and is otherwise equal."""
+    seeds: int | Sequence[int] = 3
+    """Number of replicates of every cell, with seeds 0, 1, … A range such as `(3, 12)` makes it adaptive: cells get more seeds only
+    while a comparison of theirs is undecided; more than two numbers are the looks."""
+    margin: float | None = None
+    """Largest difference that counts as no effect, above 0, in the unit of differences: percentage points for errors in percent.
+    With a margin, a study can show that a factor has no effect larger than it. None: no such claim."""
     design: str = "factorial"
     """Which combinations of levels are trained, one of `DESIGNS`: all of them (`factorial`); the baseline, and each other level by
     itself (`one-at-a-time`); the levels added one after another (`ladder`); a fraction of the combinations of factors with two
@@ -50,12 +58,6 @@ class Study(_WorkloadSlot):
     datasets: Sequence[str] | Mapping[str, Mapping[str, Any]] = ()
     """Data sets on which the study is repeated: names of data sets or presets, or settings by name. The answer
     generalizes over them."""
-    seeds: int | Sequence[int] = 3
-    """Number of replicates of every cell, with seeds 0, 1, … A range such as `(3, 12)` makes it adaptive: cells get more seeds only
-    while a comparison of theirs is undecided; more than two numbers are the looks."""
-    margin: float | None = None
-    """Largest difference that counts as no effect, above 0, in the unit of differences: percentage points for errors in percent.
-    With a margin, a study can show that a factor has no effect larger than it. None: no such claim."""
     preset: str = ""
     """Preset to run on unless `--preset` overrides it. Empty: `digits`, or the first preset of the task."""
     model: Any = None
@@ -112,10 +114,17 @@ class Study(_WorkloadSlot):
         for preset in (self.preset, *self.on):
             check_preset("preset", preset, workload)
         factors = validated_factors("factors", self.factors, workload)
-        if not factors and self.space is None:
+        if not factors and not self.arms and self.space is None:
             raise reject("factors", self.factors, "accepted: one factor or more, such as {'depth': (20, 56)}")
         object.__setattr__(self, "factors", factors)
-        object.__setattr__(self, "baseline", _checked_baseline(self.baseline, factors, workload))
+        object.__setattr__(self, "arms", checked_arms(self.arms, factors, workload))
+        object.__setattr__(self, "zip", checked_pairs(self.zip, factors, workload.schema))
+        object.__setattr__(self, "baseline", _checked_baseline(self.baseline, factors, self.arms, workload))
+        check_pair_baseline(self.zip, factors, self.baseline)
+        check_design("design", self.design)
+        if self.space is not None and (self.arms or self.zip or self.design != FACTORIAL):
+            name = "arms" if self.arms else "zip" if self.zip else "design"
+            raise reject(name, getattr(self, name), "accepted without a search space, which goes with a factorial design")
         object.__setattr__(self, "settings", _checked_settings(self.settings, workload))
         for preset, changes in self.on.items():
             if not isinstance(changes, Mapping):
@@ -136,11 +145,16 @@ class Study(_WorkloadSlot):
             object.__setattr__(self, "_workload", found)
         return found
 
+    @property
+    def compound_factors(self) -> tuple[str, ...]:
+        """Names of the factors that set several fields: arms, and factors that are paired."""
+        return (*((ARM,) if self.arms else ()), *map(pair_name, self.zip))
+
     def for_preset(self, preset: str) -> "Study":
         """Return the study with the overrides for a preset applied."""
         merged: dict[str, Any] = {}
         for part, changes in self.on.get(preset, {}).items():
-            own = values_by_field(part, getattr(self, part), self.workload.schema)
+            own = values_by_field(part, {k: v for k, v in getattr(self, part).items() if k != ARM}, self.workload.schema)
             changed = values_by_field(part, changes, self.workload.schema)
             names = {dotted: own[dotted][0] if dotted in own else name for dotted, (name, _) in changed.items()}
             merged[part] = {**getattr(self, part), **{names[dotted]: value for dotted, (_, value) in changed.items()}}
@@ -173,11 +187,17 @@ def _make_workload(task: object, model: object, reader: object) -> Workload:
     return IMAGE_CLASSIFICATION if model is None and reader is None else own_images(model, reader)
 
 
-def _checked_baseline(baseline: object, factors: Mapping[str, Sequence[Level]], workload: Workload) -> dict[str, Level]:
+def _checked_baseline(
+    baseline: object, factors: Mapping[str, Sequence[Level]], arms: Mapping[str, Any], workload: Workload
+) -> dict[str, Level]:
     """Return the baseline under the names of the factors; raise ConfigError for an unknown factor or level."""
     schema = workload.schema
     names = {schema.field_name(name): name for name in factors}
     found: dict[str, Level] = {}
+    if arms and isinstance(baseline, Mapping) and ARM in baseline:
+        if baseline[ARM] not in arms:
+            raise reject(f"baseline {ARM}", baseline[ARM], f"accepted: {', '.join(arms)}")
+        found[ARM], baseline = baseline[ARM], {name: level for name, level in baseline.items() if name != ARM}
     for dotted, (name, level) in values_by_field("baseline", baseline, schema).items():
         if dotted not in names:
             raise reject("baseline", name, f"not a factor; accepted: {', '.join(factors)}")

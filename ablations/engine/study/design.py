@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from ablations.engine.task.metric import Metric, error_metric
@@ -122,7 +123,7 @@ class Design:
     """Number of examples that the metric is a share of; 0 if it is not known or the metric is no share."""
     chance: float | None = None
     """Value of the metric that guessing gives, such as 90 % error for 10 balanced classes; None if it is not known."""
-    kind: str = "factorial"
+    kind: str = FACTORIAL
     """Which combinations of levels the study has: `factorial`, `one-at-a-time`, `ladder`, `screening` or `screening-iii`."""
     seed_looks: tuple[int, ...] = ()
     """Numbers of seeds at which an adaptive study decides which cells get more seeds, ascending; empty for a fixed number."""
@@ -160,6 +161,7 @@ class Design:
             ),
             skipped=tuple((str(cell), reason) for cell, reason in plan.skipped),
             origin=dict(origin),
+            kind=plan.grid.kind,
             planned_seeds=max(plan.study.seeds, len({run.seed for run in plan.runs})),
             margin=plan.study.margin,
             test_examples=plan.workload.evaluation_examples(plan.dataset),
@@ -236,7 +238,15 @@ class Design:
         return "example" if self.task else "image"
 
     def baseline_label(self, cell: DesignCell) -> str | None:
-        """Return the label of the cell that `cell` is compared with; None if there is none or if `cell` is a baseline itself."""
+        """Return the label of the cell that `cell` is compared with; None if there is none or if `cell` is a baseline itself.
+
+        A rung of a ladder is compared with the one below it. No two cells of a screening are compared with each other.
+        """
+        if self.kind in RESOLUTIONS:
+            return None
+        if self.kind == LADDER:
+            labels = [each.label for each in self.cells]
+            return dict(zip(labels[1:], labels, strict=False)).get(cell.label)
         wanted = {**cell.levels, **self.baseline}
         return next((other.label for other in self.cells if other.levels == wanted and other is not cell), None)
 

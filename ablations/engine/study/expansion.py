@@ -1,14 +1,15 @@
 """Expansion of a study and a request into cells and runs."""
 
-import itertools
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ablations.engine.study import designs
 from ablations.engine.study.definition import Study, check_preset
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors
+from ablations.engine.study.grid import Grid, make_grid
 from ablations.engine.study.plan import Cell, Draft, Plan, Run
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.task.workload import Workload
@@ -31,20 +32,22 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
     seeds = study.seeds if request.seeds is None else request.seeds
     if seeds < 1:
         raise reject("--seeds", seeds, "accepted: 1 or more")
-    factors = _factors(study, request)
+    grid = _grid(study, request)
     asked = {field_name(name): value for name, value in request.overrides.items()}
-    if math.prod(map(len, factors.values())) * seeds > MAX_RUNS:
-        levels = " × ".join(str(len(levels)) for levels in factors.values())
+    if grid.kind == designs.FACTORIAL and math.prod(map(len, grid.factors.values())) * seeds > MAX_RUNS:
+        levels = " × ".join(str(len(levels)) for levels in grid.factors.values())
         raise reject("--seeds", seeds, f"with {levels} levels, accepted: at most {MAX_RUNS:,} runs")
     for name, option in NOT_SETTINGS.items():
         if name in asked:
             raise reject("--set", name, f"accepted: {option}")
-    taken = sorted(asked.keys() & {field_name(n) for n in factors})
-    if taken:
-        raise ConfigError(f"--set {taken[0]}: is a factor of this study; set its levels with --levels")
-    settings = _settings(study, request, asked, {field_name(name) for name in factors})
-    specs, skipped = _cells(workload, preset, settings, factors)
-    return Draft(study=study, preset=preset, factors=factors, seeds=seeds, specs=specs, skipped=tuple(skipped))
+    of_fields = {field: name for name in grid.factors for field in grid.fields_of(name, workload.schema)}
+    if taken := sorted(asked.keys() & of_fields.keys()):
+        name = of_fields[taken[0]]
+        what = f"is set by {name}, a factor of this study" if name in grid.compound else "is a factor of this study"
+        raise ConfigError(f"--set {taken[0]}: {what}; set its levels with --levels")
+    settings = _settings(study, request, asked, of_fields.keys())
+    specs, skipped = _cells(workload, preset, settings, grid)
+    return Draft(study=study, preset=preset, grid=grid, seeds=seeds, specs=specs, skipped=tuple(skipped))
 
 
 def make_plan(study: Study, request: StudyRequest, *, cache: Path) -> Plan:
@@ -57,17 +60,21 @@ def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan
     """Read the data of a draft and return its plan; raise ConfigError if no cell can be trained on them."""
     workload = drafted.study.workload
     data = workload.load_all(drafted.specs.values(), cache, download=request.download)
+    grid = drafted.grid
     levels = {
-        workload.schema.field_name(name): f"{name}={','.join(map(format_level, of_factor))}"
-        for name, of_factor in drafted.factors.items()
+        field: f"{name}={','.join(map(format_level, of_factor))}"
+        for name, of_factor in grid.factors.items()
+        for field in grid.fields_of(name, workload.schema)
     }
     workload.check_comparable(levels, list(data.values()), drafted.base)
-    specs, impossible = _on_data(workload, drafted.specs, data, drafted.study.baseline)
+    specs, impossible = _on_data(workload, drafted.specs, data, grid.baseline)
+    designs.check_combinations(grid.kind, specs, impossible)
     return Plan(
         study=drafted.study,
         preset=drafted.preset,
         base=drafted.base,
-        factors=drafted.factors,
+        factors=grid.factors,
+        grid=grid,
         cells=tuple(specs),
         skipped=(*drafted.skipped, *impossible),
         runs=expand_runs(workload, specs, drafted.seeds, data),
@@ -103,34 +110,51 @@ def _settings(study: Study, request: StudyRequest, asked: Mapping[str, Any], var
     return settings
 
 
-def _factors(study: Study, request: StudyRequest) -> dict[str, tuple[Level, ...]]:
-    """Return the study's factors with the requested levels, in the study's order and under its names."""
+def _grid(study: Study, request: StudyRequest) -> Grid:
+    """Return the study's factors with the requested levels, in the study's order and under its names, and the requested design."""
+    kind = request.design or study.design
+    designs.check_design("--design", kind)
+    paired = {name: "+".join(group) for group in study.zip for name in group}
+    for name in request.levels:
+        if compound := paired.get(name):
+            raise reject("--levels", name, f"is paired with others; accepted: {compound}=…")
+    chosen = {name: levels for name, levels in request.levels.items() if name in study.compound_factors}
+    factors = _factors(study, {name: levels for name, levels in request.levels.items() if name not in chosen})
+    grid = make_grid(kind, factors, study.baseline, study.arms, study.zip)
+    restricted = dict(grid.factors)
+    for name, levels in chosen.items():
+        for level in levels:
+            if level not in grid.factors[name]:
+                raise reject(f"--levels {name}", level, f"accepted: {', '.join(map(format_level, grid.factors[name]))}")
+        restricted[name] = tuple(dict.fromkeys(levels))
+    grid = replace(grid, factors=restricted)
+    for name, level in grid.baseline.items():
+        if level not in grid.factors[name]:
+            levels = f"{name}={','.join(map(format_level, grid.factors[name]))}"
+            raise reject("--levels", levels, f"must include the baseline {format_level(level)}")
+    return grid
+
+
+def _factors(study: Study, requested: Mapping[str, Sequence[str]]) -> dict[str, tuple[Level, ...]]:
+    """Return the levels of the study's fields, with those that are requested."""
     field_name = study.workload.schema.field_name
     own = {field_name(name): name for name in study.factors}
     # Levels are converted to the types of their fields: "20" becomes 20, and an unknown level is rejected.
-    given = validated_factors("--levels", request.levels, study.workload)
+    given = validated_factors("--levels", requested, study.workload)
     asked = {own.get(field_name(name), name): levels for name, levels in given.items()}
-    factors = {name: tuple(levels) for name, levels in study.factors.items()} | asked
-    for name, level in study.baseline.items():
-        if level not in factors[name]:
-            raise reject(
-                "--levels",
-                f"{name}={','.join(map(format_level, factors[name]))}",
-                f"must include the baseline {format_level(level)}",
-            )
-    return factors
+    return {name: tuple(levels) for name, levels in study.factors.items()} | asked
 
 
 def _cells(
-    workload: Workload, preset: str, settings: Mapping[str, Any], factors: Mapping[str, tuple[Level, ...]]
+    workload: Workload, preset: str, settings: Mapping[str, Any], grid: Grid
 ) -> tuple[dict[Cell, Any], list[tuple[Cell, str]]]:
     """Return the valid combinations, and the invalid ones with the reason. Raise ConfigError if a level is never valid."""
     specs, skipped = {}, []
-    for levels in itertools.product(*factors.values()):
-        cell = Cell(tuple(zip(factors, levels, strict=True)))
+    for levels in grid.combinations:
+        cell = Cell(tuple(zip(grid.factors, levels, strict=True)))
         try:
             # All overrides are applied together: a setting may be valid only in combination with a level.
-            values = {**settings, **{workload.schema.field_name(name): level for name, level in cell.levels}}
+            values = {**settings, **grid.values(dict(cell.levels), workload.schema)}
             workload.check_settings(values)
             specs[cell] = workload.override(workload.presets[preset], values)
             check_storable(specs[cell])
@@ -138,6 +162,7 @@ def _cells(
             specs.pop(cell, None)
             skipped.append((cell, str(error)))
     _check_levels_exist(specs, skipped)
+    designs.check_combinations(grid.kind, specs, skipped)
     return specs, skipped
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ablations.engine.study.definition import Study
+from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.factors import Level, format_level
+from ablations.engine.study.grid import Grid
 from ablations.engine.task.metric import Metric
 from ablations.engine.task.workload import Workload
 
@@ -65,6 +67,8 @@ class Plan:
     base: Any
     """Configuration of the first cell before fields are resolved from the data set. Runs differ from it in factors and seed."""
     factors: Mapping[str, tuple[Level, ...]]
+    grid: Grid
+    """Factors as submitted, with the fields that they set; a search adds the factor `configuration` to `factors` only."""
     cells: tuple[Cell, ...]
     skipped: tuple[tuple[Cell, str], ...]
     """Combinations that cannot be trained, each with the reason."""
@@ -77,12 +81,13 @@ class Plan:
     @property
     def title(self) -> str:
         """Name of the parent run in MLflow."""
-        return f"{self.study.name} · {self.preset}"
+        design = "" if self.grid.kind == FACTORIAL else f" · {self.grid.kind}"
+        return f"{self.study.name} · {self.preset}{design}"
 
     @property
     def baseline(self) -> Mapping[str, Level]:
         """Reference levels of the factors."""
-        return self.study.baseline
+        return self.grid.baseline
 
     @property
     def workload(self) -> Workload:
@@ -123,16 +128,16 @@ class Plan:
 
     def shared_fields(self) -> dict[str, Any]:
         """Return the fields that all runs have in common, by dotted name."""
-        return _shared(self.workload, self.base, self.factors, self.searched)
+        return _shared(self.workload, self.base, self.grid, self.searched)
 
     @property
     def base_id(self) -> str:
-        """Hash of the base configuration. MLflow has one parent run for each study name and base configuration."""
+        """Hash of the base configuration and the design. MLflow has one parent run for each of them and the study's name."""
         workload, shared = self.workload, self.shared_fields()
-        factors = [workload.schema.field_name(name) for name in self.factors if name != CONFIGURATION]
-        data = workload.study_data_version(self.base, self.dataset, factors)
+        data = workload.study_data_version(self.base, self.dataset, _varied(workload, self.grid))
         varied = sorted(map(workload.identity_name, filter(workload.is_identity, self.base.flat().keys() - shared.keys())))
-        text = json.dumps([workload.deviations(shared), varied, data], sort_keys=True)
+        kind = [self.grid.kind] if self.grid.kind != FACTORIAL else []
+        text = json.dumps([workload.deviations(shared), varied, data, *kind], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -142,7 +147,7 @@ class Draft:
 
     study: Study
     preset: str
-    factors: Mapping[str, tuple[Level, ...]]
+    grid: Grid
     seeds: int
     specs: Mapping[Cell, Any]
     """Configuration of each cell, before fields are resolved from the data set."""
@@ -150,14 +155,24 @@ class Draft:
     searched: Collection[str] = ()
 
     @property
+    def factors(self) -> Mapping[str, tuple[Level, ...]]:
+        """Levels of each factor."""
+        return self.grid.factors
+
+    @property
     def base(self) -> Any:
         return next(iter(self.specs.values()))
 
     def shared_fields(self) -> dict[str, Any]:
         """Return the fields that all runs have in common, by dotted name."""
-        return _shared(self.study.workload, self.base, self.factors, self.searched)
+        return _shared(self.study.workload, self.base, self.grid, self.searched)
 
 
-def _shared(workload: Workload, base: Any, factors: Mapping[str, tuple[Level, ...]], searched: Collection[str]) -> dict[str, Any]:
-    varied = {workload.schema.field_name(name) for name in factors if name != CONFIGURATION} | {"seed", *searched}
+def _varied(workload: Workload, grid: Grid) -> list[str]:
+    """Return the dotted fields that the factors of a grid set."""
+    return [field for name in grid.factors for field in grid.fields_of(name, workload.schema)]
+
+
+def _shared(workload: Workload, base: Any, grid: Grid, searched: Collection[str]) -> dict[str, Any]:
+    varied = {*_varied(workload, grid), "seed", *searched}
     return {name: value for name, value in base.flat().items() if name not in varied and workload.is_identity(name)}

@@ -135,15 +135,20 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
     if is_new_database(options.tracking_uri):
         raise reject("--tracking-uri", options.tracking_uri, "the database does not exist")
     client = connect(options.tracking_uri)
-    field_name = study.study.workload.schema.field_name
-    asked = {field_name(name) for name in options.request.levels}
-    levels = {name: tuple(map(format_level, of_factor)) for name, of_factor in study.factors.items() if field_name(name) in asked}
+    schema, requested = study.study.workload.schema, options.request.levels
+    asked = {schema.field_name(name) for name in requested if name not in study.grid.compound}
+    levels = {
+        name: tuple(map(format_level, of_factor))
+        for name, of_factor in study.factors.items()
+        if name in requested or not asked.isdisjoint(study.grid.fields_of(name, schema))
+    }
     with mlflow_errors_as_config_errors(options.tracking_uri):
         run_id, whole = run_queries.find_design(
             client,
             study.study.name,
             study.preset,
             study.shared_fields(),
+            kind=study.grid.kind,
             defaults=study.study.workload.schema.default.flat(),
             whole=bool(study.searched),
         )

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from ablations.engine.study.design import Design
+from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.plan import Plan
 from ablations.engine.tracking import mlflow_internals
 from ablations.engine.tracking.mlflow_errors import check_experiment
@@ -34,6 +35,7 @@ MAX_COMPLETED_RUNS = 1000
 DESIGN_ARTIFACT = "design.json"
 """Artifact of a study's run: the design that was last submitted."""
 DESIGN_TAG = "design"
+KIND_TAG = "design_kind"
 """Tag of a study's run: hash of that design."""
 PROBES_ARTIFACT = "probes.csv"
 """Artifact of a run: the measurements of its probes."""
@@ -165,6 +167,7 @@ def find_design(
     preset: str,
     shared: Mapping[str, Any],
     *,
+    kind: str = FACTORIAL,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     whole: bool = False,
 ) -> tuple[str, Design]:
@@ -175,6 +178,7 @@ def find_design(
         study: name of the study.
         preset: name of its preset.
         shared: settings to match: `Plan.shared_fields()` or a part of it. The newest match counts.
+        kind: kind of its design.
         defaults: default of every field. A study that was submitted before a field existed has its default.
         whole: reject runs that have further shared settings.
 
@@ -191,6 +195,7 @@ def find_design(
     for run in runs:
         params = current_params(run)
         same = all(params.get(name, texts.get(name)) == value for name, value in wanted.items())
+        same &= run.data.tags.get(KIND_TAG, FACTORIAL) == kind
         if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run.info.run_id, DESIGN_ARTIFACT, folder)

@@ -24,7 +24,7 @@ from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_hold
 from ablations.engine.tracking.looks import PLANNED_SEEDS_TAG, planned_seeds
 from ablations.engine.tracking.mlflow_errors import check_experiment
 from ablations.engine.tracking.run_delivery import MLFLOW_STATUS
-from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, search_runs
+from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, KIND_TAG, search_runs
 from ablations.engine.tracking.writer import JOB_KILLED, Writer
 
 REPORT_TAG, WHOLE = "report", "whole"
@@ -93,6 +93,7 @@ class StudyRun:
             "study": plan.study.name,
             "base": plan.base_id,
             "preset": plan.preset,
+            KIND_TAG: plan.grid.kind,
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
         return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)

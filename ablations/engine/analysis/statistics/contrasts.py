@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from ablations.engine.study.design import Design
+from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS
 
 Terms = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """What a contrast averages: for each combination of the other factors, the rows that are added and those that are subtracted."""
@@ -31,6 +32,8 @@ class Contrast:
     """Combination of the other factors' levels of each term, for an average effect."""
     of_places: int = 1
     """Number of combinations of the other factors' levels that a full design has."""
+    matched: bool = True
+    """False if the rows of a term differ in further factors, as in a screening, where only the sum of all terms is balanced."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -44,7 +47,31 @@ def reference_levels(design: Design) -> dict[str, str]:
 
 
 def average_effects(design: Design) -> Iterator[Contrast]:
-    """Yield the average effect of every level over the combinations of the other factors that have it and its reference."""
+    """Yield the effect of every level: on average over the combinations of the other factors that have it and its reference.
+
+    With one factor at a time, there is one such combination, the baseline. A rung of a ladder has the level below as its reference.
+    A main effect of a screening is the mean of the cells with a level minus that of all others.
+    """
+    if design.kind == LADDER:
+        yield from (each for each in comparisons(design) if len(each.factors) == 1)
+    elif design.kind in RESOLUTIONS:
+        yield from _main_effects(design)
+    else:
+        yield from _effects_at_combinations(design)
+
+
+def _main_effects(design: Design) -> Iterator[Contrast]:
+    for factor, reference in reference_levels(design).items():
+        without = [row for row, cell in enumerate(design.cells) if cell.levels[factor] == reference]
+        for level in _other_levels(design, factor):
+            rows = [row for row, cell in enumerate(design.cells) if cell.levels[factor] == level]
+            if rows and len(rows) == len(without):
+                terms = tuple(((row,), (other,)) for row, other in zip(rows, without, strict=True))
+                yield Contrast(factors=(factor,), levels=(level,), references=(reference,), terms=terms, matched=False)
+
+
+def _effects_at_combinations(design: Design) -> Iterator[Contrast]:
+    whole = design.kind == FACTORIAL
     for factor, reference in reference_levels(design).items():
         rows = _design_rows(design, [factor])
         for level in _other_levels(design, factor):
@@ -56,12 +83,16 @@ def average_effects(design: Design) -> Iterator[Contrast]:
                     references=(reference,),
                     terms=tuple(((row[level,],), (row[reference,],)) for row in both.values()),
                     places=tuple(map(" ".join, both)),
-                    of_places=math.prod(len(design.factors[name]) for name in reference_levels(design) if name != factor),
+                    of_places=math.prod(len(design.factors[name]) for name in reference_levels(design) if name != factor)
+                    if whole
+                    else 1,
                 )
 
 
 def simple_effects(design: Design, factor: str) -> Iterator[Contrast]:
-    """Yield the simple effects of a factor's levels: at every combination of the others."""
+    """Yield the simple effects of a factor's levels: at every combination of the others. Only factorial designs have any."""
+    if design.kind != FACTORIAL:
+        return
     reference = reference_levels(design)[factor]
     for at, row_by_level in _design_rows(design, [factor]).items():
         for level in _other_levels(design, factor):
@@ -71,7 +102,12 @@ def simple_effects(design: Design, factor: str) -> Iterator[Contrast]:
 
 
 def interactions(design: Design) -> Iterator[Contrast]:
-    """Yield the interactions of all pairs of factors, averaged over the combinations of the others that have all four cells."""
+    """Yield the interactions of all pairs of factors, averaged over the combinations of the others that have all four cells.
+
+    Only factorial designs have any: a screening has sums of several, which no test attributes to one of them.
+    """
+    if design.kind != FACTORIAL:
+        return
     for pair in combinations(reference_levels(design), 2):
         rows = _design_rows(design, pair)
         first, second = (reference_levels(design)[factor] for factor in pair)
@@ -99,6 +135,13 @@ def comparisons(design: Design) -> Iterator[Contrast]:
             at=cell.label,
             terms=(((row_of[cell.label],), (row_of[label],)),),
         )
+
+
+def whole_ladder(design: Design) -> Contrast | None:
+    """Return the comparison of a ladder's last rung with its first; None for another design, or if it has one step only."""
+    if design.kind != LADDER or len(design.cells) < 3:
+        return None
+    return Contrast(factors=(), levels=(), references=(), terms=(((len(design.cells) - 1,), (0,)),))
 
 
 def _other_levels(design: Design, factor: str) -> list[str]:

@@ -38,7 +38,7 @@ class FailureTable:
     counted: Flags
     """True for a run that completed or diverged. Others, such as crashed ones, say nothing about training."""
 
-    def test(self, pairs: Sequence[tuple[int, int]], share: float = 1.0) -> FailureTest | None:
+    def test(self, pairs: Sequence[tuple[int, int]], share: float = 1.0, *, matched: bool = True) -> FailureTest | None:
         """Return the exact test of whether one row of each pair fails more often than the other; None if neither has a failure.
 
         The pairs are strata: Fisher's exact test for one, the exact conditional test of a common odds ratio for several. Runs with
@@ -47,8 +47,11 @@ class FailureTable:
         Args:
             pairs: Rows to compare.
             share: Fraction of the significance level that the present look at the study may spend.
+            matched: False if the rows of a pair differ in other respects as well, which only their sum balances: one stratum.
         """
         counts = [(*self._count(row), *self._count(reference)) for row, reference in pairs]
+        if not matched:
+            counts = [tuple(np.sum(counts, axis=0).tolist())]
         failed, runs, reference_failed, reference_runs = np.sum(counts, axis=0).tolist()
         if not failed + reference_failed:
             return None

@@ -63,7 +63,7 @@ class Family:
                     place=each.places[used[0]] if len(used) == 1 and each.of_places > 1 else "",
                     failures=self.failure_test(each.terms),
                     at_chance=self._at_chance(each.pairs),
-                    median=self._median(each.pairs),
+                    median=self._median(each.pairs) if each.matched else None,
                 )
             )
         return tuple(self._with_margin(found))
@@ -117,8 +117,22 @@ class Family:
         return found and replace(found, p_adjusted=self._adjusted.get((FAILURE, terms)))
 
     @cached_property
+    def ladder_total(self) -> Estimate | None:
+        """Difference between the last rung of a ladder and its first; None for another design."""
+        return self.difference(self._total.terms) if self._total else None
+
+    @cached_property
     def _effects(self) -> Sequence[Contrast]:
         return list(contrasts.average_effects(self.design))
+
+    @cached_property
+    def _total(self) -> Contrast | None:
+        return contrasts.whole_ladder(self.design)
+
+    @cached_property
+    def _top(self) -> Sequence[Contrast]:
+        """Contrasts that are tested from the start besides interactions: effects and the whole of a ladder."""
+        return [*self._effects, *([self._total] if self._total else [])]
 
     @cached_property
     def _interactions(self) -> Sequence[Contrast]:
@@ -136,15 +150,17 @@ class Family:
 
     @cached_property
     def _top_terms(self) -> frozenset[Terms]:
-        return frozenset(each.terms for each in self._effects)
+        return frozenset(each.terms for each in self._top)
 
     @cached_property
     def _estimates(self) -> Mapping[Terms, tuple[Estimate, tuple[int, ...]]]:
         found = {}
-        for each in (*self._effects, *self._interactions, *self._single):
+        for each in (*self._top, *self._interactions, *self._single):
             if each.terms not in found:
                 parts = [self.values[list(add)].sum(axis=0) - self.values[list(take)].sum(axis=0) for add, take in each.terms]
-                found[each.terms] = estimate_average(parts, self.scale)
+                estimate, used = estimate_average(parts, self.scale)
+                balanced = each.matched or len(used) == len(parts)
+                found[each.terms] = (estimate, used) if balanced else (Estimate(n=0), ())
         return found
 
     @cached_property
@@ -153,7 +169,10 @@ class Family:
 
     @cached_property
     def _failure_tests(self) -> Mapping[Terms, FailureTest]:
-        found = {each.terms: self.failures.test(each.pairs, self.scale.share) for each in (*self._effects, *self._single)}
+        found = {
+            each.terms: self.failures.test(each.pairs, self.scale.share, matched=each.matched)
+            for each in (*self._top, *self._single)
+        }
         return {terms: test for terms, test in found.items() if test}
 
     @cached_property
@@ -167,19 +186,19 @@ class Family:
             for level in zip(each.factors, each.levels, strict=True):
                 by_level.setdefault(level, []).extend(name for name in names.of(each.terms) if each.terms not in self._top_terms)
         parts = _initial_parts(
-            differences=[(DIFFERENCE, each.terms) for each in self._effects if each.terms in names.tested],
-            failures=[(FAILURE, each.terms) for each in self._effects if each.terms in names.counted],
+            differences=[(DIFFERENCE, each.terms) for each in self._top if each.terms in names.tested],
+            failures=[(FAILURE, each.terms) for each in self._top if each.terms in names.counted],
             interactions=[(DIFFERENCE, each.terms) for each in self._interactions if each.terms in names.tested],
         )
         nodes: dict[Name, Node] = {}
-        for contrasts_of_kind in (self._effects, self._interactions):
+        for contrasts_of_kind in (self._top, self._interactions):
             siblings = [name for each in contrasts_of_kind for name in names.of(each.terms)]
             for each in contrasts_of_kind:
                 below = [by_level.get(level, ()) for level in zip(each.factors, each.levels, strict=True)]
                 children = list(dict.fromkeys(name for of_level in below for name in of_level))
                 for name in names.of(each.terms):
                     nodes[name] = Node(name=name, p=self._p(name), weight=parts[name], siblings=siblings, children=children)
-        top = [name for each in self._effects for name in names.of(each.terms)]
+        top = [name for each in self._top for name in names.of(each.terms)]
         for of_level in by_level.values():
             for name in of_level:
                 known = nodes[name].siblings if name in nodes else ()

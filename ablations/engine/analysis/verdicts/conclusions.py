@@ -15,6 +15,7 @@ from ablations.engine.analysis.verdicts.claims import (
     possible,
 )
 from ablations.engine.analysis.verdicts.sentences import MAX_NAMED, Sentences, sentence
+from ablations.engine.study.designs import FACTORIAL, LADDER, ONE_AT_A_TIME
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
@@ -37,6 +38,10 @@ class FactorEvidence:
     """Number of tests in the study's family."""
     margin: float | None = None
     """Largest difference that counts as no effect; None if the study does not say."""
+    kind: str = FACTORIAL
+    """Design of the study."""
+    aliases: Sequence[str] = ()
+    """Interactions that a screening estimates together with the factor's main effect."""
 
 
 def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat) -> Answer:
@@ -61,7 +66,7 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
         margin = formats.size(evidence.margin or 0)
         lead = f"{factor} has no effect larger than {margin}"
         if averaged:
-            lead = f"On average over {' and '.join(evidence.others)}, {lead}"
+            lead = f"{sentence(averaged).replace('Averaged', 'On average')}{lead}"
         texts = [words.bounds(evidence.effects, evidence.margin)]
     elif verdict == "no difference shown":
         lead, texts = f"No difference is shown for {factor}", [averaged + words.bounds(evidence.effects)]
@@ -75,6 +80,8 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
             *_effect_texts(factor, evidence, words, formats.metric, averaged),
             words.within_margin(evidence.effects, evidence.margin),
         ]
+    if evidence.aliases:
+        texts.append(f"this is the effect of {factor} plus those of {', '.join(evidence.aliases)}")
     first, *rest = [text for text in (*texts, _missing_runs_text(evidence.cells)) if text]
     return Answer(factor=factor, verdict=verdict, text=" ".join([f"{lead}: {first}.", *(f"{sentence(text)}." for text in rest)]))
 
@@ -122,8 +129,16 @@ def _effect_texts(factor: str, evidence: FactorEvidence, words: Sentences, metri
 
 
 def _averaged_over(evidence: FactorEvidence) -> str:
+    """Return where the effects of a factor hold, as the beginning of a clause; empty with one combination of the others."""
+    if not evidence.others:
+        return ""
+    if evidence.kind == ONE_AT_A_TIME:
+        return "with all other factors at the baseline, "
+    if evidence.kind == LADDER:
+        return "added to the rung below, "
+    others = f"the other {len(evidence.others)} factors" if len(evidence.others) > MAX_NAMED else " and ".join(evidence.others)
     averages = any(each.combinations > 1 for each in evidence.effects)
-    return f"averaged over {' and '.join(evidence.others)}, " if averages and evidence.others else ""
+    return f"averaged over {others}, " if averages else ""
 
 
 def _missing_runs_text(cells: Sequence[CellFinding]) -> str:

@@ -125,6 +125,17 @@ class Sentences:
             f"{other}={other_reference} to {other_level} ({self._interval(change)})"
         )
 
+    def whole_ladder(self, total: Estimate, steps: int) -> str:
+        """Return what all changes of a ladder do together."""
+        changes = f"All {counted(steps, 'change')} together"
+        if total.significant:
+            verb = "raise" if (total.mean or 0) > 0 else "lower"
+            return f"{changes} {verb} {self._label} by {self._formats.size(total.mean or 0)} ({self._interval(total)})."
+        if not total.n:
+            return f"{changes} have no test, because no seed has both the first and the last rung."
+        shown = "" if total.p is None else ": no difference shown"
+        return f"{changes} give {self._difference(total)}{shown}."
+
     def _extreme_combinations(self, of_level: Sequence[SimpleEffect]) -> str:
         """Return a level's strongest simple effect, which comes first, and the one farthest from it."""
         first, *others = of_level
