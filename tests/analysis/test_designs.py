@@ -27,7 +27,7 @@ def found(kind: str, seeds: int = 5, **more: object) -> Findings:
 
 
 def test_a_screening_has_the_main_effects_of_the_factorial_design() -> None:
-    screened, whole = found("screening"), found("factorial", seeds=2)
+    screened, whole = found("screening", seeds=10), found("factorial", seeds=2)
     assert len(screened.cells) == 16
     assert len(whole.cells) == 256
     off = []
@@ -36,7 +36,7 @@ def test_a_screening_has_the_main_effects_of_the_factorial_design() -> None:
         assert part.difference.se
         assert full.difference.mean is not None
         off.append(abs(part.difference.mean - full.difference.mean) / part.difference.se)
-    assert max(off) < stats.t.isf(0.05 / 8 / 2, 4)  # the 95 % intervals of all eight together hold the whole grid's effects
+    assert max(off) < stats.t.isf(0.05 / 8 / 2, 9)  # the 95 % intervals of all eight together hold the whole grid's effects
     verdicts = {each.factor: each.verdict for each in screened.answers}
     assert {name for name, verdict in verdicts.items() if verdict == "matters"} == {"a", "b", "c", "e", "f", "g"}
 

@@ -12,8 +12,8 @@ from ablations.engine.study.expansion import make_draft, make_plan
 from ablations.engine.study.expectations import Expectation, parse_expectations
 from ablations.engine.study.factors import Level
 from ablations.engine.study.plan import CONFIGURATION, DEFAULT, TUNED, Draft, Plan
-from ablations.engine.study.request import Options
-from resnet_core.fields import ConfigError
+from ablations.engine.study.request import ALL_DESIGNS, Options
+from resnet_core.fields import ConfigError, reject
 
 if TYPE_CHECKING:
     from ablations.engine.submission.reporting import StoredStudy
@@ -32,6 +32,8 @@ def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> 
         options: its parsed command line.
         emit: receives the JSON document, if `options.json`.
     """
+    if options.request.design == ALL_DESIGNS:
+        return _show_designs(study, options, emit)
     if options.report:
         drafted = draft(study, options)
         expected = expectations(drafted, options)
@@ -107,6 +109,23 @@ def _show_plan(plan: Plan, options: Options, emit: Callable[[str], object]) -> i
     from ablations.engine.submission.planning.plan_json import plan_document
 
     emit(to_json(plan_document(examine(plan, options))))
+    return 0
+
+
+def _show_designs(study: Study, options: Options, emit: Callable[[str], object]) -> int:
+    """Print what each design of a study costs and finds; return the exit code."""
+    if options.search:
+        raise reject("--design", ALL_DESIGNS, "accepted for a study without a search space")
+    paths.protect_home()
+    from ablations.engine.environment.console import make_console
+    from ablations.engine.report.findings_json import to_json
+    from ablations.engine.submission.planning.designs import compare_designs, designs_document, designs_view
+
+    compared = compare_designs(study, options)
+    if options.json:
+        emit(to_json(designs_document(compared)))
+    else:
+        make_console().print(designs_view(compared))
     return 0
 
 

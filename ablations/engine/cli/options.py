@@ -14,6 +14,7 @@ from ablations.engine.study.definition import Study, check_margin
 from ablations.engine.study.designs import DESIGNS, check_design
 from ablations.engine.study.factors import format_level, split_levels
 from ablations.engine.study.request import (
+    ALL_DESIGNS,
     DEFAULT_TRIALS,
     DEFAULT_VALIDATION_SHARE,
     OBJECTIVES,
@@ -28,8 +29,6 @@ from resnet_core.fields import ConfigError, reject
 from resnet_core.schema import Schema
 
 PLACEMENTS = ("pack", "spread")
-ALL_DESIGNS = "all"
-"""Value of `--design` with which `--plan` compares all designs."""
 MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
 """One week. The watchdog's timer overflows above some 290 years, which would leave a run without a watchdog."""
 RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+ALL_DESIGNS = "all"
+"""Value of `--design` with which `--plan` compares all designs."""
 SAMPLERS = ("tpe", "random", "gp")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = {"flops": "flops", "seconds": "train_seconds"}
@@ -41,7 +43,7 @@ class StudyRequest:
 
     preset: str | None = None
     design: str | None = None
-    """Design of the cells; None: that of the study."""
+    """Design of the cells, or `ALL_DESIGNS`; None: that of the study."""
     seeds: int | None = None
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -111,7 +111,7 @@ def estimate_cost(
         seconds=seconds,
         source=" and ".join(sources),
         at_once=at_once,
-        hours=_wall_seconds(in_order, at_once) / 3600 if at_once else None,
+        hours=wall_seconds(in_order, at_once) / 3600 if at_once else None,
         gpu_hours=sum(in_order) * gpus_per_worker * plan.base.world_size / 3600,
     )
 
@@ -166,7 +166,7 @@ def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:
     return model.seconds(steps * spec.depth, multiply_adds(spec, dataset.sizes, trained, tested))
 
 
-def _wall_seconds(seconds: Sequence[float], at_once: int) -> float:
+def wall_seconds(seconds: Sequence[float], at_once: int) -> float:
     """Return the seconds until the last run ends, if each starts as soon as a slot is free."""
     ends = [0.0] * min(at_once, max(1, len(seconds)))
     for duration in seconds:
@@ -210,7 +210,7 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
     """
     from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable  # imports scipy
 
-    found = _difference_spread(design, values)
+    found = difference_spread(design, values)
     if found is None:
         return None
     spread, source = found
@@ -239,7 +239,7 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
     )
 
 
-def _difference_spread(design: Design, values: Mapping[str, float]) -> "tuple[Spread, str] | None":
+def difference_spread(design: Design, values: Mapping[str, float]) -> "tuple[Spread, str] | None":
     """Return the best known standard deviation of paired differences, and its source; None if there is none."""
     from ablations.engine.analysis.statistics.inference import zero_tolerance  # imports scipy
     from ablations.engine.analysis.statistics.power import pooled_spread
