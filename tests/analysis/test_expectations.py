@@ -55,6 +55,20 @@ def test_an_expectation_is_decided_by_the_difference_and_its_uncertainty(text: s
     assert verdict(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("one-at-a-time", "shortcut=B better than none by 2", SHOWN),  # at the baseline of the other factors
+        ("ladder", "shortcut=A better than none", SHOWN),
+        ("ladder", "shortcut=B better than A", SHOWN),
+        ("ladder", "shortcut=B better than none", NOT_SHOWN),  # no step of the ladder
+    ],
+)
+def test_an_expectation_of_another_design_is_decided_by_what_it_compares(kind: str, text: str, expected: str) -> None:
+    factors = {"shortcut": ("none", "A", "B"), "depth": ("20", "56")}
+    assert verdict(text, evidence(design(factors, {"shortcut": "none"}, seeds=6, kind=kind), truth=shifted)) == expected
+
+
 def test_two_seeds_show_nothing() -> None:
     given = evidence(design(seeds=2), truth=shifted)
     assert verdict("shortcut=A better than none", given) == NOT_SHOWN

@@ -87,6 +87,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--probe", "moods"], "probes=moods"),
         (["--data-download"], "digits"),
         (["--levels", "shortcut=A,D"], "model.shortcut=D"),
+        (["--design", "random"], "--design=random: accepted: factorial, one-at-a-time, ladder, screening, screening-iii"),
+        (["--design", "all"], "--design=all: accepted: factorial"),  # only with --plan
+        (["--design", "screening"], "design=screening: shortcut has 4 levels (none, A, B, C); accepted: two of each factor"),
+        (["--design", "ladder", "--levels", "depth=20", "shortcut=A,B"], "the study has 1 factor with several levels"),
         (["--set", "optim.lr"], "--set=optim.lr"),
         (["--set", "optim.lr=quick"], "optim.lr=quick"),
         (["--set", "optim.rate=1"], "optim.rate"),

@@ -61,6 +61,28 @@ def test_a_plan_as_json_counts_what_is_done_and_names_every_run(
     assert (found["estimate"]["runs"], found["estimate"]["seconds"]) == (0, None)  # no measured run is like these
 
 
+def test_designs_are_compared_by_their_cost_and_by_what_they_find(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stored_uri: str
+) -> None:
+    options_ = ("--plan", "--design", "all", "--no-calibrate", "--tracking-uri", stored_uri)
+    code, out, _ = run_main(monkeypatch, capfd, *options_, "--json")
+    compared = json.loads(out)
+    assert code == 0
+    assert compared["schema"] == "ablations-designs/1"
+    found = {each["design"]: each for each in compared["designs"]}
+    assert list(found) == ["factorial", "one-at-a-time", "ladder"]
+    assert [each["design"] for each in compared["impossible"]] == ["screening", "screening-iii"]
+    assert (found["factorial"]["cells"], found["factorial"]["runs"], found["factorial"]["missing"]) == (4, RUNS, 0)
+    assert (found["one-at-a-time"]["cells"], found["ladder"]["cells"]) == (3, 3)
+    assert (found["one-at-a-time"]["effects"], found["ladder"]["effects"]) == (2, 3)  # and the whole ladder
+    assert found["factorial"]["detectable"] < found["one-at-a-time"]["detectable"] < found["ladder"]["detectable"]
+    code, out, _ = run_main(monkeypatch, capfd, *options_)
+    assert code == 0
+    assert "screening is not possible: design=screening: the study has 2 factors with two levels; accepted: 4 to 15" in " ".join(
+        out.split()
+    )
+
+
 @pytest.mark.parametrize("more", [["--plan"], ["--report"], []])
 def test_an_error_is_one_line_on_standard_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stored_uri: str, more: list[str]

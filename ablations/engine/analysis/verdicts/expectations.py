@@ -11,6 +11,7 @@ from ablations.engine.analysis.statistics.contrasts import reference_levels
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
 from ablations.engine.analysis.statistics.inference import shifted_p_value
 from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.study.designs import LADDER
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
@@ -54,6 +55,8 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
     effect, findings = _effect(expectation, evidence, findings)
     if effect is None:
         why = "no combination of the other factors has runs of both levels"
+        if evidence.design.kind == LADDER:
+            why = "a ladder compares each level with the one that it replaces"
         return Assessment(expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: {why}")
     gain = _gain(effect.difference, metric)
     verdict, why = _decide(expectation, gain, findings)
@@ -79,7 +82,8 @@ def _effect(expectation: Expectation, evidence: Evidence, findings: Findings) ->
     if reference_levels(design).get(factor) != expectation.reference:  # the same family of tests, against another reference
         rebased = replace(design, baseline={**design.baseline, factor: expectation.reference}, search=None)
         findings = analyze_study(replace(evidence, design=rebased))
-    found = [each for each in findings.effects if (each.factor, each.level) == (factor, expectation.level)]
+    wanted = factor, expectation.level, expectation.reference
+    found = [each for each in findings.effects if (each.factor, each.level, each.reference) == wanted]
     return (found[0] if found else None), findings
 
 
