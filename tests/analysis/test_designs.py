@@ -107,6 +107,14 @@ def test_a_ladder_compares_each_rung_with_the_one_below_and_the_last_with_the_fi
     assert climbed.ladder.text.startswith("All 8 changes together lower the test error by ")
 
 
+def test_a_part_of_a_ladder_compares_only_neighbors() -> None:
+    made = design(TRICKS, seeds=4, kind="ladder", baseline=dict.fromkeys(TRICKS, "False"))
+    part = replace(made, cells=(*made.cells[:3], *made.cells[4:]))
+    climbed = analyze_study(evidence(part, response, epochs=1))
+    assert climbed.ladder is None
+    assert [each.factor for each in climbed.effects] == list("abefgh")
+
+
 def test_a_ladder_of_three_levels_steps_from_level_to_level() -> None:
     factors = {"depth": ("20", "32", "56"), "shortcut": ("A", "B")}
     climbed = analyze_study(evidence(design(factors, seeds=4, kind="ladder"), epochs=1))

@@ -61,8 +61,8 @@ def load(study: Study, **options: Any) -> Result:
 
     Args:
         study: the study.
-        **options: keywords as for `run`, of which those apply that say which study, levels and seeds: `preset`, `seeds`, `levels`,
-            `settings`, `workers`, `expect`, `tracking_uri`, `storage`, and those of a search.
+        **options: keywords as for `run`, of which those apply that say which study, levels and seeds: `preset`, `design`, `seeds`,
+            `levels`, `settings`, `workers`, `expect`, `tracking_uri`, `storage`, and those of a search.
 
     Returns:
         The results of the latest submission, or of the requested levels and seeds of it.

@@ -18,7 +18,10 @@ NAMES = {"set": "settings"}
 """Keywords with another name than their option, by option."""
 MAPPINGS = ("levels", "set")
 """Options that are mappings by field."""
-LOAD_KEYWORDS = ("preset", "seeds", "levels", "settings", "probe", "workers", "expect", "margin", "tracking_uri", "storage")
+LOAD_KEYWORDS = (
+    *("preset", "design", "seeds", "levels", "settings"),
+    *("probe", "workers", "expect", "margin", "tracking_uri", "storage"),
+)
 """Keywords of `load`; with a search, those of its group as well."""
 
 

@@ -1,5 +1,6 @@
 """The design of a submitted study as plain data, stored as JSON in MLflow and read back without Ray, MLflow or torch."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -245,8 +246,9 @@ class Design:
         if self.kind in RESOLUTIONS:
             return None
         if self.kind == LADDER:
-            labels = [each.label for each in self.cells]
-            return dict(zip(labels[1:], labels, strict=False)).get(cell.label)
+            below = next((lower for lower, upper in itertools.pairwise(self.cells) if upper.label == cell.label), None)
+            changes = sum(cell.levels[name] != level for name, level in below.levels.items()) if below else 0
+            return below.label if below and changes == 1 else None  # a part of a ladder may lack the rung below
         wanted = {**cell.levels, **self.baseline}
         return next((other.label for other in self.cells if other.levels == wanted and other is not cell), None)
 

@@ -138,8 +138,8 @@ def comparisons(design: Design) -> Iterator[Contrast]:
 
 
 def whole_ladder(design: Design) -> Contrast | None:
-    """Return the comparison of a ladder's last rung with its first; None for another design, or if it has one step only."""
-    if design.kind != LADDER or len(design.cells) < 3:
+    """Return the comparison of a ladder's last rung with its first; None for another design, one step, or a part of one."""
+    if design.kind != LADDER or len(design.cells) < 3 or not all(map(design.baseline_label, design.cells[1:])):
         return None
     return Contrast(factors=(), levels=(), references=(), terms=(((len(design.cells) - 1,), (0,)),))
 

@@ -14,6 +14,7 @@ from ablations.engine.cli import options
 from ablations.engine.cli.compare.arms import Arm, checked_out, parse_arm
 from ablations.engine.environment.console import format_duration
 from ablations.engine.environment.validation import check_positive
+from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.factors import format_level, is_level
 from ablations.engine.study.plan import CONFIGURATION
 from ablations.engine.task.metric import Metric
@@ -97,7 +98,11 @@ def _options(arm: Arm, given: argparse.Namespace) -> list[str]:
     """Return the options with which a side trains: factors at their baseline, or at the levels that are asked for."""
     passed = [word for name in PASSED_ON if (value := getattr(given, name)) for word in (f"--{name.replace('_', '-')}", str(value))]
     passed += ["--seeds", str(given.seeds)]
-    outline = _plan(arm, [*passed, *(["--levels", *given.levels] if given.levels else [])])
+    outline = _plan(arm, passed)
+    if outline.get("design", FACTORIAL) != FACTORIAL:  # other designs need several factors with several levels
+        passed += ["--design", FACTORIAL]
+    if given.levels:
+        outline = _plan(arm, [*passed, "--levels", *given.levels])
     factors: Mapping[str, Sequence[Any]] = outline["factors"]
     if outline["search"] or CONFIGURATION in factors:
         raise reject("--study", given.study, "is a search, which has no fixed runs to compare; accepted: a study without space")

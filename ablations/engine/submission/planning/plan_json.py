@@ -23,6 +23,7 @@ def plan_document(preview: Preview) -> dict[str, Any]:
         "schema": SCHEMA,
         "study": {"name": plan.study.name, "question": plan.study.question},
         "preset": plan.preset,
+        "design": plan.grid.kind,
         "dataset": plan.dataset.name,
         "metric": plan.metric.to_dict(),
         "factors": {name: list(levels) for name, levels in plan.factors.items()},
