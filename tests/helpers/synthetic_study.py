@@ -35,7 +35,7 @@ def design(
     if kind != FACTORIAL:
         baseline = {name: levels[0] for name, levels in factors.items()} | dict(baseline or {})
     for levels in combinations(kind, factors, baseline or {}):
-        named = dict(zip(factors, levels, strict=True))
+        named = dict(zip(factors, map(str, levels), strict=True))
         label = " ".join(f"{factor}={level}" for factor, level in named.items())
         flat = {key: value for key, value in preset("digits").flat().items() if key != "seed"} | dict(spec or {})
         flat = json.loads(json.dumps(flat))

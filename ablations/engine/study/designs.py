@@ -140,7 +140,7 @@ def resolution(signs: npt.NDArray[np.int_]) -> int:
     factors = signs.shape[1]
     for length in range(1, factors + 1):
         for columns in itertools.combinations(range(factors), length):
-            if abs(signs[:, columns].prod(axis=1).sum()) == len(signs):
+            if abs(int(signs[:, columns].prod(axis=1).sum())) == len(signs):
                 return length
     return factors + 1
 
@@ -156,13 +156,13 @@ def alias_groups(signs: npt.NDArray[np.int_], names: Sequence[str]) -> list[tupl
         For each group, the names of its effects (`norm`, `squeeze × stem`, or `−squeeze × stem` for one that is subtracted), and
         the signs of the contrast that estimates their sum. Main effects come first. A constant product is no effect.
     """
-    columns = [((name,), signs[:, i]) for i, name in enumerate(names)]
-    columns += [((names[i], names[j]), signs[:, i] * signs[:, j]) for i, j in itertools.combinations(range(len(names)), 2)]
+    columns = [(name, signs[:, i]) for i, name in enumerate(names)]
+    pairs = itertools.combinations(range(len(names)), 2)
+    columns += [(f"{names[i]} × {names[j]}", signs[:, i] * signs[:, j]) for i, j in pairs]
     groups: list[tuple[list[str], npt.NDArray[np.int_]]] = []
-    for effect, column in columns:
+    for text, column in columns:
         if abs(column.sum()) == len(column):
             continue
-        text = " × ".join(effect)
         for known, contrast in groups:
             agreement = int((contrast * column).sum())
             if abs(agreement) == len(column):

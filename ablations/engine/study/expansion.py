@@ -123,9 +123,9 @@ def _grid(study: Study, request: StudyRequest) -> Grid:
     grid = make_grid(kind, factors, study.baseline, study.arms, study.zip)
     restricted = dict(grid.factors)
     for name, levels in chosen.items():
-        for level in levels:
-            if level not in grid.factors[name]:
-                raise reject(f"--levels {name}", level, f"accepted: {', '.join(map(format_level, grid.factors[name]))}")
+        for asked in levels:
+            if asked not in grid.factors[name]:
+                raise reject(f"--levels {name}", asked, f"accepted: {', '.join(map(format_level, grid.factors[name]))}")
         restricted[name] = tuple(dict.fromkeys(levels))
     grid = replace(grid, factors=restricted)
     for name, level in grid.baseline.items():

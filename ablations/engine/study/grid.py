@@ -77,8 +77,8 @@ def make_grid(
     for group in pairs:
         wanted = {name: baseline[name] for name in group if name in baseline}
         if wanted:
-            levels = compound[pair_name(group)]
-            references[pair_name(group)] = next(level for level, row in levels.items() if wanted.items() <= row.items())
+            rows_of = compound[pair_name(group)]
+            references[pair_name(group)] = next(level for level, row in rows_of.items() if wanted.items() <= row.items())
     firsts = {name: levels[0] for name, levels in found.items() if kind != designs.FACTORIAL or name == ARM}
     return Grid(kind=kind, factors=found, baseline={**firsts, **references}, compound=compound)
 
