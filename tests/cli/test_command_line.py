@@ -270,7 +270,7 @@ def test_a_study_can_be_planned_on_its_presets(
 ) -> None:
     request = StudyRequest(preset=preset, overrides=stand_ins.get(preset, {}))
     study = study_of(name).for_preset(preset)
-    if preset == "imagenet" and name not in ("shortcuts", "degradation", "depth", "blocks", "hyperparameters"):
+    if preset == "imagenet" and name not in ("shortcuts", "degradation", "depth", "blocks", "hyperparameters", "tricks"):
         with pytest.raises(ConfigError, match="imagenet"):
             make_plan(study, request, cache=tmp_path)
         return

@@ -1,11 +1,13 @@
 """Expansion of studies into cells and runs, and rejection of invalid requests."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ablations import tricks
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
@@ -212,3 +214,12 @@ def test_seeds_and_workers_are_not_set_as_fields(tmp_path: Path, name: str) -> N
 def test_probes_beyond_the_training_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^probe_epochs=9: accepted: 1 to 2, "):
         plan_of(tmp_path, overrides={"probes": "gradients", "probe_epochs": "9"})
+
+
+@pytest.mark.parametrize("preset", ["smoke", "digits"])
+def test_all_256_combinations_of_the_tricks_are_different_trainings_and_the_baseline_has_all(preset: str, tmp_path: Path) -> None:
+    study = replace(tricks.STUDY.for_preset(preset), design="factorial", seeds=1)
+    plan = make_plan(study, StudyRequest(preset=preset), cache=tmp_path)
+    assert (len({run.fingerprint for run in plan.runs}), plan.skipped) == (256, ())
+    assert list(study.baseline) == list(study.factors)
+    assert all(study.baseline[name] == levels[-1] for name, levels in study.factors.items())

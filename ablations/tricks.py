@@ -1,0 +1,42 @@
+"""Eight tricks of the ResNet literature: which of them improve a short training?
+
+ray job submit -- python ablations/tricks.py
+
+A screening of 16 of the 256 combinations. The baseline has all eight tricks, so that `--design one-at-a-time` leaves out one at a
+time. `--design factorial` trains every combination, and its runs include those of the other two designs.
+
+Sources, in the order of the factors: cosine schedule (Loshchilov and Hutter 2017, arXiv:1608.03983), warm-up (He et al. 2015,
+section 4.2), Nesterov momentum (Sutskever et al. 2013, ICML), weight decay of weights only (He et al. 2019, arXiv:1812.01187,
+section 3.1), label smoothing (Szegedy et al. 2016, arXiv:1512.00567, section 7), mixup (Zhang et al. 2018, arXiv:1710.09412),
+projection shortcuts (He et al. 2015, section 4.1), BatchNorm statistics averaged after the training (the authors' release).
+
+Cost: 48 runs on digits: 1 minute on 2 CPU cores that other programs shared. The factorial has 768 runs: 17 minutes.
+Expect: 2 to 5 % test error. In only 66 steps, warm-up and mixup raise it by a point each. The other effects are below a point.
+"""
+
+from ablations import Study, main
+
+TRICKS = {
+    "schedule": ("step", "cosine"),
+    "warmup_steps": (0, 10),
+    "nesterov": (False, True),
+    "decay": ("all", "weights"),
+    "label_smoothing": (0.0, 0.1),
+    "mixup": (0.0, 0.2),
+    "shortcut": ("A", "B"),
+    "bn_recalibration": (False, True),
+}
+STUDY = Study(
+    name="tricks",
+    question="Which of eight tricks improve a short training of a small residual network?",
+    design="screening",
+    factors=TRICKS,
+    baseline={name: levels[1] for name, levels in TRICKS.items()},
+    on={
+        "digits": {"settings": {"depth": 8, "width": 8, "epochs": 3, "lr": 0.1}},
+        "smoke": {"factors": {"warmup_steps": (0, 2)}, "baseline": {"warmup_steps": 2}},  # it has 8 steps
+    },
+)
+
+if __name__ == "__main__":
+    main(STUDY)
