@@ -26,11 +26,14 @@ class Progress:
     """
 
     def __init__(self, console: Console, plan: Plan, todo: Sequence[Run]) -> None:
-        self.console, self.plan, self.todo = console, plan, todo
+        self.console, self.plan = console, plan
         self.metric = plan.metric
         self.total: int | None = len(todo)
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
+        # Looked up once: every run that ends counts the work of all others.
+        self._work = {run.fingerprint: (plan.workload.relative_cost(run.spec), plan.total_epochs(run)) for run in todo}
+        """Relative cost of an epoch and number of epochs, None if not known, of each run."""
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
         self.outcomes: dict[str, str] = {}
         self.began: float | None = None
@@ -109,11 +112,11 @@ class Progress:
     def _fraction_done(self) -> float:
         """Return the fraction of the work that is done, from 0 to 1. Epochs count in proportion to their relative cost."""
         done = total = 0.0
-        for run in self.todo:
-            trained, weight = self.epochs[run.fingerprint], self.plan.workload.relative_cost(run.spec)
-            epochs = self.plan.total_epochs(run) or trained + 1  # of unknown length: always one more to come
+        for fingerprint, (weight, known) in self._work.items():
+            trained = self.epochs[fingerprint]
+            epochs = known or trained + 1  # of unknown length: always one more to come
             total += weight * epochs
-            done += weight * (epochs if run.fingerprint in self.outcomes else min(trained, epochs))
+            done += weight * (epochs if fingerprint in self.outcomes else min(trained, epochs))
         return done / total
 
     def _eta(self) -> str:
