@@ -24,9 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background job ignores it, and so would programs under test
 
-RAY_LANES = {"trial": "ray 1", "scheduling": "ray 1"}
-"""Groups of tests that start Ray, by folder; the others form a group of their own. The tests of a group run one after another in
-one worker of pytest-xdist, since more than two Rays at a time are slow on two cores."""
+RAY_LANES = dict.fromkeys(("cli", "scheduling", "tracking", "trial"), "ray 1")
+"""Groups of tests that start Ray, by folder, so that both take equally long; the others form the group `ray 2`. The tests of a
+group run one after another in one worker of pytest-xdist, since more than two Rays at a time are slow on two cores."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by markers, and before pytest-xdist reads groups
