@@ -9,7 +9,6 @@ from ablations.engine.analysis.verdicts.sentences import level_change, sentence
 from ablations.engine.report.designs import (
     BASELINE,
     NO_ESTIMATE,
-    alias_sentence,
     contrast_name,
     effect_verdict,
     is_main,
@@ -26,7 +25,6 @@ FILLED = "A filled mark is significant: its p-value, adjusted for all tests of t
 
 
 def _effect_sizes(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
-    assert findings.screening
     design, metric, formats = evidence.design, findings.metric, ValueFormat.of(findings)
     contrasts = sorted_contrasts(findings)
     mixed = {is_main(design, each) for each in contrasts} == {True, False}
@@ -35,7 +33,7 @@ def _effect_sizes(evidence: Evidence, findings: Findings) -> tuple[str, str, str
     more = f" The figure shows the {MAX_ROWS} largest; the table has {counted(left_out, 'more contrast')}." if left_out > 0 else ""
     text = (
         f"Sizes of the contrasts{_in_unit(findings)}, largest first, with 95 % confidence intervals, paired by seed. Numbers have "
-        f"their sign: {_better(findings)} ones are better.{kinds} {FILLED} {alias_sentence(findings.screening)}{more}"
+        f"their sign: {_better(findings)} ones are better.{kinds} {FILLED}{more}"
     )
     items = [f"{contrast_name(design, each)} {formats.signed_with_interval(each.difference, NO_ESTIMATE)}" for each in contrasts]
     significant = sum(each.difference.significant for each in contrasts)
@@ -78,7 +76,7 @@ def _ladder(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         for rung in ladder.rungs
     ]
     total = formats.in_points(formats.signed_with_interval(ladder.total, NO_ESTIMATE))
-    return "The ladder", text, f"{list_or_ends(items)}. All changes: {total}."
+    return "Steps of the ladder", text, f"{list_or_ends(items)}. All changes: {total}."
 
 
 def _effects(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:

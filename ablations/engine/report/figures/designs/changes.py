@@ -91,7 +91,7 @@ def effects_figure(design: Design, findings: Findings) -> Figure | None:
             row_text(panel, position, formats.signed_with_interval(effect.difference, NO_ESTIMATE))
         unit = f", {metric.difference_unit}".rstrip(", ")
         scale = set_scale(panel, [each.difference for each in effects])
-        panel.set_xlabel(wrap(f"{metric.label}: difference to the baseline{unit}{scale} ({better_side(metric)})", WIDTH_INCHES / 2))
+        panel.set_xlabel(wrap(f"{metric.label}: difference to baseline{unit}{scale} ({better_side(metric)})", WIDTH_INCHES / 2))
     return figure
 
 
