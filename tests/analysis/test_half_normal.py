@@ -5,14 +5,14 @@ import pytest
 
 from ablations.engine.analysis.statistics.half_normal import half_normal_quantiles, margin_of_error, pseudo_standard_error
 
-CHEMICAL_PROCESS = (-6.3125, 17.8125, 0.1875, 0.6875, -5.3125, 0.8125, -0.3125, 2.0625, -0.0625, -0.6875)
-CHEMICAL_PROCESS += (-0.1875, -0.6875, 2.4375, -0.4375, -0.3125)
+CHEMICAL_PROCESS = [-6.3125, 17.8125, 0.1875, 0.6875, -5.3125, 0.8125, -0.3125, 2.0625, -0.0625, -0.6875, -0.1875, -0.6875, 2.4375]
+CHEMICAL_PROCESS += [-0.4375, -0.3125]
 """Coefficients of a chemical process (`chem` of R's daewr; Lawson, Design and Analysis of Experiments with R, section 3.7.5)."""
 
 
 def test_lenths_standard_error_and_margin_are_those_of_rs_lenthplot() -> None:
     assert pseudo_standard_error(CHEMICAL_PROCESS) == pytest.approx(0.84375, abs=1e-9)
-    assert margin_of_error((62.3125, *CHEMICAL_PROCESS)) == pytest.approx(2.128783, abs=1e-6)  # there with the intercept
+    assert margin_of_error([62.3125, *CHEMICAL_PROCESS]) == pytest.approx(2.128783, abs=1e-6)  # there with the intercept
 
 
 def test_large_contrasts_do_not_change_it() -> None:

@@ -26,8 +26,10 @@ from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.study.design import Design
 from tests.helpers import synthetic_figures, synthetic_study
 
-TRICKS = ("norm", "squeeze", "stem", "decay", "lr", "ema", "smoothing", "mixup", "warmup", "nesterov", "zero_init", "anti_alias")
-TRICKS += ("dropout", "cutout", "swish")
+TRICKS = (
+    *("norm", "squeeze", "stem", "decay", "lr", "ema", "smoothing", "mixup"),
+    *("warmup", "nesterov", "zero_init", "anti_alias", "dropout", "cutout", "swish"),
+)
 """Names of 15 factors; each has the levels `off` and `on`."""
 SIZES = (-2.1, -0.9, 0.15, 0.0, 1.2, -0.05, 0.1, -0.4, 0.0, 0.05, -1.4, 0.0, 0.2, 0.0, 0.6)
 """True effects of the factors on the error, in percentage points."""

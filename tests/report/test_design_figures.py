@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from ablations.engine.analysis.statistics.half_normal import half_normal_quantil
 from ablations.engine.report.figures import all_figures, caption
 from ablations.engine.report.figures.designs import design_figures
 from ablations.engine.report.figures.designs.changes import effects_figure, ladder_figure
+from ablations.engine.report.figures.designs.rows import row_positions
 from ablations.engine.report.figures.designs.screening import MAX_LABELS, effect_sizes_figure, half_normal_figure, spread
 from ablations.engine.report.figures.designs.seed_path import seed_path_figure
 from ablations.engine.report.figures.styles import INK, PAPER
 from tests.helpers.synthetic_designs import LONG, TRICKS, adaptive, ladder, one_at_a_time, screening, without_estimates
+from tests.helpers.synthetic_figures import found
 from tests.helpers.synthetic_study import evidence
-from tests.report.test_figures import found, inside, visible_texts
+from tests.report.test_figures import inside, visible_texts
 
 LONG_NAMES = (LONG, *TRICKS[1:6], "optim.schedule.warmup_fraction_of_the_first_epoch", *TRICKS[7:])
 STUDIES: dict[str, Callable[[], tuple[Evidence, Findings]]] = {
@@ -98,9 +101,19 @@ def test_sizes_lie_at_half_normal_quantiles_and_lenths_line_has_the_slope_of_its
     assert [place(mark) for mark in marks(panel, "o", "D")] == list(zip(half_normal_quantiles(31), sizes, strict=True))
     (line,) = (each for each in panel.lines if each.get_marker() == "None")
     assert line.get_slope() == pytest.approx(pseudo_standard_error(sizes))  # type: ignore[attr-defined]
-    named = [text.get_text() for text in panel.texts]
-    assert named[-1] == "norm=on"
-    assert 0 < len(named) <= MAX_LABELS
+    assert [text.get_text() for text in panel.texts][-1] == "norm=on"
+    by_size = sorted(findings.screening.contrasts, key=lambda each: abs(each.difference.mean or 0))
+    filled = [mark.get_markerfacecolor() != PAPER for mark in marks(panel, "o", "D")]
+    assert filled == [each.difference.significant for each in by_size]
+
+
+def test_of_many_contrasts_that_stand_out_the_largest_have_names() -> None:
+    given, findings = MADE["15 factors"]
+    assert findings.screening
+    contrasts = tuple(replace(each, difference=replace(each.difference, p_adjusted=0.01)) for each in findings.screening.contrasts)
+    panel = drawn(half_normal_figure(given.design, replace(findings, screening=replace(findings.screening, contrasts=contrasts))))
+    assert len(panel.texts) == MAX_LABELS
+    assert panel.texts[-1].get_text() == "norm=on"
 
 
 def test_large_contrasts_have_names_without_a_test_of_seeds() -> None:
@@ -140,9 +153,9 @@ def test_a_ladder_goes_from_value_to_value_and_ends_in_the_total() -> None:
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars(panel)]
     expected = [*itertools.pairwise(values), (values[0], values[-1])]
     assert spans == [pytest.approx((min(pair), max(pair))) for pair in expected]
-    worse = [bar.get_edgecolor() for bar in bars(panel)]
-    assert len(set(worse)) == 2
-    assert worse[0] == worse[1] == worse[3] != worse[2] == worse[4]
+    colors = [bar.get_edgecolor() for bar in bars(panel)]
+    assert len(set(colors)) == 2
+    assert colors[0] == colors[1] == colors[3] == colors[5] != colors[2] == colors[4]
     assert panel.get_xlabel() == "test error % (← better)"
     assert panel.texts[-1].get_text().startswith(f"{findings.ladder.total.mean:+.2f} [".replace("-", "−"))
 
@@ -166,7 +179,7 @@ def test_changes_by_themselves_are_sorted_by_size_and_marked_by_their_verdict() 
     )
     panel = drawn(effects_figure(given.design, replace(findings, effects=effects)))
     assert rows(panel)[0] == "norm: on instead of off"
-    by_row = {row.split(":")[0]: [] for row in rows(panel)}
+    by_row: dict[str, list[Any]] = {row.split(":")[0]: [] for row in rows(panel)}
     for mark in marks(panel, "o", "x"):
         position = place(mark)[1]
         row = rows(panel)[int(np.argmin(np.abs(np.asarray(panel.get_yticks()) - position)))]
@@ -222,6 +235,14 @@ def test_a_study_shows_the_figures_of_its_design_in_place_of_those_of_combinatio
         assert bool(combinations & set(names)) == (name == "adaptive")
     plain = evidence()
     assert not [figure for figure in design_figures(plain, found(plain)).values() if figure]
+
+
+def test_a_row_is_as_high_as_its_name() -> None:
+    names, positions, height = row_positions(["a " * 100, "b " * 100, "c"])
+    lines = [name.count("\n") + 1 for name in names]
+    assert lines[0] == lines[1] > lines[2] == 1
+    assert positions[1] - positions[0] > lines[0]
+    assert height - positions[2] > 0.5
 
 
 def test_nothing_known_draws_nothing() -> None:

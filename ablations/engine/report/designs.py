@@ -106,8 +106,7 @@ class SeedRow(NamedTuple):
 def seed_rows(path: SeedPath) -> list[SeedRow]:
     """Return the comparisons of an adaptive study in the order of their decisions; open ones come last."""
     decided = [SeedRow(name, state, look.seeds) for look in path.looks for name, state in look.decided]
-    last = path.looks[-1] if path.looks else None
-    return decided + [SeedRow(name, OPEN, last.seeds) for name in (last.open if last else ())]
+    return decided + [SeedRow(name, OPEN, last.seeds) for last in path.looks[-1:] for name in last.open]
 
 
 def path_sentence(path: SeedPath) -> str:

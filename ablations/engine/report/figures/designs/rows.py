@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, wrap
-from ablations.engine.report.figures.styles import GRID, MUTED
+from ablations.engine.report.figures.styles import GRID, INK, MUTED
 
 NAME_INCHES = 2.6
 """Largest width of the names of rows, in inches."""
@@ -57,5 +57,5 @@ def set_rows(panel: Axes, names: Sequence[str], positions: Sequence[float], heig
 def row_text(panel: Axes, position: float, text: str, inches: float = 0.1, *, heading: bool = False) -> None:
     """Write text to the right of the panel, at a distance in inches."""
     moved = panel.get_yaxis_transform() + ScaledTranslation(inches, 0, panel.figure.dpi_scale_trans)
-    color = {"color": MUTED} if heading else {}
-    panel.text(1, position, text, transform=moved, verticalalignment="center_baseline", **color)
+    color = MUTED if heading else INK
+    panel.text(1, position, text, transform=moved, verticalalignment="center_baseline", color=color)

@@ -1,6 +1,7 @@
 """Figures of a screening: its contrasts sorted by size, and their half-normal plot."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def half_normal_figure(design: Design, findings: Findings) -> Figure | None:
     if len(shown) < MIN_CONTRASTS:
         return None
     sizes, quantiles = np.array([abs(each.difference.mean or 0.0) for each in shown]), half_normal_quantiles(len(shown))
-    error, named = pseudo_standard_error(sizes), named_contrasts(findings)
+    error, named = pseudo_standard_error(sizes.tolist()), named_contrasts(findings)
     with figure_style():
         figure = Figure(figsize=(WIDTH_INCHES, PLOT_INCHES + 0.5))
         panel = figure.subplots()
@@ -76,8 +77,7 @@ def half_normal_figure(design: Design, findings: Findings) -> Figure | None:
         for contrast, quantile, size in zip(shown, quantiles, sizes, strict=True):
             style = MAIN if is_main(design, contrast) else INTERACTIONS
             filling = style.color if contrast.difference.significant else PAPER
-            mark = {"marker": style.marker, "markersize": 5, "color": style.color, "markerfacecolor": filling}
-            panel.plot([quantile], [size], clip_on=False, zorder=3, **mark)
+            _mark(panel, (quantile, size), style, filling, clip_on=False, markersize=5, zorder=3)
         marked = [(each, *point) for each, *point in zip(shown, quantiles, sizes, strict=True) if each in named]
         _draw_names(panel, [(_row_name(design, each), quantile, size) for each, quantile, size in marked], top)
         panel.set_xlabel("half-normal quantile")
@@ -155,7 +155,11 @@ def _draw_bar(panel: Axes, contrast: AliasedEffect, position: float, *, main: bo
         ends = sorted((sign * difference.low, sign * difference.high))
         panel.plot(ends, [position, position], color=INK, linewidth=1.0, solid_capstyle="butt", zorder=4)
     filling = style.color if difference.significant else PAPER
-    panel.plot([size], [position], marker=style.marker, markersize=4.5, color=style.color, markerfacecolor=filling, zorder=5)
+    _mark(panel, (size, position), style, filling, markersize=4.5, zorder=5)
+
+
+def _mark(panel: Axes, place: tuple[float, float], style: LineStyle, filling: str, **properties: Any) -> None:
+    panel.plot(*([each] for each in place), marker=style.marker, color=style.color, markerfacecolor=filling, **properties)
 
 
 def _draw_names(panel: Axes, points: Sequence[tuple[str, float, float]], top: float) -> None:
