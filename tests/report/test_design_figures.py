@@ -24,6 +24,7 @@ from ablations.engine.report.figures.designs.rows import row_positions
 from ablations.engine.report.figures.designs.screening import MAX_LABELS, effect_sizes_figure, half_normal_figure, spread
 from ablations.engine.report.figures.designs.seed_path import seed_path_figure
 from ablations.engine.report.figures.styles import INK, PAPER
+from tests.helpers.other_metrics import ACCURACY
 from tests.helpers.synthetic_designs import LONG, TRICKS, adaptive, ladder, one_at_a_time, screening, without_estimates
 from tests.helpers.synthetic_figures import found
 from tests.helpers.synthetic_study import evidence
@@ -160,6 +161,18 @@ def test_a_ladder_goes_from_value_to_value_and_ends_in_the_total() -> None:
     assert panel.texts[-1].get_text().startswith(f"{findings.ladder.total.mean:+.2f} [".replace("-", "−"))
 
 
+def test_a_ladder_over_decades_has_a_logarithmic_axis_and_better_is_where_the_metric_says() -> None:
+    _, findings = ladder()
+    assert findings.ladder
+    rungs = findings.ladder.rungs
+    far = replace(rungs[0], value=Estimate(n=3, mean=95.0, low=90.0, high=100.0))
+    panel = drawn(ladder_figure(replace(findings, metric=ACCURACY, ladder=replace(findings.ladder, rungs=(far, *rungs[1:])))))
+    assert panel.get_xscale() == "log"
+    assert panel.get_xlabel() == "valid accuracy %, logarithmic (better →)"
+    colors = [bar.get_edgecolor() for bar in bars(panel)]
+    assert colors[0] == colors[1] == colors[3] != colors[2] == colors[4]
+
+
 def test_a_rung_without_a_value_has_no_bar_to_it_or_from_it() -> None:
     _, findings = ladder()
     panel = drawn(ladder_figure(without_estimates(findings, 2)))
@@ -200,6 +213,8 @@ def test_the_path_has_a_row_per_comparison_to_the_look_that_decided_it() -> None
     assert list(panel.get_xticks()) == [3, 5, 8, 12]
     assert [place(mark)[0] for mark in marks(panel, "o", "s", "X", ">")] == [3, 5, 8, 12]
     assert [mark.get_marker() for mark in marks(panel, "o", "s", "X", ">")] == ["o", "s", "X", ">"]
+    ticks = [np.asarray(line.get_xdata()).tolist() for line in marks(panel, "|")]
+    assert ticks == [[3], [3, 5], [3, 5, 8], [3, 5, 8, 12]]
     assert [text.get_text() for text in panel.texts] == ["effect", "within margin", "hopeless", "open"]
     assert [bar.get_width() for bar in bars(below)] == [findings.path.runs, findings.path.fixed_runs]
 

@@ -68,7 +68,8 @@ def ladder_figure(findings: Findings) -> Figure | None:
         _draw_step(panel, rungs[0].value.mean, rungs[-1].value.mean, last, better=metric.is_better(ladder.total.mean or 0.0))
         _mark(panel, rungs[-1].value.mean, ladder.total, last)
         row_text(panel, last, formats.signed_with_interval(ladder.total, NO_ESTIMATE), column)
-        panel.set_xlabel(wrap(f"{metric.heading} ({better_side(metric)})", WIDTH_INCHES / 2))
+        scale = ", logarithmic" if panel.get_xscale() == "log" else ""
+        panel.set_xlabel(wrap(f"{metric.heading}{scale} ({better_side(metric)})", WIDTH_INCHES / 2))
         legend(figure, {"better": BETTER, "worse": WORSE})
     return figure
 
