@@ -33,7 +33,7 @@ def table_of(width: int, *, factors: int = 2, problems: bool = False) -> list[st
     names = [f"{chr(97 + i)}_factor" for i in range(factors)]
     cells = [cell(" ".join(f"{name}=level-{j}" for name in names), problems={"failed": 1} if problems else {}) for j in range(3)]
     design = SimpleNamespace(
-        factors=dict.fromkeys(names), metric=synthetic_study.TEST_ERROR, title="t", question="q?", test_examples=0
+        factors=dict.fromkeys(names), metric=synthetic_study.TEST_ERROR, title="t", question="q?", test_examples=0, kind="factorial"
     )
     text = io.StringIO()
     Console(file=text, width=width).print(terminal.result_view(cast(Any, design), findings(*cells)))
@@ -132,7 +132,7 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so(width: int,
 def test_a_study_with_missing_results_says_how_many_and_how_to_go_on(missing: int, runs: int, said: str) -> None:
     cells = [cell("a=1"), cell("a=2", None, planned=missing, problems={"missing": missing})]
     rows = pd.DataFrame({"cell": "a=1", "seed": range(runs), "outcome": "missing", "message": ""})
-    design = SimpleNamespace(factors={"a": ("1",)}, metric=synthetic_study.TEST_ERROR, title="t", question="q?", test_examples=0)
+    design = synthetic_study.design({"a": ("1",)}, {})
     text = io.StringIO()
     evidence = cast(Any, SimpleNamespace(design=design, runs=rows))
     terminal.show_results(Console(file=text, width=120), evidence, findings(*cells), "again")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
-from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Findings
+from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Findings, Ladder, Screening, SeedPath
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.statistics.looks import looks_at
 from ablations.engine.analysis.verdicts.expectations import Assessment
@@ -45,12 +45,16 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
         "complete": findings.complete,
         "looks": list(looks.seen),
         "planned_seeds": looks.planned,
+        "design": {"kind": design.kind, "seed_looks": list(design.seed_looks)},
         "answers": [_answer(each, design, findings, failures) for each in findings.answers],
         "expectations": [asdict(each) for each in expectations],
         "cells": [
             _cell(cell, found, comparisons.get(cell.label), evidence, tested.get(cell.label, {}))
             for cell, found in zip(design.cells, findings.cells, strict=True)
         ],
+        "screening": _screening(findings.screening),
+        "ladder": _ladder(findings.ladder),
+        "path": _path(findings.path),
         "failures": failures[["cell", "seed", "outcome", "message", "fingerprint"]].to_dict("records"),
         "flags": list(findings.flags),
         "search": _search(findings),
@@ -123,6 +127,46 @@ def _cell(
 
 def _comparison(comparison: Comparison, tested: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"baseline": comparison.baseline, **_difference(comparison.difference), "images": tested}
+
+
+def _screening(found: Screening | None) -> dict[str, Any] | None:
+    """Return the contrasts of a screening, each with the effects of which it estimates the sum; None for another design."""
+    if found is None:
+        return None
+    contrasts = [{"terms": list(each.terms), **_difference(each.difference)} for each in found.contrasts]
+    return {"resolution": found.resolution, "full_cells": found.full_cells, "contrasts": contrasts}
+
+
+def _ladder(found: Ladder | None) -> dict[str, Any] | None:
+    """Return the rungs of a ladder, each with its step from the rung before it; None for another design."""
+    if found is None:
+        return None
+    rungs = [
+        {
+            "cell": each.cell,
+            "change": each.change,
+            **{name: getattr(each.value, name) for name in ("n", "mean", "std", "low", "high")},
+            "step": _difference(each.step) if each.step else None,
+        }
+        for each in found.rungs
+    ]
+    return {"rungs": rungs, "total": _difference(found.total)}
+
+
+def _path(found: SeedPath | None) -> dict[str, Any] | None:
+    """Return what the looks of an adaptive study decided; None for a fixed number of seeds."""
+    if found is None:
+        return None
+    looks = [
+        {
+            "seeds": look.seeds,
+            "cells": look.cells,
+            "decided": [{"comparison": comparison, "decision": decision} for comparison, decision in look.decided],
+            "open": list(look.open),
+        }
+        for look in found.looks
+    ]
+    return {"looks": looks, "runs": found.runs, "fixed_runs": found.fixed_runs, "finished": found.finished}
 
 
 def _search(findings: Findings) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ the page forbids loading anything.
 import base64
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
 from ablations.engine.analysis.statistics.inference import effect_size_interval
 from ablations.engine.analysis.trial_table import format_configuration, format_range
 from ablations.engine.analysis.verdicts.sentences import sentence
-from ablations.engine.report import tables
+from ablations.engine.report import designs, tables
 from ablations.engine.report.examples import template_values
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
@@ -47,6 +47,17 @@ VERDICT_SYMBOLS = {
 """Symbols of the verdicts on factors and on the ranking, so that a verdict does not depend on color alone."""
 THEME_COLORS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
 """Colors in figures that the page replaces by the colors of its theme."""
+DESIGN_FIGURES = ("effect-sizes", "half-normal", "ladder", "effects", "seed-path")
+"""Names of the figures that sections about the design have, in place of the section of figures."""
+DESIGN_TEXTS: Mapping[str, Any] = {
+    "fraction_sentence": designs.fraction_sentence,
+    "alias_sentence": designs.alias_sentence,
+    "cell_name": designs.cell_name,
+    "contrast_name": designs.contrast_name,
+    "path_sentence": designs.path_sentence,
+    "higher_order": designs.HIGHER_ORDER,
+}
+"""Functions and texts of the sections about the design, by the name that templates use."""
 MAX_NOTE_CHARACTERS = 300
 """Maximum length of a note in the table of results, in characters; the list of runs has the whole message."""
 CONFIGURATION_SECTIONS = {"model": "network", "data": "data", "optim": "training"}
@@ -91,7 +102,9 @@ def render(
             design=evidence.design,
             findings=findings,
             rows=_result_rows(findings),
-            figures=figures,
+            figures=[figure for figure in figures if figure.name not in DESIGN_FIGURES],
+            design_figures={figure.name: figure for figure in figures if figure.name in DESIGN_FIGURES},
+            **DESIGN_TEXTS,
             published=published,
             written_at=written_at,
             progress=progress,

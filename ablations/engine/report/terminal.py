@@ -15,6 +15,7 @@ from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.trial_table import format_configuration
 from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
+from ablations.engine.report.designs import cell_name, design_lines
 from ablations.engine.study.design import Design
 from resnet_core.fields import counted, printable
 
@@ -103,9 +104,12 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     columns += [name for cost, name in (("parameters", "parameters"), ("seconds", "s / run")) if cost in costs]
     columns += ["note"] if notes else []
     optional = ("s / run", "parameters", train, "note", "p, adjusted", "difference [95 %]", "n")
-    table = FittedTable(list(design.factors), columns, optional=optional, elsewhere="see the report, or a wider terminal")
+    factorial = design.kind == "factorial"
+    naming = list(design.factors) if factorial else ["cell"]
+    table = FittedTable(naming, columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:
-        row = [*cell.levels.values(), formats.mean_std(cell.value), *([formats.mean_std(cell.train_value)] if trained else [])]
+        named = cell.levels.values() if factorial else [cell_name(design, cell.levels)]
+        row = [*named, formats.mean_std(cell.value), *([formats.mean_std(cell.train_value)] if trained else [])]
         row.append(tables.completed_of_planned(cell))
         if compared:
             difference = compared[cell.label].difference if cell.label in compared else Estimate(n=0)
@@ -116,6 +120,7 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
         table.add_row(row)
     answers = [Text(printable(answer.text)) for answer in findings.answers]
+    answers += [Text(printable(line)) for line in design_lines(design, findings)]
     flags = [Text(f"Caveat: {printable(flag)}") for flag in findings.flags]
     scope = Text(scope_sentence(design), "dim")
     return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, scope, Text(), *answers, *flags)

@@ -7,6 +7,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.report.figures.axes import save
 from ablations.engine.report.figures.captions import Caption, caption
 from ablations.engine.report.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
+from ablations.engine.report.figures.designs import design_figures
 from ablations.engine.report.figures.forest import forest_figure
 from ablations.engine.report.figures.levels import depth_figure, interaction_figure
 from ablations.engine.report.figures.pareto import pareto_figure
@@ -18,11 +19,13 @@ __all__ = ["Caption", "all_figures", "caption", "save"]
 
 def all_figures(evidence: Evidence, findings: Findings) -> dict[str, Figure]:
     """Return every figure that has something to show, by name, in the order of the report."""
+    factorial = evidence.design.kind == "factorial"  # the figures of another design replace those of combinations
     drawn = {
+        **design_figures(evidence, findings),
         "curves": curves_figure(evidence),
-        "depth": depth_figure(evidence, findings),
-        "differences": forest_figure(findings),
-        "interaction": interaction_figure(evidence, findings),
+        "depth": depth_figure(evidence, findings) if factorial else None,
+        "differences": forest_figure(findings) if factorial else None,
+        "interaction": interaction_figure(evidence, findings) if factorial else None,
         "cost": pareto_figure(evidence, findings),
         "budget": budget_figure(evidence),
         "responses": responses_figure(evidence),

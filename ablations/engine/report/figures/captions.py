@@ -8,6 +8,7 @@ from ablations.engine.analysis.findings import CellFinding, Findings
 from ablations.engine.analysis.number_format import ValueFormat, scaled
 from ablations.engine.analysis.verdicts.sentences import sentence
 from ablations.engine.report.figures.curves import lr_drop_epochs
+from ablations.engine.report.figures.designs.captions import DESIGN_CAPTIONS
 from ablations.engine.report.figures.forest import NO_PAIRS, baseline_levels, displayed_comparisons
 from ablations.engine.report.figures.levels import MAX_STYLED_LINES, interaction_pairs, numeric_factor
 from ablations.engine.report.figures.pareto import multiply_add_points, pareto_points
@@ -178,6 +179,7 @@ CAPTIONS: dict[str, Callable[[Evidence, Findings], tuple[str, str, str]]] = {
     "responses": _responses,
     "gradients": _gradients,
     **SEARCH_CAPTIONS,
+    **DESIGN_CAPTIONS,
 }
 
 

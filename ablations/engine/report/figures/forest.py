@@ -45,7 +45,7 @@ def forest_figure(findings: Findings) -> Figure | None:
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)
         unit = f", {formats.metric.difference_unit}".rstrip(", ")
-        scale = _set_scale(panel, [row.difference for row in rows])
+        scale = set_scale(panel, [row.difference for row in rows])
         panel.set_xlabel(wrap(f"{findings.metric.label}: difference to {baseline_levels(findings)}{unit}{scale}", WIDTH_INCHES / 2))
     return figure
 
@@ -106,7 +106,7 @@ def _draw_row(panel: Axes, difference: Estimate, position: float, formats: Value
     panel.plot([difference.mean], [position], marker="o", markersize=5, color=INK, markerfacecolor=filling, linestyle="none")
 
 
-def _set_scale(panel: Axes, differences: Sequence[Estimate]) -> str:
+def set_scale(panel: Axes, differences: Sequence[Estimate]) -> str:
     """Set a linear axis, or a symmetric-logarithmic one if the largest difference would hide others; return a label for that."""
     ends = [(each.low or each.mean, each.high or each.mean) for each in differences if each.mean is not None]
     reach = np.abs(np.array(ends, float)).max(axis=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.report.designs import cell_name
 from ablations.engine.study.design import Design, DesignCell
 from resnet_core.fields import printable
 
@@ -75,11 +76,11 @@ class StyleMap:
 def make_style_map(evidence: Evidence) -> StyleMap:
     """Return the styles of a study's cells. They do not depend on which runs have ended, unless cells outnumber the styles.
 
-    With two or more factors, dashes show the levels of the factor with the fewest levels; colors and markers show the combinations
-    of the others.
+    In a factorial design with two or more factors, dashes show the levels of the factor with the fewest levels; colors and markers
+    show the combinations of the others.
     """
     design = evidence.design
-    factors = varied_factors(design)
+    factors = varied_factors(design) if design.kind == "factorial" else []
     across = min(factors, key=lambda name: len(design.factors[name])) if len(factors) > 1 else ""
     if across and len(design.factors[across]) > len(DASHES):
         across = ""
@@ -119,7 +120,12 @@ def varied_factors(design: Design) -> list[str]:
 
 
 def short_name(design: Design, levels: Mapping[str, str], *without: str, separator: str = " ") -> str:
-    """Return levels as text, `shortcut=A depth=20`, except factors with one level and those in `without`."""
+    """Return levels as text, `shortcut=A depth=20`, except factors with one level and those in `without`.
+
+    In a design other than factorial, cells are named by what they change.
+    """
+    if design.kind != "factorial":
+        return printable(cell_name(design, levels))
     return separator.join(printable(f"{name}={levels[name]}") for name in varied_factors(design) if name not in without)
 
 
