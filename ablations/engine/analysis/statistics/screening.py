@@ -1,6 +1,7 @@
 """The contrasts of a screening, and which effects its fraction of the combinations cannot tell apart."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,8 @@ def aliases_of(screening: Screening | None, factor: str) -> Sequence[str]:
 
 
 def _estimate(column: npt.NDArray[np.int_], family: Family) -> Estimate:
-    """Return the mean of the cells with a positive sign minus that of the others, paired by seed."""
+    """Return the mean of the cells with a positive sign minus that of the others, paired by seed, without a test."""
     pairs = zip(np.flatnonzero(column > 0).tolist(), np.flatnonzero(column < 0).tolist(), strict=True)
     parts = [family.values[row] - family.values[other] for row, other in pairs]
     estimate, used = estimate_average(parts, family.scale)
-    return estimate if len(used) == len(parts) else Estimate(n=0)
+    return replace(estimate, p=None, effect_size=None) if len(used) == len(parts) else Estimate(n=0)
