@@ -43,6 +43,12 @@ def answer(found: Findings, factor: str = "shortcut") -> tuple[str, str]:
     return next((each.verdict, each.text) for each in found.answers if each.factor == factor)
 
 
+def test_levels_that_both_never_train_are_said_to_in_one_clause() -> None:
+    _, text = answer(study(SHORTCUTS, lambda levels, seed: 90.0 + 2 * (seed % 2), seeds=3))
+    assert "all 6 runs of both levels fail to train; none instead of A gives" in text
+    assert "exact test" not in text
+
+
 def test_a_level_that_always_diverges_matters() -> None:
     verdict, text = answer(study(SHORTCUTS, scatter, diverged=[f"shortcut=none/{seed}" for seed in range(5)]))
     assert verdict == "matters"

@@ -254,6 +254,8 @@ def sentence(text: str) -> str:
 
 
 def _failures(contrast: Contrast, test: FailureTest) -> str:
+    if test.failed == test.runs and test.reference_failed == test.reference_runs:
+        return f"all {test.runs + test.reference_runs} runs of both levels fail to train"
     p = f"exact test, {_p(test.p)}" if test.p_adjusted is None else f"exact test, adjusted {_p(test.p_adjusted)}"
     if test.p < 1 - CONFIDENCE_LEVEL and not test.significant:
         p += ", which may be chance"
