@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
-from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Findings
+from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Findings, SeedPath
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.statistics.looks import looks_at
 from ablations.engine.analysis.verdicts.expectations import Assessment
@@ -45,6 +45,7 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
         "complete": findings.complete,
         "looks": list(looks.seen),
         "planned_seeds": looks.planned,
+        "path": _path(findings.path),
         "answers": [_answer(each, design, findings, failures) for each in findings.answers],
         "expectations": [asdict(each) for each in expectations],
         "cells": [
@@ -64,6 +65,22 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
 def to_json(document: Mapping[str, Any]) -> str:
     """Return a document as JSON, indented for people. NaN and infinity, which JSON lacks, become null."""
     return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _path(path: SeedPath | None) -> dict[str, Any] | None:
+    """Return the path of an adaptive study; None for a fixed number of seeds."""
+    if path is None:
+        return None
+    looks = [
+        {
+            "seeds": look.seeds,
+            "cells": look.cells,
+            "decided": [{"comparison": name, "decision": decision} for name, decision in look.decided],
+            "open": list(look.open),
+        }
+        for look in path.looks
+    ]
+    return {"looks": looks, "runs": path.runs, "fixed_runs": path.fixed_runs, "finished": path.finished}
 
 
 def _answer(answer: Answer, design: Design, findings: Findings, failures: pd.DataFrame) -> dict[str, Any]:

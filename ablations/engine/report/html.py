@@ -18,6 +18,7 @@ from markupsafe import Markup
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, Evidence
 from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.seed_path import path_sentences
 from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
 from ablations.engine.analysis.statistics.inference import effect_size_interval
 from ablations.engine.analysis.trial_table import format_configuration, format_range
@@ -106,6 +107,7 @@ def render(
             examples=f"{evidence.design.example}s",
             trained=tables.reports_training(findings),
             costs=tables.reported_costs(findings),
+            path=path_sentences(findings.path) if findings.path else [],
             **template_values(evidence, findings),
         )
     )

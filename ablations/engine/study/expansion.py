@@ -11,6 +11,7 @@ from ablations.engine.study.definition import Study, check_preset
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors
 from ablations.engine.study.plan import Cell, Draft, Plan, Run
 from ablations.engine.study.request import StudyRequest
+from ablations.engine.study.seeds import max_seeds, read_seeds
 from ablations.engine.task.workload import Workload
 from resnet_core.fields import ConfigError, reject
 
@@ -28,7 +29,9 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
     if request.margin is not None:
         study = replace(study, margin=request.margin)
     workload, field_name = study.workload, study.workload.schema.field_name
-    seeds = study.seeds if request.seeds is None else request.seeds
+    asked_seeds = read_seeds("seeds", study.seeds) if request.seeds is None else request.seeds
+    looks = asked_seeds if isinstance(asked_seeds, tuple) else ()
+    seeds = max_seeds(asked_seeds)
     if seeds < 1:
         raise reject("--seeds", seeds, "accepted: 1 or more")
     factors = _factors(study, request)
@@ -44,7 +47,7 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
         raise ConfigError(f"--set {taken[0]}: is a factor of this study; set its levels with --levels")
     settings = _settings(study, request, asked, {field_name(name) for name in factors})
     specs, skipped = _cells(workload, preset, settings, factors)
-    return Draft(study=study, preset=preset, factors=factors, seeds=seeds, specs=specs, skipped=tuple(skipped))
+    return Draft(study=study, preset=preset, factors=factors, seeds=seeds, seed_looks=looks, specs=specs, skipped=tuple(skipped))
 
 
 def make_plan(study: Study, request: StudyRequest, *, cache: Path) -> Plan:
@@ -73,6 +76,7 @@ def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan
         runs=expand_runs(workload, specs, drafted.seeds, data),
         data=data,
         searched=drafted.searched,
+        seed_looks=drafted.seed_looks,
     )
 
 
