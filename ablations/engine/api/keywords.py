@@ -70,7 +70,8 @@ def _converted(name: str, action: argparse.Action, value: Any) -> Any:
             raise reject(name, value, "accepted: text, or a list of texts")
         return list(several)
     if action.dest == "seeds":
-        return read_seeds(name, value)
+        read_seeds(name, value)  # raises ConfigError
+        return value
     if action.type in (int, float):
         return _number(name, action.type, value)
     if not isinstance(value, (str, os.PathLike)):

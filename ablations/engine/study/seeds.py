@@ -20,8 +20,8 @@ MAX_LOOKS = 10
 """Maximum number of looks. Each has a share of the significance level."""
 ACCEPTED = "accepted: a number of replicates, 1 or more; a range, 3..12; or looks, 3,5,8,12"
 ACCEPTED_IN_PYTHON = "accepted: a number of replicates, 1 or more; a range, (3, 12); or looks, (3, 5, 8, 12)"
-_RANGE = re.compile(r"(\d{1,9})\s*\.\.\s*(\d{1,9})", re.ASCII)
-_NUMBERS = re.compile(r"\d{1,9}(?:\s*,\s*\d{1,9})*", re.ASCII)
+_RANGE = re.compile(r"(\d{1,18})\s*\.\.\s*(\d{1,18})", re.ASCII)
+_NUMBERS = re.compile(r"\d{1,18}(?:\s*,\s*\d{1,18})*", re.ASCII)
 
 
 def read_seeds(source: str, seeds: object) -> int | tuple[int, ...]:

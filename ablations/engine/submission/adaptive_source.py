@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ablations.engine.analysis.statistics.adaptive import Path, follow_looks
+from ablations.engine.analysis.statistics.contrasts import Terms
 from ablations.engine.analysis.statistics.looks import declared_shares
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
@@ -35,6 +36,7 @@ class SeedState:
         self._shares = declared_shares(design, earlier)
         self._rows = {name: row for row, cell in enumerate(design.cells) for name in cell.fingerprints}
         self._results: dict[str, tuple[str, float]] = {}
+        self._decisions: dict[int, Mapping[Terms, str]] = {}
         self._path: Path | None = None
         self._missing: Sequence[Run] = ()
 
@@ -58,7 +60,7 @@ class SeedState:
             values = np.array([[value for _, value in of_cell] for of_cell in ended], float).reshape(len(cells), seeds)
             values[~np.isfinite(values)] = np.nan
             outcomes = [[outcome for outcome, _ in of_cell] for of_cell in ended]
-            self._path = follow_looks(self.design, values, outcomes, self._shares)
+            self._path = follow_looks(self.design, values, outcomes, self._shares, self._decisions)
             self._missing = self._find_missing(self._path)
         return self._path
 
@@ -78,7 +80,7 @@ class SeedState:
         """Return the needed runs without a result in the order in which to start them.
 
         The seeds of an earlier look come first, since the path waits for them. Of those of the same look, the cells of the
-        comparison that is closest to being decided come first.
+        closest comparison come first, whose result is most uncertain.
         """
         return self._missing if self.path else ()
 

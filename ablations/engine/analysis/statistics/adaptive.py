@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ablations.engine.analysis.statistics import contrasts
-from ablations.engine.analysis.statistics.contrasts import Contrast
+from ablations.engine.analysis.statistics.contrasts import Contrast, Terms
 from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.analysis.statistics.failures import FAR_FRACTION, NEAR_CHANCE_FRACTION, find_failures
 from ablations.engine.analysis.statistics.family import Family, rows_of
@@ -58,12 +58,19 @@ class Path:
     most_seeds: tuple[int, ...]
     """Number of seeds of each cell that the path may need."""
     distances: tuple[float, ...]
-    """Distance of each cell's closest open comparison from being decided, |ln(p ÷ 0.05)|; infinite if it has no test."""
+    """How close each cell's closest open comparison is: distance of its probability of a result from 1/2; infinite without results
+    of a look."""
     finished: bool
     """True if no comparison is open, or the seeds are used up."""
 
 
-def follow_looks(design: Design, values: Array, outcomes: Sequence[Sequence[str]], shares: Mapping[int, float]) -> Path:
+def follow_looks(
+    design: Design,
+    values: Array,
+    outcomes: Sequence[Sequence[str]],
+    shares: Mapping[int, float],
+    known: dict[int, Mapping[Terms, str]] | None = None,
+) -> Path:
     """Return the path of an adaptive study.
 
     Args:
@@ -71,15 +78,25 @@ def follow_looks(design: Design, values: Array, outcomes: Sequence[Sequence[str]
         values: Values of completed runs; a row per cell, a column per seed, NaN without a value.
         outcomes: Outcomes in the same shape; an empty text for a run without a result as yet.
         shares: Share of the significance level of each look, ascending by its number of seeds.
+        known: Decisions of earlier calls with fewer results of the same study, by the look's number of seeds; this call adds its
+            own. They save time, since a look whose results are all there decides the same for ever.
     """
-    return _Replay(design, values, np.array(outcomes, object).reshape(values.shape), shares).run()
+    decided = {} if known is None else known
+    return _Replay(design, values, np.array(outcomes, object).reshape(values.shape), shares, decided).run()
 
 
 class _Replay:
     """A replay of the looks of a study. Parameters are those of `follow_looks`."""
 
-    def __init__(self, design: Design, values: Array, outcomes: Outcomes, shares: Mapping[int, float]) -> None:
-        self.design, self.values, self.outcomes, self.shares = design, values, outcomes, shares
+    def __init__(
+        self,
+        design: Design,
+        values: Array,
+        outcomes: Outcomes,
+        shares: Mapping[int, float],
+        known: dict[int, Mapping[Terms, str]],
+    ) -> None:
+        self.design, self.values, self.outcomes, self.shares, self.known = design, values, outcomes, shares, known
         self.scale = Scale(tolerance=zero_tolerance(values), step=design.step)
         self.looks = [LookScale(seeds=seeds, scale=replace(self.scale, share=share)) for seeds, share in shares.items()]
         self.comparisons = list(contrasts.average_effects(design))
@@ -95,7 +112,9 @@ class _Replay:
                 for each, number in self._certain_steps(still_open, position):
                     seeds |= {row: max(number, seeds[row]) for row in rows_of(each.terms)}
                 return self._path(looks, seeds, still_open, finished=False)
-            decisions = self._decisions(still_open, position, seeds)
+            if look.seeds not in self.known:
+                self.known[look.seeds] = self._decisions(still_open, position, seeds)
+            decisions = self.known[look.seeds]
             cells = sum(number == look.seeds for number in seeds.values())
             decided = tuple((each, decisions[each.terms]) for each in still_open if each.terms in decisions)
             still_open = [each for each in still_open if each.terms not in decisions]
@@ -109,11 +128,11 @@ class _Replay:
     def _all_ended(self, rows: Sequence[int], seeds: int) -> bool:
         return bool((self.outcomes[rows, :seeds] != "").all())
 
-    def _decisions(self, still_open: Sequence[Contrast], position: int, seeds: Mapping[int, int]) -> dict[contrasts.Terms, str]:
+    def _decisions(self, still_open: Sequence[Contrast], position: int, seeds: Mapping[int, int]) -> dict[Terms, str]:
         """Return how a look decides comparisons. One with fewer than three seeds decides none."""
         if self.looks[position].seeds < MIN_SEEDS_FOR_P_VALUE:
             return {}
-        family, decisions = self._family(seeds), dict[contrasts.Terms, str]()
+        family, decisions = self._family(seeds), dict[Terms, str]()
         effects = {each.terms: effect for each, effect in zip(self.comparisons, family.effects, strict=True)}
         for each in still_open:
             effect = effects[each.terms]
@@ -192,8 +211,10 @@ class _Replay:
         most, distances = dict(seeds), dict.fromkeys(rows, math.inf)
         for each in still_open:
             ended = [i for i, look in enumerate(self.looks) if self._all_ended(rows_of(each.terms), look.seeds)]
-            p = self._own_test(each, ended[-1]).estimate.p if ended else None
-            distance = abs(math.log(max(p, 1e-300) / SIGNIFICANCE_LEVEL)) if p is not None else math.inf
+            distance = math.inf
+            if ended and (later := self.looks[ended[-1] + 1 :]):
+                latest = self._own_test(each, ended[-1]).latest
+                distance = abs(probability_of_result(latest, later, self.part, self.design.margin) - 0.5)
             for row in rows_of(each.terms):
                 distances[row] = min(distances[row], distance)
                 most[row] = seeds[row] if finished else self.looks[-1].seeds
