@@ -101,8 +101,8 @@ class Study(_WorkloadSlot):
         if isinstance(self.seeds, str):
             raise reject("seeds", self.seeds, ACCEPTED_IN_PYTHON)
         read_seeds("seeds", self.seeds)
-        if isinstance(self.seeds, Sequence):
-            object.__setattr__(self, "seeds", tuple(self.seeds))
+        seeds = tuple(map(int, self.seeds)) if isinstance(self.seeds, Sequence) else int(self.seeds)
+        object.__setattr__(self, "seeds", seeds)
         if self.margin is not None:
             check_margin("margin", self.margin)
             object.__setattr__(self, "margin", float(self.margin))
