@@ -129,6 +129,7 @@ def test_the_sequential_p_value_is_the_least_of_p_over_share_and_agrees_with_the
         assert difference.p == pytest.approx(expected)
         assert difference.low is not None
         assert difference.high is not None
+        assert difference.p is not None
         assert (difference.p < 0.05) == (difference.low * difference.high > 0)
         assert difference.mean == pytest.approx(looks[difference.n].mean)
         assert difference.p < 0.05 or difference.n == path.seeds[1]
@@ -160,7 +161,7 @@ def simulate(made: Design, draw: Callable[[np.random.Generator], Array], studies
         values = draw(generator)
         path = path_of(made, values)
         family = family_on(made, values, path)
-        every = [each.difference for each in (*family.effects, *family.interactions)]
+        every = [each.difference for each in family.effects] + [each.difference for each in family.interactions]
         every += [each.difference for factor in made.factors for each in family.simple_effects(factor)]
         anything += any(each.significant for each in every)
         found.append([each.difference.significant for each in family.effects])

@@ -87,7 +87,7 @@ def test_runs_start_look_by_look_and_the_claims_shrink_with_the_path() -> None:
     first = driven.start()
     assert names(first) == ["A0", "A1", "B0", "B1", "none0", "none1"]
     assert driven.journal.claimed == {run.fingerprint for run in driven.plan.runs}
-    assert not driven.source.finished
+    assert len(driven.source.unfinished) == 6
     for run in first[:-1]:
         driven.end(run)
     assert len(driven.start()) == 2, "two seeds decide nothing, so the cells of a comparison go on without the third cell"
@@ -119,7 +119,8 @@ def test_a_resubmission_with_any_of_the_results_ends_with_the_same_path() -> Non
         while runs := again.start():
             trained += len(runs)
             for run in runs:
-                again.end(run, *([results[run.fingerprint][0]]), error=results[run.fingerprint][1])
+                outcome, error = results[run.fingerprint]
+                again.end(run, outcome, error)
         assert again.state.path == whole.state.path
         assert trained + keep == len(results)
 

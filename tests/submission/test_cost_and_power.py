@@ -21,8 +21,8 @@ from ablations.engine.submission.planning.calibration import calibrate
 from ablations.engine.submission.planning.cost_and_power import (
     ComputeMode,
     CostModel,
-    _difference_spread,
     compute_mode,
+    difference_spread,
     estimate_cost,
     power,
 )
@@ -311,7 +311,7 @@ def test_a_plan_gives_the_power_that_it_promises(seeds: int, comparisons: int, p
         values = {
             name: e for depth, row in zip(depths, errors, strict=True) for name, e in errors_of(*row, depth=int(depth)).items()
         }
-        spread, _ = _difference_spread(made, values) or (None, "")
+        spread, _ = difference_spread(made, values) or (None, "")
         assert spread is not None
         stds[pilot], df = spread.std, spread.df
     for family in (1, comparisons):

@@ -130,7 +130,7 @@ def analyze_examples(evidence: Evidence, findings: Findings) -> ExampleFindings 
         given, both = over_seeds.get(cell.label), by_cell[cell.label].keys() & by_cell[baseline].keys()
         if seeds := sorted(seed for seed in both if given is None or seed < given.planned):
             pair = (np.array([by_cell[label][seed] for seed in seeds]) for label in (cell.label, baseline))
-            bounds, difference = (low - high, high - low), given and given.difference
+            bounds, difference = (low - high, high - low), given.difference if given else None
             comparisons.append(_compare(cell.label, baseline, *pair, bounds=bounds, over_seeds=difference))
     return ExampleFindings(examples=examples, cells=tuple(cells), comparisons=_with_adjusted_p(comparisons))
 

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self
 
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors, values_by_field
-from ablations.engine.study.seeds import ACCEPTED_IN_PYTHON, read_seeds
+from ablations.engine.study.seeds import checked_seeds
 from ablations.engine.task.custom_training import CustomTraining
 from ablations.engine.task.definition import Task
 from ablations.engine.task.image_classification import IMAGE_CLASSIFICATION, own_images
@@ -98,11 +98,7 @@ class Study(_WorkloadSlot):
             raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
         if not (isinstance(self.question, str) and self.question.strip()):
             raise reject("question", self.question, "accepted: a sentence")
-        if isinstance(self.seeds, str):
-            raise reject("seeds", self.seeds, ACCEPTED_IN_PYTHON)
-        read_seeds("seeds", self.seeds)
-        seeds = tuple(map(int, self.seeds)) if isinstance(self.seeds, Sequence) else int(self.seeds)
-        object.__setattr__(self, "seeds", seeds)
+        object.__setattr__(self, "seeds", checked_seeds("seeds", self.seeds))
         if self.margin is not None:
             check_margin("margin", self.margin)
             object.__setattr__(self, "margin", float(self.margin))

@@ -36,12 +36,20 @@ def read_seeds(source: str, seeds: object) -> int | tuple[int, ...]:
     """
     if isinstance(seeds, str):
         return _read_text(source, seeds.strip())
-    if _is_whole(seeds):
-        return _checked(source, [seeds], seeds, ACCEPTED_IN_PYTHON)[0]
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        return _checked(source, [int(seeds)], seeds, ACCEPTED_IN_PYTHON)[0]
     if not isinstance(seeds, Sequence) or len(seeds) < 2 or not all(map(_is_whole, seeds)):
         raise reject(source, seeds, ACCEPTED_IN_PYTHON)
     numbers = _checked(source, seeds, tuple(seeds), ACCEPTED_IN_PYTHON)
     return _range_looks(source, *numbers) if len(numbers) == 2 else numbers
+
+
+def checked_seeds(source: str, seeds: object) -> int | tuple[int, ...]:
+    """Return seeds of a study file as given: a number, a range of two numbers, or looks; raise ConfigError for others."""
+    if isinstance(seeds, str):
+        raise reject(source, seeds, ACCEPTED_IN_PYTHON)
+    read_seeds(source, seeds)
+    return tuple(map(int, seeds)) if isinstance(seeds, Sequence) else int(seeds)  # type: ignore[call-overload]
 
 
 def max_seeds(seeds: int | Sequence[int]) -> int:

@@ -1,6 +1,7 @@
 """Submission of an adaptive study: cells get the seeds of further looks while a comparison of theirs is undecided."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mlflow.exceptions import MlflowException
@@ -110,7 +111,7 @@ class AdaptiveSubmission(StudySubmission):
     def _make_job(self, run: Run) -> Job:
         return make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
 
-    def _wait_for(self, missing: list[Run]) -> None:
+    def _wait_for(self, missing: Sequence[Run]) -> None:
         """Wait until a run that another study trains has a result, or is left to this one."""
         who = self.state.elsewhere[missing[0].fingerprint]
         print_line(self.console, f"waiting for {counted(len(missing), 'run')} that {who} trains")

@@ -69,7 +69,8 @@ class FailureTable:
         counts = [(*self._count(row, seeds), *self._count(reference, seeds)) for row, reference in pairs]
         if not any(failed + reference_failed for failed, _, reference_failed, _ in counts):
             return None
-        return _exact_p_value([tuple(round(number * until / seeds) for number in each) for each in counts])[0]
+        later = np.rint(np.array(counts) * until / seeds).astype(int).tolist()
+        return _exact_p_value([(a, b, c, d) for a, b, c, d in later])[0]
 
     def _count(self, row: int, seeds: int | None) -> tuple[int, int]:
         counted = self.counted[row, :seeds]

@@ -67,7 +67,7 @@ def forecast_seeds(
     shares = declared_shares(design, earlier)
     path = follow_looks(design, values, outcomes.tolist(), shares)
     spread = difference_spread(design, {name: value for name, (_, value) in results.items() if math.isfinite(value)})
-    costs = []
+    costs: list[PathCost] = []
     if spread and not path.finished:
         draw, made, began = np.random.default_rng(0), replace(design, chance=None), time.monotonic()
         everything = np.where(outcomes == "", "completed", outcomes).tolist()
