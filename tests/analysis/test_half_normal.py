@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ablations.engine.analysis.statistics.half_normal import half_normal_quantiles, margin_of_error, pseudo_standard_error
+from ablations.engine.analysis.designs.half_normal import half_normal_quantiles, margin_of_error, pseudo_standard_error
 
 CHEMICAL_PROCESS = [-6.3125, 17.8125, 0.1875, 0.6875, -5.3125, 0.8125, -0.3125, 2.0625, -0.0625, -0.6875, -0.1875, -0.6875, 2.4375]
 CHEMICAL_PROCESS += [-0.4375, -0.3125]

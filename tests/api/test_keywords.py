@@ -22,6 +22,9 @@ SEARCH = Study(name="search", question="?", factors=FACTORS, baseline={"depth": 
     [
         (PLAIN, {}, []),
         (PLAIN, {"seeds": None}, []),
+        (PLAIN, {"seeds": (3, 12)}, ["--seeds", "3..12"]),
+        (PLAIN, {"seeds": [3, 6, 12]}, ["--seeds", "3,6,12"]),
+        (PLAIN, {"seeds": "3,12"}, ["--seeds", "3,12"]),
         (PLAIN, {"preset": "smoke", "seeds": np.int64(5), "workers": 2}, ["--preset", "smoke", "--seeds", "5", "--workers", "2"]),
         (PLAIN, {"cpus_per_worker": 2, "hang_timeout": 30}, ["--cpus-per-worker", "2", "--hang-timeout", "30"]),
         (PLAIN, {"margin": 1}, ["--margin", "1"]),
@@ -58,9 +61,10 @@ def test_levels_and_settings_are_values_of_python() -> None:
         ({"seed": 5}, "seed: no such keyword; did you mean seeds"),
         ({"max-concurrent": 5}, "max-concurrent: no such keyword; did you mean max_concurrent"),
         ({"trials": 5}, "trials: no such keyword; accepted: preset, seeds"),  # this study has no search space
-        ({"seeds": "5"}, "seeds=5: accepted: a whole number"),
-        ({"seeds": 2.5}, "seeds=2.5: accepted: a whole number"),
-        ({"seeds": True}, "seeds=true: accepted: a whole number"),
+        ({"seeds": "five"}, "seeds=five: accepted: a number of replicates, 1 or more; a range, 3..12"),
+        ({"seeds": 2.5}, "seeds=2.5: accepted: a number of replicates"),
+        ({"seeds": True}, "seeds=true: accepted: a number of replicates"),
+        ({"seeds": (12, 3)}, "seeds=.12, 3.: does not ascend"),
         ({"hang_timeout": "soon"}, "hang_timeout=soon: accepted: a number"),
         ({"margin": "0.5"}, "margin=0.5: accepted: a number"),
         ({"margin": 0}, "--margin=0.0: accepted: a number above 0"),

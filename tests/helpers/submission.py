@@ -15,14 +15,13 @@ from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.cli import options
+from ablations.engine.cli import dispatch, options
 from ablations.engine.environment import paths
 from ablations.engine.search.plan import SearchPlan, plan_search
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
-from ablations.engine.submission import search_submission, study_submission
 from ablations.engine.tracking import results, run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.run_queries import RunRecord
@@ -74,7 +73,7 @@ class Submitted:
         self.client: MlflowClient = connect(uri)
         self.storage = chosen.storage
         with redirect_stdout(io.StringIO()) as out:
-            self.code = (search_submission.run_search if study.space else study_submission.run_study)(self.plan, chosen)
+            self.code = dispatch.train(self.plan, chosen)
         self.text = out.getvalue()
         self.entries = run_queries.find_plan_runs(self.client, self.plan)
 

@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from ablations.engine.analysis.designs.half_normal import half_normal_quantiles, pseudo_standard_error
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.statistics.estimate import Estimate
-from ablations.engine.analysis.statistics.half_normal import half_normal_quantiles, pseudo_standard_error
 from ablations.engine.report.figures import all_figures, caption
 from ablations.engine.report.figures.designs import design_figures
 from ablations.engine.report.figures.designs.changes import effects_figure, ladder_figure

@@ -9,10 +9,12 @@ import pytest
 from rich.console import Console
 
 from ablations import Context, Epoch, Metric, Study, Task
+from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission.planning.cost_and_power import CostEstimate
+from ablations.engine.submission.planning.seed_forecast import SeedForecast, forecast_seeds
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core import ModelConfig, measure_cost
@@ -170,3 +172,37 @@ def test_two_seeds_are_told_to_be_too_few(tmp_path: Path) -> None:
     done = {run.fingerprint: entry(10 + run.seed / 5) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     text = " ".join(shown(plan, done, NOTHING))
     assert "2 seeds are too few for a test; 0.5 points take 12 seeds" in text
+
+
+def adaptive_lines(plan: Plan, done: dict[str, RunRecord]) -> tuple[SeedForecast, str]:
+    """Return the forecast of an adaptive study, and the lines of its plan as one text."""
+    missing = [run for run in plan.runs if run.fingerprint not in done]
+    seconds = dict.fromkeys((run.fingerprint for run in missing), 3600.0)
+    estimate = CostEstimate(seconds=seconds, source="steps", at_once=2, hours=len(missing) / 2, gpu_hours=0)
+    results = {name: (record.outcome, record.metrics["test/error"]) for name, record in done.items()}
+    found = forecast_seeds(Design.from_plan(plan, {}), results, estimate)
+    text = io.StringIO()
+    Console(file=text, width=1000).print(plan_view(plan, done, estimate, seeds=found))
+    return found, text.getvalue()
+
+
+def test_adaptive_seeds_have_a_best_an_expected_and_a_worst_cost(tmp_path: Path) -> None:
+    plan = make_plan(STUDY, StudyRequest(seeds=(3, 5, 8), levels={"depth": ("20",)}), cache=tmp_path)
+    nothing, text = adaptive_lines(plan, {})
+    assert (nothing.best.runs, nothing.worst.runs, nothing.expected) == (6, 16, None)
+    assert "At most 16 runs, 16 to train" in text
+    assert "looks at 3, 5 and 8: 6 to train of 6 runs (3 h 0 min) if every comparison is decided at the next look; 16 to" in text
+
+    first = [run for run in plan.runs if run.seed < 3]
+    errors = {"basic": (10.0, 12.0, 16.0), "bottleneck": (18.0, 10.0, 32.0)}
+    done = {run.fingerprint: entry(errors[str(dict(run.cell.levels)["block"])][run.seed]) for run in first}
+    some, text = adaptive_lines(plan, done)
+    assert some.expected
+    assert some.best.missing <= some.expected.missing <= some.worst.missing == 10
+    assert "expected" in text
+
+    errors = {"basic": (80.0, 80.0, 82.0), "bottleneck": (10.0, 10.0, 10.0)}
+    clear = {run.fingerprint: entry(errors[str(dict(run.cell.levels)["block"])][run.seed]) for run in first}
+    ended, text = adaptive_lines(plan, clear)
+    assert (ended.best.missing, ended.worst.missing, ended.expected) == (0, 0, None)
+    assert "Adaptive seeds: no comparison is open" in text

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ablations.engine.analysis.findings import SeedPath
 from ablations.engine.study.design import Design
 
 COST_METRICS = {
@@ -69,3 +70,6 @@ class Evidence:
     correct: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """Whether each test example is predicted correctly in the final epoch, in the order of the test set, by fingerprint. Runs whose
     predictions are not stored are absent."""
+    path: SeedPath | None = None
+    """Path of an adaptive study, whose design and runs are those that the path needs; see `seed_path.with_path`. None for a fixed
+    number of seeds, and for a part of a study."""

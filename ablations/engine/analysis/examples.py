@@ -121,14 +121,17 @@ def analyze_examples(evidence: Evidence, findings: Findings) -> ExampleFindings 
         for cell in findings.cells
         if (of_cell := by_cell[cell.label])
     ]
-    over_seeds = {each.cell: each.difference for each in findings.comparisons}
+    over_seeds = {each.cell: each for each in findings.comparisons}
     comparisons = []
     for cell in design.cells:
         baseline = design.baseline_label(cell)
-        if baseline is not None and (seeds := sorted(by_cell[cell.label].keys() & by_cell[baseline].keys())):
+        if baseline is None:
+            continue
+        given, both = over_seeds.get(cell.label), by_cell[cell.label].keys() & by_cell[baseline].keys()
+        if seeds := sorted(seed for seed in both if given is None or seed < given.planned):
             pair = (np.array([by_cell[label][seed] for seed in seeds]) for label in (cell.label, baseline))
-            bounds, given = (low - high, high - low), over_seeds.get(cell.label)
-            comparisons.append(_compare(cell.label, baseline, *pair, bounds=bounds, over_seeds=given))
+            bounds, difference = (low - high, high - low), given.difference if given else None
+            comparisons.append(_compare(cell.label, baseline, *pair, bounds=bounds, over_seeds=difference))
     return ExampleFindings(examples=examples, cells=tuple(cells), comparisons=_with_adjusted_p(comparisons))
 
 

@@ -72,7 +72,8 @@ class Comparison:
     difference: Estimate
     """Value of the cell minus value of its baseline, over the seeds that both completed."""
     planned: int
-    """Number of seeds that the study asks for."""
+    """Number of seeds of the difference, if all their runs complete: those that the study asks for, or those of the look that is
+    shown."""
     failures: FailureTest | None = None
     """Failures to train of the two cells; None if there are none."""
     correlation: tuple[float, float, float] | None = None
@@ -272,6 +273,6 @@ class Findings:
 
     @property
     def complete(self) -> bool:
-        """True if every run has a result and every search has made its choice."""
+        """True if every run has a result, every search has made its choice, and no cell of an adaptive study needs more seeds."""
         chosen = self.search is None or all(cell.chosen for cell in self.search.cells)
-        return chosen and not any(cell.without_result for cell in self.cells)
+        return chosen and (self.path is None or self.path.finished) and not any(cell.without_result for cell in self.cells)

@@ -1,19 +1,20 @@
 """Analyze a study: turn its evidence into findings about cells, comparisons and effects, with their caveats."""
 
-import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ablations.engine.analysis.designs.ladder import find_ladder
+from ablations.engine.analysis.designs.screening import aliases_of, find_contrasts
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
-from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings, Ladder, Rung
+from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
+from ablations.engine.analysis.run_table import RunTable, make_run_table
 from ablations.engine.analysis.statistics import contrasts
 from ablations.engine.analysis.statistics.anova import fit_anova, spreads_differ
 from ablations.engine.analysis.statistics.contrasts import reference_levels
@@ -21,12 +22,10 @@ from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE,
 from ablations.engine.analysis.statistics.failures import FailureTable, find_failures
 from ablations.engine.analysis.statistics.family import Family
 from ablations.engine.analysis.statistics.inference import Array, Scale, estimate_means, zero_tolerance
-from ablations.engine.analysis.statistics.looks import looks_at
+from ablations.engine.analysis.statistics.looks import declared_shares, looks_at, undeclared_sentence
 from ablations.engine.analysis.statistics.pairing import seed_correlation
-from ablations.engine.analysis.statistics.screening import aliases_of, find_contrasts
 from ablations.engine.analysis.tuning.search_analysis import analyze_search
 from ablations.engine.analysis.verdicts.conclusions import FactorEvidence, conclude_factor
-from ablations.engine.analysis.verdicts.sentences import Sentences
 from ablations.engine.study.design import Design
 from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.pareto import pareto_front
@@ -38,27 +37,16 @@ MAX_NAMED = 3
 """Maximum number of cells, seeds or files that a text names. It gives only their number if there are more."""
 
 
-class _RunTable(NamedTuple):
-    """The results of the runs; a row per cell of the design, a column per seed."""
-
-    values: Array
-    """Values of the study's metric; NaN for a run that did not complete."""
-    train_values: Array
-    """Values on training data; NaN for a run that did not complete or does not report them."""
-    outcomes: Sequence[Sequence[str]]
-    """Outcome of each run."""
-
-
 def analyze_study(evidence: Evidence) -> Findings:
     """Return all findings about a study."""
     design = evidence.design
-    table = _run_table(evidence)
+    table = make_run_table(evidence)
     failures = find_failures(table.values, table.outcomes, design.metric, design.chance)
     cells = _cell_findings(evidence, table, failures)
     formats = ValueFormat(design.metric, decimals_for(design.metric, table.values.ravel()))
-    looks = looks_at(design, evidence.looks)
-    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=looks.share)
-    family = Family(design=design, values=table.values, failures=failures, scale=scale)
+    share, declared = looks_at(design, evidence.looks).share, declared_shares(design, evidence.looks)
+    scale = Scale(tolerance=zero_tolerance(table.values), step=design.step, share=share)
+    family = Family(design=design, values=table.values, failures=failures, scale=scale, looks=declared)
     variance = _anova(design, table.values, cells, formats)
     comparisons, screening = _comparisons(design, table, family), find_contrasts(design, family)
     return Findings(
@@ -73,11 +61,14 @@ def analyze_study(evidence: Evidence) -> Findings:
         answers=tuple(
             _answer(factor, design, family, cells, formats, aliases_of(screening, factor)) for factor in reference_levels(design)
         ),
-        flags=tuple(filter(None, (looks.sentence(), *_missing_result_flags(cells), *_condition_flags(evidence)))),
+        flags=tuple(
+            filter(None, (undeclared_sentence(design, evidence.looks), *_missing_result_flags(cells), *_condition_flags(evidence)))
+        ),
         tests=family.tests,
         effect_bonferroni=family.effect_bonferroni,
         screening=screening,
-        ladder=_ladder(design, cells, comparisons, family, formats),
+        ladder=find_ladder(design, cells, comparisons, family, formats),
+        path=evidence.path,
         search=analyze_search(evidence, table.values, formats) if design.search else None,
     )
 
@@ -104,43 +95,7 @@ def _answer(
     return conclude_factor(factor, found, formats)
 
 
-def _ladder(
-    design: Design, cells: Sequence[CellFinding], comparisons: Sequence[Comparison], family: Family, formats: ValueFormat
-) -> Ladder | None:
-    """Return the rungs of a ladder, with their steps; None for another design."""
-    total = family.ladder_total
-    if total is None:
-        return None
-    steps = {each.cell: each.difference for each in comparisons}
-    levels = [cell.levels for cell in cells]
-    changes = ["", *(_change(below, above) for below, above in itertools.pairwise(levels))]
-    return Ladder(
-        rungs=tuple(
-            Rung(cell=cell.label, change=change, value=cell.value, step=steps.get(cell.label))
-            for cell, change in zip(cells, changes, strict=True)
-        ),
-        total=total,
-        text=Sentences(formats, family.tests).whole_ladder(total, len(cells) - 1),
-    )
-
-
-def _change(below: Mapping[str, str], above: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={level}" for name, level in above.items() if below[name] != level)
-
-
-def _run_table(evidence: Evidence) -> _RunTable:
-    cells = [cell.label for cell in evidence.design.cells]
-    seeds = range(max(len(cell.fingerprints) for cell in evidence.design.cells))
-    runs = evidence.runs.set_index(["cell", "seed"])
-    runs = runs.reindex(pd.MultiIndex.from_product([cells, seeds]))
-    completed = (runs["outcome"] == "completed").to_numpy()
-    shape = len(cells), len(seeds)
-    columns = (runs[name].to_numpy(float) for name in ("value", "train_value"))
-    values, train_values = (np.where(completed & np.isfinite(column), column, np.nan) for column in columns)
-    return _RunTable(values.reshape(shape), train_values.reshape(shape), runs["outcome"].to_numpy(object).reshape(shape).tolist())
-
-
-def _cell_findings(evidence: Evidence, table: _RunTable, failures: FailureTable) -> tuple[CellFinding, ...]:
+def _cell_findings(evidence: Evidence, table: RunTable, failures: FailureTable) -> tuple[CellFinding, ...]:
     runs, design = evidence.runs, evidence.design
     completed, others = runs[runs["outcome"] == "completed"], runs[runs["outcome"] != "completed"]
     labels = [cell.label for cell in design.cells]
@@ -181,20 +136,20 @@ def _within_bounds(value: Estimate, bounds: tuple[float, float]) -> Estimate:
     return replace(value, low=max(value.low, bounds[0]), high=min(value.high, bounds[1]))
 
 
-def _comparisons(design: Design, table: _RunTable, family: Family) -> tuple[Comparison, ...]:
+def _comparisons(design: Design, table: RunTable, family: Family) -> tuple[Comparison, ...]:
     found = []
     for each in contrasts.comparisons(design):
         ((row, reference),) = each.pairs
-        difference = family.difference(each.terms)
+        difference, seeds = family.difference(each.terms), family.seeds_shown(each.terms)
         found.append(
             Comparison(
                 cell=design.cells[row].label,
                 baseline=design.cells[reference].label,
                 difference=difference,
-                planned=len(design.cells[row].fingerprints),
+                planned=seeds,
                 failures=family.failure_test(each.terms),
-                correlation=seed_correlation(table.values[row], table.values[reference]),
-                note=_comparison_note(difference, table.outcomes[row], table.outcomes[reference]),
+                correlation=seed_correlation(table.values[row, :seeds], table.values[reference, :seeds]),
+                note=_comparison_note(difference, table.outcomes[row][:seeds], table.outcomes[reference][:seeds]),
             )
         )
     return tuple(found)
@@ -233,12 +188,15 @@ def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats:
         return f"no run completed in {_names_or_count(empty, 'cell')}"
     rows, seeds = (indices.tolist() for indices in np.nonzero(np.isfinite(values)))
     levels = {name: [design.factors[name].index(cells[row].levels[name]) for row in rows] for name in varied}
+    planned = [cell.planned for cell in cells]
     note = f"All {counted(len(rows), 'planned run')} completed."
-    if len(rows) < values.size:
+    if len(rows) < sum(planned):
         note = (
-            f"The design is unbalanced: {len(rows)} of {counted(values.size, 'run')} completed, and type II sums of "
+            f"The design is unbalanced: {len(rows)} of {counted(sum(planned), 'run')} completed, and type II sums of "
             "squares use only these."
         )
+    elif min(planned) < max(planned):
+        note = f"The design is unbalanced: cells have {min(planned)} to {max(planned)} seeds, and type II sums of squares use all."
     if spreads_differ(values, design.step):
         stds = [cell.value.std for cell in cells if cell.value.std is not None]
         spread = formats.in_points(f"{formats.magnitude(min(stds))} to {formats.magnitude(max(stds))}")

@@ -10,6 +10,7 @@ from typing import Any
 from ablations.engine.cli import options
 from ablations.engine.study.definition import Study
 from ablations.engine.study.request import Options
+from ablations.engine.study.seeds import read_seeds
 from resnet_core.fields import ConfigError, reject
 
 NOT_KEYWORDS = ("help", "plan", "calibrate", "report", "json")
@@ -71,6 +72,9 @@ def _converted(name: str, action: argparse.Action, value: Any) -> Any:
         if not (isinstance(several, Sequence) and all(isinstance(each, str) for each in several)):
             raise reject(name, value, "accepted: text, or a list of texts")
         return list(several)
+    if action.dest == "seeds":
+        read_seeds(name, value)  # raises ConfigError
+        return value
     if action.type in (int, float):
         return _number(name, action.type, value)
     if not isinstance(value, (str, os.PathLike)):

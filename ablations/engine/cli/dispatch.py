@@ -95,6 +95,8 @@ def train(plan: Plan, options: Options) -> int:
     """Train what a study lacks, and report; return the exit code."""
     if options.search:
         from ablations.engine.submission.search_submission import run_search as act
+    elif plan.seed_looks:
+        from ablations.engine.submission.adaptive_submission import run_adaptive_study as act
     else:
         from ablations.engine.submission.study_submission import run_study as act
     return act(plan, options)

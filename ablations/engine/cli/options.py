@@ -24,6 +24,7 @@ from ablations.engine.study.request import (
     SearchRequest,
     StudyRequest,
 )
+from ablations.engine.study.seeds import format_seeds, read_seeds
 from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
 from resnet_core.schema import Schema
@@ -84,7 +85,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     request = StudyRequest(
         preset=given.preset,
         design=given.design,
-        seeds=given.seeds,
+        seeds=None if given.seeds is None else read_seeds("--seeds", given.seeds),
         levels=levels,
         overrides=_overrides(given, schema),
         probes=tuple(given.probe),
@@ -159,7 +160,12 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     group.add_argument(
         "--preset", metavar="NAME", help=f"data set and recipe: {', '.join(study.workload.presets)} (default: {study.preset})"
     )
-    group.add_argument("--seeds", type=int, metavar="N", help=f"number of replicates of each cell (default: {study.seeds})")
+    group.add_argument(
+        "--seeds",
+        metavar="N",
+        help="number of replicates of each cell, or a range such as 3..12: cells get more seeds only while a comparison of theirs "
+        f"is undecided; 3,5,8,12 states the looks (default: {format_seeds(study.seeds)})",
+    )
     group.add_argument(
         "--design",
         metavar="NAME",

@@ -1,6 +1,5 @@
 """What a report says about a design other than factorial and about adaptive seeds: names, sentences, lines of the terminal."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -114,20 +113,11 @@ def path_sentence(path: SeedPath) -> str:
     return f"The study {verb} {counted(path.runs, 'run')}{so_far}, {most}."
 
 
-def states_text(path: SeedPath) -> str:
-    """Return how many comparisons are in each state: `2 effect, 1 within margin, 1 open`."""
-    counts = Counter(row.state for row in seed_rows(path))
-    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-
-
 def design_lines(design: Design, findings: Findings) -> list[str]:
-    """Return the lines of the terminal about the design; none for a factorial design with a fixed number of seeds."""
+    """Return the lines of the terminal about the design; none for a factorial design."""
     lines = []
     if findings.screening:
         lines += [f"{fraction_sentence(design, findings.screening)} {alias_sentence(findings.screening)}"]
     if findings.ladder:
         lines.append(findings.ladder.text)
-    if findings.path:
-        states = states_text(findings.path)
-        lines.append(path_sentence(findings.path) + (f" Comparisons: {states}." if states else ""))
     return lines

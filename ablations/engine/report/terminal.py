@@ -11,6 +11,7 @@ from ablations.engine.analysis import number_format
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.examples import scope_sentence
 from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.seed_path import path_sentences
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.trial_table import format_configuration
 from ablations.engine.environment.console import print_line
@@ -123,4 +124,5 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     answers += [Text(printable(line)) for line in design_lines(design, findings)]
     flags = [Text(f"Caveat: {printable(flag)}") for flag in findings.flags]
     scope = Text(scope_sentence(design), "dim")
-    return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, scope, Text(), *answers, *flags)
+    path = [Text(printable(text), "dim") for text in path_sentences(findings.path)] if findings.path else []
+    return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, scope, *path, Text(), *answers, *flags)

@@ -60,11 +60,15 @@ def train_runs(
     """
     grid = BasicVariantGenerator(max_concurrent=1)
     space = {"job": tune.grid_search([asdict(job) for job in jobs])}
-    max_waiting = MAX_WAITING if needs.workers == 1 else MAX_WAITING_GROUPS
     with ClaimRegistry() as claims:
         max_runs = min(max_concurrent or len(jobs), len(jobs))
         controller = ConcurrencyController(
-            grid, needs, claims, max_runs, max_waiting, lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials)
+            grid,
+            needs,
+            claims,
+            max_runs,
+            max_waiting(needs),
+            lambda trials: len(jobs) - sum(trial.is_finished() for trial in trials),
         )
         _fit(
             needs,
@@ -78,6 +82,11 @@ def train_runs(
         )
 
 
+def max_waiting(needs: RunResources) -> int:
+    """Return how many runs may wait for nodes that an autoscaler adds."""
+    return MAX_WAITING if needs.workers == 1 else MAX_WAITING_GROUPS
+
+
 def train_trials(
     source: RunSource,
     needs: RunResources,
@@ -85,6 +94,7 @@ def train_trials(
     max_concurrent: int | None,
     listener: RunListener,
     scratch: Path,
+    max_waiting: int = 1,
     hang_timeout: float = Job.hang_timeout,
     workload: bytes = b"",
 ) -> None:
@@ -93,10 +103,11 @@ def train_trials(
     Args:
         source: asked for a run only when there is room for it, so that it decides with all results so far.
         needs: resources of each run.
-        max_concurrent: number of runs at a time, at most. None: as many as this study's share of the cluster holds. With an
-            autoscaler, further runs wait for nodes: one if this is None, so that nodes join one by one, else up to this number.
+        max_concurrent: number of runs at a time, at most. None: as many as this study's share of the cluster holds.
         listener: receives starts, reports and crashes.
         scratch: folder for Tune's own files, removed at the end.
+        max_waiting: with an autoscaler, number of further runs that wait for nodes if `max_concurrent` is None, and otherwise up to
+            that number. With 1, nodes join one by one.
         hang_timeout: time without a node that is large enough for a run, in seconds, after which the study stops.
         workload: the study's trainings, as in `Job.workload`.
     """
@@ -104,7 +115,7 @@ def train_trials(
     limiter = ConcurrencyLimiter(searcher, max_concurrent=1)
     with ClaimRegistry() as claims:
         controller = ConcurrencyController(
-            limiter, needs, claims, max_concurrent or UNLIMITED, max_concurrent or 1, lambda _: searcher.left
+            limiter, needs, claims, max_concurrent or UNLIMITED, max_concurrent or max_waiting, lambda _: searcher.left
         )
         _fit(
             needs,

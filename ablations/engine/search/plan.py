@@ -209,6 +209,9 @@ def draft_search(
         raise reject("--design", request.design, f"accepted for a search: {FACTORIAL}")
     study = _keep_per_cell_factors(study.for_preset(request.preset or study.preset), request, search)
     drafted = make_draft(study, request)
+    if drafted.seed_looks:
+        looks = ",".join(map(str, drafted.seed_looks))
+        raise reject("--seeds", looks, "a search trains what it chooses with a fixed number of seeds; accepted: one number")
     workload, field_name = study.workload, study.workload.schema.field_name
     for name in filter(workload.selects_data, map(field_name, drafted.factors)):
         raise reject("--per-cell", name, "all cells of a search use the same images; accepted: other factors, or --set NAME=VALUE")

@@ -9,6 +9,7 @@ from typing import Any, Self
 from ablations.engine.study.designs import FACTORIAL, check_design
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors, values_by_field
 from ablations.engine.study.grid import ARM, check_pair_baseline, checked_arms, checked_pairs, pair_name
+from ablations.engine.study.seeds import checked_seeds
 from ablations.engine.task.custom_training import CustomTraining
 from ablations.engine.task.definition import Task
 from ablations.engine.task.image_classification import IMAGE_CLASSIFICATION, own_images
@@ -99,8 +100,7 @@ class Study(_WorkloadSlot):
             raise reject("study name", self.name, "accepted: up to 64 of a-z, A-Z, 0-9, - and _, the first a letter or digit")
         if not (isinstance(self.question, str) and self.question.strip()):
             raise reject("question", self.question, "accepted: a sentence")
-        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
-            raise reject("seeds", self.seeds, "accepted: a number of replicates, 1 or more")
+        object.__setattr__(self, "seeds", checked_seeds("seeds", self.seeds))
         if self.margin is not None:
             check_margin("margin", self.margin)
             object.__setattr__(self, "margin", float(self.margin))

@@ -9,6 +9,7 @@ from typing import Any, Self
 from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
+from ablations.engine.study.seeds import max_seeds
 from ablations.engine.task.metric import Metric, error_metric
 from resnet_core.fields import ConfigError
 from resnet_core.renamed_fields import current_fields, current_name, current_value
@@ -117,7 +118,8 @@ class Design:
     training_version: str = ""
     """`Workload.training_version` of the submission. Empty before 2026-11-27, when fingerprints included `code_version` instead."""
     planned_seeds: int = 0
-    """Number of seeds that the study plans: its own or, if that is larger, that of its first submission. 0 if it is not known."""
+    """Number of seeds that the study plans: its own or, if that is larger, that of its first submission; that of the last look of
+    an adaptive study. 0 if it is not known."""
     margin: float | None = None
     """Largest difference that counts as no effect, in `Metric.difference_unit`; None if the study does not say."""
     test_examples: int = 0
@@ -163,7 +165,8 @@ class Design:
             skipped=tuple((str(cell), reason) for cell, reason in plan.skipped),
             origin=dict(origin),
             kind=plan.grid.kind,
-            planned_seeds=max(plan.study.seeds, len({run.seed for run in plan.runs})),
+            planned_seeds=plan.seed_looks[-1] if plan.seed_looks else max(max_seeds(plan.study.seeds), _seeds_of(plan)),
+            seed_looks=plan.seed_looks,
             margin=plan.study.margin,
             test_examples=plan.workload.evaluation_examples(plan.dataset),
             chance=plan.workload.chance_value(plan.dataset),
@@ -216,7 +219,7 @@ class Design:
 
     @property
     def seeds(self) -> int:
-        """Number of seeds of each cell."""
+        """Number of seeds of each cell; the largest number if cells differ."""
         return max((len(cell.fingerprints) for cell in self.cells), default=0)
 
     @property
@@ -276,6 +279,10 @@ class Design:
         """Return the number of examples that training sees in an epoch, which has full global batches only; 0 if unknown."""
         batch = int(cell.spec.get("optim.global_batch_size", 1))
         return cell.train_examples // batch * batch
+
+
+def _seeds_of(plan: Plan) -> int:
+    return len({run.seed for run in plan.runs})
 
 
 def _rename_fields(values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, va
 from ablations.engine.study.grid import Grid, make_grid
 from ablations.engine.study.plan import Cell, Draft, Plan, Run
 from ablations.engine.study.request import StudyRequest
+from ablations.engine.study.seeds import max_seeds, read_seeds
 from ablations.engine.task.workload import Workload
 from resnet_core.fields import ConfigError, reject
 
@@ -29,7 +30,9 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
     if request.margin is not None:
         study = replace(study, margin=request.margin)
     workload, field_name = study.workload, study.workload.schema.field_name
-    seeds = study.seeds if request.seeds is None else request.seeds
+    asked_seeds = read_seeds("seeds", study.seeds) if request.seeds is None else request.seeds
+    looks = asked_seeds if isinstance(asked_seeds, tuple) else ()
+    seeds = max_seeds(asked_seeds)
     if seeds < 1:
         raise reject("--seeds", seeds, "accepted: 1 or more")
     grid = _grid(study, request)
@@ -47,7 +50,7 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
         raise ConfigError(f"--set {taken[0]}: {what}; set its levels with --levels")
     settings = _settings(study, request, asked, of_fields.keys())
     specs, skipped = _cells(workload, preset, settings, grid)
-    return Draft(study=study, preset=preset, grid=grid, seeds=seeds, specs=specs, skipped=tuple(skipped))
+    return Draft(study=study, preset=preset, grid=grid, seeds=seeds, seed_looks=looks, specs=specs, skipped=tuple(skipped))
 
 
 def make_plan(study: Study, request: StudyRequest, *, cache: Path) -> Plan:
@@ -80,6 +83,7 @@ def resolve_draft(drafted: Draft, request: StudyRequest, *, cache: Path) -> Plan
         runs=expand_runs(workload, specs, drafted.seeds, data),
         data=data,
         searched=drafted.searched,
+        seed_looks=drafted.seed_looks,
     )
 
 

@@ -77,6 +77,9 @@ class Plan:
     """Data of all runs, by `Workload.data_key`. Cells may differ in training data, but not in what they are scored on."""
     searched: Collection[str] = ()
     """Fields that a search chooses, in which runs differ besides factors and seed."""
+    seed_looks: tuple[int, ...] = ()
+    """Numbers of seeds at which an adaptive study decides which cells get more seeds, ascending. Its runs are those that it may
+    need, up to the last look. Empty for a fixed number of seeds."""
 
     @property
     def title(self) -> str:
@@ -149,6 +152,9 @@ class Draft:
     preset: str
     grid: Grid
     seeds: int
+    """Number of seeds of each cell, at most."""
+    seed_looks: tuple[int, ...] = ()
+    """Looks of an adaptive study, as in `Plan.seed_looks`."""
     specs: Mapping[Cell, Any]
     """Configuration of each cell, before fields are resolved from the data set."""
     skipped: tuple[tuple[Cell, str], ...]

@@ -44,7 +44,9 @@ class StudyRequest:
     preset: str | None = None
     design: str | None = None
     """Design of the cells, or `ALL_DESIGNS`; None: that of the study."""
-    seeds: int | None = None
+    seeds: int | tuple[int, ...] | None = None
+    """Number of seeds of every cell, or the looks of an adaptive study, as `seeds.read_seeds` returns them; None: those of the
+    study."""
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     probes: Sequence[str] = ()

@@ -32,8 +32,7 @@ class Progress:
         self.reused = len(plan.runs) - len(todo)
         self.epochs = {run.fingerprint: 0 for run in todo}
         # Looked up once: every run that ends counts the work of all others.
-        self._work = {run.fingerprint: (plan.workload.relative_cost(run.spec), plan.total_epochs(run)) for run in todo}
-        """Relative cost of an epoch and number of epochs, None if not known, of each run."""
+        self._work = {run.fingerprint: self._work_of(run) for run in todo}
         self.running: dict[str, tuple[Run, Mapping[str, float]]] = {}
         self.outcomes: dict[str, str] = {}
         self.began: float | None = None
@@ -45,6 +44,10 @@ class Progress:
             if console.is_terminal
             else None
         )
+
+    def _work_of(self, run: Run) -> tuple[float, int | None]:
+        """Return the relative cost of an epoch of a run, and its number of epochs; None if that is not known."""
+        return self.plan.workload.relative_cost(run.spec), self.plan.total_epochs(run)
 
     def __enter__(self) -> Self:
         if self._live:

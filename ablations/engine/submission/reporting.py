@@ -152,10 +152,16 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
             defaults=study.study.workload.schema.default.flat(),
             whole=bool(study.searched),
         )
+        seeds, path = _seeds_of_part(whole, options.request.seeds), None
+        if whole.seed_looks:  # its path is that of the whole study, as submitted
+            followed = results.gather(client, whole, run_id, details=False)
+            whole, path = followed.design, followed.path
         if options.request.margin is not None:
             whole = replace(whole, margin=options.request.margin)
-        asked_for = whole.restricted_to(levels, options.request.seeds)
-        evidence = results.gather(client, asked_for, run_id, details=details)
+        asked_for = whole.restricted_to(levels, seeds)
+        evidence = results.gather(client, asked_for, run_id, details=details, part=True)
+    if asked_for == whole:
+        evidence = replace(evidence, path=path)
     findings, part = analyze_study(evidence), ""
     if asked_for != whole:
         chosen = {name: ",".join(of_factor) for name, of_factor in evidence.design.factors.items() if name in levels}
@@ -164,6 +170,16 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
         findings = replace(findings, flags=(flag, *findings.flags))
         part = re.sub(r"[^\w.,=+-]+", "_", part)
     return StoredStudy(client=client, run_id=run_id, evidence=evidence, findings=findings, part=part)
+
+
+def _seeds_of_part(whole: Design, seeds: int | tuple[int, ...] | None) -> int | None:
+    """Return the number of seeds of the requested part; None for all. Raise ConfigError for looks that MLflow does not have."""
+    if not isinstance(seeds, tuple):
+        return seeds
+    if seeds != whole.seed_looks:
+        known = f"looks at {', '.join(map(str, whole.seed_looks))}" if whole.seed_looks else f"{whole.seeds} seeds in every cell"
+        raise reject("--seeds", ",".join(map(str, seeds)), f"MLflow has {known}; accepted: these, or one number")
+    return None
 
 
 def rebuild_report(stored: StoredStudy) -> int:

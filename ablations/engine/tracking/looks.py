@@ -25,15 +25,20 @@ def recorded_looks(tags: Mapping[str, str]) -> tuple[int, ...]:
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
-def planned_seeds(tags: Mapping[str, str], submitted: int) -> int:
+def planned_seeds(tags: Mapping[str, str], submitted: int, *, declared: bool = False) -> int:
     """Return the number of seeds that a study plans when it is submitted with a number of seeds.
 
     The number grows until the first look. Seeds that are added later are an extension of the plan.
+
+    Args:
+        tags: tags of the study's own run.
+        submitted: number of seeds.
+        declared: the number is that of the last declared look of an adaptive study, which replaces an earlier plan.
     """
     recorded, seen = int(tags.get(PLANNED_SEEDS_TAG, 0)), recorded_looks(tags)
     if seen:
         return recorded or seen[0]
-    return max(recorded, submitted)
+    return submitted if declared else max(recorded, submitted)
 
 
 def record_look(client: MlflowClient, run_id: str, evidence: Evidence) -> None:

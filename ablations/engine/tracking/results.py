@@ -17,6 +17,7 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from ablations.engine.analysis.evidence import CONDITION_COLUMNS, COST_METRICS, CURVE_COLUMNS, Evidence
+from ablations.engine.analysis.seed_path import with_path
 from ablations.engine.study.design import Design
 from ablations.engine.task.metric import Metric
 from ablations.engine.task.predictions import Predictions
@@ -32,7 +33,7 @@ MAX_CACHED = 1024
 """Maximum number of runs whose predictions stay in memory, for the next report of a study that still runs."""
 
 
-def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, details: bool = True) -> Evidence:
+def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, details: bool = True, part: bool = False) -> Evidence:
     """Return the runs and trials of a design that MLflow has.
 
     Args:
@@ -40,6 +41,7 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
         design: the design, whose planned seeds are those of the study's own run, if that has recorded them.
         study_run_id: ID of the study's own run, which has the earlier looks; empty for none.
         details: read curves, probes and predictions of runs as well.
+        part: the design is a part of a study, whose runs are all read. Of an adaptive study, only those on its path are read.
     """
     tags = client.get_run(study_run_id).data.tags if study_run_id else {}
     design = replace(design, planned_seeds=int(tags.get(looks.PLANNED_SEEDS_TAG, design.planned_seeds)))
@@ -52,6 +54,11 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
         for seed, fingerprint in enumerate(cell.fingerprints)
     ]
     runs = pd.DataFrame(_row(design, *run) for run in of_run)
+    found = Evidence(design, runs, pd.DataFrame(columns=["cell", "seed"]), pd.DataFrame(columns=["probe"]), looks=earlier)
+    if design.seed_looks and not part:
+        found = with_path(found)
+        design, needed = found.design, {*found.runs["fingerprint"]}
+        of_run = [run for run in of_run if run[2] in needed]
     completed = {record.run_id: (cell, seed) for cell, seed, _, record in of_run if details and record and record.completed}
     by = run_queries.training_version_filter(design.training_version, design.code_version)
     trials, trial_curves = (
@@ -61,7 +68,7 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
     )
     curves, probes = _curves(client, completed, design.metric), _probes(client, completed, design)
     correct = _correct(client, [record for *_, record in of_run if record and record.run_id in completed], design)
-    return Evidence(design, runs, curves, probes, trials, trial_curves, earlier, correct)
+    return replace(found, curves=curves, probes=probes, trials=trials, trial_curves=trial_curves, correct=correct)
 
 
 def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:

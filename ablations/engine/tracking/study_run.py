@@ -4,7 +4,7 @@ import getpass
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +71,8 @@ class StudyRun:
     def log_design(self, design: Design) -> None:
         """Log the design as submitted. Reports are later rebuilt from it, without the study's file."""
         tags = self.client.get_run(self.run_id).data.tags
-        design = replace(design, planned_seeds=planned_seeds(tags, design.planned_seeds))
+        planned = planned_seeds(tags, design.planned_seeds, declared=bool(design.seed_looks))
+        design = replace(design, planned_seeds=planned)
         digest = hashlib.sha256(replace(design, origin={}).to_json().encode()).hexdigest()
         self.report_is_current = tags.get(DESIGN_TAG) == digest and tags.get(REPORT_TAG) == WHOLE
         if not self.report_is_current:
@@ -129,6 +130,14 @@ class StudyRun:
             tags = run.data.tags
             if MLFLOW_STATUS.get(tags.get("outcome", "")) != "FINISHED" and tags.get("fingerprint") not in alive:
                 self.client.delete_run(run.info.run_id)
+
+
+def study_tags(client: MlflowClient, plan: Plan) -> Mapping[str, str]:
+    """Return the tags of a study's own run, which says which looks were taken; empty if MLflow has none yet."""
+    experiment = client.get_experiment_by_name(plan.study.name)
+    where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
+    found = client.search_runs([experiment.experiment_id], where, max_results=1) if experiment else []
+    return dict(found[0].data.tags) if found else {}
 
 
 def origin_tags() -> dict[str, str]:

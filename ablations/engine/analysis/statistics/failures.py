@@ -38,7 +38,9 @@ class FailureTable:
     counted: Flags
     """True for a run that completed or diverged. Others, such as crashed ones, say nothing about training."""
 
-    def test(self, pairs: Sequence[tuple[int, int]], share: float = 1.0, *, matched: bool = True) -> FailureTest | None:
+    def test(
+        self, pairs: Sequence[tuple[int, int]], share: float = 1.0, seeds: int | None = None, *, matched: bool = True
+    ) -> FailureTest | None:
         """Return the exact test of whether one row of each pair fails more often than the other; None if neither has a failure.
 
         The pairs are strata: Fisher's exact test for one, the exact conditional test of a common odds ratio for several. Runs with
@@ -47,9 +49,10 @@ class FailureTable:
         Args:
             pairs: Rows to compare.
             share: Fraction of the significance level that the present look at the study may spend.
+            seeds: Number of seeds to count; None for all.
             matched: False if the rows of a pair differ in other respects as well, which only their sum balances: one stratum.
         """
-        counts = [(*self._count(row), *self._count(reference)) for row, reference in pairs]
+        counts = [(*self._count(row, seeds), *self._count(reference, seeds)) for row, reference in pairs]
         if not matched:
             counts = [tuple(np.sum(counts, axis=0).tolist())]
         failed, runs, reference_failed, reference_runs = np.sum(counts, axis=0).tolist()
@@ -61,14 +64,22 @@ class FailureTable:
             runs=runs,
             reference_failed=reference_failed,
             reference_runs=reference_runs,
-            without_value=sum(int(self.diverged[list(pair)].sum()) for pair in pairs),
+            without_value=sum(int(self.diverged[list(pair), :seeds].sum()) for pair in pairs),
             p=min(1.0, p / share),
             least_p=min(1.0, least / share),
         )
 
-    def _count(self, row: int) -> tuple[int, int]:
-        counted = self.counted[row]
-        return int((self.failed[row] & counted).sum()), int(counted.sum())
+    def p_if_rates_go_on(self, pairs: Sequence[tuple[int, int]], seeds: int, until: int) -> float | None:
+        """Return the p-value of `test` at a later number of seeds, if runs went on to fail as often; None without a failure."""
+        counts = [(*self._count(row, seeds), *self._count(reference, seeds)) for row, reference in pairs]
+        if not any(failed + reference_failed for failed, _, reference_failed, _ in counts):
+            return None
+        later = np.rint(np.array(counts) * until / seeds).astype(int).tolist()
+        return _exact_p_value([(a, b, c, d) for a, b, c, d in later])[0]
+
+    def _count(self, row: int, seeds: int | None) -> tuple[int, int]:
+        counted = self.counted[row, :seeds]
+        return int((self.failed[row, :seeds] & counted).sum()), int(counted.sum())
 
 
 def find_failures(values: Array, outcomes: Sequence[Sequence[str]], metric: Metric, chance: float | None) -> FailureTable:

@@ -1,8 +1,8 @@
 """The family of tests of a study: all its contrasts, estimated, tested, and adjusted together."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,12 +16,11 @@ from ablations.engine.analysis.statistics.gatekeeping import FAILURE_PART, INTER
 from ablations.engine.analysis.statistics.inference import (
     Array,
     Scale,
-    equivalence_p_value,
-    estimate_average,
     estimate_means,
     holm_adjust,
     selected_interval,
 )
+from ablations.engine.analysis.statistics.sequential import LookScale, SequentialTest, estimate_over_looks
 from ablations.engine.study.design import Design
 
 Name = tuple[str, Terms]
@@ -39,19 +38,22 @@ class Family:
         values: Values of completed runs; a row per cell of the design, a column per seed, NaN without a result.
         failures: Which runs failed to train.
         scale: Scale of the values.
+        looks: Share of the significance level of each look of an adaptive study, by its number of seeds; otherwise empty. A
+            contrast is tested at the looks up to the number of seeds that all its cells have in the design.
     """
 
     design: Design
     values: Array
     failures: FailureTable
     scale: Scale
+    looks: Mapping[int, float] = field(default_factory=dict)
 
     @cached_property
     def effects(self) -> tuple[Effect, ...]:
         """Average effects of all levels."""
         found = []
         for each in self._effects:
-            difference, used = self.difference(each.terms), self._used[each.terms]
+            difference, used = self.difference(each.terms), self._tested[each.terms].used
             found.append(
                 Effect(
                     factor=each.factors[0],
@@ -62,8 +64,8 @@ class Family:
                     of_combinations=each.of_places if 0 < len(used) < each.of_places else 0,
                     place=each.places[used[0]] if len(used) == 1 and each.of_places > 1 else "",
                     failures=self.failure_test(each.terms),
-                    at_chance=self._at_chance(each.pairs),
-                    median=self._median(each.pairs) if each.matched else None,
+                    at_chance=self._at_chance(each),
+                    median=self._median(each) if each.matched else None,
                 )
             )
         return tuple(self._with_margin(found))
@@ -77,7 +79,7 @@ class Family:
                 levels=(each.levels[0], each.levels[1]),
                 references=(each.references[0], each.references[1]),
                 difference=self.difference(each.terms),
-                without_value=int(self.failures.diverged[[row for rows in each.terms for side in rows for row in side]].sum()),
+                without_value=int(self.failures.diverged[rows_of(each.terms), : self._tested[each.terms].shown.seeds].sum()),
             )
             for each in self._interactions
         )
@@ -105,11 +107,16 @@ class Family:
     def effect_bonferroni(self) -> float:
         """Factor by which the p-value of one effect is adjusted at least, if nothing else is rejected."""
         weights = [node.weight for node in self._nodes if node.name[0] == DIFFERENCE and node.name[1] in self._top_terms]
-        return 1 / (min(weights) * self.scale.share) if weights else 1.0
+        shares = [self._tested[each.terms].shown.scale.share for each in self._effects]
+        return 1 / (min(weights) * min(shares)) if weights else 1.0
 
     def difference(self, terms: Terms) -> Estimate:
         """Return the difference of a contrast of this study."""
         return self._adjusted_estimates[terms]
+
+    def seeds_shown(self, terms: Terms) -> int:
+        """Return the number of seeds of the look at which the difference of a contrast is shown."""
+        return self._tested[terms].shown.seeds
 
     def failure_test(self, terms: Terms) -> FailureTest | None:
         """Return the test of failures of a contrast of two levels; None if neither has any."""
@@ -153,32 +160,34 @@ class Family:
         return frozenset(each.terms for each in self._top)
 
     @cached_property
-    def _estimates(self) -> Mapping[Terms, tuple[Estimate, tuple[int, ...]]]:
+    def _tested(self) -> Mapping[Terms, SequentialTest]:
         found = {}
         for each in (*self._top, *self._interactions, *self._single):
             if each.terms not in found:
                 parts = [self.values[list(add)].sum(axis=0) - self.values[list(take)].sum(axis=0) for add, take in each.terms]
-                estimate, used = estimate_average(parts, self.scale)
-                balanced = each.matched or len(used) == len(parts)
-                found[each.terms] = (estimate, used) if balanced else (Estimate(n=0), ())
+                test = estimate_over_looks(parts, self._looks_at(each.terms), self.design.margin)
+                balanced = each.matched or len(test.used) == len(parts)
+                found[each.terms] = test if balanced else test.without_result()
         return found
 
-    @cached_property
-    def _used(self) -> Mapping[Terms, tuple[int, ...]]:
-        return {terms: used for terms, (_, used) in self._estimates.items()}
+    def _looks_at(self, terms: Terms) -> list[LookScale]:
+        """Return the looks at which all cells of a contrast have seeds: one, at all seeds, unless the study is adaptive."""
+        seeds = min(len(self.design.cells[row].fingerprints) for row in rows_of(terms))
+        taken = [(look, share) for look, share in self.looks.items() if look <= seeds] or [(self.values.shape[1], self.scale.share)]
+        return [LookScale(seeds=look, scale=replace(self.scale, share=share)) for look, share in taken]
 
     @cached_property
     def _failure_tests(self) -> Mapping[Terms, FailureTest]:
-        found = {
-            each.terms: self.failures.test(each.pairs, self.scale.share, matched=each.matched)
-            for each in (*self._top, *self._single)
-        }
+        found = {}
+        for each in (*self._top, *self._single):
+            last = self._tested[each.terms].last
+            found[each.terms] = self.failures.test(each.pairs, last.scale.share, last.seeds, matched=each.matched)
         return {terms: test for terms, test in found.items() if test}
 
     @cached_property
     def _nodes(self) -> Sequence[Node]:
         names = _Names(
-            tested={terms for terms, (estimate, _) in self._estimates.items() if estimate.p is not None},
+            tested={terms for terms, test in self._tested.items() if test.estimate.p is not None},
             counted={terms for terms, test in self._failure_tests.items() if can_be_significant(test)},
         )
         by_level: dict[tuple[str, str], list[Name]] = {}
@@ -209,7 +218,7 @@ class Family:
         kind, terms = name
         if kind == FAILURE:
             return self._failure_tests[terms].p
-        return self._estimates[terms][0].p or 0.0
+        return self._tested[terms].estimate.p or 0.0
 
     @cached_property
     def _adjusted(self) -> Mapping[Name, float]:
@@ -218,15 +227,17 @@ class Family:
     @cached_property
     def _adjusted_estimates(self) -> Mapping[Terms, Estimate]:
         adjusted = {
-            terms: replace(estimate, p_adjusted=self._adjusted.get((DIFFERENCE, terms)))
-            for terms, (estimate, _) in self._estimates.items()
+            terms: replace(test.estimate, p_adjusted=self._adjusted.get((DIFFERENCE, terms)))
+            for terms, test in self._tested.items()
         }
         effects, crossed = self._top_terms, {each.terms for each in self._interactions}
         for kind in (effects, crossed, adjusted.keys() - effects - crossed):
             tested = [terms for terms in kind if adjusted[terms].p is not None]
             claimed = [terms for terms in tested if adjusted[terms].significant]
             for terms in claimed:
-                adjusted[terms] = selected_interval(adjusted[terms], len(claimed) / len(tested), self.scale.share)
+                adjusted[terms] = selected_interval(
+                    adjusted[terms], len(claimed) / len(tested), self._tested[terms].shown.scale.share
+                )
         return {
             terms: estimate if terms in crossed else self._within_bounds(terms, estimate) for terms, estimate in adjusted.items()
         }
@@ -239,7 +250,8 @@ class Family:
         low, high = self.design.metric.bounds
         if difference.mean is None or not math.isfinite(high - low):
             return difference
-        (reference,) = estimate_means([np.mean([self.values[taken[0]] for _, taken in terms], axis=0)])
+        values = self.values[:, : self._tested[terms].shown.seeds]
+        (reference,) = estimate_means([np.mean([values[taken[0]] for _, taken in terms], axis=0)])
         if reference.mean is None or reference.n < MIN_SEEDS_FOR_P_VALUE:
             return difference
         highest = min(high, reference.mean if reference.high is None else reference.high)
@@ -252,35 +264,40 @@ class Family:
         }
         return replace(difference, **clipped)
 
-    def _at_chance(self, pairs: Iterable[tuple[int, int]]) -> float | None:
+    def _at_chance(self, contrast: Contrast) -> float | None:
         """Return the mean difference if diverged runs count as guessing; None without such runs."""
-        chance, diverged = self.design.chance, self.failures.diverged
+        seeds, pairs = self._tested[contrast.terms].shown.seeds, contrast.pairs
+        chance, diverged = self.design.chance, self.failures.diverged[:, :seeds]
         if chance is None or not any(diverged[row].any() or diverged[reference].any() for row, reference in pairs):
             return None
-        filled = np.where(diverged, chance, self.values)
+        filled = np.where(diverged, chance, self.values[:, :seeds])
         means = [float(np.nanmean(off)) for row, ref in pairs if np.isfinite(off := filled[row] - filled[ref]).any()]
         return float(np.mean(means)) if means else None
 
-    def _median(self, pairs: Iterable[tuple[int, int]]) -> float | None:
+    def _median(self, contrast: Contrast) -> float | None:
         """Return the median of the differences, over seeds and combinations; None unless a completed run failed to train."""
-        failed = self.failures.failed & np.isfinite(self.values)
+        seeds, pairs = self._tested[contrast.terms].shown.seeds, contrast.pairs
+        values = self.values[:, :seeds]
+        failed = self.failures.failed[:, :seeds] & np.isfinite(values)
         if not any(failed[row].any() or failed[reference].any() for row, reference in pairs):
             return None
-        differences = np.concatenate([self.values[row] - self.values[reference] for row, reference in pairs])
+        differences = np.concatenate([values[row] - values[reference] for row, reference in pairs])
         return float(np.nanmedian(differences)) if np.isfinite(differences).any() else None
 
     def _with_margin(self, effects: Sequence[Effect]) -> Sequence[Effect]:
         """Return the effects with tests of whether they are within the study's margin, if it has one."""
-        margin = self.design.margin
-        if margin is None:
-            return effects
         p_values = {
             i: p
-            for i, each in enumerate(effects)
-            if not each.failures and (p := equivalence_p_value(each.difference, margin, self.scale.share)) is not None
+            for i, (each, contrast) in enumerate(zip(effects, self._effects, strict=True))
+            if not each.failures and (p := self._tested[contrast.terms].within_margin) is not None
         }
         adjusted = dict(zip(p_values, holm_adjust(list(p_values.values())).tolist(), strict=True))
         return [replace(each, p_within_margin=adjusted.get(i)) for i, each in enumerate(effects)]
+
+
+def rows_of(terms: Terms) -> list[int]:
+    """Return the rows of the cells of a contrast."""
+    return list(dict.fromkeys(row for sides in terms for side in sides for row in side))
 
 
 def _initial_parts(*, differences: Sequence[Name], failures: Sequence[Name], interactions: Sequence[Name]) -> Mapping[Name, float]:

@@ -112,5 +112,30 @@ class Looks:
 
 
 def looks_at(design: Design, earlier: tuple[int, ...]) -> Looks:
-    """Return the looks at a study when its answer is shown, given the numbers of seeds of earlier ones (`Evidence.looks`)."""
-    return Looks.at(design.seeds, earlier, design.planned_seeds)
+    """Return the looks at a study when its answer is shown, given the numbers of seeds of earlier ones (`Evidence.looks`).
+
+    The declared looks of an adaptive study count, whether or not an answer was shown.
+    """
+    return Looks.at(design.seeds, (*earlier, *design.seed_looks), _planned(design))
+
+
+def declared_shares(design: Design, earlier: tuple[int, ...]) -> dict[int, float]:
+    """Return the share of each declared look of an adaptive study, by its number of seeds; empty for a fixed number of seeds.
+
+    A recorded look that was not declared has its share too, which the next declared look lacks.
+    """
+    every = (*earlier, *design.seed_looks)
+    return {seeds: Looks.at(seeds, every, _planned(design)).share for seeds in design.seed_looks}
+
+
+def undeclared_sentence(design: Design, earlier: tuple[int, ...]) -> str:
+    """Return a sentence about the looks and what they cost; empty for one look at the planned seeds, or if all are declared."""
+    looks = looks_at(design, earlier)
+    if design.seed_looks and {*looks.seen} <= {*design.seed_looks} and looks.planned == design.seed_looks[-1]:
+        return ""
+    return looks.sentence()
+
+
+def _planned(design: Design) -> int:
+    """Return the number of planned seeds; 0 if it is not known."""
+    return design.planned_seeds or (design.seed_looks[-1] if design.seed_looks else 0)

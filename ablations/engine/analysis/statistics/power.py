@@ -67,7 +67,7 @@ def pooled_spread(groups: Sequence[Sequence[tuple[float, int]]]) -> Spread:
     return Spread(math.sqrt(variance), total**2 / shared)
 
 
-def expected_power(difference: float, spread: Spread, n: int, comparisons: int = 1) -> float:
+def expected_power(difference: float, spread: Spread, n: int, comparisons: float = 1) -> float:
     """Return the power of a two-sided paired t test over n seeds at 5 %, averaged over what the true standard deviation may be.
 
     Args:
@@ -75,7 +75,7 @@ def expected_power(difference: float, spread: Spread, n: int, comparisons: int =
         spread: Standard deviation of the differences, in the same unit.
         n: Number of seeds.
         comparisons: Number of comparisons that share the 5 % significance level (Bonferroni's bound, which is Holm's bound for the
-            smallest p-value).
+            smallest p-value), divided by the share of the look of an adaptive study.
 
     Returns:
         The power; 0 for fewer than 3 seeds, which give no p-value.
@@ -90,7 +90,7 @@ def expected_power(difference: float, spread: Spread, n: int, comparisons: int =
     return float(np.mean(ndtr(shift - observed) + ndtr(-shift - observed)))
 
 
-def smallest_detectable(spread: Spread, n: int, comparisons: int = 1, power: float = POWER) -> float | None:
+def smallest_detectable(spread: Spread, n: int, comparisons: float = 1, power: float = POWER) -> float | None:
     """Return the smallest true difference whose expected power reaches `power`, as in `expected_power`.
 
     Returns:

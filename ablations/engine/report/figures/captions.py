@@ -184,10 +184,11 @@ CAPTIONS: dict[str, Callable[[Evidence, Findings], tuple[str, str, str]]] = {
 
 
 def _seeds_text(evidence: Evidence, findings: Findings) -> str:
-    planned = max(cell.planned for cell in findings.cells)
-    if planned == 1:
+    numbers = [cell.planned for cell in findings.cells]
+    planned = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(max(numbers))
+    if planned == "1":
         return "values of one seed"
-    complete = all(cell.value.n == planned for cell in findings.cells)
+    complete = all(cell.value.n == cell.planned for cell in findings.cells)
     return f"means over {planned} seeds" if complete else f"means over the completed seeds, of {planned} planned"
 
 

@@ -208,7 +208,8 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
         design: design of the study.
         values: values of its completed runs by fingerprint.
     """
-    from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable  # imports scipy
+    from ablations.engine.analysis.statistics.looks import declared_shares  # imports scipy
+    from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable
 
     found = difference_spread(design, values)
     if found is None:
@@ -216,13 +217,14 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
     spread, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
     comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
+    share = declared_shares(design, ()).get(seeds, 1.0)  # of the last look of an adaptive study
 
     target = TARGET_POINTS
     if design.metric.unit != PERCENT and values:
         target = float(f"{TARGET_FRACTION * abs(statistics.median(values.values())):.1g}")
 
     enough = bisect.bisect_left(
-        range(MAX_SEEDS + 1), True, lo=2, key=lambda n: expected_power(target, spread, n, comparisons) >= POWER
+        range(MAX_SEEDS + 1), True, lo=2, key=lambda n: expected_power(target, spread, n, comparisons / share) >= POWER
     )
     low, high = spread.range()
     return Power(
@@ -232,8 +234,8 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
         difference_std_low=low,
         difference_std_high=high,
         source=source,
-        detectable_alone=smallest_detectable(spread, seeds),
-        detectable_corrected=smallest_detectable(spread, seeds, comparisons),
+        detectable_alone=smallest_detectable(spread, seeds, 1 / share),
+        detectable_corrected=smallest_detectable(spread, seeds, comparisons / share),
         target=target,
         seeds_needed=enough if enough <= MAX_SEEDS else None,
     )

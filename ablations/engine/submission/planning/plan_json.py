@@ -1,5 +1,6 @@
 """The plan of a study as JSON for programs, `--plan --json`. `docs/plan.schema.json` is its schema."""
 
+from dataclasses import asdict
 from typing import Any
 
 from ablations.engine.search.plan import SearchPlan
@@ -7,6 +8,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.planning.cost_and_power import Power, power
 from ablations.engine.submission.planning.preview import Preview
+from ablations.engine.submission.planning.seed_forecast import SeedForecast
 
 SCHEMA = "ablations-plan/1"
 """Name and version of the format."""
@@ -53,9 +55,18 @@ def plan_document(preview: Preview) -> dict[str, Any]:
             "gpu_hours": estimate.gpu_hours,
             "source": estimate.source,
         },
+        "adaptive_seeds": _seeds(preview.seeds),
         "power": _power(power(Design.from_plan(plan, {}), values)),
         "warning": preview.warning,
     }
+
+
+def _seeds(found: SeedForecast | None) -> dict[str, Any] | None:
+    """Return the forecast of an adaptive study; None for a fixed number of seeds."""
+    if found is None:
+        return None
+    costs = {"best": found.best, "expected": found.expected, "worst": found.worst}
+    return {"looks": list(found.looks), **{name: cost and asdict(cost) for name, cost in costs.items()}, "source": found.source}
 
 
 def _power(found: Power | None) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Preview of a study (`--plan`): what it would train, cost and detect, before anything starts."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,19 @@ from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import submission_id
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.search.plan import SearchPlan
+from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission.planning.cost_and_power import CostEstimate, estimate_cost
+from ablations.engine.submission.planning.seed_forecast import SeedForecast, forecast_seeds
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.submission.search_state import SearchState
-from ablations.engine.tracking import run_queries, search_trials
+from ablations.engine.tracking import looks, run_queries, search_trials
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
+from ablations.engine.tracking.study_run import study_tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class Preview:
     trials: Sequence[Run]
     """Trials of a search that are left to train."""
     estimate: CostEstimate
+    seeds: SeedForecast | None = None
+    """Cost of an adaptive study, whose `estimate` is that of all runs that it may need; None for a fixed number of seeds."""
     warning: str
     """Why a submission would be rejected; empty if it would not."""
 
@@ -40,7 +46,7 @@ def preview(plan: Plan, options: Options) -> int:
     """Print the plan of a study; return the exit code."""
     found = examine(plan, options)
     console = make_console()
-    console.print(plan_view(found.plan, found.done, found.estimate, found.trials))
+    console.print(plan_view(found.plan, found.done, found.estimate, found.trials, found.seeds))
     if found.warning:
         print_line(console, f"Warning: this study would be rejected: {found.warning}")
     return 0
@@ -70,7 +76,21 @@ def examine(plan: Plan, options: Options) -> Preview:
         )
     at_once = _runs_at_once(plan, options)
     estimate = estimate_cost(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
-    return Preview(plan=plan, done=done, trials=trials_left, estimate=estimate, warning=warning)
+    seeds = _forecast(plan, options, done, estimate) if plan.seed_looks else None
+    return Preview(plan=plan, done=done, trials=trials_left, estimate=estimate, seeds=seeds, warning=warning)
+
+
+def _forecast(plan: Plan, options: Options, done: Mapping[str, RunRecord], estimate: CostEstimate) -> SeedForecast:
+    earlier: tuple[int, ...] = ()
+    if not is_new_database(options.tracking_uri):
+        with mlflow_errors_as_config_errors(options.tracking_uri):
+            earlier = looks.recorded_looks(study_tags(connect(options.tracking_uri), plan))
+    name = plan.metric.name
+    results = {
+        fingerprint: (record.outcome, record.metrics.get(name, math.nan) if record.completed else math.nan)
+        for fingerprint, record in done.items()
+    }
+    return forecast_seeds(Design.from_plan(plan, {}), results, estimate, earlier)
 
 
 def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[CompletedRun], Sequence[PastTrial], str]:

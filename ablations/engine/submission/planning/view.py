@@ -15,12 +15,19 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, CostEstimate, Power, power
+from ablations.engine.submission.planning.seed_forecast import PathCost, SeedForecast
 from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core.fields import counted, printable
 
 
-def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate, trials: Sequence[Run] = ()) -> RenderableType:
+def plan_view(
+    plan: Plan,
+    done: Mapping[str, RunRecord],
+    estimate: CostEstimate,
+    trials: Sequence[Run] = (),
+    seeds: SeedForecast | None = None,
+) -> RenderableType:
     """Return a table of cells with cost, duration and finished runs, and lines about skipped cells, total cost and power.
 
     The column `MB / image` is the activation memory of a training step. `time / run` is measured if the cell has a finished run.
@@ -30,22 +37,50 @@ def plan_view(plan: Plan, done: Mapping[str, RunRecord], estimate: CostEstimate,
         done: its finished runs by fingerprint.
         estimate: estimated duration of the missing runs.
         trials: trials of a search, which come before the study's runs.
+        seeds: cost of an adaptive study, whose runs are those that it may need.
     """
     missing = [run for run in plan.runs if run.fingerprint not in done]
     lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
+    most = "At most " if seeds else ""
     lines.append(
-        f"{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already"
+        f"{most}{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already"
         + (f": {work:.2e} multiply-adds" if (work := _multiply_adds(plan, missing)) or not plan.workload.task_name else "")
     )
     if isinstance(plan, SearchPlan):
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
         lines.append(_time(len(missing) + len(trials), estimate, plan.workload.task_name))
+    if seeds:
+        lines += _seed_lines(seeds)
     values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(Design.from_plan(plan, {}), values), plan.metric)
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = [Text(printable(f"Data: {plan.data_summary}"))] if plan.data_summary else []
     return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
+
+
+def _seed_lines(found: SeedForecast) -> list[str]:
+    """Return lines on the cost of an adaptive study."""
+    *first, last = found.looks
+    lines = [f"Adaptive seeds, with looks at {', '.join(map(str, first))} and {last}: {_path_cost(found.best)} if every comparison"]
+    lines[0] += f" is decided at the next look; {_path_cost(found.worst)} if none is before the last"
+    if found.expected:
+        lines[0] += f"; {_path_cost(found.expected)} expected"
+        lines.append(
+            f"Expected in simulated studies, whose spread is {found.source}; cells with fewer than two results have no effect."
+        )
+    elif found.best == found.worst:
+        lines = ["Adaptive seeds: no comparison is open"]
+    return [lines[0] + ".", *lines[1:]]
+
+
+def _path_cost(cost: PathCost) -> str:
+    took = (
+        ""
+        if not cost.missing or cost.seconds is None
+        else f" ({_format_seconds(3600 * cost.hours if cost.hours else cost.seconds)})"
+    )
+    return f"{cost.missing:.0f} to train of {counted(round(cost.runs), 'run')}{took}"
 
 
 def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:

@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations.engine.analysis.findings import AliasedEffect, Findings
-from ablations.engine.analysis.number_format import ValueFormat
-from ablations.engine.analysis.statistics.half_normal import (
+from ablations.engine.analysis.designs.half_normal import (
     MIN_CONTRASTS,
     half_normal_quantiles,
     margin_of_error,
     pseudo_standard_error,
 )
+from ablations.engine.analysis.findings import AliasedEffect, Findings
+from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.report.designs import NO_ESTIMATE, contrast_name, is_main
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, legend, plain_number, shorten, wrap
 from ablations.engine.report.figures.designs.rows import BAR_LINES, row_figure, row_positions, row_text

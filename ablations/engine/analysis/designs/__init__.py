@@ -1,0 +1,1 @@
+"""Findings of designs other than factorial: screenings and ladders."""
