@@ -61,6 +61,7 @@ def test_an_expectation_is_decided_by_the_difference_and_its_uncertainty(text: s
         ("one-at-a-time", "shortcut=B better than none by 2", SHOWN),  # at the baseline of the other factors
         ("ladder", "shortcut=A better than none", SHOWN),
         ("ladder", "shortcut=B better than A", SHOWN),
+        ("ladder", "shortcut=none better than A", CONTRADICTED),  # the step down
         ("ladder", "shortcut=B better than none", NOT_SHOWN),  # no step of the ladder
     ],
 )

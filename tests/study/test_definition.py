@@ -72,6 +72,10 @@ WRONG = {
         {"arms": {"a": {}, "b": {"lr": 1}}, "baseline": {"arm": "c"}},
         "baseline arm=c: accepted: a, b",
     ),
+    "a baseline that is a list of arms": (
+        {"arms": {"a": {}, "b": {"lr": 1}}, "baseline": {"arm": ["a"]}},
+        'baseline arm=["a"]: accepted: a, b',
+    ),
     "a pair of no factors": ({"zip": [("depth", "width")]}, "zip=width: not a factor; accepted: depth"),
     "a pair of one": ({"zip": [("depth",)]}, 'zip=["depth"]: accepted: groups of factors'),
     "a pair that is text": ({"zip": "depth"}, "zip=depth: accepted: groups of factors"),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "three factors": ({"factors": THREE, "baseline": {}},
                       "design=screening: the study has 3 factors with two levels; accepted: 4 to 15"),
     "one factor": ({"factors": {"depth": (8, 14), "width": (8,)}, "baseline": {}},
-                   "design=screening: the study has 1 factor with several levels; accepted with at least two, otherwise factorial"),
+                   "design=screening: the study has 1 factor with several levels; accepted: two such factors or more"),
     "an invalid combination": ({"factors": {"depth": (8, 20), "block": ("basic", "bottleneck"), "flip": (False, True),
                                             "nesterov": (False, True)}, "baseline": {}},
                                "design=screening: needs each of its 8 combinations, and depth=8 block=bottleneck"),
@@ -111,6 +112,11 @@ def test_a_wrong_screening_is_one_line(changes: dict[str, Any], message: str, tm
     with pytest.raises(ConfigError) as error:
         plan_of(tmp_path, small_study(**{"baseline": {}, **changes}), design="screening")
     assert str(error.value).startswith(message)
+
+
+def test_the_number_of_runs_is_limited_in_each_design(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--seeds=5000: with 3 cells, accepted: at most 10,000 runs"):
+        plan_of(tmp_path, design="ladder", seeds=5000)
 
 
 def test_designs_share_their_runs(tmp_path: Path) -> None:
@@ -148,6 +154,12 @@ def test_arms_are_levels_of_one_factor(tmp_path: Path) -> None:
     ("request_", "message"),
     [
         ({"levels": {"arm": ("papers",)}}, "--levels arm=papers: accepted: paper, modern"),
+        ({"levels": {"arm": "paper"}}, "--levels arm=paper: accepted: a list of paper, modern"),
+        ({"levels": {"arm": 5}}, "--levels arm=5: accepted: a list of paper, modern"),
+        (
+            {"levels": {"nesterov": ("true", "false")}},
+            "--levels=nesterov: is set by arms of the study; accepted: fields",
+        ),
         ({"levels": {"arm": ("modern",)}}, "--levels=arm=modern: must include the baseline paper"),
         ({"overrides": {"nesterov": "true"}}, "--set optim.nesterov: is set by arm, a factor of this study; set its levels"),
     ],
@@ -172,5 +184,20 @@ def test_paired_factors_are_one_factor(tmp_path: Path) -> None:
     ]
     assert plan.baseline == {"depth+width": "14+8"}
     assert {(run.spec.depth, run.spec.model.width) for run in plan.runs} == {(8, 12), (14, 8)}
-    with pytest.raises(ConfigError, match=r"^--levels=depth: is paired with others; accepted: depth\+width=…"):
-        plan_of(tmp_path, study, levels={"depth": ("8",)})
+    for name in ("depth", "model.depth"):
+        with pytest.raises(ConfigError, match=rf"^--levels={name}: is paired with others; accepted: depth\+width=…"):
+            plan_of(tmp_path, study, levels={name: ("8",)})
+    assert not {"model.depth", "model.width"} & plan.shared_fields().keys()
+    assert plan_of(tmp_path, study, levels={"depth+width": ("14+8",)}).base_id == plan.base_id
+    assert plan_of(tmp_path, replace(study, zip=())).base_id != plan.base_id
+
+
+def test_a_length_replaces_that_of_the_settings_only_where_a_cell_has_one(tmp_path: Path) -> None:
+    study = small_study(arms={"long": {}, "short": {"epochs": 1}}, factors={}, baseline={}, settings={"epochs": 3})
+    assert {str(run.cell): run.spec.optim.epochs for run in plan_of(tmp_path, study).runs} == {"arm=long": 3, "arm=short": 1}
+
+
+def test_a_preset_may_have_another_arm_as_baseline(tmp_path: Path) -> None:
+    arms = {"paper": {}, "modern": {"nesterov": True}}
+    study = small_study(arms=arms, factors={}, baseline={"arm": "paper"}, on={"smoke": {"baseline": {"arm": "modern"}}})
+    assert plan_of(tmp_path, study).baseline == {"arm": "modern"}

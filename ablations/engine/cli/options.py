@@ -12,7 +12,7 @@ from ablations.engine.environment import paths
 from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
 from ablations.engine.study.definition import Study, check_margin
 from ablations.engine.study.designs import DESIGNS, check_design
-from ablations.engine.study.factors import format_level, split_levels
+from ablations.engine.study.factors import format_level, split_at_commas, split_levels
 from ablations.engine.study.request import (
     ALL_DESIGNS,
     DEFAULT_TRIALS,
@@ -116,11 +116,16 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
 
 def _parse_levels(study: Study, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the levels of `--levels`, by factor. Levels of arms and of paired factors are names."""
-    compound = {word: word.partition("=") for word in words if word.partition("=")[0] in study.compound_factors}
-    schema = study.workload.schema
-    fields = schema.assignments("--levels", [word for word in words if word not in compound])
-    found = {name: split_levels(schema, name, text) for name, text in fields.items()}
-    return {**{name: tuple(text.split(",")) for name, _, text in compound.values()}, **found}
+    schema, found, fields = study.workload.schema, dict[str, tuple[str, ...]](), list[str]()
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in study.compound_factors:
+            fields.append(word)
+        elif name in found:
+            raise reject("--levels", word, "is named twice")
+        else:
+            found[name] = split_at_commas(text)
+    return found | {name: split_levels(schema, name, text) for name, text in schema.assignments("--levels", fields).items()}
 
 
 def fill(text: str) -> str:

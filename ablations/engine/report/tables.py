@@ -216,13 +216,13 @@ def _factor_names(findings: Findings) -> Iterable[str]:
 
 
 def _legend(findings: Findings) -> str:
-    metric = findings.metric
+    metric, reference = findings.metric, "rung below" if findings.ladder else "baseline"
     unit = f" in {metric.unit_words}" if metric.unit_words else ""
     difference_unit = f" in {metric.difference_words}," if metric.difference_words else ""
     return (
-        f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds. Differences to the baseline "
-        f"are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for all {counted(findings.tests, 'test')} of "
-        "the study."
+        f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds. Differences to the "
+        f"{reference} are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for all "
+        f"{counted(findings.tests, 'test')} of the study."
     )
 
 

@@ -154,10 +154,15 @@ class Study(_WorkloadSlot):
         """Return the study with the overrides for a preset applied."""
         merged: dict[str, Any] = {}
         for part, changes in self.on.get(preset, {}).items():
-            own = values_by_field(part, {k: v for k, v in getattr(self, part).items() if k != ARM}, self.workload.schema)
-            changed = values_by_field(part, changes, self.workload.schema)
+            of_arms = {ARM} if self.arms and part == "baseline" and isinstance(changes, Mapping) else set()
+            before, after = (
+                {name: value for name, value in values.items() if name not in of_arms} if of_arms else values
+                for values in (getattr(self, part), changes)
+            )
+            own, changed = (values_by_field(part, values, self.workload.schema) for values in (before, after))
             names = {dotted: own[dotted][0] if dotted in own else name for dotted, (name, _) in changed.items()}
             merged[part] = {**getattr(self, part), **{names[dotted]: value for dotted, (_, value) in changed.items()}}
+            merged[part] |= {name: changes[name] for name in of_arms & changes.keys()}
         return replace(self, on={}, **merged)
 
 
@@ -195,7 +200,7 @@ def _checked_baseline(
     names = {schema.field_name(name): name for name in factors}
     found: dict[str, Level] = {}
     if arms and isinstance(baseline, Mapping) and ARM in baseline:
-        if baseline[ARM] not in arms:
+        if not isinstance(baseline[ARM], str) or baseline[ARM] not in arms:
             raise reject(f"baseline {ARM}", baseline[ARM], f"accepted: {', '.join(arms)}")
         found[ARM], baseline = baseline[ARM], {name: level for name, level in baseline.items() if name != ARM}
     for dotted, (name, level) in values_by_field("baseline", baseline, schema).items():

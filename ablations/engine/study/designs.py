@@ -62,7 +62,7 @@ def combinations(kind: str, factors: Mapping[str, Sequence[Level]], baseline: Ma
     varied = [name for name, levels in factors.items() if len(levels) > 1]
     if len(varied) < 2:
         has = f"the study has {counted(len(varied), 'factor')} with several levels"
-        raise reject("design", kind, f"{has}; accepted with at least two, otherwise {FACTORIAL}")
+        raise reject("design", kind, f"{has}; accepted: two such factors or more, or the design {FACTORIAL}")
     start = {name: baseline.get(name, levels[0]) for name, levels in factors.items()}
     if kind in RESOLUTIONS:
         return _screening(kind, factors, start, varied)

@@ -1,7 +1,7 @@
 """Expansion of a study and a request into cells and runs."""
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
         raise reject("--seeds", seeds, "accepted: 1 or more")
     grid = _grid(study, request)
     asked = {field_name(name): value for name, value in request.overrides.items()}
-    if grid.kind == designs.FACTORIAL and math.prod(map(len, grid.factors.values())) * seeds > MAX_RUNS:
-        levels = " × ".join(str(len(levels)) for levels in grid.factors.values())
-        raise reject("--seeds", seeds, f"with {levels} levels, accepted: at most {MAX_RUNS:,} runs")
+    factorial = grid.kind == designs.FACTORIAL  # which may have more combinations than memory holds
+    cells = math.prod(map(len, grid.factors.values())) if factorial else len(grid.combinations)
+    if cells * seeds > MAX_RUNS:
+        of = " × ".join(str(len(levels)) for levels in grid.factors.values()) + " levels" if factorial else f"{cells} cells"
+        raise reject("--seeds", seeds, f"with {of}, accepted: at most {MAX_RUNS:,} runs")
     for name, option in NOT_SETTINGS.items():
         if name in asked:
             raise reject("--set", name, f"accepted: {option}")
@@ -48,7 +50,7 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
         name = of_fields[taken[0]]
         what = f"is set by {name}, a factor of this study" if name in grid.compound else "is a factor of this study"
         raise ConfigError(f"--set {taken[0]}: {what}; set its levels with --levels")
-    settings = _settings(study, request, asked, of_fields.keys())
+    settings = _settings(study, request, asked)
     specs, skipped = _cells(workload, preset, settings, grid)
     return Draft(study=study, preset=preset, grid=grid, seeds=seeds, seed_looks=looks, specs=specs, skipped=tuple(skipped))
 
@@ -99,11 +101,11 @@ def expand_runs(workload: Workload, specs: Mapping[Cell, Any], seeds: int, data:
     return tuple(runs)
 
 
-def _settings(study: Study, request: StudyRequest, asked: Mapping[str, Any], varied: Set[str]) -> dict[str, Any]:
+def _settings(study: Study, request: StudyRequest, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields in which all runs differ from the preset: the study's settings, overridden by the request."""
     schema, lengths = study.workload.schema, set(study.workload.length_fields)
     settings = {schema.field_name(name): value for name, value in study.settings.items()}
-    if lengths & (asked.keys() | varied):  # the requested length replaces that of the settings, which may have another unit
+    if lengths & asked.keys():  # the requested length replaces that of the settings, which may have another unit
         settings = {name: value for name, value in settings.items() if name not in lengths}
     settings |= {**asked, "world_size": request.workers}
     if request.probes:
@@ -118,15 +120,21 @@ def _grid(study: Study, request: StudyRequest) -> Grid:
     """Return the study's factors with the requested levels, in the study's order and under its names, and the requested design."""
     kind = request.design or study.design
     designs.check_design("--design", kind)
-    paired = {name: "+".join(group) for group in study.zip for name in group}
-    for name in request.levels:
-        if compound := paired.get(name):
-            raise reject("--levels", name, f"is paired with others; accepted: {compound}=…")
+    field_name = study.workload.schema.field_name
     chosen = {name: levels for name, levels in request.levels.items() if name in study.compound_factors}
-    factors = _factors(study, {name: levels for name, levels in request.levels.items() if name not in chosen})
-    grid = make_grid(kind, factors, study.baseline, study.arms, study.zip)
+    others = {name: levels for name, levels in request.levels.items() if name not in chosen}
+    paired = {field_name(name): "+".join(group) for group in study.zip for name in group}
+    of_arms = {field for settings in study.arms.values() for field in settings}
+    for name in others:
+        if compound := paired.get(field_name(name)):
+            raise reject("--levels", name, f"is paired with others; accepted: {compound}=…")
+        if field_name(name) in of_arms:
+            raise reject("--levels", name, "is set by arms of the study; accepted: fields that no arm sets")
+    grid = make_grid(kind, _factors(study, others), study.baseline, study.arms, study.zip, study.workload.schema)
     restricted = dict(grid.factors)
     for name, levels in chosen.items():
+        if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
+            raise reject(f"--levels {name}", levels, f"accepted: a list of {', '.join(map(format_level, grid.factors[name]))}")
         for asked in levels:
             if asked not in grid.factors[name]:
                 raise reject(f"--levels {name}", asked, f"accepted: {', '.join(map(format_level, grid.factors[name]))}")
@@ -158,7 +166,10 @@ def _cells(
         cell = Cell(tuple(zip(grid.factors, levels, strict=True)))
         try:
             # All overrides are applied together: a setting may be valid only in combination with a level.
-            values = {**settings, **grid.values(dict(cell.levels), workload.schema)}
+            own = grid.values(dict(cell.levels), workload.schema)
+            # A cell's own length replaces that of the settings, which may have another unit.
+            lengths = set(workload.length_fields) if not own.keys().isdisjoint(workload.length_fields) else set()
+            values = {**{name: value for name, value in settings.items() if name not in lengths}, **own}
             workload.check_settings(values)
             specs[cell] = workload.override(workload.presets[preset], values)
             check_storable(specs[cell])

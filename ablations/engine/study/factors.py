@@ -28,13 +28,18 @@ def split_levels(schema: Schema, name: str, text: str) -> tuple[str, ...]:
     Raises:
         ConfigError: unknown field, or a list without brackets.
     """
-    levels = tuple(_PARTS.findall(text))
+    levels = split_at_commas(text)
     if schema.takes_list(schema.field_name(name)) and not all(
         _BRACKETS.fullmatch(each) or each.lower() == "none" for each in levels
     ):
         accepted = "each level is a list; accepted: lists in brackets, as in 'milestones=[0.5,0.75],[0.3,0.6]'"
         raise reject("--levels", f"{name}={text}", accepted)
     return levels
+
+
+def split_at_commas(text: str) -> tuple[str, ...]:
+    """Split text at the commas that are not in brackets."""
+    return tuple(_PARTS.findall(text))
 
 
 def validated_factors(source: str, factors: object, workload: Workload) -> dict[str, tuple[Level, ...]]:

@@ -57,6 +57,7 @@ def make_grid(
     baseline: Mapping[str, Level],
     arms: Mapping[str, Settings],
     pairs: Sequence[Sequence[str]],
+    schema: Schema,
 ) -> Grid:
     """Return the grid of a study whose fields are all checked.
 
@@ -70,12 +71,13 @@ def make_grid(
         if name not in group_of:
             found[name] = levels
         elif pair_name(group := group_of[name]) not in found:
-            rows = [dict(zip(group, row, strict=True)) for row in zip(*(factors[each] for each in group), strict=True)]
+            fields = list(map(schema.field_name, group))
+            rows = [dict(zip(fields, row, strict=True)) for row in zip(*(factors[each] for each in group), strict=True)]
             compound[pair_name(group)] = {pair_name(list(map(format_level, row.values()))): row for row in rows}
             found[pair_name(group)] = tuple(compound[pair_name(group)])
     references = {name: level for name, level in baseline.items() if name not in group_of}
     for group in pairs:
-        wanted = {name: baseline[name] for name in group if name in baseline}
+        wanted = {schema.field_name(name): baseline[name] for name in group if name in baseline}
         if wanted:
             rows_of = compound[pair_name(group)]
             references[pair_name(group)] = next(level for level, row in rows_of.items() if wanted.items() <= row.items())

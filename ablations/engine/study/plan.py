@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ablations.engine.study.definition import Study
-from ablations.engine.study.designs import FACTORIAL
+from ablations.engine.study.designs import FACTORIAL, LADDER
 from ablations.engine.study.factors import Level, format_level
 from ablations.engine.study.grid import Grid
 from ablations.engine.task.metric import Metric
@@ -139,7 +139,8 @@ class Plan:
         workload, shared = self.workload, self.shared_fields()
         data = workload.study_data_version(self.base, self.dataset, _varied(workload, self.grid))
         varied = sorted(map(workload.identity_name, filter(workload.is_identity, self.base.flat().keys() - shared.keys())))
-        kind = [self.grid.kind] if self.grid.kind != FACTORIAL else []
+        kind = [] if self.grid.kind == FACTORIAL else [self.grid.kind]
+        kind += [*self.factors] if self.grid.kind == LADDER else sorted(self.grid.compound)  # the order of a ladder is its question
         text = json.dumps([workload.deviations(shared), varied, data, *kind], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

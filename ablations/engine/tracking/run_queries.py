@@ -35,8 +35,9 @@ MAX_COMPLETED_RUNS = 1000
 DESIGN_ARTIFACT = "design.json"
 """Artifact of a study's run: the design that was last submitted."""
 DESIGN_TAG = "design"
-KIND_TAG = "design_kind"
 """Tag of a study's run: hash of that design."""
+KIND_TAG = "design_kind"
+"""Tag of a study's run: kind of that design; runs of earlier versions, which were all factorial, lack it."""
 PROBES_ARTIFACT = "probes.csv"
 """Artifact of a run: the measurements of its probes."""
 PREDICTIONS_ARTIFACT = "predictions.npz"
@@ -192,15 +193,21 @@ def find_design(
     runs = _pages(client.search_runs, experiment_ids=[experiment.experiment_id], filter_string=where) if experiment else ()
     wanted = {name: str(value) for name, value in shared.items()}
     texts = {name: str(value) for name, value in defaults.items()}
+    others = set()
     for run in runs:
         params = current_params(run)
         same = all(params.get(name, texts.get(name)) == value for name, value in wanted.items())
-        same &= run.data.tags.get(KIND_TAG, FACTORIAL) == kind
         if DESIGN_TAG in run.data.tags and same and not (whole and params.keys() - wanted.keys()):
+            if (its_kind := run.data.tags.get(KIND_TAG, FACTORIAL)) != kind:
+                others.add(its_kind)
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 path = client.download_artifacts(run.info.run_id, DESIGN_ARTIFACT, folder)
                 return str(run.info.run_id), Design.from_json(Path(path).read_text(encoding="utf-8"))
-    raise ConfigError(f"--report: MLflow has no study {study} with preset {preset} and these settings; submit it first")
+    design = f" as {kind}; accepted: --design {' or '.join(sorted(others))}" if others else ""
+    raise ConfigError(
+        f"--report: MLflow has no study {study} with preset {preset} and these settings{design or '; submit it first'}"
+    )
 
 
 def metric_histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:

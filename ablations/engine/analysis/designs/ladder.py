@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ablations.engine.analysis.findings import CellFinding, Comparison, Ladder, Rung
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.family import Family
-from ablations.engine.analysis.verdicts.sentences import Sentences
+from ablations.engine.analysis.verdicts.sentences import Sentences, sentence
 from ablations.engine.study.design import Design
 
 
@@ -14,8 +14,8 @@ def find_ladder(
     design: Design, cells: Sequence[CellFinding], comparisons: Sequence[Comparison], family: Family, formats: ValueFormat
 ) -> Ladder | None:
     """Return the rungs of a ladder, with their steps; None for another design."""
-    total = family.ladder_total
-    if total is None:
+    whole = family.whole_ladder
+    if whole is None:
         return None
     steps = {each.cell: each.difference for each in comparisons}
     levels = [cell.levels for cell in cells]
@@ -25,8 +25,8 @@ def find_ladder(
             Rung(cell=cell.label, change=change, value=cell.value, step=steps.get(cell.label))
             for cell, change in zip(cells, changes, strict=True)
         ),
-        total=total,
-        text=Sentences(formats, family.tests).whole_ladder(total, len(cells) - 1),
+        total=whole.difference,
+        text=f"{sentence(Sentences(formats, family.tests).claim(whole))}.",
     )
 
 

@@ -21,22 +21,15 @@ def find_contrasts(design: Design, family: Family) -> Screening | None:
     Main effects are tested as the study's effects. Contrasts of interactions have an estimate and no test: one that is large says
     that some interaction of its sum exists, and not which.
     """
-    signs = design_signs(design)
-    if design.kind not in RESOLUTIONS or signs.sum(axis=0).any() or resolution(signs) < RESOLUTIONS[design.kind]:
+    if design.kind not in RESOLUTIONS or not (effects := list(contrasts.average_effects(design))):
         return None
-    factors = list(contrasts.reference_levels(design))
-    main = {each.factors[0]: family.difference(each.terms) for each in contrasts.average_effects(design)}
+    signs, factors = contrasts.design_signs(design), list(contrasts.reference_levels(design))
+    main = {each.factors[0]: family.difference(each.terms) for each in effects}
     found = [
         AliasedEffect(terms=tuple(terms), difference=main[terms[0]] if terms[0] in main else _estimate(column, family))
         for terms, column in alias_groups(signs, factors)
     ]
     return Screening(resolution=resolution(signs), full_cells=2 ** len(factors), contrasts=tuple(found))
-
-
-def design_signs(design: Design) -> npt.NDArray[np.int_]:
-    """Return -1 for a reference level and 1 for another one: a row per cell, a column per factor with several levels."""
-    references = contrasts.reference_levels(design)
-    return np.array([[-1 if cell.levels[name] == level else 1 for name, level in references.items()] for cell in design.cells])
 
 
 def aliases_of(screening: Screening | None, factor: str) -> Sequence[str]:
@@ -49,5 +42,5 @@ def _estimate(column: npt.NDArray[np.int_], family: Family) -> Estimate:
     """Return the mean of the cells with a positive sign minus that of the others, paired by seed, without a test."""
     pairs = zip(np.flatnonzero(column > 0).tolist(), np.flatnonzero(column < 0).tolist(), strict=True)
     parts = [family.values[row] - family.values[other] for row, other in pairs]
-    estimate, used = estimate_average(parts, family.scale)
-    return replace(estimate, p=None, effect_size=None) if len(used) == len(parts) else Estimate(n=0)
+    estimate, _ = estimate_average(parts, family.scale, whole=True)
+    return replace(estimate, p=None, effect_size=None)

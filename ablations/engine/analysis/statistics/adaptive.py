@@ -167,7 +167,8 @@ class _Replay:
     def _own_test(self, comparison: Contrast, position: int) -> SequentialTest:
         """Return the test of a comparison at the looks up to one, with its own results only."""
         parts = [self.values[list(add)].sum(axis=0) - self.values[list(take)].sum(axis=0) for add, take in comparison.terms]
-        return estimate_over_looks(parts, self.looks[: position + 1], self.design.margin)
+        looks = self.looks[: position + 1]
+        return estimate_over_looks(parts, looks, self.design.margin, whole=not comparison.matched)
 
     def _certain_steps(self, still_open: Sequence[Contrast], position: int) -> Iterator[tuple[Contrast, int]]:
         """Yield comparisons that stay undecided whatever the missing results are, with the number of seeds that they get."""

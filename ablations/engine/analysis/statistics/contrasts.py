@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
+import numpy as np
+import numpy.typing as npt
+
 from ablations.engine.study.design import Design
-from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS
+from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS, resolution
 
 Terms = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """What a contrast averages: for each combination of the other factors, the rows that are added and those that are subtracted."""
@@ -61,6 +64,9 @@ def average_effects(design: Design) -> Iterator[Contrast]:
 
 
 def _main_effects(design: Design) -> Iterator[Contrast]:
+    signs = design_signs(design)
+    if signs.sum(axis=0).any() or resolution(signs) < RESOLUTIONS[design.kind]:
+        return  # a part of a screening, whose cells do not separate the effects
     for factor, reference in reference_levels(design).items():
         without = [row for row, cell in enumerate(design.cells) if cell.levels[factor] == reference]
         for level in _other_levels(design, factor):
@@ -142,6 +148,12 @@ def whole_ladder(design: Design) -> Contrast | None:
     if design.kind != LADDER or len(design.cells) < 3 or not all(map(design.baseline_label, design.cells[1:])):
         return None
     return Contrast(factors=(), levels=(), references=(), terms=(((len(design.cells) - 1,), (0,)),))
+
+
+def design_signs(design: Design) -> npt.NDArray[np.int_]:
+    """Return -1 for a reference level and 1 for another one: a row per cell, a column per factor with several levels."""
+    references = reference_levels(design)
+    return np.array([[-1 if cell.levels[name] == level else 1 for name, level in references.items()] for cell in design.cells])
 
 
 def _other_levels(design: Design, factor: str) -> list[str]:

@@ -124,9 +124,19 @@ class Family:
         return found and replace(found, p_adjusted=self._adjusted.get((FAILURE, terms)))
 
     @cached_property
-    def ladder_total(self) -> Estimate | None:
-        """Difference between the last rung of a ladder and its first; None for another design."""
-        return self.difference(self._total.terms) if self._total else None
+    def whole_ladder(self) -> SimpleEffect | None:
+        """The last rung of a ladder instead of its first; None for another design."""
+        if self._total is None:
+            return None
+        terms = self._total.terms
+        return SimpleEffect(
+            factor="",
+            level="the last rung",
+            reference="the first",
+            at="",
+            difference=self.difference(terms),
+            failures=self.failure_test(terms),
+        )
 
     @cached_property
     def _effects(self) -> Sequence[Contrast]:
@@ -165,9 +175,8 @@ class Family:
         for each in (*self._top, *self._interactions, *self._single):
             if each.terms not in found:
                 parts = [self.values[list(add)].sum(axis=0) - self.values[list(take)].sum(axis=0) for add, take in each.terms]
-                test = estimate_over_looks(parts, self._looks_at(each.terms), self.design.margin)
-                balanced = each.matched or len(test.used) == len(parts)
-                found[each.terms] = test if balanced else test.without_result()
+                looks = self._looks_at(each.terms)
+                found[each.terms] = estimate_over_looks(parts, looks, self.design.margin, whole=not each.matched)
         return found
 
     def _looks_at(self, terms: Terms) -> list[LookScale]:

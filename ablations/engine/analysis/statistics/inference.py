@@ -90,7 +90,7 @@ def estimate_differences(differences: npt.ArrayLike, scale: Scale, combinations:
     return found
 
 
-def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, tuple[int, ...]]:
+def estimate_average(parts: npt.ArrayLike, scale: Scale, *, whole: bool = False) -> tuple[Estimate, tuple[int, ...]]:
     """Return the mean over combinations of paired differences, tested, and the rows of the combinations in it.
 
     With all results, this is the mean per seed, tested over seeds. Where results are missing, it is the mean of the combinations'
@@ -101,10 +101,14 @@ def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, tupl
     Args:
         parts: A row per combination, a column per seed; NaN without a result.
         scale: Scale of the values that were subtracted.
+        whole: True if the mean means something with all combinations only. One that has fewer than two seeds then leaves no
+            estimate, and the degrees of freedom are those of the median combination.
     """
     rows = np.asarray(parts, float)
     counts = np.isfinite(rows).sum(axis=1)
     enough = counts >= min(MIN_SEEDS_FOR_P_VALUE, max(1, counts.max(initial=0)))
+    if whole:
+        enough = np.full(len(rows), bool(len(rows)) and bool(counts.min() >= min(2, counts.max())))
     used = tuple(np.flatnonzero(enough).tolist())
     rows, counts = rows[enough], counts[enough]
     if not used:
@@ -113,7 +117,7 @@ def estimate_average(parts: npt.ArrayLike, scale: Scale) -> tuple[Estimate, tupl
     if (known == known[0]).all():
         return estimate_differences(rows.mean(axis=0)[None], scale, len(rows))[0], used
     means = np.where(known, rows, 0).sum(axis=1) / counts
-    n = int(counts.min())
+    n = int(np.median(counts) if whole else counts.min())
     mean, std, se = float(means.mean()), None, None
     if n > 1:
         off = np.where(known, rows - means[:, None], 0) * (np.sqrt(counts / (counts - 1)) / counts)[:, None]

@@ -48,21 +48,20 @@ class SequentialTest:
     within_margin: float | None
     """Sequential p-value that the difference is within the study's margin; None without a margin or a test."""
 
-    def without_result(self) -> "SequentialTest":
-        """Return the test of a contrast that lacks cells, without an estimate."""
-        return replace(self, estimate=Estimate(n=0), latest=Estimate(n=0), used=(), within_margin=None)
 
-
-def estimate_over_looks(parts: Sequence[Array], looks: Sequence[LookScale], margin: float | None) -> SequentialTest:
+def estimate_over_looks(
+    parts: Sequence[Array], looks: Sequence[LookScale], margin: float | None, *, whole: bool = False
+) -> SequentialTest:
     """Return the test of a contrast.
 
     Args:
         parts: Differences; a row per combination, a column per seed, NaN without a result.
         looks: Looks at which all its cells had seeds, in their order, at least one.
         margin: Largest difference that counts as no effect; None for no such test.
+        whole: As in `estimate_average`.
     """
     rows = np.asarray(parts, float)
-    found = [(look, *estimate_average(rows[:, : look.seeds], look.scale)) for look in looks]
+    found = [(look, *estimate_average(rows[:, : look.seeds], look.scale, whole=whole)) for look in looks]
     tested = [each for each in found if each[1].p is not None]
     look, estimate, used = found[-1]
     latest = estimate

@@ -15,9 +15,12 @@ from ablations.engine.analysis.verdicts.claims import (
     possible,
 )
 from ablations.engine.analysis.verdicts.sentences import MAX_NAMED, Sentences, sentence
-from ablations.engine.study.designs import FACTORIAL, LADDER, ONE_AT_A_TIME
+from ablations.engine.study.designs import FACTORIAL, LADDER, ONE_AT_A_TIME, RESOLUTIONS
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
+
+MIN_SEEDS_OF_A_CELL = 2
+"""Fewest results of a cell of a screening for which its main effects are estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,9 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
     - `no difference shown`: every level is tested, and none of the above holds.
     - `cannot be said`: a level has no test.
 
+    A screening that estimates a main effect together with interactions does not say which of them matters, so the verdict is `may
+    matter` at most. Failures to train, which often need several levels at once, do not make a factor of a screening matter either.
+
     Args:
         factor: A factor with at least two levels.
         evidence: The factor's tests.
@@ -80,16 +86,36 @@ def conclude_factor(factor: str, evidence: FactorEvidence, formats: ValueFormat)
             *_effect_texts(factor, evidence, words, formats.metric, averaged),
             words.within_margin(evidence.effects, evidence.margin),
         ]
-    if evidence.aliases:
-        texts.append(f"this is the effect of {factor} plus those of {', '.join(evidence.aliases)}")
+    if evidence.kind in RESOLUTIONS:
+        texts += _fraction_texts(factor, evidence)
     first, *rest = [text for text in (*texts, _missing_runs_text(evidence.cells)) if text]
     return Answer(factor=factor, verdict=verdict, text=" ".join([f"{lead}: {first}.", *(f"{sentence(text)}." for text in rest)]))
 
 
+def _fraction_texts(factor: str, evidence: FactorEvidence) -> list[str]:
+    """Return what a fraction of the combinations leaves open about a factor."""
+    texts = []
+    if evidence.aliases:
+        signed = (f"minus that of {name[1:]}" if name.startswith("−") else f"plus that of {name}" for name in evidence.aliases)
+        texts.append(f"this is the effect of {factor} {' '.join(signed)}, which the design does not tell apart")
+    if evidence.effects and not any(each.difference.n for each in evidence.effects):
+        few = [cell.label for cell in evidence.cells if cell.value.n < MIN_SEEDS_OF_A_CELL]
+        texts.append(f"a screening needs two results of each of its cells, which {_names_or_count(few)} lacks")
+    failing = [cell.label for cell in evidence.cells if cell.failed_to_train or cell.problems.get("diverged")]
+    if failing and any(each.failures for each in evidence.effects):
+        texts.append(f"runs fail to train in {_names_or_count(failing)}, perhaps because of several levels at once")
+    return texts
+
+
+def _names_or_count(labels: Sequence[str]) -> str:
+    return "; ".join(labels) if len(labels) <= MAX_NAMED else counted(len(labels), "cell")
+
+
 def _verdict(evidence: FactorEvidence, metric: Metric) -> str:
     contrasts: list[Contrast] = [*evidence.effects, *evidence.simple]
-    if any(claims_difference(each, metric) or claims_failures(each) for each in contrasts):
-        return "matters"
+    fraction = evidence.kind in RESOLUTIONS
+    if any(claims_difference(each, metric) or (claims_failures(each) and not fraction) for each in contrasts):
+        return "may matter" if evidence.aliases else "matters"
     if any(map(claims_dependence, evidence.interactions)):
         return "matters"
     if possible(evidence.effects):
@@ -103,7 +129,7 @@ def _verdict(evidence: FactorEvidence, metric: Metric) -> str:
     if not evidence.effects or not all(is_tested(each.difference) for each in evidence.effects):
         return "cannot be said"
     within = [each.p_within_margin for each in evidence.effects]
-    if all(p is not None and p < 1 - CONFIDENCE_LEVEL for p in within):
+    if all(p is not None and p < 1 - CONFIDENCE_LEVEL for p in within) and not evidence.aliases:
         return "no effect within margin"
     return "no difference shown"
 
@@ -136,7 +162,10 @@ def _averaged_over(evidence: FactorEvidence) -> str:
         return "with all other factors at the baseline, "
     if evidence.kind == LADDER:
         return "added to the rung below, "
-    others = f"the other {len(evidence.others)} factors" if len(evidence.others) > MAX_NAMED else " and ".join(evidence.others)
+    *names, last = evidence.others
+    others = f"{', '.join(names)} and {last}" if names else last
+    if len(evidence.others) > MAX_NAMED:
+        others = f"the other {len(evidence.others)} factors"
     averages = any(each.combinations > 1 for each in evidence.effects)
     return f"averaged over {others}, " if averages else ""
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ablations.engine.analysis.designs.screening import aliases_of
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.findings import Effect, Findings
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat, p_value
@@ -58,6 +59,9 @@ def _assess(expectation: Expectation, evidence: Evidence, findings: Findings) ->
         if evidence.design.kind == LADDER:
             why = "a ladder compares each level with the one that it replaces"
         return Assessment(expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: {why}")
+    if aliases := aliases_of(findings.screening, expectation.factor):
+        why = f"a screening of resolution III estimates it together with {', '.join(name.lstrip('−') for name in aliases)}"
+        return Assessment(expectation=expectation.text, verdict=NOT_SHOWN, text=f"{expectation.text}: {NOT_SHOWN}: {why}")
     gain = _gain(effect.difference, metric)
     verdict, why = _decide(expectation, gain, findings)
     failed, reference_failed = (
@@ -84,7 +88,20 @@ def _effect(expectation: Expectation, evidence: Evidence, findings: Findings) ->
         findings = analyze_study(replace(evidence, design=rebased))
     wanted = factor, expectation.level, expectation.reference
     found = [each for each in findings.effects if (each.factor, each.level, each.reference) == wanted]
+    if not found:  # a ladder compares with the level below, whichever of the two is expected to be better
+        turned = factor, expectation.reference, expectation.level
+        found = [_turned(each) for each in findings.effects if (each.factor, each.level, each.reference) == turned]
     return (found[0] if found else None), findings
+
+
+def _turned(effect: Effect) -> Effect:
+    """Return the effect of the reference relative to the level."""
+    difference = effect.difference
+    if difference.mean is None:
+        return effect
+    low, high = (None if bound is None else -bound for bound in (difference.high, difference.low))
+    turned = replace(difference, mean=-difference.mean, low=low, high=high)
+    return replace(effect, level=effect.reference, reference=effect.level, difference=turned, failures=None)
 
 
 def _gain(difference: Estimate, metric: Metric) -> Estimate:

@@ -40,7 +40,7 @@ class Sentences:
         if not effects:
             return "no combination of the other factors has runs of a level and its reference"
         named, others = self._strongest(effects)
-        claims = [self._claim(each) for each in named]
+        claims = [self.claim(each) for each in named]
         if others:
             counts = Counter(self._strength(each) for each in others)
             phrases = {"shown": "an effect", "possible": "a possible effect", "none": "no difference shown", "untested": "no test"}
@@ -125,32 +125,21 @@ class Sentences:
             f"{other}={other_reference} to {other_level} ({self._interval(change)})"
         )
 
-    def whole_ladder(self, total: Estimate, steps: int) -> str:
-        """Return what all changes of a ladder do together."""
-        changes = f"All {counted(steps, 'change')} together"
-        if total.significant:
-            verb = "raise" if (total.mean or 0) > 0 else "lower"
-            return f"{changes} {verb} {self._label} by {self._formats.size(total.mean or 0)} ({self._interval(total)})."
-        if not total.n:
-            return f"{changes} have no test, because no seed has both the first and the last rung."
-        shown = "" if total.p is None else ": no difference shown"
-        return f"{changes} give {self._difference(total)}{shown}."
-
     def _extreme_combinations(self, of_level: Sequence[SimpleEffect]) -> str:
         """Return a level's strongest simple effect, which comes first, and the one farthest from it."""
         first, *others = of_level
         count = len(of_level)
         if self._strength(first) == "possible":
-            return f"at {first.at}, one of {counted(count, 'combination')}, {self._claim(first)}"
-        claims = [f"at {first.at}, {self._claim(first)}"]
+            return f"at {first.at}, one of {counted(count, 'combination')}, {self.claim(first)}"
+        claims = [f"at {first.at}, {self.claim(first)}"]
         if others:
             farthest = max(others, key=lambda each: abs(_mean(each) - _mean(first)))
-            claims.append(f"at {farthest.at}, {self._claim(farthest)}")
+            claims.append(f"at {farthest.at}, {self.claim(farthest)}")
         if len(others) > 1:
             claims.append(f"{counted(len(others) - 1, 'more combination')} not named here")
         return "; ".join(claims)
 
-    def _claim(self, contrast: Contrast) -> str:
+    def claim(self, contrast: Contrast) -> str:
         """Return what a contrast shows as a clause."""
         return self._with_failures(contrast, self._predicate(contrast))
 
