@@ -14,6 +14,7 @@ from ablations.engine.analysis.statistics.failures import find_failures
 from ablations.engine.analysis.statistics.family import Family
 from ablations.engine.analysis.statistics.inference import Array, Scale, paired_tests
 from ablations.engine.analysis.statistics.looks import declared_shares
+from ablations.engine.analysis.statistics.sequential import LookScale, estimate_over_looks
 from ablations.engine.study.design import Design
 from tests.helpers.synthetic_study import TEST_ERROR, design
 
@@ -133,6 +134,21 @@ def test_the_sequential_p_value_is_the_least_of_p_over_share_and_agrees_with_the
         assert (difference.p < 0.05) == (difference.low * difference.high > 0)
         assert difference.mean == pytest.approx(looks[difference.n].mean)
         assert difference.p < 0.05 or difference.n == path.seeds[1]
+
+
+def test_a_difference_that_fades_is_shown_at_the_look_that_found_it() -> None:
+    """Its cells may have had more seeds because of other comparisons; what was found then stays found."""
+    looks = [LookScale(seeds=n, scale=Scale(share=share)) for n, share in declared_shares(adaptive(2), ()).items()]
+    differences = np.array([1.0, 1.1, 0.9, 1.0, 1.05, -3, 2.0, -2.5, 1, -4, 3, -1])
+    found = estimate_over_looks([differences], looks, None)
+    assert (found.shown.seeds, found.last.seeds, found.estimate.n) == (5, 12, 5)
+    assert found.latest.p == 1
+    early, late = (paired_tests([differences[:n]])[0] for n in (5, 12))
+    assert found.estimate.p == pytest.approx((early.p or 0) / looks[1].scale.share)
+    assert late.p is not None
+    assert late.p > 0.5
+    faint = estimate_over_looks([differences * np.where(np.arange(12) % 2, -1, 1)], looks, None)
+    assert (faint.shown.seeds, faint.estimate.n) == (12, 12), "nothing was found, so the last look is shown"
 
 
 def test_a_look_that_was_not_declared_has_its_share_as_well() -> None:

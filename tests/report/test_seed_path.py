@@ -18,6 +18,8 @@ from ablations.engine.report.data_frames import cell_frame
 from ablations.engine.report.findings_json import findings_document
 from ablations.engine.report.html import render
 from ablations.engine.study.definition import Study
+from ablations.engine.tracking import looks
+from ablations.engine.tracking.connection import connect
 from resnet_core import ConfigError
 from tests.helpers import stored_study, synthetic_predictions
 from tests.helpers.json_schemas import problems
@@ -105,16 +107,25 @@ def test_results_per_image_are_those_of_the_seeds_shown(followed: Evidence) -> N
     assert found
     shown = {each.cell: each.difference.n for each in analyze_study(given).comparisons}
     assert {each.cell: each.difference.seeds for each in found.comparisons} == shown
+    findings = analyze_study(given)
+    at_three = replace(findings, comparisons=tuple(replace(each, planned=3) for each in findings.comparisons))
+    found = analyze_examples(given, at_three)
+    assert found
+    assert {each.difference.seeds for each in found.comparisons} == {3}
 
 
 def test_a_stored_adaptive_study_is_read_back_on_its_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(**{**vars(stored_study.STUDY), "seeds": (3, 8)})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", stored_study.stored_study(home, study))
+    uri = stored_study.stored_study(home, study)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     whole = load(study)
     path = whole.findings["path"]
     assert whole.complete
     assert path["finished"]
     assert len(whole.runs) == path["runs"] <= path["fixed_runs"] == 4 * 8
+    tags = connect(uri).get_run(whole._stored.run_id).data.tags
+    assert looks.recorded_looks(tags) == (whole._stored.evidence.design.seeds,), "the last look; the declared ones are known"
+    assert tags[looks.PLANNED_SEEDS_TAG] == "8"
     assert load(study, seeds=(3, 8)).findings["path"] == path
     assert load(study, seeds="3,5,8").findings["path"] == path
 
@@ -126,3 +137,9 @@ def test_a_stored_adaptive_study_is_read_back_on_its_path(home: Path, monkeypatc
     assert part.complete, "a part of a study follows no path of its own"
     with pytest.raises(ConfigError, match="--seeds=3,12: MLflow has looks at 3, 5, 8; accepted: these, or one number"):
         load(study, seeds="3,12")
+
+
+def test_declared_looks_replace_a_plan_that_nobody_has_looked_at() -> None:
+    assert looks.planned_seeds({"planned_seeds": "20"}, 12, declared=True) == 12
+    assert looks.planned_seeds({"planned_seeds": "20"}, 12) == 20
+    assert looks.planned_seeds({"planned_seeds": "3", "look.3": "now"}, 12, declared=True) == 3, "seen, so it is spent"

@@ -273,6 +273,6 @@ class Findings:
 
     @property
     def complete(self) -> bool:
-        """True if every run has a result, every search has made its choice, and no cell of an adaptive study needs more seeds."""
+        """True if every run has a result and every search has made its choice."""
         chosen = self.search is None or all(cell.chosen for cell in self.search.cells)
-        return chosen and (self.path is None or self.path.finished) and not any(cell.without_result for cell in self.cells)
+        return chosen and not any(cell.without_result for cell in self.cells)

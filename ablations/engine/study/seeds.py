@@ -36,7 +36,7 @@ def read_seeds(source: str, seeds: object) -> int | tuple[int, ...]:
     """
     if isinstance(seeds, str):
         return _read_text(source, seeds.strip())
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+    if not isinstance(seeds, bool) and isinstance(seeds, Integral):
         return _checked(source, [int(seeds)], seeds, ACCEPTED_IN_PYTHON)[0]
     if not isinstance(seeds, Sequence) or len(seeds) < 2 or not all(map(_is_whole, seeds)):
         raise reject(source, seeds, ACCEPTED_IN_PYTHON)
