@@ -38,8 +38,10 @@ class Heterogeneity:
     """Share of the variance of the effects that seeds do not explain, in percent."""
     tau: float
     """Standard deviation of the true effects (Paule and Mandel), in `Metric.difference_unit`."""
-    p: float | None
-    """p-value that the true effects are equal: Welch's test; None if an effect has fewer than two seeds."""
+    pair: tuple[str, str]
+    """The two data sets whose effects differ most clearly."""
+    p: float
+    """p-value that the true effects are equal: Welch's t tests of all pairs of data sets, adjusted for their number."""
     p_adjusted: float | None = None
 
     @property

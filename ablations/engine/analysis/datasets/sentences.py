@@ -134,8 +134,11 @@ class DatasetSentences:
         if spread is None or spread.p_adjusted is None:
             return ""
         if spread.significant:
-            share = f"I² {spread.i_squared:.0f} %, standard deviation {self._formats.size(spread.tau)}"
-            return f"the effect differs between the data sets (Welch's test, adjusted {_p(spread.p_adjusted)}; {share})"
+            one, other = spread.pair
+            return (
+                f"the effect differs between the data sets, most clearly between {one} and {other} (adjusted {_p(spread.p_adjusted)}; "
+                f"I² {spread.i_squared:.0f} %, standard deviation {self._formats.size(spread.tau)})"
+            )
         return f"no difference of the effect between the data sets is shown (adjusted {_p(spread.p_adjusted)})"
 
     def _elsewhere(self, effect: EffectOverDatasets) -> str:

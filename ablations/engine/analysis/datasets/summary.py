@@ -63,8 +63,8 @@ def _effects_by_level(studies: Sequence[DatasetStudy]) -> dict[Level, dict[str, 
 
 
 def _estimated(level: Level, of_level: Mapping[str, Effect], share: float, studies: Sequence[DatasetStudy]) -> EffectOverDatasets:
-    differences = [each.difference for each in of_level.values()]
-    mean = random_effects.mean_effect(differences, share)
+    differences = {dataset: each.difference for dataset, each in of_level.items()}
+    mean = random_effects.mean_effect(list(differences.values()), share)
     spread = random_effects.heterogeneity(differences, share)
     low, high = studies[0].findings.metric.bounds
     prediction = random_effects.prediction_interval(mean, spread, share)
@@ -77,7 +77,7 @@ def _estimated(level: Level, of_level: Mapping[str, Effect], share: float, studi
         mean=_within(mean, high - low),
         prediction=prediction and (max(prediction[0], low - high), min(prediction[1], high - low)),
         heterogeneity=spread,
-        weighted=random_effects.weighted_mean(differences),
+        weighted=random_effects.weighted_mean(list(differences.values())),
     )
 
 
@@ -94,7 +94,7 @@ def _adjusted(effects: Sequence[EffectOverDatasets], ranks: Ranks | None) -> tup
     for i, each in enumerate(effects):
         if each.mean.p is not None:
             p["mean", i] = each.mean.p
-        if each.heterogeneity and each.heterogeneity.p is not None:
+        if each.heterogeneity:
             p["spread", i] = each.heterogeneity.p
     if ranks:
         p["ranks", 0] = ranks.p
