@@ -42,6 +42,8 @@ class StudyRequest:
     preset: str | None = None
     design: str | None = None
     """Design of the cells; None: that of the study."""
+    datasets: Sequence[str] | Mapping[str, Mapping[str, Any]] = ()
+    """Data sets to run on, as in `Study.datasets`; empty: those of the study."""
     seeds: int | None = None
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)

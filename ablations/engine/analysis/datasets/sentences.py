@@ -135,8 +135,9 @@ class DatasetSentences:
             return ""
         if spread.significant:
             one, other = spread.pair
+            p = f"adjusted {_p(spread.p_adjusted)}"
             return (
-                f"the effect differs between the data sets, most clearly between {one} and {other} (adjusted {_p(spread.p_adjusted)}; "
+                f"the effect differs between the data sets, most clearly between {one} and {other} ({p}; "
                 f"I² {spread.i_squared:.0f} %, standard deviation {self._formats.size(spread.tau)})"
             )
         return f"no difference of the effect between the data sets is shown (adjusted {_p(spread.p_adjusted)})"
