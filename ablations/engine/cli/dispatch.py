@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablations.engine.environment import paths
 from ablations.engine.environment.provenance import redact_secrets
+from ablations.engine.study.dataset_studies import split_by_dataset
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_draft, make_plan
 from ablations.engine.study.expectations import Expectation, parse_expectations
@@ -16,6 +17,7 @@ from ablations.engine.study.request import Options
 from resnet_core.fields import ConfigError
 
 if TYPE_CHECKING:
+    from ablations.engine.analysis.verdicts.expectations import Assessment
     from ablations.engine.submission.reporting import StoredStudy
 
 # Ray and MLflow take seconds to import. The functions below import them only if the options are right.
@@ -32,6 +34,10 @@ def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> 
         options: its parsed command line.
         emit: receives the JSON document, if `options.json`.
     """
+    if parts := split_by_dataset(study, options.request):
+        from ablations.engine.cli import datasets
+
+        return datasets.carry_out(parts, options, emit)
     if options.report:
         drafted = draft(study, options)
         expected = expectations(drafted, options)
@@ -114,7 +120,7 @@ def _conclude(
     stored: "StoredStudy", expected: Sequence[Expectation], options: Options, emit: Callable[[str], object], code: int
 ) -> int:
     """Print the assessed expectations, emit the findings, and return the exit code."""
-    from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, SHOWN, assess
+    from ablations.engine.analysis.verdicts.expectations import assess
     from ablations.engine.environment.console import make_console, print_line
     from ablations.engine.report.findings_json import findings_document, to_json
 
@@ -124,8 +130,13 @@ def _conclude(
         print_line(console, each.text)
     if options.json:
         emit(to_json(findings_document(stored.evidence, stored.findings, assessed)))
-    if code:
-        return code
+    return code or expectations_exit_code(assessed)
+
+
+def expectations_exit_code(assessed: "Sequence[Assessment]") -> int:
+    """Return the exit code of a complete study with these assessed expectations."""
+    from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, SHOWN
+
     verdicts = {each.verdict for each in assessed}
     if CONTRADICTED in verdicts:
         return CONTRADICTED_EXIT_CODE

@@ -97,10 +97,10 @@ class DatasetSentences:
         """Return the effects on the data sets, their directions, and on which of them the studies show one."""
         means = {name: each.difference.mean or 0.0 for name, each in found.items()}
         if len(found) <= MAX_LISTED:
-            values = ", ".join(f"{self._signed(each)} on {name}" for name, each in found.items())
+            values = "the effects are " + ", ".join(f"{self._signed(each)} on {name}" for name, each in found.items())
         else:
             least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-            values = f"from {self._signed(found[least])} on {least} to {self._signed(found[most])} on {most}"
+            values = f"the effects are from {self._signed(found[least])} on {least} to {self._signed(found[most])} on {most}"
         higher, lower = (sum(sign * mean > 0 for mean in means.values()) for sign in (1, -1))
         if max(higher, lower) == len(found):
             values += ", in the same direction on " + ("both" if len(found) == 2 else f"all {len(found)}")

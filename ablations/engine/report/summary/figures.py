@@ -166,9 +166,9 @@ def forest_caption(found: DatasetsFindings) -> tuple[str, str]:
     effects = effects_in_forest(found)
     hidden = len([each for each in found.effects if len(each.by_dataset) > 1]) - len(effects)
     text = (
-        "Dots are effects on one data set with 95 % intervals over seeds, filled if that study shows a difference. Diamonds are means "
-        "over data sets, each of which counts once. They are as wide as their 95 % interval over data sets, which the axis may cut "
-        "off, and dark if the summary shows an effect."
+        "Dots are effects on one data set with 95 % intervals over seeds, filled if that study shows a difference. Diamonds are "
+        "means over data sets, each of which counts once. They are as wide as their 95 % interval over data sets, which the axis "
+        "may cut off, and dark if the summary shows an effect."
     )
     if any(each.prediction for each in effects):
         text += " A gray line is the 95 % prediction interval of the effect on one more such data set."
