@@ -74,8 +74,10 @@ def heterogeneity(effects: Mapping[str, Estimate], share: float = 1.0) -> Hetero
 
 def _difference_p_value(one: Estimate, other: Estimate) -> float:
     """Return the p-value of Welch's t test that two effects are equal."""
-    stats = [value for each in (one, other) for value in (each.mean, (each.se or 0.0) * math.sqrt(each.n), each.n)]
-    return float(ttest_ind_from_stats(*stats, equal_var=False).pvalue)
+    spreads = [(each.se or 0.0) * math.sqrt(each.n) for each in (one, other)]
+    means = [each.mean or 0.0 for each in (one, other)]
+    found = ttest_ind_from_stats(means[0], spreads[0], one.n, means[1], spreads[1], other.n, equal_var=False)
+    return float(found.pvalue)
 
 
 def prediction_interval(mean: Estimate, spread: Heterogeneity | None, share: float = 1.0) -> tuple[float, float] | None:

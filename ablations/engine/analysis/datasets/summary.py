@@ -139,7 +139,7 @@ def _flags(studies: Sequence[DatasetStudy], share: float) -> list[str]:
         same = [each.name for each in studies if each.evidence.design.dataset == name]
         if len(same) > 1 and name not in ("own", "imagefolder", "huggingface", "parquet"):
             flags.append(
-                f"{' and '.join(same)} are the same data set, {name}, with different settings: they count as "
+                f"{', '.join(same[:-1])} and {same[-1]} are the same data set, {name}, with different settings: they count as "
                 f"{counted(len(same), 'data set')}, but say less about others"
             )
     levels = {tuple((name, *of_factor) for name, of_factor in each.evidence.design.factors.items()) for each in studies}
