@@ -78,6 +78,12 @@ def test_heterogeneity_and_weighted_mean_agree_with_their_definitions() -> None:
     assert weighted.high == pytest.approx(center + half)
 
 
+def test_equal_effects_are_not_heterogeneous() -> None:
+    spread = random_effects.heterogeneity(estimates([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]))
+    assert spread
+    assert (spread.q, spread.i_squared, spread.tau, spread.p) == (0, 0, 0, 1)
+
+
 def test_heterogeneity_names_the_pair_that_differs_most_clearly() -> None:
     spread = random_effects.heterogeneity(estimates([0.0, 3.0, 3.5], [0.1, 0.1, 2.0]))
     assert spread

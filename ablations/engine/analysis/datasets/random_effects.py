@@ -99,7 +99,8 @@ def _random_effects(known: Sequence[Estimate]) -> tuple[float, float, Estimate]:
     from statsmodels.stats.meta_analysis import combine_effects  # takes a second to import
 
     means, variances = np.array([each.mean for each in known], float), np.array([(each.se or 0) ** 2 for each in known])
-    found = combine_effects(means, variances, method_re="pm")
+    with np.errstate(divide="ignore", invalid="ignore"):  # it also computes 1 ÷ Q, which is 0 for equal effects
+        found = combine_effects(means, variances, method_re="pm")
     mean, se, n = float(found.mean_effect_re), math.sqrt(float(found.var_hksj_re)), len(known)
     half = _critical(n - 1, 1.0) * se
     return float(found.q), float(found.tau2), Estimate(n=n, mean=mean, se=se, low=mean - half, high=mean + half)
