@@ -57,7 +57,7 @@ def test_levels_and_settings_are_values_of_python() -> None:
     [
         ({"seed": 5}, "seed: no such keyword; did you mean seeds"),
         ({"max-concurrent": 5}, "max-concurrent: no such keyword; did you mean max_concurrent"),
-        ({"trials": 5}, "trials: no such keyword; accepted: preset, seeds"),  # this study has no search space
+        ({"trials": 5}, "trials: no such keyword; accepted: preset, datasets, seeds"),  # this study has no search space
         ({"seeds": "5"}, "seeds=5: accepted: a whole number"),
         ({"seeds": 2.5}, "seeds=2.5: accepted: a whole number"),
         ({"seeds": True}, "seeds=true: accepted: a whole number"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ablations.engine.cli import dispatch
 from ablations.engine.environment import signals
 from ablations.engine.environment.provenance import redact_secrets
-from ablations.engine.study.dataset_studies import StudyOnDataset, check_plans
+from ablations.engine.study.dataset_studies import StudyOnDataset, check_plans, split_by_dataset
+from ablations.engine.study.definition import Study
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.study.plan import Draft, Plan
 from ablations.engine.study.request import Options
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from ablations.engine.submission.dataset_summary import StoredDatasets
 
 
-def carry_out(parts: Sequence[StudyOnDataset], options: Options, emit: Callable[[str], object]) -> int:
-    """Do what the options ask for, on each data set and over all of them; return the exit code.
+def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> int:
+    """Do what the options ask for, on each data set of a study and over all of them; return the exit code.
 
     Args:
-        parts: the study on each data set.
-        options: the parsed command line.
+        study: the study, on one data set or on several.
+        options: its parsed command line.
         emit: receives the JSON document, if `options.json`.
     """
+    parts = split_by_dataset(study, options.request)
+    if not parts:
+        return dispatch.carry_out(study, options, emit)
     if options.report:
         return _report(parts, options, emit)
     plans, expected = make_plans(parts, options)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ablations.engine.environment import paths
 from ablations.engine.environment.provenance import redact_secrets
-from ablations.engine.study.dataset_studies import split_by_dataset
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_draft, make_plan
 from ablations.engine.study.expectations import Expectation, parse_expectations
@@ -27,17 +26,13 @@ NOT_SHOWN_EXIT_CODE, CONTRADICTED_EXIT_CODE = 3, 4
 
 
 def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> int:
-    """Do what the options ask for; return the exit code.
+    """Do what the options ask for with a study on one data set; return the exit code.
 
     Args:
         study: the study.
         options: its parsed command line.
         emit: receives the JSON document, if `options.json`.
     """
-    if parts := split_by_dataset(study, options.request):
-        from ablations.engine.cli import datasets
-
-        return datasets.carry_out(parts, options, emit)
     if options.report:
         drafted = draft(study, options)
         expected = expectations(drafted, options)
