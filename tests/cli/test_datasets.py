@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def uri(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
     """Run the command line; return exit code, standard output and standard error."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(reporting, "publish", lambda *_, **__: None)  # figures of the studies take a minute on a busy machine
@@ -158,7 +157,6 @@ def test_two_processes_that_make_the_summary_at_once_leave_one_run(uri: str, mon
     for run in summary_runs(uri):
         client.delete_run(run.info.run_id)
     search = client.search_runs
-    given.stored[0].client.search_runs = lambda *a, **k: search(*a, **k)  # type: ignore[method-assign]
     _, first = dataset_summary._find_or_create(client, given)
     blind = iter([True])
     monkeypatch.setattr(client, "search_runs", lambda *a, **k: [] if next(blind, False) else search(*a, **k))
