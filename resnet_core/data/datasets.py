@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from resnet_core.config import DataConfig, ModelConfig, RunSpec
 from resnet_core.data import cache as cached
-from resnet_core.data import cifar, folders, indexing, tables
+from resnet_core.data import cifar, folders, indexing, packaged, tables
 from resnet_core.data.decoding import CHANGES
 from resnet_core.data.readers import Images, Reader, ReadImages, call_reader, in_memory, is_lazy, reader_name
-from resnet_core.data.sources import decode_files, make_synthetic, read_digits
+from resnet_core.data.sources import decode_files, make_synthetic
 from resnet_core.data.splits import Files, Part, Split, hold_out, subset
 from resnet_core.fields import counted, reject
 from resnet_core.heartbeat import Heartbeat, acquire_lock, no_heartbeat
@@ -182,7 +182,7 @@ class Source:
             return f"{100 * self.config.validation:g} % of each class's training images, held out"
         if self.listing:
             return self.listing.scored
-        return {"digits": "a fifth of each class, held out", "synthetic": "generated"}.get(self.config.name, "its test set")
+        return {**packaged.HELD_OUT, "synthetic": "generated"}.get(self.config.name, "its test set")
 
     @property
     def skipped(self) -> str:
@@ -274,6 +274,8 @@ def _find(config: DataConfig, heartbeat: Heartbeat) -> Source:
         return Source(config, None, cifar.state(config), heartbeat)
     if config.name in tables.READERS:
         return Source(config, None, tables.state(config), heartbeat)
+    if config.name in packaged.READERS:
+        return Source(config, None, packaged.state(config), heartbeat)
     if config.name not in ("imagefolder", "imagenet"):
         return Source(config, None, "", heartbeat)
     reader = folders.imagenet if config.name == "imagenet" else folders.image_folder
@@ -320,7 +322,7 @@ def _build(source: Source) -> Dataset:
     if reader := tables.READERS.get(config.name):
         return _of_reader(config, in_memory(f"data.root={config.root}", reader(config), config, source.heartbeat))
     readers: dict[str, Callable[[DataConfig], tuple[tuple[str, ...], Split, Split | None]]] = {
-        "digits": read_digits,
+        **packaged.READERS,
         "cifar10": cifar.read_cifar,
         "cifar100": cifar.read_cifar,
         "synthetic": make_synthetic,

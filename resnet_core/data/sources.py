@@ -1,4 +1,4 @@
-"""Data sets in memory other than CIFAR: handwritten digits, generated classes, decoded folders."""
+"""Data sets in memory: generated classes and decoded folders."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from resnet_core.config import DataConfig
 from resnet_core.data.decoding import decode_square, is_gray, opened
-from resnet_core.data.folders import TEST_FRACTION
 from resnet_core.data.indexing import read_files
-from resnet_core.data.splits import SPLIT_SEED, Files, Split, hold_out
+from resnet_core.data.splits import SPLIT_SEED, Files, Split
 from resnet_core.fields import ConfigError, reject
 from resnet_core.heartbeat import Heartbeat, no_heartbeat
 
@@ -22,16 +21,6 @@ SYNTHETIC_EXAMPLES = 512
 """Default number of generated training images."""
 SYNTHETIC_BYTES = 3 * 8
 """Memory per value while images are generated, in bytes: three float64 arrays exist at a time."""
-
-
-def read_digits(_: DataConfig) -> tuple[tuple[str, ...], Split, Split]:
-    """Return class names, training and test images of scikit-learn's handwritten digits."""
-    from sklearn.datasets import load_digits  # takes seconds to import and is needed once per machine
-
-    raw = load_digits()
-    images = (raw.images * 15).astype(np.uint8)[:, None]  # scikit-learn's pixels range from 0 to 16
-    train, test = hold_out(Split(images, raw.target.astype(np.int64)), TEST_FRACTION)
-    return tuple(map(str, raw.target_names)), train, test
 
 
 def make_synthetic(config: DataConfig) -> tuple[tuple[str, ...], Split, Split]:

@@ -60,7 +60,7 @@ def test_levels_and_settings_are_values_of_python() -> None:
     [
         ({"seed": 5}, "seed: no such keyword; did you mean seeds"),
         ({"max-concurrent": 5}, "max-concurrent: no such keyword; did you mean max_concurrent"),
-        ({"trials": 5}, "trials: no such keyword; accepted: preset, seeds"),  # this study has no search space
+        ({"trials": 5}, "trials: no such keyword; accepted: preset, datasets, seeds"),  # this study has no search space
         ({"seeds": "five"}, "seeds=five: accepted: a number of replicates, 1 or more; a range, 3..12"),
         ({"seeds": 2.5}, "seeds=2.5: accepted: a number of replicates"),
         ({"seeds": True}, "seeds=true: accepted: a number of replicates"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def test_the_examples_of_the_page_run(home: Path, monkeypatch: pytest.MonkeyPatc
     exec(definition, scope)
     monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(home))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stored_study(home, scope["STUDY"]))
+    stored_study(home, replace(scope["STUDY"], datasets={"few": {"train_examples": 64}, "many": {"train_examples": 96}}))
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(reporting, "publish", lambda *_, **__: None)  # figures take a minute on a busy machine
     monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))

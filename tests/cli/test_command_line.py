@@ -260,7 +260,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
         for i in range(2):
             Image.new("RGB", (300, 280), (80 * i, 10, 200)).save(root / split / label / f"{i}.jpg")
     folder = {"data.name": "imagefolder", "data.stream": "true", "data.root": str(root), "global_batch_size": "2"}
-    return {"cifar10": {"data.name": "synthetic"}, "cifar100": {"data.name": "synthetic"}, "imagenet": folder}
+    generated = {name: {"data.name": "synthetic"} for name in ("mnist5k", "fashion5k", "cifar10", "cifar100")}
+    return {**generated, "imagenet": folder}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

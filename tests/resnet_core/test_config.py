@@ -50,7 +50,8 @@ thorough = settings(deadline=None, max_examples=100)
         ({"precision": "fp8"}, "precision=fp8: accepted: fp32, tf32, bf16, fp16"),
         (
             {"data.name": "mnist"},
-            "data.name=mnist: accepted: digits, cifar10, cifar100, imagenet, imagefolder, huggingface, parquet, own, synthetic",
+            "data.name=mnist: accepted: digits, mnist5k, fashion_mnist, cifar10, cifar100, imagenet, imagefolder, huggingface, "
+            "parquet, own, synthetic",
         ),
         # impossible networks
         ({"depth": 21}, "model.depth=21: cifar with basic blocks has depths 6n+2: 8, 14, 20, 32, 44, 56, 110, …"),

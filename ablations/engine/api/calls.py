@@ -3,14 +3,17 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+from ablations.engine.api.datasets_result import DatasetsResult
 from ablations.engine.api.keywords import parse_keywords
 from ablations.engine.api.result import Result
-from ablations.engine.cli import dispatch
+from ablations.engine.cli import datasets, dispatch
 from ablations.engine.cluster import local_service
 from ablations.engine.environment import provenance, signals
 from ablations.engine.environment.console import make_console
+from ablations.engine.study.dataset_studies import StudyOnDataset, split_by_dataset
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.study.plan import Draft, Plan
@@ -31,7 +34,7 @@ def run(study: Study, **options: Any) -> Result:
             `workers`, `expect`, `max_concurrent`, `tracking_uri`, …
 
     Returns:
-        The results. `complete` is False if some run has none.
+        The results. `complete` is False if some run has none. With several data sets, a `DatasetsResult`.
 
     Raises:
         ConfigError: the request is wrong; nothing was started. Or MLflow cannot be read at the end.
@@ -43,16 +46,24 @@ def run(study: Study, **options: Any) -> Result:
     """
     chosen = _options(study, options, training=True)
     with _ray_cluster(), provenance.called_as(_call("run", study, options)), signals.interruptible() as interrupts:
-        plan = dispatch.make_plan_of(study, chosen)
-        expected = dispatch.expectations(plan, chosen)
+        if parts := split_by_dataset(study, chosen.request):
+            plans, expected = datasets.make_plans(parts, chosen)
+        else:
+            plan = dispatch.make_plan_of(study, chosen)
+            expected = dispatch.expectations(plan, chosen)
         try:
-            dispatch.train(plan, chosen)
+            if parts:
+                datasets.train(parts, plans, chosen)
+            else:
+                dispatch.train(plan, chosen)
         except Exception as error:
             if interrupts.received:  # a library may turn the interrupt into an error of its own
                 raise KeyboardInterrupt from error
             raise
         if interrupts.received:  # the study has been closed, and the same call continues
             raise KeyboardInterrupt
+        if parts:
+            return _datasets_result(parts, plans, chosen, expected, publish=True)
         return _result(study, plan, chosen, expected)
 
 
@@ -76,6 +87,9 @@ def load(study: Study, **options: Any) -> Result:
     """
     chosen = _options(study, options, training=False)
     with _ray_cluster():
+        if parts := split_by_dataset(study, chosen.request):
+            drafts, expected = datasets.drafts(parts, chosen)
+            return _datasets_result(parts, drafts, chosen, expected, publish=False)
         drafted = dispatch.draft(study, chosen)
         expected = dispatch.expectations(drafted, chosen)
         return _result(study, drafted, chosen, expected)
@@ -88,6 +102,28 @@ def _result(study: Study, planned: Draft | Plan, chosen: Options, expected: Sequ
     stored = read_study(planned, chosen)
     record_look_at(stored, make_console())
     return Result(study, stored, chosen, expected)
+
+
+def _datasets_result(
+    parts: Sequence[StudyOnDataset],
+    studies: Sequence[Draft | Plan],
+    chosen: Options,
+    expected: Sequence[Expectation],
+    *,
+    publish: bool,
+) -> DatasetsResult:
+    """Return what MLflow has of a study on several data sets, and record that it was read."""
+    from ablations.engine.submission.dataset_summary import show_and_publish
+    from ablations.engine.submission.reporting import record_look_at
+
+    given = datasets.read(parts, studies, chosen)
+    results = {}
+    for part, stored in zip(parts, given.stored, strict=True):
+        record_look_at(stored, make_console())
+        results[part.dataset] = Result(part.study, stored, replace(chosen, request=part.request), expected)
+    if publish:
+        show_and_publish(make_console(), given)
+    return DatasetsResult(given, results, expected)
 
 
 def _options(study: Study, given: Mapping[str, Any], *, training: bool) -> Options:

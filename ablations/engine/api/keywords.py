@@ -19,8 +19,10 @@ NAMES = {"set": "settings"}
 """Keywords with another name than their option, by option."""
 MAPPINGS = ("levels", "set")
 """Options that are mappings by field."""
+NAMED_MAPPINGS = ("datasets",)
+"""Options that are lists of names, or mappings by name."""
 LOAD_KEYWORDS = (
-    *("preset", "design", "seeds", "levels", "settings"),
+    *("preset", "datasets", "design", "seeds", "levels", "settings"),
     *("probe", "workers", "expect", "margin", "tracking_uri", "storage"),
 )
 """Keywords of `load`; with a search, those of its group as well."""
@@ -62,6 +64,8 @@ def _converted(name: str, action: argparse.Action, value: Any) -> Any:
     if action.dest in MAPPINGS:
         if not isinstance(value, Mapping):
             raise reject(name, value, "accepted: values by field, such as {'depth': …}")
+        return dict(value)
+    if action.dest in NAMED_MAPPINGS and isinstance(value, Mapping):
         return dict(value)
     if action.nargs == 0:
         if not isinstance(value, bool):

@@ -16,6 +16,7 @@ from ablations.engine.study.request import ALL_DESIGNS, Options
 from resnet_core.fields import ConfigError, reject
 
 if TYPE_CHECKING:
+    from ablations.engine.analysis.verdicts.expectations import Assessment
     from ablations.engine.submission.reporting import StoredStudy
 
 # Ray and MLflow take seconds to import. The functions below import them only if the options are right.
@@ -25,7 +26,7 @@ NOT_SHOWN_EXIT_CODE, CONTRADICTED_EXIT_CODE = 3, 4
 
 
 def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> int:
-    """Do what the options ask for; return the exit code.
+    """Do what the options ask for with a study on one data set; return the exit code.
 
     Args:
         study: the study.
@@ -135,7 +136,7 @@ def _conclude(
     stored: "StoredStudy", expected: Sequence[Expectation], options: Options, emit: Callable[[str], object], code: int
 ) -> int:
     """Print the assessed expectations, emit the findings, and return the exit code."""
-    from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, SHOWN, assess
+    from ablations.engine.analysis.verdicts.expectations import assess
     from ablations.engine.environment.console import make_console, print_line
     from ablations.engine.report.findings_json import findings_document, to_json
 
@@ -145,8 +146,13 @@ def _conclude(
         print_line(console, each.text)
     if options.json:
         emit(to_json(findings_document(stored.evidence, stored.findings, assessed)))
-    if code:
-        return code
+    return code or expectations_exit_code(assessed)
+
+
+def expectations_exit_code(assessed: "Sequence[Assessment]") -> int:
+    """Return the exit code of a complete study with these assessed expectations."""
+    from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, SHOWN
+
     verdicts = {each.verdict for each in assessed}
     if CONTRADICTED in verdicts:
         return CONTRADICTED_EXIT_CODE

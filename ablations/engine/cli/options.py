@@ -1,29 +1,19 @@
 """The options of a study's command line: parsing, checks before anything starts, and help."""
 
 import argparse
-import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ablations.engine.cli.search_options import add_search_options, search_request
 from ablations.engine.environment import paths
 from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
 from ablations.engine.study.definition import Study, check_margin
 from ablations.engine.study.designs import DESIGNS, check_design
 from ablations.engine.study.factors import format_level, split_at_commas, split_levels
-from ablations.engine.study.request import (
-    ALL_DESIGNS,
-    DEFAULT_TRIALS,
-    DEFAULT_VALIDATION_SHARE,
-    OBJECTIVES,
-    SAMPLERS,
-    SCHEDULERS,
-    Options,
-    SearchRequest,
-    StudyRequest,
-)
+from ablations.engine.study.request import ALL_DESIGNS, Options, StudyRequest
 from ablations.engine.study.seeds import format_seeds, read_seeds
 from resnet_core.command import Parser
 from resnet_core.fields import ConfigError, reject
@@ -84,6 +74,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         levels = _parse_levels(study, levels)
     request = StudyRequest(
         preset=given.preset,
+        datasets=given.datasets,
         design=given.design,
         seeds=None if given.seeds is None else read_seeds("--seeds", given.seeds),
         levels=levels,
@@ -95,7 +86,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     )
     return Options(
         request=request,
-        search=_search_request(given) if study.space else None,
+        search=search_request(given) if study.space else None,
         cpus_per_worker=given.cpus_per_worker,
         gpus_per_worker=given.gpus_per_worker,
         max_concurrent=given.max_concurrent,
@@ -164,6 +155,15 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     group = parser.add_argument_group("study")
     group.add_argument(
         "--preset", metavar="NAME", help=f"data set and recipe: {', '.join(study.workload.presets)} (default: {study.preset})"
+    )
+    own = f" (default: {', '.join(study.datasets)})" if study.datasets else ""
+    group.add_argument(
+        "--datasets",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help=f"repeat the study on several data sets, presets or names of data, and summarize over them{own}",
     )
     group.add_argument(
         "--seeds",
@@ -273,51 +273,8 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     )
     add_tracking_options(parser.add_argument_group("tracking"))
     if study.space:
-        _add_search_options(parser.add_argument_group("search"))
+        add_search_options(parser.add_argument_group("search"))
     return parser
-
-
-def _add_search_options(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--space",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD",
-        help="fields to search: names of the study's space, or any field with a range or choices, as in lr=0.001..1:log "
-        "width=8,16,24 (default: the study's whole space)",
-    )
-    group.add_argument(
-        "--per-cell",
-        nargs="*",
-        metavar="FACTOR",
-        help="run a search of equal budget for each level of these factors, of all factors if none is named (default: one search)",
-    )
-    group.add_argument(
-        "--trials", type=int, metavar="N", help=f"trials of each search; with pbt, the population size (default: {DEFAULT_TRIALS})"
-    )
-    group.add_argument(
-        "--time-budget", metavar="TIME", help="training time of each search: 90s, 30m, 8h (default: bounded by --trials only)"
-    )
-    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: tpe; random with pbt)")
-    group.add_argument(
-        "--scheduler",
-        metavar="NAME",
-        help=f"method that stops poor trials early: {', '.join(SCHEDULERS)} (default: asha; none with --objective)",
-    )
-    group.add_argument(
-        "--objective",
-        metavar="COST",
-        help=f"second objective besides the metric: {' or '.join(OBJECTIVES)}; the search finds the Pareto front (default: none)",
-    )
-    group.add_argument(
-        "--validation",
-        type=float,
-        default=DEFAULT_VALIDATION_SHARE,
-        metavar="SHARE",
-        help="share of each class's training images held out to score trials; the test set is not read (default: %(default)s)",
-    )
-    group.add_argument("--search-seed", type=int, default=0, metavar="N", help="seed of the search (default: 0)")
 
 
 def _current_name(word: str) -> str:
@@ -327,31 +284,6 @@ def _current_name(word: str) -> str:
         return word
     print(f"note: {option} is now called {RENAMED_OPTIONS[option]}; the next release drops the old name", file=sys.stderr)
     return f"{RENAMED_OPTIONS[option]}{mark}{value}"
-
-
-def _search_request(given: argparse.Namespace) -> SearchRequest:
-    check_positive("--trials", given.trials)
-    if given.rerun:
-        raise ConfigError("--rerun: a search continues from its finished trials; accepted: another --search-seed")
-    return SearchRequest(
-        per_cell=given.per_cell,
-        space=tuple(given.space),
-        trials=given.trials,
-        seconds=None if given.time_budget is None else _seconds("--time-budget", given.time_budget),
-        sampler=given.sampler,
-        scheduler=given.scheduler,
-        objective=given.objective,
-        seed=given.search_seed,
-        validation_share=given.validation,
-    )
-
-
-def _seconds(option: str, text: str) -> float:
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smh]?)", text, re.ASCII)
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
-    if seconds <= 0:
-        raise reject(option, text, "accepted: a time above 0, such as 90s, 30m or 8h")
-    return seconds
 
 
 def _overrides(given: argparse.Namespace, schema: Schema) -> Mapping[str, Any]:

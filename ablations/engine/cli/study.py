@@ -11,7 +11,7 @@ INTERRUPTED_MESSAGE = "interrupted; run the same command to continue"
 if signals.is_imported_by_program():  # before the other imports, which take most of a second
     signals.exit_on_signals(INTERRUPTED_MESSAGE)
 
-from ablations.engine.cli import dispatch, options
+from ablations.engine.cli import datasets, options
 from ablations.engine.cluster import local_service
 from ablations.engine.environment import crash_report
 from ablations.engine.environment.console import document_on_stdout
@@ -49,8 +49,8 @@ def main(study: Study) -> NoReturn:
         local_service.select_ray_cluster()
         chosen = options.parse_options(study, sys.argv[1:])
         if not chosen.json:
-            return dispatch.carry_out(study, chosen, print)
+            return datasets.carry_out(study, chosen, print)
         with document_on_stdout() as emit:
-            return dispatch.carry_out(study, chosen, emit)
+            return datasets.carry_out(study, chosen, emit)
 
     signals.exit_ignoring_first_signal(crash_report.run_program(work, INTERRUPTED_MESSAGE))

@@ -89,8 +89,22 @@ def interruptible() -> Iterator[InterruptHandler]:
             signal.signal(number, before)
 
 
+@contextmanager
+def noted_interrupts() -> Iterator[InterruptHandler]:
+    """Yield an `InterruptHandler` that leaves signals alone, and remembers interrupts that a library has handled."""
+    handler = InterruptHandler(install=False)
+    _current.append(handler)
+    try:
+        yield handler
+    finally:
+        _current.remove(handler)
+
+
 def note_interrupt() -> None:
-    """Tell the enclosing `interruptible` of an interrupt that a library has handled, as Ray Tune does while runs train."""
+    """Tell the enclosing `interruptible` and `noted_interrupts` of an interrupt that a library has handled.
+
+    Ray Tune handles interrupts while runs train.
+    """
     for handler in _current:
         handler.received = True
 

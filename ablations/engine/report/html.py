@@ -96,7 +96,9 @@ def render(
     """
     made = {"csv": tables.csv(findings), "md": tables.markdown(findings), "tex": tables.latex(findings)}
     return (
-        _template_environment(findings)
+        template_environment(
+            number_format.ValueFormat.of(findings), score=number_format.ValueFormat.of(findings.search or findings).number
+        )
         .get_template("report.html.j2")
         .render(
             design=evidence.design,
@@ -112,7 +114,7 @@ def render(
             varied=_varied_settings(evidence.design),
             conditions=_condition_counts(evidence),
             runs=evidence.runs.to_dict("records"),
-            downloads={f"{evidence.design.study}.{suffix}": _data_url(text) for suffix, text in made.items()},
+            downloads={f"{evidence.design.study}.{suffix}": data_url(text) for suffix, text in made.items()},
             verdicts=VERDICT_SYMBOLS,
             defaults=_searched_defaults(evidence.design),
             metric=findings.metric,
@@ -124,8 +126,13 @@ def render(
     )
 
 
-def _template_environment(findings: Findings) -> Environment:
-    """Return an environment whose filters format the values of these findings."""
+def template_environment(formats: number_format.ValueFormat, **more: Any) -> Environment:
+    """Return an environment whose filters format values of a study.
+
+    Args:
+        formats: formats of the values.
+        **more: further filters.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -134,7 +141,6 @@ def _template_environment(findings: Findings) -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    formats = number_format.ValueFormat.of(findings)
     functions = (number_format.number, number_format.scaled, number_format.p_value, tables.completed_of_planned, sentence)
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {
@@ -143,12 +149,12 @@ def _template_environment(findings: Findings) -> Environment:
         "mean_std": formats.mean_std,
         "interval": formats.interval,
         "signed_interval": formats.signed_interval,
-        "score": number_format.ValueFormat.of(findings.search or findings).number,
+        **more,
         "effect_size": _effect_size,
         "failures": _failures,
         "correlation": _correlation,
         "inline_svg": inline_svg,
-        "sort_key": _sort_key,
+        "sort_key": sort_key,
         "multiline": _multiline,
         "counted": counted,
         "format_range": format_range,
@@ -258,12 +264,12 @@ def _failures(test: FailureTest | None) -> str:
     return f"{test.failed} of {test.runs}, {test.reference_failed} of {test.reference_runs} (p {p})"
 
 
-def _data_url(text: str) -> str:
+def data_url(text: str) -> str:
     """Return a data URL that holds a text file within the page."""
     return f"data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _sort_key(number: float | None) -> str:
+def sort_key(number: float | None) -> str:
     """Return a number with every digit, for sorting; empty if there is none."""
     return "" if number is None or number != number else repr(float(number))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self
 
+from ablations.engine.study.datasets import check_not_factors, dataset_entries
 from ablations.engine.study.designs import FACTORIAL, check_design
 from ablations.engine.study.factors import NOT_SETTINGS, Level, format_level, validated_factors, values_by_field
 from ablations.engine.study.grid import ARM, check_pair_baseline, checked_arms, checked_pairs, pair_name
@@ -126,6 +127,12 @@ class Study(_WorkloadSlot):
             name = "arms" if self.arms else "zip" if self.zip else "design"
             raise reject(name, getattr(self, name), "accepted without a search space, which goes with a factorial design")
         object.__setattr__(self, "settings", _checked_settings(self.settings, workload))
+        entries = dataset_entries("datasets", self.datasets, workload)
+        check_not_factors("datasets", entries, {workload.schema.field_name(name): name for name in factors})
+        if entries and self.space is not None:
+            raise reject(
+                "datasets", [each.name for each in entries], "a search is on one data set; accepted: a study without space"
+            )
         for preset, changes in self.on.items():
             if not isinstance(changes, Mapping):
                 raise reject(f"on {preset}", changes, f"accepted: changes of {', '.join(PRESET_OVERRIDES)}")

@@ -44,6 +44,8 @@ class StudyRequest:
     preset: str | None = None
     design: str | None = None
     """Design of the cells, or `ALL_DESIGNS`; None: that of the study."""
+    datasets: Sequence[str] | Mapping[str, Mapping[str, Any]] = ()
+    """Data sets to run on, as in `Study.datasets`; empty: those of the study."""
     seeds: int | tuple[int, ...] | None = None
     """Number of seeds of every cell, or the looks of an adaptive study, as `seeds.read_seeds` returns them; None: those of the
     study."""

@@ -241,9 +241,9 @@ def print_report_address(console: Console, client: MlflowClient, run_id: str, *,
         print_line(console, f"The address of the report is not known: {describe_error(error)}")
 
 
-def report_address(client: MlflowClient, run_id: str, *, part: str = "") -> str:
-    """Return the address at which a user opens a report: of a web page, or of a file."""
-    page = f"parts/{part}/{REPORT_PATH}" if part else REPORT_PATH
+def report_address(client: MlflowClient, run_id: str, *, part: str = "", page: str = REPORT_PATH) -> str:
+    """Return the address at which a user opens a report, or another page of a run: of a web page, or of a file."""
+    page = f"parts/{part}/{page}" if part else page
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
         where = printable(client.tracking_uri.rstrip("/"))

@@ -38,14 +38,14 @@ def forest_figure(findings: Findings) -> Figure | None:
         panel = figure.subplots()
         panel.axvline(0, color=INK, linewidth=0.8, zorder=1)
         for row, position in zip(rows, positions, strict=True):
-            _draw_row(panel, row.difference, position, formats)
+            draw_difference(panel, row.difference, position, formats)
         panel.set_ylim(height, 0)
         panel.set_yticks(positions, names)
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)
         unit = f", {formats.metric.difference_unit}".rstrip(", ")
-        scale = set_scale(panel, [row.difference for row in rows])
+        scale = set_difference_scale(panel, [row.difference for row in rows])
         panel.set_xlabel(wrap(f"{findings.metric.label}: difference to {baseline_levels(findings)}{unit}{scale}", WIDTH_INCHES / 2))
     return figure
 
@@ -89,7 +89,8 @@ def _row_positions(rows: Sequence[Comparison], names: Sequence[str]) -> tuple[li
     return positions, used
 
 
-def _draw_row(panel: Axes, difference: Estimate, position: float, formats: ValueFormat) -> None:
+def draw_difference(panel: Axes, difference: Estimate, position: float, formats: ValueFormat) -> None:
+    """Draw a difference with its interval on a row, and in numbers beside it."""
     panel.text(
         1.02,
         position,
@@ -106,7 +107,7 @@ def _draw_row(panel: Axes, difference: Estimate, position: float, formats: Value
     panel.plot([difference.mean], [position], marker="o", markersize=5, color=INK, markerfacecolor=filling, linestyle="none")
 
 
-def set_scale(panel: Axes, differences: Sequence[Estimate]) -> str:
+def set_difference_scale(panel: Axes, differences: Sequence[Estimate]) -> str:
     """Set a linear axis, or a symmetric-logarithmic one if the largest difference would hide others; return a label for that."""
     ends = [(each.low or each.mean, each.high or each.mean) for each in differences if each.mean is not None]
     reach = np.abs(np.array(ends, float)).max(axis=1)

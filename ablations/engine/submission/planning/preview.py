@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from rich.console import Console
+
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import submission_id
 from ablations.engine.scheduling.capacity import RunResources
@@ -44,12 +46,15 @@ class Preview:
 
 def preview(plan: Plan, options: Options) -> int:
     """Print the plan of a study; return the exit code."""
-    found = examine(plan, options)
-    console = make_console()
+    show_preview(make_console(), examine(plan, options))
+    return 0
+
+
+def show_preview(console: Console, found: Preview) -> None:
+    """Print the plan of a study, and a warning if a submission would be rejected."""
     console.print(plan_view(found.plan, found.done, found.estimate, found.trials, found.seeds))
     if found.warning:
         print_line(console, f"Warning: this study would be rejected: {found.warning}")
-    return 0
 
 
 def examine(plan: Plan, options: Options) -> Preview:

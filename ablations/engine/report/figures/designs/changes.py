@@ -20,7 +20,7 @@ from ablations.engine.report.figures.axes import (
     wrap,
 )
 from ablations.engine.report.figures.designs.rows import BAR_LINES, row_figure, row_positions, row_text
-from ablations.engine.report.figures.forest import set_scale
+from ablations.engine.report.figures.forest import set_difference_scale
 from ablations.engine.report.figures.styles import COLORS, INK, MUTED, PAPER, LineStyle
 from ablations.engine.study.design import Design
 from ablations.engine.task.metric import Metric
@@ -91,7 +91,7 @@ def effects_figure(design: Design, findings: Findings) -> Figure | None:
             _draw_effect(panel, effect, position, effect_verdict(effect, metric))
             row_text(panel, position, formats.signed_with_interval(effect.difference, NO_ESTIMATE))
         unit = f", {metric.difference_unit}".rstrip(", ")
-        scale = set_scale(panel, [each.difference for each in effects])
+        scale = set_difference_scale(panel, [each.difference for each in effects])
         panel.set_xlabel(wrap(f"{metric.label}: difference to baseline{unit}{scale} ({better_side(metric)})", WIDTH_INCHES / 2))
     return figure
 
