@@ -71,13 +71,13 @@ def test_cells_of_decided_comparisons_get_no_more_seeds() -> None:
 def test_a_margin_ends_comparisons_that_are_within_it() -> None:
     values = 8 + np.random.default_rng(0).normal(0, 0.1, (2, 12))
     assert decisions(path_of(adaptive(2, margin=1.0), values)) == {"1": (5, "within margin")}
-    assert decisions(path_of(adaptive(2), values))["1"][1] == "hopeless"
+    assert path_of(adaptive(2), values).seeds[1] > 5
 
 
 def test_the_path_waits_for_results_and_needs_no_run_that_the_whole_path_does_not() -> None:
     """With any part of the results, the needed seeds are at most those of the whole path, and it is never stuck."""
     draw = np.random.default_rng(7)
-    for _ in range(12):
+    for _ in range(6):
         made = adaptive(4, margin=0.4 if draw.random() < 0.5 else None)
         values = 8 + draw.normal(0, 0.3, (4, 12)) + draw.choice([0.0, 0.3, 2.0], 4)[:, None]
         whole = path_of(made, values)
