@@ -137,7 +137,7 @@ def resolution(signs: npt.NDArray[np.int_]) -> int:
     Returns:
         The resolution; the number of factors plus one for a full factorial design, in which no product is constant.
     """
-    factors = signs.shape[1]
+    factors: int = signs.shape[1]
     for length in range(1, factors + 1):
         for columns in itertools.combinations(range(factors), length):
             if abs(int(signs[:, columns].prod(axis=1).sum())) == len(signs):
