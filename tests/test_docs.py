@@ -18,6 +18,7 @@ from ablations.engine.cli import commands, options
 from ablations.engine.search.plan import draft_search
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expansion import make_draft
+from ablations.engine.study.request import ALL_DESIGNS
 from tests.helpers.project import PROJECT, SHIPPED_STUDIES
 
 PAGES = [
@@ -109,7 +110,7 @@ def check_study_command(page: str, file: str, arguments: list[str]) -> None:
     chosen = options.parse_options(study, arguments)
     if chosen.search:
         draft_search(study, chosen.request, chosen.search)
-    else:
+    elif chosen.request.design != ALL_DESIGNS:  # which says for each design whether it is possible
         make_draft(study, chosen.request)
 
 

@@ -221,5 +221,6 @@ def test_all_256_combinations_of_the_tricks_are_different_trainings_and_the_base
     study = replace(tricks.STUDY.for_preset(preset), design="factorial", seeds=1)
     plan = make_plan(study, StudyRequest(preset=preset), cache=tmp_path)
     assert (len({run.fingerprint for run in plan.runs}), plan.skipped) == (256, ())
-    assert list(study.baseline) == list(study.factors)
-    assert all(study.baseline[name] == levels[-1] for name, levels in study.factors.items())
+    left_out = make_plan(study, StudyRequest(preset=preset, design="one-at-a-time"), cache=tmp_path)
+    assert left_out.baseline == {name: levels[0] for name, levels in study.factors.items()}
+    assert len(left_out.cells) == 9

@@ -34,7 +34,8 @@ def split_by_dataset(study: Study, request: StudyRequest) -> tuple[StudyOnDatase
     if study.space is not None:
         raise ConfigError("--datasets: a search is on one data set; accepted: a study without a search space")
     schema = study.workload.schema
-    check_not_factors("--datasets", entries, {schema.field_name(name): name for name in (*study.factors, *request.levels)})
+    factors = [*study.factors, *(name for name in request.levels if name not in study.compound_factors)]
+    check_not_factors("--datasets", entries, {schema.field_name(name): name for name in factors})
     asked = {schema.field_name(name): name for name in request.overrides}
     for entry in entries:
         if taken := sorted(entry.settings.keys() & asked.keys()):
