@@ -10,12 +10,13 @@ import pytest
 from scipy.stats import t, trim_mean
 
 from ablations.engine.analysis.datasets import random_effects, scores
-from ablations.engine.analysis.datasets.findings import COMMON, DIFFERS, NOT_SHOWN, UNTESTED, EffectOverDatasets
+from ablations.engine.analysis.datasets.findings import COMMON, DIFFERS, NOT_SHOWN, UNTESTED, DatasetStudy, EffectOverDatasets
 from ablations.engine.analysis.datasets.summary import analyze_datasets
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.task.metric import Metric, error_metric
+from tests.helpers import synthetic_study
 from tests.helpers.synthetic_datasets import found, studies, study_on
 from tests.helpers.synthetic_study import without
 
@@ -227,7 +228,7 @@ def test_two_data_sets_agree_but_claim_nothing_about_others() -> None:
 def test_a_common_effect_is_claimed_from_three_data_sets_on() -> None:
     effect = effect_of("none", found(studies(3)))
     assert effect.verdict == COMMON
-    assert effect.text.startswith("On data sets like these, none instead of A raises the test error by ")
+    assert effect.text.startswith("shortcut: on data sets like these, none instead of A raises the test error by ")
     assert effect.prediction
 
 
@@ -326,3 +327,49 @@ def test_a_summary_without_any_result_says_so() -> None:
     summary = analyze_datasets(given)
     assert summary.effects == ()
     assert not summary.complete
+
+
+def test_a_data_set_on_which_a_level_never_trains_is_named_and_ends_the_common_effect() -> None:
+    given = studies(4, effect=-2.0, seeds=5)
+    last = given[3].evidence
+    for cell in last.design.cells:
+        for run in cell.fingerprints if cell.levels["shortcut"] == "none" else ():
+            last = without(last, run, "diverged")
+    effect = effect_of("none", found([*given[:3], replace(given[3], evidence=last, findings=analyze_study(last))]))
+    assert list(effect.without_estimate) == ["cifar10"]
+    assert effect.verdict != COMMON
+    assert "which the failures may explain" in effect.text
+    assert "On cifar10, none fails to train in 10 of 10 runs, A in 0 of 10" in effect.text
+
+
+def test_an_aliased_effect_is_no_common_effect() -> None:
+    factors = dict.fromkeys("abc", ("off", "on"))
+    given = []
+    for i, name in enumerate(("digits", "mnist5k", "fashion5k")):
+        made = replace(synthetic_study.design(factors, seeds=5, kind="screening-iii"), dataset=name)
+        evidence = synthetic_study.evidence(
+            made, lambda levels, seed, i=i: 10 + (3 + 0.1 * i) * (levels["a"] == "on") + 0.01 * (seed % 3), epochs=1
+        )
+        given.append(DatasetStudy(name, evidence, analyze_study(evidence)))
+    effect = next(each for each in found(given).effects if each.factor == "a")
+    assert effect.mean.significant
+    assert effect.verdict == NOT_SHOWN
+    assert "together with interactions that the design does not tell apart from it" in effect.text
+
+
+def test_scores_are_those_of_the_seeds_that_all_cells_have() -> None:
+    given = study_on("digits", {}, seeds=6)
+    cells = [replace(cell, fingerprints=cell.fingerprints[: 3 if i else 6]) for i, cell in enumerate(given.evidence.design.cells)]
+    fewer = replace(given, evidence=replace(given.evidence, design=replace(given.evidence.design, cells=tuple(cells))))
+    normalized = scores.normalized_scores(fewer)
+    assert normalized
+    assert {len(values) for values in normalized.values()} == {3}
+
+
+def test_effects_of_a_ladder_say_where_they_hold() -> None:
+    given = []
+    for name in ("digits", "mnist5k"):
+        made = replace(synthetic_study.design({"a": ("0", "1"), "b": ("0", "1")}, seeds=3, kind="ladder"), dataset=name)
+        evidence = synthetic_study.evidence(made, epochs=1)
+        given.append(DatasetStudy(name, evidence, analyze_study(evidence)))
+    assert found(given).effects[1].text.startswith("b, added to the rung below: going from 0 to 1 gives ")

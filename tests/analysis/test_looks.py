@@ -1,13 +1,15 @@
 """Repeated looks: their shares of the significance level, and what simulated studies claim over all looks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import t
 
 from ablations.engine.analysis.statistics.inference import Array
-from ablations.engine.analysis.statistics.looks import Looks
+from ablations.engine.analysis.statistics.looks import Looks, declared_shares
+from tests.helpers.synthetic_study import design
 
 MAX_FALSE = 0.055
 """Largest accepted fraction of studies without any effect that claim one at any look."""
@@ -169,3 +171,19 @@ def test_what_looks_cost_in_power(
     assert claims(drawn, seen[-1:], seen[-1])[0].mean() == pytest.approx(single, abs=0.02)
     assert found[-1].mean() == pytest.approx(last, abs=0.02)
     assert found.any(axis=0).mean() == pytest.approx(any_look, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("declared", "planned", "recorded", "shares"),
+    [
+        ((3, 5, 8, 12), 12, (), {3: 9 / 144, 5: 16 / 144, 8: 39 / 144, 12: 80 / 144}),
+        ((3, 6, 12), 12, (3, 5, 8, 12), {3: 9 / 144, 12: 80 / 144}),  # 6 was seen before it was declared
+        ((3, 5, 8), 12, (12,), {8: 64 / 144}),
+        ((3, 5), 5, (5,), {5: 1.0}),
+    ],
+)
+def test_a_look_that_was_seen_before_it_was_declared_has_no_share(
+    declared: tuple[int, ...], planned: int, recorded: tuple[int, ...], shares: dict[int, float]
+) -> None:
+    made = replace(design({"a": ("0", "1")}, {"a": "0"}, seeds=declared[-1]), seed_looks=declared, planned_seeds=planned)
+    assert declared_shares(made, recorded) == pytest.approx(shares)

@@ -134,13 +134,13 @@ def test_a_look_is_a_row_with_what_it_decided_and_what_is_open() -> None:
     assert [line[0][0] for line in lines] == ["3", "5", "8", "12"]
     assert lines[0][2][0] == "shortcut=none instead of A: effect"
     assert lines[-1][2:] == [("–", None), ("shortcut=D instead of A", None)]
-    assert "has trained 28 runs so far, 47 % of the 60 that the largest number of seeds in every cell would take." in shown.text
+    assert "needs 28 runs so far, 47 % of the 60 that the largest number of seeds in every cell would take." in shown.text
 
 
 def test_a_finished_path_says_so() -> None:
     found = adaptive(finished=True)[1].path
     assert found
-    assert path_sentence(found).startswith(f"The study trained {found.runs} runs, ")
+    assert path_sentence(found).startswith(f"The study needed {found.runs} runs, ")
 
 
 def test_the_terminal_names_cells_by_their_changes_and_ends_with_the_design() -> None:

@@ -72,10 +72,10 @@ def path_sentences(path: SeedPath) -> list[str]:
         left = f"{len(look.open)} undecided" if look.open else ""
         found = "; ".join(filter(None, (*parts, left))) or "nothing to decide"
         sentences.append(f"At {counted(look.seeds, 'seed')} ({counted(look.cells, 'cell')}): {found}.")
-    saved = 1 - path.runs / path.fixed_runs
-    runs = f"{path.runs} of the {counted(path.fixed_runs, 'run')} with all seeds in all cells"
+    share = f"{100 * path.runs / max(1, path.fixed_runs):.0f} %"
+    runs = f"{path.runs} of the {counted(path.fixed_runs, 'run')} with all seeds in all cells ({share})"
     verb = "needed" if path.finished else "needed so far"
-    total = f"The seeds are adaptive: {runs} were {verb} ({saved:.0%} fewer). p-values and intervals allow for every look."
+    total = f"The seeds are adaptive: {runs} were {verb}. A look decides by the results so far, the answers by all of them."
     return [*sentences, total]
 
 

@@ -12,8 +12,8 @@ from ablations.engine.study.dataset_studies import StudyOnDataset, check_plans, 
 from ablations.engine.study.definition import Study
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.study.plan import Draft, Plan
-from ablations.engine.study.request import Options
-from resnet_core.fields import ConfigError
+from ablations.engine.study.request import ALL_DESIGNS, Options
+from resnet_core.fields import ConfigError, reject
 
 if TYPE_CHECKING:
     from ablations.engine.submission.dataset_summary import StoredDatasets
@@ -30,6 +30,8 @@ def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> 
     parts = split_by_dataset(study, options.request)
     if not parts:
         return dispatch.carry_out(study, options, emit)
+    if options.request.design == ALL_DESIGNS:
+        raise reject("--design", ALL_DESIGNS, f"accepted on one data set, such as --preset {parts[0].study.preset}")
     if options.report:
         return _report(parts, options, emit)
     plans, expected = make_plans(parts, options)

@@ -1,11 +1,11 @@
 """What a report says about a design other than factorial and about adaptive seeds: names, sentences, lines of the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ablations.engine.analysis.findings import AliasedEffect, Effect, Findings, Screening, SeedPath
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
-from ablations.engine.analysis.verdicts.claims import claims_difference, claims_failures, is_tested, may_differ
+from ablations.engine.analysis.verdicts.claims import claims_difference, claims_failures, is_tested, possible
 from ablations.engine.study.design import Design
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
@@ -77,11 +77,12 @@ def alias_sentence(screening: Screening) -> str:
     return "Main effects and two-way interactions are estimated clear of each other."
 
 
-def effect_verdict(effect: Effect, metric: Metric) -> str:
-    """Return the verdict on the effect of one level, in the words of the verdicts on factors."""
+def effect_verdict(effect: Effect, metric: Metric, effects: Sequence[Effect]) -> str:
+    """Return the verdict on the effect of one level of a study, in the words of the verdicts on factors."""
     if claims_difference(effect, metric) or claims_failures(effect):
         return "matters"
-    if may_differ(effect.difference) or (effect.failures and effect.failures.p < 1 - CONFIDENCE_LEVEL):
+    of_factor = [each for each in effects if each.factor == effect.factor]
+    if effect in possible(of_factor) or (effect.failures and effect.failures.p < 1 - CONFIDENCE_LEVEL):
         return "may matter"
     if not is_tested(effect.difference):
         return "cannot be said"
@@ -107,7 +108,7 @@ def seed_rows(path: SeedPath) -> list[SeedRow]:
 
 def path_sentence(path: SeedPath) -> str:
     """Return the runs of an adaptive study beside those of a fixed number of seeds."""
-    verb, so_far = ("trained", "") if path.finished else ("has trained", " so far")
+    verb, so_far = ("needed", "") if path.finished else ("needs", " so far")
     share = f"{100 * path.runs / max(1, path.fixed_runs):.0f} %"
     most = f"{share} of the {path.fixed_runs} that the largest number of seeds in every cell would take"
     return f"The study {verb} {counted(path.runs, 'run')}{so_far}, {most}."

@@ -48,6 +48,8 @@ class SeedState:
 
     def add_result(self, fingerprint: str, outcome: str, value: float) -> None:
         """Add the result of a run. One without a value has NaN."""
+        if self._results.get(fingerprint, (outcome, value))[0] != outcome:
+            self._decisions.clear()  # another process has repeated a run that failed
         self._results[fingerprint] = outcome, value
         self._path = None
 

@@ -43,8 +43,11 @@ def planned_seeds(tags: Mapping[str, str], submitted: int, *, declared: bool = F
 
 def record_look(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
     """Record that a complete answer to the whole study was shown. The same number of seeds twice is one look."""
-    looks = looks_at(evidence.design, evidence.looks)
-    wanted = {PLANNED_SEEDS_TAG: str(looks.planned), f"{LOOK_TAG_PREFIX}{looks.seeds}": datetime.now(UTC).isoformat(" ", "seconds")}
+    design, now = evidence.design, datetime.now(UTC).isoformat(" ", "seconds")
+    looks = looks_at(design, evidence.looks)
+    # An adaptive study has looked at its results at each of its declared looks up to the present one.
+    taken = {looks.seeds, *(seeds for seeds in design.seed_looks if seeds <= design.seeds)}
+    wanted = {PLANNED_SEEDS_TAG: str(looks.planned)} | {f"{LOOK_TAG_PREFIX}{seeds}": now for seeds in sorted(taken)}
     tags = client.get_run(run_id).data.tags
     if missing := [RunTag(name, value) for name, value in wanted.items() if name not in tags]:
         client.log_batch(run_id, tags=missing)

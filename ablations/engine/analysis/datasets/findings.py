@@ -58,7 +58,9 @@ class EffectOverDatasets:
     level: str
     reference: str
     by_dataset: Mapping[str, Effect]
-    """Effect by name of the data set, where the study on it has one."""
+    """Effect by name of the data set, where the study on it has an estimate."""
+    without_estimate: Mapping[str, Effect]
+    """The same where it has none, because runs diverged or have no result."""
     mean: Estimate
     """Unweighted mean of the effects. Its `n` is the number of data sets, and its interval is over them."""
     prediction: tuple[float, float] | None

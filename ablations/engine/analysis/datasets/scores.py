@@ -23,9 +23,16 @@ BOOTSTRAP_SEED = 0
 """Seed of the bootstrap, fixed so that the same runs give the same interval."""
 
 
-def run_values(study: DatasetStudy) -> dict[str, Array]:
-    """Return the values of each cell's runs. A run that diverged counts as guessing; one without a result is left out."""
+def run_values(study: DatasetStudy, *, common_seeds: bool = False) -> dict[str, Array]:
+    """Return the values of each cell's runs. A run that diverged counts as guessing; one without a result is left out.
+
+    Args:
+        study: the study on one data set.
+        common_seeds: leave out seeds that some cell does not have, as in an adaptive study.
+    """
     runs, chance = study.evidence.runs, study.evidence.design.chance
+    if common_seeds:
+        runs = runs[runs["seed"] < min(len(cell.fingerprints) for cell in study.evidence.design.cells)]
     values = runs["value"].to_numpy(float).copy()
     values[(runs["outcome"] == "diverged").to_numpy()] = math.nan if chance is None else chance
     cells = runs["cell"].to_numpy(object)
@@ -100,7 +107,9 @@ def normalized_scores(study: DatasetStudy) -> dict[str, Array] | None:
     best = low if design.metric.better == "lower" else high
     if design.chance == best:
         return None
-    return {cell: (values - design.chance) / (best - design.chance) for cell, values in run_values(study).items()}
+    # Cells with more runs on some data sets than on others would be means of different mixtures of data sets.
+    found = run_values(study, common_seeds=True)
+    return {cell: (values - design.chance) / (best - design.chance) for cell, values in found.items()}
 
 
 def score_cells(scores: Sequence[Mapping[str, Array]]) -> tuple[CellScore, ...]:

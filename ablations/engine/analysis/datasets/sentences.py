@@ -12,12 +12,16 @@ from ablations.engine.analysis.datasets.findings import (
     EffectOverDatasets,
     Ranks,
 )
+from ablations.engine.analysis.designs.screening import aliases_of
 from ablations.engine.analysis.findings import Effect
 from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat
 from ablations.engine.analysis.verdicts.claims import claims_difference, claims_failures, favors_failing_level, may_differ
 from ablations.engine.analysis.verdicts.sentences import level_change, sentence
+from ablations.engine.study.designs import LADDER, ONE_AT_A_TIME
 from resnet_core.fields import counted
 
+PLACES = {ONE_AT_A_TIME: ", with all other factors at the baseline", LADDER: ", added to the rung below"}
+"""Where the effects of a design hold, if not on average over the other factors."""
 MAX_LISTED = 3
 """Largest number of data sets or cells that a sentence lists one by one."""
 
@@ -55,18 +59,23 @@ class DatasetSentences:
     def _verdict(self, effect: EffectOverDatasets) -> str:
         if len(effect.by_dataset) < 2:
             return UNTESTED
-        if effect.mean.significant and not self._favoring(effect):
+        if effect.mean.significant and not self._favoring(effect) and not self._aliased(effect):
             return COMMON
         return DIFFERS if effect.heterogeneity and effect.heterogeneity.significant else NOT_SHOWN
 
     def _text(self, effect: EffectOverDatasets) -> str:
-        found, change = effect.by_dataset, level_change(next(iter(effect.by_dataset.values())))
+        found = effect.by_dataset
+        change = level_change(next(iter({**found, **effect.without_estimate}.values())))
+        kinds = {each.evidence.design.kind for each in self._studies}
+        lead = f"{effect.factor}{PLACES.get(kinds.pop(), '') if len(kinds) == 1 else ''}"
         if len(found) < 2:
-            ((name, only),) = found.items()
-            return f"{sentence(change)} has an estimate on {name} only: {self._signed(only)}."
-        parts = [self._mean(effect, change), self._by_dataset(found), self._failures(effect)]
-        parts += [self._differences(effect), self._elsewhere(effect)]
-        return " ".join(f"{sentence(part)}." for part in parts if part)
+            only = [f"{name} only: {self._signed(each)}" for name, each in found.items()] or ["no data set"]
+            parts = [f"{change} has an estimate on {only[0]}", self._failures(effect)]
+        else:
+            parts = [self._mean(effect, change), self._by_dataset(found), self._failures(effect)]
+            parts += [self._differences(effect), self._elsewhere(effect)]
+        first, *rest = [part for part in parts if part]
+        return " ".join([f"{lead}: {first}.", *(f"{sentence(part)}." for part in rest)])
 
     def _mean(self, effect: EffectOverDatasets, change: str) -> str:
         """Return what is shown of the mean effect."""
@@ -80,6 +89,11 @@ class DatasetSentences:
         label = f"the {formats.metric.label}"
         if mean.significant and self._favoring(effect):
             return f"{change} gives {self._in_points(value)} {over} ({interval}), which the failures may explain"
+        if mean.significant and self._aliased(effect):
+            return (
+                f"{change} gives {self._in_points(value)} {over} ({interval}), together with interactions that the design does not "
+                "tell apart from it"
+            )
         if mean.significant:
             verb = "raises" if value > 0 else "lowers"
             return (
@@ -116,17 +130,21 @@ class DatasetSentences:
 
     def _failures(self, effect: EffectOverDatasets) -> str:
         """Return where runs failed to train, since those that diverged are in no difference."""
-        where = []
-        for name, each in effect.by_dataset.items():
-            if (test := each.failures) and (test.without_value or claims_failures(each)):
+        where, without_value = [], False
+        for name, each in {**effect.by_dataset, **effect.without_estimate}.items():
+            if (test := each.failures) and (test.without_value or claims_failures(each) or name in effect.without_estimate):
+                without_value |= bool(test.without_value)
                 where.append(
                     f"on {name}, {each.level} fails to train in {test.failed} of {counted(test.runs, 'run')}, {each.reference} in "
                     f"{test.reference_failed} of {test.reference_runs}"
                 )
+        silent = [name for name, each in effect.without_estimate.items() if not each.failures]
+        missing = [f"there is no estimate on {', '.join(silent)}, which lacks runs"] if silent else []
         if not where:
-            return ""
+            return "".join(missing)
         more = f"; there are failures on {counted(len(where) - MAX_LISTED, 'more data set')}" if len(where) > MAX_LISTED else ""
-        return "; ".join(where[:MAX_LISTED]) + more + ", and differences are over the seeds in which both trained"
+        trained = ["differences are over the seeds in which both trained"] if without_value else []
+        return "; ".join([*where[:MAX_LISTED], *missing]) + more + "".join(f", and {text}" for text in trained)
 
     def _differences(self, effect: EffectOverDatasets) -> str:
         """Return whether the effects are shown to differ between the data sets."""
@@ -156,7 +174,19 @@ class DatasetSentences:
             favors_failing_level(each, self._formats.metric)
             and self._formats.metric.is_better(each.difference.mean or 0.0) == better
             for each in effect.by_dataset.values()
-        )
+        ) or any(self._fails_more(each, level=better) for each in effect.without_estimate.values())
+
+    def _fails_more(self, effect: Effect, *, level: bool) -> bool:
+        """Return whether the level, or else its reference, fails more often on a data set without an estimate."""
+        test = effect.failures
+        if test is None:
+            return False
+        excess = test.failed * test.reference_runs - test.reference_failed * test.runs
+        return excess > 0 if level else excess < 0
+
+    def _aliased(self, effect: EffectOverDatasets) -> bool:
+        """Return whether a study estimates the effect together with interactions."""
+        return any(aliases_of(each.findings.screening, effect.factor) for each in self._studies)
 
     def _signed(self, effect: Effect) -> str:
         return self._in_points(effect.difference.mean or 0.0)

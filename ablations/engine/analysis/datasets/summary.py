@@ -10,7 +10,7 @@ from ablations.engine.analysis.findings import Effect
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE, Estimate
 from ablations.engine.analysis.statistics.inference import holm_adjust
-from ablations.engine.analysis.statistics.looks import looks_at
+from ablations.engine.analysis.statistics.looks import looks_at, undeclared_sentence
 from resnet_core.fields import counted
 
 Level = tuple[str, str, str]
@@ -26,8 +26,11 @@ def analyze_datasets(studies: Sequence[DatasetStudy]) -> DatasetsFindings:
     Args:
         studies: the study on each data set, at least two, all with the same metric.
     """
-    share = min(looks_at(each.evidence.design, each.evidence.looks).share for each in studies)
-    effects = [_estimated(level, of_level, share, studies) for level, of_level in _effects_by_level(studies).items()]
+    # A mean over data sets is looked at once, when all studies have ended as declared. Pairs use the spreads over their seeds.
+    seed_share = min(looks_at(each.evidence.design, each.evidence.looks).share for each in studies)
+    declared = not any(undeclared_sentence(each.evidence.design, each.evidence.looks) for each in studies)
+    share = 1.0 if declared else seed_share
+    effects = [_estimated(level, of_level, share, seed_share, studies) for level, of_level in _effects_by_level(studies).items()]
     values = [scores.run_values(each) for each in studies]
     metric = studies[0].findings.metric
     effects, ranks, tests = _adjusted(effects, scores.rank_cells(values, metric, share))
@@ -53,19 +56,25 @@ def analyze_datasets(studies: Sequence[DatasetStudy]) -> DatasetsFindings:
 
 
 def _effects_by_level(studies: Sequence[DatasetStudy]) -> dict[Level, dict[str, Effect]]:
-    """Return the effects of each level by data set, where the study has an estimate."""
+    """Return the effects of each level by data set, of levels with an estimate or failures to train on one of them."""
     found: dict[Level, dict[str, Effect]] = {}
     for each in studies:
         for effect in each.findings.effects:
-            if effect.difference.mean is not None:
-                found.setdefault((effect.factor, effect.level, effect.reference), {})[each.name] = effect
-    return found
+            found.setdefault((effect.factor, effect.level, effect.reference), {})[each.name] = effect
+    return {
+        level: effects
+        for level, effects in found.items()
+        if any(each.difference.mean is not None or each.failures for each in effects.values())
+    }
 
 
-def _estimated(level: Level, of_level: Mapping[str, Effect], share: float, studies: Sequence[DatasetStudy]) -> EffectOverDatasets:
-    differences = {dataset: each.difference for dataset, each in of_level.items()}
+def _estimated(
+    level: Level, of_level: Mapping[str, Effect], share: float, seed_share: float, studies: Sequence[DatasetStudy]
+) -> EffectOverDatasets:
+    known = {dataset: each for dataset, each in of_level.items() if each.difference.mean is not None}
+    differences = {dataset: each.difference for dataset, each in known.items()}
     mean = random_effects.mean_effect(list(differences.values()), share)
-    spread = random_effects.heterogeneity(differences, share)
+    spread = random_effects.heterogeneity(differences, seed_share)
     low, high = studies[0].findings.metric.bounds
     prediction = random_effects.prediction_interval(mean, spread, share)
     factor, name, reference = level
@@ -73,7 +82,8 @@ def _estimated(level: Level, of_level: Mapping[str, Effect], share: float, studi
         factor=factor,
         level=name,
         reference=reference,
-        by_dataset=of_level,
+        by_dataset=known,
+        without_estimate={dataset: each for dataset, each in of_level.items() if dataset not in known},
         mean=_within(mean, high - low),
         prediction=prediction and (max(prediction[0], low - high), min(prediction[1], high - low)),
         heterogeneity=spread,
@@ -146,5 +156,7 @@ def _flags(studies: Sequence[DatasetStudy], share: float) -> list[str]:
     if len(levels) > 1:
         flags.append("Data sets differ in factors or levels: each effect is summarized over the data sets that have it")
     if share < 1:
-        flags.append(f"p and intervals of the summary are {1 / share:.1f} times those of one look, like those of its studies")
+        flags.append(
+            f"The looks at the studies count here: p is {1 / share:.1f} times that of one look, and intervals are wider"
+        )
     return flags

@@ -122,10 +122,13 @@ def looks_at(design: Design, earlier: tuple[int, ...]) -> Looks:
 def declared_shares(design: Design, earlier: tuple[int, ...]) -> dict[int, float]:
     """Return the share of each declared look of an adaptive study, by its number of seeds; empty for a fixed number of seeds.
 
-    A recorded look that was not declared has its share too, which the next declared look lacks.
+    A recorded look that was not declared has its share too, which the next declared look lacks. A declared look with fewer seeds
+    than a recorded one is none, unless it was recorded itself: its results were seen before it was declared.
     """
-    every = (*earlier, *design.seed_looks)
-    return {seeds: Looks.at(seeds, every, _planned(design)).share for seeds in design.seed_looks}
+    seen = max((*earlier, 0))
+    taken = [seeds for seeds in design.seed_looks if seeds in earlier or seeds > seen] or list(design.seed_looks[-1:])
+    every = (*earlier, *taken)
+    return {seeds: Looks.at(seeds, every, _planned(design)).share for seeds in taken}
 
 
 def undeclared_sentence(design: Design, earlier: tuple[int, ...]) -> str:

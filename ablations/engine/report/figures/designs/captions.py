@@ -90,7 +90,7 @@ def _effects(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     )
     items = [
         f"{each.factor}, {level_change(each)}: {formats.signed_with_interval(each.difference, NO_ESTIMATE)}, "
-        f"{effect_verdict(each, metric)}"
+        f"{effect_verdict(each, metric, findings.effects)}"
         for each in effects
     ]
     return "Effects, largest first", text, f"{counted(len(effects), 'effect')}{_in_unit(findings)}: {list_or_ends(items)}."

@@ -88,7 +88,7 @@ def effects_figure(design: Design, findings: Findings) -> Figure | None:
         figure, panel = row_figure(names, positions, height)
         panel.axvline(0, color=INK, linewidth=0.8, zorder=1)
         for effect, position in zip(effects, positions, strict=True):
-            _draw_effect(panel, effect, position, effect_verdict(effect, metric))
+            _draw_effect(panel, effect, position, effect_verdict(effect, metric, findings.effects))
             row_text(panel, position, formats.signed_with_interval(effect.difference, NO_ESTIMATE))
         unit = f", {metric.difference_unit}".rstrip(", ")
         scale = set_difference_scale(panel, [each.difference for each in effects])
