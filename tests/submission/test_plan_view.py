@@ -148,8 +148,8 @@ def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) ->
 
 
 def test_the_number_of_comparisons_is_considered(tmp_path: Path) -> None:
-    plan = make_plan(STUDY, StudyRequest(seeds=5, levels={"block": ("basic",), "depth": ("8", "14", "20")}), cache=tmp_path)
-    plan = replace(plan, study=replace(STUDY, baseline={"depth": 14}))
+    study = replace(STUDY, baseline={"depth": 14})
+    plan = make_plan(study, StudyRequest(seeds=5, levels={"block": ("basic",), "depth": ("8", "14", "20")}), cache=tmp_path)
     done = {run.fingerprint: entry(10 + run.seed) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     assert "5 seeds find a difference of 4.7 points, or of 5.8 points as one of 2 comparisons" in " ".join(
         shown(plan, done, NOTHING)

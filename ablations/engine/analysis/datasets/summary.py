@@ -156,7 +156,5 @@ def _flags(studies: Sequence[DatasetStudy], share: float) -> list[str]:
     if len(levels) > 1:
         flags.append("Data sets differ in factors or levels: each effect is summarized over the data sets that have it")
     if share < 1:
-        flags.append(
-            f"The looks at the studies count here: p is {1 / share:.1f} times that of one look, and intervals are wider"
-        )
+        flags.append(f"The looks at the studies count here: p is {1 / share:.1f} times that of one look, and intervals are wider")
     return flags

@@ -20,8 +20,9 @@ def show(names: Sequence[str], previews: Sequence[Preview]) -> None:
         show_preview(console, each)
         console.print()
     found = totals(previews)
-    line = f"{counted(len(names), 'data set')}, one after another: {counted(found['runs'], 'run')}, {found['missing']} to train, "
-    line += f"{found['done']} done already."
+    most = "at most " if any(each.seeds for each in previews) else ""
+    line = f"{counted(len(names), 'data set')}, one after another: {most}{counted(found['runs'], 'run')}, "
+    line += f"{found['missing']} to train, {found['done']} done already."
     if found["hours"] is not None:
         line += f" About {format_duration(3600 * found['hours'])} in all."
     print_line(console, line)
@@ -44,7 +45,15 @@ def totals(previews: Sequence[Preview]) -> dict[str, Any]:
     """Return the numbers of runs, and the duration in hours; None if one of the studies has no estimate."""
     runs = sum(len(each.plan.runs) for each in previews)
     done = sum(run.fingerprint in each.done for each in previews for run in each.plan.runs)
-    to_train = [each for each in previews if any(run.fingerprint not in each.done for run in each.plan.runs)]
+    missing = sum(_missing(each) for each in previews)
+    to_train = [each for each in previews if _missing(each)]
     known = all(each.estimate.runs_estimated and each.estimate.hours is not None for each in to_train)
     hours = sum(each.estimate.hours or 0.0 for each in to_train) if known else None
-    return {"runs": runs, "done": done, "missing": runs - done, "hours": hours}
+    return {"runs": runs, "done": done, "missing": missing, "hours": hours}
+
+
+def _missing(preview: Preview) -> int:
+    """Return the number of runs to train, at most."""
+    if preview.seeds:
+        return round(preview.seeds.worst.missing)
+    return sum(run.fingerprint not in preview.done for run in preview.plan.runs)

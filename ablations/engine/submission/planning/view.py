@@ -40,10 +40,13 @@ def plan_view(
         seeds: cost of an adaptive study, whose runs are those that it may need.
     """
     missing = [run for run in plan.runs if run.fingerprint not in done]
+    finished = len(plan.runs) - len(missing)
+    if seeds and not seeds.worst.missing:
+        missing = []  # the comparisons are decided without the others
     lines = [f"skipped {cell}: {reason}" for cell, reason in plan.skipped]
     most = "At most " if seeds else ""
     lines.append(
-        f"{most}{counted(len(plan.runs), 'run')}, {len(missing)} to train, {len(plan.runs) - len(missing)} done already"
+        f"{most}{counted(len(plan.runs), 'run')}, {len(missing)} to train, {finished} done already"
         + (f": {work:.2e} multiply-adds" if (work := _multiply_adds(plan, missing)) or not plan.workload.task_name else "")
     )
     if isinstance(plan, SearchPlan):
