@@ -10,8 +10,8 @@ section 4.2), Nesterov momentum (Sutskever et al. 2013, ICML), weight decay of w
 section 3.1), label smoothing (Szegedy et al. 2016, arXiv:1512.00567, section 7), mixup (Zhang et al. 2018, arXiv:1710.09412),
 projection shortcuts (He et al. 2015, section 4.1), BatchNorm statistics averaged after the training (the authors' release).
 
-Cost: 48 runs on digits: 1 minute on 2 CPU cores that other programs shared. The factorial has 768 runs: 17 minutes.
-Expect: 2 to 5 % test error. In only 66 steps, warm-up and mixup raise it by a point each. The other effects are below a point.
+Cost: digits with 5 seeds: 80 runs in 7 minutes, all 1,280 of the factorial in 92, on 2 CPU cores that other programs shared.
+Expect: 2 to 6 % test error. In only 66 steps, warm-up and mixup raise it by about a point, and Nesterov momentum lowers it by 0.7.
 """
 
 from ablations import Study, main

@@ -78,7 +78,7 @@ def cells_of(values: Sequence[float | None]) -> tuple[Evidence, Findings]:
 
 def test_a_browser_sorts_by_value_with_gaps_last(tmp_path: Path) -> None:
     page = made(*cells_of((10.5, None, 9.0, 101.0)))
-    scripts = [sorted_by("test error", 1), sorted_by("test error", 1), sorted_by("width", 1), sorted_by("multiply-adds", 1)]
+    scripts = [sorted_by("test error, %", 1), sorted_by("test error, %", 1), sorted_by("width", 1), sorted_by("multiply-adds", 1)]
     assert in_browser(page, f"[{', '.join(scripts)}]", tmp_path) == [
         ["ascending", ["0.5", "9", "1e-3", "10"]],
         ["descending", ["1e-3", "9", "0.5", "10"]],
