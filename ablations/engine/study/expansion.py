@@ -51,7 +51,8 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
         what = f"is set by {name}, a factor of this study" if name in grid.compound else "is a factor of this study"
         raise ConfigError(f"--set {taken[0]}: {what}; set its levels with --levels")
     settings = _settings(study, request, asked)
-    specs, skipped = _cells(workload, preset, settings, grid)
+    replaced = workload.length_fields if asked.keys().isdisjoint(workload.length_fields) else ()
+    specs, skipped = _cells(workload, preset, settings, grid, replaced)
     return Draft(study=study, preset=preset, grid=grid, seeds=seeds, seed_looks=looks, specs=specs, skipped=tuple(skipped))
 
 
@@ -158,17 +159,25 @@ def _factors(study: Study, requested: Mapping[str, Sequence[str]]) -> dict[str, 
 
 
 def _cells(
-    workload: Workload, preset: str, settings: Mapping[str, Any], grid: Grid
+    workload: Workload, preset: str, settings: Mapping[str, Any], grid: Grid, replaced: Sequence[str]
 ) -> tuple[dict[Cell, Any], list[tuple[Cell, str]]]:
-    """Return the valid combinations, and the invalid ones with the reason. Raise ConfigError if a level is never valid."""
+    """Return the valid combinations, and the invalid ones with the reason. Raise ConfigError if a level is never valid.
+
+    Args:
+        workload: trainings of the study.
+        preset: name of their preset.
+        settings: fields in which all of them differ from it.
+        grid: combinations of levels.
+        replaced: settings that a cell replaces all of if it sets one of them.
+    """
     specs, skipped = {}, []
     for levels in grid.combinations:
         cell = Cell(tuple(zip(grid.factors, levels, strict=True)))
         try:
             # All overrides are applied together: a setting may be valid only in combination with a level.
             own = grid.values(dict(cell.levels), workload.schema)
-            # A cell's own length replaces that of the settings, which may have another unit.
-            lengths = set(workload.length_fields) if not own.keys().isdisjoint(workload.length_fields) else set()
+            # A cell's own length replaces that of the study's settings, which may have another unit.
+            lengths = replaced if not own.keys().isdisjoint(replaced) else ()
             values = {**{name: value for name, value in settings.items() if name not in lengths}, **own}
             workload.check_settings(values)
             specs[cell] = workload.override(workload.presets[preset], values)
