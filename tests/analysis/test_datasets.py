@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -345,11 +346,13 @@ def test_a_data_set_on_which_a_level_never_trains_is_named_and_ends_the_common_e
 def test_an_aliased_effect_is_no_common_effect() -> None:
     factors = dict.fromkeys("abc", ("off", "on"))
     given = []
-    for i, name in enumerate(("digits", "mnist5k", "fashion5k")):
+    for size, name in enumerate(("digits", "mnist5k", "fashion5k"), start=30):
         made = replace(synthetic_study.design(factors, seeds=5, kind="screening-iii"), dataset=name)
-        evidence = synthetic_study.evidence(
-            made, lambda levels, seed, i=i: 10 + (3 + 0.1 * i) * (levels["a"] == "on") + 0.01 * (seed % 3), epochs=1
-        )
+
+        def truth(levels: Mapping[str, str], seed: int, size: int = size) -> float:
+            return 10 + 0.1 * size * (levels["a"] == "on") + 0.01 * (seed % 3)
+
+        evidence = synthetic_study.evidence(made, truth, epochs=1)
         given.append(DatasetStudy(name, evidence, analyze_study(evidence)))
     effect = next(each for each in found(given).effects if each.factor == "a")
     assert effect.mean.significant

@@ -159,7 +159,7 @@ def _factors(study: Study, requested: Mapping[str, Sequence[str]]) -> dict[str, 
 
 
 def _cells(
-    workload: Workload, preset: str, settings: Mapping[str, Any], grid: Grid, replaced: Sequence[str]
+    workload: Workload, preset: str, settings: Mapping[str, Any], grid: Grid, replaced: Collection[str]
 ) -> tuple[dict[Cell, Any], list[tuple[Cell, str]]]:
     """Return the valid combinations, and the invalid ones with the reason. Raise ConfigError if a level is never valid.
 
