@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from ablations.engine.environment import paths
 from ablations.engine.environment.console import make_console
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
@@ -53,7 +54,7 @@ class Driven:
     """A source whose runs end when a test says so, without Ray."""
 
     def __init__(self, study: Study = ADAPTIVE) -> None:
-        self.plan: Plan = make_plan(study, StudyRequest(), cache=Path("unused"))
+        self.plan: Plan = make_plan(study, StudyRequest(), cache=paths.data_cache())
         self.state, self.journal = SeedState(self.plan, Design.from_plan(self.plan, {}), ()), Journal()
         progress = SeedProgress(make_console(), self.plan, self.state.startable())
         job: Any = lambda run: run  # noqa: E731
