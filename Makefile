@@ -18,11 +18,11 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study. To end it: make down"
 
-# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, the last estimated:
+# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses; those of test and test-all are estimated:
 #   make test-fast      6   nothing that starts Ray or servers
-#   make test          26   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+#   make test          40   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
 #   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
-#   make test-all      70   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
+#   make test-all      85   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                           with every signal, randomly timed kills, two users' services
 # .ci/run checks each change with lint, make test and make test-cluster; make test-all is for every night.
 # Three workers on two cores, since tests that start Ray wait for much of their time. Groups keep them in two of the workers.

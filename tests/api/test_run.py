@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 
 from ablations import Result, load, run
 from ablations.engine.submission.model_logging import PixelsToScores
-from ablations.engine.submission.run_events import RunEvents
 from resnet_core import PRESETS
 from resnet_core.data.datasets import load_dataset
 from resnet_core.data.splits import Split
-from tests.helpers.submission import STUDY
+from tests.helpers.submission import STUDY, interrupted_after_an_epoch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -63,17 +61,8 @@ def _check_network(result: Result) -> None:
 
 
 def test_an_interrupted_call_is_continued_by_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reported = RunEvents.reported
-
-    def interrupt(self: RunEvents, fingerprint: str, report: Mapping[str, Any]) -> None:
-        reported(self, fingerprint, report)
-        if report.get("epoch") == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunEvents, "reported", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            called()
+    with interrupted_after_an_epoch(monkeypatch):
+        called()
     assert not load(replace(STUDY)).complete
     result = called()
     assert result.complete

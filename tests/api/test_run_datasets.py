@@ -1,16 +1,12 @@
 """`run` on several data sets, on a real Ray: what is missing is trained, and an interrupt stops the whole."""
 
-import signal
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ablations import DatasetsResult, Result, load, run
-from ablations.engine.submission.run_events import RunEvents
-from tests.helpers.submission import STUDY
+from tests.helpers.submission import STUDY, interrupted_after_an_epoch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 SIZES = {"few": {"train_examples": 64}, "many": {"train_examples": 96}}
@@ -23,17 +19,8 @@ def test_a_study_on_several_data_sets_is_interrupted_continued_and_extended(
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     study = replace(STUDY, name="sizes", datasets=SIZES)
-    reported = RunEvents.reported
-
-    def interrupt(self: RunEvents, fingerprint: str, report: Mapping[str, Any]) -> None:
-        reported(self, fingerprint, report)
-        if report.get("epoch") == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunEvents, "reported", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(study)
+    with interrupted_after_an_epoch(monkeypatch):
+        run(study)
     printed = capsys.readouterr().out
     assert printed.count("runs to train") == 1, "the second data set was not begun"
     assert "on 2 data sets" not in printed

@@ -1,15 +1,17 @@
 """A small study that is submitted as by the command line, and its records and files."""
 
 import io
+import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
@@ -22,6 +24,7 @@ from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
+from ablations.engine.submission.run_events import RunEvents
 from ablations.engine.tracking import results, run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.run_queries import RunRecord
@@ -149,3 +152,19 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline()) or process.name()
     except psutil.Error:  # the process has ended or is a zombie
         return ""
+
+
+@contextmanager
+def interrupted_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Context that raises SIGINT in this process after the first epoch of a run, and expects the KeyboardInterrupt."""
+    reported = RunEvents.reported
+
+    def interrupt(self: RunEvents, fingerprint: str, report: Mapping[str, Any]) -> None:
+        reported(self, fingerprint, report)
+        if report.get("epoch") == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunEvents, "reported", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            yield

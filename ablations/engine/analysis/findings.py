@@ -161,7 +161,7 @@ class Rung:
 
     cell: str
     change: str
-    """What was changed, such as `norm=group`; empty for the first rung."""
+    """Change from the rung below, such as `norm=group`; empty for the first rung."""
     value: Estimate
     """Value of the study's metric."""
     step: Estimate | None

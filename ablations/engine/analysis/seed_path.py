@@ -84,7 +84,7 @@ DECISIONS: Mapping[str, tuple[str, str]] = {
     WITHIN_MARGIN: ("no effect within the margin", "no effects within the margin"),
     HOPELESS: ("hopeless with the seeds left", "hopeless with the seeds left"),
 }
-"""What a sentence calls one and several comparisons that are decided in a way."""
+"""Words for one comparison and for several that are decided in a way."""
 
 
 def _decided(look: LookAtSeeds, how: str, said: tuple[str, str]) -> str:

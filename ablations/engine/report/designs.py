@@ -1,12 +1,14 @@
-"""What a report says about a design other than factorial and about adaptive seeds: names, sentences, lines of the terminal."""
+"""Names, sentences and lines of the terminal about designs other than factorial and about adaptive seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ablations.engine.analysis.findings import AliasedEffect, Effect, Findings, Screening, SeedPath
+from ablations.engine.analysis.statistics.adaptive import EFFECT, HOPELESS, WITHIN_MARGIN
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL
 from ablations.engine.analysis.verdicts.claims import claims_difference, claims_failures, is_tested, possible
 from ablations.engine.study.design import Design
+from ablations.engine.study.designs import LADDER
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
@@ -18,15 +20,15 @@ HIGHER_ORDER = "interactions of three or more"
 """Name of a contrast that no main effect and no two-way interaction contributes to."""
 OPEN = "open"
 """State of a comparison that gets more seeds."""
-STATES = ("effect", "within margin", "hopeless", OPEN)
-"""What a look can say about a comparison."""
+STATES = (EFFECT, WITHIN_MARGIN, HOPELESS, OPEN)
+"""States of a comparison after a look."""
 ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}
 
 
 def cell_name(design: Design, levels: Mapping[str, str]) -> str:
     """Return the name of a cell: what differs from the baseline, `norm=group ema=on`; on a ladder, from the rung before."""
     reference: Mapping[str, str] = {name: reference_level(design, name) for name in design.factors}
-    sign, rungs = "", [cell.levels for cell in design.cells] if design.kind == "ladder" else []
+    sign, rungs = "", [cell.levels for cell in design.cells] if design.kind == LADDER else []
     if levels in rungs[1:]:
         reference, sign = rungs[rungs.index(levels) - 1], "+ "
     changed = [f"{name}={level}" for name, level in levels.items() if reference.get(name) != level]

@@ -18,6 +18,7 @@ from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
 from ablations.engine.report.designs import cell_name, design_lines
 from ablations.engine.study.design import Design
+from ablations.engine.study.designs import FACTORIAL
 from resnet_core.fields import counted, printable
 
 COLUMN_GAP_CHARACTERS = 2
@@ -105,7 +106,7 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     columns += [name for cost, name in (("parameters", "parameters"), ("seconds", "s / run")) if cost in costs]
     columns += ["note"] if notes else []
     optional = ("s / run", "parameters", train, "note", "p, adjusted", "difference [95 %]", "n")
-    factorial = design.kind == "factorial"
+    factorial = design.kind == FACTORIAL
     naming = list(design.factors) if factorial else ["cell"]
     table = FittedTable(naming, columns, optional=optional, elsewhere="see the report, or a wider terminal")
     for cell in findings.cells:

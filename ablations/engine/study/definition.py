@@ -48,7 +48,7 @@ class Study(_WorkloadSlot):
     """Largest difference that counts as no effect, above 0, in the unit of differences: percentage points for errors in percent.
     With a margin, a study can show that a factor has no effect larger than it. None: no such claim."""
     design: str = "factorial"
-    """Which combinations of levels are trained, one of `DESIGNS`: all of them (`factorial`); the baseline, and each other level by
+    """Combinations of levels to train, one of `DESIGNS`: all of them (`factorial`); the baseline, and each other level by
     itself (`one-at-a-time`); the levels added one after another (`ladder`); a fraction of the combinations of factors with two
     levels that tells their main effects apart (`screening`, of resolution IV, or `screening-iii`)."""
     arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

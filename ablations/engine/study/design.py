@@ -127,7 +127,7 @@ class Design:
     chance: float | None = None
     """Value of the metric that guessing gives, such as 90 % error for 10 balanced classes; None if it is not known."""
     kind: str = FACTORIAL
-    """Which combinations of levels the study has: `factorial`, `one-at-a-time`, `ladder`, `screening` or `screening-iii`."""
+    """Kind of the design: `factorial`, `one-at-a-time`, `ladder`, `screening` or `screening-iii`."""
     seed_looks: tuple[int, ...] = ()
     """Numbers of seeds at which an adaptive study decides which cells get more seeds, ascending; empty for a fixed number."""
     search: SearchDesign | None = None

@@ -174,7 +174,11 @@ def alias_groups(signs: npt.NDArray[np.int_], names: Sequence[str]) -> list[tupl
 
 
 def size(kind: str, factors: Mapping[str, Sequence[Level]]) -> int:
-    """Return the number of combinations of a design without making them; raise ConfigError if the factors do not allow it."""
+    """Return the number of combinations of a design, without making those of a factorial one, which may exceed any memory.
+
+    Raises:
+        ConfigError: the factors do not allow the design.
+    """
     if kind == FACTORIAL:
         return math.prod(map(len, factors.values()))
     return len(combinations(kind, factors, {}))

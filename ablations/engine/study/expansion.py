@@ -1,6 +1,5 @@
 """Expansion of a study and a request into cells and runs."""
 
-import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +36,10 @@ def make_draft(study: Study, request: StudyRequest) -> Draft:
         raise reject("--seeds", seeds, "accepted: 1 or more")
     grid = _grid(study, request)
     asked = {field_name(name): value for name, value in request.overrides.items()}
-    factorial = grid.kind == designs.FACTORIAL  # which may have more combinations than memory holds
-    cells = math.prod(map(len, grid.factors.values())) if factorial else len(grid.combinations)
+    cells = designs.size(grid.kind, grid.factors)
     if cells * seeds > MAX_RUNS:
-        of = " × ".join(str(len(levels)) for levels in grid.factors.values()) + " levels" if factorial else f"{cells} cells"
+        levels = " × ".join(str(len(levels)) for levels in grid.factors.values())
+        of = f"{levels} levels" if grid.kind == designs.FACTORIAL else f"{cells} cells"
         raise reject("--seeds", seeds, f"with {of}, accepted: at most {MAX_RUNS:,} runs")
     for name, option in NOT_SETTINGS.items():
         if name in asked:

@@ -29,7 +29,7 @@ class DatasetStudy:
 
 @dataclass(frozen=True, kw_only=True)
 class Heterogeneity:
-    """How much the true effects on these data sets differ."""
+    """Differences of the true effects between these data sets."""
 
     q: float
     """Cochran's Q: squared distances of the effects from their weighted mean, in units of their variances over seeds."""
@@ -60,7 +60,7 @@ class EffectOverDatasets:
     by_dataset: Mapping[str, Effect]
     """Effect by name of the data set, where the study on it has an estimate."""
     without_estimate: Mapping[str, Effect]
-    """The same where it has none, because runs diverged or have no result."""
+    """Effect by name of the data set, where the study on it has no estimate, because runs diverged or have no result."""
     mean: Estimate
     """Unweighted mean of the effects. Its `n` is the number of data sets, and its interval is over them."""
     prediction: tuple[float, float] | None

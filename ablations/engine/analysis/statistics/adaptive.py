@@ -58,7 +58,7 @@ class Path:
     most_seeds: tuple[int, ...]
     """Number of seeds of each cell that the path may need."""
     distances: tuple[float, ...]
-    """How close each cell's closest open comparison is: distance of its probability of a result from 1/2; infinite without results
+    """Distance of each cell's closest open comparison: that of its probability of a result from 1/2; infinite without results
     of a look."""
     finished: bool
     """True if no comparison is open, or the seeds are used up."""

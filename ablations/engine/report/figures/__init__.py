@@ -13,13 +13,14 @@ from ablations.engine.report.figures.levels import depth_figure, interaction_fig
 from ablations.engine.report.figures.pareto import pareto_figure
 from ablations.engine.report.figures.search_fields import importances_figure, parallel_figure, sensitivity_figure, slices_figure
 from ablations.engine.report.figures.search_history import history_figure, search_pareto_figure
+from ablations.engine.study.designs import FACTORIAL
 
 __all__ = ["Caption", "all_figures", "caption", "save"]
 
 
 def all_figures(evidence: Evidence, findings: Findings) -> dict[str, Figure]:
     """Return every figure that has something to show, by name, in the order of the report."""
-    factorial = evidence.design.kind == "factorial"  # the figures of another design replace those of combinations
+    factorial = evidence.design.kind == FACTORIAL  # the figures of another design replace those of combinations
     drawn = {
         **design_figures(evidence, findings),
         "curves": curves_figure(evidence),

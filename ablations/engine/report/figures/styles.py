@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.report.designs import cell_name
 from ablations.engine.study.design import Design, DesignCell
+from ablations.engine.study.designs import FACTORIAL
 from resnet_core.fields import printable
 
 INK = "#1f2328"
@@ -80,7 +81,7 @@ def make_style_map(evidence: Evidence) -> StyleMap:
     show the combinations of the others.
     """
     design = evidence.design
-    factors = varied_factors(design) if design.kind == "factorial" else []
+    factors = varied_factors(design) if design.kind == FACTORIAL else []
     across = min(factors, key=lambda name: len(design.factors[name])) if len(factors) > 1 else ""
     if across and len(design.factors[across]) > len(DASHES):
         across = ""
@@ -124,7 +125,7 @@ def short_name(design: Design, levels: Mapping[str, str], *without: str, separat
 
     In a design other than factorial, cells are named by what they change.
     """
-    if design.kind != "factorial":
+    if design.kind != FACTORIAL:
         return printable(cell_name(design, levels))
     return separator.join(printable(f"{name}={levels[name]}") for name in varied_factors(design) if name not in without)
 

@@ -31,7 +31,7 @@ SCHEMA = "ablations-designs/1"
 
 @dataclass(frozen=True, kw_only=True)
 class DesignPreview:
-    """What one design of a study would train, cost and find."""
+    """Runs, cost and detectable effect of one design of a study."""
 
     design: str
     cells: int
@@ -75,12 +75,9 @@ def compare_designs(study: Study, options: Options) -> DesignComparison:
     largest = max(plans.values(), key=lambda plan: len(plan.runs))
     every = {run.fingerprint: run for plan in plans.values() for run in plan.runs}
     # Designs share most of their runs, so MLflow is read and steps are timed once for all.
-    preview = examine(
-        replace(largest, runs=tuple(every.values()), cells=tuple({run.cell: None for run in every.values()})), options
-    )
-    values = {
-        name: record.metrics[largest.metric.name] for name, record in preview.done.items() if record.completed and name in every
-    }
+    cells = tuple(dict.fromkeys(run.cell for run in every.values()))
+    preview = examine(replace(largest, runs=tuple(every.values()), cells=cells, seed_looks=()), options)
+    values = {name: record.metrics[largest.metric.name] for name, record in preview.done.items() if record.completed}
     known = difference_spread(Design.from_plan(largest, {}), values)
     return DesignComparison(
         study=largest.study,

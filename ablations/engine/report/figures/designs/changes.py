@@ -23,6 +23,7 @@ from ablations.engine.report.figures.designs.rows import BAR_LINES, row_figure, 
 from ablations.engine.report.figures.forest import set_difference_scale
 from ablations.engine.report.figures.styles import COLORS, INK, MUTED, PAPER, LineStyle
 from ablations.engine.study.design import Design
+from ablations.engine.study.designs import ONE_AT_A_TIME
 from ablations.engine.task.metric import Metric
 
 BETTER = LineStyle(COLORS[0], "s", "none", "full")
@@ -80,7 +81,7 @@ def effects_figure(design: Design, findings: Findings) -> Figure | None:
     Return None for another design, or without an estimate.
     """
     effects = sorted_effects(findings)
-    if design.kind != "one-at-a-time" or all(each.difference.mean is None for each in effects):
+    if design.kind != ONE_AT_A_TIME or all(each.difference.mean is None for each in effects):
         return None
     formats, metric = ValueFormat.of(findings), findings.metric
     names, positions, height = row_positions([f"{each.factor}: {level_change(each)}" for each in effects])
