@@ -282,7 +282,9 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     spec = preset("smoke")
     dataset = load_dataset(spec.data)
     console = Console(file=io.StringIO(), width=200)
-    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), replicate_values=SEEDS)
+    recorded = RecordedRun(
+        run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), on_gpu=False, replicate_values=SEEDS
+    )
     listener = _Listener(console, recorded, dataset)
     metrics = dict.fromkeys(listener.names, 1.0)
     listener.reported("run", {"epoch": 1, "metrics": metrics, "conditions": {}, "note": "a file is damaged"})
