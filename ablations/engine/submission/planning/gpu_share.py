@@ -42,8 +42,8 @@ def with_share(
     if needs.workers > 1 or len(there.nodes) > 1 or there.has_autoscaler or runs <= counted or not counted or not gpus.has_mps():
         return choice
     # With more shares than runs or CPUs, Ray would place all runs on some of the GPUs and leave the others idle.
-    at_once = min(runs, replace(needs, gpus_per_worker=0).runs_on(there.nodes[0]))
-    most = min(MAX_RUNS_PER_GPU, math.ceil(runs / counted), at_once // counted)
+    held_by_cpus = replace(needs, gpus_per_worker=0).runs_on(there.nodes[0])
+    most = min(MAX_RUNS_PER_GPU, math.ceil(runs / counted), held_by_cpus // counted)
     if most < 2:
         return choice
     peak, total = peak_memory_mb(), gpus.smallest_memory_mb()
