@@ -168,6 +168,7 @@ def test_torch_counts_the_gpus_of_this_machine_only_if_it_has_a_driver(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_gpus_of_a_joined_cluster_are_found() -> None:
     from ray.cluster_utils import Cluster
