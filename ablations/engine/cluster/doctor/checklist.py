@@ -55,9 +55,9 @@ def run_checks(request: DoctorRequest) -> int:
 
 def _checks(request: DoctorRequest, tracking: tracking_server.MeasurementThread, console: Console) -> Iterator[Check]:
     reserved = None
-    if request.workers:
-        request = _with_gpus(request, request.workers)
-        reserved = _reserve_workers(request, request.workers, console)
+    if workers := request.workers:
+        request = _with_gpus(request, workers)
+        reserved = _reserve_workers(request, workers, console)
         yield _evaluate_workers(request, arrived=reserved is not None)
     try:
         alive = nodes.alive_nodes()
