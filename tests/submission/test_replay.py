@@ -31,6 +31,7 @@ from ablations.engine.submission.replay import (
     read_spec,
     replay,
     replicate_values,
+    requested_gpus,
 )
 from ablations.engine.task.metric import error_metric
 from ablations.engine.tracking import run_queries
@@ -291,6 +292,15 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().startswith("a file is damaged\n")
     assert listener.epochs == {1: metrics}
+
+
+@pytest.mark.parametrize(("on_gpu", "requested", "gpus"), [(False, None, 0), (True, None, None), (True, 0.0, 0), (False, 1.0, 1)])
+def test_a_replay_uses_the_kind_of_device_of_the_run_unless_told_otherwise(
+    on_gpu: bool, requested: float | None, gpus: float | None
+) -> None:
+    recorded = RecordedRun(run_id="0", tags={}, spec=preset("smoke"), training=training(9), on_gpu=on_gpu, replicate_values=SEEDS)
+    asked = ReplayRequest(run="0", tracking_uri="", gpus_per_worker=requested)
+    assert requested_gpus(recorded, asked) == gpus
 
 
 class Finished:

@@ -258,7 +258,7 @@ def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -
     from ablations.engine.scheduling import connection, tune_runner  # imports Ray, which only a valid request needs
 
     worker = RunResources(workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker)
-    gpus = request.gpus_per_worker if request.gpus_per_worker is not None or recorded.on_gpu else 0.0
+    gpus = requested_gpus(recorded, request)
     if starts_local_ray():
         gpu_choice.choose_resources(worker, gpus, gpu_choice.this_machine()).resources.check_machine()
     check_storage(request.storage)
@@ -285,6 +285,11 @@ def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -
         tune_runner.train_runs([job], needs, max_concurrent=None, listener=listener, scratch=paths.home() / "tune")
     if not listener.training.outcome:
         raise KeyboardInterrupt
+
+
+def requested_gpus(recorded: RecordedRun, request: ReplayRequest) -> float | None:
+    """Return the GPUs of each worker; None: a GPU if there is one. Unless requested, a run that trained on CPUs gets none."""
+    return request.gpus_per_worker if request.gpus_per_worker is not None or recorded.on_gpu else 0.0
 
 
 @contextmanager

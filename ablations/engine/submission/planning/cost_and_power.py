@@ -110,7 +110,7 @@ def estimate_cost(
     in_order = [seconds[run.fingerprint] for run in missing if run.fingerprint in seconds]
     return CostEstimate(
         seconds=seconds,
-        source=" and ".join(sources),
+        source=" and ".join(sources) + ("; runs that share a GPU take longer" if sources and 0 < gpus_per_worker < 1 else ""),
         at_once=at_once,
         hours=wall_seconds(in_order, at_once) / 3600 if at_once else None,
         gpu_hours=sum(in_order) * gpus_per_worker * plan.base.world_size / 3600,
