@@ -29,6 +29,12 @@ RAY_LANES = dict.fromkeys(("cli", "scheduling", "tracking", "trial"), "ray 1")
 group run one after another in one worker of pytest-xdist, since more than two Rays at a time are slow on two cores."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of this machine, except from `make test-gpu`: Ray would count them, and studies would train on them."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by markers, and before pytest-xdist reads groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that use the shared Ray, and put all that start Ray into groups."""

@@ -194,6 +194,16 @@ def test_a_study_of_an_older_version_is_named(study: Path) -> None:
         command._plan(Arm(name=".", study=study), [])
 
 
+@pytest.mark.parametrize("older", [{}, {"resources": {"gpus_per_worker": 0}}])
+def test_sides_on_different_devices_are_refused(study: Path, older: dict[str, Any]) -> None:
+    arms = [Arm(name=name, study=study) for name in ("HEAD", ".")]
+    newer = {"resources": {"gpus_per_worker": 1}}
+    with pytest.raises(ConfigError, match=r"HEAD on CPUs and \. on GPUs would train.*accepted: --gpus-per-worker 0 or 1 for both"):
+        command._check_devices(arms, [older, newer])
+    command._check_devices(arms, [older, older])
+    command._check_devices(arms, [newer, newer])
+
+
 INTERRUPTIBLE = """
 import os, pathlib, signal, sys, time
 

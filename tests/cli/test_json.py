@@ -59,6 +59,8 @@ def test_a_plan_as_json_counts_what_is_done_and_names_every_run(
     assert len({run["fingerprint"] for cell in found["cells"] for run in cell["runs"]}) == RUNS + 4
     assert found["cells"][0]["levels"] == {"shortcut": "none", "depth": 8}
     assert (found["estimate"]["runs"], found["estimate"]["seconds"]) == (0, None)  # no measured run is like these
+    reason = "this machine has none"  # tests see no GPU
+    assert {"gpus_per_worker": 0, "reason": reason, "other_devices": ""}.items() <= found["resources"].items()
 
 
 def test_designs_are_compared_by_their_cost_and_by_what_they_find(

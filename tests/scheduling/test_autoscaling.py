@@ -16,7 +16,7 @@ import psutil
 import pytest
 import ray
 
-from ablations.engine.scheduling import connection, tune_runner
+from ablations.engine.scheduling import connection, gpu_choice, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
 from resnet_core import ConfigError
 from tests.helpers.cluster_file import prepared_cluster_file, worker_types
@@ -192,6 +192,13 @@ def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked
         RunResources(**asked).check()
     assert str(error.value) == message
     assert time.monotonic() < began + 10  # no node comes so soon
+
+
+def test_gpus_that_the_autoscaler_can_bring_are_chosen(growing: Growing) -> None:
+    choice = gpu_choice.choose_resources(RunResources(workers=8), None, gpu_choice.joined_cluster())
+    assert (choice.resources.gpus_per_worker, choice.reason) == (1, "the cluster's autoscaler adds nodes with GPUs")
+    with pytest.raises(ConfigError, match=r"^--gpus-per-worker=auto: .*--workers=9: each needs 1 CPU and 1 GPU; all nodes of"):
+        gpu_choice.choose_resources(RunResources(workers=9), None, gpu_choice.joined_cluster())
 
 
 def test_a_run_that_new_nodes_can_hold_is_accepted_and_a_local_path_is_rejected(growing: Growing) -> None:

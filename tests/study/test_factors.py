@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ablations.engine.cli import options
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.search.plan import plan_search
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
@@ -133,7 +134,7 @@ def test_runs_have_training_images_of_their_own_and_shared_test_images(cache: Pa
     tests = []
     for run in plan.runs:
         trained = load_dataset(run.spec.data, cache)
-        assert make_job(run, plan.dataset_for_run(run).version, 1, chosen).data_version == trained.version
+        assert make_job(run, plan.dataset_for_run(run).version, 1, RunResources(), chosen).data_version == trained.version
         assert plan.training_examples(run) == len(trained.train.labels) == run.spec.data.train_examples
         assert isinstance(trained.test, Split)
         tests.append(trained.test)

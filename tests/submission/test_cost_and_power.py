@@ -127,6 +127,7 @@ def test_runs_on_gpus_do_not_tell_of_runs_on_cpus(plan: Plan) -> None:
     assert estimate_cost(plan, plan.runs[:1], finished).total_seconds == 30
     on_gpu = estimate_cost(plan, plan.runs[:1], finished, gpus_per_worker=0.5)
     assert (on_gpu.total_seconds, on_gpu.gpu_hours) == (1, 0.5 / 3600)
+    assert on_gpu.source.endswith("; runs that share a GPU take longer")
 
 
 def test_only_what_no_finished_run_tells_of_is_measured_and_each_network_once(plan: Plan) -> None:

@@ -31,6 +31,7 @@ from ablations.engine.submission.replay import (
     read_spec,
     replay,
     replicate_values,
+    requested_gpus,
 )
 from ablations.engine.task.metric import error_metric
 from ablations.engine.tracking import run_queries
@@ -282,13 +283,24 @@ def test_what_a_trial_has_to_note_is_said_and_its_epoch_counts() -> None:
     spec = preset("smoke")
     dataset = load_dataset(spec.data)
     console = Console(file=io.StringIO(), width=200)
-    recorded = RecordedRun(run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), replicate_values=SEEDS)
+    recorded = RecordedRun(
+        run_id="0", tags={}, spec=resolve(spec, dataset), training=training(9), on_gpu=False, replicate_values=SEEDS
+    )
     listener = _Listener(console, recorded, dataset)
     metrics = dict.fromkeys(listener.names, 1.0)
     listener.reported("run", {"epoch": 1, "metrics": metrics, "conditions": {}, "note": "a file is damaged"})
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().startswith("a file is damaged\n")
     assert listener.epochs == {1: metrics}
+
+
+@pytest.mark.parametrize(("on_gpu", "requested", "gpus"), [(False, None, 0), (True, None, None), (True, 0.0, 0), (False, 1.0, 1)])
+def test_a_replay_uses_the_kind_of_device_of_the_run_unless_told_otherwise(
+    on_gpu: bool, requested: float | None, gpus: float | None
+) -> None:
+    recorded = RecordedRun(run_id="0", tags={}, spec=preset("smoke"), training=training(9), on_gpu=on_gpu, replicate_values=SEEDS)
+    asked = ReplayRequest(run="0", tracking_uri="", gpus_per_worker=requested)
+    assert requested_gpus(recorded, asked) == gpus
 
 
 class Finished:

@@ -61,6 +61,7 @@ def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path
     assert first.count_mlflow_runs() == 3  # two runs under one parent
     assert first.steps() == [1, 2]
     assert first.text.startswith(f"Data: {planned().dataset.summary}\n")
+    assert "\nEach run takes 1 CPU, no GPU: this machine has none.\n" in first.text
 
     again = Submitted(home, *PROBED)
     assert again.code == 0
@@ -68,7 +69,10 @@ def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path
     assert table(again.text) == table(first.text)
     assert again.run_ids() == first.run_ids()
 
+    for run_id in first.run_ids().values():
+        connect(f"sqlite:///{home}/mlflow.db").log_metric(run_id, "gpu_hours", 0.1, step=99)
     more = Submitted(home, *PROBED, "--seeds", "2", "--levels", "shortcut=none,A,B")
+    assert "2 of 2 runs done trained on GPUs, and the others will train on CPUs" in " ".join(more.text.split())
     assert more.count_mlflow_runs() == 3 + 4
     assert more.run_ids().items() >= first.run_ids().items()
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ablations.engine.cli import options
+from ablations.engine.environment.validation import read_worker_gpus
 from ablations.engine.study.definition import Study
 from ablations.engine.study.request import Options
 from ablations.engine.study.seeds import read_seeds
@@ -78,6 +79,9 @@ def _converted(name: str, action: argparse.Action, value: Any) -> Any:
         return list(several)
     if action.dest == "seeds":
         read_seeds(name, value)  # raises ConfigError
+        return value
+    if action.dest == "gpus_per_worker":
+        read_worker_gpus(name, value)  # raises ConfigError
         return value
     if action.type in (int, float):
         return _number(name, action.type, value)

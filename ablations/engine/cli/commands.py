@@ -101,7 +101,12 @@ def make_parser() -> argparse.ArgumentParser:
     replay.add_argument("--data-root", metavar="FOLDER", help="folder of the data set (default: the run's own)")
     replay.add_argument("--data-download", action="store_true", help="download the data set if it is missing")
     replay.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")
-    replay.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="GPUs of each worker (default: 0)")
+    replay.add_argument(
+        "--gpus-per-worker",
+        default=validation.AUTO,
+        metavar="X",
+        help="GPUs of each worker; auto: a GPU if the run trained on one (default: auto)",
+    )
     options.add_tracking_options(replay)
     return parser
 
@@ -116,7 +121,8 @@ def _version() -> str:
 def _replay(given: argparse.Namespace) -> int:
     local_service.select_ray_cluster()
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
-    validation.check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
+    validation.check_worker_cpus(given.cpus_per_worker)
+    gpus_per_worker = validation.read_worker_gpus("--gpus-per-worker", given.gpus_per_worker)
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
     from ablations.engine.submission.replay import ReplayRequest, replay  # imports MLflow and SciPy, which takes seconds
@@ -128,7 +134,7 @@ def _replay(given: argparse.Namespace) -> int:
             tracking_uri=tracking_uri,
             data_root=given.data_root,
             cpus_per_worker=given.cpus_per_worker,
-            gpus_per_worker=given.gpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
             download=given.data_download,
             storage=paths.storage_address("--storage", given.storage),
         )

@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reserve N workers as a run does, which makes an autoscaler add nodes, and check them (default: check current nodes)",
     )
     parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")
-    parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="GPUs of each worker (default: 0)")
+    parser.add_argument(
+        "--gpus-per-worker",
+        default=validation.AUTO,
+        metavar="X",
+        help="GPUs of each worker; auto: one where the cluster has any (default: auto)",
+    )
     parser.add_argument(
         "--wait", type=float, default=600.0, metavar="SECONDS", help="how long to wait for --workers (default: 600)"
     )
@@ -65,7 +70,7 @@ def _request(given: argparse.Namespace) -> DoctorRequest:
         raise reject("--workers", given.workers, "accepted: 1 or more")
     if not 0 < given.wait < float("inf"):
         raise reject("--wait", given.wait, "accepted: seconds above 0")
-    validation.check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
+    validation.check_worker_cpus(given.cpus_per_worker)
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
     validation.check_address("--storage", given.storage)
     validation.check_address("--tracking-uri", tracking_uri)
@@ -78,6 +83,6 @@ def _request(given: argparse.Namespace) -> DoctorRequest:
         tracking_uri=tracking_uri,
         workers=given.workers,
         cpus_per_worker=given.cpus_per_worker,
-        gpus_per_worker=given.gpus_per_worker,
+        gpus_per_worker=validation.read_worker_gpus("--gpus-per-worker", given.gpus_per_worker),
         worker_timeout_seconds=given.wait,
     )

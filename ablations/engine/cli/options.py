@@ -9,7 +9,7 @@ from typing import Any
 
 from ablations.engine.cli.search_options import add_search_options, search_request
 from ablations.engine.environment import paths
-from ablations.engine.environment.validation import check_address, check_positive, check_worker_resources
+from ablations.engine.environment.validation import AUTO, check_address, check_positive, check_worker_cpus, read_worker_gpus
 from ablations.engine.study.definition import Study, check_margin
 from ablations.engine.study.designs import DESIGNS, check_design
 from ablations.engine.study.factors import format_level, split_at_commas, split_levels
@@ -60,7 +60,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
     if not 0 < given.hang_timeout <= MAX_HANG_TIMEOUT_SECONDS:
         accepted = f"accepted: seconds above 0, at most {MAX_HANG_TIMEOUT_SECONDS} (a week)"
         raise reject("--hang-timeout", given.hang_timeout, accepted)
-    check_worker_resources(given.cpus_per_worker, given.gpus_per_worker)
+    check_worker_cpus(given.cpus_per_worker)
     for one, others in (("report", ("plan", "rerun", "log_models")), ("plan", ("log_models",))):
         if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):
             raise ConfigError(f"--{one}, --{other.replace('_', '-')}: accepted: one of them")
@@ -88,7 +88,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         request=request,
         search=search_request(given) if study.space else None,
         cpus_per_worker=given.cpus_per_worker,
-        gpus_per_worker=given.gpus_per_worker,
+        gpus_per_worker=read_worker_gpus("--gpus-per-worker", given.gpus_per_worker),
         max_concurrent=given.max_concurrent,
         placement=given.placement,
         hang_timeout=given.hang_timeout,
@@ -257,10 +257,10 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     group.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")
     group.add_argument(
         "--gpus-per-worker",
-        type=float,
-        default=0.0,
+        default=AUTO,
         metavar="X",
-        help="GPUs of each worker, 0 to 1; with a fraction, several workers share a GPU (default: 0)",
+        help="GPUs of each worker: 0, 1, or a fraction, with which workers share a GPU; auto: a GPU where the cluster has any "
+        "(default: auto)",
     )
     group.add_argument(
         "--placement",

@@ -4,6 +4,9 @@ import re
 
 from resnet_core.fields import reject
 
+AUTO = "auto"
+"""Value of `--gpus-per-worker` with which a study takes the GPUs that the cluster has."""
+
 MIN_RESOURCE_SHARE = 0.001
 """Smallest share of a CPU or GPU that a worker may take. Ray counts resources in ten-thousandths."""
 PASSWORD = re.compile(
@@ -21,13 +24,30 @@ CREDENTIAL_SOURCES = {
 """Places to keep the credentials of an address, by URI scheme."""
 
 
-def check_worker_resources(cpus: float, gpus: float) -> None:
-    """Raise ConfigError for a number of CPUs or GPUs that one worker cannot use."""
+def check_worker_cpus(cpus: float) -> None:
+    """Raise ConfigError for a number of CPUs that one worker cannot use."""
     if not MIN_RESOURCE_SHARE <= cpus < float("inf"):
         raise reject("--cpus-per-worker", cpus, f"accepted: {MIN_RESOURCE_SHARE} or more")
+
+
+def read_worker_gpus(option: str, value: object) -> float | None:
+    """Return the number of GPUs of one worker, from text or a number; None for `AUTO`.
+
+    Raises:
+        ConfigError: neither `AUTO` nor a number of GPUs that one worker can use.
+    """
+    if value == AUTO:
+        return None
+    accepted = f"accepted: {AUTO}, 0, or {MIN_RESOURCE_SHARE} to 1, since a worker uses one GPU; to use several GPUs: --workers N"
+    try:
+        gpus = None if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        gpus = None
+    if gpus is None:
+        raise reject(option, value, accepted)
     if gpus != 0 and not MIN_RESOURCE_SHARE <= gpus <= 1:  # a worker is one process that trains on one GPU
-        accepted = f"accepted: 0, or {MIN_RESOURCE_SHARE} to 1, since a worker uses one GPU; to use several GPUs: --workers N"
-        raise reject("--gpus-per-worker", gpus, accepted)
+        raise reject(option, gpus, accepted)
+    return gpus
 
 
 def check_address(option: str, text: str) -> None:

@@ -1,12 +1,16 @@
 """Capacity of a cluster, in runs: with its current nodes, and with all nodes that its autoscaler may add."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ablations.engine.scheduling.ray_internals import cluster
 from resnet_core.fields import ConfigError, reject
+
+GPU_DRIVER_FILES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Files of drivers for GPUs on Linux: NVIDIA's, also in a container, that of Windows' subsystem for Linux, and AMD's."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,16 @@ class RunResources:
     def max_capacity(self) -> int | None:
         """Return `current_capacity` with all nodes that the autoscaler may add; None if its limits are not known."""
         limits = autoscaler_limits()
-        return None if limits is None else max(self.current_capacity(), self._runs_with(_head_resources(), limits))
+        return None if limits is None else max(self.current_capacity(), self._runs_with(head_resources(), limits))
 
     def check_machine(self) -> None:
         """Raise ConfigError if this machine cannot hold one run and Ray would start here. On a cluster, call `check` instead."""
         if not starts_local_ray():
             return
-        import torch  # takes a second, so only before a run starts
-
-        here = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        here = local_resources()
         if self.runs_on(here):
             return
-        counts = " and ".join(_counted(number, resource) for resource, number in here.items())
+        counts = " and ".join(describe_amount(number, resource) for resource, number in here.items())
         has = f"this machine has {counts}, and RAY_ADDRESS names no cluster"
         for option, number, available in (
             ("--gpus-per-worker", self.gpus_per_worker, here["GPU"]),
@@ -66,26 +68,24 @@ class RunResources:
         ):
             if number > available:
                 raise reject(option, f"{number:g}", has)
-        raise reject("--workers", self.workers, f"each needs {self._worker()}; {has}")
+        raise reject("--workers", self.workers, f"each needs {self.describe_worker()}; {has}")
 
     def check(self) -> None:
         """Raise ConfigError if the cluster can never hold one run."""
         if self.current_capacity():
             return
         if not cluster.has_autoscaler():
-            import ray
-
-            total, count = ray.cluster_resources(), len(alive_nodes())
-            nodes = f"{count} {'node' if count == 1 else 'nodes'}"
-            has = f"{_counted(total.get('CPU', 0), 'CPU')} and {_counted(total.get('GPU', 0), 'GPU')} on {nodes}"
-            raise reject(
-                "--workers",
-                self.workers,
-                f"each worker needs {self._worker()}; the cluster has {has}, and no autoscaler that could add nodes",
-            )
+            raise self.too_small_error([node["Resources"] for node in alive_nodes()])
         limits = autoscaler_limits()
-        if limits and (error := self.unsatisfiable_error(_head_resources(), limits)):
+        if limits and (error := self.unsatisfiable_error(head_resources(), limits)):
             raise error
+
+    def too_small_error(self, nodes: Sequence[Mapping[str, float]]) -> ConfigError:
+        """Return the error for a run that does not fit on nodes to which no autoscaler adds others."""
+        cpus, gpus = (describe_amount(sum(node.get(name, 0) for node in nodes), name) for name in ("CPU", "GPU"))
+        has = f"{cpus} and {gpus} on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+        needs = f"each worker needs {self.describe_worker()}"
+        return reject("--workers", self.workers, f"{needs}; the cluster has {has}, and no autoscaler that could add nodes")
 
     def unsatisfiable_error(self, head: Mapping[str, float], limits: AutoscalerLimits) -> ConfigError | None:
         """Return the error for a run that fits neither on the head nor on nodes that may be added; None if it fits."""
@@ -96,17 +96,22 @@ class RunResources:
         for option, (resource, number) in requested.items():
             largest = max(node.get(resource, 0) for node in possible)
             if number > largest:
-                return reject(f"--{option}-per-worker", f"{number:g}", f"the largest node type has {_counted(largest, resource)}")
+                return reject(
+                    f"--{option}-per-worker", f"{number:g}", f"the largest node type has {describe_amount(largest, resource)}"
+                )
         if not any(self._workers_on(node) for node in possible):
-            return reject("--cpus-per-worker", f"{self.cpus_per_worker:g}", f"no node type has {self._worker()}")
+            return reject("--cpus-per-worker", f"{self.cpus_per_worker:g}", f"no node type has {self.describe_worker()}")
         held = replace(self, workers=1)._runs_with(head, limits)
         return reject(
-            "--workers", self.workers, f"each needs {self._worker()}; all nodes of the autoscaler together hold {held} workers"
+            "--workers",
+            self.workers,
+            f"each needs {self.describe_worker()}; all nodes of the autoscaler together hold {held} workers",
         )
 
-    def _worker(self) -> str:
-        gpus = f" and {_counted(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
-        return _counted(self.cpus_per_worker, "CPU") + gpus
+    def describe_worker(self) -> str:
+        """Return what a worker takes, such as `2 CPUs and 1 GPU`."""
+        gpus = f" and {describe_amount(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
+        return describe_amount(self.cpus_per_worker, "CPU") + gpus
 
     def _runs_with(self, head: Mapping[str, float], limits: AutoscalerLimits) -> int:
         """Return the number of runs on the head and on all nodes that may be added; node types that hold most are added first."""
@@ -128,7 +133,8 @@ def _workers_on_gpus(gpus: float, share: float) -> int:
     return int(gpus) * _floor(1 / share) if share < 1 else _floor(gpus / share)
 
 
-def _counted(number: float, resource: str) -> str:
+def describe_amount(number: float, resource: str) -> str:
+    """Return an amount of a resource, such as `2 CPUs`."""
     return f"{number:g} {resource}{'' if number == 1 else 's'}"
 
 
@@ -144,7 +150,8 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _head_resources() -> dict[str, float]:
+def head_resources() -> dict[str, float]:
+    """Return the resources of the head of the cluster."""
     resources = (node["Resources"] for node in alive_nodes())
     return next((each for each in resources if cluster.HEAD_RESOURCE in each), {})
 
@@ -155,6 +162,20 @@ def is_own_node_lost() -> bool:
 
     own = ray.get_runtime_context().get_node_id()
     return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
+
+
+def local_gpus() -> int:
+    """Return the number of GPUs that torch can use on this machine. Without a driver, torch is not imported: it takes a second."""
+    if not (any(map(os.path.exists, GPU_DRIVER_FILES)) or shutil.which("nvidia-smi")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def local_resources() -> dict[str, float]:
+    """Return what a Ray that starts on this machine has."""
+    return {"CPU": os.cpu_count() or 1, "GPU": local_gpus()}
 
 
 def starts_local_ray() -> bool:

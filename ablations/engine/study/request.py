@@ -69,7 +69,8 @@ class Options:
     search: SearchRequest | None
     """None for a study without a search."""
     cpus_per_worker: float
-    gpus_per_worker: float
+    gpus_per_worker: float | None
+    """None: chosen by what the cluster has; see `gpu_choice`."""
     max_concurrent: int | None
     """Maximum number of concurrent runs; None: as many as the cluster holds."""
     placement: str

@@ -11,14 +11,12 @@ from ablations.engine.environment.console import print_line
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission.adaptive_source import SeedProgress, SeedSource, SeedState
-from ablations.engine.submission.jobs import make_job, prepare_cluster
 from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.study_submission import POLL_INTERVAL_SECONDS, StudySubmission
 from ablations.engine.tracking import looks, run_queries
 from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.study_run import study_tags
-from ablations.engine.trial.job import Job
 from resnet_core.fields import ConfigError, counted, reject
 
 
@@ -48,7 +46,7 @@ class AdaptiveSubmission(StudySubmission):
         missing = self.state.missing()
         self.to_train, self.awaited, self.up_to_date = self.state.startable(), {}, not missing
         self.journal.claim(run.fingerprint for run in self.state.possible())
-        self.needs = prepare_cluster(plan, options) if missing else None
+        self.needs = self._prepare_cluster(missing) if missing else None
         return known
 
     def train(self) -> bool:
@@ -66,6 +64,7 @@ class AdaptiveSubmission(StudySubmission):
             f"{name}: looks at {places} and {self.plan.seed_looks[-1]} seeds; {counted(len(self.to_train), 'run')} to train before "
             f"the next look, {len(self.done)} done already, at most {len(self.plan.runs)} in all.",
         )
+        self._mention_resources(self.done)
         try:
             while missing := self.state.missing():
                 if self.state.startable():
@@ -84,7 +83,7 @@ class AdaptiveSubmission(StudySubmission):
         reused = sum(self.state.has_result(run) for run in self.plan.runs)
         with SeedProgress(self.console, self.plan, self.state.startable()) as progress:
             progress.reused = reused
-            source = SeedSource(self.state, self.tracker, progress, claim=self.journal.claim, make_job=self._make_job)
+            source = SeedSource(self.state, self.tracker, progress, claim=self.journal.claim, make_job=self._make_run_job)
 
             def progress_made() -> tuple[int, str]:
                 ended, needed = len(progress.outcomes) + reused, self.state.needed()
@@ -107,9 +106,6 @@ class AdaptiveSubmission(StudySubmission):
                     source.stop_active(self.tracker.lost_to)
                 if not finished:
                     raise KeyboardInterrupt
-
-    def _make_job(self, run: Run) -> Job:
-        return make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
 
     def _wait_for(self, missing: Sequence[Run]) -> None:
         """Wait until a run that another study trains has a result, or is left to this one."""

@@ -19,6 +19,8 @@ from ablations.engine.environment import paths
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import git_state
 from ablations.engine.environment.storage import check_storage, make_storage, open_storage
+from ablations.engine.scheduling import gpu_choice
+from ablations.engine.scheduling.capacity import RunResources, starts_local_ray
 from ablations.engine.task.metric import error_metric
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, is_new_database
@@ -48,8 +50,8 @@ class ReplayRequest:
     """Folder of the data; None: the folder from which the recorded run read them."""
     cpus_per_worker: float = 1.0
     """CPUs of each worker."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each worker; below 1, runs share a GPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; below 1, runs share a GPU. None: as the recorded run, whose kind of device is used if there is one."""
     download: bool = False
     """True if missing data may be downloaded."""
     storage: str = field(default_factory=paths.default_storage)
@@ -64,6 +66,7 @@ class RecordedRun:
     tags: Mapping[str, str]
     spec: RunSpec
     training: Training
+    on_gpu: bool
     replicate_values: tuple[float, ...]
     """Final values of all completed replicates of the run, which differ in the seed only, including its own."""
 
@@ -151,7 +154,12 @@ def _read_recorded_run(request: ReplayRequest) -> RecordedRun:
         raise reject("--tracking-uri", uri, describe_error(error)) from error
     tags = run.data.tags
     return RecordedRun(
-        run_id=run.info.run_id, tags=tags, spec=spec, training=Training(tags["outcome"], epochs), replicate_values=values
+        run_id=run.info.run_id,
+        tags=tags,
+        spec=spec,
+        training=Training(tags["outcome"], epochs),
+        on_gpu=run.data.metrics.get("gpu_hours", 0) > 0,
+        replicate_values=values,
     )
 
 
@@ -248,14 +256,17 @@ class _Listener:
 def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -> None:
     """Train the run as a study does; raise KeyboardInterrupt if interrupted."""
     from ablations.engine.scheduling import connection, tune_runner  # imports Ray, which only a valid request needs
-    from ablations.engine.scheduling.capacity import RunResources
 
-    needs = RunResources(
-        workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker, gpus_per_worker=request.gpus_per_worker
-    )
-    needs.check_machine()
+    worker = RunResources(workers=recorded.spec.world_size, cpus_per_worker=request.cpus_per_worker)
+    gpus = requested_gpus(recorded, request)
+    if starts_local_ray():
+        gpu_choice.choose_resources(worker, gpus, gpu_choice.this_machine()).resources.check_machine()
     check_storage(request.storage)
     connection.connect()
+    choice = gpu_choice.choose_resources(worker, gpus, gpu_choice.joined_cluster())
+    if choice.reason:
+        print_line(listener.console, choice.describe())
+    needs = choice.resources
     needs.check()
     connection.check_reachable("--storage", request.storage)
     make_storage(request.storage)
@@ -268,12 +279,17 @@ def _train(recorded: RecordedRun, request: ReplayRequest, listener: _Listener) -
             storage=request.storage,
             cache=str(paths.data_cache()),
             download=request.download,
-            cpus_per_worker=request.cpus_per_worker,
-            gpus_per_worker=request.gpus_per_worker,
+            cpus_per_worker=needs.cpus_per_worker,
+            gpus_per_worker=needs.gpus_per_worker,
         )
         tune_runner.train_runs([job], needs, max_concurrent=None, listener=listener, scratch=paths.home() / "tune")
     if not listener.training.outcome:
         raise KeyboardInterrupt
+
+
+def requested_gpus(recorded: RecordedRun, request: ReplayRequest) -> float | None:
+    """Return the GPUs of each worker; None: a GPU if there is one. Unless requested, a run that trained on CPUs gets none."""
+    return request.gpus_per_worker if request.gpus_per_worker is not None or recorded.on_gpu else 0.0
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission import progress
-from ablations.engine.submission.jobs import checkpoint_folder, make_job, prepare_cluster
+from ablations.engine.submission.jobs import checkpoint_folder
 from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.search_source import TrialSource
 from ablations.engine.submission.search_state import SearchState
@@ -49,7 +49,7 @@ class SearchSubmission(StudySubmission):
         self.state = SearchState(plan, past, search_trials.SharedTrialLookup(client, plan.to_design(), by).adopt)
         self.has_trials_left = not self.state.is_finished
         # Rejects a wrong request before anything is written.
-        self.needs = prepare_cluster(plan, options) if self.has_trials_left else None
+        self.needs = self._prepare_cluster(()) if self.has_trials_left else None
         known = {each.record.tags["fingerprint"]: each.record for each in past}
         self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt_main_thread)
         self.up_to_date = False
@@ -101,6 +101,7 @@ class SearchSubmission(StudySubmission):
 
         print_line(self.console, f"Data of the search: {self.plan.trial_data.summary}")
         self.console.print(f"{self.plan.study.name} on {self.plan.dataset.name}: {describe_budget(self.plan)}.")
+        self._mention_resources({})
         if self.state.trials_outside_space:
             outside = self.state.trials_outside_space
             verb = "lies" if outside == 1 else "lie"
@@ -125,7 +126,7 @@ class SearchSubmission(StudySubmission):
         return self.state.is_finished
 
     def _make_job(self, run: Run, parent: Run | None) -> Job:
-        job = make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options)
+        job = self._make_run_job(run)
         if parent is None:
             return job
         assert run.trial is not None

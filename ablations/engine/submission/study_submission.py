@@ -1,7 +1,7 @@
 """Submission of a study: train its missing runs, track them in MLflow, and make its table and report from there."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -15,11 +15,12 @@ from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.environment import paths, provenance, signals
 from ablations.engine.environment.console import print_line
 from ablations.engine.report import terminal
+from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission import reporting
-from ablations.engine.submission.jobs import checkpoint_folder, make_job, prepare_cluster
+from ablations.engine.submission.jobs import checkpoint_folder, describe_other_devices, make_job, prepare_cluster
 from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
@@ -28,6 +29,7 @@ from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import check_study, describe_error
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
+from ablations.engine.trial.job import Job
 from resnet_core.fields import ConfigError, counted, reject
 
 POLL_INTERVAL_SECONDS = 5.0
@@ -41,6 +43,10 @@ def run_study(plan: Plan, options: Options) -> int:
 
 class StudySubmission:
     """Work on a study whose lock this process holds: looks up, trains, waits and concludes."""
+
+    needs: RunResources | None
+    """Resources of one run; None if no run is missing."""
+    _resources = _printed_resources = ""
 
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
@@ -65,8 +71,22 @@ class StudySubmission:
         self.awaited = {run.fingerprint: elsewhere[run.fingerprint] for run in missing if run.fingerprint in elsewhere}
         """Fingerprints of runs that another study trains, with a description of its process."""
         self.journal.claim(run.fingerprint for run in self.to_train)
-        self.needs = prepare_cluster(plan, options) if missing else None
+        self.needs = self._prepare_cluster(missing) if missing else None
         return known
+
+    def _prepare_cluster(self, runs: Sequence[Run]) -> RunResources:
+        """Return the resources of one run. `runs`: those to train, as far as they are known."""
+        choice = prepare_cluster(self.plan, self.options, runs, lambda: run_queries.completed_runs(self.client, self.plan))
+        self._resources = choice.describe() if choice.reason else ""
+        return choice.resources
+
+    def _mention_resources(self, done: Mapping[str, run_queries.RunRecord]) -> None:
+        """Print the resources of a run, if the user named none, and how many of some results come from another kind of device."""
+        if self._resources != self._printed_resources:
+            print_line(self.console, self._resources)
+            self._printed_resources = self._resources
+        if self.needs and (note := describe_other_devices(done, self.needs)):
+            print_line(self.console, note)
 
     @property
     def design(self) -> Design:
@@ -88,6 +108,7 @@ class StudySubmission:
         if self.plan.data_summary:
             print_line(self.console, f"Data: {self.plan.data_summary}")
         self.console.print(f"{name}: {counted(len(self.to_train), 'run')} to train, {len(self.done)} done already.")
+        self._mention_resources(self.done)
         try:
             self._train(self.to_train)
             self._train_awaited()
@@ -122,7 +143,7 @@ class StudySubmission:
         assert self.needs is not None
         from ablations.engine.scheduling import tune_runner
 
-        jobs = [make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.options) for run in runs]
+        jobs = [self._make_run_job(run) for run in runs]
         with Progress(self.console, self.plan, runs) as progress:
             events = RunEvents(runs, self.tracker, progress)
             limit, scratch = self.options.max_concurrent, paths.home() / "tune"
@@ -141,6 +162,10 @@ class StudySubmission:
                     finished = events.stop_active(self.tracker.lost_to)
                 if not finished:
                     raise KeyboardInterrupt
+
+    def _make_run_job(self, run: Run) -> Job:
+        assert self.needs is not None
+        return make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.needs, self.options)
 
     def report_updates(self, progress: Callable[[], tuple[int, str]]) -> reporting.ReportUpdater:
         """Return a context in which a thread updates the report while runs train. `progress` says how far they are."""

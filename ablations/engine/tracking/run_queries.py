@@ -89,6 +89,8 @@ class CompletedRun:
     """Duration of training and tests, in seconds."""
     device: str
     on_gpu: bool
+    peak_memory_mb: float | None = None
+    """Peak memory of a worker, in MiB: on a GPU, what PyTorch reserved there. None if it was not recorded."""
 
 
 def find_plan_runs(client: MlflowClient, plan: Plan) -> dict[str, RunRecord]:
@@ -159,6 +161,7 @@ def completed_runs(client: MlflowClient, plan: Plan) -> Iterable[CompletedRun]:
                     seconds=metrics["train_seconds"],
                     device=tags.get("device", ""),
                     on_gpu=metrics.get("gpu_hours", 0) > 0,
+                    peak_memory_mb=metrics.get("peak_memory_mb"),
                 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ablations.engine.cli import options
 from ablations.engine.cli.compare.arms import Arm, checked_out, parse_arm
 from ablations.engine.environment.console import format_duration
-from ablations.engine.environment.validation import check_positive
+from ablations.engine.environment.validation import AUTO, check_positive
 from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.factors import format_level, is_level
 from ablations.engine.study.plan import CONFIGURATION
@@ -81,6 +81,8 @@ def run(given: argparse.Namespace) -> int:
         with ThreadPoolExecutor(len(arms)) as pool:  # a plan imports PyTorch and MLflow, which takes seconds
             requests, plans = zip(*pool.map(lambda arm: _request(arm, given), arms), strict=True)
         _check_comparable(arms, plans)
+        if given.gpus_per_worker in (None, AUTO):
+            _check_devices(arms, plans)
         _print_plans(arms, plans)
         if given.plan:
             return 0
@@ -172,6 +174,14 @@ def _check_comparable(arms: Sequence[Arm], plans: Sequence[Mapping[str, Any]]) -
     if runs[0] == runs[1]:
         same = "configuration, training version and the user's code are equal"
         raise ConfigError(f"compare: {arms[0].name} and {arms[1].name} train the same runs: {same}; accepted: sides that differ")
+
+
+def _check_devices(arms: Sequence[Arm], plans: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError if only one side would train on GPUs. Commits from before this choice was automatic train on CPUs."""
+    gpus = [plan.get("resources", {}).get("gpus_per_worker", 0) for plan in plans]
+    if bool(gpus[0]) != bool(gpus[1]):
+        on = " and ".join(f"{arm.name} on {'GPUs' if number else 'CPUs'}" for arm, number in zip(arms, gpus, strict=True))
+        raise ConfigError(f"compare: {on} would train, which is no fair comparison; accepted: --gpus-per-worker 0 or 1 for both")
 
 
 def _print_plans(arms: Sequence[Arm], plans: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -25,7 +25,8 @@ from ablations.engine.cluster.doctor.nodes import NoAnswer, Node
 from ablations.engine.cluster.doctor.request import DoctorRequest
 from ablations.engine.environment import paths, storage
 from ablations.engine.environment.console import format_duration, make_console, print_line
-from ablations.engine.scheduling import connection
+from ablations.engine.scheduling import connection, gpu_choice
+from ablations.engine.scheduling.capacity import RunResources
 from resnet_core.fields import ConfigError, printable
 
 NODE_ANSWER_TIMEOUT_SECONDS = 15.0
@@ -54,8 +55,9 @@ def run_checks(request: DoctorRequest) -> int:
 
 def _checks(request: DoctorRequest, tracking: tracking_server.MeasurementThread, console: Console) -> Iterator[Check]:
     reserved = None
-    if request.workers:
-        reserved = _reserve_workers(request, request.workers, console)
+    if workers := request.workers:
+        request = _with_gpus(request, workers)
+        reserved = _reserve_workers(request, workers, console)
         yield _evaluate_workers(request, arrived=reserved is not None)
     try:
         alive = nodes.alive_nodes()
@@ -179,7 +181,7 @@ def _check_tracking(uri: str, tracking: tracking_server.MeasurementThread, timeo
 def _check_all_reduce(request: DoctorRequest, answering: list[Node], reserved: PlacementGroup | None) -> Iterator[Check]:
     """Check the reserved workers; without a reservation, the CPUs and the GPUs of all nodes that train."""
     if reserved:
-        backend: all_reduce.Backend = "nccl" if request.gpus_per_worker >= 1 else "gloo"
+        backend: all_reduce.Backend = "nccl" if (request.gpus_per_worker or 0) >= 1 else "gloo"
         if reserved.bundle_count == 1:
             yield not_checked(f"all-reduce {backend}", "a single worker needs none")
         else:
@@ -190,6 +192,13 @@ def _check_all_reduce(request: DoctorRequest, answering: list[Node], reserved: P
         groups.append(("nccl", "GPU"))
     for backend, resource in groups:
         yield all_reduce.check_across_nodes(backend, resource, answering)
+
+
+def _with_gpus(request: DoctorRequest, workers: int) -> DoctorRequest:
+    """Return the request with the number of GPUs that a study would choose, unless it names one."""
+    needs = RunResources(workers=workers, cpus_per_worker=request.cpus_per_worker)
+    chosen = gpu_choice.choose_resources(needs, request.gpus_per_worker, gpu_choice.joined_cluster())
+    return replace(request, gpus_per_worker=chosen.resources.gpus_per_worker)
 
 
 def _reserve_workers(request: DoctorRequest, workers: int, console: Console) -> PlacementGroup | None:

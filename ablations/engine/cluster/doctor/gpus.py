@@ -7,9 +7,11 @@ the GPUs that it has reserved, and this check reserves none. A GPU with less tha
 program that uses the rest may need it.
 """
 
+import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,8 @@ GB_PER_MIB = 2**20 / 1e9
 DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
 """Folder in which the NVIDIA driver lists the GPUs, on Linux."""
 NVIDIA_SMI_TIMEOUT_SECONDS = 8.0
+MPS_FOLDER_VARIABLE, DEFAULT_MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"  # noqa: S108 - the folder that NVIDIA documents
+MPS_TIMEOUT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +151,44 @@ def _multiplies_correctly(index: int) -> bool:
     return torch.equal((left.cuda(index) @ right.cuda(index)).cpu(), left @ right)
 
 
+def has_mps() -> bool:
+    """Return whether NVIDIA's MPS runs on this machine, which lets the kernels of several processes run on a GPU at the same time.
+
+    The socket of its control daemon is where CUDA looks for it. It outlives the daemon, but then refuses connections.
+    """
+    folder = os.environ.get(MPS_FOLDER_VARIABLE) or DEFAULT_MPS_FOLDER
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(MPS_TIMEOUT_SECONDS)
+        try:
+            probe.connect(os.path.join(folder, "control"))
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE  # something listens, with another type of socket
+    return True
+
+
+def smallest_memory_mb() -> float | None:
+    """Return the memory of this machine's smallest GPU, in MiB; None if nvidia-smi does not report it."""
+    try:
+        rows = _query_nvidia_smi("memory.total")
+    except subprocess.TimeoutExpired:
+        return None
+    return min((float(total) for (total,) in rows if total.isdigit()), default=None)
+
+
 def query_nvidia_smi() -> tuple[str, dict[str, float]]:
     """Return the driver's version and each GPU's free memory in GB by UUID. Both are empty if nvidia-smi is missing."""
+    rows = _query_nvidia_smi("driver_version,uuid,memory.free")
+    return (rows[0][0] if rows else ""), {uuid: float(free) * GB_PER_MIB for _, uuid, free in rows if free.isdigit()}
+
+
+def _query_nvidia_smi(properties: str) -> list[list[str]]:
+    """Return a row for each GPU, with these properties; nothing if nvidia-smi is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if not tool:
-        return "", {}
-    command = [tool, "--query-gpu=driver_version,uuid,memory.free", "--format=csv,noheader,nounits"]
+        return []
+    command = [tool, f"--query-gpu={properties}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_TIMEOUT_SECONDS)  # noqa: S603
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return (rows[0][0] if rows else ""), {uuid: float(free) * GB_PER_MIB for _, uuid, free in rows if free.isdigit()}
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
 if __name__ == "__main__":

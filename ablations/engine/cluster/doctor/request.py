@@ -15,6 +15,7 @@ class DoctorRequest:
     workers: int | None
     """Number of workers to reserve, as a run would; None: check the nodes that are in the cluster now."""
     cpus_per_worker: float
-    gpus_per_worker: float
+    gpus_per_worker: float | None
+    """None: as many as a study would choose."""
     worker_timeout_seconds: float
     """Maximum time to wait for the workers, in seconds."""

@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.published_results import PUBLISHED
 from ablations.engine.task.metric import PERCENT
+from ablations.engine.task.workload import Workload
 from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset, Sizes
@@ -109,7 +110,7 @@ def estimate_cost(
     in_order = [seconds[run.fingerprint] for run in missing if run.fingerprint in seconds]
     return CostEstimate(
         seconds=seconds,
-        source=" and ".join(sources),
+        source=" and ".join(sources) + ("; runs that share a GPU take longer" if sources and 0 < gpus_per_worker < 1 else ""),
         at_once=at_once,
         hours=wall_seconds(in_order, at_once) / 3600 if at_once else None,
         gpu_hours=sum(in_order) * gpus_per_worker * plan.base.world_size / 3600,
@@ -137,10 +138,9 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Comple
     workload = plan.workload
     per_unit: dict[tuple[str, ...], dict[int, list[float]]] = {}
     devices: dict[tuple[str, ...], set[str]] = {}
-    flat_defaults = workload.schema.default.flat()
-    defaults = {name: str(flat_defaults[name]) for name in workload.speed_fields()}
+    shape_of = step_settings(workload)
     for past in finished:
-        shape = tuple(past.spec.get(name, default) for name, default in defaults.items())  # earlier runs lack later fields
+        shape = shape_of(past.spec)
         units = workload.units_of_work(past.spec, past.train_examples)
         per_unit.setdefault(shape, {}).setdefault(past.train_examples, []).append(past.seconds / units)
         devices.setdefault(shape, set()).add(past.device)
@@ -148,7 +148,7 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Comple
     used: set[str] = set()
     for run in missing:
         flat = run.spec.flat()
-        shape = tuple(str(flat[name]) for name in defaults)
+        shape = shape_of(flat)
         if shape in per_unit:
             examples = plan.training_examples(run)
             nearest = min(per_unit[shape], key=lambda others: abs(math.log((others or 1) / (examples or 1))))
@@ -156,6 +156,16 @@ def _from_finished(plan: Plan, missing: Sequence[Run], finished: Iterable[Comple
             seconds[run.fingerprint] = statistics.median(per_unit[shape][nearest]) * units
             used |= devices[shape]
     return seconds, used
+
+
+def step_settings(workload: Workload) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+    """Return a function from the fields of a run, as values or text, to those that decide its duration and memory, as text.
+
+    Earlier runs lack later fields, which have their default.
+    """
+    flat_defaults = workload.schema.default.flat()
+    defaults = {name: flat_defaults[name] for name in workload.speed_fields()}
+    return lambda values: tuple(str(values.get(name, default)) for name, default in defaults.items())
 
 
 def _modelled(spec: RunSpec, dataset: Dataset, model: CostModel) -> float:

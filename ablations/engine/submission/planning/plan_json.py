@@ -16,7 +16,7 @@ SCHEMA = "ablations-plan/1"
 
 def plan_document(preview: Preview) -> dict[str, Any]:
     """Return what a study would train, cost and detect, as JSON values."""
-    plan, done, estimate = preview.plan, preview.done, preview.estimate
+    plan, done, estimate, needs = preview.plan, preview.done, preview.estimate, preview.resources.resources
     of_cell: dict[str, list[Run]] = {str(cell): [] for cell in plan.cells}
     for run in plan.runs:
         of_cell[str(run.cell)].append(run)
@@ -54,6 +54,13 @@ def plan_document(preview: Preview) -> dict[str, Any]:
             "hours": estimate.hours if estimate.runs_estimated else None,
             "gpu_hours": estimate.gpu_hours,
             "source": estimate.source,
+        },
+        "resources": {
+            "workers": needs.workers,
+            "cpus_per_worker": needs.cpus_per_worker,
+            "gpus_per_worker": needs.gpus_per_worker,
+            "reason": preview.resources.reason,
+            "other_devices": preview.other_devices,
         },
         "adaptive_seeds": _seeds(preview.seeds),
         "power": _power(power(Design.from_plan(plan, {}), values)),

@@ -10,11 +10,14 @@ from rich.console import Console
 
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import submission_id
-from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling import gpu_choice
+from ablations.engine.scheduling.capacity import RunResources, local_resources
+from ablations.engine.scheduling.gpu_choice import ResourceChoice
 from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
+from ablations.engine.submission.jobs import choose_resources, describe_other_devices
 from ablations.engine.submission.planning.cost_and_power import CostEstimate, estimate_cost
 from ablations.engine.submission.planning.seed_forecast import SeedForecast, forecast_seeds
 from ablations.engine.submission.planning.view import plan_view
@@ -25,6 +28,7 @@ from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 from ablations.engine.tracking.search_trials import PastTrial
 from ablations.engine.tracking.study_run import study_tags
+from resnet_core.fields import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,10 @@ class Preview:
     trials: Sequence[Run]
     """Trials of a search that are left to train."""
     estimate: CostEstimate
+    resources: ResourceChoice
+    """Resources of one run."""
+    other_devices: str
+    """Sentence about finished runs that trained on another kind of device; empty if none did."""
     seeds: SeedForecast | None = None
     """Cost of an adaptive study, whose `estimate` is that of all runs that it may need; None for a fixed number of seeds."""
     warning: str
@@ -52,7 +60,8 @@ def preview(plan: Plan, options: Options) -> int:
 
 def show_preview(console: Console, found: Preview) -> None:
     """Print the plan of a study, and a warning if a submission would be rejected."""
-    console.print(plan_view(found.plan, found.done, found.estimate, found.trials, found.seeds))
+    resources = [found.resources.describe(), *([found.other_devices] if found.other_devices else [])]
+    console.print(plan_view(found.plan, found.done, found.estimate, found.trials, found.seeds, resources))
     if found.warning:
         print_line(console, f"Warning: this study would be rejected: {found.warning}")
 
@@ -69,6 +78,8 @@ def examine(plan: Plan, options: Options) -> Preview:
         else:
             trials_left, plan = plan.remaining_trials(state.ended_trials_in), plan.preview_plan()
     missing = [*trials_left, *(run for run in plan.runs if run.fingerprint not in done)]
+    choice, rejection = _choose_resources(plan, options, [] if trials_left else missing, finished)
+    needs = choice.resources
     measure = None
     if not plan.workload.task_name and (options.calibrate or (options.calibrate is None and not _on_a_cluster())):
         from ablations.engine.submission.planning.calibration import calibrate
@@ -76,13 +87,40 @@ def examine(plan: Plan, options: Options) -> Preview:
         measure = partial(
             calibrate,
             sizes_of=lambda spec: plan.dataset_for_spec(spec).sizes,
-            cpus_per_worker=options.cpus_per_worker,
-            gpus_per_worker=options.gpus_per_worker,
+            cpus_per_worker=needs.cpus_per_worker,
+            gpus_per_worker=needs.gpus_per_worker,
         )
-    at_once = _runs_at_once(plan, options)
-    estimate = estimate_cost(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=options.gpus_per_worker)
+    at_once = _runs_at_once(needs, options)
+    estimate = estimate_cost(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=needs.gpus_per_worker)
     seeds = _forecast(plan, options, done, estimate) if plan.seed_looks else None
-    return Preview(plan=plan, done=done, trials=trials_left, estimate=estimate, seeds=seeds, warning=warning)
+    return Preview(
+        plan=plan,
+        done=done,
+        trials=trials_left,
+        estimate=estimate,
+        resources=choice,
+        other_devices=describe_other_devices(done, needs) if missing and not rejection else "",
+        seeds=seeds,
+        warning=warning or rejection,
+    )
+
+
+def _choose_resources(
+    plan: Plan, options: Options, missing: Sequence[Run], finished: Sequence[CompletedRun]
+) -> tuple[ResourceChoice, str]:
+    """Return the resources of one run, and why a submission would be rejected, which may be empty."""
+    if _on_a_cluster():
+        from ablations.engine.scheduling import connection
+
+        connection.connect()
+        there = gpu_choice.joined_cluster()
+    else:
+        there = gpu_choice.this_machine()
+    try:
+        return choose_resources(plan, options, missing, there, lambda: finished), ""
+    except ConfigError as error:
+        needs = RunResources(workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker)
+        return ResourceChoice(resources=needs), str(error)
 
 
 def _forecast(plan: Plan, options: Options, done: Mapping[str, RunRecord], estimate: CostEstimate) -> SeedForecast:
@@ -119,18 +157,7 @@ def _on_a_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") != "local" or submission_id() is not None
 
 
-def _runs_at_once(plan: Plan, options: Options) -> int | None:
-    """Return how many runs the cluster or this machine holds at a time; None if it depends on a cluster."""
-    resources = RunResources(
-        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
-    )
-    if _on_a_cluster():
-        from ablations.engine.scheduling import connection
-
-        connection.connect()
-        held = resources.max_capacity() or resources.current_capacity()
-    elif options.gpus_per_worker:
-        return None
-    else:
-        held = resources.runs_on({"CPU": os.cpu_count() or 1})
+def _runs_at_once(needs: RunResources, options: Options) -> int | None:
+    """Return how many runs the cluster or this machine holds at a time; None if it holds none."""
+    held = (needs.max_capacity() or needs.current_capacity()) if _on_a_cluster() else needs.runs_on(local_resources())
     return min(held, options.max_concurrent or held) or None

@@ -27,6 +27,7 @@ def plan_view(
     estimate: CostEstimate,
     trials: Sequence[Run] = (),
     seeds: SeedForecast | None = None,
+    resources: Sequence[str] = (),
 ) -> RenderableType:
     """Return a table of cells with cost, duration and finished runs, and lines about skipped cells, total cost and power.
 
@@ -38,6 +39,7 @@ def plan_view(
         estimate: estimated duration of the missing runs.
         trials: trials of a search, which come before the study's runs.
         seeds: cost of an adaptive study, whose runs are those that it may need.
+        resources: sentences about the resources of a run.
     """
     missing = [run for run in plan.runs if run.fingerprint not in done]
     finished = len(plan.runs) - len(missing)
@@ -52,7 +54,7 @@ def plan_view(
     if isinstance(plan, SearchPlan):
         lines[:0] = _search_lines(plan, trials)
     if missing or trials:
-        lines.append(_time(len(missing) + len(trials), estimate, plan.workload.task_name))
+        lines += [*resources, _time(len(missing) + len(trials), estimate, plan.workload.task_name)]
     if seeds:
         lines += _seed_lines(seeds)
     values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
