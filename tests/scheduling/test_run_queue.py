@@ -116,7 +116,7 @@ def test_an_error_of_the_source_reaches_the_caller_and_no_trial(job: Job) -> Non
     assert not queue.has_next()
     assert not queue.finished
     with pytest.raises(ValueError, match="of a source"):
-        queue.check()
+        queue.refresh()
 
 
 def test_tune_keeps_a_process_only_for_a_run_that_may_start_and_ends_when_none_may(job: Job) -> None:
@@ -148,3 +148,16 @@ def test_a_study_that_withdrew_runs_gives_up_the_process_that_tune_keeps_for_the
     assert scheduler.choose_trial_to_run(controller) is None  # type: ignore[func-returns-value]
     controller.stop_trial.assert_called_once_with("3")
     controller._cleanup_cached_actors.assert_called_once_with(force_all=True)
+
+
+def test_a_source_without_a_run_is_asked_again_only_in_the_next_round_or_after_an_event(job: Job) -> None:
+    source = Mock(spec=["next", "finished"], next=Mock(side_effect=[job, None, None, None]), finished=False)
+    queue = RunQueue(source, Mock())
+    queue.slots = 2
+    start(queue, "1")
+    assert not any(queue.has_next() for _ in range(5))
+    queue.refresh()
+    assert not queue.has_next()
+    queue.ended("1")
+    assert not queue.has_next()
+    assert source.next.call_count == 4

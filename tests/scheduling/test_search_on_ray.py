@@ -98,6 +98,21 @@ def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_i
     assert words() == before
 
 
+def test_a_process_killed_while_tune_gives_it_another_run_costs_one_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(trainable.RunTrainable):
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            marker = tmp_path / f"killed-{new_config['job']['fingerprint']}"
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr(tune_runner, "RunTrainable", Killed)
+    heard = search(tmp_path, Listed(*(make_job(tmp_path, name, max_failures=1) for name in "abc")))
+    assert heard.ended == dict.fromkeys("abc", ("completed", ""))
+    assert heard.deaths == {name: [("its process was killed", None)] for name in "bc"}  # one report of each
+
+
 def test_an_idle_search_holds_no_resources(tmp_path: Path) -> None:
     ready: list[float] = []
 

@@ -89,7 +89,14 @@ class RetryBudget:
         return failure.reason, failure.outcome if self._crashes > max_failures else None
 
 
-class RunQueue:
+class NotPickled:
+    """An object that is pickled as an empty one. Tune pickles its parts to restore experiments; studies never do so."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class RunQueue(NotPickled):
     """The runs in progress, and the runs that start next as long as there are slots.
 
     Tune retries nothing and keeps no trial that waits for long: a run whose process crashed, or that was withdrawn before it had
@@ -105,6 +112,9 @@ class RunQueue:
         self._next: Job | None = None
         self._returned: list[Job] = []
         self._exhausted = False
+        """True if the source had no run when last asked."""
+        self._ask = True
+        """True if the source may have a run since then."""
         self._error: Exception | None = None
         self._budgets: defaultdict[str, RetryBudget] = defaultdict(RetryBudget)
 
@@ -124,23 +134,25 @@ class RunQueue:
         return self._exhausted and self.source.finished
 
     def has_next(self) -> bool:
-        """Return whether a run may start now. Errors of the source are kept for `check`: Tune would attribute them to a trial."""
+        """Return whether a run may start now. Errors of the source are kept for `refresh`: Tune would attribute them to a trial."""
         if len(self.active) >= self.slots or self._error:
             return False
         if self._next is None and self._returned:
             self._next = self._returned.pop(0)
-        if self._next is None:
+        if self._next is None and self._ask:  # Tune asks several times in each round of its loop
             try:
                 self._next = self.source.next()
             except Exception as error:
                 self._error = error
             self._exhausted = self._next is None
+            self._ask = not self._exhausted
         return self._next is not None
 
-    def check(self) -> None:
-        """Raise the error of the source, if it has raised one."""
+    def refresh(self) -> None:
+        """Let the next `has_next` ask the source again. Raise the error that the source has raised, if any."""
         if self._error:
             raise self._error
+        self._ask = True
 
     def start(self, trial_id: str) -> Job | None:
         """Return the run that starts now; None if there is none."""
@@ -167,7 +179,7 @@ class RunQueue:
 
     def reported(self, trial_id: str, report: Mapping[str, Any]) -> None:
         """Pass a report on."""
-        run = self.active[trial_id]
+        run, self._ask = self.active[trial_id], True
         if "epoch" in report:
             run.trains = True
             self._budgets[run.job.fingerprint].epoch = report["epoch"]
@@ -179,12 +191,13 @@ class RunQueue:
 
     def ended(self, trial_id: str) -> None:
         """Note that a run has ended or was stopped. Does nothing for a run that was withdrawn."""
+        self._ask = True
         if run := self.active.pop(trial_id, None):
             self._budgets.pop(run.job.fingerprint, None)
 
     def crashed(self, trial_id: str, failure: ProcessFailure) -> None:
         """Handle the crash of a run's process: the run starts again unless it has crashed too often."""
-        job = self.active.pop(trial_id).job
+        job, self._ask = self.active.pop(trial_id).job, True
         reason, outcome = self._budgets[job.fingerprint].charge(failure, job.max_failures)
         if outcome:
             del self._budgets[job.fingerprint]

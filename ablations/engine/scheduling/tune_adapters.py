@@ -12,16 +12,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from ablations.engine.scheduling.ray_internals.tune import end_cached_processes
-from ablations.engine.scheduling.run_queue import RunQueue
+from ablations.engine.scheduling.run_queue import NotPickled, RunQueue
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.process_failures import ProcessFailure
-
-
-class NotPickled:
-    """An object that is pickled as an empty one. Tune pickles its parts to restore experiments; studies never do so."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
 
 class NextRun(NotPickled, Searcher):

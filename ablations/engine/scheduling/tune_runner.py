@@ -127,7 +127,7 @@ def _train(queue: RunQueue, controller: ConcurrencyController, hang_timeout: flo
             raise Interrupted
         cluster_monitor.check()
         hang_monitor.check()
-        queue.check()
+        queue.refresh()
         controller.update(queue)
 
     try:
