@@ -30,7 +30,7 @@ from ablations.engine.scheduling.fair_share import (
     should_yield,
 )
 from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_keys, kv_put
-from ablations.engine.scheduling.tune_adapters import TuneSearcherAdapter
+from ablations.engine.scheduling.run_queue import RunQueue
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import RecordingListener, make_job, resources_in_use, wait_until
 
@@ -80,13 +80,14 @@ def test_a_study_whose_runs_fit_on_no_current_node_takes_no_quota_from_others() 
 
 def test_a_search_without_further_runs_leaves_its_capacity_to_others(tmp_path: Path) -> None:
     jobs = iter([make_job(tmp_path, "last")])
-    proposals = TuneSearcherAdapter(Mock(next=lambda: next(jobs, None), finished=False))
-    assert proposals.left == math.inf
-    assert proposals.suggest("a")
-    assert proposals.suggest("b") is None
-    assert proposals.left == 2  # the run, and one that may come of it
-    proposals.on_trial_complete("a")
-    assert proposals.left == 1
+    queue = RunQueue(Mock(spec=["next", "finished"], next=lambda: next(jobs, None), finished=False), Mock())
+    queue.slots = 2
+    assert queue.left == math.inf
+    assert queue.start("a")
+    assert not queue.start("b")
+    assert queue.left == 2  # the run, and one that may come of it
+    queue.ended("a")
+    assert queue.left == 1
 
 
 @pytest.mark.parametrize(

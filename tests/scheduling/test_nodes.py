@@ -24,7 +24,7 @@ from ablations.engine.cli import options
 from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
 from ablations.engine.scheduling import connection, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
-from ablations.engine.scheduling.ray_internals.tune import LimitRuns
+from ablations.engine.scheduling.tune_adapters import RunSearch
 from ablations.engine.submission import jobs, study_submission
 from ablations.engine.submission.replay import ReplayRequest, replay
 from ablations.engine.tracking import run_queries
@@ -129,7 +129,7 @@ def half(nodes: Nodes) -> RecordingListener:
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [make_job(nodes.folder, f"half-{index}", **data) for index in range(2)]
     with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
-        patch.setattr(LimitRuns, "_maybe_cache_trial_actor", lambda *_: False)
+        patch.setattr(RunSearch, "is_finished", lambda search: not search.queue.has_next() or len(search.queue.active) == 1)
         tune_runner.train_runs(
             jobs, RunResources(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune"
         )

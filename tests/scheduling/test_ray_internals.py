@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import FinishedState, InitializingState, RunningState
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
 
 from ablations.engine.scheduling.ray_internals import cluster, compatibility, key_value_store, train, tune
 from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, SourceText, is_available
-from ablations.engine.scheduling.tune_adapters import _last_failure
+from ablations.engine.scheduling.tune_adapters import explain, last_failure
+from ablations.engine.trial import process_failures
 from tests.helpers.project import PROJECT
 
 PRIVATE_MODULES = ("internal_kv", "generated", "_raylet")
@@ -48,7 +49,7 @@ TEXTS = [
     if isinstance(text, SourceText)
 ]
 INTERNAL_NAMES = re.compile(
-    r"ray\.scripts|ray_current_cluster|health_check_failure|run_metadata|temporary_state|pickled_error_file|"
+    r"ray\.scripts|ray_current_cluster|health_check_failure|run_metadata|temporary_state|"
     r"(Initializing|(Res|S)cheduling|Running|Restarting|Resizing|Preempting|ShuttingDown|Errored|Finished|Aborted)State|"
     r"InsufficientClusterResourcesError|WorkerHealthCheck\w+Error|WorkerGroupStartupTimeoutError"
 )
@@ -108,7 +109,6 @@ def test_no_private_part_of_ray_is_used_elsewhere() -> None:
         "getattr(error, 'health_check_failure', error)",
         "trial.run_metadata.last_result",
         "trial.temporary_state.ray_actor",
-        "trial.pickled_error_file",
         "Path(base, 'ray', 'ray_current_cluster')",
         "[sys.executable, '-m', 'ray.scripts.scripts']",
     ],
@@ -263,30 +263,26 @@ def test_the_crash_of_a_worker_is_taken_out_of_trains_error(monkeypatch: pytest.
 # Ray Tune
 
 
-def test_a_trial_is_read_as_far_as_its_parts_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (file := tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(ValueError("of a run")))
-    trial = SimpleNamespace(
-        run_metadata=SimpleNamespace(last_result={"epoch": 3}),
-        pickled_error_file=str(file),
-    )
-    assert tune.last_report(trial) == {"epoch": 3}
-    assert str(tune.last_error(trial)) == "of a run"
-    assert _last_failure(trial).reason == "ValueError: of a run"
-    for feature in (tune.LAST_REPORTS, tune.FAILURE_CAUSES):
-        turn_off(feature, monkeypatch)
-    assert tune.last_report(trial) == {}
-    assert _last_failure(trial).reason == "its process ended for an unknown reason"
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (process_failures.ProcessFailure("made no step for 600 s", "process"), "made no step for 600 s"),
+        (RayTaskError("reset", "a traceback", ValueError("of Tune")), "RayTaskError: "),
+        (None, "its process ended for an unknown reason"),
+    ],
+)
+def test_the_reason_of_a_crash_is_read_from_tunes_trial(tmp_path: Path, error: Exception | None, reason: str) -> None:
+    (file := tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error))
+    failure = last_failure(SimpleNamespace(pickled_error_file=str(file) if error else None))
+    assert failure.reason.startswith(reason)
+    assert failure.cause == "process"
 
 
-@pytest.mark.parametrize("searcher", [BasicVariantGenerator(max_concurrent=1), ConcurrencyLimiter(Searcher(), max_concurrent=1)])
-def test_the_limit_of_a_searcher_stays_where_it_is_not_known(
-    searcher: BasicVariantGenerator | ConcurrencyLimiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tune.set_max_trials(searcher, 4)
-    assert searcher.max_concurrent == 4
-    turn_off(tune.PARALLEL_RUNS, monkeypatch)
-    tune.set_max_trials(searcher, 8)
-    assert searcher.max_concurrent == 4
+def test_a_kill_for_memory_is_an_error_that_tune_handles() -> None:
+    assert not isinstance(OutOfMemoryError("killed"), RayActorError)
+    failure = explain(OutOfMemoryError("The node was 3.8GB used / 4.0GB limit: killed"))
+    assert isinstance(failure, RayActorError)
+    assert (failure.outcome, failure.preempted) == ("oom", False)
 
 
 # Done without
@@ -317,12 +313,7 @@ OFF = {
     "ray._private.utils:set_sigterm_handler": cluster.SIGNALS,
     "ray._private.worker:print_to_stdstream": cluster.SHORT_MESSAGES,
     "ray.experimental.internal_kv:internal_kv_get_gcs_client": cluster.AUTOSCALER,
-    "ray.tune.execution.tune_controller:TuneController._maybe_update_trial_queue": tune.HUNG_TRIALS,
-    "ray.tune.execution.tune_controller:TuneController._maybe_add_actors": tune.CONCURRENCY,
-    "ray.tune.execution.tune_controller:TuneController._update_trial_queue": tune.IDLE_SEARCH,
-    "ray.tune.execution.tune_controller:TuneController._process_trial_failure": tune.TRIAL_FAILURES,
-    "ray.tune.execution.tune_controller:TuneController.save_to_dir": tune.NO_SNAPSHOTS,
-    "ray.air.execution._internal:RayActorManager._actor_task_failed": tune.CRASH_CAUSES,
+    "ray.air.execution._internal:RayActorManager._actor_task_failed": tune.CRASHES,
 }
 
 

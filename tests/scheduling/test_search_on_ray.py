@@ -14,7 +14,7 @@ import ray
 from ablations.engine.scheduling import concurrency, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.ray_internals.key_value_store import kv_keys
-from ablations.engine.scheduling.tune_adapters import RunSource
+from ablations.engine.scheduling.run_queue import RunQueue, RunSource
 from ablations.engine.trial import trainable
 from ablations.engine.trial.job import Job
 from resnet_core import ConfigError
@@ -98,6 +98,21 @@ def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_i
     assert words() == before
 
 
+def test_a_process_killed_while_tune_gives_it_another_run_costs_one_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(trainable.RunTrainable):
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            marker = tmp_path / f"killed-{new_config['job']['fingerprint']}"
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr(tune_runner, "RunTrainable", Killed)
+    heard = search(tmp_path, Listed(*(make_job(tmp_path, name, max_failures=1) for name in "abc")))
+    assert heard.ended == dict.fromkeys("abc", ("completed", ""))
+    assert heard.deaths == {name: [("its process was killed", None)] for name in "bc"}  # one report of each
+
+
 def test_an_idle_search_holds_no_resources(tmp_path: Path) -> None:
     ready: list[float] = []
 
@@ -122,14 +137,16 @@ def test_a_source_is_asked_for_runs_only_when_there_is_room_or_an_autoscaler(
 ) -> None:
     rooms = []
 
-    def first_step(_: object, config: Any, __: object, place: Any, *___: object, **____: object) -> None:
-        place.on_step_begin(iteration=0, trials=[])
-        assert config.search_alg.max_concurrent == place.slots
-        rooms.append(place.slots)
+    def first_step(_: str, queue: RunQueue, *__: object) -> None:
+        while queue.start(str(len(queue.active))):
+            pass
+        rooms.append(len(queue.active))
+        raise tune_runner.Interrupted
 
     monkeypatch.setattr(concurrency, "has_autoscaler", lambda: grows)
-    monkeypatch.setattr(tune_runner, "_fit", first_step)
-    tune_runner.train_trials(Listed(), RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
+    monkeypatch.setattr(tune_runner, "_run_tune", first_step)
+    jobs = [make_job(tmp_path, str(index)) for index in range(20)]
+    tune_runner.train_trials(Listed(*jobs), RunResources(), max_concurrent=limit, listener=Noted(), scratch=tmp_path)
     assert rooms == [room]
 
 

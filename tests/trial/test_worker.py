@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from torch.distributed import DistBackendError
 
-from ablations.engine.scheduling import tune_policy
-from ablations.engine.scheduling.ray_internals.tune import JudgeFailures
 from ablations.engine.task.predictions import Predictions
 from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
 from ablations.engine.trial.checkpoints import CheckpointFolder
@@ -264,15 +261,3 @@ def test_a_group_that_makes_progress_may_lose_any_number_of_nodes(monkeypatch: p
     job = make_job(tmp_path, "group", world_size=2, max_failures=0)
     group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
     assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]
-
-
-def test_a_crash_that_tune_reports_twice_counts_once() -> None:
-    """The process dies as it is handed from one trial to the next: the first word puts the trial back among those that wait."""
-    trial = Mock(status="PENDING", PENDING="PENDING")
-    failure = ProcessFailure("its process was killed", "process")
-    assert tune_policy.RunPolicy(lambda: 1).judge_failure(trial, failure) is None
-
-    controller: Any = JudgeFailures()
-    controller.policy, controller._resetting_trials = Mock(judge_failure=lambda *_: None), {trial}
-    controller._process_trial_failure(trial, failure)
-    assert not controller._resetting_trials  # or it would never get another process

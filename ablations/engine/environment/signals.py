@@ -147,15 +147,25 @@ def interrupt_main_thread() -> None:
 
 
 @contextmanager
-def sigterm_as_sigint() -> Iterator[None]:
-    """Deliver SIGTERM as SIGINT inside the block, for libraries that handle SIGINT only; restore both handlers afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def first_signal_noted() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGINT or SIGTERM has arrived in the block; a second one acts as SIGINT did."""
+    if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers in the main thread only
+        yield lambda: False
         return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    noted = False
+
+    def note(*_: object) -> None:
+        nonlocal noted
+        if noted:
+            signal.raise_signal(signal.SIGINT)
+        noted = True
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+
+    for number in SIGNALS:
+        signal.signal(number, note)
     try:
-        yield
+        yield lambda: noted
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -2,16 +2,13 @@
 
 import sys
 import time
-from typing import Any
 
 import ray
-from ray import tune
 from ray.exceptions import RpcError
 
 from ablations.engine.environment.network import accepts_connections
 from ablations.engine.scheduling.capacity import RunResources, is_own_node_lost
 from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
-from ablations.engine.scheduling.tune_adapters import NotPickled
 
 CHECK_INTERVAL_SECONDS = 2.0
 """Minimum time between two checks, in seconds."""
@@ -23,7 +20,7 @@ class ClusterLost(Exception):  # noqa: N818 - an event that stops a study as a s
     """The cluster can no longer run a study."""
 
 
-class ClusterMonitor(NotPickled, tune.Callback):
+class ClusterMonitor:
     """Stops a study if its node has left the cluster, or if for some time no node has been large enough for one of its runs.
 
     Args:
@@ -36,8 +33,8 @@ class ClusterMonitor(NotPickled, tune.Callback):
         self._checked = self._last_capacity = time.monotonic()
         self._outage_announced = False
 
-    def on_step_begin(self, **_: Any) -> None:
-        """Raise ClusterLost if the study cannot continue."""
+    def check(self) -> None:
+        """Raise ClusterLost if the study cannot continue. Cheap between two looks."""
         now = time.monotonic()
         if now < self._checked + CHECK_INTERVAL_SECONDS:
             return

@@ -2,13 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
-from ray import tune
 from ray.exceptions import RpcError
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.scheduling.fair_share import (
@@ -21,8 +17,7 @@ from ablations.engine.scheduling.fair_share import (
 )
 from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
 from ablations.engine.scheduling.ray_internals.train import remove_orphaned_placement_groups
-from ablations.engine.scheduling.ray_internals.tune import last_report, set_max_trials
-from ablations.engine.scheduling.tune_adapters import NotPickled
+from ablations.engine.scheduling.run_queue import RunQueue
 
 CAPACITY_INTERVAL_SECONDS = 2.0
 """Time between two readings of the cluster's capacity, in seconds."""
@@ -36,51 +31,36 @@ HANDOVER_SECONDS = 15.0
 """Time for which a study that released its last slot does not claim it again, in seconds."""
 
 
-class ConcurrencyController(NotPickled, tune.Callback):
-    """Keeps as many runs as this study's share of the cluster holds, and some waiting, so that an autoscaler sees the demand.
+class ConcurrencyController:
+    """Decides how many runs this study may have: its share of the cluster, and some that wait so that an autoscaler sees demand.
 
     Args:
-        searcher: Tune's source of trials. Its limit follows the number of slots.
         needs: resources of one run.
         claims: demand of all studies on the cluster.
         max_runs: maximum number of runs at a time.
         max_waiting: number of runs that may wait for nodes of an autoscaler.
-        runs_left: returns the number of runs that have not ended, given all of Tune's trials.
     """
 
-    def __init__(
-        self,
-        searcher: BasicVariantGenerator | ConcurrencyLimiter,
-        needs: RunResources,
-        claims: ClaimRegistry,
-        max_runs: int,
-        max_waiting: int,
-        runs_left: Callable[[Sequence[Any]], float],
-    ) -> None:
-        self.searcher, self.needs, self.claims = searcher, needs, claims
-        self.max_runs, self.max_waiting, self.runs_left = max_runs, max_waiting, runs_left
-        self.slots = 1
-        """Number of runs that may hold or ask for resources now."""
+    def __init__(self, needs: RunResources, claims: ClaimRegistry, max_runs: int, max_waiting: int) -> None:
+        self.needs, self.claims = needs, claims
+        self.max_runs, self.max_waiting = max_runs, max_waiting
         self._checked = -CAPACITY_INTERVAL_SECONDS
         self._turn = TimeSlice()
 
-    def on_step_begin(self, *, trials: Sequence[Any], **_: Any) -> None:
+    def update(self, queue: RunQueue) -> None:
+        """Set the number of slots of a queue. Cheap between two looks at the cluster."""
         if time.monotonic() > self._checked + CAPACITY_INTERVAL_SECONDS:
             self._checked = time.monotonic()
             with suppress(RpcError):  # the head is busy and answers the next time
                 if self.needs.workers > 1:
                     remove_orphaned_placement_groups()
-                self.slots = self._count_slots(trials)
-                set_max_trials(self.searcher, max(1, self.slots))  # to Tune, 0 means no limit
+                queue.slots = self._count_slots(queue)
 
-    def _count_slots(self, trials: Sequence[Any]) -> int:
-        running = [trial for trial in trials if trial.status == trial.RUNNING]
-        if self.needs.workers > 1:  # the leader of a group runs before there is room for its workers
-            running = [trial for trial in running if "epoch" in last_report(trial)]
-        runs = self._turn.smooth(len(running))
-        own = ResourceClaim(
-            capacity=self.needs.current_capacity(), wants=int(min(self.max_runs, self.runs_left(trials))), runs=runs
-        )
+    def _count_slots(self, queue: RunQueue) -> int:
+        # The leader of a group starts before there is room for its workers.
+        running = [run.started if self.needs.workers == 1 else run.trains for run in queue.active.values()]
+        runs = self._turn.smooth(sum(running))
+        own = ResourceClaim(capacity=self.needs.current_capacity(), wants=int(min(self.max_runs, queue.left)), runs=runs)
         name, claims = self.claims.name, self.claims.publish(own)
         autoscaled = has_autoscaler()
         max_capacity = self.needs.max_capacity() if autoscaled else own.capacity

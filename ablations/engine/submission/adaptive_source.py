@@ -103,7 +103,7 @@ class SeedState:
 
 
 class SeedSource(RunEvents):
-    """A `tune_adapters.RunSource` and `tune_adapters.RunListener`.
+    """A `run_queue.RunSource` and `run_queue.RunListener`.
 
     Args:
         state: State of the study.

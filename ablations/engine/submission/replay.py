@@ -216,7 +216,7 @@ def _dataset(recorded: RecordedRun, *, download: bool) -> Dataset:
 
 
 class _Listener:
-    """A `tune_adapters.RunListener` that stores the results."""
+    """A `run_queue.RunListener` that stores the results."""
 
     def __init__(self, console: Console, recorded: RecordedRun, dataset: Dataset) -> None:
         spec = recorded.spec

@@ -12,7 +12,7 @@ MAX_SILENT_WAIT_SHARE = 0.1
 
 
 class RunEvents:
-    """A `tune_adapters.RunListener` that passes events on to a tracker and to the terminal."""
+    """A `run_queue.RunListener` that passes events on to a tracker and to the terminal."""
 
     def __init__(self, runs: Sequence[Run], tracker: Tracker, progress: progress.Progress) -> None:
         self.runs = {run.fingerprint: run for run in runs}

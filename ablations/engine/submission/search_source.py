@@ -14,7 +14,7 @@ from resnet_core import ConfigError
 
 
 class TrialSource(RunEvents):
-    """A `tune_adapters.RunSource` and `tune_adapters.RunListener`.
+    """A `run_queue.RunSource` and `run_queue.RunListener`.
 
     Args:
         state: state of the study's searches.

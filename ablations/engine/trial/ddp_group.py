@@ -81,8 +81,8 @@ def train_group(job: Job, alive: Callable[[], object]) -> Generator[Report, None
             if raised is not None:
                 raise raised from None
             cause, error = explain_group_failure(ended, worker_names(job.spec["world_size"])), ended
-        cause = losses.charge(cause, _latest_epoch(job) if cause.preempted else 0)
-        failures += not cause.preempted
+        cause = losses.charge(cause, _latest_epoch(job) if cause.cause == "node" else 0)
+        failures += cause.cause != "node"
         if failures > job.max_failures:
             raise final_error(cause, error) from None
         yield {"restart": cause.reason}

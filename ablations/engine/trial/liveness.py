@@ -29,9 +29,9 @@ def heartbeat_interval(hang_timeout: float) -> float:
 class ProcessHeartbeat:
     """A record of this process that a thread renews. It contains the number of heartbeats and the number of steps."""
 
-    def __init__(self, name: str, interval_seconds: float) -> None:
-        """Start to renew the record `name`."""
-        self.record = process_failures.ProcessRecord(name)
+    def __init__(self, name: str, interval_seconds: float, **entries: object) -> None:
+        """Start to renew the record `name`, which also gets `entries`."""
+        self.record = process_failures.ProcessRecord(name, **entries)
         self.steps = 0
         self.paused = False
         self._interval_seconds = interval_seconds
@@ -91,12 +91,12 @@ class ProcessMonitor:
 
 
 @contextmanager
-def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
+def monitored(name: str, hang_timeout: float, **entries: object) -> Iterator[ProcessMonitor]:
     """Exit this process after `hang_timeout` seconds without a sign of life, and let other processes see its heartbeat.
 
-    `process_failures.explain_failure([name])` then returns the reason.
+    The record of the heartbeat also gets `entries`. `process_failures.explain_failure([name])` then returns the reason.
     """
-    heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout))
+    heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout), **entries)
     try:
         with Watchdog(hang_timeout, lambda: heartbeat.record.write(hung_seconds=hang_timeout)) as watchdog:
             yield ProcessMonitor(heartbeat, watchdog)

@@ -4,6 +4,7 @@ Ray reports most crashes alike. Each process therefore stores a record in Ray's 
 node's count of out-of-memory kills. After a crash, `explain_failure` compares the record with the current count.
 """
 
+import base64
 import json
 import re
 import threading
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_get, kv_put
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_delete, kv_get, kv_keys, kv_put
 
 OOM_QUERY_TIMEOUT_SECONDS = 10.0
 """Timeout for a node to return its count of out-of-memory kills, in seconds."""
@@ -36,13 +38,10 @@ Cause = Literal["process", "memory", "node"]
 
 
 class ProcessFailure(RayActorError):  # noqa: N818 - "failure" in the name says the same as "error"
-    """The crash of a process, with its cause.
-
-    If the cause is a lost node, the error is marked as preempted: Tune and Train then do not count it as a failure of the run.
-    """
+    """The crash of a process, with its cause."""
 
     def __init__(self, reason: str, cause: Cause) -> None:
-        super().__init__(error_msg=reason, preempted=cause == "node")
+        super().__init__(error_msg=reason)
         self.reason, self.cause = reason, cause
 
     @property
@@ -72,10 +71,11 @@ class NodeLossBudget:
 class ProcessRecord:
     """This process's record in Ray's key-value store, which `explain_failure` reads after a crash."""
 
-    def __init__(self, name: str) -> None:
-        """Store the node ID and the node's count of out-of-memory kills under `name`, replacing an earlier record."""
+    def __init__(self, name: str, **entries: Any) -> None:
+        """Store the node ID, the node's count of out-of-memory kills and `entries` under `name`, replacing an earlier record."""
         self.name = name
-        self._content: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id(), "oom_kills": count_oom_kills()}
+        own = {"node": ray.get_runtime_context().get_node_id(), "oom_kills": count_oom_kills()}
+        self._content: dict[str, Any] = {**own, **entries}
         self._deleted = False
         self._lock = threading.Lock()
         self.write()
@@ -105,9 +105,26 @@ def read_record(name: str) -> dict[str, Any]:
     return json.loads(content) if content else {}
 
 
-def record_stall(name: str, seconds: float) -> None:
-    """Add to another process's record that it has hung for `seconds`. Call it before killing that process."""
-    kv_put(_key(name), json.dumps({**read_record(name), "stopped_seconds": seconds}))
+def actor_entries() -> dict[str, str]:
+    """Return entries for the record of this process, an actor, with which its driver can kill it."""
+    context = ray.get_runtime_context()
+    return {"job": context.get_job_id(), "actor": base64.b64encode(cloudpickle.dumps(context.current_actor)).decode()}
+
+
+def run_records() -> dict[str, dict[str, Any]]:
+    """Return the records that have `actor_entries` of this program's actors, by name."""
+    names = [key.removeprefix(RECORD_PREFIX) for key in kv_keys(RECORD_PREFIX)]
+    job = ray.get_runtime_context().get_job_id()
+    return {name: record for name in names if (record := read_record(name)).get("job") == job}
+
+
+def kill_hung_process(name: str, seconds: float) -> None:
+    """Kill the process of a record with `actor_entries`, and add to the record that it has hung for `seconds`."""
+    record = read_record(name)
+    if "stopped_seconds" in record or "actor" not in record:  # it was killed before, or has ended
+        return
+    kv_put(_key(name), json.dumps({**record, "stopped_seconds": seconds}))
+    ray.kill(cloudpickle.loads(base64.b64decode(record["actor"])))
 
 
 def delete_record(name: str) -> None:

@@ -48,8 +48,9 @@ def run_reports(job: Job) -> Generator[Report, None, None]:
     import ray
 
     from ablations.engine.trial.liveness import monitored
+    from ablations.engine.trial.process_failures import actor_entries
 
-    with monitored(ray.get_runtime_context().get_actor_id(), job.hang_timeout) as monitor:
+    with monitored(ray.get_runtime_context().get_actor_id(), job.hang_timeout, **actor_entries()) as monitor:
         if job.spec["world_size"] == 1:
             reports = train_or_exit_on_gpu_error(job, "cuda" if job.gpus_per_worker else "cpu", monitor)
         else:
