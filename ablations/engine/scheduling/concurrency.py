@@ -10,7 +10,7 @@ from ray import tune
 from ray.exceptions import RpcError
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.capacity import RunResources, has_autoscaler
 from ablations.engine.scheduling.fair_share import (
     ClaimRegistry,
     ResourceClaim,
@@ -19,7 +19,6 @@ from ablations.engine.scheduling.fair_share import (
     quota_of,
     should_yield,
 )
-from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
 from ablations.engine.scheduling.ray_internals.train import remove_orphaned_placement_groups
 from ablations.engine.scheduling.ray_internals.tune import last_report, set_max_trials
 from ablations.engine.scheduling.tune_adapters import NotPickled

@@ -12,11 +12,10 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine.environment import scratch_folders, signals
-from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.capacity import HEAD_RESOURCE, RunResources
 from ablations.engine.scheduling.cluster_monitor import ClusterLost, ClusterMonitor
 from ablations.engine.scheduling.concurrency import ConcurrencyController
 from ablations.engine.scheduling.fair_share import ClaimRegistry
-from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
 from ablations.engine.scheduling.ray_internals.tune import install_tune_policy
 from ablations.engine.scheduling.tune_adapters import (
     RunListener,
