@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from ablations.engine.environment import scratch_folders, signals
+from ablations.engine.environment.aws_keys import keys_in_memory
 from ablations.engine.scheduling.capacity import HEAD_RESOURCE, RunResources
 from ablations.engine.scheduling.cluster_monitor import ClusterLost, ClusterMonitor
 from ablations.engine.scheduling.concurrency import ConcurrencyController
@@ -164,7 +165,7 @@ def _fit(
     )
     install_tune_policy(RunPolicy(lambda: controller.slots))
     try:
-        with signals.sigterm_as_sigint():  # Tune stops at SIGINT only, and leaves its own handler installed
+        with keys_in_memory(), signals.sigterm_as_sigint():  # Tune stops at SIGINT only, and leaves its own handler installed
             tuner.fit()
     except KeyboardInterrupt:
         pass  # a second signal, or one before Tune had installed its handler

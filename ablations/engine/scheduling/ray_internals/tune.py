@@ -94,11 +94,6 @@ CRASH_CAUSES = Feature(
     ),
 )
 
-SECRETS = Feature(
-    "keeping AWS keys of this environment out of Ray's logs (unset AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)",
-    (Part("ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE", caller="ray.tune.execution.class_cache:_ActorClassCache.get"),),
-)
-
 STOPPED_TRAINING = Feature(
     "prompt end of stopped trials",
     (
@@ -150,7 +145,7 @@ def install_tune_policy(policy: TunePolicy) -> None:
     """Make Tune follow a policy from now on. A feature whose private parts have changed stays off."""
     from ray.air.execution._internal import RayActorManager
     from ray.tune import tune
-    from ray.tune.execution import class_cache, tune_controller
+    from ray.tune.execution import tune_controller
 
     mixins: Sequence[tuple[Feature, type]] = (
         (HUNG_TRIALS, KillHungTrials),
@@ -163,10 +158,6 @@ def install_tune_policy(policy: TunePolicy) -> None:
     tune.TuneController = type("Controller", (*chosen, tune_controller.TuneController), {"policy": policy})
     if is_available(CRASH_CAUSES):
         tune_controller.RayActorManager = type("Actors", (ExplainCrashes, RayActorManager), {"policy": policy})
-    if is_available(SECRETS):
-        # Tune would write this process's AWS keys to logs and command lines that all users can read. Nodes have keys of their own.
-        kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
-        class_cache.ENV_VARS_TO_PROPAGATE = kept
 
 
 class _WithPolicy(_Controller):
