@@ -84,6 +84,7 @@ def test_a_server_other_than_ray_is_rejected_within_seconds(says: bytes | None) 
 def test_a_cluster_of_which_this_machine_is_not_a_node_is_rejected(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 60)  # on a busy machine
     assert check_address(cluster) == cluster
+    assert [node.private for node in ray_processes.nodes_here() if node.head == cluster] == [True]
     port = cluster.rpartition(":")[2]
     assert check_address(f"localhost:{port}") == cluster  # Ray listens on the machine's own address
     monkeypatch.setattr(ray_processes, "nodes_here", list)

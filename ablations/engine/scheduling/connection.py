@@ -102,13 +102,13 @@ def check_address(address: str) -> str:
     head = here if here and is_loopback(host) else f"{host}:{port}"
     if is_loopback(head.rpartition(":")[0]):
         os.environ.setdefault(ray_processes.LOOPBACK_VARIABLE, "0")  # or Ray would replace the address
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # only `ray.init` has the certificates
-        if reason := _answer_problem(head):
-            raise _rejected(address, reason)
-        if not _accepts_token(head):
-            raise _rejected(address, _token_problem())
+    tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # only `ray.init` has the certificates
+    if not tls and (reason := _answer_problem(head)):
+        raise _rejected(address, reason)
     if not here:
         raise _rejected(address, "this machine is not a node of that cluster; ray job submit runs a study there")
+    if not tls and not _accepts_token(head):
+        raise _rejected(address, _token_problem())
     return head
 
 
@@ -140,19 +140,20 @@ def _answer_problem(address: str) -> str:
 def _accepts_token(address: str) -> bool:
     """Return whether the Ray at `host:port` accepts this process's token, or its lack of one. `ray.init` would try for 20 s."""
     from ray.exceptions import AuthenticationError
-    from ray.util.state import list_nodes
+    from ray.util.state import StateApiClient
 
-    server = os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # would be asked instead
+    others = {
+        name: value for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if (value := os.environ.pop(name, None)) is not None
+    }
     try:
         with silent_stderr():  # Ray's C++ core would write what the exception says
-            list_nodes(address, limit=1, timeout=ANSWER_TIMEOUT_SECONDS)
+            StateApiClient(address)  # asks the head for the address of its dashboard, and the dashboard nothing
     except AuthenticationError:
         return False
-    except Exception:  # without a dashboard, for example, nobody lists nodes; `ray.init` reports what matters
+    except ConnectionError:  # `ray.init` says more about it
         return True
     finally:
-        if server is not None:
-            os.environ["RAY_API_SERVER_ADDRESS"] = server
+        os.environ.update(others)  # Ray would prefer them to the argument
     return True
 
 
