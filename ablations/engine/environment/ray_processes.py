@@ -13,7 +13,7 @@ from ablations.engine.environment.network import is_loopback
 from ablations.engine.environment.private_files import PREFIX
 
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Environment variable that Ray documents for macOS only. `0` keeps Ray's ports on loopback on Linux, too."""
+"""Environment variable that Ray names on macOS and Windows only. `0` keeps Ray's ports on loopback on Linux, too."""
 
 
 @dataclass(frozen=True)
