@@ -56,7 +56,8 @@ def _start() -> None:
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
     except Exception as error:  # Ray raises many types of errors here, and none of them names the cause
         raise _start_error(error, folder) from error
-    ray_processes.warn_if_reachable(psutil.Process())
+    if os.environ.get(ray_processes.LOOPBACK_VARIABLE) == "0":
+        ray_processes.warn_if_reachable(psutil.Process())
 
 
 def _start_error(error: Exception, folder: Path) -> ConfigError:
