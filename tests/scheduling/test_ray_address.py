@@ -112,6 +112,29 @@ def test_a_ray_on_loopback_stays_there_when_it_is_joined(monkeypatch: pytest.Mon
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
 
 
+def test_a_head_that_refuses_no_token_is_joined_though_its_dashboard_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.util.state
+
+    asked: list[str | None] = []
+
+    def refuse(address: str) -> None:
+        raise ray.exceptions.AuthenticationError("no such token")
+
+    def wait(address: str) -> None:
+        asked.extend((address, os.environ.get("RAY_ADDRESS")))
+        time.sleep(1)
+        raise ConnectionError("no dashboard")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(ray.util.state, "StateApiClient", wait)
+    assert connection._accepts_token("10.0.0.1:6379")
+    assert asked == ["10.0.0.1:6379", None]
+    assert os.environ["RAY_ADDRESS"] == "auto"
+    monkeypatch.setattr(ray.util.state, "StateApiClient", refuse)
+    assert not connection._accepts_token("10.0.0.1:6379")
+
+
 @pytest.mark.parametrize(
     "command", [STUDY, [*STUDY, "--plan"], ["-m", "ablations.engine", "doctor"]], ids=["study", "plan", "doctor"]
 )

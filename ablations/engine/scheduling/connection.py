@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 import psutil
@@ -143,19 +144,25 @@ def _accepts_token(address: str) -> bool:
     from ray.exceptions import AuthenticationError
     from ray.util.state import StateApiClient
 
-    others = {
-        name: value for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if (value := os.environ.pop(name, None)) is not None
-    }
+    refused = threading.Event()
+
+    def ask() -> None:
+        try:
+            StateApiClient(address)  # asks the head for the address of its dashboard, and the dashboard nothing
+        except AuthenticationError:
+            refused.set()
+        except ConnectionError:  # after 40 s, if the dashboard has failed; the head refuses a token at once
+            pass
+
+    others = {name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
+    asking = threading.Thread(target=ask, daemon=True)
     try:
         with silent_stderr():  # Ray's C++ core would write what the exception says
-            StateApiClient(address)  # asks the head for the address of its dashboard, and the dashboard nothing
-    except AuthenticationError:
-        return False
-    except ConnectionError:  # `ray.init` says more about it
-        return True
+            asking.start()
+            asking.join(ANSWER_TIMEOUT_SECONDS)
     finally:
         os.environ.update(others)  # Ray would prefer them to the argument
-    return True
+    return not refused.is_set()
 
 
 def _token_problem() -> str:
