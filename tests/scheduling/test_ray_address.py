@@ -19,6 +19,7 @@ from ablations.engine.scheduling.connection import check_address
 from resnet_core import ConfigError
 from tests.helpers.local_service import free_port
 from tests.helpers.project import PROJECT
+from tests.helpers.ray_jobs import wait_until
 
 MAX_SECONDS = 20.0
 """Ray itself would try for longer."""
@@ -129,8 +130,10 @@ def test_a_head_that_refuses_no_token_is_joined_though_its_dashboard_has_failed(
     monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(ray.util.state, "StateApiClient", wait)
     assert connection._accepts_token("10.0.0.1:6379")
+    wait_until(lambda: asked, 30)
     assert asked == ["10.0.0.1:6379", None]
     assert os.environ["RAY_ADDRESS"] == "auto"
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 60)
     monkeypatch.setattr(ray.util.state, "StateApiClient", refuse)
     assert not connection._accepts_token("10.0.0.1:6379")
 
