@@ -142,7 +142,7 @@ def test_too_little_memory_is_told_as_such_and_the_next_run_has_it_all(tmp_path:
 
     def run(name: str, **settings: Any) -> None:
         job = make_job(tmp_path, name, **size | settings)
-        trainable.report_outcome(reports.append, lambda: worker.train_epochs(job, "cuda", reports.append))
+        reports.extend(trainable.with_outcome(worker.train_epochs(job, "cuda")))
 
     run("small")
     before = held()

@@ -88,7 +88,7 @@ class Kill:
 
 def trial_processes() -> list[psutil.Process]:
     """Those of the cluster that this process has started."""
-    return [process for process in psutil.Process().children(recursive=True) if _title(process).startswith("ray::ImplicitFunc")]
+    return [process for process in psutil.Process().children(recursive=True) if _title(process).startswith("ray::RunTrainable")]
 
 
 def _title(process: psutil.Process) -> str:

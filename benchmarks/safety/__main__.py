@@ -41,7 +41,7 @@ class NoCheckpoints:
 
 
 @contextmanager
-def safe(journal: Journal) -> Iterator[tuple[Report, Heartbeat]]:
+def safe(journal: Journal) -> Iterator[tuple[Callable[[Report], object], Heartbeat]]:
     """As runs are trained."""
 
     def report(values: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def safe(journal: Journal) -> Iterator[tuple[Report, Heartbeat]]:
 
 
 @contextmanager
-def unsafe(_: Journal) -> Iterator[tuple[Report, Heartbeat]]:
+def unsafe(_: Journal) -> Iterator[tuple[Callable[[Report], object], Heartbeat]]:
     """Nothing is kept, nothing is watched."""
     with mock.patch.object(checkpoints, "CheckpointFolder", NoCheckpoints):
         yield lambda _: None, no_heartbeat
@@ -68,12 +68,9 @@ def seconds_per_epoch(job: Job, variant: Callable[[Journal], Any]) -> float:
         Journal("none", "safety", "benchmark") as journal,
         variant(journal) as (report, alive),
     ):
-
-        def heard(values: dict[str, Any]) -> None:
+        for values in train_epochs(replace(job, storage=folder), "cpu", alive=alive):
             report(values)
             times.append(time.perf_counter())
-
-        train_epochs(replace(job, storage=folder), "cpu", heard, alive=alive)
         journal.clear()
     return (times[-1] - times[0]) / (len(times) - 1)
 

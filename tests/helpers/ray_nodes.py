@@ -16,7 +16,7 @@ def kill_node_processes(raylet: psutil.Process) -> None:
             process.kill()
 
 
-TRIAL_ACTOR = "ImplicitFunc"
+TRIAL_ACTOR = "RunTrainable"
 """Class name of the actors in which Tune runs trials."""
 
 

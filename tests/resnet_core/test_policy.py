@@ -147,8 +147,7 @@ def job_of(folder: Path, name: str, spec: RunSpec, *, branch: str = "", branch_e
 
 def ended(job: Job) -> tuple[dict[str, Any], list[float]]:
     """A run's last checkpoint after it has been trained, and how long each of its epochs took by its reports."""
-    reports: list[dict[str, Any]] = []
-    train_epochs(job, "cpu", reports.append)
+    reports = list(train_epochs(job, "cpu"))
     assert [report["epoch"] for report in reports] == [1, 2, 3, 4, 5]
     latest = CheckpointFolder(job.storage, job.folder).latest()
     assert latest
@@ -226,7 +225,7 @@ def work(rank: int, folder: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointFolder, "latest", missed_once)
         for job in jobs:
-            train_epochs(job, "cpu", reports[job.folder].append, rank=rank)
+            reports[job.folder] += train_epochs(job, "cpu", rank=rank)
             distributed.barrier()
     torch.save({name: [report["metrics"] for report in given] for name, given in reports.items()}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()

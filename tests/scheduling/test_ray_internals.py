@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import ray
@@ -242,23 +241,17 @@ def test_the_crash_of_a_worker_is_taken_out_of_trains_error(monkeypatch: pytest.
 
 def test_a_trial_is_read_as_far_as_its_parts_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file := tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(ValueError("of a run")))
-    actor = Mock()
     trial = SimpleNamespace(
         run_metadata=SimpleNamespace(last_result={"epoch": 3}),
         pickled_error_file=str(file),
-        temporary_state=SimpleNamespace(ray_actor=actor),
     )
     assert tune.last_report(trial) == {"epoch": 3}
     assert str(tune.last_error(trial)) == "of a run"
     assert _last_failure(trial).reason == "ValueError: of a run"
-    tune.execute_in_process(trial, print)
-    actor.execute.remote.assert_called_once_with(print)
-    for feature in (tune.LAST_REPORTS, tune.FAILURE_CAUSES, tune.STOPPED_TRAINING):
+    for feature in (tune.LAST_REPORTS, tune.FAILURE_CAUSES):
         turn_off(feature, monkeypatch)
     assert tune.last_report(trial) == {}
     assert _last_failure(trial).reason == "its process ended for an unknown reason"
-    tune.execute_in_process(trial, print)
-    actor.execute.remote.assert_called_once()
 
 
 @pytest.mark.parametrize("searcher", [BasicVariantGenerator(max_concurrent=1), ConcurrencyLimiter(Searcher(), max_concurrent=1)])

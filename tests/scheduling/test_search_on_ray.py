@@ -81,15 +81,12 @@ def words() -> list[str]:
 def test_a_stopped_run_frees_its_process_and_continues_when_the_source_returns_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(config: dict[str, Any]) -> None:
-        """Takes longer to end than Tune by itself would wait."""
-        try:
-            trainable.train(config)
-        except SystemExit:
+    class Slow(trainable.RunTrainable):
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
             time.sleep(3)
-            raise
+            return super().reset_config(new_config)
 
-    monkeypatch.setattr(tune_runner, "train", train)
+    monkeypatch.setattr(tune_runner, "RunTrainable", Slow)
     before = words()
     paused = make_job(tmp_path, "paused", optim__epochs=3)
     source = Listed(paused, make_job(tmp_path, "pruned", optim__epochs=ENDLESS), paused, stopped={"paused", "pruned"})

@@ -77,7 +77,7 @@ def test_two_workers_train_together_and_count_as_another_configuration(home: Pat
 
 def test_a_killed_training_continues_to_the_same_numbers(home: Path) -> None:
     study = replace(WALK, factors={"rate": (0.5,)}, seeds=1, settings={"epochs": 200, "pause": 0.05})
-    killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 30 for p in home.glob("checkpoints/*/epoch-*.pt")))
+    killer = Killer("ray::RunTrainable", lambda: any(int(p.name[6:12]) >= 30 for p in home.glob("checkpoints/*/epoch-*.pt")))
     killed = Submitted(home, study=study)
     assert killer.join()
     assert (killed.code, killed.entry().outcome, killed.entry().tags["attempts"]) == (0, "completed", "2")

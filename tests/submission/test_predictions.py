@@ -63,7 +63,7 @@ def test_they_are_those_of_the_final_network_in_the_order_of_the_test_set(home: 
 
 
 def test_a_run_that_was_killed_has_those_of_its_end(home: Path) -> None:
-    killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
+    killer = Killer("ray::RunTrainable", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
     submitted = Submitted(home, *ONE, "--set", "optim.epochs=200", "optim.lr=0.05", "data.pad=0", "data.flip=false")
     assert killer.join()
     assert submitted.entry().tags["attempts"] == "2"

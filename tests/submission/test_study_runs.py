@@ -3,7 +3,6 @@
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from ablations.engine.scheduling.capacity import has_autoscaler
 from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable
+from ablations.engine.trial.job import Report
 from resnet_core import ConfigError, fit, load_dataset
 from resnet_core.model.network import ResNet
 from tests.helpers.submission import STUDY, Killer, Submitted, planned
@@ -135,14 +135,15 @@ def bad_luck(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory
     def forward(_: ResNet, images: torch.Tensor) -> torch.Tensor:
         return images.misspelt()  # type: ignore[attr-defined, no-any-return]
 
-    def train(config: dict[str, Any]) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            if config["job"]["spec"]["optim.lr"] == 0.03:
-                patch.setattr(ResNet, "forward", forward)
-            trainable.train(config)
+    class Misspelling(trainable.RunTrainable):
+        def step(self) -> Report:
+            with pytest.MonkeyPatch.context() as patch:
+                if self.config["job"]["spec"]["optim.lr"] == 0.03:
+                    patch.setattr(ResNet, "forward", forward)
+                return super().step()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune_runner, "train", train)
+        patch.setattr(tune_runner, "RunTrainable", Misspelling)
         failed = Submitted(home, *arguments)
     blocked.unlink()
     blocked.mkdir()
@@ -183,7 +184,7 @@ def test_a_bug_ends_its_run_with_a_reason_and_leaves_its_traceback_in_mlflow(bad
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undisturbed_training_here(home: Path) -> None:
-    killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
+    killer = Killer("ray::RunTrainable", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
     killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=200", "optim.lr=0.01")
     assert killer.join()
     tags = killed.entry().tags

@@ -386,7 +386,7 @@ def test_a_user_without_write_access_to_a_run_gets_an_error_before_an_epoch_is_t
 ) -> None:
     job, reports, signs = begun(reachable, 3, mode), list[dict[str, Any]](), list[None]()
     with another_user(1001), pytest.raises(OSError, match=reason.format(folder=f"{job.storage}/run")) as error:
-        train_epochs(job, "cpu", reports.append, alive=lambda: signs.append(None))
+        reports.extend(train_epochs(job, "cpu", alive=lambda: signs.append(None)))
     assert "\n" not in str(error.value)
     assert [report["epoch"] for report in reports] == told
     assert len(signs) <= 3  # data, checkpoint, and the epoch that is told again, but no step
@@ -398,14 +398,14 @@ def test_a_run_in_read_only_storage_does_not_start(reachable: Path) -> None:
         another_user(1001),
         pytest.raises(OSError, match=rf"^no checkpoint can be saved in {job.storage}/run: .*Permission denied"),
     ):
-        train_epochs(job, "cpu", print, alive=lambda: signs.append(None))
+        next(train_epochs(job, "cpu", alive=lambda: signs.append(None)))
     assert len(signs) <= 2
 
 
 def test_a_user_with_read_access_only_reports_the_epochs_of_a_completed_run(reachable: Path) -> None:
-    job, reports = begun(reachable, 1, 0o755), list[dict[str, Any]]()
+    job = begun(reachable, 1, 0o755)
     with another_user(1001):
-        train_epochs(job, "cpu", reports.append)
+        reports = list(train_epochs(job, "cpu"))
     assert [report["epoch"] for report in reports] == [1]
 
 

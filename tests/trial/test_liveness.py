@@ -20,7 +20,7 @@ from ablations.engine.trial.liveness import PeerMonitor, StallDetector
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import RecordingListener, epochs_saved, make_job, run_jobs, wait_until
 
-TRAINABLE = "ray::ImplicitFunc"
+TRAINABLE = "ray::RunTrainable"
 CONTROLLER = "ray::TrainController"
 QUEUE = "ray::_QueueActor"
 CLEANER = "ray::PlacementGroupCleaner"

@@ -237,13 +237,14 @@ def test_a_failed_allocation_is_oom_and_the_message_names_batch_and_device(tmp_p
     code = f"""
 import resource, sys, torch
 from pathlib import Path
-from ablations.engine.trial.trainable import report_outcome
+from ablations.engine.trial.trainable import with_outcome
 from ablations.engine.trial.worker import train_epochs
 from tests.helpers.ray_jobs import make_job
 job = make_job(Path({str(tmp_path)!r}), "large", data__image_size=64, data__train_examples=512, optim__global_batch_size=512)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
-report_outcome(lambda report: print(report["outcome"], report["message"]), lambda: train_epochs(job, "cpu", print))
+*_, report = with_outcome(train_epochs(job, "cpu"))
+print(report["outcome"], report["message"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout.startswith("oom OutOfMemory: a batch of 512 images on "), done.stdout + done.stderr

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from ablations.engine.scheduling.ray_internals.tune import JudgeFailures
 from ablations.engine.task.predictions import Predictions
 from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
 from ablations.engine.trial.checkpoints import CheckpointFolder
-from ablations.engine.trial.job import Job
+from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.process_failures import UNEXPLAINED, ProcessFailure
 from resnet_core import ConfigError, Diverged
 from tests.helpers.project import PROJECT
@@ -47,7 +48,7 @@ def test_lack_of_memory_is_reported_even_if_another_error_hides_it(monkeypatch: 
     with pytest.raises(
         worker.OutOfMemory, match=r"^a batch of 32 images on .+: CUDA out of memory\. Tried to allocate 2\.00 MiB\.$"
     ):
-        worker.train_epochs(make_job(tmp_path, "run"), "cpu", print)
+        next(worker.train_epochs(make_job(tmp_path, "run"), "cpu"))
 
 
 class Ended(BaseException):
@@ -64,7 +65,7 @@ def test_a_process_whose_gpu_fails_exits_and_records_the_reason(monkeypatch: pyt
     monkeypatch.setattr(worker, "train_epochs", fail)
     monitor: Any = SimpleNamespace(alive=lambda: None, end_process=end)
     with pytest.raises(Ended) as ended:
-        worker.train_or_exit_on_gpu_error(make_job(tmp_path, "run"), "cpu", print, monitor)
+        next(worker.train_or_exit_on_gpu_error(make_job(tmp_path, "run"), "cpu", monitor))
     (reason,) = ended.value.args
     assert reason == {"gpu_error": "CUDA error: unspecified launch failure"}
 
@@ -107,12 +108,12 @@ def test_workers_agree_on_a_checkpoint_once_a_damaged_read_is_repaired(monkeypat
 
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_is_reported_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
-    job, reports = make_job(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
-    worker.train_epochs(job, "cpu", lambda _: None)
+    job = make_job(tmp_path, "run", optim__epochs=3)
+    list(worker.train_epochs(job, "cpu"))
     files = sorted(Path(job.storage, "run").iterdir())[::-1][:damaged]
     for file in files:
         file.write_bytes(b"half of")
-    worker.train_epochs(job, "cpu", reports.append)
+    reports = list(worker.train_epochs(job, "cpu"))
     note = "; ".join(f"{file} is damaged and is ignored" for file in files)
     assert [(report["epoch"], report.get("note")) for report in reports] == [(1, note), (2, None), (3, None)]
 
@@ -120,27 +121,22 @@ def test_a_damaged_checkpoint_is_reported_once_with_the_first_epoch(tmp_path: Pa
 def test_a_damaged_checkpoint_of_a_branch_is_reported(tmp_path: Path) -> None:
     (file,) = saved(make_job(tmp_path, "parent"), 1)
     file.write_bytes(b"half of")
-    reports: list[dict[str, Any]] = []
-    worker.train_epochs(replace(make_job(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu", reports.append)
-    assert reports[0]["note"] == f"{file} is damaged and is ignored"
+    first = next(worker.train_epochs(replace(make_job(tmp_path, "child"), branch="parent", branch_epoch=1), "cpu"))
+    assert first["note"] == f"{file} is damaged and is ignored"
 
 
 def test_the_last_epoch_reports_predictions_and_does_so_again_after_a_restart(tmp_path: Path) -> None:
-    reports: list[dict[str, Any]] = []
     job = replace(make_job(tmp_path, "run"), predictions=True)
-    worker.train_epochs(job, "cpu", reports.append)
-    first, last = reports
+    first, last = worker.train_epochs(job, "cpu")
     assert "predictions" not in first
     found = Predictions.from_bytes(base64.b64decode(last["predictions"]))
     assert len(found.classes) == 50
     assert 100 * np.mean(~found.correct) == last["metrics"]["test/error"]
 
-    again: list[dict[str, Any]] = []
-    worker.train_epochs(job, "cpu", again.append)  # the process crashed after its last checkpoint
+    again = list(worker.train_epochs(job, "cpu"))  # the process crashed after its last checkpoint
     assert [each.get("predictions") for each in again] == [None, last["predictions"]]
-    worker.train_epochs(job, "cpu", again.append, rank=1)
-    worker.train_epochs(replace(job, predictions=False), "cpu", again.append)
-    assert not any("predictions" in each for each in again[2:]), "one worker of a group is enough, and none if nobody asks"
+    others = [*worker.train_epochs(job, "cpu", rank=1), *worker.train_epochs(replace(job, predictions=False), "cpu")]
+    assert not any("predictions" in each for each in others), "one worker of a group is enough, and none if nobody asks"
 
 
 def test_workers_that_never_agree_exit_as_hung(tmp_path: Path) -> None:
@@ -152,7 +148,7 @@ from tests.helpers.ray_jobs import make_job
 trial._agreed = lambda *_: False
 job = make_job(Path({str(tmp_path)!r}), "run")
 with Watchdog(1, lambda: print("hung", flush=True)) as watchdog:
-    trial.train_epochs(job, "cpu", print, alive=watchdog.alive)
+    list(trial.train_epochs(job, "cpu", alive=watchdog.alive))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stdout) == (1, "hung\n"), done.stderr
@@ -210,7 +206,8 @@ class Group:
         """
         left = enumerate(errors, 1)
 
-        def train_once(*_: object) -> None:
+        def train_once(*_: object) -> Iterator[Report]:
+            yield from ()
             for epoch, error in left:
                 if epochs:
                     saved(job, epoch)
@@ -219,9 +216,7 @@ class Group:
         monkeypatch.setattr(ddp_group, "_train_once", train_once)
         monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["one", "two"])
         monkeypatch.setattr(process_failures, "explain_failure", lambda *_: death)
-        self.reports: list[dict[str, Any]] = []
-        report = self.reports.append
-        trainable.report_outcome(report, lambda: ddp_group.train_group(job, report, lambda: None))
+        self.reports = list(trainable.with_outcome(ddp_group.train_group(job, lambda: None)))
 
     @property
     def end(self) -> tuple[str, str]:

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.search import Searcher
 
-from ablations.engine.scheduling.ray_internals.tune import execute_in_process, last_error, last_report
+from ablations.engine.scheduling.ray_internals.tune import last_error
 from ablations.engine.trial import process_failures
 from ablations.engine.trial.job import Job
-from ablations.engine.trial.trainable import end_training
 
 
 class RunListener(Protocol):
@@ -83,14 +82,6 @@ class TuneSearcherAdapter(NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         del self.fingerprints[trial_id]
-
-
-class StopTrainingOnCompletion(NotPickled, tune.Callback):
-    """Ends the training of a stopped trial at once. Tune would let it wait in its report until its process is needed again."""
-
-    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        if "epoch" in last_report(trial):
-            execute_in_process(trial, end_training)
 
 
 class TuneCallbackAdapter(NotPickled, tune.Callback):

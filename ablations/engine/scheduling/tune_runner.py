@@ -21,13 +21,12 @@ from ablations.engine.scheduling.ray_internals.tune import install_tune_policy
 from ablations.engine.scheduling.tune_adapters import (
     RunListener,
     RunSource,
-    StopTrainingOnCompletion,
     TuneCallbackAdapter,
     TuneSearcherAdapter,
 )
 from ablations.engine.scheduling.tune_policy import RunPolicy
 from ablations.engine.trial.job import Job
-from ablations.engine.trial.trainable import train
+from ablations.engine.trial.trainable import RunTrainable
 
 UNLIMITED = 10**9
 """Number of runs that stands for no limit."""
@@ -122,7 +121,7 @@ def train_trials(
             tune.TuneConfig(search_alg=limiter, num_samples=-1, reuse_actors=True, trial_dirname_creator=_trial_folder),
             {},
             controller,
-            [ClusterMonitor(needs, hang_timeout), controller, TuneCallbackAdapter(listener), StopTrainingOnCompletion()],
+            [ClusterMonitor(needs, hang_timeout), controller, TuneCallbackAdapter(listener)],
             scratch,
             max_failures=Job.max_failures,
             stop=searcher.stops,
@@ -148,7 +147,7 @@ def _fit(
     name = scratch_folders.owned_folder_name(f"train-{ray.get_runtime_context().get_job_id()}")
     scratch_folders.remove_abandoned_folders(scratch)
     # All runs share the workload, so it is stored once instead of in the configuration of each trial.
-    trainable = tune.with_parameters(train, workload=workload) if workload else train
+    trainable = tune.with_parameters(RunTrainable, workload=workload) if workload else RunTrainable
     tune.register_trainable(name, tune.with_resources(trainable, _placement(needs)))
     tuner = tune.Tuner(
         name,
@@ -159,6 +158,7 @@ def _fit(
             storage_path=str(scratch),
             callbacks=list(callbacks),
             failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs write their own
             stop=stop,
             verbose=0,
         ),

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
@@ -40,12 +40,13 @@ GRACE_SECONDS = 15.0
 reason."""
 
 
-def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
+def train_group(job: Job, alive: Callable[[], object]) -> Generator[Report, None, None]:
     """Train a run with a worker group, which this process leads. If a process of the group crashes or hangs, start another group.
+
+    Yield the reports of its first worker, and one when another group starts.
 
     Args:
         job: the run.
-        report: called in this thread.
         alive: called several times a second while the leader makes progress.
 
     Raises:
@@ -68,7 +69,7 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
         check_still_exists(job.storage)
         alive()
         try:
-            _train_once(job, report, alive)
+            yield from _train_once(job, alive)
             return
         except ProcessFailure as hung:
             cause, error = hung, hung
@@ -84,11 +85,11 @@ def train_group(job: Job, report: Report, alive: Callable[[], object]) -> None:
         failures += not cause.preempted
         if failures > job.max_failures:
             raise final_error(cause, error) from None
-        report({"restart": cause.reason})
+        yield {"restart": cause.reason}
 
 
-def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
-    """Start a group and forward the reports of its workers until it ends.
+def _train_once(job: Job, alive: Callable[[], object]) -> Generator[Report, None, None]:
+    """Start a group and yield the reports of its first worker until it ends.
 
     Raises:
         TrainingFailedError: Train ended the group.
@@ -108,7 +109,7 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
         while not training.done() or not queue.empty():
             alive()
             if (item := _next_item(queue)) is not None and not worker_group.store_controller(item):
-                report(item)
+                yield item
             if (hung := stalls.failure()) is not None:
                 raise hung
         training.result()
@@ -119,8 +120,10 @@ def _train_once(job: Job, report: Report, alive: Callable[[], object]) -> None:
         for name in worker_names(job.spec["world_size"]):
             process_failures.delete_record(name)
         raise
-    except Exception:
+    except BaseException:
         worker_group.abort_group()
+        for name in worker_names(job.spec["world_size"]):
+            process_failures.delete_record(name)
         raise
     finally:
         queue.shutdown(force=True)  # otherwise, the traceback of an error would keep the queue's process alive
@@ -251,4 +254,5 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     rank = ray_train.get_context().get_world_rank()
-    train_monitored(Job(**config["job"]), str(get_device()), ray_train.report, names=config["names"], rank=rank)
+    for report in train_monitored(Job(**config["job"]), str(get_device()), names=config["names"], rank=rank):
+        ray_train.report(report)

@@ -1,11 +1,11 @@
 """A run as it is sent to the process that trains it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Report = Callable[[dict[str, Any]], None]
-"""Sends a report of a run to the driver."""
+Report = dict[str, Any]
+"""A report of a run to the driver: an epoch, a restart of its group, or its outcome."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,70 +1,75 @@
-"""The function that Ray Tune runs in the process of a trial, and how it ends."""
+"""The Tune trainable that trains a run, and how a run ends."""
 
 import gc
-import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
-from ablations.engine.scheduling.ray_internals.tune import end_training_thread
-from ablations.engine.trial.ddp_group import controller_name, train_group, worker_names
+from ray import tune
+
+from ablations.engine.trial.ddp_group import train_group
 from ablations.engine.trial.group_failures import OUTCOMES
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.worker import train_or_exit_on_gpu_error
 
-END_TIMEOUT_SECONDS = 60.0
-"""Time for a stopped training to clean up, in seconds. For example, it ends the processes that read its images."""
+
+class RunTrainable(tune.Trainable):
+    """A process that trains one run at a time, and another one when Tune resets it.
+
+    A class rather than a function: Tune runs a function in a thread that waits in its report when the run is stopped, and that
+    keeps the run's memory. Here, the run is an iterator that Tune's next call advances or closes.
+    """
+
+    def setup(self, config: dict[str, Any], workload: bytes = b"") -> None:
+        """Prepare to train. `workload` is that of the study, as in `Job.workload`."""
+        self._workload = workload
+        self._reports = run_reports(Job(**{**config["job"], "workload": workload}))
+
+    def step(self) -> Report:
+        """Train until the run's next report, and return it."""
+        report = next(self._reports)
+        return report | {"done": "outcome" in report}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the current run, which may have been stopped early, and prepare for another one."""
+        self._reports.close()
+        self._reports = run_reports(Job(**{**new_config["job"], "workload": self._workload}))
+        return True
+
+    def cleanup(self) -> None:
+        """End the current run. Tune calls this before it ends the process."""
+        self._reports.close()
 
 
-def train(config: dict[str, Any], workload: bytes = b"") -> None:
-    """Train one run to its end. This is Tune's trainable. `workload` is that of the study, as in `Job.workload`."""
+def run_reports(job: Job) -> Generator[Report, None, None]:
+    """Train a run to its end in this process, or as the leader of its workers. The last report has its outcome."""
     import ray
-    from ray import tune
 
     from ablations.engine.trial.liveness import monitored
 
-    job = Job(**{**config["job"], "workload": workload})
     with monitored(ray.get_runtime_context().get_actor_id(), job.hang_timeout) as monitor:
-
-        def report(content: dict[str, Any]) -> None:
-            with monitor.waiting():
-                tune.report(content)
-
         if job.spec["world_size"] == 1:
-            device = "cuda" if job.gpus_per_worker else "cpu"
-            report_outcome(report, lambda: train_or_exit_on_gpu_error(job, device, report, monitor))
+            reports = train_or_exit_on_gpu_error(job, "cuda" if job.gpus_per_worker else "cpu", monitor)
         else:
-            report_outcome(report, lambda: train_group(job, report, monitor.alive))
+            reports = train_group(job, monitor.alive)
+        for report in with_outcome(reports):
+            with monitor.waiting():
+                yield report
 
 
-def end_training(trainable: Any) -> None:
-    """End the training of a stopped trial, in its process. Its thread would otherwise wait in a report and keep its memory."""
-    workers = trainable.config["job"]["spec"]["world_size"]
+def with_outcome(reports: Iterator[Report]) -> Iterator[Report]:
+    """Yield reports, and at last how the run ended. If the process itself crashes, Tune notices and retries."""
     try:
-        if workers > 1:
-            from ablations.engine.trial import process_failures, worker_group
-
-            worker_group.abort_group()
-            for name in (*worker_names(workers), controller_name()):
-                process_failures.delete_record(name)
-    finally:
-        if not end_training_thread(END_TIMEOUT_SECONDS):
-            os._exit(1)  # the next trial in this process then fails with a message; otherwise Tune would drop it silently
-
-
-def report_outcome(report: Report, work: Callable[[], object]) -> None:
-    """Run `work` and report how it ended. If the process itself crashes, Tune notices and retries."""
-    try:
-        work()
+        yield from reports
+        last = {"outcome": "completed"}
     except Exception as error:  # any error ends this run and no other
         outcome, message = outcome_of(error)
-        report({"outcome": outcome, "message": message, "traceback": traceback.format_exc()})
-    else:
-        report({"outcome": "completed"})
+        last = {"outcome": outcome, "message": message, "traceback": traceback.format_exc()}
     finally:
         _free_gpu_memory()
+    yield last
 
 
 def _free_gpu_memory() -> None:
@@ -72,7 +77,7 @@ def _free_gpu_memory() -> None:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         gc.collect()  # tensors of a failed run are in reference cycles
-        with suppress(RuntimeError):  # the outcome is reported already; the next run will detect that the GPU fails
+        with suppress(RuntimeError):  # the next run will detect that the GPU fails
             torch.cuda.empty_cache()
 
 

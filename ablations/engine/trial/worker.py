@@ -1,8 +1,9 @@
 """One run trained in this process, alone or as one worker of a group: `train_epochs`.
 
-A trial sends reports to the driver through Tune: after each epoch `{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}`,
-with a `"note"` if a checkpoint was damaged and `"predictions"` (Base64) after the last epoch, and at the end
-`{"outcome": …, "message": …}`.
+A training is an iterator of reports, which Tune sends to the driver: after each epoch
+`{"epoch": n, "metrics": {…}, "probes": […], "conditions": {…}}`, with a `"note"` if a checkpoint was damaged and `"predictions"`
+(Base64) after the last epoch, and at the end `{"outcome": …, "message": …}`. It goes on only when it is asked for the next report:
+a run that is stopped early rests at the end of an epoch, and closing the iterator ends it.
 """
 
 import base64
@@ -12,7 +13,7 @@ import platform
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class OutOfMemory(Exception):  # noqa: N818 - an outcome of a run, not a mistake
     """A run needs more memory than its device or this machine has."""
 
 
-def train_monitored(job: Job, device: str, report: Report, *, names: Sequence[str], rank: int) -> None:
+def train_monitored(job: Job, device: str, *, names: Sequence[str], rank: int) -> Generator[Report, None, None]:
     """Train as one worker of a group, as `train_epochs` does, in a monitored process.
 
     Args:
@@ -51,25 +52,19 @@ def train_monitored(job: Job, device: str, report: Report, *, names: Sequence[st
 
     with monitored(names[rank], job.hang_timeout) as monitor:
         peers = PeerMonitor([name for name in names if name != names[rank]], job.hang_timeout, monitor.alive)
-        train_or_exit_on_gpu_error(job, device, report, monitor, rank=rank, on_peer_wait=peers.check_progress)
+        yield from train_or_exit_on_gpu_error(job, device, monitor, rank=rank, on_peer_wait=peers.check_progress)
 
 
 def train_or_exit_on_gpu_error(
-    job: Job,
-    device: str,
-    report: Report,
-    monitor: "ProcessMonitor",
-    *,
-    rank: int = 0,
-    on_peer_wait: Callable[[], object] = lambda: None,
-) -> None:
+    job: Job, device: str, monitor: "ProcessMonitor", *, rank: int = 0, on_peer_wait: Callable[[], object] = lambda: None
+) -> Generator[Report, None, None]:
     """Train as `train_epochs` does, and exit the process if its GPU fails.
 
     After a CUDA error, every later use of the GPU by the same process fails, for its next run too. A new process continues from the
     last epoch.
     """
     try:
-        train_epochs(job, device, report, rank=rank, alive=monitor.alive, on_peer_wait=on_peer_wait)
+        yield from train_epochs(job, device, rank=rank, alive=monitor.alive, on_peer_wait=on_peer_wait)
     except RuntimeError as error:
         if not str(error).startswith("CUDA error"):
             raise
@@ -79,13 +74,12 @@ def train_or_exit_on_gpu_error(
 def train_epochs(
     job: Job,
     device: str,
-    report: Report,
     *,
     rank: int = 0,
     alive: Callable[[], object] = lambda: None,
     on_peer_wait: Callable[[], object] = lambda: None,
-) -> None:
-    """Train a run from its last checkpoint to its end, in this process.
+) -> Generator[Report, None, None]:
+    """Train a run from its last checkpoint to its end, in this process. Yield a report after each epoch.
 
     Epochs before the checkpoint are reported again, since their first report may have been lost. The driver ignores duplicates.
 
@@ -98,7 +92,7 @@ def train_epochs(
         OutOfMemory: the device or this machine has too little memory. The message names the device and the batch size.
     """
     try:
-        _train_epochs(job, device, report, rank, alive, on_peer_wait)
+        yield from _train_epochs(job, device, rank, alive, on_peer_wait)
     except (MemoryError, RuntimeError, OSError) as error:
         shortage = _find_memory_error(error)
         if not shortage:
@@ -120,8 +114,8 @@ def _find_memory_error(error: BaseException | None) -> BaseException | None:
 
 
 def _train_epochs(
-    job: Job, device: str, report: Report, rank: int, alive: Callable[[], object], on_peer_wait: Callable[[], object]
-) -> None:
+    job: Job, device: str, rank: int, alive: Callable[[], object], on_peer_wait: Callable[[], object]
+) -> Generator[Report, None, None]:
     import torch  # not at the top: the driver imports this module too, but trains nothing
 
     from ablations.engine.task.definition import Context
@@ -140,19 +134,21 @@ def _train_epochs(
     # not shown to users.
     note = {"note": "; ".join(damaged)} if damaged else {}
 
-    def deliver(
+    def epoch_report(
         epoch: int, metrics: Mapping[str, float], probes: Sequence[Mapping[str, Any]], predictions: "Predictions | None"
-    ) -> None:
+    ) -> Report:
         kept = predictions if job.predictions and rank == 0 else None
         final = {"predictions": base64.b64encode(kept.to_bytes()).decode()} if kept else {}
-        report({"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **final, **conditions, **note})
+        report = {"epoch": epoch, "metrics": _with_gpu_hours(metrics, job), "probes": probes, **final, **conditions, **note}
         note.clear()
-        alive()
+        return report
 
     history = workload.history(restore) if restore else []
     for epoch, metrics in enumerate(history, 1):
         latest = restore if epoch == len(history) else None
-        deliver(epoch, metrics, workload.probes(latest) if latest else [], workload.predictions(latest, data) if latest else None)
+        probes, predictions = (workload.probes(latest), workload.predictions(latest, data)) if latest else ([], None)
+        yield epoch_report(epoch, metrics, probes, predictions)
+        alive()
     if rank == 0 and len(history) < (workload.total_epochs(spec, data) or len(history) + 1):
         checkpoints.check_writable()
     context = Context(
@@ -162,7 +158,8 @@ def _train_epochs(
         if rank == 0 and result.checkpoint is not None:
             checkpoints.save(dict(result.checkpoint() if callable(result.checkpoint) else result.checkpoint), epoch)
         values = {name: float(value) for name, value in result.metrics.items()}
-        deliver(epoch, values, getattr(result, "probes", ()), getattr(result, "predictions", None))
+        yield epoch_report(epoch, values, getattr(result, "probes", ()), getattr(result, "predictions", None))
+        alive()
 
 
 def load_workload(job: Job) -> "Workload":

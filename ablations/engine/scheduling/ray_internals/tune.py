@@ -1,7 +1,7 @@
 """Private parts of Ray Tune: its loop, its actors, and the session of a trial."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,18 +91,6 @@ CRASH_CAUSES = Feature(
         Part(
             f"{_ACTORS}._actor_task_failed", "self, tracked_actor_task, exception", caller=f"{_ACTORS}._schedule_tracked_actor_task"
         ),
-    ),
-)
-
-STOPPED_TRAINING = Feature(
-    "prompt end of stopped trials",
-    (
-        Part("ray.train._internal.session:get_session", ""),
-        Part("ray.train._internal.session:_TrainSession.finish", "self, timeout=None"),
-        Part("ray.train._internal.session:_TrainSession", attributes="training_thread"),
-        Part(_TRIAL, attributes="temporary_state"),
-        Part("ray.tune.experiment.trial:_TemporaryTrialState", attributes="ray_actor"),
-        Part("ray.tune.trainable.function_trainable:FunctionTrainable.execute", "self, fn"),
     ),
 )
 
@@ -302,19 +290,3 @@ def last_error(trial: Any) -> Exception | None:
 
     error: Exception = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return error
-
-
-@needs(STOPPED_TRAINING, otherwise=None)
-def execute_in_process(trial: Any, function: Callable[[Any], object]) -> None:
-    """Call a function with Tune's trainable in the process of a trial, without waiting for it."""
-    trial.temporary_state.ray_actor.execute.remote(function)
-
-
-@needs(STOPPED_TRAINING, otherwise=True)
-def end_training_thread(timeout_seconds: float) -> bool:
-    """End the training thread of this process's trial, which waits in a report; return whether it ended in time."""
-    from ray.train._internal.session import get_session
-
-    session = get_session()
-    session.finish(timeout=timeout_seconds)
-    return not session.training_thread.is_alive()
