@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from ablations.engine.cluster.local_service import RAY_ADDRESS_VARIABLE, failure_reason, select_ray_cluster
+from ablations.engine.environment import ray_processes
 from tests.helpers.local_service import Service, answer, listening
 from tests.helpers.ray_jobs import wait_until
 
@@ -156,6 +157,8 @@ def test_a_page_from_elsewhere_in_a_browser_starts_and_changes_nothing(service: 
 def test_ray_leaves_no_address_that_other_programs_would_wait_for(service: Service) -> None:
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
     assert not current.exists() or not current.read_text().endswith(f":{service.ports['ray']}")
+    (node,) = (each for each in ray_processes.nodes_here() if each.head.endswith(f":{service.ports['ray']}"))
+    assert (node.head, node.user, node.private) == (f"127.0.0.1:{service.ports['ray']}", os.geteuid(), True)
 
 
 @pytest.mark.slow

@@ -9,13 +9,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from ablations.engine.cluster.local_service import select_ray_cluster
-from ablations.engine.environment import paths, private_files
+from ablations.engine.environment import paths, private_files, ray_processes
+from ablations.engine.environment.ray_processes import RayNode
 from resnet_core import ConfigError
 from tests.helpers.local_service import Service, listening
 from tests.helpers.project import PROJECT
@@ -172,34 +175,88 @@ def test_a_folder_for_temporary_files_that_does_not_suit_is_refused(place: Path,
         private_files.make_ray_folder()
 
 
-# A cluster that somebody noted on this machine
+# Clusters on this machine
 
 
 def test_the_ray_of_a_process_is_decided_before_ray_is_imported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Joined is one that answers and that this user or root started; else one starts for the process alone, on loopback."""
-    loopback = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    for name in ("RAY_TMPDIR", "RESNET_ABLATIONS_HOME", "HOME", loopback, "RAY_ADDRESS", "RAY_AUTH_MODE"):
+    loopback, owner = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", os.geteuid()
+    for name in ("RESNET_ABLATIONS_HOME", "HOME", loopback, "RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, str(place))
-    note = place / "ray" / "ray_current_cluster"
-    note.parent.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        owner = os.geteuid()
-        cases = [(None, None, owner, "local"), (None, address, owner, address), ("10.0.0.1:6379", address, owner, "10.0.0.1:6379")]
-        cases += [("local", address, owner, "local"), (None, "127.0.0.1:9", owner, "local"), (None, "", owner, "local")]
-        cases += [("", address, owner, address)] + ([(None, address, OTHER, "local")] if owner == 0 else [])
-        for given, noted, of_user, expected in cases:
+        here, gone = RayNode(address, owner, 2, private=False), RayNode("127.0.0.1:9", owner, 1, private=False)
+        cases: list[tuple[str | None, list[RayNode], str]] = [
+            (None, [], "local"),
+            (None, [here, gone], address),
+            (None, [gone], "local"),
+            (None, [replace(here, user=0)], address),
+            (None, [replace(here, user=OTHER)], "local"),
+            (None, [replace(here, user=OTHER), here], address),
+            (None, [replace(here, private=True)], "local"),
+            ("", [here], address),
+            ("local", [here], "local"),
+            ("10.0.0.1:6379", [here], "10.0.0.1:6379"),
+        ]
+        for given, nodes, expected in cases:
             for name in (loopback, "RAY_ADDRESS", "RAY_AUTH_MODE"):
                 monkeypatch.delenv(name, raising=False)
             if given is not None:
                 monkeypatch.setenv("RAY_ADDRESS", given)
-            note.unlink(missing_ok=True)
-            if noted is not None:
-                note.write_text(noted)
-                os.chown(note, of_user, of_user)
+            monkeypatch.setattr(ray_processes, "nodes_here", lambda nodes=nodes: nodes)
             select_ray_cluster()
-            assert os.environ["RAY_ADDRESS"] == expected, (given, noted)
-            assert os.environ.get(loopback) == ("0" if expected == "local" else None), (given, noted)
+            assert os.environ["RAY_ADDRESS"] == expected, (given, nodes)
+            assert os.environ.get(loopback) == ("0" if expected == "local" else None), (given, nodes)
+
+
+@pytest.mark.parametrize(
+    ("parent", "folder", "private"),
+    [
+        (None, "/tmp/ray", False),
+        (["/sbin/init"], "/tmp/ray", False),
+        (["/lib/systemd/systemd", "--user"], "/tmp/ray", False),
+        (["/venv/bin/python", "/venv/bin/ray", "start", "--head", "--block"], "/tmp/ray", False),
+        (["python3.12", "ablations/shortcuts.py"], "/tmp/ray", True),
+        (["/venv/bin/python", "-m", "ipykernel_launcher"], "/tmp/ray", True),
+        (["/venv/bin/python", "-P", "-c", "…", "start", "--head", "--block"], "/tmp/abl-12345678/r", True),  # a service
+    ],
+)
+def test_the_ray_of_a_program_or_service_is_told_from_one_of_ray_start(
+    parent: list[str] | None, folder: str, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raylet, other = Mock(), Mock()
+    raylet.info, other.info = {"name": "raylet"}, {"name": "python"}
+    raylet.cmdline.return_value = ["/ray/raylet", "--head", f"--temp_dir={folder}", "--gcs-address=10.0.0.1:6379"]
+    raylet.uids.return_value.effective, raylet.create_time.return_value = 1000, 5.0
+    raylet.parent.return_value = None if parent is None else Mock(cmdline=lambda: parent)
+    monkeypatch.setattr(psutil, "process_iter", lambda names: [other, raylet])
+    assert ray_processes.nodes_here() == [RayNode("10.0.0.1:6379", 1000, 5.0, private)]
+
+
+def test_a_cluster_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ray_processes, "nodes_here", lambda: [RayNode("10.0.0.1:6379", OTHER, 0, private=False)])
+    assert ray_processes.own_cluster_address() is None
+    assert capsys.readouterr().err == (
+        "Ray: the cluster at 10.0.0.1:6379 belongs to another user and is ignored; RAY_ADDRESS=HOST:PORT joins a cluster.\n"
+    )
+
+
+def test_a_ray_that_would_not_stay_on_loopback_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listener(ip: str) -> Mock:
+        return Mock(status=psutil.CONN_LISTEN, laddr=Mock(ip=ip, port=4711))
+
+    def program(name: str, ip: str) -> Mock:
+        child = Mock(net_connections=lambda kind: [listener(ip)])
+        child.name.return_value = name
+        return Mock(children=lambda recursive: [child])
+
+    for name, ip in (("raylet", "127.0.0.1"), ("gcs_server", "::ffff:127.0.0.1"), ("python", "::")):
+        ray_processes.warn_if_reachable(program(name, ip))
+    assert not capsys.readouterr().err
+    ray_processes.warn_if_reachable(program("raylet", "::"))
+    assert "has no effect; other machines may reach the ports 4711." in capsys.readouterr().err
 
 
 # A service and a job

@@ -257,6 +257,31 @@ def test_no_program_and_no_node_joins_without_the_token(submitted: Submitted, mo
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("mode", "token", "reason"),
+    [
+        ("disabled", "", "this Ray asks for a token; export RAY_AUTH_MODE=token"),
+        ("token", "wrong" * 8, "Ray refuses the token of this user"),
+        ("token", "", ""),
+    ],
+)
+def test_an_address_is_checked_with_the_token_before_it_is_joined(submitted: Submitted, mode: str, token: str, reason: str) -> None:
+    """`ray.init` would try for 20 s, with a warning each second."""
+    address = f"127.0.0.1:{submitted.service.ports['ray']}"
+    code = f"from ablations.engine.scheduling.connection import check_address; check_address({address!r})"
+    settings = {
+        "RAY_AUTH_MODE": mode,
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+        **({"RAY_AUTH_TOKEN": token} if token else {}),
+    }
+    done = submitted.service.run(sys.executable, "-c", code, folder=PROJECT, **settings)
+    assert done.returncode == (1 if reason else 0), done.stderr
+    assert reason in done.stderr
+    assert "gcs_client.cc" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_mlflow_answers_nobody_without_the_password(submitted: Submitted) -> None:
     """Every route that it has: REST, GraphQL, artifacts, the pages."""
     server = http.client.HTTPConnection(submitted.service.mlflow.removeprefix("http://"))

@@ -111,6 +111,20 @@ def test_a_deferred_signal_is_delivered_at_the_end_of_the_block(number: signal.S
         signal.raise_signal(number)
 
 
+def test_a_library_that_replaces_the_handler_of_sigterm_is_interrupted_all_the_same() -> None:
+    """`ray.init` does so, and then ends by SystemExit in the middle of its work."""
+    heard = signals.InterruptHandler()
+
+    def work() -> None:
+        with signals.deferred_signals():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert heard.received
+
+
 def test_an_error_that_a_signal_causes_in_a_library_is_reported_as_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

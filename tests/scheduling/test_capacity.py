@@ -1,11 +1,14 @@
 """Tests of the capacity of a cluster, now and with the nodes that its autoscaler may add."""
 
+import json
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
+from ablations.engine.scheduling import capacity
 from ablations.engine.scheduling.capacity import AutoscalerLimits, NodeType, RunResources, parse_cluster_file
 from tests.helpers.project import PROJECT
 
@@ -63,3 +66,24 @@ def test_limits_of_the_autoscaler_are_read_from_a_cluster_file_unless_a_type_has
 def test_limits_of_machines_on_premises_are_unknown() -> None:
     config: dict[str, Any] = yaml.safe_load((PROJECT / "deploy" / "on-premises.yaml").read_text())
     assert parse_cluster_file(prepare_config(config)) is None
+
+
+@pytest.mark.parametrize(
+    ("v2", "labels", "types", "expected"),
+    [
+        (None, {}, None, False),
+        (None, {}, {"node_a": 1}, False),  # without an autoscaler, each node is a type of its own
+        (None, {}, {"head": 1}, True),
+        (b"1", {}, None, False),  # a head that was told of version 2, and no more
+        (b"1", {"ray.io/node-group": "head"}, None, True),
+        (b"0", {"ray.io/node-group": "head"}, None, False),
+    ],
+)
+def test_an_autoscaler_is_known_by_the_types_of_its_nodes(
+    v2: bytes | None, labels: dict[str, str], types: dict[str, int] | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = None if types is None else json.dumps({"autoscaler_report": {"active_nodes": types, "idle_nodes": None}}).encode()
+    stored = {(None, "__autoscaling_status"): report, ("__autoscaler", "__autoscaler_v2_enabled"): v2}
+    monkeypatch.setattr(capacity, "kv_get", lambda key, namespace=None: stored[namespace, key])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True, "Labels": labels}])
+    assert capacity.has_autoscaler() is expected

@@ -133,7 +133,7 @@ def test_gpus_do_not_identify_a_run() -> None:
 def fake_node(monkeypatch: pytest.MonkeyPatch, *resources: Mapping[str, float], usable: int) -> None:
     nodes = [{"Alive": True, "Resources": each} for each in resources]
     monkeypatch.setattr(capacity, "alive_nodes", lambda: nodes)
-    monkeypatch.setattr("ablations.engine.scheduling.ray_internals.cluster.has_autoscaler", lambda: False)
+    monkeypatch.setattr("ablations.engine.scheduling.capacity.has_autoscaler", lambda: False)
     monkeypatch.setattr(capacity, "local_gpus", lambda: usable)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

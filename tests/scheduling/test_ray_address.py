@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from ablations.engine.environment import ray_processes
+from ablations.engine.environment.ray_processes import RayNode
 from ablations.engine.scheduling import connection
 from ablations.engine.scheduling.connection import check_address
 from resnet_core import ConfigError
 from tests.helpers.local_service import free_port
 from tests.helpers.project import PROJECT
+from tests.helpers.ray_jobs import wait_until
 
 MAX_SECONDS = 20.0
-"""Ray itself would try for minutes."""
+"""Ray itself would try for longer."""
 STUDY = ["ablations/shortcuts.py", "--preset", "smoke", "--seeds", "1", "--levels", "shortcut=A", "depth=8"]
 
 
@@ -48,14 +51,6 @@ def server(says: bytes | None) -> Iterator[str]:
         client.close()
 
 
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray takes 127.0.0.1 for what it is, as beside a Ray on loopback."""
-    from ray._private import ray_constants
-
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-
-
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
@@ -80,30 +75,67 @@ def test_an_invalid_address_is_rejected_with_its_reason(address: str, reason: st
 
 
 @pytest.mark.parametrize("says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"])
-def test_a_server_other_than_ray_is_rejected_within_seconds(loopback: None, says: bytes | None) -> None:
+def test_a_server_other_than_ray_is_rejected_within_seconds(says: bytes | None) -> None:
     began = time.monotonic()
     with server(says) as address, pytest.raises(ConfigError, match=rf"^RAY_ADDRESS={address}: no Ray (listens|answers) there"):
         check_address(address)
     assert time.monotonic() - began < MAX_SECONDS
 
 
-def test_the_error_names_the_address_that_ray_uses_in_place_of_loopback() -> None:
-    """Ray looks for it at this machine's own address."""
-    with (
-        server(b"") as address,
-        pytest.raises(ConfigError, match=rf"takes this address for (?!127)[\d.]+:{address[10:]}\)"),
-    ):
-        check_address(address)
-
-
 def test_a_cluster_of_which_this_machine_is_not_a_node_is_rejected(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private import services
-
-    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 60.0)  # on a busy machine
-    check_address(cluster)
-    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 60)  # on a busy machine
+    assert check_address(cluster) == cluster
+    assert [node.private for node in ray_processes.nodes_here() if node.head == cluster] == [True]
+    port = cluster.rpartition(":")[2]
+    assert check_address(f"localhost:{port}") == cluster  # Ray listens on the machine's own address
+    monkeypatch.setattr(ray_processes, "nodes_here", list)
     with pytest.raises(ConfigError, match=r"this machine is not a node of that cluster.*ray job submit"):
         check_address(cluster)
+
+
+def test_auto_is_the_newest_ray_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_answer_problem", lambda head: f"{head} was asked")
+    for heads, message in (([], "no Ray runs on this machine"), (["10.0.0.2:1", "10.0.0.3:2"], "10.0.0.2:1 was asked")):
+        nodes = [RayNode(head, user=0, started=0, private=True) for head in heads]
+        monkeypatch.setattr(ray_processes, "nodes_here", lambda nodes=nodes: nodes)
+        with pytest.raises(ConfigError, match=rf"^RAY_ADDRESS=auto: {message}; accepted"):
+            check_address("auto")
+
+
+def test_a_ray_on_loopback_stays_there_when_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable, Ray would look for it at the machine's own address, for a minute."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "")
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    monkeypatch.setattr(connection, "_answer_problem", lambda head: "")
+    monkeypatch.setattr(connection, "_accepts_token", lambda head: True)
+    monkeypatch.setattr(ray_processes, "nodes_here", lambda: [RayNode("127.0.0.1:7000", user=0, started=0, private=False)])
+    assert check_address("localhost:7000") == "127.0.0.1:7000"
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
+def test_a_head_that_refuses_no_token_is_joined_though_its_dashboard_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.util.state
+
+    asked: list[str | None] = []
+
+    def refuse(address: str) -> None:
+        raise ray.exceptions.AuthenticationError("no such token")
+
+    def wait(address: str) -> None:
+        asked.extend((address, os.environ.get("RAY_ADDRESS")))
+        time.sleep(1)
+        raise ConnectionError("no dashboard")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(ray.util.state, "StateApiClient", wait)
+    assert connection._accepts_token("10.0.0.1:6379")
+    wait_until(lambda: asked, 30)
+    assert asked == ["10.0.0.1:6379", None]
+    assert os.environ["RAY_ADDRESS"] == "auto"
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(ray.util.state, "StateApiClient", refuse)
+    assert not connection._accepts_token("10.0.0.1:6379")
 
 
 @pytest.mark.parametrize(

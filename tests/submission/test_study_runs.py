@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ablations.engine.scheduling import capacity, tune_runner
-from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
+from ablations.engine.scheduling.capacity import has_autoscaler
 from ablations.engine.study.definition import Study
 from ablations.engine.tracking.connection import connect
 from ablations.engine.trial import trainable

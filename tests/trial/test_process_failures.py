@@ -354,8 +354,7 @@ def test_runs_of_a_lost_node_continue_elsewhere_with_the_same_results(server: in
         text, error = study.communicate(timeout=300)
     nodes.add()
     assert study.returncode == 0, text
-    assert "aylet" not in text  # Ray's own words are no part of what a study prints
-    assert all(line.startswith("Ray: ") for line in error.splitlines() if "aylet" in line), error
+    assert "aylet" not in error  # Ray prints its own words, and up to 20 lines of a log, on standard output
     assert f"its node {ray.util.get_node_ip_address()} was lost" in text
     client = MlflowClient(tracking_uri)
     (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == STUDY.name)

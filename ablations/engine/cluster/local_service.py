@@ -19,9 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from ablations.engine.environment import paths, private_files
+from ablations.engine.environment import paths, private_files, ray_processes
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.scheduling.ray_internals.cluster import loopback_environment
 from ablations.engine.tracking import relocation
 from resnet_core import ConfigError
 from resnet_core.fields import reject
@@ -117,7 +116,7 @@ def up(ports: Ports) -> None:
     settings = {
         "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{ports.mlflow}",
         # By default, Ray's own ports listen on every interface. This setting keeps them on loopback, as on macOS.
-        **loopback_environment(),
+        ray_processes.LOOPBACK_VARIABLE: "0",
         # Always set: if it were unset, a token that another program left would lock out a plain `ray job submit`.
         "RAY_AUTH_MODE": mode or "disabled",
         "RESNET_ABLATIONS_HOME": str(paths.home()),
@@ -146,6 +145,7 @@ def up(ports: Ports) -> None:
         os.close(lock)  # from here on, Ray's head holds the lock
         _wait_until_ready("mlflow", f"http://{LOOPBACK}:{ports.mlflow}/health", processes[0])
         _wait_until_ready("ray", f"http://{LOOPBACK}:{ports.dashboard}/api/version", processes[1])
+        ray_processes.warn_if_reachable(psutil.Process(processes[1].pid))
     except BaseException:
         down()
         raise
@@ -174,17 +174,15 @@ def select_ray_cluster() -> None:
         for name, value in state.environment().items():
             os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:
-        note = private_files.local_cluster_address()
-        if note and accepts_connections(note):
-            os.environ["RAY_ADDRESS"] = note
+        found = ray_processes.own_cluster_address()
+        if found and accepts_connections(found):
+            os.environ["RAY_ADDRESS"] = found
             if private_files.ray_token():  # Ray does the same for a cluster that it finds by itself
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
             os.environ["RAY_ADDRESS"] = "local"
     if os.environ["RAY_ADDRESS"] == "local":
-        # Keep this Ray on loopback as well.
-        for name, value in loopback_environment().items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault(ray_processes.LOOPBACK_VARIABLE, "0")  # keep this Ray on loopback as well
 
 
 def down() -> bool:

@@ -68,6 +68,19 @@ def document_on_stdout() -> Iterator[Callable[[str], None]]:
         yield write
 
 
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Discard what this process writes to standard error inside the block, also from libraries in C++."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
 def _is_file(stream: object) -> bool:
     """Return whether a stream writes to a file descriptor. That of a notebook does not."""
     try:

@@ -14,7 +14,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from ablations.engine.scheduling.ray_internals.cluster import current_cluster_file
 from resnet_core.fields import reject
 
 PREFIX = "abl-"
@@ -146,25 +145,3 @@ def _others_may_rename(folder: Path) -> bool:
         return False
     open_to_others = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
     return bool(open_to_others) or found.st_uid not in (0, os.geteuid())
-
-
-def local_cluster_address() -> str | None:
-    """Return the address of the cluster that `ray start` recorded on this machine; None if neither this user nor root did so.
-
-    Every user may write to Ray's folder, and a driver executes what its cluster sends. A record of another user is not trusted.
-    """
-    base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own folder
-    path = current_cluster_file(base)
-    if path is None:
-        return None
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & stat.S_IWOTH:
-                print(
-                    f"Ray: {path} belongs to another user and is ignored; RAY_ADDRESS=HOST:PORT joins a cluster.", file=sys.stderr
-                )
-                return None
-            return file.read(300).strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None

@@ -1,6 +1,7 @@
 """Provenance of a submission: command, commit, local changes, versions and machine, and the command that resubmits it."""
 
 import difflib
+import json
 import os
 import platform
 import re
@@ -14,10 +15,12 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from ablations.engine.scheduling.ray_internals.cluster import job_config
 from resnet_core.fields import printable
 
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Undocumented environment variable that contains the settings of `ray job submit`, as JSON."""
 PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "numpy", "scipy", "statsmodels")
 """Packages whose versions are recorded."""
 SECRET = re.compile(
@@ -133,13 +136,19 @@ def _command(words: Sequence[str]) -> str:
 
 def _upload() -> str:
     """Return Ray's name or the address of the working folder that the job uploaded; empty if there is none."""
-    return printable(job_config().get("runtime_env", {}).get("working_dir", "").removeprefix("gcs://"))
+    return printable(_job_config().get("runtime_env", {}).get("working_dir", "").removeprefix("gcs://"))
 
 
 def submission_id() -> str | None:
     """Return the job's submission ID; None if `ray job submit` did not start this program."""
-    name: str | None = job_config().get("metadata", {}).get("job_submission_id")
+    name: str | None = _job_config().get("metadata", {}).get("job_submission_id")
     return name
+
+
+def _job_config() -> dict[str, Any]:
+    """Return the settings of the `ray job submit` that started this program; empty if it was started otherwise."""
+    config: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
+    return config
 
 
 def _git(*arguments: str) -> str | None:

@@ -175,7 +175,8 @@ def first_signal_noted() -> Iterator[Callable[[], bool]]:
 def deferred_signals() -> Iterator[None]:
     """Defer SIGINT and SIGTERM until the end of the block, where the first one is raised again.
 
-    A library that is interrupted while it starts may turn the interrupt into an error of its own.
+    A library that is interrupted while it starts may turn the interrupt into an error of its own. One that replaces the handler of
+    SIGTERM, as `ray.init` does, ends the block by SystemExit.
     """
     if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers in the main thread only
         yield
@@ -184,6 +185,9 @@ def deferred_signals() -> Iterator[None]:
     previous = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in SIGNALS}
     try:
         yield
+    except SystemExit:
+        pending.append(signal.SIGTERM)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,16 +1,22 @@
 """Capacity of a cluster, in runs: with its current nodes, and with all nodes that its autoscaler may add."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ablations.engine.scheduling.ray_internals import cluster
+from ablations.engine.environment import ray_processes
+from ablations.engine.scheduling.ray_internals.key_value_store import kv_get
 from resnet_core.fields import ConfigError, reject
 
 GPU_DRIVER_FILES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Files of drivers for GPUs on Linux: NVIDIA's, also in a container, that of Windows' subsystem for Linux, and AMD's."""
+HEAD_RESOURCE = "node:__internal_head__"
+"""Resource that only the head of a cluster has."""
+NODE_TYPE_LABEL = "ray.io/node-group"
+"""Label of nodes that an autoscaler manages: the name of their type."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class RunResources:
         """Raise ConfigError if the cluster can never hold one run."""
         if self.current_capacity():
             return
-        if not cluster.has_autoscaler():
+        if not has_autoscaler():
             raise self.too_small_error([node["Resources"] for node in alive_nodes()])
         limits = autoscaler_limits()
         if limits and (error := self.unsatisfiable_error(head_resources(), limits)):
@@ -153,7 +159,7 @@ def alive_nodes() -> list[dict[str, Any]]:
 def head_resources() -> dict[str, float]:
     """Return the resources of the head of the cluster."""
     resources = (node["Resources"] for node in alive_nodes())
-    return next((each for each in resources if cluster.HEAD_RESOURCE in each), {})
+    return next((each for each in resources if HEAD_RESOURCE in each), {})
 
 
 def is_own_node_lost() -> bool:
@@ -187,7 +193,28 @@ def starts_local_ray() -> bool:
 
 def is_one_node() -> bool:
     """Return whether the cluster has one node, and no autoscaler that could add more."""
-    return len(alive_nodes()) == 1 and not cluster.has_autoscaler()
+    return len(alive_nodes()) == 1 and not has_autoscaler()
+
+
+def has_autoscaler() -> bool:
+    """Return whether an autoscaler can add nodes to the cluster. Every head reports to the key-value store, with or without one."""
+    return _has_autoscaler_v2() or _has_autoscaler_v1()
+
+
+def _has_autoscaler_v2() -> bool:
+    """Return whether version 2 runs, which `ray up` and KubeRay start. Each node that it manages has a label with its type."""
+    enabled = kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1"
+    return enabled and any(NODE_TYPE_LABEL in node["Labels"] for node in alive_nodes())
+
+
+def _has_autoscaler_v1() -> bool:
+    """Return whether version 1 runs. Without it, the type of each node in the head's report is `node_<node ID>`."""
+    import ray
+
+    report = json.loads(kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    types = {**(report.get("active_nodes") or {}), **(report.get("idle_nodes") or {})}
+    ids = {f"node_{node['NodeID']}" for node in ray.nodes()}
+    return any(name not in ids for name in types)
 
 
 def autoscaler_limits() -> AutoscalerLimits | None:
@@ -195,7 +222,7 @@ def autoscaler_limits() -> AutoscalerLimits | None:
     import ray
     import yaml
 
-    path = cluster.autoscaler_config_file(ray.get_runtime_context().gcs_address)
+    path = ray_processes.autoscaler_config_file(ray.get_runtime_context().gcs_address)
     return parse_cluster_file(yaml.safe_load(path.read_text(encoding="utf-8"))) if path else None
 
 

@@ -7,8 +7,7 @@ import ray
 from ray.exceptions import RpcError
 
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.scheduling.capacity import RunResources, is_own_node_lost
-from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
+from ablations.engine.scheduling.capacity import RunResources, has_autoscaler, is_own_node_lost
 
 CHECK_INTERVAL_SECONDS = 2.0
 """Minimum time between two checks, in seconds."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from ray.exceptions import RpcError
 
-from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.capacity import RunResources, has_autoscaler
 from ablations.engine.scheduling.fair_share import (
     ClaimRegistry,
     ResourceClaim,
@@ -15,7 +15,6 @@ from ablations.engine.scheduling.fair_share import (
     quota_of,
     should_yield,
 )
-from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
 from ablations.engine.scheduling.ray_internals.train import remove_orphaned_placement_groups
 from ablations.engine.scheduling.run_queue import RunQueue
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from ablations.engine.environment.validation import AUTO
 from ablations.engine.scheduling import capacity
 from ablations.engine.scheduling.capacity import AutoscalerLimits, RunResources, describe_amount
-from ablations.engine.scheduling.ray_internals import cluster
 from resnet_core.fields import reject
 
 NO_GPUS = "--gpus-per-worker 0 trains on CPUs"
@@ -64,7 +63,7 @@ def this_machine() -> ClusterResources:
 def joined_cluster() -> ClusterResources:
     """Return the resources of the cluster that this process has joined, or of the Ray that it has started."""
     nodes = [node["Resources"] for node in capacity.alive_nodes()]
-    if cluster.has_autoscaler():
+    if capacity.has_autoscaler():
         return ClusterResources(
             nodes=nodes, has_autoscaler=True, limits=capacity.autoscaler_limits(), head=capacity.head_resources()
         )

@@ -13,12 +13,12 @@ import ray
 from ray import tune
 
 from ablations.engine.environment import scratch_folders, signals
-from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.environment.aws_keys import keys_in_memory
+from ablations.engine.scheduling.capacity import HEAD_RESOURCE, RunResources
 from ablations.engine.scheduling.cluster_monitor import ClusterLost, ClusterMonitor
 from ablations.engine.scheduling.concurrency import ConcurrencyController
 from ablations.engine.scheduling.fair_share import ClaimRegistry
 from ablations.engine.scheduling.hang_monitor import HangMonitor
-from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
 from ablations.engine.scheduling.ray_internals.tune import install_crash_handler
 from ablations.engine.scheduling.run_queue import RunList, RunListener, RunQueue, RunSource
 from ablations.engine.scheduling.tune_adapters import NothingToRun, RunScheduler, RunSearch, TuneCallback, explain
@@ -131,7 +131,7 @@ def _train(queue: RunQueue, controller: ConcurrencyController, hang_timeout: flo
         controller.update(queue)
 
     try:
-        with signals.first_signal_noted() as is_interrupted:
+        with keys_in_memory(), signals.first_signal_noted() as is_interrupted:
             supervise()
             while not queue.finished:
                 if queue.has_next():

@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ablations.engine.cluster.doctor.check import Check, failed, join_names, not_checked, passed
 from ablations.engine.cluster.doctor.nodes import Node
-from ablations.engine.scheduling.ray_internals.cluster import free_resources_by_node
 
 Backend = Literal["gloo", "nccl"]
 
@@ -26,7 +25,9 @@ REPETITIONS = 5
 MIN_GB_PER_SECOND = 0.05
 """Minimum bandwidth. Below it, each step of ResNet-50 waits more than 2 seconds. A 1 Gb/s network reaches about 0.1 GB/s."""
 RESERVATION_TIMEOUT_SECONDS = 5.0
-"""Time limit for reserving a worker on each node."""
+"""Time limit for reserving a worker on each node. Nodes that have none free by then are left out."""
+RESERVATION_POLL_SECONDS = 0.05
+"""Interval between looks at what is reserved."""
 START_TIMEOUT_SECONDS = 60.0
 """Time limit for starting the processes and importing torch, which is slow from a cold disk."""
 MEASUREMENT_TIMEOUT_SECONDS = 25.0
@@ -80,31 +81,34 @@ class GroupMember:
         return times[1:], correct
 
 
-def _reserve(nodes: Sequence[Node], bundle: Mapping[str, float]) -> PlacementGroup | None:
-    """Reserve a bundle on each node. Return None if another program took one of them first."""
-    selectors = [{"ray.io/node-id": node.id} for node in nodes]
-    reserved = placement_group([dict(bundle)] * len(nodes), bundle_label_selector=selectors)
-    if reserved.wait(RESERVATION_TIMEOUT_SECONDS):
-        return reserved
-    remove_placement_group(reserved)
-    return None
+def reserve(nodes: Sequence[Node], bundle: Mapping[str, float]) -> dict[str, PlacementGroup]:
+    """Reserve a bundle on each node that has one free; return the placement groups, by node ID."""
+    waiting = {node.id: placement_group([dict(bundle)], bundle_label_selector=[{"ray.io/node-id": node.id}]) for node in nodes}
+    reserved: dict[str, PlacementGroup] = {}
+    deadline = time.monotonic() + RESERVATION_TIMEOUT_SECONDS
+    while waiting and time.monotonic() < deadline:
+        created = {node for node, group in waiting.items() if placement_group_table(group)["state"] == "CREATED"}
+        reserved |= {node: waiting.pop(node) for node in created}
+        time.sleep(RESERVATION_POLL_SECONDS if waiting else 0)
+    for group in waiting.values():
+        remove_placement_group(group)
+    return reserved
 
 
-def measure(reserved: PlacementGroup, backend: Backend) -> AllReduceMeasurement | str:
-    """Measure a group with one worker in each bundle, then remove the placement group.
+def measure(reserved: Sequence[PlacementGroup], backend: Backend) -> AllReduceMeasurement | str:
+    """Measure a group with one worker in each placement group of one bundle, then remove the placement groups.
 
     Returns:
         The measurement, or a string that says why there is none.
     """
     member: Any = ray.remote(GroupMember)
-    bundles = reserved.bundle_specs
     members = [
         member.options(
-            num_cpus=bundle.get("CPU", 0),
-            num_gpus=bundle.get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=index),
+            num_cpus=group.bundle_specs[0].get("CPU", 0),
+            num_gpus=group.bundle_specs[0].get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         ).remote()
-        for index, bundle in enumerate(bundles)
+        for group in reserved
     ]
     address = ""
     limit = MEASUREMENT_TIMEOUT_SECONDS
@@ -119,7 +123,8 @@ def measure(reserved: PlacementGroup, backend: Backend) -> AllReduceMeasurement 
     finally:
         for actor in members:
             ray.kill(actor)
-        remove_placement_group(reserved)
+        for group in reserved:
+            remove_placement_group(group)
     slowest = [max(each) for each in zip(*times, strict=True)]
     return AllReduceMeasurement(workers=len(members), seconds=slowest, correct=all(correct))
 
@@ -130,16 +135,15 @@ def check_across_nodes(backend: Backend, resource: str, nodes: Sequence[Node]) -
     fit = [node for node in nodes if (node.cpus if resource == "CPU" else node.gpus) >= 1]
     if len(fit) < 2:
         return not_checked(name, f"needs two nodes with a {resource}")
-    free = free_resources_by_node()
-    idle = [node for node in fit if free is None or free.get(node.id, {}).get(resource, 0) >= 1]
-    reserved = _reserve(idle, {resource: 1}) if len(idle) > 1 else None
-    if reserved is None:
+    reserved = reserve(fit, {resource: 1})
+    if len(reserved) < 2:
+        for group in reserved.values():
+            remove_placement_group(group)
         return not_checked(name, f"the cluster is busy: fewer than two of {len(fit)} nodes have a free {resource}")
-    check = evaluate(backend, measure(reserved, backend))
-    if len(idle) < len(fit) and check.status == "ok":
-        return passed(
-            name, f"{check.detail}; not measured because busy: {join_names(node.name for node in fit if node not in idle)}"
-        )
+    check = evaluate(backend, measure(list(reserved.values()), backend))
+    if len(reserved) < len(fit) and check.status == "ok":
+        busy = join_names(node.name for node in fit if node.id not in reserved)
+        return passed(name, f"{check.detail}; not measured because busy: {busy}")
     return check
 
 

@@ -1,6 +1,7 @@
 """Checks of the network exposure: on which addresses Ray and MLflow listen, and whether they ask for a token or password."""
 
 import ipaddress
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,7 @@ from http import HTTPStatus
 import psutil
 
 from ablations.engine.cluster.doctor.check import Check, failed, join_names, not_checked, passed
-from ablations.engine.scheduling.ray_internals.cluster import TOKEN_CHECK, asks_for_token
-from ablations.engine.scheduling.ray_internals.compatibility import is_available
+from ablations.engine.environment.network import is_loopback, parse_ip
 
 ANSWER_TIMEOUT_SECONDS = 5.0
 """Time limit for a server to answer a probe."""
@@ -37,7 +37,7 @@ class ListeningSocket:
 
     @property
     def loopback(self) -> bool:
-        return _ip(self.address).is_loopback
+        return is_loopback(self.address)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class NodeExposure:
     @property
     def public_addresses(self) -> list[str]:
         """Publicly routable addresses of interfaces on which a socket listens."""
-        bound = {_ip(socket.address) for socket in self.sockets}
+        bound = {parse_ip(socket.address) for socket in self.sockets}
         versions = {ip.version for ip in bound if ip.is_unspecified} | ({4} if ipaddress.IPv6Address("::") in bound else set())
-        return [text for text in self.addresses if (ip := _ip(text)).is_global and (ip in bound or ip.version in versions)]
+        return [text for text in self.addresses if (ip := parse_ip(text)).is_global and (ip in bound or ip.version in versions)]
 
 
 def measure() -> NodeExposure:
@@ -73,7 +73,12 @@ def measure() -> NodeExposure:
     addresses = [
         entry.address.partition("%")[0] for entries in interfaces for entry in entries if entry.family.name.startswith("AF_INET")
     ]
-    return NodeExposure(sockets=list(sockets.values()), addresses=addresses, token=bool(asks_for_token()))
+    return NodeExposure(sockets=list(sockets.values()), addresses=addresses, token=asks_for_token())
+
+
+def asks_for_token() -> bool:
+    """Return whether Ray's processes on this node ask each other for a token. They inherit this variable from `ray start`."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def requires_password(url: str, path: str = MLFLOW_PROBE_PATH) -> bool | None:
@@ -115,8 +120,7 @@ def evaluate_token(exposures: Mapping[str, NodeExposure], job_server: bool | Non
         exposures: exposure of all nodes, by node name.
         job_server: whether the dashboard's job server refuses requests without a token; None: it does not answer.
     """
-    known = is_available(TOKEN_CHECK)  # nodes have the same Ray as this process
-    without = [node for node, exposure in exposures.items() if known and not exposure.token]
+    without = [node for node, exposure in exposures.items() if not exposure.token]
     if not without and job_server is not False:
         answer = "refuses requests without one" if job_server else "does not answer"
         return passed("authentication", f"Ray asks for a token; the job server {answer}")
@@ -152,10 +156,5 @@ def _session() -> str:
 
 
 def _local_url(address: str, port: int) -> str:
-    host = "127.0.0.1" if _ip(address).is_unspecified else address
+    host = "127.0.0.1" if parse_ip(address).is_unspecified else address
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    ip = ipaddress.ip_address(text)
-    return getattr(ip, "ipv4_mapped", None) or ip

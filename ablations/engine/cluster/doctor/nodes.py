@@ -16,7 +16,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.environment.network import accepts_connections
 from ablations.engine.scheduling import capacity
-from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
 
 Answer = TypeVar("Answer")
 
@@ -56,7 +55,7 @@ def alive_nodes() -> list[Node]:
                 id=node["NodeID"],
                 name=address if addresses[address] == 1 else f"{address} ({node['NodeID'][:6]})",
                 address=f"{address}:{node['NodeManagerPort']}",
-                head=HEAD_RESOURCE in resources,
+                head=capacity.HEAD_RESOURCE in resources,
                 cpus=resources.get("CPU", 0),
                 gpus=resources.get("GPU", 0),
             )

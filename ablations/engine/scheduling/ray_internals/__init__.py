@@ -4,9 +4,6 @@ Ray may change such a name in any release. Each `Feature` therefore lists the pa
 first use, `compatibility.is_available` checks that each part exists, takes the known parameters and, if this project replaces it,
 is still called by Ray itself. Otherwise the feature is off, one line on stderr says so, and the study runs without it.
 
-Undocumented environment variables and resource names are constants here. Ray ignores an unknown variable. The only one that is
-checked, in Ray's source files, is the one that keeps Ray's ports on loopback.
-
 These modules import nothing of this project outside their package, and import Ray only when a feature is used. Their callers make
 all decisions.
 """

@@ -1,14 +1,12 @@
 """Checks that the installed Ray has the private parts that this project knows."""
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from importlib.metadata import version
-from pathlib import Path
 from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
@@ -58,29 +56,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class SourceText:
-    """A name in a source file of Ray. The check does not import Ray, which reads some environment variables on import."""
-
-    file: str
-    """Path in Ray's package."""
-    text: str
-
-    def problem(self) -> str:
-        """Return how the installed Ray differs, such as "… does not contain …"; empty if it does not."""
-        try:
-            found = (_package_folder() / self.file).read_text(encoding="utf-8")
-        except OSError:
-            return f"ray/{self.file} is missing"
-        return "" if self.text in found else f"ray/{self.file} does not contain {self.text}"
-
-
-@dataclass(frozen=True)
 class Feature:
     """A behavior of this project that needs private parts of Ray, and that a study can do without."""
 
     name: str
     """Description for users, which follows "off:" in the line about a missing part."""
-    parts: "tuple[Part | SourceText, ...]"
+    parts: tuple[Part, ...]
 
 
 _checked: dict[Feature, bool] = {}
@@ -94,12 +75,6 @@ def is_available(feature: Feature) -> bool:
         if problems:
             print(f"Ray {version('ray')}: {problems[0]}; off: {feature.name}.", file=sys.stderr, flush=True)
     return _checked[feature]
-
-
-def _package_folder() -> Path:
-    """Return the folder of Ray's package, without importing it."""
-    found = importlib.util.find_spec("ray")
-    return Path(found.origin if found and found.origin else "").parent
 
 
 def _resolve(path: str) -> Any:

@@ -6,7 +6,7 @@ The public alternative, a named detached actor, costs one more process on the he
 from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, needs
 
 KEY_VALUE_STORE = Feature(
-    "early stop of hung processes, causes of crashes, sharing the cluster with other studies",
+    "early stop of hung processes, causes of crashes, sharing the cluster with other studies, waiting for nodes of an autoscaler",
     (
         Part("ray.experimental.internal_kv:_internal_kv_put", "key, value, overwrite=True, *, namespace=None"),
         Part("ray.experimental.internal_kv:_internal_kv_get", "key, *, namespace=None"),
@@ -25,11 +25,11 @@ def kv_put(key: str, value: str) -> None:
 
 
 @needs(KEY_VALUE_STORE, otherwise=None)
-def kv_get(key: str) -> bytes | None:
-    """Return the value of a key; None if there is none."""
+def kv_get(key: str, namespace: str | None = None) -> bytes | None:
+    """Return the value of a key; None if there is none. Ray itself has keys in several namespaces."""
     from ray.experimental.internal_kv import _internal_kv_get
 
-    value: bytes | None = _internal_kv_get(key)
+    value: bytes | None = _internal_kv_get(key, namespace=namespace)
     return value
 
 
