@@ -3,12 +3,10 @@
 import ast
 import importlib
 import os
-import pickle
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,21 +15,18 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle
-from ray.train import ControllerError
-from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.controller.state import FinishedState, InitializingState, RunningState
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
 
-from ablations.engine.scheduling.ray_internals import cluster, compatibility, key_value_store, train, tune
+from ablations.engine.scheduling.ray_internals import cluster, compatibility, key_value_store, tune
 from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, SourceText, is_available
 from ablations.engine.scheduling.tune_adapters import _last_failure
 from tests.helpers.project import PROJECT
 
 PRIVATE_MODULES = ("internal_kv", "generated", "_raylet")
-UNDOCUMENTED = {cluster.LOOPBACK_VARIABLE, cluster.JOB_CONFIG_VARIABLE, cluster.HEAD_RESOURCE, *train.TRAIN_ENVIRONMENT}
+UNDOCUMENTED = {cluster.LOOPBACK_VARIABLE, cluster.JOB_CONFIG_VARIABLE, cluster.HEAD_RESOURCE}
 FEATURES = {
     name: feature
-    for module in (cluster, key_value_store, train, tune)
+    for module in (cluster, key_value_store, tune)
     for name, feature in vars(module).items()
     if isinstance(feature, Feature)
 }
@@ -47,11 +42,7 @@ TEXTS = [
     for text in feature.parts
     if isinstance(text, SourceText)
 ]
-INTERNAL_NAMES = re.compile(
-    r"ray\.scripts|ray_current_cluster|health_check_failure|run_metadata|temporary_state|pickled_error_file|"
-    r"(Initializing|(Res|S)cheduling|Running|Restarting|Resizing|Preempting|ShuttingDown|Errored|Finished|Aborted)State|"
-    r"InsufficientClusterResourcesError|WorkerHealthCheck\w+Error|WorkerGroupStartupTimeoutError"
-)
+INTERNAL_NAMES = re.compile(r"ray\.scripts|ray_current_cluster|run_metadata|temporary_state|pickled_error_file")
 """Names of Ray that are internal although they have no underscore."""
 
 
@@ -102,10 +93,6 @@ def test_no_private_part_of_ray_is_used_elsewhere() -> None:
         "from ray.experimental.internal_kv import _internal_kv_get",
         "from ray.core.generated import gcs_pb2",
         "ray._private.worker.get_dashboard_url()",
-        "os.environ['RAY_TRAIN_METRICS_ENABLED'] = '0'",
-        "trains = state == 'RunningState'",
-        "type(error).__name__ == 'InsufficientClusterResourcesError'",
-        "getattr(error, 'health_check_failure', error)",
         "trial.run_metadata.last_result",
         "trial.temporary_state.ray_actor",
         "trial.pickled_error_file",
@@ -209,58 +196,11 @@ def test_a_replacement_that_ray_would_never_call_turns_its_feature_off(
     assert_off(name, capsys)
 
 
-# Ray Train
-
-
-class Observer:
-    def started(self) -> None:
-        self.lock = threading.Lock()  # which cannot be pickled, like the heartbeat's
-
-    def stepped(self, trains: bool | None) -> None:
-        self.steps = [*getattr(self, "steps", []), trains]
-
-    def finished(self) -> None: ...
-
-
-def test_copies_of_a_callback_have_observers_of_their_own() -> None:
-    """Train pickles callbacks for the controller, and once more for each worker after the controller has started."""
-    (callback,) = train.controller_callbacks(Observer())
-    pickled = cloudpickle.dumps(callback)
-    one, other = pickle.loads(pickled), pickle.loads(pickled)
-    one.after_controller_start(None)
-    cloudpickle.dumps(other)
-
-
-def test_an_observer_is_told_when_a_group_trains() -> None:
-    (callback,) = train.controller_callbacks(observer := Observer())
-    callback.after_controller_state_update(InitializingState(), RunningState())
-    callback.after_worker_group_poll_status(None)
-    callback.after_controller_state_update(RunningState(), FinishedState())
-    assert observer.steps == [True, None, False]
+# Ray Tune
 
 
 def turn_off(feature: Feature, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(compatibility._checked, feature, False)
-
-
-def test_a_shortage_of_nodes_is_a_failure_like_others_where_it_is_not_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
-    shortage = ControllerError(InsufficientClusterResourcesError("too few"))
-    assert train.is_resource_shortage(shortage)
-    assert not train.is_resource_shortage(ControllerError(ValueError("another")))
-    turn_off(train.GROUP_FAILURES, monkeypatch)
-    assert not train.is_resource_shortage(shortage)
-
-
-def test_the_crash_of_a_worker_is_taken_out_of_trains_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    crash, own = ray.exceptions.ActorDiedError(), ValueError("of a run")
-    wrapped = WorkerHealthCheckFailedError("a worker crashed", crash)
-    assert train.crash_of_worker(wrapped) is crash
-    assert train.crash_of_worker(own) is own
-    turn_off(train.GROUP_FAILURES, monkeypatch)
-    assert train.crash_of_worker(wrapped) is wrapped
-
-
-# Ray Tune
 
 
 def test_a_trial_is_read_as_far_as_its_parts_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

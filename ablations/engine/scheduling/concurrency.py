@@ -20,7 +20,6 @@ from ablations.engine.scheduling.fair_share import (
     should_yield,
 )
 from ablations.engine.scheduling.ray_internals.cluster import has_autoscaler
-from ablations.engine.scheduling.ray_internals.train import remove_orphaned_placement_groups
 from ablations.engine.scheduling.ray_internals.tune import last_report, set_max_trials
 from ablations.engine.scheduling.tune_adapters import NotPickled
 
@@ -68,8 +67,6 @@ class ConcurrencyController(NotPickled, tune.Callback):
         if time.monotonic() > self._checked + CAPACITY_INTERVAL_SECONDS:
             self._checked = time.monotonic()
             with suppress(RpcError):  # the head is busy and answers the next time
-                if self.needs.workers > 1:
-                    remove_orphaned_placement_groups()
                 self.slots = self._count_slots(trials)
                 set_max_trials(self.searcher, max(1, self.slots))  # to Tune, 0 means no limit
 

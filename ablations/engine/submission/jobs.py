@@ -22,7 +22,10 @@ def check_before_start(plan: Plan, options: Options) -> "RunResources":
     from ablations.engine.scheduling.capacity import RunResources
 
     resources = RunResources(
-        workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, gpus_per_worker=options.gpus_per_worker
+        workers=plan.base.world_size,
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker,
+        placement=options.placement,
     )
     resources.check_machine()
     check_storage(options.storage)
@@ -59,7 +62,6 @@ def make_job(run: Run, data_version: str, generation: int, options: Options) -> 
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
         download=options.request.download,
-        placement=options.placement,
         hang_timeout=options.hang_timeout,
         predictions=options.predictions and run.trial is None,
     )
