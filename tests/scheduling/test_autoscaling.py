@@ -158,7 +158,7 @@ def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_hea
 
     def stop() -> None:
         wait_until(lambda: growing.gpus() == 2)
-        wait_until(lambda: actor_nodes().get("TrainController"))
+        wait_until(lambda: len(actor_nodes().get("GroupWorker", [])) == 4)
         leaders.append(actor_nodes())
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -166,7 +166,7 @@ def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_hea
     threading.Thread(target=stop, daemon=True).start()
     needs = RunResources(workers=2, cpus_per_worker=2)  # a node each
     tune_runner.train_runs(jobs, needs, max_concurrent=None, listener=RecordingListener(lambda _: None), scratch=tmp_path / "tune")
-    workers = leaders[0].pop("GroupWorker", [])
+    workers = leaders[0].pop("GroupWorker")
     assert HEAD not in workers
     assert len(leaders[0][TRIAL_ACTOR]) == 2
     assert {node for nodes in leaders[0].values() for node in nodes} == {HEAD}

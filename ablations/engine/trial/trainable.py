@@ -19,6 +19,10 @@ class RunTrainable(tune.Trainable):
     keeps the run's memory. Here, the run is an iterator that Tune's next call advances or closes.
     """
 
+    def __init_subclass__(cls) -> None:
+        """Keep the name: Tune makes subclasses, after whose qualified names Ray would name the processes."""
+        cls.__qualname__ = RunTrainable.__qualname__
+
     def setup(self, config: dict[str, Any], workload: bytes = b"") -> None:
         """Prepare to train. `workload` is that of the study, as in `Job.workload`."""
         self._workload, self._group = workload, WorkerGroup()
