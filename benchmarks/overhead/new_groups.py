@@ -17,6 +17,6 @@ def cold(**settings: Any) -> tune.TuneConfig:
 
 
 if __name__ == "__main__":
-    tune.TuneConfig = cold  # type: ignore[assignment, misc]
+    tune.TuneConfig = cold
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

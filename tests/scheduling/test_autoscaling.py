@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -186,7 +187,7 @@ def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_hea
         ),
     ],
 )
-def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:
+def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked: dict[str, Any], message: str) -> None:
     began = time.monotonic()
     with pytest.raises(ConfigError) as error:
         RunResources(**asked).check()

@@ -12,6 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from ablations.engine.scheduling import tune_runner
+from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.ray_internals.cluster import HEAD_RESOURCE
 from ablations.engine.trial import worker_group
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.engine.trial.job import Job
@@ -42,6 +45,12 @@ def test_a_group_that_started_slowly_has_the_whole_timeout_for_its_first_step(
     hung = [second for second, verdict in verdicts.items() if verdict]
     assert hung[0] == 2502 + 60 + worker_group.GRACE_SECONDS + 3, "the first look after that"
     assert str(verdicts[hung[0]]).startswith("its workers made no step for ")
+
+
+def test_the_resources_of_a_group_are_reserved_with_those_of_its_leader() -> None:
+    place = tune_runner._placement(RunResources(workers=2, cpus_per_worker=3, gpus_per_worker=0.5, placement="spread"))
+    assert place.bundles == [{HEAD_RESOURCE: tune_runner.LEADER_SHARE}, *[{"CPU": 3, "GPU": 0.5}] * 2]
+    assert place.strategy == "SPREAD"
 
 
 # On a Ray of two CPUs

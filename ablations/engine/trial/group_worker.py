@@ -2,16 +2,13 @@
 
 from collections.abc import Generator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import ray
 
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.outcomes import with_outcome
 from ablations.engine.trial.worker import train_monitored
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Timeout of a collective operation. The watchdog of a worker ends a hung one earlier, unless its own timeout is longer."""
@@ -47,8 +44,8 @@ class GroupWorker:
             self._backend, store=self._store, rank=self._rank, world_size=len(self._names), timeout=COLLECTIVE_TIMEOUT
         )
 
-    def _tcp_store(self, host: str, port: int) -> "TCPStore":
-        from torch.distributed import TCPStore
+    def _tcp_store(self, host: str, port: int) -> Any:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its list of names
 
         return TCPStore(host, port, world_size=len(self._names), is_master=not self._rank, wait_for_workers=False)
 

@@ -6,7 +6,7 @@ for its workers, and whatever becomes of it, nothing stays taken.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.actor import ActorHandle
@@ -33,7 +33,7 @@ GRACE_SECONDS = 15.0
 """Time by which a group's timeout exceeds the hang timeout, in seconds. A worker that hangs exits by itself before, with a better
 reason."""
 
-Answer = Report | RayError | None
+Answer: TypeAlias = Report | RayError | None
 """What a worker has answered: a report, its crash, or nothing yet."""
 
 
@@ -86,7 +86,7 @@ class WorkerGroup:
             WorkerError: the run ended with an error.
             GroupCrash: a worker crashed or hangs.
         """
-        answers = self._answers([worker.advance.remote() for worker in self._workers])
+        answers: list[Answer] = self._answers([worker.advance.remote() for worker in self._workers])
         outcomes = [answer.get("outcome") if isinstance(answer, dict) else None for answer in answers]
         if set(outcomes) == {"completed"}:
             return None
@@ -95,7 +95,9 @@ class WorkerGroup:
         if not all(isinstance(answer, dict) for answer in answers):
             self.kill()
         check(answers)
-        return answers[0]
+        first = answers[0]
+        assert isinstance(first, dict)
+        return first
 
     def end(self) -> None:
         """End the run in all workers."""
@@ -162,7 +164,7 @@ class WorkerGroup:
 
 def _is_error(answer: Answer) -> bool:
     if isinstance(answer, dict):
-        return answer.get("outcome", "completed") != "completed"
+        return bool(answer.get("outcome", "completed") != "completed")
     return isinstance(answer, RayError)
 
 
