@@ -190,3 +190,21 @@ def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pyte
 )
 def test_a_group_recovers_from_the_kill_or_hang_of_any_of_its_processes(reasons: Mapping[str, str], what: str, reason: str) -> None:
     assert re.match(reason, reasons[what])
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_killed_between_two_runs_costs_neither_of_them_a_retry(tmp_path: Path) -> None:
+    class Killing(RecordingListener):
+        def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
+            super().reported(fingerprint, report)
+            if "first" in self.ended and fingerprint == "first":
+                worker = processes(WORKER)[0]
+                worker.kill()
+                worker.wait()
+
+    heard = Killing(lambda _: None)
+    run_jobs(tmp_path, [make_job(tmp_path, name, world_size=2, max_failures=0) for name in ("first", "second")], heard=heard)
+    assert heard.ended == {"first": ("completed", ""), "second": ("completed", "")}
+    assert not heard.restarts

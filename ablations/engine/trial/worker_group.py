@@ -26,7 +26,7 @@ from ablations.engine.trial.process_failures import ProcessFailure
 
 POLL_SECONDS = 0.2
 """Time for which the leader waits for its workers before it reports that it is alive itself, in seconds."""
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 5.0
 """Time for which the leader waits for the other workers once one has ended a run with an error or has crashed, in seconds. They may
 wait for that worker for ever."""
 GRACE_SECONDS = 15.0
@@ -61,7 +61,7 @@ class WorkerGroup:
         """Names of the records of the workers, by rank."""
 
     def begin(self, job: Job, alive: Callable[[], object]) -> None:
-        """Prepare the workers for a run. Start them if there are none.
+        """Prepare the workers for a run. Start them if there are none, or if one has crashed since the run before.
 
         Args:
             job: the run.
@@ -71,6 +71,16 @@ class WorkerGroup:
             GroupCrash: a worker crashed or hangs.
         """
         self._alive, self._stalls = alive, _StallDetector(job, self)
+        warm = bool(self._workers)
+        try:
+            self._prepare(job)
+        except GroupCrash:
+            self.kill()
+            if not warm:
+                raise
+            self._prepare(job)
+
+    def _prepare(self, job: Job) -> None:
         if not self._workers:
             self._start(job)
         if not self._in_step:
