@@ -123,12 +123,16 @@ class WorkerGroup:
     def close(self) -> None:
         """Kill the workers, and delete their records."""
         self.kill()
+        self._delete_records()
+
+    def _delete_records(self) -> None:
         for name in self.names:
             process_failures.delete_record(name)
 
     def _start(self, job: Job) -> None:
         leader, workers = ray.get_runtime_context().get_actor_id(), job.spec["world_size"]
         self.names = [f"{leader}-{rank}" for rank in range(workers)]
+        self._delete_records()  # those of killed workers would look like new ones that hang
         backend = "nccl" if job.gpus_per_worker >= 1 else "gloo"  # NCCL refuses two workers on one GPU
         placement, worker = get_current_placement_group(), ray.remote(GroupWorker)
         self._workers = [
