@@ -24,6 +24,8 @@ class GroupWorker:
             names: names of the process records of all workers, by rank.
             backend: backend of torch.distributed, `gloo` or `nccl`.
         """
+        import torch.distributed  # noqa: F401 - takes seconds, which pass in all workers at the same time
+
         self._rank, self._names, self._backend = rank, names, backend
         self._reports: Generator[Report, None, None] | None = None
 
