@@ -134,7 +134,7 @@ def test_a_graph_is_captured_and_its_memory_is_given_back() -> None:
 
 
 def test_too_little_memory_is_told_as_such_and_the_next_run_has_it_all(tmp_path: Path) -> None:
-    from ablations.engine.trial import trainable, worker
+    from ablations.engine.trial import outcomes, worker
     from tests.helpers.ray_jobs import make_job  # needs Ray
 
     size = {"optim__global_batch_size": 64, "data__image_size": 32, "model__depth": 20, "model__width": 16}
@@ -142,7 +142,7 @@ def test_too_little_memory_is_told_as_such_and_the_next_run_has_it_all(tmp_path:
 
     def run(name: str, **settings: Any) -> None:
         job = make_job(tmp_path, name, **size | settings)
-        reports.extend(trainable.with_outcome(worker.train_epochs(job, "cuda")))
+        reports.extend(outcomes.with_outcome(worker.train_epochs(job, "cuda")))
 
     run("small")
     before = held()

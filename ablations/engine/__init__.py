@@ -7,7 +7,6 @@
 import os
 
 # Ray reads these as it is imported, which any module below may do.
-os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # worker groups are written for Train V2, whatever the shell says
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no result files for each trial: MLflow has the results
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # no snapshots of Tune's state every few seconds
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -16,13 +16,15 @@ from benchmarks import record
 from benchmarks.overhead import worker_group
 
 TOGETHER = 2
-PLAIN, BARE, ENGINE, ENGINE_AGAIN, GROUP = (
+PLAIN, BARE, ENGINE, ENGINE_AGAIN, GROUP, NEW_GROUPS = (
     "plain processes",
     "bare Tune",
     "engine, 1 worker",
     "engine, 1 worker, database exists",
     "engine, 2 workers",
+    "engine, 2 workers, a new group for each run",
 )
+FURTHER = "each further run with 2 workers, against its training"
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,30 @@ class Bench:
         module = [sys.executable, "-m", "benchmarks.overhead.bare_tune"]
         return self.run([*module, str(self.runs), str(self.epochs), str(home / "data")], home)
 
-    def engine(self, *options: str) -> list[str]:
+    def engine(self, *options: str, python: tuple[str, ...] = ()) -> list[str]:
         """The command line of a study of just these runs."""
-        study = [sys.executable, str(record.ROOT / "ablations" / "shortcuts.py"), "--levels", "shortcut=A", "depth=20"]
+        study = [sys.executable, *python, str(record.ROOT / "ablations" / "shortcuts.py"), "--levels", "shortcut=A", "depth=20"]
         return [*study, "--seeds", str(self.runs), "--set", f"optim.epochs={self.epochs}", *options]
 
     def one_worker(self, *, database: bool) -> float:
         return self.run(self.engine("--max-concurrent", str(TOGETHER)), self.home(database=database))
 
-    def group(self) -> list[str]:
-        return self.engine("--workers", "2", "--max-concurrent", "1")
+    def group(self, further: "list[float] | None" = None, *, new: bool = False) -> float:
+        """Two workers for each run, one run at a time.
+
+        Args:
+            further: gets the seconds of each further run, divided by those that it trained.
+            new: start new processes for each run.
+        """
+        home = self.home()
+        seconds = self.run(self.group_command(new=new), home)
+        if further is not None:
+            further += worker_group.further_runs(home)
+        return seconds
+
+    def group_command(self, *, new: bool = False) -> list[str]:
+        python = ("-m", "benchmarks.overhead.new_groups") if new else ()
+        return self.engine("--workers", "2", "--max-concurrent", "1", python=python)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -125,19 +141,22 @@ def main() -> None:
             ENGINE: lambda: bench.one_worker(database=False),
             ENGINE_AGAIN: lambda: bench.one_worker(database=True),
         }
-        with_group = variants | {GROUP: lambda: bench.run(bench.group(), bench.home())}
+        further = record.Series(FURTHER, "×", [], "≤ 1.3")
+        with_group = variants | {GROUP: lambda: bench.group(further.values), NEW_GROUPS: lambda: bench.group(new=True)}
         series = record.interleaved(with_group, min(group_rounds, given.rounds), "s")
         for name, more in record.interleaved(variants, given.rounds - len(series[GROUP].values), "s").items():
             series[name].values.extend(more.values)
         home = bench.home()
-        breakdowns = worker_group.explain(lambda: bench.start(bench.group(), home), scratch)
+        breakdowns = worker_group.explain(lambda: bench.start(bench.group_command(), home))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     ratios = [
         record.ratio(series[ENGINE], series[BARE], "≤ 1.2"),
         record.ratio(series[ENGINE_AGAIN], series[BARE], "≤ 1.2"),
         record.ratio(series[BARE], series[PLAIN]),
-        record.ratio(series[GROUP], series[BARE]),
+        record.ratio(series[GROUP], series[BARE], "≤ 2"),
+        record.ratio(series[NEW_GROUPS], series[BARE]),
+        further,
     ]
     settings = {"runs": runs, "epochs": epochs, "at a time": TOGETHER, "threads": 1}
     record.publish(record.Result("overhead", settings, [*series.values(), *ratios], breakdowns), given)

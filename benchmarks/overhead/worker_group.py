@@ -1,16 +1,17 @@
-"""Where the time of Ray Train's worker groups goes, seen from outside: Ray's logs, and the processes of one study."""
+"""Worker groups seen from outside: the processes of a study, and its runs as MLflow has recorded them."""
 
-import json
 import re
 import statistics
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
+from mlflow import MlflowClient
 
 from benchmarks.record import Breakdown
 
@@ -37,12 +38,22 @@ class Watched:
     processes: dict[int, Process] = field(default_factory=dict)
 
 
-def explain(start: Callable[[], "subprocess.Popen[bytes]"], scratch: Path) -> list[Breakdown]:
-    """Runs a study of worker groups once and says where its time went, per run and per process."""
-    before = set(scratch.glob("ray/session_2*"))
-    seen = watch(start)
-    (session,) = (p for p in set(scratch.glob("ray/session_2*")) - before if not p.is_symlink())
-    return [phases(seen, read_logs(session)), actors(seen)]
+def explain(start: Callable[[], "subprocess.Popen[bytes]"]) -> list[Breakdown]:
+    """Runs a study of worker groups once and says what its processes cost."""
+    return [actors(watch(start))]
+
+
+def further_runs(home: Path) -> list[float]:
+    """Seconds from the end of a run to the end of the next one, divided by the seconds that the latter trained.
+
+    Args:
+        home: of a study whose runs trained one after another.
+    """
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = [run for run in client.search_runs(experiments) if "train_seconds" in run.data.metrics]
+    runs.sort(key=lambda run: int(run.info.end_time))
+    return [(run.info.end_time - before.info.end_time) / 1000 / run.data.metrics["train_seconds"] for before, run in pairwise(runs)]
 
 
 def watch(start: Callable[[], "subprocess.Popen[bytes]"]) -> Watched:
@@ -79,80 +90,6 @@ def _look(process: psutil.Process, known: Process, handles: dict[int, psutil.Pro
                 known.torch = "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
     except (psutil.Error, OSError):
         handles.pop(process.pid, None)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of Ray Train's logs."""
-
-    time: float
-    pid: int
-    run: str
-    message: str
-
-
-def read_logs(session: Path) -> dict[str, list[Line]]:
-    """Lines of controllers and workers by run, in the order of time."""
-    runs: dict[str, set[Line]] = defaultdict(set)
-    for path in session.glob("logs/train/*.log"):  # some lines are in the system's log and in the application's
-        for text in path.read_text().splitlines():
-            record = json.loads(text)
-            line = Line(record["timestamp_ns"] / 1e9, record["process"], record["run_name"], record["message"])
-            runs[line.run].add(line)
-    return {name: sorted(lines, key=lambda line: line.time) for name, lines in runs.items()}
-
-
-MARKS = {
-    "controller: process, imports": "No checkpoint manager snapshot",
-    "controller: its helpers": "Attempting to start training worker group",
-    "placement group": "[Worker Group Initialization] Placement group ready",
-    "workers: processes, imports": "worker actors created in",
-    "workers: context (imports torch)": "Train context initialized",
-    "process group and callbacks": "Worker group startup completed",
-}
-"""What is being waited for, and the first line that says that it is over."""
-
-
-def phases(seen: Watched, runs: dict[str, list[Line]]) -> Breakdown:
-    """Seconds between marks, for the first run, and the median and spread of the others."""
-    spent: list[dict[str, float]] = []
-    last = seen.started
-    for lines in sorted(runs.values(), key=lambda lines: lines[0].time):
-        run = dict(_durations(lines, seen, last))
-        last = _first(lines, "Worker group shutdown successful")
-        spent.append(run)
-    rows = []
-    for name in spent[0]:
-        later = [run[name] for run in spent[1:]] or [spent[0][name]]
-        share = sum(run[name] for run in spent) / (seen.ended - seen.started)
-        spread = f"{min(later):.1f} – {max(later):.1f}"
-        rows.append([name, f"{spent[0][name]:.1f}", f"{statistics.median(later):.1f}", spread, f"{share:.0%}"])
-    rest = seen.ended - last
-    rows.append(["end of the study", "", f"{rest:.1f}", "", f"{rest / (seen.ended - seen.started):.0%}"])
-    title = f"Where the time of {len(runs)} runs with 2 workers goes, one at a time ({seen.ended - seen.started:.0f} s)"
-    return Breakdown(title, ["seconds", "first run", "later runs", "min – max", "of all"], rows)
-
-
-def _durations(lines: list[Line], seen: Watched, last: float) -> Iterator[tuple[str, float]]:
-    """Phases of one run, in order; `last` is when the one before it ended."""
-    controller = min(line.pid for line in lines if line.message.startswith("No checkpoint manager"))
-    created = seen.processes[controller].created
-    yield "study, Ray, trial until the controller's process starts", created - last
-    last = created
-    for name, text in MARKS.items():
-        now = _first(lines, text)
-        yield name, now - last
-        last = now
-    rank0 = min((line for line in lines if line.message.startswith("Rank 0: Launching")), key=lambda line: line.time)
-    reports = [line for line in lines if line.pid == rank0.pid and line.message.startswith("Reporting training result")]
-    training = [float(found[1]) for line in reports if (found := re.search(r"'epoch_seconds': ([\d.e-]+)", line.message))]
-    yield "epochs", sum(training)
-    yield "in the workers around the epochs: imports, checkpoints, reports", reports[-1].time - last - sum(training)
-    yield "shutdown of the group", _first(lines, "Worker group shutdown successful") - reports[-1].time
-
-
-def _first(lines: list[Line], text: str) -> float:
-    return next(line.time for line in lines if text in line.message)
 
 
 def actors(seen: Watched) -> Breakdown:

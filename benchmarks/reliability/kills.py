@@ -86,9 +86,9 @@ class Kill:
         return True
 
 
-def trial_processes() -> list[psutil.Process]:
+def trial_processes(title: str = "ray::RunTrainable") -> list[psutil.Process]:
     """Those of the cluster that this process has started."""
-    return [process for process in psutil.Process().children(recursive=True) if _title(process).startswith("ray::RunTrainable")]
+    return [process for process in psutil.Process().children(recursive=True) if _title(process).startswith(title)]
 
 
 def _title(process: psutil.Process) -> str:

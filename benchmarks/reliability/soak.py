@@ -35,7 +35,7 @@ STUDY = [
 class Submission:
     """One submission of a study, in a home of its own."""
 
-    def __init__(self, home: Path, seeds: int) -> None:
+    def __init__(self, home: Path, seeds: int, *options: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {"RESNET_ABLATIONS_HOME": str(home), "PYTHONPATH": str(record.ROOT)}
         environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -43,13 +43,13 @@ class Submission:
         self.log = home / f"submission-{len(list(home.glob('submission-*')))}.txt"
         self.kills: list[Kill] = []
         self.began = time.time()
-        command = [*STUDY, "--seeds", str(seeds), "--set", f"optim.epochs={EPOCHS}"]
+        command = [*STUDY, "--seeds", str(seeds), "--set", f"optim.epochs={EPOCHS}", *options]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log)
 
-    def finish(self) -> float:
+    def finish(self, limit: float = HUNG_SECONDS) -> float:
         """Waits for the end; returns seconds since the start. Raises TimeoutExpired if it hangs."""
-        self.process.wait(HUNG_SECONDS)
+        self.process.wait(limit)
         if self.process.returncode and not self.kills:
             raise SystemExit(f"a submission that nobody killed exits {self.process.returncode}: {self.log}\n{self.log.read_text()}")
         return time.time() - self.began

@@ -26,7 +26,7 @@ PURPOSE = {
     "scheduling": ("runs on a cluster, fair shares", "Ray Tune"),
     "tracking": ("journal, writer, lease, queries", "MLflow"),
     "search": ("which configuration is tried next", "Optuna"),
-    "trial": ("one run's processes, checkpoints", "Ray Train"),
+    "trial": ("one run's processes, checkpoints", "Ray, torch.distributed"),
     "analysis": ("paired differences, conclusions", "statsmodels, SciPy"),
     "study": ("factors, cells, runs: plain data", ""),
     "task": ("what a run trains, its metric", ""),

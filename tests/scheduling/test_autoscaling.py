@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -158,7 +159,7 @@ def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_hea
 
     def stop() -> None:
         wait_until(lambda: growing.gpus() == 2)
-        wait_until(lambda: actor_nodes().get("TrainController"))
+        wait_until(lambda: len(actor_nodes().get("GroupWorker", [])) == 4)
         leaders.append(actor_nodes())
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -166,7 +167,7 @@ def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_hea
     threading.Thread(target=stop, daemon=True).start()
     needs = RunResources(workers=2, cpus_per_worker=2)  # a node each
     tune_runner.train_runs(jobs, needs, max_concurrent=None, listener=RecordingListener(lambda _: None), scratch=tmp_path / "tune")
-    workers = leaders[0].pop("RayTrainWorker", [])
+    workers = leaders[0].pop("GroupWorker")
     assert HEAD not in workers
     assert len(leaders[0][TRIAL_ACTOR]) == 2
     assert {node for nodes in leaders[0].values() for node in nodes} == {HEAD}
@@ -186,7 +187,7 @@ def test_the_autoscaler_sees_every_waiting_group_and_its_leader_stays_on_the_hea
         ),
     ],
 )
-def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked: dict[str, int], message: str) -> None:
+def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked: dict[str, Any], message: str) -> None:
     began = time.monotonic()
     with pytest.raises(ConfigError) as error:
         RunResources(**asked).check()

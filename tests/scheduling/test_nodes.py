@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +185,7 @@ class BadDays:
                     self.actors = actor_nodes()
                 return reached
 
-            killer = Killer("ray::RayTrainWorker", enough)
+            killer = Killer("ray::GroupWorker", enough)
             self.ended = OnNodes(tracking_uri, storage)
             self.killed = killer.join()
             self.after = self.ended.checkpoint()["history"]
@@ -213,7 +212,7 @@ def test_a_group_goes_on_from_its_checkpoint_when_one_worker_is_killed(group: Ba
 
 
 def test_workers_are_placed_where_resources_are_free_and_their_leader_is_on_the_head(nodes: Nodes, group: BadDays) -> None:
-    workers = group.actors.pop("RayTrainWorker")
+    workers = group.actors.pop("GroupWorker")
     assert sorted(Counter(workers).values()) == [2, 2]
     assert TRIAL_ACTOR in group.actors
     assert {node for on in group.actors.values() for node in on} == {nodes.head}
@@ -252,11 +251,11 @@ def test_two_workers_are_packed_onto_a_node_or_spread_over_two(nodes: Nodes, gro
     class Looking(RecordingListener):
         def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
             super().reported(fingerprint, report)
-            seen[:] = seen or actor_nodes().get("RayTrainWorker", [])
+            seen[:] = seen or actor_nodes().get("GroupWorker", [])
 
     heard = Looking(lambda _: None)
-    job = replace(make_job(nodes.folder, placement, world_size=2), placement=placement)
-    tune_runner.train_runs([job], RunResources(workers=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
+    job, needs = make_job(nodes.folder, placement, world_size=2), RunResources(workers=2, placement=placement)
+    tune_runner.train_runs([job], needs, max_concurrent=None, listener=heard, scratch=nodes.folder / "tune")
     assert [outcome for outcome, _ in heard.ended.values()] == ["completed"]
     assert list(Counter(seen).values()) == on
 

@@ -3,11 +3,9 @@
 import ast
 import importlib
 import os
-import pickle
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +15,10 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-from ray.train import ControllerError
-from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.controller.state import FinishedState, InitializingState, RunningState
 
 from ablations.engine.environment import provenance, ray_processes
 from ablations.engine.scheduling import capacity
-from ablations.engine.scheduling.ray_internals import compatibility, key_value_store, train, tune
+from ablations.engine.scheduling.ray_internals import compatibility, key_value_store, tune
 from ablations.engine.scheduling.ray_internals.compatibility import Feature, Part, is_available
 from ablations.engine.scheduling.tune_adapters import explain, last_failure
 from ablations.engine.trial import process_failures
@@ -36,12 +31,9 @@ CONSTANTS = {
     capacity.HEAD_RESOURCE: "scheduling/capacity.py",
 }
 """Undocumented environment variables and resources, each with the one module that contains it. Ray ignores unknown ones."""
-UNDOCUMENTED = {*CONSTANTS, *train.TRAIN_ENVIRONMENT}
+UNDOCUMENTED = {*CONSTANTS}
 FEATURES = {
-    name: feature
-    for module in (key_value_store, train, tune)
-    for name, feature in vars(module).items()
-    if isinstance(feature, Feature)
+    name: feature for module in (key_value_store, tune) for name, feature in vars(module).items() if isinstance(feature, Feature)
 }
 PARTS = [
     pytest.param(name, part, id=f"{name}-{part.path.rpartition(':')[2]}-{part.attributes.partition(' ')[0]}")
@@ -104,10 +96,6 @@ def test_no_private_part_of_ray_is_used_elsewhere() -> None:
         "from ray.experimental.internal_kv import _internal_kv_get",
         "from ray.core.generated import gcs_pb2",
         "ray._private.worker.get_dashboard_url()",
-        "os.environ['RAY_TRAIN_METRICS_ENABLED'] = '0'",
-        "trains = state == 'RunningState'",
-        "type(error).__name__ == 'InsufficientClusterResourcesError'",
-        "getattr(error, 'health_check_failure', error)",
         "trial.run_metadata.last_result",
         "trial.temporary_state.ray_actor",
         "Path(base, 'ray', 'ray_current_cluster')",
@@ -183,57 +171,6 @@ def test_a_replacement_that_ray_would_never_call_turns_its_feature_off(
         owner = getattr(owner, each)
     monkeypatch.setattr(owner, last, lambda *_: None)
     assert_off(name, capsys)
-
-
-# Ray Train
-
-
-class Observer:
-    def started(self) -> None:
-        self.lock = threading.Lock()  # which cannot be pickled, like the heartbeat's
-
-    def stepped(self, trains: bool | None) -> None:
-        self.steps = [*getattr(self, "steps", []), trains]
-
-    def finished(self) -> None: ...
-
-
-def test_copies_of_a_callback_have_observers_of_their_own() -> None:
-    """Train pickles callbacks for the controller, and once more for each worker after the controller has started."""
-    (callback,) = train.controller_callbacks(Observer())
-    pickled = cloudpickle.dumps(callback)
-    one, other = pickle.loads(pickled), pickle.loads(pickled)
-    one.after_controller_start(None)
-    cloudpickle.dumps(other)
-
-
-def test_an_observer_is_told_when_a_group_trains() -> None:
-    (callback,) = train.controller_callbacks(observer := Observer())
-    callback.after_controller_state_update(InitializingState(), RunningState())
-    callback.after_worker_group_poll_status(None)
-    callback.after_controller_state_update(RunningState(), FinishedState())
-    assert observer.steps == [True, None, False]
-
-
-def turn_off(feature: Feature, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compatibility._checked, feature, False)
-
-
-def test_a_shortage_of_nodes_is_a_failure_like_others_where_it_is_not_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
-    shortage = ControllerError(InsufficientClusterResourcesError("too few"))
-    assert train.is_resource_shortage(shortage)
-    assert not train.is_resource_shortage(ControllerError(ValueError("another")))
-    turn_off(train.GROUP_FAILURES, monkeypatch)
-    assert not train.is_resource_shortage(shortage)
-
-
-def test_the_crash_of_a_worker_is_taken_out_of_trains_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    crash, own = ray.exceptions.ActorDiedError(), ValueError("of a run")
-    wrapped = WorkerHealthCheckFailedError("a worker crashed", crash)
-    assert train.crash_of_worker(wrapped) is crash
-    assert train.crash_of_worker(own) is own
-    turn_off(train.GROUP_FAILURES, monkeypatch)
-    assert train.crash_of_worker(wrapped) is wrapped
 
 
 # Ray Tune

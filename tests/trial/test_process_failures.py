@@ -237,7 +237,7 @@ def test_a_failed_allocation_is_oom_and_the_message_names_batch_and_device(tmp_p
     code = f"""
 import resource, sys, torch
 from pathlib import Path
-from ablations.engine.trial.trainable import with_outcome
+from ablations.engine.trial.outcomes import with_outcome
 from ablations.engine.trial.worker import train_epochs
 from tests.helpers.ray_jobs import make_job
 job = make_job(Path({str(tmp_path)!r}), "large", data__image_size=64, data__train_examples=512, optim__global_batch_size=512)
@@ -268,7 +268,7 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
     def disturb(heard: RecordingListener) -> None:
         try:
             goes_on()
-            nodes.processes("ray::RayTrainWorker")[0].suspend()
+            nodes.processes("ray::GroupWorker")[0].suspend()
             wait_until(lambda: heard.restarts)
             goes_on()
             nodes.lose(0)

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train import WorkerGroupError
 from torch.distributed import DistBackendError
 
 from ablations.engine.task.predictions import Predictions
-from ablations.engine.trial import ddp_group, group_failures, process_failures, trainable, worker
+from ablations.engine.trial import ddp_group, outcomes, process_failures, worker, worker_group
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from ablations.engine.trial.job import Job, Report
+from ablations.engine.trial.outcomes import WorkerError
 from ablations.engine.trial.process_failures import UNEXPLAINED, ProcessFailure
+from ablations.engine.trial.worker_group import GroupCrash
 from resnet_core import ConfigError, Diverged
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import make_job
@@ -154,9 +155,15 @@ with Watchdog(1, lambda: print("hung", flush=True)) as watchdog:
 # What ends a group
 
 
-def failed(*failures: Exception) -> WorkerGroupError:
-    """A group of which each worker ended by one of these."""
-    return WorkerGroupError("tracebacks of all", dict(enumerate(failures)))
+def failed(error: Exception) -> Report:
+    """The last report of a worker in which this error was raised."""
+
+    def train() -> Iterator[Report]:
+        yield from ()
+        raise error
+
+    (report,) = outcomes.with_outcome(train())
+    return report
 
 
 @pytest.mark.parametrize(
@@ -169,30 +176,51 @@ def failed(*failures: Exception) -> WorkerGroupError:
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("others", [[GLOO], [NCCL], []], ids=["gloo", "NCCL", "alone"])
-def test_a_workers_own_exception_ends_the_run_whatever_its_text(own: Exception, others: list[Exception]) -> None:
-    assert group_failures.worker_exception(failed(*others, own)) is own
-    assert "tracebacks of all" in own.__notes__[-1]
+@pytest.mark.parametrize("other", [failed(GLOO), failed(NCCL), {"epoch": 1}, None], ids=["gloo", "NCCL", "trains", "waits"])
+def test_a_workers_own_error_ends_the_run_whatever_its_text(own: Exception, other: Report | None) -> None:
+    with pytest.raises(WorkerError) as ended:
+        worker_group.check([other, failed(own)])
+    assert ended.value.report["message"] == f"{type(own).__name__}: {own}"
+    assert "in train" in ended.value.report["traceback"]
 
 
-@pytest.mark.parametrize("failures", [[GLOO, GLOO], [NCCL], [DIED, GLOO], [DIED], [DIED, KeyError("of a process that dies")]])
-def test_a_group_that_lost_a_peer_or_a_process_is_restarted(failures: list[Exception]) -> None:
-    assert group_failures.worker_exception(failed(*failures)) is None
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [failed(GLOO), failed(GLOO)],
+        [failed(NCCL), None],
+        [DIED, failed(GLOO)],
+        [DIED, None],
+        [DIED, {"epoch": 1}],
+        [DIED, failed(KeyError("of a process that dies"))],
+    ],
+)
+def test_a_group_that_lost_a_peer_or_a_process_is_restarted(answers: list[Any]) -> None:
+    with pytest.raises(GroupCrash):
+        worker_group.check(answers)
 
 
 def test_divergence_ends_the_run_even_if_a_process_crashes() -> None:
-    diverged = Diverged("the loss is not finite in epoch 1")
-    assert group_failures.worker_exception(failed(DIED, GLOO, diverged)) is diverged
+    with pytest.raises(WorkerError) as ended:
+        worker_group.check([DIED, failed(GLOO), failed(Diverged("the loss is not finite in epoch 1"))])
+    assert ended.value.report["outcome"] == "diverged"
+
+
+def test_workers_that_report_an_epoch_go_on() -> None:
+    worker_group.check([{"epoch": 1}, {"epoch": 1}])
+    worker_group.check([{"outcome": "completed"}, {"outcome": "completed"}])
 
 
 class Group:
-    """Ray Train, where groups of workers end by what is given, one after another; then one comes to its end."""
+    """A group whose workers end by what is given, one time after another; then they come to their end."""
+
+    names = ("one", "two")
 
     def __init__(
         self,
         monkeypatch: pytest.MonkeyPatch,
         job: Job,
-        *errors: Exception,
+        *answers: list[Any],
         death: ProcessFailure = ProcessFailure(UNEXPLAINED, "process"),  # noqa: B008 - a constant
         epochs: bool = False,
     ) -> None:
@@ -201,48 +229,43 @@ class Group:
             death: what is found out of each end.
             epochs: whether each group gets an epoch further.
         """
-        left = enumerate(errors, 1)
-
-        def train_once(*_: object) -> Iterator[Report]:
-            yield from ()
-            for epoch, error in left:
-                if epochs:
-                    saved(job, epoch)
-                raise error
-
-        monkeypatch.setattr(ddp_group, "_train_once", train_once)
-        monkeypatch.setattr(ddp_group, "worker_names", lambda _: ["one", "two"])
+        self.left, self.job, self.epochs = enumerate(answers, 1), job, epochs
         monkeypatch.setattr(process_failures, "explain_failure", lambda *_: death)
-        self.reports = list(trainable.with_outcome(ddp_group.train_group(job, lambda: None)))
+        self.reports = list(outcomes.with_outcome(ddp_group.train_group(job, self, lambda: None)))  # type: ignore[arg-type]
+
+    def begin(self, *_: object) -> None: ...
+
+    def advance(self) -> None:
+        for epoch, answers in self.left:
+            if self.epochs:
+                saved(self.job, epoch)
+            worker_group.check(answers)
+
+    def end(self) -> None: ...
+
+    def kill(self) -> None: ...
 
     @property
-    def end(self) -> tuple[str, str]:
+    def end_of_run(self) -> tuple[str, str]:
         return self.reports[-1]["outcome"], self.reports[-1].get("message", "")
-
-
-def test_a_group_whose_storage_is_gone_fails_and_does_not_recreate_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    job = make_job(tmp_path, "group", world_size=2)
-    Path(job.storage).rmdir()
-    group = Group(monkeypatch, job)
-    assert group.end == ("failed", f"FileNotFoundError: storage {job.storage} is gone")
 
 
 @pytest.mark.parametrize(
     ("last", "explained", "reason"),
     [
-        ([GLOO, GLOO], UNEXPLAINED, f"RuntimeError: {GLOO}"),  # nobody died, as far as anybody knows
-        ([DIED, KeyError("x")], UNEXPLAINED, "KeyError: 'x'"),
-        ([GLOO, DIED], UNEXPLAINED, UNEXPLAINED),
-        ([GLOO, GLOO], "made no step for 600 s", "made no step for 600 s"),
+        ([failed(GLOO), failed(GLOO)], UNEXPLAINED, f"RuntimeError: {GLOO}"),  # nobody died, as far as anybody knows
+        ([DIED, failed(KeyError("x"))], UNEXPLAINED, "KeyError: 'x'"),
+        ([failed(GLOO), DIED], UNEXPLAINED, UNEXPLAINED),
+        ([failed(GLOO), failed(GLOO)], "made no step for 600 s", "made no step for 600 s"),
     ],
 )
 def test_after_the_last_retry_the_reason_is_a_known_crash_or_a_workers_exception(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Exception], explained: str, reason: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: list[Any], explained: str, reason: str
 ) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=1)
-    group = Group(monkeypatch, job, failed(DIED), failed(*last), death=ProcessFailure(explained, "process"))
+    group = Group(monkeypatch, job, [DIED, None], last, death=ProcessFailure(explained, "process"))
     assert group.reports[0] == {"restart": explained}
-    assert group.end == ("failed", reason)
+    assert group.end_of_run == ("failed", reason)
 
 
 LOST = ProcessFailure("its node 10.0.0.7 was lost", "node")
@@ -252,12 +275,12 @@ def test_a_group_that_loses_one_node_after_the_other_without_an_epoch_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=1)
-    group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST)
+    group = Group(monkeypatch, job, *[[DIED, None]] * 30, death=LOST)
     assert len(group.reports) == 10 + 1 + 1  # losses that count for nothing, one that is borne as a failure, and the end
-    assert group.end == ("failed", "its node 10.0.0.7 was lost, and 11 before it without a new epoch")
+    assert group.end_of_run == ("failed", "its node 10.0.0.7 was lost, and 11 before it without a new epoch")
 
 
 def test_a_group_that_makes_progress_may_lose_any_number_of_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = make_job(tmp_path, "group", world_size=2, max_failures=0)
-    group = Group(monkeypatch, job, *[failed(DIED)] * 30, death=LOST, epochs=True)
+    group = Group(monkeypatch, job, *[[DIED, None]] * 30, death=LOST, epochs=True)
     assert group.reports == [{"restart": LOST.reason}] * 30 + [{"outcome": "completed"}]

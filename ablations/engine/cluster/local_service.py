@@ -128,8 +128,6 @@ def up(ports: Ports) -> None:
         **settings,
         # MLflow's own job execution, which nothing here uses, would start eight more processes that take 1.7 GB.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        # The worker groups are written for Ray Train V2, whatever the shell's setting.
-        "RAY_TRAIN_V2_ENABLED": "1",
         # Ray kills a stopped job's driver after 3 s by default, before a study's records are in MLflow.
         "RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "30"),
         RAY_ADDRESS_VARIABLE: f"{LOOPBACK}:{ports.ray}",

@@ -43,16 +43,6 @@ def without_credentials(storage: str) -> str:
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
-def check_still_exists(storage: str) -> None:
-    """Raise OSError if the folder that `make_storage` created is gone.
-
-    The disk was probably unmounted: recreating the folder would fill another disk.
-    """
-    files, path, name = open_storage(storage)
-    if isinstance(files, fs.LocalFileSystem) and not Path(path).is_dir():
-        raise FileNotFoundError(f"storage {name} is gone")
-
-
 def check_storage(storage: str) -> None:
     """Raise ConfigError if this process cannot store checkpoints in `storage`. The check creates nothing and takes seconds."""
     try:

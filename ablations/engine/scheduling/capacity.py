@@ -45,6 +45,8 @@ class RunResources:
     workers: int = 1
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
+    placement: str = "pack"
+    """Placement of the workers: `pack`, on as few nodes as possible, or `spread`, on as many as possible."""
 
     def runs_on(self, *nodes: Mapping[str, float]) -> int:
         """Return the number of runs that nodes with these resources hold at a time, if they do nothing else."""

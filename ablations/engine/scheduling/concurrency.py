@@ -15,7 +15,6 @@ from ablations.engine.scheduling.fair_share import (
     quota_of,
     should_yield,
 )
-from ablations.engine.scheduling.ray_internals.train import remove_orphaned_placement_groups
 from ablations.engine.scheduling.run_queue import RunQueue
 
 CAPACITY_INTERVAL_SECONDS = 2.0
@@ -51,14 +50,10 @@ class ConcurrencyController:
         if time.monotonic() > self._checked + CAPACITY_INTERVAL_SECONDS:
             self._checked = time.monotonic()
             with suppress(RpcError):  # the head is busy and answers the next time
-                if self.needs.workers > 1:
-                    remove_orphaned_placement_groups()
                 queue.slots = self._count_slots(queue)
 
     def _count_slots(self, queue: RunQueue) -> int:
-        # The leader of a group starts before there is room for its workers.
-        running = [run.started if self.needs.workers == 1 else run.trains for run in queue.active.values()]
-        runs = self._turn.smooth(sum(running))
+        runs = self._turn.smooth(sum(run.started for run in queue.active.values()))
         own = ResourceClaim(capacity=self.needs.current_capacity(), wants=int(min(self.max_runs, queue.left)), runs=runs)
         name, claims = self.claims.name, self.claims.publish(own)
         autoscaled = has_autoscaler()

@@ -69,8 +69,6 @@ class ActiveRun:
     """Tune's trial, once it exists."""
     started: bool = False
     """True if a process for it has started."""
-    trains: bool = False
-    """True if it has reported an epoch."""
 
 
 class RetryBudget:
@@ -181,7 +179,6 @@ class RunQueue(NotPickled):
         """Pass a report on."""
         run, self._ask = self.active[trial_id], True
         if "epoch" in report:
-            run.trains = True
             self._budgets[run.job.fingerprint].epoch = report["epoch"]
         self._listener.reported(run.job.fingerprint, report)
 

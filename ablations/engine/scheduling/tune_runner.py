@@ -193,9 +193,10 @@ def _placement(needs: RunResources) -> tune.PlacementGroupFactory:
     A run of one worker trains in the trial's process. With more workers, that process only leads: it stays on the head, which an
     autoscaler never removes, and takes no CPU from the workers.
     """
-    if needs.workers > 1:
-        return tune.PlacementGroupFactory([{HEAD_RESOURCE: LEADER_SHARE}])
-    return tune.PlacementGroupFactory([{"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}])
+    worker = {"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}
+    if needs.workers == 1:
+        return tune.PlacementGroupFactory([worker])
+    return tune.PlacementGroupFactory([{HEAD_RESOURCE: LEADER_SHARE}, *[worker] * needs.workers], strategy=needs.placement.upper())
 
 
 def _trial_folder(trial: Any) -> str:

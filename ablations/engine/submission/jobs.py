@@ -68,7 +68,7 @@ def choose_resources(
 
 
 def _worker_resources(plan: Plan, options: Options) -> RunResources:
-    return RunResources(workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker)
+    return RunResources(workers=plan.base.world_size, cpus_per_worker=options.cpus_per_worker, placement=options.placement)
 
 
 def describe_other_devices(done: Mapping[str, RunRecord], needs: RunResources) -> str:
@@ -100,7 +100,6 @@ def make_job(run: Run, data_version: str, generation: int, needs: RunResources, 
         cpus_per_worker=needs.cpus_per_worker,
         gpus_per_worker=needs.gpus_per_worker,
         download=options.request.download,
-        placement=options.placement,
         hang_timeout=options.hang_timeout,
         predictions=options.predictions and run.trial is None,
     )

@@ -28,8 +28,6 @@ class Job:
     max_failures: int = 3
     """Number of retries after a crash of one of the run's processes. Lost nodes do not count: see
     `process_failures.NodeLossBudget`."""
-    placement: str = "pack"
-    """Placement of a group's workers: `pack`, on as few nodes as possible, or `spread`, on as many as possible."""
     hang_timeout: float = 600.0
     """Time without a step after which a process counts as hung, in seconds."""
     download: bool = False

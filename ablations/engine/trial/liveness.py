@@ -18,7 +18,7 @@ MAX_INTERVAL_SECONDS = 10.0
 """Maximum time between two heartbeats, in seconds."""
 START_TIMEOUT_SECONDS = 180.0
 """Minimum time after which a process that is starting counts as hung, in seconds, even if the hang timeout is shorter. Imports
-take seconds, and Ray Train waits for a group's resources for a minute at a time."""
+take seconds, on a busy machine a minute."""
 
 
 def heartbeat_interval(hang_timeout: float) -> float:

@@ -52,7 +52,9 @@ def train_monitored(job: Job, device: str, *, names: Sequence[str], rank: int) -
 
     with monitored(names[rank], job.hang_timeout) as monitor:
         peers = PeerMonitor([name for name in names if name != names[rank]], job.hang_timeout, monitor.alive)
-        yield from train_or_exit_on_gpu_error(job, device, monitor, rank=rank, on_peer_wait=peers.check_progress)
+        for report in train_or_exit_on_gpu_error(job, device, monitor, rank=rank, on_peer_wait=peers.check_progress):
+            with monitor.waiting():
+                yield report
 
 
 def train_or_exit_on_gpu_error(

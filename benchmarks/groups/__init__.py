@@ -1,0 +1,1 @@
+"""What kills of the processes of worker groups cost."""
