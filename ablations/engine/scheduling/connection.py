@@ -19,6 +19,11 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 ACCEPTED = "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
 
 
+def import_ray() -> None:
+    """Import Ray, which takes most of a second."""
+    import ray  # noqa: F401
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, else start a Ray here that ends with this process.
 
