@@ -6,9 +6,9 @@ from contextlib import suppress
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.submission.jobs import check_before_start
+from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
-from ablations.engine.tracking.quick_client import NotQuick, QuickClient
 
 
 def start_ray_beside_mlflow(plan: Plan, options: Options) -> None:
@@ -21,15 +21,18 @@ def start_ray_beside_mlflow(plan: Plan, options: Options) -> None:
     """
     if not _is_missing_a_run(plan, options):
         return
-    check_before_start(plan, options)
+    resources = check_before_start(plan, options)
     if is_new_database(options.tracking_uri):
         create_database_file(options.tracking_uri)
-    from ablations.engine.scheduling import connection
+    from ablations.engine.scheduling import connection, warm_up
+    from ablations.engine.scheduling.capacity import is_one_node
 
     connection.import_ray()  # before the thread starts: two threads should not import parts of the same packages
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(_open_mlflow, options.tracking_uri)
         connection.connect()
+        if resources.workers == 1 and not resources.gpus_per_worker and is_one_node():
+            warm_up.start_processes(min(resources.free_capacity(), options.max_concurrent or len(plan.runs)))
 
 
 def _open_mlflow(uri: str) -> None:

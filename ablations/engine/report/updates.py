@@ -8,7 +8,6 @@ from collections.abc import Callable
 from mlflow import MlflowClient
 
 from ablations.engine.study.design import Design
-from ablations.engine.tracking import results
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +75,7 @@ class ReportUpdater:
             try:
                 from ablations.engine.analysis.study_analysis import analyze_study  # the first run does not wait for SciPy
                 from ablations.engine.report.bundle import publish
+                from ablations.engine.tracking import results
 
                 evidence = results.gather(self.client, self.design, self.run_id)
                 findings = analyze_study(evidence)

@@ -20,7 +20,7 @@ from ablations.engine.submission.jobs import checkpoint_folder, make_job, prepar
 from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
-from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import check_study, describe_error
 from ablations.engine.tracking.tracker import Tracker
@@ -219,6 +219,7 @@ class StudySubmission:
 
     def _gather(self, *, details: bool) -> "tuple[Evidence, Findings]":
         from ablations.engine.analysis.study_analysis import analyze_study
+        from ablations.engine.tracking import results
 
         evidence = results.gather(self.client, self.design, self.tracker.study_run.run_id, details=details)
         return evidence, analyze_study(evidence)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ablations.engine.environment import paths
 from ablations.engine.tracking import mlflow_internals, relocation
-from ablations.engine.tracking.quick_client import sqlite_path
 from resnet_core.fields import ConfigError, reject
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def is_new_database(uri: str) -> bool:
     Raises:
         ConfigError: the file cannot be examined, for example because its parent is not a folder.
     """
-    path = sqlite_path(uri)
+    path = paths.sqlite_path(uri)
     if path is None:
         return False
     try:
@@ -43,7 +43,7 @@ def is_new_database(uri: str) -> bool:
 
 def create_database_file(uri: str) -> None:
     """Create the empty file of a new SQLite database; raise ConfigError, before anything else starts, if that is impossible."""
-    path = sqlite_path(uri)
+    path = paths.sqlite_path(uri)
     assert path is not None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def connect(uri: str) -> "MlflowClient":
             _check_database(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
-        if path := sqlite_path(uri):
+        if path := paths.sqlite_path(uri):
             relocation.update_artifact_addresses(path)
     except ConfigError:
         raise

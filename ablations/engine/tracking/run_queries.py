@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-    from ablations.engine.tracking.quick_client import QuickClient
-
-    ReadingClient = MlflowClient | QuickClient
-    """Client for the queries of a plan."""
-
 from ablations.engine.study.design import Design
 from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.plan import Plan
@@ -28,6 +23,8 @@ from ablations.engine.tracking import mlflow_internals
 from resnet_core.fields import ConfigError
 from resnet_core.renamed_fields import current_fields
 
+ReadingClient = Any
+"""An `MlflowClient`, or another object with its methods `search_experiments` and `search_runs`, such as `QuickClient`."""
 PAGE_SIZE = 1000
 """Number of runs in one page of a search."""
 MIN_RUNS_READ = 100
@@ -96,12 +93,12 @@ class CompletedRun:
     on_gpu: bool
 
 
-def find_plan_runs(client: "ReadingClient", plan: Plan) -> dict[str, RunRecord]:
+def find_plan_runs(client: ReadingClient, plan: Plan) -> dict[str, RunRecord]:
     """Return the plan's runs that MLflow has, from any study, by fingerprint. The latest generation of a run counts."""
     return find_by_fingerprint(client, {run.fingerprint: plan.dataset_for_run(run).version for run in plan.runs})
 
 
-def find_by_fingerprint(client: "ReadingClient", wanted: Mapping[str, str]) -> dict[str, RunRecord]:
+def find_by_fingerprint(client: ReadingClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
     """Return the runs that MLflow has, by fingerprint.
 
     Args:
@@ -113,7 +110,7 @@ def find_by_fingerprint(client: "ReadingClient", wanted: Mapping[str, str]) -> d
     return found
 
 
-def _find(client: "ReadingClient", wanted: Set[str], data: str) -> dict[str, RunRecord]:
+def _find(client: ReadingClient, wanted: Set[str], data: str) -> dict[str, RunRecord]:
     """Return runs by fingerprint, among those trained on one version of the data."""
     # Read the newest runs on the same data first, then send one request for each run that is not among them. The cost of a small
     # study therefore depends on its own runs, not on all runs that MLflow has.
@@ -149,7 +146,7 @@ def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
     return {fingerprint: record for fingerprint, record in known.items() if record.has_result}
 
 
-def completed_runs(client: "ReadingClient", plan: Plan) -> Iterable[CompletedRun]:
+def completed_runs(client: ReadingClient, plan: Plan) -> Iterable[CompletedRun]:
     """Yield the newest completed runs of all studies with a plan's task, at most `MAX_COMPLETED_RUNS` for each data set."""
     workload = plan.workload
     for version, examples in {each.version: workload.training_examples(each) for each in plan.data.values()}.items():
@@ -236,7 +233,7 @@ def metric_histories(client: "MlflowClient", run_ids: Sequence[str], metrics: Se
     return pd.DataFrame(rows, columns=["run_id", "metric", "epoch", "value"]).drop_duplicates(["run_id", "metric", "epoch"])
 
 
-def search_runs(client: "ReadingClient", where: str, page: int = PAGE_SIZE) -> "Iterator[MlflowRun]":
+def search_runs(client: ReadingClient, where: str, page: int = PAGE_SIZE) -> "Iterator[MlflowRun]":
     """Yield the runs of all studies that match an MLflow filter, the latest start first."""
     experiments = [e.experiment_id for e in _pages(client.search_experiments, max_results=PAGE_SIZE)]
     return _pages(client.search_runs, experiment_ids=experiments, filter_string=where, max_results=page)

@@ -15,11 +15,11 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission.planning.cost_and_power import CostEstimate, estimate_cost
+from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
 from ablations.engine.submission.planning.searches import search_plan
 from ablations.engine.submission.planning.view import plan_view
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
-from ablations.engine.tracking.quick_client import NotQuick, QuickClient
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 
 if TYPE_CHECKING:

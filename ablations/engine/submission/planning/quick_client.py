@@ -13,10 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import quote, urlencode
+
+from ablations.engine.environment import paths
 
 TIMEOUT_SECONDS = 10.0
 """Timeout of a request and of a locked database, in seconds."""
@@ -42,14 +43,6 @@ class Page(list[Any]):
     token: str = ""
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of an SQLite database; None for any other address."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    path = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
-    return Path(path) if path and path != ":memory:" else None
-
-
 class QuickClient:
     """Client of a server without a password, or of an SQLite database.
 
@@ -62,7 +55,7 @@ class QuickClient:
 
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
-        self._file = sqlite_path(tracking_uri)
+        self._file = paths.sqlite_path(tracking_uri)
         if self._file:
             self._check_columns()
         elif not tracking_uri.startswith("http://") or os.environ.get("MLFLOW_TRACKING_AUTH"):
