@@ -21,18 +21,15 @@ def start_ray_beside_mlflow(plan: Plan, options: Options) -> None:
     """
     if not _is_missing_a_run(plan, options):
         return
-    resources = check_before_start(plan, options)
+    check_before_start(plan, options)
     if is_new_database(options.tracking_uri):
         create_database_file(options.tracking_uri)
-    from ablations.engine.scheduling import connection, warm_up
-    from ablations.engine.scheduling.capacity import is_one_node
+    from ablations.engine.scheduling import connection
 
     connection.import_ray()  # before the thread starts: two threads should not import parts of the same packages
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(_open_mlflow, options.tracking_uri)
         connection.connect()
-        if resources.workers == 1 and not resources.gpus_per_worker and is_one_node():
-            warm_up.start_processes(min(resources.free_capacity(), options.max_concurrent or len(plan.runs)))
 
 
 def _open_mlflow(uri: str) -> None:
@@ -45,6 +42,8 @@ def _is_missing_a_run(plan: Plan, options: Options) -> bool:
     """Return whether MLflow certainly lacks a run of a plan, and its study can be submitted, as far as a quick look says."""
     if is_new_database(options.tracking_uri):
         return True
+    if plan.seed_looks:
+        return False  # its missing runs may not be needed any more
     try:
         client = QuickClient(options.tracking_uri)
         experiment = client.get_experiment_by_name(plan.study.name)

@@ -44,12 +44,6 @@ class RunResources:
         """Return the number of runs that the current nodes of the cluster hold at a time, if they do nothing else."""
         return self.runs_on(*(node["Resources"] for node in alive_nodes()))
 
-    def free_capacity(self) -> int:
-        """Return the number of runs for which a cluster of one node has room beside what it does."""
-        import ray
-
-        return self.runs_on(ray.available_resources())
-
     def max_capacity(self) -> int | None:
         """Return `current_capacity` with all nodes that the autoscaler may add; None if its limits are not known."""
         limits = autoscaler_limits()
