@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_u
 
 
 @functools.cache
-def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """Return an optimizer that computes the same without PyTorch's compiler, whose import takes 3 s of CPU time in each process.
 
     PyTorch wraps these methods to keep `torch.compile` out of them. Here, `torch.compile` gets networks only.
