@@ -20,6 +20,14 @@ def test_configurations_and_fingerprints_do_not_wait_for_torch() -> None:
     assert not loaded & {"torch", "torchvision", "numpy", "sklearn", "PIL", "ray", "mlflow"}
 
 
+def test_a_training_does_not_wait_for_pytorchs_compiler() -> None:
+    """Its import takes 3 s of CPU time in the process of each trial."""
+    code = "import sys; from resnet_core import fit, preset; next(fit(preset('smoke'))); print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    assert "torch.optim" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "sympy"}
+
+
 def test_the_core_imports_no_engine_and_only_declared_packages() -> None:
     imported = set()
     for path in (PROJECT / "resnet_core").rglob("*.py"):

@@ -148,7 +148,7 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
         )
     spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
     if not isinstance(model, ModelConfig) or model.name:
-        from resnet_core.model.cost import check_network  # imports torch, which most plans do not need
+        from resnet_core.model.measurement import check_network  # imports torch, which most plans do not need
 
         check_network(replace(spec, model=model), **dataset.sizes)
     elif model.match_flops or model.match_parameters:

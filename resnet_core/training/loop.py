@@ -24,7 +24,8 @@ from resnet_core.data.streaming import StreamedBatches
 from resnet_core.fields import reject
 from resnet_core.heartbeat import Heartbeat, no_heartbeat
 from resnet_core.model.building import build_network, in_layout
-from resnet_core.model.cost import can_capture, measure_cost
+from resnet_core.model.cost import measure_cost
+from resnet_core.model.measurement import can_capture
 from resnet_core.training.arithmetic import arithmetic, autocast
 from resnet_core.training.divergence import Diverged
 from resnet_core.training.evaluation import Totals, evaluate, evaluate_views, gather_predictions, is_distributed

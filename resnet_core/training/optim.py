@@ -1,6 +1,9 @@
 """SGD and AdamW, and the learning rate as a pure function of the step."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,17 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, *, warming_u
     return config.lr
 
 
+@functools.cache
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return an optimizer that computes the same without PyTorch's compiler, whose import takes 3 s of CPU time in each process.
+
+    PyTorch wraps these methods to keep `torch.compile` out of them. Here, `torch.compile` gets networks only.
+    """
+    wrapped = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return the optimizer of the parameters of a network; `config.decay` decides whether BatchNorm and biases decay."""
     parameters = list(model.parameters())
@@ -41,8 +55,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     if config.algorithm == "adamw":
         first, second = config.betas
         on_gpu = parameters[0].device.type == "cuda"  # a CUDA graph needs the count of steps on the GPU
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), fused=True, capturable=on_gpu)
-    optimizer = torch.optim.SGD(
+        return _uncompiled(torch.optim.AdamW)(groups, lr=config.lr, betas=(first, second), fused=True, capturable=on_gpu)
+    optimizer = _uncompiled(torch.optim.SGD)(
         groups,
         lr=config.lr,
         momentum=config.momentum,

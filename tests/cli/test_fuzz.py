@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ablations.engine.cli import commands as service_command
-from ablations.engine.cli import options
+from ablations.engine.cli import options, start_up
 from ablations.engine.cli.study import main
 from ablations.engine.cluster import local_service
 from ablations.engine.environment.storage import check_storage, make_storage
@@ -159,6 +159,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, local_state: Path) -> Iter
     before, handler = set(local_state.iterdir()), signal.getsignal(signal.SIGTERM)
     empty = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_up, "start_ray_beside_mlflow", lambda *_: None)
         patch.setattr(study_submission, "run_study", recorded)
         patch.setattr(search_submission, "run_search", recorded)
         patch.setattr(preview, "preview", recorded)

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from ablations.engine.report import terminal
+from ablations.engine.report.fitted_table import FittedTable
 from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import StudyRequest
@@ -150,7 +151,7 @@ def test_names_that_do_not_fit_are_folded_and_not_cut() -> None:
 
 
 def test_a_factor_with_the_name_of_a_column_stays() -> None:
-    table = terminal.FittedTable(["epochs"], ["epochs", "time"], optional=["epochs", "time"], elsewhere="elsewhere")
+    table = FittedTable(["epochs"], ["epochs", "time"], optional=["epochs", "time"], elsewhere="elsewhere")
     table.add_row(["5 as a level", "5 epochs long", "an hour"])
     text = io.StringIO()
     Console(file=text, width=20).print(table)

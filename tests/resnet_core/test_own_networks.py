@@ -27,7 +27,7 @@ from resnet_core import (
     preset,
 )
 from resnet_core.data.datasets import resolve
-from resnet_core.model.cost import can_capture
+from resnet_core.model.measurement import can_capture
 from tests.helpers.own_networks import Inner, Tiny, Varied
 from tests.helpers.training_runs import learned, train, weights_differ
 

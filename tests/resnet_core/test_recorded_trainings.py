@@ -53,8 +53,11 @@ def test_a_short_training_gives_the_recorded_numbers(name: str, images: Path) ->
 
 
 def other_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    sgd = torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", lambda parameters, **how: sgd(parameters, **how, dampening=0.01))
+    class Dampened(torch.optim.SGD):
+        def __init__(self, parameters: Any, **how: Any) -> None:
+            super().__init__(parameters, **how, dampening=0.01)
+
+    monkeypatch.setattr(torch.optim, "SGD", Dampened)
 
 
 def other_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from ablations.engine.cli.study import main
 from ablations.engine.environment import provenance
 from ablations.engine.environment.console import make_console
 from ablations.engine.environment.provenance import submission_origin
-from ablations.engine.report import bundle, mlflow_page
+from ablations.engine.report import bundle, mlflow_page, updates
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.expansion import make_plan
@@ -236,8 +236,8 @@ def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
 
 
 def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
-    assert reporting.seconds_until_next_report(0.1) == 60
-    assert reporting.seconds_until_next_report(20) == pytest.approx(1000)
+    assert updates.seconds_until_next_report(0.1) == 60
+    assert updates.seconds_until_next_report(20) == pytest.approx(1000)
 
 
 def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
@@ -251,10 +251,10 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
         if len(made) == 1:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(reporting, "UPDATE_INTERVAL_SECONDS", 0.05)
-    monkeypatch.setattr(reporting, "MAX_TIME_SHARE", 1e6)
-    monkeypatch.setattr(reporting, "publish", publish)
-    with reporting.ReportUpdater(client, study_run(client), asked, lambda: (ended, f"{ended} of 12 runs")) as refresher:
+    monkeypatch.setattr(updates, "UPDATE_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(updates, "MAX_TIME_SHARE", 1e6)
+    monkeypatch.setattr(bundle, "publish", publish)
+    with updates.ReportUpdater(client, study_run(client), asked, lambda: (ended, f"{ended} of 12 runs")) as refresher:
         time.sleep(0.5)
         assert not made, "no run had ended"
         ended = 5
@@ -282,9 +282,9 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
         slow(*arguments, **named)
 
     monkeypatch.setattr(module, name, standing)
-    monkeypatch.setattr(reporting, "UPDATE_INTERVAL_SECONDS", 0.05)
-    monkeypatch.setattr(reporting, "INTERRUPTED_TIMEOUT_SECONDS", 0.05)
-    refresher = reporting.ReportUpdater(client, run_id, asked, lambda: (5, "5 of 12 runs"))
+    monkeypatch.setattr(updates, "UPDATE_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(updates, "INTERRUPTED_TIMEOUT_SECONDS", 0.05)
+    refresher = updates.ReportUpdater(client, run_id, asked, lambda: (5, "5 of 12 runs"))
     with pytest.raises(KeyboardInterrupt), refresher:  # noqa: PT012
         assert reached.wait(60)
         raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from sqlalchemy.pool import Pool
 
 from ablations import Result, load
 from ablations.engine.cli import dispatch, options
+from ablations.engine.report import bundle, updates
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.submission import reporting
@@ -110,10 +111,10 @@ def test_an_incomplete_answer_is_no_look(stored: Path) -> None:
 def test_a_page_that_is_updated_while_a_study_runs_is_no_look(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client, run_id = run_of_study(stored)
     pages: list[str] = []
-    monkeypatch.setattr(reporting, "UPDATE_INTERVAL_SECONDS", 0.05)
-    monkeypatch.setattr(reporting, "publish", lambda *_, progress, **__: pages.append(progress))
+    monkeypatch.setattr(updates, "UPDATE_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(bundle, "publish", lambda *_, progress, **__: pages.append(progress))
     design = loaded(stored, levels={"depth": (8,)})._stored.evidence.design
-    with reporting.ReportUpdater(client, run_id, design, lambda: (5, "5 of 12 runs")):
+    with updates.ReportUpdater(client, run_id, design, lambda: (5, "5 of 12 runs")):
         deadline = time.monotonic() + 60
         while not pages and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -94,6 +94,9 @@ def expectations(study: Draft | Plan, options: Options) -> tuple[Expectation, ..
 
 def train(plan: Plan, options: Options) -> int:
     """Train what a study lacks, and report; return the exit code."""
+    from ablations.engine.cli.start_up import start_ray_beside_mlflow
+
+    start_ray_beside_mlflow(plan, options)
     if options.search:
         from ablations.engine.submission.search_submission import run_search as act
     elif plan.seed_looks:

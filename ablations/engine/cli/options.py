@@ -202,7 +202,7 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     group.add_argument(
         "--calibrate",
         action=argparse.BooleanOptionalAction,
-        help="let --plan train a few steps here to estimate times that no finished run provides (default: not on a cluster)",
+        help="let --plan train a few steps here to estimate times that no finished run provides (default: no)",
     )
     group.add_argument(
         "--report",

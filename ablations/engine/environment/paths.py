@@ -8,6 +8,7 @@ import re
 import stat
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import platformdirs
 
@@ -101,6 +102,14 @@ def default_storage() -> str:
 def sqlite_uri(path: Path) -> str:
     """Return the URI of an SQLite database. `%` and `?` are escaped, since SQLAlchemy would interpret them."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file of an SQLite database; None for any other address."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    path = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
+    return Path(path) if path and path != ":memory:" else None
 
 
 def default_tracking_uri() -> str:

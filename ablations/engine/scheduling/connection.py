@@ -20,6 +20,11 @@ MAX_PORT = 65_535
 ACCEPTED = "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
 
 
+def import_ray() -> None:
+    """Import Ray, which takes most of a second."""
+    import ray  # noqa: F401
+
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, else start a Ray here that ends with this process.
 
@@ -54,7 +59,8 @@ def _start() -> None:
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
     folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
-        ray.init("local", log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
+        # Without the dashboard, which takes 4 s of processor time and which a cluster and the service have.
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
     except Exception as error:  # Ray raises many types of errors here, and none of them names the cause
         raise _start_error(error, folder) from error
     if os.environ.get(ray_processes.LOOPBACK_VARIABLE) == "0":

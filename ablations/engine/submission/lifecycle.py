@@ -5,7 +5,6 @@ However a submission ends, its records are delivered or stored before its lock i
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from mlflow import MlflowClient
@@ -17,7 +16,7 @@ from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.submission.jobs import check_before_start
-from ablations.engine.tracking.connection import connect, create_database_file, is_new_database, mlflow_errors_as_config_errors
+from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.journal import Journal
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import check_study, describe_error
@@ -52,7 +51,7 @@ def submit(plan: AnyPlan, options: Options, start: StartWork[AnyPlan]) -> int:
     console = make_console()
     if is_new_database(options.tracking_uri):  # all runs are missing, so check the resources before a file is created
         check_before_start(plan, options)
-    client = _connect(options)
+    client = connect(options.tracking_uri)
     # Check before opening the journal: MLflow would refuse its earlier records if the experiment was deleted.
     with mlflow_errors_as_config_errors(options.tracking_uri):
         check_study(client, plan.study.name)
@@ -67,20 +66,6 @@ def submit(plan: AnyPlan, options: Options, start: StartWork[AnyPlan]) -> int:
             writer.release()
         print_line(console, f"{plan.study.name}: {writer.lost_to}.")
         return 1
-
-
-def _connect(options: Options) -> MlflowClient:
-    """Connect to MLflow. For a new database, all runs are missing, so start Ray at the same time: each of the two takes seconds."""
-    new = is_new_database(options.tracking_uri)
-    if new:
-        create_database_file(options.tracking_uri)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        connecting = pool.submit(connect, options.tracking_uri)
-        if new:
-            from ablations.engine.scheduling import connection
-
-            connection.connect()
-        return connecting.result()
 
 
 def _train_and_conclude(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ablations.engine.analysis import number_format
 from ablations.engine.environment.console import format_duration, print_line
-from ablations.engine.report.terminal import FittedTable
+from ablations.engine.report.fitted_table import FittedTable
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.task.metric import Metric
 

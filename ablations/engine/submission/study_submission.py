@@ -4,33 +4,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Findings
-from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.environment import paths, provenance, signals
 from ablations.engine.environment.console import print_line
-from ablations.engine.report import terminal
+from ablations.engine.report.updates import ReportUpdater
 from ablations.engine.scheduling.capacity import RunResources
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
-from ablations.engine.submission import reporting
 from ablations.engine.submission.jobs import checkpoint_folder, describe_other_devices, make_job, prepare_cluster
 from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
-from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import check_study, describe_error
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from ablations.engine.trial.job import Job
 from resnet_core.fields import ConfigError, counted, reject
+
+if TYPE_CHECKING:
+    from ablations.engine.analysis.evidence import Evidence
+    from ablations.engine.analysis.findings import Findings
+
+# The first run does not wait for the statistics and the report: methods import them at the end of a study.
 
 POLL_INTERVAL_SECONDS = 5.0
 """Minimum time between two queries for runs that another study trains, in seconds."""
@@ -53,7 +56,7 @@ class StudySubmission:
         self.workload = plan.workload.pickled()
         known = self._claim_and_look_up()  # rejects a wrong request before anything is written
         self.tracker = Tracker(client, writer, plan, known, rerun=options.rerun, on_lease_lost=signals.interrupt_main_thread)
-        self.report_updater: reporting.ReportUpdater | None = None
+        self.report_updater: ReportUpdater | None = None
         self._log_design()
 
     def _claim_and_look_up(self) -> dict[str, run_queries.RunRecord]:
@@ -167,9 +170,9 @@ class StudySubmission:
         assert self.needs is not None
         return make_job(run, self.plan.dataset_for_run(run).version, self.tracker.generation(run), self.needs, self.options)
 
-    def report_updates(self, progress: Callable[[], tuple[int, str]]) -> reporting.ReportUpdater:
+    def report_updates(self, progress: Callable[[], tuple[int, str]]) -> ReportUpdater:
         """Return a context in which a thread updates the report while runs train. `progress` says how far they are."""
-        self.report_updater = reporting.ReportUpdater(
+        self.report_updater = ReportUpdater(
             self.client, self.tracker.study_run.run_id, self.design, progress, self.tracker.study_run.lease.check
         )
         return self.report_updater
@@ -203,7 +206,7 @@ class StudySubmission:
             self.tracker.add_known_runs(known)
             self._train([run for run in missing if run.fingerprint not in elsewhere])
 
-    def is_complete(self, findings: Findings) -> bool:
+    def is_complete(self, findings: "Findings") -> bool:
         """Return whether every run has a result."""
         return findings.complete
 
@@ -239,11 +242,17 @@ class StudySubmission:
             self._end("FINISHED" if complete else "FAILED")
         return 0 if complete and logged else 1
 
-    def _gather(self, *, details: bool) -> tuple[Evidence, Findings]:
+    def _gather(self, *, details: bool) -> "tuple[Evidence, Findings]":
+        from ablations.engine.analysis.study_analysis import analyze_study
+        from ablations.engine.tracking import results
+
         evidence = results.gather(self.client, self.design, self.tracker.study_run.run_id, details=details)
         return evidence, analyze_study(evidence)
 
-    def _show(self, evidence: Evidence, findings: Findings, pending: int) -> None:
+    def _show(self, evidence: "Evidence", findings: "Findings", pending: int) -> None:
+        from ablations.engine.report import terminal
+        from ablations.engine.submission import reporting
+
         terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())
         reporting.record_look(self.console, self.client, self.tracker.study_run.run_id, evidence, findings)
         if pending:
@@ -257,8 +266,10 @@ class StudySubmission:
         except MlflowException as error:  # the runs have their results nevertheless
             print_line(self.console, f"The study's own run in MLflow cannot be ended: {describe_error(error)}.")
 
-    def _publish(self, evidence: Evidence, findings: Findings) -> None:
+    def _publish(self, evidence: "Evidence", findings: "Findings") -> None:
         """Publish the report, unless MLflow has the one of this design, and print its address."""
+        from ablations.engine.submission import reporting
+
         run_id = self.tracker.study_run.run_id
         if self.report_updater and self.report_updater.busy:
             print_line(

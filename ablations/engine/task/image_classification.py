@@ -17,6 +17,7 @@ from resnet_core.config import DataConfig
 from resnet_core.data.datasets import Dataset, load_dataset, resolve
 from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import NOT_IDENTITY, TRAINING_VERSION, code_version, deviations
+from resnet_core.model.cost import measure_cost
 from resnet_core.overrides import run_schema
 from resnet_core.renamed_fields import identity_name
 from resnet_core.schema import Schema
@@ -191,8 +192,6 @@ class ImageClassification(Workload):
 
     def cost(self, spec: RunSpec, data: Dataset) -> Cost:
         """Return parameters, multiply-adds and activation memory of the network."""
-        from resnet_core import measure_cost  # imports torch
-
         found = measure_cost(spec.model, **data.sizes)
         trained = spec.optim.total_steps(len(data.train.labels)) * spec.optim.global_batch_size
         return Cost(

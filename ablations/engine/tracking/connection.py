@@ -4,16 +4,16 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import sqlalchemy
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from sqlalchemy.engine import make_url
-
+from ablations.engine.environment import paths
 from ablations.engine.tracking import mlflow_internals, relocation
-from ablations.engine.tracking.mlflow_errors import PERMISSION_ERRORS, DeletedInMlflow, describe_error
 from resnet_core.fields import ConfigError, reject
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Functions below import MLflow, which takes seconds: a plan asks only whether there is a database.
 
 CONNECT_TIMEOUT_SECONDS = 10
 """Timeout for connecting to PostgreSQL, in seconds."""
@@ -29,7 +29,7 @@ def is_new_database(uri: str) -> bool:
     Raises:
         ConfigError: the file cannot be examined, for example because its parent is not a folder.
     """
-    path = _sqlite_file(uri)
+    path = paths.sqlite_path(uri)
     if path is None:
         return False
     try:
@@ -43,7 +43,7 @@ def is_new_database(uri: str) -> bool:
 
 def create_database_file(uri: str) -> None:
     """Create the empty file of a new SQLite database; raise ConfigError, before anything else starts, if that is impossible."""
-    path = _sqlite_file(uri)
+    path = paths.sqlite_path(uri)
     assert path is not None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def create_database_file(uri: str) -> None:
         raise _rejected_uri(uri, error) from error
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str) -> "MlflowClient":
     """Return a client of a tracking server or database; raise ConfigError if it does not answer."""
     if is_new_database(uri):
         create_database_file(uri)
@@ -62,13 +62,15 @@ def connect(uri: str) -> MlflowClient:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # MLflow would print two lines for each run
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each table of a new database
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_TIMEOUT_SECONDS))
+    from mlflow import MlflowClient
+
     try:
         if not uri.startswith("http"):
             mlflow_internals.quiet_database_errors()
             _check_database(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
-        if path := _sqlite_file(uri):
+        if path := paths.sqlite_path(uri):
             relocation.update_artifact_addresses(path)
     except ConfigError:
         raise
@@ -79,6 +81,8 @@ def connect(uri: str) -> MlflowClient:
 
 def _check_database(uri: str) -> None:
     """Connect to a database once. MLflow itself tries a database ten times, for 100 s in all."""
+    import sqlalchemy
+
     if uri.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
         engine = sqlalchemy.create_engine(uri)
         try:
@@ -87,15 +91,9 @@ def _check_database(uri: str) -> None:
             engine.dispose()
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite database; None for any other address."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    path = make_url(uri).database
-    return Path(path) if path and path != ":memory:" else None
-
-
 def _rejected_uri(uri: str, error: Exception) -> ConfigError:
+    from ablations.engine.tracking.mlflow_errors import PERMISSION_ERRORS, describe_error
+
     accepted = CREDENTIALS if getattr(error, "error_code", "") in PERMISSION_ERRORS else ACCEPTED
     return reject("--tracking-uri", uri, f"{describe_error(error)}; {accepted}")
 
@@ -103,6 +101,10 @@ def _rejected_uri(uri: str, error: Exception) -> ConfigError:
 @contextmanager
 def mlflow_errors_as_config_errors(uri: str) -> Iterator[None]:
     """Turn MLflow's errors into ConfigError. Use it before anything has started: the request is then wrong."""
+    from mlflow.exceptions import MlflowException
+
+    from ablations.engine.tracking.mlflow_errors import DeletedInMlflow
+
     try:
         yield
     except DeletedInMlflow as error:

@@ -9,20 +9,22 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Run as MlflowRun
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 from ablations.engine.study.design import Design
 from ablations.engine.study.designs import FACTORIAL
 from ablations.engine.study.plan import Plan
 from ablations.engine.tracking import mlflow_internals
-from ablations.engine.tracking.mlflow_errors import check_experiment
 from resnet_core.fields import ConfigError
 from resnet_core.renamed_fields import current_fields
 
+ReadingClient = Any
+"""An `MlflowClient`, or another object with its methods `search_experiments` and `search_runs`, such as `QuickClient`."""
 PAGE_SIZE = 1000
 """Number of runs in one page of a search."""
 MIN_RUNS_READ = 100
@@ -93,12 +95,12 @@ class CompletedRun:
     """Peak memory of a worker, in MiB: on a GPU, what PyTorch reserved there. None if it was not recorded."""
 
 
-def find_plan_runs(client: MlflowClient, plan: Plan) -> dict[str, RunRecord]:
+def find_plan_runs(client: ReadingClient, plan: Plan) -> dict[str, RunRecord]:
     """Return the plan's runs that MLflow has, from any study, by fingerprint. The latest generation of a run counts."""
     return find_by_fingerprint(client, {run.fingerprint: plan.dataset_for_run(run).version for run in plan.runs})
 
 
-def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
+def find_by_fingerprint(client: ReadingClient, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
     """Return the runs that MLflow has, by fingerprint.
 
     Args:
@@ -110,7 +112,7 @@ def find_by_fingerprint(client: MlflowClient, wanted: Mapping[str, str]) -> dict
     return found
 
 
-def _find(client: MlflowClient, wanted: Set[str], data: str) -> dict[str, RunRecord]:
+def _find(client: ReadingClient, wanted: Set[str], data: str) -> dict[str, RunRecord]:
     """Return runs by fingerprint, among those trained on one version of the data."""
     # Read the newest runs on the same data first, then send one request for each run that is not among them. The cost of a small
     # study therefore depends on its own runs, not on all runs that MLflow has.
@@ -131,7 +133,7 @@ def training_version_filter(training_version: str, code_version: str) -> str:
     return f"tags.training_version = '{training_version}'" if training_version else f"tags.code_version = '{code_version}'"
 
 
-def _newest(runs: Iterable[MlflowRun], wanted: Set[str]) -> dict[str, RunRecord]:
+def _newest(runs: "Iterable[MlflowRun]", wanted: Set[str]) -> dict[str, RunRecord]:
     """Return the latest generation of each wanted run, by fingerprint."""
     found: dict[str, RunRecord] = {}
     for run in runs:
@@ -146,7 +148,7 @@ def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
     return {fingerprint: record for fingerprint, record in known.items() if record.has_result}
 
 
-def completed_runs(client: MlflowClient, plan: Plan) -> Iterable[CompletedRun]:
+def completed_runs(client: ReadingClient, plan: Plan) -> Iterable[CompletedRun]:
     """Yield the newest completed runs of all studies with a plan's task, at most `MAX_COMPLETED_RUNS` for each data set."""
     workload = plan.workload
     for version, examples in {each.version: workload.training_examples(each) for each in plan.data.values()}.items():
@@ -166,7 +168,7 @@ def completed_runs(client: MlflowClient, plan: Plan) -> Iterable[CompletedRun]:
 
 
 def find_design(
-    client: MlflowClient,
+    client: "MlflowClient",
     study: str,
     preset: str,
     shared: Mapping[str, Any],
@@ -190,6 +192,8 @@ def find_design(
         ConfigError: there is no such run.
         DeletedInMlflow: the study's experiment was deleted.
     """
+    from ablations.engine.tracking.mlflow_errors import check_experiment
+
     experiment = client.get_experiment_by_name(study)
     check_experiment(client, experiment)
     where = f"tags.study = '{study}' and tags.preset = '{preset}'"
@@ -213,11 +217,13 @@ def find_design(
     )
 
 
-def metric_histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+def metric_histories(client: "MlflowClient", run_ids: Sequence[str], metrics: Sequence[str]) -> "pd.DataFrame":
     """Return metrics of many runs by epoch, with columns `run_id`, `metric`, `epoch` and `value`.
 
     MLflow's public API returns one metric of one run per request, so a faster private way is tried first.
     """
+    import pandas as pd
+
     rows = mlflow_internals.read_histories(client.tracking_uri, run_ids, metrics)
     if rows is None:
         rows = [
@@ -230,7 +236,7 @@ def metric_histories(client: MlflowClient, run_ids: Sequence[str], metrics: Sequ
     return pd.DataFrame(rows, columns=["run_id", "metric", "epoch", "value"]).drop_duplicates(["run_id", "metric", "epoch"])
 
 
-def search_runs(client: MlflowClient, where: str, page: int = PAGE_SIZE) -> Iterator[MlflowRun]:
+def search_runs(client: ReadingClient, where: str, page: int = PAGE_SIZE) -> "Iterator[MlflowRun]":
     """Yield the runs of all studies that match an MLflow filter, the latest start first."""
     experiments = [e.experiment_id for e in _pages(client.search_experiments, max_results=PAGE_SIZE)]
     return _pages(client.search_runs, experiment_ids=experiments, filter_string=where, max_results=page)
@@ -262,12 +268,12 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def run_record(run: MlflowRun) -> RunRecord:
+def run_record(run: "MlflowRun") -> RunRecord:
     """Return a run of MLflow's client as a plain record."""
     info, tags, metrics = run.info, run.data.tags, run.data.metrics
     return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics, info.artifact_uri)
 
 
-def current_params(run: MlflowRun) -> dict[str, str]:
+def current_params(run: "MlflowRun") -> dict[str, str]:
     """Return the parameters of a run, under the current names and values of renamed fields."""
     return {name: str(value) for name, value in current_fields(run.data.params).items()}

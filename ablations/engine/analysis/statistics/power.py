@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import ndtr
-from scipy.stats import chi2, t
+from scipy.special import gammaincinv, ndtr, stdtrit  # the imports of scipy.stats take a second, which a plan would wait for
 
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.analysis.statistics.inference import Array
@@ -42,7 +41,7 @@ class Spread:
         if math.isinf(self.df):
             return self.std, self.std
         tail = (1 - SPREAD_RANGE) / 2
-        low, high = (self.std * math.sqrt(self.df / float(chi2.ppf(p, self.df))) for p in (1 - tail, tail))
+        low, high = (self.std * math.sqrt(self.df / _chi_square_quantile(p, self.df)) for p in (1 - tail, tail))
         return low, high
 
 
@@ -82,7 +81,7 @@ def expected_power(difference: float, spread: Spread, n: int, comparisons: float
     """
     if n < MIN_SEEDS_FOR_P_VALUE:
         return 0.0
-    critical = float(t.isf((1 - CONFIDENCE_LEVEL) / comparisons / 2, n - 1))
+    critical = -float(stdtrit(n - 1, (1 - CONFIDENCE_LEVEL) / comparisons / 2))
     # SciPy's noncentral t distribution would give the power at a known standard deviation directly, but returns NaN for a third of
     # such arguments. So the power is a mean over the quantiles of the study's own standard deviation too.
     observed = critical * _relative_stds(n - 1)[:, None]
@@ -102,10 +101,17 @@ def smallest_detectable(spread: Spread, n: int, comparisons: float = 1, power: f
     def missing_power(difference: float) -> float:
         return power - expected_power(difference, spread, n, comparisons)
 
+    from scipy.optimize import brentq  # which a plan without results does not need
+
     most = spread.std
     while missing_power(most) > 0:
         most *= 2
     return float(brentq(missing_power, 0, most))
+
+
+def _chi_square_quantile(probability: Any, df: float) -> Any:
+    """Return the values below which a chi-square variable with `df` degrees of freedom is with these probabilities."""
+    return 2 * gammaincinv(df / 2, probability)
 
 
 @cache
@@ -113,4 +119,4 @@ def _relative_stds(df: float) -> Array:
     """Return quantiles of a sample standard deviation with `df` degrees of freedom ÷ the true one."""
     if math.isinf(df):
         return np.ones(1)
-    return np.asarray(np.sqrt(chi2.ppf((np.arange(NODES) + 0.5) / NODES, df) / df))
+    return np.asarray(np.sqrt(_chi_square_quantile((np.arange(NODES) + 0.5) / NODES, df) / df))

@@ -6,7 +6,7 @@ from rich.text import Text
 from ablations.engine.analysis.datasets.findings import DatasetsFindings
 from ablations.engine.analysis.datasets.sentences import scope_sentence
 from ablations.engine.analysis.number_format import MISSING, ValueFormat, number, p_value
-from ablations.engine.report.terminal import FittedTable
+from ablations.engine.report.fitted_table import FittedTable
 from resnet_core.fields import printable
 
 

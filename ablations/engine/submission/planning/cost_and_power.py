@@ -17,6 +17,7 @@ from ablations.engine.tracking.run_queries import CompletedRun
 from resnet_core import RunSpec
 from resnet_core.data.datasets import Dataset, Sizes
 from resnet_core.fields import counted
+from resnet_core.model.cost import measure_cost
 
 if TYPE_CHECKING:
     from ablations.engine.analysis.statistics.power import Spread
@@ -124,8 +125,6 @@ def compute_mode(spec: RunSpec) -> ComputeMode:
 
 def multiply_adds(spec: RunSpec, sizes: Sizes, trained: int, tested: int = 0) -> int:
     """Return the multiply-adds of training on some images and testing on others. A backward pass counts as two forward passes."""
-    from resnet_core import measure_cost  # imports torch
-
     return measure_cost(spec.model, **sizes).flops * (3 * trained + tested)
 
 
@@ -218,12 +217,12 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
         design: design of the study.
         values: values of its completed runs by fingerprint.
     """
-    from ablations.engine.analysis.statistics.looks import declared_shares  # imports scipy
-    from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable
-
     found = difference_spread(design, values)
     if found is None:
         return None
+    from ablations.engine.analysis.statistics.looks import declared_shares
+    from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable  # imports SciPy
+
     spread, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
     comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
@@ -253,7 +252,10 @@ def power(design: Design, values: Mapping[str, float]) -> Power | None:
 
 def difference_spread(design: Design, values: Mapping[str, float]) -> "tuple[Spread, str] | None":
     """Return the best known standard deviation of paired differences, and its source; None if there is none."""
-    from ablations.engine.analysis.statistics.inference import zero_tolerance  # imports scipy
+    published = design.dataset == "cifar10" and not design.task
+    if not (values or published):
+        return None
+    from ablations.engine.analysis.statistics.inference import zero_tolerance  # imports SciPy
     from ablations.engine.analysis.statistics.power import pooled_spread
 
     rounding = zero_tolerance(list(values.values()))
@@ -277,7 +279,7 @@ def difference_spread(design: Design, values: Mapping[str, float]) -> "tuple[Spr
             differences = "" if source == "comparison" else "√2 × "
             kind = "the standard deviation" if count.startswith("1 ") else "the root mean square"
             return replace(spread, std=factor * spread.std), f"{differences}{kind} of {count} so far"
-    if design.dataset == "cifar10" and not design.task:
+    if published:
         known = [(entry.std, entry.runs - 1) for entry in PUBLISHED if entry.dataset == "cifar10" and entry.std and entry.runs]
         spread = pooled_spread([[each] for each in known])
         source = f"√2 × the root mean square between seeds in {len(known)} published results"

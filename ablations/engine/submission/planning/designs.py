@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ablations.engine.environment import paths
 from ablations.engine.environment.console import format_duration
-from ablations.engine.report.terminal import FittedTable
+from ablations.engine.report.fitted_table import FittedTable
 from ablations.engine.study.definition import Study
 from ablations.engine.study.design import Design
 from ablations.engine.study.designs import DESIGNS

@@ -1,14 +1,16 @@
 """The plan of a study as JSON for programs, `--plan --json`. `docs/plan.schema.json` is its schema."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.planning.cost_and_power import Power, power
 from ablations.engine.submission.planning.preview import Preview
-from ablations.engine.submission.planning.seed_forecast import SeedForecast
+from ablations.engine.submission.planning.searches import search_plan
+
+if TYPE_CHECKING:
+    from ablations.engine.submission.planning.seed_forecast import SeedForecast
 
 SCHEMA = "ablations-plan/1"
 """Name and version of the format."""
@@ -30,7 +32,7 @@ def plan_document(preview: Preview) -> dict[str, Any]:
         "metric": plan.metric.to_dict(),
         "factors": {name: list(levels) for name, levels in plan.factors.items()},
         "baseline": dict(plan.baseline),
-        "search": isinstance(plan, SearchPlan),
+        "search": search_plan(plan) is not None,
         "runs": len(plan.runs),
         "done": sum(run.fingerprint in done for run in plan.runs),
         "missing": sum(run.fingerprint not in done for run in plan.runs),
@@ -68,7 +70,7 @@ def plan_document(preview: Preview) -> dict[str, Any]:
     }
 
 
-def _seeds(found: SeedForecast | None) -> dict[str, Any] | None:
+def _seeds(found: "SeedForecast | None") -> dict[str, Any] | None:
     """Return the forecast of an adaptive study; None for a fixed number of seeds."""
     if found is None:
         return None

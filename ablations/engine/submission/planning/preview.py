@@ -3,32 +3,40 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.environment.provenance import submission_id
 from ablations.engine.scheduling import gpu_choice
 from ablations.engine.scheduling.capacity import RunResources, local_resources
 from ablations.engine.scheduling.gpu_choice import ResourceChoice
-from ablations.engine.search.plan import SearchPlan
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission.jobs import choose_resources, describe_other_devices
 from ablations.engine.submission.planning.cost_and_power import CostEstimate, estimate_cost
-from ablations.engine.submission.planning.seed_forecast import SeedForecast, forecast_seeds
+from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
+from ablations.engine.submission.planning.searches import search_plan
 from ablations.engine.submission.planning.view import plan_view
-from ablations.engine.submission.search_state import SearchState
-from ablations.engine.tracking import looks, run_queries, search_trials
+from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
-from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
-from ablations.engine.tracking.search_trials import PastTrial
-from ablations.engine.tracking.study_run import study_tags
 from resnet_core.fields import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablations.engine.submission.planning.seed_forecast import SeedForecast
+    from ablations.engine.tracking.search_trials import PastTrial
+
+# A plan is shown within 3 s: functions below import what only some plans need, such as Optuna, SciPy, MLflow and torch.
+# `tests/submission/test_plan_imports.py` lists what the others do without.
+
+Known = tuple[dict[str, RunRecord], list[CompletedRun], "Sequence[PastTrial]", str]
+"""The plan's finished runs, completed runs on the same data, trials of the search, and a warning, which may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,7 @@ class Preview:
     """Resources of one run."""
     other_devices: str
     """Sentence about finished runs that trained on another kind of device; empty if none did."""
-    seeds: SeedForecast | None = None
+    seeds: "SeedForecast | None" = None
     """Cost of an adaptive study, whose `estimate` is that of all runs that it may need; None for a fixed number of seeds."""
     warning: str
     """Why a submission would be rejected; empty if it would not."""
@@ -58,7 +66,7 @@ def preview(plan: Plan, options: Options) -> int:
     return 0
 
 
-def show_preview(console: Console, found: Preview) -> None:
+def show_preview(console: "Console", found: Preview) -> None:
     """Print the plan of a study, and a warning if a submission would be rejected."""
     resources = [found.resources.describe(), *([found.other_devices] if found.other_devices else [])]
     console.print(plan_view(found.plan, found.done, found.estimate, found.trials, found.seeds, resources))
@@ -70,18 +78,20 @@ def examine(plan: Plan, options: Options) -> Preview:
     """Return what a study would train and cost; start nothing."""
     done, finished, past, warning = _known(plan, options)
     trials_left: list[Run] = []
-    if isinstance(plan, SearchPlan):
-        state = SearchState(plan, past, lambda run: None)
+    if searched := search_plan(plan):
+        from ablations.engine.submission.search_state import SearchState
+
+        state = SearchState(searched, past, lambda run: None)
         if state.is_finished:
-            plan = plan.confirmation_plan(state.choices())
+            plan = searched.confirmation_plan(state.choices())
             done, *_ = _known(plan, options)
         else:
-            trials_left, plan = plan.remaining_trials(state.ended_trials_in), plan.preview_plan()
+            trials_left, plan = searched.remaining_trials(state.ended_trials_in), searched.preview_plan()
     missing = [*trials_left, *(run for run in plan.runs if run.fingerprint not in done)]
     choice, rejection = _choose_resources(plan, options, [] if trials_left else missing, finished)
     needs = choice.resources
     measure = None
-    if not plan.workload.task_name and (options.calibrate or (options.calibrate is None and not _on_a_cluster())):
+    if options.calibrate and not plan.workload.task_name:
         from ablations.engine.submission.planning.calibration import calibrate
 
         measure = partial(
@@ -123,7 +133,11 @@ def _choose_resources(
         return ResourceChoice(resources=needs), str(error)
 
 
-def _forecast(plan: Plan, options: Options, done: Mapping[str, RunRecord], estimate: CostEstimate) -> SeedForecast:
+def _forecast(plan: Plan, options: Options, done: Mapping[str, RunRecord], estimate: CostEstimate) -> "SeedForecast":
+    from ablations.engine.submission.planning.seed_forecast import forecast_seeds
+    from ablations.engine.tracking import looks
+    from ablations.engine.tracking.study_run import study_tags
+
     earlier: tuple[int, ...] = ()
     if not is_new_database(options.tracking_uri):
         with mlflow_errors_as_config_errors(options.tracking_uri):
@@ -136,10 +150,15 @@ def _forecast(plan: Plan, options: Options, done: Mapping[str, RunRecord], estim
     return forecast_seeds(Design.from_plan(plan, {}), results, estimate, earlier)
 
 
-def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[CompletedRun], Sequence[PastTrial], str]:
-    """Return the plan's finished runs, completed runs on the same data, trials of the search, and a warning, which may be empty."""
+def _known(plan: Plan, options: Options) -> Known:
     if is_new_database(options.tracking_uri):
         return {}, [], (), ""  # a preview creates no database
+    if not search_plan(plan):
+        with suppress(NotQuick):
+            return _quickly_known(plan, options)
+    from ablations.engine.tracking import search_trials
+    from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, check_study
+
     client, warning = connect(options.tracking_uri), ""
     with mlflow_errors_as_config_errors(options.tracking_uri):
         try:
@@ -148,8 +167,18 @@ def _known(plan: Plan, options: Options) -> tuple[dict[str, RunRecord], list[Com
             warning = str(error)
         done = {} if options.rerun else run_queries.with_result(run_queries.find_plan_runs(client, plan))
         by = run_queries.training_version_filter(plan.workload.training_version, "")
-        past = search_trials.read_trials(client, plan.to_design(), by) if isinstance(plan, SearchPlan) else []
+        past = search_trials.read_trials(client, searched.to_design(), by) if (searched := search_plan(plan)) else []
         return done, list(run_queries.completed_runs(client, plan)), past, warning
+
+
+def _quickly_known(plan: Plan, options: Options) -> Known:
+    """Return what MLflow knows of a study that is no search, without importing MLflow; raise NotQuick if that is not enough."""
+    client = QuickClient(options.tracking_uri)
+    experiment = client.get_experiment_by_name(plan.study.name)
+    if experiment and experiment.lifecycle_stage != "active":
+        raise NotQuick  # it was deleted, and the warning needs MLflow's own client
+    done = {} if options.rerun else run_queries.with_result(run_queries.find_plan_runs(client, plan))
+    return done, list(run_queries.completed_runs(client, plan)), (), ""
 
 
 def _on_a_cluster() -> bool:

@@ -4,21 +4,25 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ablations.engine.environment.console import format_duration
-from ablations.engine.report.terminal import FittedTable
-from ablations.engine.search.plan import SearchPlan, describe_budget
+from ablations.engine.report.fitted_table import FittedTable
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
 from ablations.engine.submission.planning.cost_and_power import MAX_SEEDS, CostEstimate, Power, power
-from ablations.engine.submission.planning.seed_forecast import PathCost, SeedForecast
+from ablations.engine.submission.planning.searches import search_plan
 from ablations.engine.task.metric import Metric
 from ablations.engine.tracking.run_queries import RunRecord
 from resnet_core.fields import counted, printable
+
+if TYPE_CHECKING:
+    from ablations.engine.search.plan import SearchPlan
+    from ablations.engine.submission.planning.seed_forecast import PathCost, SeedForecast
 
 
 def plan_view(
@@ -26,7 +30,7 @@ def plan_view(
     done: Mapping[str, RunRecord],
     estimate: CostEstimate,
     trials: Sequence[Run] = (),
-    seeds: SeedForecast | None = None,
+    seeds: "SeedForecast | None" = None,
     resources: Sequence[str] = (),
 ) -> RenderableType:
     """Return a table of cells with cost, duration and finished runs, and lines about skipped cells, total cost and power.
@@ -51,8 +55,8 @@ def plan_view(
         f"{most}{counted(len(plan.runs), 'run')}, {len(missing)} to train, {finished} done already"
         + (f": {work:.2e} multiply-adds" if (work := _multiply_adds(plan, missing)) or not plan.workload.task_name else "")
     )
-    if isinstance(plan, SearchPlan):
-        lines[:0] = _search_lines(plan, trials)
+    if searched := search_plan(plan):
+        lines[:0] = _search_lines(searched, trials)
     if missing or trials:
         lines += [*resources, _time(len(missing) + len(trials), estimate, plan.workload.task_name)]
     if seeds:
@@ -64,7 +68,7 @@ def plan_view(
     return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
 
 
-def _seed_lines(found: SeedForecast) -> list[str]:
+def _seed_lines(found: "SeedForecast") -> list[str]:
     """Return lines on the cost of an adaptive study."""
     *first, last = found.looks
     lines = [f"Adaptive seeds, with looks at {', '.join(map(str, first))} and {last}: {_path_cost(found.best)} if every comparison"]
@@ -79,7 +83,7 @@ def _seed_lines(found: SeedForecast) -> list[str]:
     return [lines[0] + ".", *lines[1:]]
 
 
-def _path_cost(cost: PathCost) -> str:
+def _path_cost(cost: "PathCost") -> str:
     took = (
         ""
         if not cost.missing or cost.seconds is None
@@ -88,7 +92,9 @@ def _path_cost(cost: PathCost) -> str:
     return f"{cost.missing:.0f} to train of {counted(round(cost.runs), 'run')}{took}"
 
 
-def _search_lines(plan: SearchPlan, trials: Sequence[Run]) -> list[str]:
+def _search_lines(plan: "SearchPlan", trials: Sequence[Run]) -> list[str]:
+    from ablations.engine.search.plan import describe_budget
+
     if plan.chosen:
         return [f"The search is over: {describe_budget(plan)}"]
     left = f": {len(trials)} to train, at most {_multiply_adds(plan, trials):.2e} multiply-adds" if plan.settings.trials else ""
