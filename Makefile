@@ -24,7 +24,7 @@ demo: up
 #   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
 #   make test-all      85   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                           with every signal, randomly timed kills, two users' services
-#   make test-versions  8   a core, with the oldest versions of Ray, MLflow, Optuna and torch that pyproject.toml allows, and the newest
+#   make test-versions  -   a core, with the oldest versions of Ray, MLflow, Optuna and torch that pyproject.toml allows, and the newest
 # .ci/run checks each change with lint, make test, make test-cluster and make test-versions; make test-all is for every night.
 # Three workers on two cores, since tests that start Ray wait for much of their time. Groups keep them in two of the workers.
 IN_PARALLEL := -n 3 --dist loadgroup
