@@ -13,7 +13,7 @@ Train a ResNet-20 on scikit-learn's digits for one epoch, without a download:
 `RunSpec` describes a run completely, and docs/fields.md lists its fields. `fit(spec, restore=result.checkpoint())` resumes a
 training. On a busy machine, call `torch.set_num_threads(1)` first: small networks gain little from more threads.
 
-This package exports the names in `__all__`; other modules may change in any release. It depends on PyTorch 2.11 or later, and
+This package exports the names in `__all__`; other modules may change in any release. It depends on PyTorch 2.9 or later, and
 neither on Ray nor on MLflow. A name is imported on first use, so that configurations and error messages do not wait for torch.
 """
 

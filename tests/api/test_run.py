@@ -36,6 +36,7 @@ def called(**options: Any) -> Result:
         assert ([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], os.environ.get("RAY_ADDRESS")) == before
 
 
+@pytest.mark.versions
 def test_a_second_call_trains_only_what_is_missing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = called()
     assert first.complete
@@ -60,6 +61,7 @@ def _check_network(result: Result) -> None:
     assert float(100 * wrong) == pytest.approx(row["test/error"])
 
 
+@pytest.mark.versions
 def test_an_interrupted_call_is_continued_by_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with interrupted_after_an_epoch(monkeypatch):
         called()

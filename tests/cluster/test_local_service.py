@@ -1,6 +1,7 @@
 """The local service comes up, takes jobs, listens to nobody else, and goes without taking anything along."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def test_why_a_server_did_not_start_is_said_in_its_own_words_without_colors() ->
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.versions
 def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_and_is_in_mlflow_when_the_job_ends(
     service: Service,
 ) -> None:
@@ -109,6 +111,16 @@ def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_a
     assert sorted(steps) == list(range(1, EPOCHS + 1))
     assert child.data.tags["attempts"] == "2"
     assert_model_works(uri, child.outputs.model_outputs[0].model_id)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.versions
+def test_the_doctor_finds_no_fault_with_the_service(service: Service) -> None:
+    done = service.job("submit", "--", "python", "-m", "ablations", "doctor", "--preset", "smoke")
+    found = {name: state for state, name in re.findall(r"^(ok|failed|not checked) +([\w-]+)", done.stdout, re.MULTILINE)}
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"nodes", "versions", "storage", "data", "MLflow"} <= {name for name, state in found.items() if state == "ok"}
 
 
 def runs_in(uri: str) -> list[Run]:

@@ -213,6 +213,7 @@ def of_discrete(values: Mapping[str, Any]) -> list[float]:
     return [values["optim.warmup_steps"] + 5.0 * (values["optim.schedule"] != "step")] * 27
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler: str) -> None:
     search = Search(Optimizer(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)

@@ -181,6 +181,7 @@ def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]
     return arguments
 
 
+@pytest.mark.versions
 def test_a_report_is_made_again_without_data_or_code(
     as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,12 +23,13 @@ def make_sampler(name: str, seeds: Sequence[int], *, trials: int | None, objecti
     """
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     startup_trials = 10 if trials is None else min(10, max(4, trials // 4))
-    if name == "tpe" and objectives == 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # of `group`, needed for fields that only some trials have
-            return TPESampler(n_startup_trials=startup_trials, multivariate=True, group=True, seed=seed)
-    if name == "tpe":
-        return TPESampler(n_startup_trials=startup_trials, seed=seed)
-    if name == "gp":
-        return GPSampler(n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False)
+    # Optuna 4 has another default for `constant_liar`, without which TPE repeats configurations that are being tried.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of `group`, needed for fields that only some trials have
+        if name == "tpe" and objectives == 1:
+            return TPESampler(n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed)
+        if name == "tpe":
+            return TPESampler(n_startup_trials=startup_trials, constant_liar=True, seed=seed)
+        if name == "gp":
+            return GPSampler(n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False)
     return RandomSampler(seed=seed)
