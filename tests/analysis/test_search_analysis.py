@@ -94,6 +94,7 @@ def test_a_choice_close_to_an_end_of_its_range_is_told_on_the_scale_that_was_sea
     assert any(f"chose {field}={value:g}, at the {edge} end of its range" in note for note in search.notes) == bool(edge)
 
 
+@pytest.mark.slow
 def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_above_chance() -> None:
     given = search_evidence({}, TWO, prunes=False)
     (cell,) = search_design(given).cells
@@ -109,6 +110,7 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_abo
     assert field_importances(given, cell) == shares, "the same report twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("searches", "most"), [(30, 0.2), pytest.param(600, 0.07, marks=pytest.mark.nightly)], ids=("reduced", "full")
 )
@@ -173,6 +175,7 @@ def test_all_pairs_before_and_after_are_paired_and_corrected_as_one_family_and_t
         assert [estimate.p_adjusted for estimate in family] == pytest.approx(holm_adjust([estimate.p or 1 for estimate in family]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shifts", "verdict", "numbers"),
     [
@@ -322,6 +325,7 @@ def test_searches_that_took_unequal_time_are_named() -> None:
     assert not [note for note in found(replace(given, trials=given.trials.assign(seconds=1.0))).notes if "time" in note]
 
 
+@pytest.mark.slow
 def test_trials_of_an_earlier_submission_that_searched_elsewhere_are_counted_and_break_nothing() -> None:
     given = with_value(search_evidence({}, prunes=False, trials=12), "optim.lr", 3.0)
     given = with_value(given, "optim.schedule", "constant")

@@ -60,6 +60,7 @@ def _check_network(result: Result) -> None:
     assert float(100 * wrong) == pytest.approx(row["test/error"])
 
 
+@pytest.mark.nightly
 def test_an_interrupted_call_is_continued_by_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with interrupted_after_an_epoch(monkeypatch):
         called()

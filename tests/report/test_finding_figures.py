@@ -258,6 +258,7 @@ def test_the_cost_of_each_cell_is_a_mark_and_the_front_a_line() -> None:
     assert len(names(figure)) == len(findings.cells)
 
 
+@pytest.mark.slow
 def test_names_on_the_front_touch_neither_each_other_nor_marks_and_are_whole() -> None:
     given = spread_out()
     figure = pareto_figure(given, found(given))

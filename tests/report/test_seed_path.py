@@ -115,6 +115,7 @@ def test_results_per_image_are_those_of_the_seeds_shown(followed: Evidence) -> N
     assert {each.difference.seeds for each in found.comparisons} == {3}
 
 
+@pytest.mark.slow
 def test_a_stored_adaptive_study_is_read_back_on_its_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(**{**vars(stored_study.STUDY), "seeds": (3, 8)})
     uri = stored_study.stored_study(home, study)

@@ -44,6 +44,7 @@ def dataset() -> Dataset:
     return load_dataset(SMOKE.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -130,7 +131,8 @@ def test_a_response_is_the_deviation_of_the_layer_s_output(dataset: Dataset) -> 
     assert value == pytest.approx(net[0](images).std(correction=0).item(), rel=1e-5)
 
 
-@pytest.mark.slow  # compiles for a minute
+@pytest.mark.slow
+@pytest.mark.nightly  # compiles for a minute
 def test_compiled_networks_train_alike() -> None:
     eager, compiled = (train(of(Tiny(), compile=each, epochs=1))[0][-1].metrics["train/loss"] for each in (False, True))
     assert compiled == pytest.approx(eager, rel=1e-4)
@@ -152,7 +154,7 @@ def in_two_workers(spec: RunSpec, folder: Path, restore: Any = None) -> list[Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("none", marks=pytest.mark.nightly)])
 def test_two_workers_resume_to_the_same_weights(norm: Any, tmp_path: Path) -> None:
     spec = of(Tiny(norm=norm, dropout=0.3), world_size=2)
     checkpoints = in_two_workers(spec, tmp_path / "whole")

@@ -93,13 +93,14 @@ def test_a_warm_up_keeps_its_rate_whatever_changes() -> None:
     assert [result.metrics["lr"] for result in results] == [0.01, 0.01, 0.3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
         ({}, "3:lr=0.02"),
-        ({"momentum_form": "caffe", "schedule": "constant"}, "3:lr=0.02,3:momentum=0.5"),
-        ({"decay": "weights", "weight_decay": 0}, "3:weight_decay=0.1"),
-        ({"schedule": "cosine", "nesterov": True}, "3:momentum=0.5"),
+        pytest.param({"momentum_form": "caffe", "schedule": "constant"}, "3:lr=0.02,3:momentum=0.5", marks=pytest.mark.nightly),
+        pytest.param({"decay": "weights", "weight_decay": 0}, "3:weight_decay=0.1", marks=pytest.mark.nightly),
+        pytest.param({"schedule": "cosine", "nesterov": True}, "3:momentum=0.5", marks=pytest.mark.nightly),
         ({"precision": "fp16"}, "3:label_smoothing=0.3"),
         ({"changes": "1:lr=0.2,1:weight_decay=0.1"}, "1:lr=0.2,1:weight_decay=0.1,3:lr=0.1,4:lr=0.02"),
     ],
@@ -168,6 +169,7 @@ def changed() -> RunSpec:
     return override(SMOKE, {"changes": "4:lr=0.2"})
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_of_its_branch_and_later_from_its_own(family: Any, tmp_path: Path) -> None:
     folder, seconds, whole = family
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -197,6 +199,7 @@ def damage(parent: Path, how: str) -> None:
         parent.write_text("no folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "another epoch", "truncated", "runs code", "no folder"])
 def test_without_the_checkpoint_of_its_branch_a_run_gives_the_same_from_scratch(family: Any, tmp_path: Path, how: str) -> None:
     folder, seconds, whole = family

@@ -24,7 +24,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("bf16", "fp16"))])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_training_ends_as_an_uninterrupted_one(recipe: str, precision: str) -> None:
     spec = override(SMOKE, RECIPES[recipe] | {"precision": precision})

@@ -47,6 +47,7 @@ def test_defaults_are_the_recorded_ones() -> None:
     assert {name: defaults.get(name, "no such field") for name in RECORDED["defaults"]} == RECORDED["defaults"], RENEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "world_size")) for name in TRAININGS])
 def test_a_short_training_gives_the_recorded_numbers(name: str, images: Path) -> None:
     assert not differences(name, images), RENEW

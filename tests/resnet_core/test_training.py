@@ -111,6 +111,7 @@ def test_initial_weights_follow_from_the_seed_alone(seed: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"iterations": 14}, {"schedule": "cosine", "decay": "weights"}])
 def test_a_run_restored_after_any_epoch_ends_with_the_bits_of_an_uninterrupted_one(changes: dict[str, Any]) -> None:
     spec = override(SMOKE, {"epochs": 4, **changes})
@@ -171,6 +172,7 @@ def switches() -> dict[str, Any]:
 IEEE = {name: "ieee" for name in SWITCHES if name != "benchmark"} | {"benchmark": False, "deterministic": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -96,6 +96,7 @@ def test_the_error_names_the_address_that_ray_uses_in_place_of_loopback() -> Non
         check_address(address)
 
 
+@pytest.mark.slow
 def test_a_cluster_of_which_this_machine_is_not_a_node_is_rejected(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
@@ -106,6 +107,7 @@ def test_a_cluster_of_which_this_machine_is_not_a_node_is_rejected(cluster: str,
         check_address(cluster)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [STUDY, [*STUDY, "--plan"], ["-m", "ablations.engine", "doctor"]], ids=["study", "plan", "doctor"]
 )

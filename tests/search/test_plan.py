@@ -112,6 +112,7 @@ def test_configurations_are_chosen_along_the_front_including_its_ends() -> None:
     assert numbers == sorted(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,6 +177,7 @@ def _under_step(trial: Any) -> None:
         trial.suggest_categorical("optim.milestones", ("0.5,0.75", "0.3,0.6"))
 
 
+@pytest.mark.slow
 def test_per_cell_accepts_a_field_with_its_levels() -> None:
     plan = searched("--per-cell", "width", "--levels", "width=8,16", "--space", "lr")
     assert [str(cell) for cell in plan.trial_specs] == ["width=8", "width=16"]

@@ -65,6 +65,7 @@ def test_a_training_of_ones_own_has_results_in_its_unit_and_is_trained_once(home
     assert again.run_ids() == first.run_ids()
 
 
+@pytest.mark.nightly
 def test_two_workers_train_together_and_count_as_another_configuration(home: Path) -> None:
     study = replace(WALK, factors={"rate": (0.5,)}, seeds=1)
     both = Submitted(home, "--workers", "2", study=study)
@@ -75,6 +76,7 @@ def test_two_workers_train_together_and_count_as_another_configuration(home: Pat
     assert len(scores(both)) == 3
 
 
+@pytest.mark.nightly
 def test_a_killed_training_continues_to_the_same_numbers(home: Path) -> None:
     study = replace(WALK, factors={"rate": (0.5,)}, seeds=1, settings={"epochs": 200, "pause": 0.05})
     killer = Killer("ray::ImplicitFunc", lambda: any(int(p.name[6:12]) >= 30 for p in home.glob("checkpoints/*/epoch-*.pt")))
@@ -85,6 +87,7 @@ def test_a_killed_training_continues_to_the_same_numbers(home: Path) -> None:
     assert scores(killed) == pytest.approx([float(value) for value in undisturbed])
 
 
+@pytest.mark.nightly
 def test_a_search_maximizes_a_metric_that_is_better_higher(home: Path) -> None:
     study = replace(WALK, space=space, seeds=3)
     found = Submitted(home, "--trials", "6", "--scheduler", "none", "--sampler", "random", study=study)

@@ -164,6 +164,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", SPECS.values(), ids=SPECS)
 def test_a_specification_comes_back_from_mlflow_as_it_was(client: MlflowClient, values: Mapping[str, Any]) -> None:
     spec = override(preset(values["preset"]), {name: value for name, value in values.items() if name != "preset"})
@@ -337,7 +338,8 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.nightly
 def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     spec = override(preset("smoke"), {"epochs": 10_000})
     spec = resolve(spec, load_dataset(spec.data))

@@ -469,6 +469,7 @@ def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_driver_that_stood_still_while_another_took_over_stops_in_one_line(
     client: MlflowClient, two: tuple[Machine, Machine]
 ) -> None:

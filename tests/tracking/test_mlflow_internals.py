@@ -166,6 +166,7 @@ def test_a_database_without_users_needs_no_table_of_users(users: str, tmp_path: 
     assert not mlflow_internals.has_users(f"sqlite:///{tmp_path}/new.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "how"),
     [(part, how) for part in PASSWORDS for how in ("gone", "other parameters")][:-1],  # a table has no parameters
@@ -270,6 +271,7 @@ def test_a_use_of_a_table_is_recognized(text: str) -> None:
     assert has_sql(text)
 
 
+@pytest.mark.slow
 def test_no_other_module_uses_private_parts_of_mlflow() -> None:
     private = ("ajax-api", "sharedViewState", "viewStateShareKey", "experimentKind", "/artifacts/{")
     for path in ENGINE.rglob("*.py"):

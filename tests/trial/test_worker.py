@@ -143,6 +143,7 @@ def test_the_last_epoch_reports_predictions_and_does_so_again_after_a_restart(tm
     assert not any("predictions" in each for each in again[2:]), "one worker of a group is enough, and none if nobody asks"
 
 
+@pytest.mark.slow
 def test_workers_that_never_agree_exit_as_hung(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
