@@ -81,6 +81,7 @@ def test_packages_import_downwards_only() -> None:
     assert not upwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["ablations", "resnet_core"])
 def test_no_import_is_a_cycle(root: str) -> None:
     found = modules(root)

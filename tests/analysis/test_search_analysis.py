@@ -62,6 +62,7 @@ def test_what_each_search_took_is_the_sum_of_its_trials_whatever_came_of_them() 
         assert cell.gpu_hours == pytest.approx(trials["gpu_hours"].sum())
 
 
+@pytest.mark.slow
 def test_a_choice_has_its_own_values_as_they_were_searched() -> None:
     given = search_evidence()
     assert given.trials is not None
@@ -76,6 +77,7 @@ def test_a_choice_has_its_own_values_as_they_were_searched() -> None:
         assert chosen.values["optim.lr"] == row["optim.lr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "edge"),
     [

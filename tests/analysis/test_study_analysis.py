@@ -319,6 +319,7 @@ def test_few_seeds_are_flagged() -> None:
         assert flag.endswith(str(seeds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("condition", "value", "shown"),
     [

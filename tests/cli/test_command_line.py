@@ -267,6 +267,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
     return {**generated, "imagenet": folder}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", SHIPPED_STUDIES)
 def test_a_study_can_be_planned_on_its_presets(

@@ -72,6 +72,7 @@ def test_a_report_rebuilds_the_summary_in_one_run_however_often(call: Any, uri: 
     assert paths == {"effects.csv", "figures", "report", "summary.json"}
 
 
+@pytest.mark.slow
 def test_a_part_leaves_the_summary_of_the_whole_as_it_is(call: Any, uri: str) -> None:
     code, out, err = call("--report", "--tracking-uri", uri, "--seeds", "2")
     assert (code, err) == (0, "")
@@ -171,6 +172,7 @@ def test_two_processes_that_make_the_summary_at_once_leave_one_run(uri: str, mon
 # --- the API ---
 
 
+@pytest.mark.slow
 def test_load_returns_all_data_sets(uri: str) -> None:
     result = load(STUDY, tracking_uri=uri)
     assert isinstance(result, DatasetsResult)

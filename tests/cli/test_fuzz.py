@@ -244,6 +244,7 @@ OBJECTS += [(), [], [[1]], ["a", None], {}, {1: 2}, {3}]
 """The same in Python."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: str) -> None:
     for value in VALUES:

@@ -39,6 +39,7 @@ def visible_texts(figure: Figure) -> list[Text]:
     return [text for text in found if text not in undrawn]
 
 
+@pytest.mark.slow
 def test_all_figures_of_a_study_are_in_order_and_each_has_its_words() -> None:
     given = probed(evidence())
     depends = Interaction(
@@ -230,6 +231,7 @@ def test_lines_stand_out_on_light_and_on_dark_pages(colour: str, background: str
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn_without_the_state_of_pyplot() -> None:
     all_figures(few(), found(few()))
     assert not pyplot.get_fignums()

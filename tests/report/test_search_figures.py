@@ -229,6 +229,7 @@ def test_a_front_is_what_no_trial_of_the_cell_beats_in_both() -> None:
     assert search_pareto_figure(search_evidence({}, trials=5)) is None
 
 
+@pytest.mark.slow
 def test_one_field_is_shown_once_and_nothing_is_drawn_of_nothing() -> None:
     one = search_evidence({}, LR, trials=5)
     findings = analyze_study(one)

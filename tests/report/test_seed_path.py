@@ -76,6 +76,7 @@ def test_a_missing_run_leaves_the_path_open_and_the_study_incomplete() -> None:
     assert "needed so far" in path_sentences(path_of(found))[-1]
 
 
+@pytest.mark.slow
 def test_the_path_is_in_the_document_on_the_page_and_in_the_terminal(followed: Evidence) -> None:
     findings = analyze_study(followed)
     document = findings_document(followed, findings)

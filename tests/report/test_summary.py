@@ -80,6 +80,7 @@ def test_texts_of_figures_are_inside_and_do_not_overlap(count: int, seven: list[
         assert not touching
 
 
+@pytest.mark.slow
 def test_a_figure_is_the_same_file_each_time(tmp_path: Path) -> None:
     summary = found(studies(3))
     for name in ("a.svg", "b.svg"):

@@ -83,6 +83,7 @@ def test_odd_images_and_three_stages_have_the_cost_of_a_count() -> None:
     assert measure_cost(Components(), 32).parameters == weights + norms
 
 
+@pytest.mark.slow
 def test_it_learns_the_digits() -> None:
     spec = override(replace(preset("digits"), model=Components()), {"epochs": 3, "train_examples": 640})
     *_, last = fit(spec)

@@ -49,6 +49,7 @@ def test_ours_and_torchvisions_agree_both_ways(depth: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), back.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_torchvisions_own_network_comes_over(depth: int) -> None:
     theirs = randomised(getattr(torchvision.models, f"resnet{depth}")(weights=None, num_classes=11))

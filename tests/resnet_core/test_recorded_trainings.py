@@ -101,6 +101,7 @@ def test_a_change_of_the_training_moves_the_numbers_and_a_refactoring_does_not(
     assert bool(differences("optim.momentum", images)) is moves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data.name=imagefolder", "data.stream"])
 @pytest.mark.parametrize("rule", ["orientation", "transparency", "depth"])
 def test_what_is_done_to_image_files_moves_the_numbers(name: str, rule: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
         train(override(SMOKE, {"lr": 1e9, "schedule": "constant"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_trains_close_to_fp32_and_keeps_weights_in_float32(precision: str) -> None:
     (exact,), _ = train(override(SMOKE, {"iterations": 1}))

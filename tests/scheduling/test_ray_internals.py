@@ -143,6 +143,7 @@ def remove(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, outer[0], SimpleNamespace())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), TEXTS)
 @pytest.mark.parametrize("how", ["gone", "other text"])
 def test_without_a_source_text_its_feature_is_off_and_one_line_says_so(
@@ -176,6 +177,7 @@ def assert_off(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert line.endswith(f"; off: {FEATURES[name].name}.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "part"), PARTS)
 def test_without_a_part_its_feature_is_off_and_one_line_says_so(
     name: str, part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

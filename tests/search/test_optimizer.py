@@ -135,6 +135,7 @@ def test_a_population_finishes_in_any_space(
             assert limits[name][0] <= float(value) <= limits[name][1]
 
 
+@pytest.mark.slow
 def test_a_branch_has_the_same_configuration_with_and_without_its_parents_checkpoint() -> None:
     search = Search(Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
     search.run(workers=3)

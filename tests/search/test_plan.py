@@ -54,6 +54,7 @@ def test_trials_use_neither_the_test_set_nor_the_seeds_of_reported_runs() -> Non
     assert {run.spec.probes for run in plan.runs} == {("responses",)}
 
 
+@pytest.mark.slow
 def test_more_trials_another_sampler_or_more_seeds_are_the_same_study() -> None:
     ids = {searched(*more).base_id for more in ((), ("--trials", "99"), ("--sampler", "random"), ("--seeds", "9"))}
     assert len(ids) == 1
@@ -159,6 +160,7 @@ def branching(trial: Any) -> None:
         trial.suggest_float("optim.momentum", 0.5, 0.9)
 
 
+@pytest.mark.slow
 def test_branches_of_a_space_depend_on_the_levels_of_the_cell() -> None:
     plan = searched("--per-cell", "--space", "lr", "schedule", study=replace(SEARCH, space=branching))
     fields = {str(cell): set(check_space(space, plan.trial_specs[cell])) for cell, space in plan.spaces.items()}

@@ -218,6 +218,7 @@ def test_a_run_is_found_by_its_id_its_fingerprint_or_the_beginning_of_that(clien
     assert find_run(client, run_id).info.run_id == run_id
 
 
+@pytest.mark.slow
 def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(client: MlflowClient) -> None:
     spec = override(preset("smoke"), {"lr": 0.03, "data.root": "here"})
     first = client.get_run(record(client, spec, error=1))

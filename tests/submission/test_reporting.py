@@ -246,6 +246,7 @@ def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
     assert reporting.seconds_until_next_report(20) == pytest.approx(1000)
 
 
+@pytest.mark.slow
 def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
     client: MlflowClient, asked: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

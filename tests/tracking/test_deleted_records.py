@@ -32,6 +32,8 @@ from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import ConfigError, build_model
 from tests.helpers.training_runs import paper_network
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
 LAST = {**METRICS, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
 EPOCHS = 80

@@ -110,6 +110,7 @@ def test_an_incomplete_answer_is_no_look(stored: Path) -> None:
     assert recorded(stored)[1] == ()
 
 
+@pytest.mark.slow
 def test_a_page_that_is_updated_while_a_study_runs_is_no_look(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client, run_id = run_of_study(stored)
     pages: list[str] = []
@@ -146,6 +147,7 @@ def test_the_planned_seeds_grow_until_the_first_look_and_not_after(stored: Path,
     assert Design.from_json(text).planned_seeds == 2, "the stored design has the recorded number"
 
 
+@pytest.mark.slow
 def test_an_answer_is_shown_even_where_the_look_cannot_be_recorded(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def forbid_writing(connection: Any, *_: object) -> None:
         connection.execute("PRAGMA query_only = ON")
@@ -162,6 +164,7 @@ def test_an_answer_is_shown_even_where_the_look_cannot_be_recorded(stored: Path,
     assert recorded(stored)[1] == ()
 
 
+@pytest.mark.slow
 def test_processes_that_record_looks_at_the_same_time_lose_none(stored: Path) -> None:
     client, run_id = run_of_study(stored)
     evidence = loaded(stored, levels={"depth": (8,)})._stored.evidence

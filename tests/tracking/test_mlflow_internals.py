@@ -289,6 +289,7 @@ def test_no_other_module_uses_private_parts_of_mlflow() -> None:
                 assert not has_sql(node.value), f"{path.name}: {node.value}"
 
 
+@pytest.mark.slow
 def test_every_variable_and_tag_of_mlflow_is_one_that_it_documents() -> None:
     variables = {name for name in vars(mlflow.environment_variables) if name.startswith("MLFLOW_")}
     tags = {value for value in vars(mlflow.utils.mlflow_tags).values() if isinstance(value, str)}

@@ -225,6 +225,7 @@ def test_a_writer_that_is_behind_leaves_newer_checkpoints_alone(tmp_path: Path) 
     assert files(tmp_path) == ["epoch-000003", "epoch-000005", "epoch-000006"]
 
 
+@pytest.mark.slow
 def test_writers_at_the_same_time_disturb_neither_each_other_nor_a_reader(tmp_path: Path) -> None:
     first = saved(tmp_path, 1)
     errors: list[BaseException] = []

@@ -105,6 +105,7 @@ def test_workers_agree_on_a_checkpoint_once_a_damaged_read_is_repaired(monkeypat
     assert time.monotonic() - began >= worker.AGREEMENT_INTERVAL_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_is_reported_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
     job, reports = make_job(tmp_path, "run", optim__epochs=3), list[dict[str, Any]]()
