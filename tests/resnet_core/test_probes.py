@@ -148,6 +148,7 @@ def worker(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_workers_read_the_responses_of_one_process_also_one_without_images(tmp_path: Path) -> None:
     alone = responses(used(NETWORKS["residual"][0]).double(), (images(9).double(),))

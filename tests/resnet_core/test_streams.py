@@ -99,7 +99,9 @@ def test_a_pipe_that_is_full_and_does_not_block_is_waited_for(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", ["plan", *(pytest.param(name, marks=pytest.mark.nightly) for name in sorted({*COMMANDS} - {"plan"}))]
+)
 def test_every_command_speaks_ascii_where_it_has_to(tmp_path: Path, name: str) -> None:
     command = [sys.executable, *COMMANDS[name]]
     done = subprocess.run(command, cwd=PROJECT, env=environment(tmp_path, NO_LOCALE), capture_output=True, check=False)

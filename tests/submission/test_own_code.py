@@ -125,6 +125,7 @@ def bad(config: Config, context: Context) -> Iterator[Epoch]:
     yield Epoch(metrics={"loss": 1.0})
 
 
+@pytest.mark.nightly
 def test_a_training_without_its_metric_fails_with_one_line(home: Path) -> None:
     study = replace(WALK, task=replace(TASK, name="bad", train=bad), factors={"rate": (0.5,)}, seeds=1)
     failed = Submitted(home, study=study)

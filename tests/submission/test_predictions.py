@@ -81,6 +81,7 @@ def test_nobody_has_to_keep_them_and_runs_without_them_stay_done(home: Path) -> 
         assert submitted.evidence().correct == {}
 
 
+@pytest.mark.nightly
 def test_those_that_cannot_be_read_are_left_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     submitted = Submitted(home, "--seeds", "2")
     results._download_correct.cache_clear()

@@ -275,7 +275,7 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("making", ["figures", "last step"])
+@pytest.mark.parametrize("making", [pytest.param("figures", marks=pytest.mark.nightly), "last step"])
 @pytest.mark.usefixtures("few_figures")
 def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrite_a_later_one(
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: str

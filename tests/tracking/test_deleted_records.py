@@ -108,7 +108,7 @@ def parsed(plan: Plan, client: MlflowClient, *more: str) -> request.Options:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["restore", "remove"])
+@pytest.mark.parametrize("way", ["restore", pytest.param("remove", marks=pytest.mark.nightly)])
 def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_go_on(
     client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], home: Path, way: str
 ) -> None:
