@@ -19,19 +19,17 @@ demo: up
 	@echo "The service stays up for the next study. To end it: make down"
 
 # Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, estimated from CPU seconds:
-#   make test-fast     FAST   no Ray, no servers, nothing that takes more than a second
-#   make test          TEST   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
-#   make test-cluster  CLUS   what needs several nodes, an autoscaler, a batch system, a service behind a token or the whole machine:
-#                           lost nodes, studies that take turns, Ray's memory monitor
-#   make test-all      NIGHT  both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
+#   make test-fast      1.5  no Ray, no servers, nothing that takes more than a second
+#   make test           9   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+#   make test-cluster  15   what needs several nodes, an autoscaler, a batch system, a service or the whole machine: lost nodes,
+#                           studies that take turns, make up, tokens, PostgreSQL, Ray's memory monitor
+#   make test-all      70 both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                           with every signal, a kill at every request, thousands of drawn command lines, two users' services
 # .ci/run checks each change with lint, make test and make test-cluster; make test-all is for every night.
 # Three workers on two cores, since tests that start Ray wait for much of their time. Groups keep them in two of the workers.
 IN_PARALLEL := -n 3 --dist loadgroup
-# Tests whose clusters do not start after other clusters in the same process.
+# Its first node does not start after other clusters in the same process.
 NODES := tests/scheduling/test_nodes.py
-FAULTS := tests/trial/test_process_failures.py
-SEVERAL_NODES := cluster or alone and not gpu
 
 test: setup
 	$(BIN)/python -m pytest -m "not alone and not cluster and not nightly" $(IN_PARALLEL)
@@ -40,15 +38,15 @@ test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not nightly" -n 2
 
 test-cluster: setup
-	$(BIN)/python -m pytest -m "($(SEVERAL_NODES)) and not nightly" --ignore $(NODES) --ignore $(FAULTS)
-	$(BIN)/python -m pytest -m "($(SEVERAL_NODES)) and not nightly" $(NODES)
-	$(BIN)/python -m pytest -m "($(SEVERAL_NODES)) and not nightly" $(FAULTS)
+	$(BIN)/python -m pytest -m "cluster and not alone and not nightly" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone and not gpu and not nightly" --ignore $(NODES)
+	$(BIN)/python -m pytest -m "alone and not gpu and not nightly" $(NODES)
 
 test-all: setup
 	FUZZ_CASES=2000 $(BIN)/python -m pytest -m "not alone and not cluster" $(IN_PARALLEL)
-	$(BIN)/python -m pytest -m "$(SEVERAL_NODES)" --ignore $(NODES) --ignore $(FAULTS)
-	$(BIN)/python -m pytest -m "$(SEVERAL_NODES)" $(NODES)
-	$(BIN)/python -m pytest -m "$(SEVERAL_NODES)" $(FAULTS)
+	$(BIN)/python -m pytest -m "cluster and not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone" --ignore $(NODES)
+	$(BIN)/python -m pytest -m "alone" $(NODES)
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu

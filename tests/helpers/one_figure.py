@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.report import figures
+from ablations.engine.report.figures.curves import curves_figure
 
 
 def curves_only(evidence: Evidence, _: Findings) -> dict[str, Figure]:
     """Return the learning curves, as `all_figures` does, where there are any."""
-    curves = figures.curves_figure(evidence)
+    curves = curves_figure(evidence)
     return {"curves": curves} if curves else {}
 
 

@@ -153,8 +153,9 @@ def in_two_workers(spec: RunSpec, folder: Path, restore: Any = None) -> list[Any
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", pytest.param("none", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("norm", ["batch", "none"])
 def test_two_workers_resume_to_the_same_weights(norm: Any, tmp_path: Path) -> None:
     spec = of(Tiny(norm=norm, dropout=0.3), world_size=2)
     checkpoints = in_two_workers(spec, tmp_path / "whole")

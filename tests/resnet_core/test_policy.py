@@ -235,6 +235,7 @@ def work(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_all_workers_start_from_the_checkpoint_of_the_branch(tmp_path: Path) -> None:
     spawn(work, args=(str(tmp_path),), nprocs=2, daemon=True)  # type: ignore[no-untyped-call]

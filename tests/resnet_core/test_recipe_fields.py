@@ -47,6 +47,7 @@ def work(rank: int, spec: RunSpec, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_workers_stay_equal_and_resume(tmp_path: Path) -> None:
     spec = override(SMOKE, RECIPES["all"] | {"world_size": 2})

@@ -112,7 +112,7 @@ def test_a_database_with_other_tables_is_read_run_by_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["gone", "other parameters"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("other parameters", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("part", [*OVER_HTTP, "route", "words"])
 def test_a_server_is_read_run_by_run_where_a_part_is_another(
     server: int, part: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
