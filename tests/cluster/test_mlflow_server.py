@@ -61,7 +61,7 @@ def serve(home: Path, **environment: str) -> Iterator[Server]:
     server = Server(home, port, home / "log")
     with server.log.open("w") as log, subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log) as process:
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 300  # bounds a failure only
             while not answers(server):
                 assert process.poll() is None, server.log.read_text()
                 assert time.monotonic() < deadline, server.log.read_text()
