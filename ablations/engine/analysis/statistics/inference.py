@@ -205,7 +205,7 @@ def _with_interval(estimate: Estimate, share: float) -> Estimate:
 
 def two_sided_p_value(statistic: float, df: int) -> float:
     """Return the two-sided p-value of a t statistic."""
-    return float(2 * stdtr(df, -abs(statistic)))  # scipy.stats.t.sf does the same; its checks of arguments take 150 µs
+    return float(2 * stdtr(df, -abs(statistic)))  # scipy.stats.t.sf does the same; its checks of arguments take 70 µs
 
 
 def critical_value(level: float, df: int) -> float:
