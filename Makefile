@@ -18,39 +18,39 @@ demo: up
 	@$(SERVICE) up
 	@echo "The service stays up for the next study. To end it: make down"
 
-# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses; those of test and test-all are estimated:
-#   make test-fast      6   nothing that starts Ray or servers
-#   make test          40   one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
-#   make test-cluster  10   several nodes on this machine, Ray's autoscaler, a batch system, studies that take turns
-#   make test-all      85   both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
-#                           with every signal, randomly timed kills, two users' services
-#   make test-versions  -   a core, with the oldest versions of Ray, MLflow, Optuna and torch that pyproject.toml allows, and the newest
+# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, estimated from CPU seconds:
+#   make test-fast      1.5  no Ray, no servers, nothing that takes more than a second
+#   make test           9    one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+#   make test-cluster  15    what needs several nodes, an autoscaler, a batch system, a service or the whole machine: lost nodes,
+#                            studies that take turns, make up, tokens, PostgreSQL, Ray's memory monitor
+#   make test-all      70    both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
+#                            with every signal, a kill at every request, thousands of drawn command lines, two users' services
+#   make test-versions 10   a core, with the oldest versions of Ray, MLflow, Optuna and torch that pyproject.toml allows, and the newest
 # .ci/run checks each change with lint, make test, make test-cluster and make test-versions; make test-all is for every night.
 # Three workers on two cores, since tests that start Ray wait for much of their time. Groups keep them in two of the workers.
 IN_PARALLEL := -n 3 --dist loadgroup
+# After other clusters in the same process, the first node of these tests does not start.
+NODES := tests/scheduling/test_nodes.py
 
 test: setup
 	$(BIN)/python -m pytest -m "not alone and not cluster and not nightly" $(IN_PARALLEL)
-	$(BIN)/python -m pytest -m "alone and not cluster and not nightly and not gpu"
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not nightly" -n 2
 
-# The tests of nodes have a process of their own: after other clusters in the same process, Ray's first node does not start.
-NODES := tests/scheduling/test_nodes.py
-
 test-cluster: setup
-	$(BIN)/python -m pytest -m "cluster and not nightly" --ignore $(NODES)
-	$(BIN)/python -m pytest -m "cluster and not nightly" $(NODES)
+	$(BIN)/python -m pytest -m "cluster and not alone and not nightly" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone and not gpu and not nightly" --ignore $(NODES)
+	$(BIN)/python -m pytest -m "alone and not gpu and not nightly" $(NODES)
 
 test-versions: setup
 	.ci/versions
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not alone and not cluster" $(IN_PARALLEL)
-	$(BIN)/python -m pytest -m "cluster" --ignore $(NODES)
-	$(BIN)/python -m pytest -m "cluster" $(NODES)
-	$(BIN)/python -m pytest -m "alone"
+	FUZZ_CASES=2000 $(BIN)/python -m pytest -m "not alone and not cluster" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "cluster and not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone" --ignore $(NODES)
+	$(BIN)/python -m pytest -m "alone" $(NODES)
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu

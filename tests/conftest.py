@@ -35,11 +35,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def uses_shared_ray(item: pytest.Item) -> bool:
+    return "cluster" in getattr(item, "fixturenames", ())
+
+
+def starts_own_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None and not uses_shared_ray(item)
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by markers, and before pytest-xdist reads groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that use the shared Ray, and put all that start Ray into groups."""
+    items.sort(key=starts_own_ray)  # stable: each start of the shared Ray takes seconds
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if uses_shared_ray(item):
             item.add_marker("ray")
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(RAY_LANES.get(item.path.parent.name, "ray 2")))
@@ -54,7 +63,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Stop the shared Ray before a test that has not asked for it, which might expect none."""
-    if "cluster" not in getattr(item, "fixturenames", ()):
+    if not uses_shared_ray(item):
         local_ray.stop_unless_used()
 
 
@@ -132,6 +141,15 @@ def home(tmp_path: Path, empty: Path) -> Path:
     """A folder with an empty database."""
     shutil.copy(empty, tmp_path / "mlflow.db")
     return tmp_path
+
+
+@pytest.fixture
+def few_figures() -> Iterator[None]:
+    """Reports with one figure."""
+    from tests.helpers.one_figure import one_figure  # imports matplotlib
+
+    with one_figure():
+        yield
 
 
 @pytest.fixture(scope="session")

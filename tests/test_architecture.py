@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def modules(root: str) -> dict[str, Path]:
     return {".".join(p.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Return every module and name that a file imports, wherever in it."""
     found = set()
@@ -79,6 +81,7 @@ def test_packages_import_downwards_only() -> None:
     assert not upwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["ablations", "resnet_core"])
 def test_no_import_is_a_cycle(root: str) -> None:
     found = modules(root)

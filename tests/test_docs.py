@@ -131,6 +131,7 @@ def check_make(targets: list[str]) -> None:
     assert not [target for target in targets if "=" not in target and target not in known]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", CURRENT)
 def test_commands_on_a_page_are_accepted(page: str) -> None:
     for words in command_lines(page):
@@ -165,6 +166,7 @@ def test_the_index_has_every_page() -> None:
     assert listed == {Path(page).name for page in [*CURRENT, "docs/decisions.md"] if page.startswith("docs/")} - {"README.md"}
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_packages_and_imports_of_today() -> None:
     drawn = subprocess.run(
         [sys.executable, "-c", "import runpy; print(runpy.run_path('docs/figures/architecture.py')['draw'](), end='')"],
@@ -184,18 +186,19 @@ def test_the_tree_names_every_package() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-def test_the_study_that_is_added_as_an_example_runs(tmp_path: Path) -> None:
+def test_the_study_that_is_added_as_an_example_runs(cluster: str, tmp_path: Path) -> None:
     assert EXAMPLE
     file = tmp_path / "zero_init.py"
     file.write_text(EXAMPLE[1])
     command = [sys.executable, str(file), "--preset", "smoke", "--seeds", "1", "--levels", "depth=8"]
-    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "local"}
+    environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": cluster}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=200).stdout
     assert "[2/2]" in shown
     assert "zero-init on synthetic: Does a network train better if every block starts as the identity?" in shown
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_the_example_beside_the_other_studies_breaks_no_test_of_them(tmp_path: Path) -> None:
     assert EXAMPLE
     for folder in ("ablations", "resnet_core", "tests"):

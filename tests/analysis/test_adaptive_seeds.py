@@ -74,6 +74,7 @@ def test_a_margin_ends_comparisons_that_are_within_it() -> None:
     assert path_of(adaptive(2), values).seeds[1] > 5
 
 
+@pytest.mark.slow
 def test_the_path_waits_for_results_and_needs_no_run_that_the_whole_path_does_not() -> None:
     """With any part of the results, the needed seeds are at most those of the whole path, and it is never stuck."""
     draw = np.random.default_rng(7)
@@ -210,7 +211,8 @@ NULL_STUDIES = {
 }
 
 
-@pytest.mark.parametrize("name", NULL_STUDIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["1 comparison", "3 comparisons, margin 0.5", "2 × 2"])
 def test_of_null_studies_few_claim_anything(name: str) -> None:
     """Over the whole procedure; of 2,000 each, see docs/evidence.md."""
     studies = 20
@@ -229,6 +231,7 @@ def within_margin_at_the_margin(studies: int) -> Array:
     return simulate(adaptive(4, margin=0.5), normal(0, 0.5, 0.5, 0.5, std=0.15), studies).within
 
 
+@pytest.mark.slow
 def test_a_level_at_the_margin_is_seldom_said_to_be_within_it() -> None:
     assert within_margin_at_the_margin(20).max() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 20)
 
@@ -249,6 +252,7 @@ def mixed(looks: Sequence[int], studies: int) -> Rates:
     return simulate(adaptive(7, looks), normal(*MIX, seeds=looks[-1]), studies)
 
 
+@pytest.mark.slow
 def test_adaptive_seeds_find_clear_effects_with_fewer_runs() -> None:
     found = mixed(LOOKS, 20)
     assert found.effects[:2].min() >= 0.9

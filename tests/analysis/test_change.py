@@ -65,6 +65,7 @@ def test_several_looks_and_equal_differences_are_no_reason_to_keep() -> None:
     assert judged([0.0] * 5).verdict == "undecided"
 
 
+@pytest.mark.slow
 def test_the_number_of_further_seeds_gives_the_power_that_it_promises_to_the_next_look() -> None:
     gains = [0.5, -0.3, 0.6, 0.1]
     found = judged(gains)

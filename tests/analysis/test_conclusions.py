@@ -298,6 +298,7 @@ def errors_of(values: Mapping[tuple[str, str], float], noise: float, seed: int) 
     return made, np.array(means)[:, None] + 8 + draw.normal(0, 1, 5) + draw.normal(0, noise, (len(means), 5))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     effect_=st.sampled_from([0.0, 0.2, 0.5, 1.0, 5.0]),
@@ -337,6 +338,7 @@ def test_no_answer_says_more_than_its_numbers(effect_: float, twist: float, nois
             assert any(value == pytest.approx(number, abs=0.0051) for number in numbers), shown
 
 
+@pytest.mark.slow
 def test_of_studies_without_effect_few_say_that_something_matters() -> None:
     """At most 5 % by the bound of the family, with cells that vary differently."""
     made = design(seeds=5)
@@ -350,6 +352,7 @@ def test_of_studies_without_effect_few_say_that_something_matters() -> None:
     assert 0.01 < false_claims / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
+@pytest.mark.slow
 def test_of_studies_with_a_large_effect_all_say_that_it_matters_and_few_that_another_does() -> None:
     truth = {("none", "20"): 3.0, ("none", "56"): 3.0}
     found = [of(*errors_of(truth, 0.3, seed))[0] for seed in range(200)]

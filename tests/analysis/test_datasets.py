@@ -137,6 +137,7 @@ def test_tests_over_data_sets_hold_their_level(count: int, seeds: int, ratio: fl
 # --- ranks and scores ---
 
 
+@pytest.mark.slow
 def test_ranks_agree_with_scikit_posthocs() -> None:
     import scikit_posthocs
 
@@ -181,6 +182,7 @@ def test_more_is_better_turns_the_ranks() -> None:
     assert list(higher.mean_ranks) == ["c", "b", "a"]
 
 
+@pytest.mark.slow
 def test_the_interquartile_mean_is_that_of_rliable() -> None:
     random = np.random.default_rng(3)
     of_datasets = [random.uniform(size=4) for _ in range(5)]

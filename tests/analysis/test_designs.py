@@ -31,6 +31,7 @@ def found(kind: str, seeds: int = 5, **more: object) -> Findings:
     return analyze_study(evidence(design(TRICKS, seeds=seeds, kind=kind, **more), response, epochs=1))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_screening_has_the_main_effects_of_the_factorial_design() -> None:
     screened, whole = found("screening", seeds=10), found("factorial", seeds=2)
     assert len(screened.cells) == 16

@@ -39,6 +39,7 @@ def coverage(population: Population, seeds: int, studies: int) -> dict[str, floa
     return {name: 100 * float(np.mean(each)) for name, each in hits.items()}
 
 
+@pytest.mark.slow
 def test_intervals_cover_new_seeds_and_new_examples_where_those_over_seeds_do_not() -> None:
     found = coverage(DIGITS, 5, 500)
     assert 92 < found["cell"] < 98

@@ -32,6 +32,7 @@ def assessment(text: str, given: Evidence) -> Assessment:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

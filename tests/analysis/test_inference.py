@@ -70,6 +70,7 @@ def test_the_correction_of_effect_sizes_is_that_of_hedges_table(df: int, factor:
     assert float(hedges_correction(df)) == pytest.approx(factor, abs=6e-5)
 
 
+@pytest.mark.slow
 def test_an_effect_size_is_right_in_the_mean_and_one_without_correction_is_not() -> None:
     found = paired_tests(np.random.default_rng(0).normal(1, 1, (20_000, 5)))
     assert np.mean([each.effect_size for each in found if each.effect_size]) == pytest.approx(1, abs=0.02)
@@ -187,17 +188,20 @@ def simulated(effect: float) -> list[Array]:
     return studies
 
 
+@pytest.mark.slow
 def test_of_studies_without_effect_one_in_twenty_claims_one() -> None:
     false_claims = np.mean([any(each.significant for each in paired_tests(study)) for study in simulated(0)])
     assert 0.01 < false_claims <= 0.05 + three_sigma(0.05)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_effect_in_nineteen_of_twenty_studies() -> None:
     found = [paired_tests(study) for study in simulated(0.7)]
     covered = np.mean([each.low < 0.7 < each.high for study in found for each in study if each.low is not None and each.high])
     assert covered == pytest.approx(0.95, abs=three_sigma(0.05))
 
 
+@pytest.mark.slow
 def test_statistics_start_without_the_libraries_of_training_and_of_formulas() -> None:
     unwanted = "{'torch', 'ray', 'mlflow', 'statsmodels'}"
     program = f"import sys, ablations.engine.analysis.verdicts.conclusions; print({unwanted} & set(sys.modules))"

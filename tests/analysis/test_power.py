@@ -44,6 +44,7 @@ def _reaches(spread: Spread, n: int) -> bool:
     return expected_power(0.6, spread, n) >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilots", [30, pytest.param(300, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("df", [1, 2, 8 / 3, 4])
 def test_the_number_of_seeds_that_is_needed_gives_the_promised_power_on_average(df: float, pilots: int) -> None:

@@ -62,6 +62,7 @@ def test_what_each_search_took_is_the_sum_of_its_trials_whatever_came_of_them() 
         assert cell.gpu_hours == pytest.approx(trials["gpu_hours"].sum())
 
 
+@pytest.mark.slow
 def test_a_choice_has_its_own_values_as_they_were_searched() -> None:
     given = search_evidence()
     assert given.trials is not None
@@ -76,6 +77,7 @@ def test_a_choice_has_its_own_values_as_they_were_searched() -> None:
         assert chosen.values["optim.lr"] == row["optim.lr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "edge"),
     [
@@ -94,6 +96,7 @@ def test_a_choice_close_to_an_end_of_its_range_is_told_on_the_scale_that_was_sea
     assert any(f"chose {field}={value:g}, at the {edge} end of its range" in note for note in search.notes) == bool(edge)
 
 
+@pytest.mark.slow
 def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_above_chance() -> None:
     given = search_evidence({}, TWO, prunes=False)
     (cell,) = search_design(given).cells
@@ -109,6 +112,7 @@ def test_the_field_that_moves_the_error_has_the_largest_share_and_only_it_is_abo
     assert field_importances(given, cell) == shares, "the same report twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("searches", "most"), [(30, 0.2), pytest.param(600, 0.07, marks=pytest.mark.nightly)], ids=("reduced", "full")
 )
@@ -173,6 +177,7 @@ def test_all_pairs_before_and_after_are_paired_and_corrected_as_one_family_and_t
         assert [estimate.p_adjusted for estimate in family] == pytest.approx(holm_adjust([estimate.p or 1 for estimate in family]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shifts", "verdict", "numbers"),
     [
@@ -322,6 +327,7 @@ def test_searches_that_took_unequal_time_are_named() -> None:
     assert not [note for note in found(replace(given, trials=given.trials.assign(seconds=1.0))).notes if "time" in note]
 
 
+@pytest.mark.slow
 def test_trials_of_an_earlier_submission_that_searched_elsewhere_are_counted_and_break_nothing() -> None:
     given = with_value(search_evidence({}, prunes=False, trials=12), "optim.lr", 3.0)
     given = with_value(given, "optim.schedule", "constant")

@@ -57,6 +57,7 @@ def test_differences_that_vary_by_more_than_an_image_have_the_t_test() -> None:
     assert found.p == pytest.approx(ttest_1samp(differences, 0).pvalue)
 
 
+@pytest.mark.slow
 def test_counts_of_images_without_effect_are_significant_in_at_most_one_of_twenty() -> None:
     """Whatever the spread, below one image or above, with and without the same images in most seeds."""
     draw = np.random.default_rng(0)
@@ -96,8 +97,9 @@ def test_a_combination_without_enough_seeds_is_left_out_and_counted() -> None:
     assert found.mean == pytest.approx(parts[2].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "combinations"), [(4, 2), (5, 4), (8, 3)])
-@pytest.mark.parametrize("correlation", [0.0, 0.8])
+@pytest.mark.parametrize("correlation", [pytest.param(0.0, marks=pytest.mark.nightly), 0.8])
 def test_averages_with_missing_runs_are_significant_in_at_most_one_of_twenty(
     seeds: int, combinations: int, correlation: float
 ) -> None:
@@ -133,6 +135,7 @@ def test_two_one_sided_tests_are_those_of_scipy() -> None:
     assert equivalence_p_value(found, 0.5, 0.5) == pytest.approx(2 * expected)
 
 
+@pytest.mark.slow
 def test_intervals_of_effect_sizes_cover_the_true_one() -> None:
     draw = np.random.default_rng(0)
     for n in (3, 5, 12):

@@ -319,6 +319,7 @@ def test_few_seeds_are_flagged() -> None:
         assert flag.endswith(str(seeds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("condition", "value", "shown"),
     [
@@ -406,6 +407,7 @@ def _numbers(found: Findings) -> list[float]:
     return walk(asdict(found))
 
 
+@pytest.mark.slow
 def test_of_whole_studies_without_effect_few_say_that_something_matters() -> None:
     """At most 5 % do: `test_conclusions` has more of them."""
     draw = np.random.default_rng(0)
@@ -419,6 +421,7 @@ def test_of_whole_studies_without_effect_few_say_that_something_matters() -> Non
     assert false_claims <= 30 * 0.06 + 3 * math.sqrt(30 * 0.06 * 0.94)
 
 
+@pytest.mark.slow
 def test_two_thousand_runs_are_analysed_in_three_seconds() -> None:
     draw = np.random.default_rng(0)
     levels = [str(i) for i in range(20)]

@@ -30,6 +30,7 @@ def loaded(stored_uri: str) -> Result:
     return load(STUDY, tracking_uri=stored_uri)
 
 
+@pytest.mark.slow
 def test_tables_have_a_row_per_run_epoch_and_cell(loaded: Result) -> None:
     assert loaded.complete
     assert (len(loaded.runs), len(loaded.curves), len(loaded.cells)) == (RUNS, RUNS * EPOCHS, 4)
@@ -122,6 +123,7 @@ def test_what_mlflow_does_not_have_is_a_config_error(stored_uri: str, tmp_path: 
         load("stored")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_loading_needs_no_ray_and_leaves_the_environment_as_it_was(stored_uri: str, tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys

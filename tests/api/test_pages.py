@@ -23,6 +23,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 NOTEBOOK = PROJECT / "docs" / "notebook.ipynb"
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All runs of the page's study are in MLflow already, so that its calls train nothing."""
     scope: dict[str, Any] = {"__name__": "page"}
@@ -59,6 +60,7 @@ def test_the_notebook_has_no_outputs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "local", "PYTHONPATH": str(PROJECT)}.items():
         monkeypatch.setenv(name, value)

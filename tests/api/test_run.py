@@ -62,6 +62,7 @@ def _check_network(result: Result) -> None:
 
 
 @pytest.mark.versions
+@pytest.mark.nightly
 def test_an_interrupted_call_is_continued_by_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with interrupted_after_an_epoch(monkeypatch):
         called()

@@ -45,6 +45,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return exit_.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -147,6 +148,8 @@ def test_what_this_machine_or_its_storage_cannot_do_is_said_before_a_file_is_mad
     assert {path.name for path in tmp_path.glob("home/*")} <= {"data"}  # which --plan decodes too
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_who_waits_for_a_store_that_does_not_answer_can_end_the_study(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
@@ -191,6 +194,7 @@ def test_a_wrong_folder_in_the_environment_is_one_line(
     assert_one_line(capsys, f"{name}=~no-such-user/x: accepted: an absolute path")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made", "named"), [("locked", "database is locked"), ("text", "file is not a database")])
 def test_a_database_that_cannot_be_used_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path, made: str, named: str
@@ -265,6 +269,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
     return {**generated, "imagenet": folder}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", SHIPPED_STUDIES)
 def test_a_study_can_be_planned_on_its_presets(
@@ -302,6 +307,7 @@ def test_help_names_factors_presets_and_every_option_without_importing_ray_or_to
     assert shown.endswith("light")
 
 
+@pytest.mark.slow
 def test_plan_shows_cells_and_cost_and_starts_nothing(tmp_path: Path) -> None:
     arguments = ["--preset", "smoke", "--plan", "--levels", "block=basic,bottleneck", "shortcut=A", "depth=8,20", "--seeds", "2"]
     environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(tmp_path), "RAY_ADDRESS": "local"}

@@ -87,6 +87,7 @@ def compare(study: Path, *arguments: str) -> int:
     return commands.main(["compare", "--study", str(study), *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "more", "code"),
     [
@@ -148,6 +149,7 @@ def test_the_code_of_a_commit_is_imported_from_its_worktree(study: Path, commits
     assert Arm(name=".", study=study)._environment().get("PYTHONPATH", "").count("checkout") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [

@@ -57,6 +57,7 @@ def summary_runs(uri: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], "tags.summary LIKE '%'"))
 
 
+@pytest.mark.slow
 def test_a_report_rebuilds_the_summary_in_one_run_however_often(call: Any, uri: str) -> None:
     code, out, err = call("--report", "--tracking-uri", uri)
     assert (code, err) == (0, "")
@@ -71,6 +72,7 @@ def test_a_report_rebuilds_the_summary_in_one_run_however_often(call: Any, uri: 
     assert paths == {"effects.csv", "figures", "report", "summary.json"}
 
 
+@pytest.mark.slow
 def test_a_part_leaves_the_summary_of_the_whole_as_it_is(call: Any, uri: str) -> None:
     code, out, err = call("--report", "--tracking-uri", uri, "--seeds", "2")
     assert (code, err) == (0, "")
@@ -79,6 +81,7 @@ def test_a_part_leaves_the_summary_of_the_whole_as_it_is(call: Any, uri: str) ->
     assert "seeds=2" not in run.data.tags.get("mlflow.note.content", "")
 
 
+@pytest.mark.slow
 def test_json_is_one_document_and_expectations_are_about_each_data_set(call: Any, uri: str) -> None:
     code, out, err = call("--report", "--json", "--tracking-uri", uri, "--expect", "depth matters")
     found = json.loads(out)
@@ -90,6 +93,7 @@ def test_json_is_one_document_and_expectations_are_about_each_data_set(call: Any
     assert "many: depth matters: not shown" in err
 
 
+@pytest.mark.slow
 def test_a_plan_has_each_data_set_and_the_totals(call: Any, uri: str) -> None:
     code, out, _ = call("--plan", "--json", "--no-calibrate", "--tracking-uri", uri, "--seeds", "4")
     found = json.loads(out)
@@ -168,6 +172,7 @@ def test_two_processes_that_make_the_summary_at_once_leave_one_run(uri: str, mon
 # --- the API ---
 
 
+@pytest.mark.slow
 def test_load_returns_all_data_sets(uri: str) -> None:
     result = load(STUDY, tracking_uri=uri)
     assert isinstance(result, DatasetsResult)

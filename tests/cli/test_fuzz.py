@@ -1,4 +1,4 @@
-"""Whatever is asked for is either a plan or one line that says what is wrong: thousands of drawn requests and specs."""
+"""Whatever is asked for is either a plan or one line that says what is wrong: hundreds of drawn requests, each night thousands."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ from resnet_core.fields import MAX_MESSAGE_CHARACTERS
 from resnet_core.model.summary import main as model_command
 from resnet_core.overrides import from_flat, run_schema
 
-CASES = int(os.environ.get("FUZZ_CASES", "1000"))
+CASES = int(os.environ.get("FUZZ_CASES", "100"))
 """Of each fuzzed command or function; random ones where it is given, else always the same."""
 fuzzed = settings(
     max_examples=CASES,
@@ -245,6 +245,7 @@ OBJECTS += [(), [], [[1]], ["a", None], {}, {1: 2}, {3}]
 """The same in Python."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_no_value_of_any_field_ends_in_a_traceback(watched: list[Plan], name: str) -> None:
     for value in VALUES:
@@ -392,6 +393,8 @@ def test_huge_requests_take_neither_time_nor_memory(watched: list[Plan], argumen
     assert plan is None or len(plan.runs) < 100
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_as_many_runs_as_are_accepted_are_planned_in_seconds(watched: list[Plan]) -> None:
     rates = ",".join(str((i + 1) / 1000) for i in range(1250))
     began = time.process_time()

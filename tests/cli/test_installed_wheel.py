@@ -99,6 +99,7 @@ def test_the_command_and_the_shipped_studies_run_from_any_folder(installed: Inst
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_study_file_in_a_folder_of_its_own_is_submitted_and_its_results_are_in_mlflow(
     installed: Installed, service: Service, folder: Path
 ) -> None:

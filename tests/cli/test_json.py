@@ -107,6 +107,7 @@ def test_a_study_that_runs_already_has_an_exit_code_of_its_own(capsys: pytest.Ca
     assert capsys.readouterr().err == "error: study=small: is running already: process 7 holds it; wait until it ends, or stop it\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "verdicts", "expected"),
     [

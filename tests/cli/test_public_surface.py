@@ -139,6 +139,7 @@ def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> 
         assert all(len(line) <= 80 for line in each.format_help().splitlines()), each.format_help()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["ablations", "ablations.engine"])
 def test_both_modules_are_the_console_command(module: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path)

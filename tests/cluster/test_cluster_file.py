@@ -222,6 +222,7 @@ def test_what_is_synced_is_enough_to_install() -> None:
         assert CLUSTER["file_mounts"][f"~/resnet-ablations/{name}"] == name
 
 
+@pytest.mark.slow
 def test_every_install_is_held_to_the_constraints(node: Node) -> None:
     installs = [call for call in node.set_up if call.program == "pip"]
     assert any(call.arguments[-2:] == ["-e", "."] for call in installs)
@@ -375,6 +376,7 @@ def test_records_are_on_a_disk_that_outlives_the_cluster(head: Node) -> None:
     assert CLUSTER["provider"]["cache_stopped_nodes"]
 
 
+@pytest.mark.slow
 def test_postgresql_is_installed_where_it_is_chosen_and_only_there(head: Node) -> None:
     def created(commands: Sequence[str]) -> bool:
         return any("createdb" in call.arguments for call in head.run(commands))

@@ -72,6 +72,7 @@ def test_what_the_two_files_of_ray_share_is_the_same() -> None:
 # Kubernetes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [content for content in OBJECTS if not content["apiVersion"].startswith("ray.io/")], ids=lambda c: c["kind"]
 )

@@ -186,6 +186,7 @@ def test_gpus_are_right_if_ray_counts_them_and_they_calculate() -> None:
     assert_failed(older, "driver 550 on b", remedy="one image")
 
 
+@pytest.mark.slow
 def test_a_node_without_gpus_answers_that_torch_sees_none() -> None:
     found = gpus.measure()
     assert (list(found.visible), found.error) == ([], "")

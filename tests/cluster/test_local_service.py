@@ -86,6 +86,7 @@ def test_why_a_server_did_not_start_is_said_in_its_own_words_without_colors() ->
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.versions
+@pytest.mark.cluster
 def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_and_is_in_mlflow_when_the_job_ends(
     service: Service,
 ) -> None:
@@ -144,13 +145,13 @@ print(model.predict(np.zeros((5, 3, 8, 8), np.float32)).shape, "resnet_core" in 
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_everything_listens_on_loopback_only(service: Service) -> None:
     assert list(listening(service)) == ["127.0.0.1"]
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_page_from_elsewhere_in_a_browser_starts_and_changes_nothing(service: Service) -> None:
     """Also one whose name leads to this machine. What Ray shows without a token, that one can read: see docs/security.md."""
     experiments = f"{service.mlflow}/api/2.0/mlflow/experiments"
@@ -165,7 +166,7 @@ def test_a_page_from_elsewhere_in_a_browser_starts_and_changes_nothing(service: 
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_ray_leaves_no_address_that_other_programs_would_wait_for(service: Service) -> None:
     current = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
     assert not current.exists() or not current.read_text().endswith(f":{service.ports['ray']}")
@@ -174,7 +175,7 @@ def test_ray_leaves_no_address_that_other_programs_would_wait_for(service: Servi
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
     before = (service.home / "service.json").read_text()
     done = service("up")
@@ -186,7 +187,7 @@ def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_down_ends_what_up_started_and_nothing_else(service: Service) -> None:
     processes = service.processes()
     with subprocess.Popen(["sleep", "60"]) as bystander:

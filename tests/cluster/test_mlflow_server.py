@@ -61,7 +61,7 @@ def serve(home: Path, **environment: str) -> Iterator[Server]:
     server = Server(home, port, home / "log")
     with server.log.open("w") as log, subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log) as process:
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 300  # bounds a failure only
             while not answers(server):
                 assert process.poll() is None, server.log.read_text()
                 assert time.monotonic() < deadline, server.log.read_text()
@@ -299,6 +299,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_runs_and_users_go_to_postgresql_and_files_through_the_server_to_the_bucket(
     postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -357,7 +357,7 @@ def wait_for_copy(service: Service) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_studys_own_ray_leaves_nothing_to_other_users(place: Path) -> None:
     (place / "person").mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}

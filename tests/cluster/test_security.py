@@ -189,7 +189,7 @@ def submitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitted]:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_study_that_is_stopped_ends_killed_within_rays_patience_and_can_go_on(submitted: Submitted) -> None:
     supervisor = (submitted.service.session() / "logs" / "jobs" / "supervisor-long.log").read_text()
     assert "gracefully with SIGTERM" in supervisor
@@ -201,7 +201,7 @@ def test_a_study_that_is_stopped_ends_killed_within_rays_patience_and_can_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_driver_and_workers_run_the_code_that_was_sent_along(submitted: Submitted) -> None:
     """The cluster has this project too, in editable mode."""
     tags = submitted.trained()[0].data.tags
@@ -213,7 +213,7 @@ def test_driver_and_workers_run_the_code_that_was_sent_along(submitted: Submitte
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_jobs_log_can_be_read(submitted: Submitted) -> None:
     """Nothing that only a terminal understands; one line for each run, with what is left."""
     own = submitted.log().split("degradation on ", 1)[1]
@@ -223,7 +223,7 @@ def test_a_jobs_log_can_be_read(submitted: Submitted) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_rays_servers_answer_nobody_without_the_token(submitted: Submitted) -> None:
     """Every route that dashboard and agent have, as their own logs list them."""
     logs = submitted.service.session() / "logs"
@@ -245,8 +245,8 @@ def test_rays_servers_answer_nobody_without_the_token(submitted: Submitted) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.parametrize("mode", ["disabled", "token"])
+@pytest.mark.cluster
+@pytest.mark.parametrize("mode", [pytest.param("disabled", marks=pytest.mark.nightly), "token"])
 def test_no_program_and_no_node_joins_without_the_token(submitted: Submitted, mode: str) -> None:
     address = f"127.0.0.1:{submitted.service.ports['ray']}"
     code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}).internal_kv_keys(b'', None, timeout=5)"
@@ -282,6 +282,7 @@ def test_an_address_is_checked_with_the_token_before_it_is_joined(submitted: Sub
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_mlflow_answers_nobody_without_the_password(submitted: Submitted) -> None:
     """Every route that it has: REST, GraphQL, artifacts, the pages."""
     server = http.client.HTTPConnection(submitted.service.mlflow.removeprefix("http://"))
@@ -323,13 +324,13 @@ def mlflow_routes() -> set[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_everything_listens_on_loopback_only(submitted: Submitted) -> None:
     assert list(listening(submitted.service)) == ["127.0.0.1"]
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_service_that_is_up_is_not_taken_for_a_protected_one(submitted: Submitted) -> None:
     done = submitted.service.run(sys.executable, "-m", "ablations.engine", "up", RAY_AUTH_MODE="disabled")
     assert (done.returncode, done.stderr) == (
@@ -339,7 +340,7 @@ def test_a_service_that_is_up_is_not_taken_for_a_protected_one(submitted: Submit
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_secrets_are_nowhere_but_where_they_are_kept(submitted: Submitted) -> None:
     state = submitted.service.home
     person = state.parent / "person"
@@ -361,7 +362,7 @@ def test_secrets_are_nowhere_but_where_they_are_kept(submitted: Submitted) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

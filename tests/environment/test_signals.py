@@ -210,6 +210,7 @@ def test_a_failed_start_of_ray_is_one_line_with_a_remedy(tmp_path: Path, monkeyp
         connection.connect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_first_signal_during_shutdown_does_not_change_the_exit_code(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""

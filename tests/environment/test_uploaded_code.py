@@ -73,7 +73,12 @@ finally:
     import ablations.engine.cli.study, ablations.engine.report.html, resnet_core
     print({sys.modules[name].__file__ for name in sys.modules if name.startswith(("ablations", "resnet_core"))})
 """
-    environment = {"PYTHONPATH": str(tmp_path / "job"), "RESNET_ABLATIONS_HOME": str(tmp_path / "home"), "PATH": ""}
+    environment = {
+        "PYTHONPATH": str(tmp_path / "job"),
+        "RESNET_ABLATIONS_HOME": str(tmp_path / "home"),
+        "RAY_ADDRESS": "local",
+        "PATH": "",
+    }
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path / "job", capture_output=True, text=True, check=False
     )

@@ -29,6 +29,7 @@ from ablations.engine.tracking import results, run_queries
 from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.trial.checkpoints import CheckpointFolder
+from tests.helpers.one_figure import one_figure
 
 STUDY = Study(
     name="small",
@@ -67,15 +68,16 @@ class Submitted:
         home: folder of the database and the checkpoints.
         arguments: command-line options.
         study: the study or search.
+        all_figures: True to draw all figures of the report, which takes seconds.
     """
 
-    def __init__(self, home: Path, *arguments: str, study: Study = STUDY) -> None:
+    def __init__(self, home: Path, *arguments: str, study: Study = STUDY, all_figures: bool = False) -> None:
         self.home, uri = home, f"sqlite:///{home}/mlflow.db"
         chosen = options.parse_options(study, ["--tracking-uri", uri, "--storage", f"{home}/checkpoints", *arguments])
         self.plan: Plan = searched(*arguments, study=study) if study.space else planned(*arguments, study=study)
         self.client: MlflowClient = connect(uri)
         self.storage = chosen.storage
-        with redirect_stdout(io.StringIO()) as out:
+        with one_figure(unless=all_figures), redirect_stdout(io.StringIO()) as out:
             self.code = dispatch.train(self.plan, chosen)
         self.text = out.getvalue()
         self.entries = run_queries.find_plan_runs(self.client, self.plan)

@@ -82,6 +82,7 @@ def test_sorting_is_within_each_seed() -> None:
     assert line(figure.axes[1], "depth=8") == {1: 6.0, 2: 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [curves_figure, budget_figure, responses_figure, gradients_figure])
 @pytest.mark.parametrize("count", [1, 2, MAX_STYLED_CELLS])
 def test_a_legend_names_every_cell_and_no_two_look_alike(draw: Draw, count: int) -> None:

@@ -219,6 +219,7 @@ def test_the_path_has_a_row_per_comparison_to_the_look_that_decided_it() -> None
     assert [bar.get_width() for bar in bars(below)] == [findings.path.runs, findings.path.fixed_runs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_text_overlaps_another_or_leaves_the_figure_and_each_has_its_words(name: str) -> None:
     given, findings = MADE[name]
@@ -236,6 +237,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure_and_each_has_its_words(na
             assert words.alt.endswith(".")
 
 
+@pytest.mark.slow
 def test_a_study_shows_the_figures_of_its_design_in_place_of_those_of_combinations() -> None:
     expected = {
         "8 factors": ["effect-sizes", "half-normal"],

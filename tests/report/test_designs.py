@@ -40,6 +40,7 @@ def printed(study: tuple[Evidence, Findings], width: int = 100) -> str:
     return text.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "section", "figures"),
     [
@@ -152,6 +153,7 @@ def test_the_terminal_names_cells_by_their_changes_and_ends_with_the_design() ->
     assert max(map(len, printed(screening(15), 80).splitlines())) <= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [screening, lambda: screening(5), lambda: screening(15, 3, seeds=1), ladder, one_at_a_time, adaptive]
 )

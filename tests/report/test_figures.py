@@ -39,6 +39,7 @@ def visible_texts(figure: Figure) -> list[Text]:
     return [text for text in found if text not in undrawn]
 
 
+@pytest.mark.slow
 def test_all_figures_of_a_study_are_in_order_and_each_has_its_words() -> None:
     given = probed(evidence())
     depends = Interaction(
@@ -66,16 +67,20 @@ def test_words_for_those_who_do_not_see_hold_the_main_numbers() -> None:
     assert "shortcut=A depth=56" in caption("cost", given, findings).alt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [
         evidence(design({"depth": ("20",)}, seeds=1), epochs=1),
         evidence(design(seeds=1)),
-        evidence(epochs=1),
-        without(without(without(evidence(), "shortcut=A depth=20/0"), "shortcut=A depth=20/1"), "shortcut=A depth=20/2"),
-        evidence(truth=lambda cell, seed: np.nan if seed else 5.0),
+        pytest.param(evidence(epochs=1), marks=pytest.mark.nightly),
+        pytest.param(
+            without(without(without(evidence(), "shortcut=A depth=20/0"), "shortcut=A depth=20/1"), "shortcut=A depth=20/2"),
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(evidence(truth=lambda cell, seed: np.nan if seed else 5.0), marks=pytest.mark.nightly),
         evidence(truth=lambda cell, seed: np.nan),
-        evidence(truth=lambda cell, seed: 0.0),
+        pytest.param(evidence(truth=lambda cell, seed: 0.0), marks=pytest.mark.nightly),
         evidence(design({"a": ("1e999", "nan"), "b": ("", "x")})),
     ],
     ids=[
@@ -103,6 +108,7 @@ def test_nothing_done_draws_nothing() -> None:
     assert not all_figures(given, found(given))
 
 
+@pytest.mark.slow
 def test_any_text_is_shown_as_it_is_and_whole(tmp_path: Path) -> None:
     hostile = ("$x^2$_a", "<b>&\"'", "_y", "a" * 150, "long words " * 12 + "end", "\x00\n", "中")
     given = probed(evidence(design({"_factor": hostile, "depth": ("8", "14")}, {"_factor": "_y"})), epochs=(1,))
@@ -122,6 +128,7 @@ def inside(figure: Figure, text: Text) -> bool:
     return bool(page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1 and page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4, 9])
 def test_no_two_texts_of_a_figure_overlap(count: int) -> None:
     given = probed(evidence(design({"optim.lr": [f"{i / 100}" for i in range(1, count + 1)], "depth": ("8", "14")})), epochs=(1,))
@@ -169,6 +176,7 @@ def test_long_curves_are_thinned_from_the_first_to_the_last_epoch() -> None:
         assert (places[0], places[-1]) == (1, 900)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_study_of_2000_runs_is_drawn_in_seconds_into_small_files(tmp_path: Path) -> None:
     given = many(400, 5, 200)
@@ -181,7 +189,15 @@ def test_a_study_of_2000_runs_is_drawn_in_seconds_into_small_files(tmp_path: Pat
     assert max(path.stat().st_size for path in tmp_path.iterdir()) < 1.5e6
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "start"),
+    [
+        pytest.param(".png", b"\x89PNG", marks=pytest.mark.nightly),
+        (".svg", b"<?xml"),
+        pytest.param(".pdf", b"%PDF", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_saved_figure_is_of_the_suffixs_format_and_the_same_each_time(tmp_path: Path, suffix: str, start: bytes) -> None:
     given = few(epochs=(1,))
     for attempt in ("once", "again"):
@@ -196,6 +212,7 @@ def test_a_saved_figure_is_of_the_suffixs_format_and_the_same_each_time(tmp_path
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_page_can_give_every_colour_of_an_svg_its_own(tmp_path: Path) -> None:
     given = few(epochs=(1,))
     for name, figure in all_figures(given, found(given)).items():
@@ -220,6 +237,7 @@ def test_lines_stand_out_on_light_and_on_dark_pages(colour: str, background: str
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn_without_the_state_of_pyplot() -> None:
     all_figures(few(), found(few()))
     assert not pyplot.get_fignums()

@@ -258,6 +258,7 @@ def test_the_cost_of_each_cell_is_a_mark_and_the_front_a_line() -> None:
     assert len(names(figure)) == len(findings.cells)
 
 
+@pytest.mark.slow
 def test_names_on_the_front_touch_neither_each_other_nor_marks_and_are_whole() -> None:
     given = spread_out()
     figure = pareto_figure(given, found(given))
@@ -273,6 +274,7 @@ def test_names_on_the_front_touch_neither_each_other_nor_marks_and_are_whole() -
         assert all(panel.bbox.contains(*corner) for box in boxes for corner in box.corners())
 
 
+@pytest.mark.slow
 def test_errors_that_span_decades_get_a_logarithmic_axis_with_plain_numbers() -> None:
     given = evidence(truth=lambda cell, seed: 48.0 if cell == {"shortcut": "none", "depth": "56"} else 2 + 0.1 * seed)
     figure = pareto_figure(given, found(given))

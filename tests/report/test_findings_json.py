@@ -146,6 +146,7 @@ def test_a_factor_with_the_name_of_a_statistic_hides_no_column() -> None:
     assert set(runs["factor.cell"]) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_the_files_lie_beside_the_table(tmp_path: Path) -> None:
     given = without(evidence(), "shortcut=B depth=56/1", "failed", "=1+1")
     bundle.write(given, analyze_study(given), tmp_path)

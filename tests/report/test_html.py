@@ -305,6 +305,7 @@ def test_all_text_can_be_read(theme: int) -> None:
     assert not low
 
 
+@pytest.mark.slow
 def test_hundreds_of_cells_are_a_page_that_opens() -> None:
     evidence, found = many()
     began = time.process_time()

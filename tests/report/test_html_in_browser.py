@@ -76,6 +76,7 @@ def cells_of(values: Sequence[float | None]) -> tuple[Evidence, Findings]:
     )
 
 
+@pytest.mark.slow
 def test_a_browser_sorts_by_value_with_gaps_last(tmp_path: Path) -> None:
     page = made(*cells_of((10.5, None, 9.0, 101.0)))
     scripts = [sorted_by("test error, %", 1), sorted_by("test error, %", 1), sorted_by("width", 1), sorted_by("multiply-adds", 1)]
@@ -87,6 +88,7 @@ def test_a_browser_sorts_by_value_with_gaps_last(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_phone_never_scrolls_sideways(tmp_path: Path) -> None:
     evidence, found = many()
     long = replace(evidence.design, question="x" * 200, origin={"command": "y" * 500})
@@ -97,6 +99,7 @@ def test_a_phone_never_scrolls_sideways(tmp_path: Path) -> None:
     assert figures == 2
 
 
+@pytest.mark.slow
 def test_paper_has_no_closed_details(tmp_path: Path) -> None:
     count = "page.querySelectorAll('details:not([open])').length"
     fire = "frame.dispatchEvent(new Event('{}'))"

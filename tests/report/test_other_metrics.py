@@ -30,6 +30,7 @@ def printed(given: Evidence) -> str:
     return text.getvalue()
 
 
+@pytest.mark.slow
 @METRICS
 def test_tables_are_headed_by_metric_and_unit(metric: Metric) -> None:
     given = in_metric(evidence(), metric)
@@ -45,6 +46,7 @@ def test_tables_are_headed_by_metric_and_unit(metric: Metric) -> None:
         assert "error" not in text
 
 
+@pytest.mark.slow
 @METRICS
 def test_what_runs_do_not_report_has_no_column_and_no_figure(metric: Metric) -> None:
     given = in_metric(evidence(), metric, bare=True)
@@ -57,6 +59,7 @@ def test_what_runs_do_not_report_has_no_column_and_no_figure(metric: Metric) -> 
         assert "0 training" not in text
 
 
+@pytest.mark.slow
 @METRICS
 def test_figures_have_axes_and_captions_of_the_metric(metric: Metric) -> None:
     given = in_metric(evidence(), metric)

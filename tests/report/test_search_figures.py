@@ -102,6 +102,7 @@ def test_errors_are_on_a_scale_on_which_they_can_be_told_apart(lowest: float, sc
     assert not 0 < lowest < panel.get_ylim()[0]
 
 
+@pytest.mark.slow
 def test_sensitivity_is_to_the_learning_rate_with_the_default_and_what_was_chosen() -> None:
     given = search_evidence()
     findings = analyze_study(given)
@@ -133,6 +134,7 @@ def test_the_line_joins_medians_of_neighbours_and_is_not_drawn_through_few() -> 
     assert group_medians(few["optim.lr"], few) == ([], [])
 
 
+@pytest.mark.slow
 def test_sensitivity_is_shown_of_the_learning_rate_or_else_of_the_field_that_moved_the_error_most() -> None:
     given = search_evidence({}, FIELDS, prunes=False, trials=12)
     findings = analyze_study(given)
@@ -172,6 +174,7 @@ def test_cells_stand_beside_each_other_in_a_strip() -> None:
     assert max(none) < min(a) < max(a) < min(b)
 
 
+@pytest.mark.slow
 def test_importances_are_bars_with_their_ranges_and_pale_if_chance_may_give_them() -> None:
     given = search_evidence({}, prunes=False)
     findings = analyze_study(given)
@@ -226,6 +229,7 @@ def test_a_front_is_what_no_trial_of_the_cell_beats_in_both() -> None:
     assert search_pareto_figure(search_evidence({}, trials=5)) is None
 
 
+@pytest.mark.slow
 def test_one_field_is_shown_once_and_nothing_is_drawn_of_nothing() -> None:
     one = search_evidence({}, LR, trials=5)
     findings = analyze_study(one)
@@ -240,6 +244,7 @@ def test_one_field_is_shown_once_and_nothing_is_drawn_of_nothing() -> None:
     assert slices_figure(search_evidence({}, {**LR, **choice}, trials=5))
 
 
+@pytest.mark.slow
 def test_figures_of_a_search_follow_the_studys_own_and_each_has_its_words() -> None:
     given = search_evidence(trials=12, prunes=False, seeds=3)
     findings = analyze_study(given)
@@ -265,7 +270,10 @@ CASES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["six cells", "long names", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("eight fields", "a front"))]
+)
 def test_whatever_was_searched_fits_and_warns_of_nothing(name: str, tmp_path: Path) -> None:
     given = search_evidence(**CASES[name], trials=12, seeds=1)
     findings = analyze_study(given)

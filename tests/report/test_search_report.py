@@ -83,6 +83,7 @@ def shown(searched: Evidence, findings: Findings) -> Page:
     return Page(page(searched, findings))
 
 
+@pytest.mark.slow
 def test_the_ranking_is_the_first_answer(search: SearchFindings, shown: Page) -> None:
     assert search.ranking
     answer = " ".join(shown.sections["answer"].split())
@@ -145,6 +146,7 @@ def test_a_study_without_a_search_has_no_such_section() -> None:
     assert "search" not in Page(page()).sections
 
 
+@pytest.mark.slow
 def test_whatever_was_searched_is_shown_as_text() -> None:
     factors = {"shortcut": ("none", "A"), HOSTILE: ("x", "y")}
     fields = {**TWO, HOSTILE: {"choices": [HOSTILE, "b"]}}
@@ -182,6 +184,7 @@ def test_the_description_in_mlflow_has_the_ranking(searched: Evidence, findings:
     assert f"- {escape_markdown(search.ranking.text)}\n" in text
 
 
+@pytest.mark.slow
 def test_a_copy_for_optuna_is_among_the_artifacts(tmp_path: Path) -> None:
     given = search_evidence({}, {"optim.lr": FIELDS["optim.lr"]}, trials=3, seeds=1)
     write(given, analyze_study(given), tmp_path)

@@ -76,6 +76,7 @@ def test_a_missing_run_leaves_the_path_open_and_the_study_incomplete() -> None:
     assert "needed so far" in path_sentences(path_of(found))[-1]
 
 
+@pytest.mark.slow
 def test_the_path_is_in_the_document_on_the_page_and_in_the_terminal(followed: Evidence) -> None:
     findings = analyze_study(followed)
     document = findings_document(followed, findings)
@@ -115,6 +116,7 @@ def test_results_per_image_are_those_of_the_seeds_shown(followed: Evidence) -> N
     assert {each.difference.seeds for each in found.comparisons} == {3}
 
 
+@pytest.mark.slow
 def test_a_stored_adaptive_study_is_read_back_on_its_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(**{**vars(stored_study.STUDY), "seeds": (3, 8)})
     uri = stored_study.stored_study(home, study)

@@ -35,6 +35,7 @@ def seven() -> list[DatasetStudy]:
     return studies(7, spread=2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_document_follows_its_schema(count: int) -> None:
     given = studies(count)
@@ -45,6 +46,7 @@ def test_the_document_follows_its_schema(count: int) -> None:
         assert problems("findings", each["findings"]) == []
 
 
+@pytest.mark.slow
 def test_the_page_has_every_answer_and_loads_nothing(seven: list[DatasetStudy], tmp_path: Path) -> None:
     page = written(seven, tmp_path)
     assert "default-src 'none'" in page
@@ -57,6 +59,7 @@ def test_the_page_has_every_answer_and_loads_nothing(seven: list[DatasetStudy], 
     assert json.loads((tmp_path / "summary.json").read_text())["schema"] == "ablations-datasets/1"
 
 
+@pytest.mark.slow
 def test_any_name_is_shown_as_text(tmp_path: Path) -> None:
     one, two = studies(2)
     name = "<b>$x$ & \"y\" 'z'"
@@ -77,6 +80,7 @@ def test_texts_of_figures_are_inside_and_do_not_overlap(count: int, seven: list[
         assert not touching
 
 
+@pytest.mark.slow
 def test_a_figure_is_the_same_file_each_time(tmp_path: Path) -> None:
     summary = found(studies(3))
     for name in ("a.svg", "b.svg"):

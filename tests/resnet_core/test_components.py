@@ -37,6 +37,7 @@ PIECES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_shipped_study_opens_with_its_command_and_cost_and_can_be_planned(tmp_path: Path) -> None:
     for text in ("ray job submit -- python ablations/components.py", "Cost: 36 runs on digits", "Expect: "):
         assert text in (components.__doc__ or "")
@@ -48,6 +49,7 @@ def count(net: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in net.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES)
 def test_every_piece_trains_and_resumes(piece: str) -> None:
     spec = replace(preset("smoke"), model=Components(width=8, **PIECES[piece]))
@@ -81,6 +83,7 @@ def test_odd_images_and_three_stages_have_the_cost_of_a_count() -> None:
     assert measure_cost(Components(), 32).parameters == weights + norms
 
 
+@pytest.mark.slow
 def test_it_learns_the_digits() -> None:
     spec = override(replace(preset("digits"), model=Components()), {"epochs": 3, "train_examples": 640})
     *_, last = fit(spec)

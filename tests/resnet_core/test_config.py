@@ -185,6 +185,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
     )
 
 
+@pytest.mark.slow
 @thorough
 @given(specs())
 def test_a_spec_survives_flattening_and_json(spec: RunSpec) -> None:

@@ -62,6 +62,7 @@ def counted(config: ModelConfig, image_size: int) -> Cost:
     return Cost(sum(p.numel() for p in net.parameters()), of_two, per_image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", NETWORKS, ids=lambda config: f"{config.family} {config.depth}{config.shortcut}")
 def test_the_predicted_cost_is_that_of_a_real_training_step(config: ModelConfig) -> None:
     assert measure_cost(config, 40) == counted(config, 40)
@@ -83,6 +84,7 @@ def test_activations_count_those_worked_out_by_hand() -> None:
     assert measure_cost(ModelConfig(depth=4, stages=(1,), width=8), 8).activation_bytes == 4 * numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [ModelConfig(depth=20), ModelConfig(depth=29, block="bottleneck"), ModelConfig(family="imagenet", depth=34)]
 )
@@ -100,6 +102,7 @@ def test_measuring_works_where_gradients_are_off() -> None:
     assert off == counted(ModelConfig(depth=8, width=9), 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "reference", "quantity"),
     [
@@ -126,6 +129,7 @@ def test_a_network_without_matching_stays_as_it_is() -> None:
         assert matched(config, 32) is config
 
 
+@pytest.mark.slow
 def test_classes_count_in_matching() -> None:
     config = ModelConfig(depth=20, block="bottleneck", match_flops="basic")
     few, many = (matched(replace(config, num_classes=classes), 8).width for classes in (2, 1000))

@@ -67,6 +67,7 @@ def exchanged(root: Path) -> None:
     (root / "x").rename(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [added, removed, written_over, exchanged])
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("stream", [False, True])

@@ -276,6 +276,7 @@ print(decoded, data.version)
 """
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_decode_once(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DECODE_SLOWLY, str(images), str(tmp_path / "cache")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -92,6 +92,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 
+@pytest.mark.slow
 def test_a_step_of_several_workers_is_the_step_of_one_process_on_the_same_global_batch(workers: list[Result]) -> None:
     alone, untrained = one_step(SMOKE), one_step(override(SMOKE, {"lr": 0.0}))
     assert (alone["weights"]["conv1.weight"] - untrained["weights"]["conv1.weight"]).abs().max() > 1e-4
@@ -100,6 +101,7 @@ def test_a_step_of_several_workers_is_the_step_of_one_process_on_the_same_global
         torch.testing.assert_close(worker["step"]["metrics"], alone["metrics"], rtol=1e-6, atol=0)  # the loss is in float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [51, 1])
 def test_workers_count_every_test_image_once(workers: list[Result], count: int) -> None:
     alone = evaluation(odd(count))
@@ -110,6 +112,7 @@ def test_workers_count_every_test_image_once(workers: list[Result], count: int) 
     assert count == 1 or len(alone["predictions"].unique()) > 1, "a constant would be in any order"
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_same_weights_statistics_and_metrics(workers: list[Result]) -> None:
     states = [worker["training"]["whole"] for worker in workers]
     assert "layer1.0.bn1.running_var" in states[0]["model"]
@@ -119,6 +122,7 @@ def test_workers_end_with_the_same_weights_statistics_and_metrics(workers: list[
     assert len(histories[0]) == 2
 
 
+@pytest.mark.slow
 def test_restored_workers_end_with_the_bits_of_uninterrupted_ones(workers: list[Result]) -> None:
     for worker in workers:
         whole, continued = worker["training"]["whole"], worker["training"]["continued"]

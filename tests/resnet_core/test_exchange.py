@@ -11,7 +11,7 @@ from resnet_core import ConfigError, ModelConfig, build_model
 from resnet_core.model.torchvision import from_torchvision, to_torchvision
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-DEPTHS = [18, 50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (34, 101, 152))]
+DEPTHS = [18, 50, *(pytest.param(depth, marks=[pytest.mark.slow, pytest.mark.nightly]) for depth in (34, 101, 152))]
 
 
 def like_torchvision(depth: int, **options: Any) -> ModelConfig:
@@ -37,6 +37,7 @@ def assert_same_outputs(one: nn.Module, other: nn.Module) -> None:
     assert expected.std() > 0.01, "outputs that tell networks apart"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_ours_and_torchvisions_agree_both_ways(depth: int) -> None:
     ours = randomised(build_model(like_torchvision(depth)))
@@ -48,6 +49,7 @@ def test_ours_and_torchvisions_agree_both_ways(depth: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), back.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_torchvisions_own_network_comes_over(depth: int) -> None:
     theirs = randomised(getattr(torchvision.models, f"resnet{depth}")(weights=None, num_classes=11))

@@ -153,6 +153,7 @@ def pythons(version: str) -> list[str]:
     return [name for name in found if subprocess.run([name, "-c", code], capture_output=True, text=True).stdout.strip() == version]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_every_python_computes_the_same_identities(version: str) -> None:
     """Of configurations and of sources, in interpreters that have no other library."""
@@ -173,6 +174,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [
@@ -192,6 +194,7 @@ def test_the_hash_of_the_sources_changes_with_the_code_not_with_its_words_and_no
     assert identify() == run
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_sources_changes_when_a_module_comes_or_is_renamed(package: Path) -> None:
     before = identity.code_version()
     (package / "new.py").write_text("x = 1\n")
@@ -217,6 +220,7 @@ def test_only_text_that_does_nothing_is_left_out_of_the_code(other: str, same: b
     assert (identity.normalized_source(other) == identity.normalized_source(EXAMPLE)) is same
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_sources_does_not_change_with_what_no_training_runs(package: Path) -> None:
     before = identity.code_version()
     for name in NOT_TRAINING:

@@ -220,6 +220,7 @@ def twins(config: ModelConfig) -> tuple[ResNet, ResNet]:
     return keeps, recomputes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "config",
@@ -241,6 +242,7 @@ def test_recomputed_activations_change_no_bit_of_training(config: ModelConfig, b
     assert all(m.momentum == config.bn_momentum for m in recomputes.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+@pytest.mark.slow
 def test_recomputation_works_compiled() -> None:
     keeps, recomputes = twins(ModelConfig(depth=8, width=8))
     compiled: Any = torch.compile(recomputes, backend="aot_eager")
@@ -278,6 +280,7 @@ def test_blocks_are_computed_twice_in_training_only_and_in_segments_of_the_squar
     assert calls[9:] == second[3:] + second[:3] + first[3:] + first[:3]
 
 
+@pytest.mark.slow
 def test_a_checkpointing_network_can_be_exported() -> None:
     net = build_model(TINY, checkpoint_activations=True).eval()
     exported = torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.AUTO},))

@@ -21,6 +21,7 @@ def named(name: str, **changes: Any) -> RunSpec:
     return override(SMOKE, {"model.name": name} | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_network_by_name_trains_and_resumes_to_the_same_weights(name: str) -> None:
     spec = named(name, probes=("responses", "gradients"))
@@ -113,6 +114,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_wrong_name_is_refused_in_one_line_before_training(kind: str) -> None:
     changes, message = REFUSED[kind]
@@ -120,6 +122,7 @@ def test_a_wrong_name_is_refused_in_one_line_before_training(kind: str) -> None:
         resolve(override(SMOKE, changes), load_dataset(SMOKE.data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUXILIARY)
 def test_auxiliary_outputs_of_torchvision_are_left_out(name: str) -> None:
     assert measure_cost(ModelConfig(name=f"torchvision:{name}"), 96).flops > 0

@@ -44,6 +44,7 @@ def dataset() -> Dataset:
     return load_dataset(SMOKE.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -130,7 +131,8 @@ def test_a_response_is_the_deviation_of_the_layer_s_output(dataset: Dataset) -> 
     assert value == pytest.approx(net[0](images).std(correction=0).item(), rel=1e-5)
 
 
-@pytest.mark.slow  # compiles for a minute
+@pytest.mark.slow
+@pytest.mark.nightly  # compiles for a minute
 def test_compiled_networks_train_alike() -> None:
     eager, compiled = (train(of(Tiny(), compile=each, epochs=1))[0][-1].metrics["train/loss"] for each in (False, True))
     assert compiled == pytest.approx(eager, rel=1e-4)
@@ -151,6 +153,7 @@ def in_two_workers(spec: RunSpec, folder: Path, restore: Any = None) -> list[Any
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_two_workers_resume_to_the_same_weights(norm: Any, tmp_path: Path) -> None:

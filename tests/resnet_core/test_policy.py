@@ -93,13 +93,14 @@ def test_a_warm_up_keeps_its_rate_whatever_changes() -> None:
     assert [result.metrics["lr"] for result in results] == [0.01, 0.01, 0.3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
         ({}, "3:lr=0.02"),
-        ({"momentum_form": "caffe", "schedule": "constant"}, "3:lr=0.02,3:momentum=0.5"),
-        ({"decay": "weights", "weight_decay": 0}, "3:weight_decay=0.1"),
-        ({"schedule": "cosine", "nesterov": True}, "3:momentum=0.5"),
+        pytest.param({"momentum_form": "caffe", "schedule": "constant"}, "3:lr=0.02,3:momentum=0.5", marks=pytest.mark.nightly),
+        pytest.param({"decay": "weights", "weight_decay": 0}, "3:weight_decay=0.1", marks=pytest.mark.nightly),
+        pytest.param({"schedule": "cosine", "nesterov": True}, "3:momentum=0.5", marks=pytest.mark.nightly),
         ({"precision": "fp16"}, "3:label_smoothing=0.3"),
         ({"changes": "1:lr=0.2,1:weight_decay=0.1"}, "1:lr=0.2,1:weight_decay=0.1,3:lr=0.1,4:lr=0.02"),
     ],
@@ -167,6 +168,7 @@ def changed() -> RunSpec:
     return override(SMOKE, {"changes": "4:lr=0.2"})
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_of_its_branch_and_later_from_its_own(family: Any, tmp_path: Path) -> None:
     folder, seconds, whole = family
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -196,6 +198,7 @@ def damage(parent: Path, how: str) -> None:
         parent.write_text("no folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "another epoch", "truncated", "runs code", "no folder"])
 def test_without_the_checkpoint_of_its_branch_a_run_gives_the_same_from_scratch(family: Any, tmp_path: Path, how: str) -> None:
     folder, seconds, whole = family
@@ -231,6 +234,7 @@ def work(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_all_workers_start_from_the_checkpoint_of_the_branch(tmp_path: Path) -> None:
     spawn(work, args=(str(tmp_path),), nprocs=2, daemon=True)  # type: ignore[no-untyped-call]

@@ -310,6 +310,7 @@ print(load_dataset(config, download=True).version)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_of_processes_that_start_together_one_downloads_and_the_others_wait(server: Server, tmp_path: Path) -> None:
     server.content, changes = archive(CIFAR10)

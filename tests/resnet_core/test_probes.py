@@ -148,6 +148,8 @@ def worker(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_workers_read_the_responses_of_one_process_also_one_without_images(tmp_path: Path) -> None:
     alone = responses(used(NETWORKS["residual"][0]).double(), (images(9).double(),))
     spawn(worker, args=(str(tmp_path),), nprocs=3, daemon=True)  # type: ignore[no-untyped-call]
@@ -221,6 +223,7 @@ def test_steps_that_overflow_are_left_out_of_the_mean() -> None:
     assert gradients.read(epoch=1) == once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"shortcut": "none"}, {"precision": "bf16"}], ids=str)
 def test_probes_do_not_change_training_by_a_bit(changes: dict[str, Any]) -> None:
     without = override(SMOKE, changes)

@@ -110,6 +110,7 @@ def is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", RUN_AS_DOCTESTS)
 def test_examples_in_docstrings_run(module: str) -> None:
     found = doctest.testmod(importlib.import_module(f"resnet_core{module}"), extraglobs=names_for_examples(), verbose=False)

@@ -271,6 +271,7 @@ def hugging_face(folder: Path, form: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the library
 @pytest.mark.parametrize("form", ["saved table", "saved splits", "parquet", "image folder"])
 def test_local_folders_of_hugging_face_are_images(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("bf16", "fp16"))])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_training_ends_as_an_uninterrupted_one(recipe: str, precision: str) -> None:
     spec = override(SMOKE, RECIPES[recipe] | {"precision": precision})
@@ -46,6 +47,7 @@ def work(rank: int, spec: RunSpec, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_workers_stay_equal_and_resume(tmp_path: Path) -> None:
     spec = override(SMOKE, RECIPES["all"] | {"world_size": 2})

@@ -25,6 +25,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_resumed_run_ends_bit_equal_whatever_the_recipe(choice: str) -> None:
     spec = override(SMOKE, CHOICES[choice])

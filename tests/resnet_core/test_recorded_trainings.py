@@ -47,6 +47,7 @@ def test_defaults_are_the_recorded_ones() -> None:
     assert {name: defaults.get(name, "no such field") for name in RECORDED["defaults"]} == RECORDED["defaults"], RENEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "world_size")) for name in TRAININGS])
 def test_a_short_training_gives_the_recorded_numbers(name: str, images: Path) -> None:
     assert not differences(name, images), RENEW
@@ -103,6 +104,7 @@ def test_a_change_of_the_training_moves_the_numbers_and_a_refactoring_does_not(
     assert bool(differences("optim.momentum", images)) is moves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data.name=imagefolder", "data.stream"])
 @pytest.mark.parametrize("rule", ["orientation", "transparency", "depth"])
 def test_what_is_done_to_image_files_moves_the_numbers(name: str, rule: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

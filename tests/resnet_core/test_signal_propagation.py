@@ -132,6 +132,7 @@ def test_a_plain_networks_signal_does_not_vanish(depth: int) -> None:
     assert min(signal.gradients) > 0.5
 
 
+@pytest.mark.slow
 def test_a_plain_networks_gradients_grow_exponentially_towards_the_input() -> None:
     """Neither vanishing nor healthy: BatchNorm's backward pass amplifies in every layer."""
     growth = {}

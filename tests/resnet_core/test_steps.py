@@ -66,6 +66,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> type[Repeated]:
     return Repeated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_replayed_steps_train_as_those_that_run_as_written(
     changes: dict[str, Any], replayed: type[Repeated], monkeypatch: pytest.MonkeyPatch

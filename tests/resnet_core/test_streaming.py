@@ -127,6 +127,7 @@ def test_images_are_tested_at_eight_sevenths_of_the_crop(crop: int, side: int) -
     assert indexing.shorter_side(crop) == side
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])
 def test_all_workers_together_see_the_middle_of_every_test_image_once(images: Path, dataset: Dataset, world_size: int) -> None:
     assert isinstance(dataset.test, Files)
@@ -169,6 +170,7 @@ def test_any_number_of_decoders_gives_the_same_batches(images: Path, dataset: Da
     assert not same(one, epoch(make(dataset, data, seed=1), 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_shares_of_all_workers_make_the_global_batches(images: Path, dataset: Dataset, world_size: int) -> None:
     data = config(images, scale=(16, 24), color_augmentation=True)
@@ -286,6 +288,7 @@ def children() -> list[Any]:
     return multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_no_process_stays_when_the_batches_are_closed(images: Path, dataset: Dataset) -> None:
     batches = make(dataset, config(images))
     iterator = batches.train_epoch(0)
@@ -299,6 +302,7 @@ def test_no_process_stays_when_the_batches_are_closed(images: Path, dataset: Dat
         next(batches.test())
 
 
+@pytest.mark.slow
 def test_no_process_stays_when_an_epoch_is_abandoned(images: Path, dataset: Dataset) -> None:
     def interrupted() -> None:
         batches = make(dataset, config(images))

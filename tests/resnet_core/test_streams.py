@@ -57,6 +57,7 @@ def spoken(folder: Path, variables: dict[str, str], shell: str = "") -> tuple[in
     return int((folder / "code").read_text()), done.stdout.decode(encoding), done.stderr.decode(encoding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "out", "err"),
     [
@@ -71,6 +72,7 @@ def test_characters_that_an_encoding_lacks_are_replaced(tmp_path: Path, variable
     assert (code, output.splitlines()[0], output.count("\n"), error) == (0, out, 20_001, f"{err}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shell", ["| head -1", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full", "> /dev/full 2>&1"], ids=lambda shell: shell.strip()
 )
@@ -96,7 +98,10 @@ def test_a_pipe_that_is_full_and_does_not_block_is_waited_for(tmp_path: Path) ->
     assert done.stdout.count("\n") == 20_001
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["plan", *(pytest.param(name, marks=pytest.mark.nightly) for name in sorted({*COMMANDS} - {"plan"}))]
+)
 def test_every_command_speaks_ascii_where_it_has_to(tmp_path: Path, name: str) -> None:
     command = [sys.executable, *COMMANDS[name]]
     done = subprocess.run(command, cwd=PROJECT, env=environment(tmp_path, NO_LOCALE), capture_output=True, check=False)
@@ -105,6 +110,7 @@ def test_every_command_speaks_ascii_where_it_has_to(tmp_path: Path, name: str) -
     assert done.stdout.count(b"\n") > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONLY_WHERE_IT_COUNTS)
 def test_a_command_whose_reader_is_gone_ends_as_it_would_have(tmp_path: Path, name: str) -> None:
     reader, writer = os.pipe()

@@ -48,6 +48,7 @@ def test_the_shortest_command_prints_the_column_of_table_1(capsys: pytest.Captur
     assert total.split() == ["total", "25,557,032", "3,857,973,248", "79,780.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -71,6 +72,7 @@ def test_rows_add_up_to_the_networks_cost(config: ModelConfig) -> None:
     assert [sum(column) for column in zip(*parts, strict=True)] == pytest.approx(last, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "stacks", "shortcuts"),
     [
@@ -110,6 +112,7 @@ def test_a_plain_network_has_no_column_of_shortcuts() -> None:
     assert "shortcut" in residual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [ModelConfig(depth=1202), ModelConfig(family="imagenet", depth=152, block="bottleneck", shortcut="C", num_classes=9)]
 )
@@ -163,6 +166,7 @@ def test_a_request_that_cannot_be_met_is_one_line_and_exit_code_2(
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command() -> None:
     command = [sys.executable, "-W", "error", "-m", "resnet_core.model", "--depth", "8"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

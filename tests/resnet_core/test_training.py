@@ -111,6 +111,7 @@ def test_initial_weights_follow_from_the_seed_alone(seed: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"iterations": 14}, {"schedule": "cosine", "decay": "weights"}])
 def test_a_run_restored_after_any_epoch_ends_with_the_bits_of_an_uninterrupted_one(changes: dict[str, Any]) -> None:
     spec = override(SMOKE, {"epochs": 4, **changes})
@@ -171,6 +172,7 @@ def switches() -> dict[str, Any]:
 IEEE = {name: "ieee" for name in SWITCHES if name != "benchmark"} | {"benchmark": False, "deterministic": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -282,6 +284,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
         train(override(SMOKE, {"lr": 1e9, "schedule": "constant"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_trains_close_to_fp32_and_keeps_weights_in_float32(precision: str) -> None:
     (exact,), _ = train(override(SMOKE, {"iterations": 1}))

@@ -239,6 +239,7 @@ def both(address: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_short_second_study_ends_long_before_the_first(both: Both) -> None:
     assert {name: outcome for name, (outcome, _) in both.second.ended.items()} == {"second-0": "completed", "second-1": "completed"}
     assert len(both.first.over) < MANY / 2
@@ -248,6 +249,7 @@ def test_a_short_second_study_ends_long_before_the_first(both: Both) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_study_shares_the_cluster_only_while_another_study_runs(both: Both) -> None:
     came, left = min(both.second.began.values()), max(both.second.over.values())
     moments = sorted(both.first.began.values())

@@ -138,6 +138,7 @@ def test_a_head_that_refuses_no_token_is_joined_though_its_dashboard_has_failed(
     assert not connection._accepts_token("10.0.0.1:6379")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [STUDY, [*STUDY, "--plan"], ["-m", "ablations.engine", "doctor"]], ids=["study", "plan", "doctor"]
 )

@@ -139,6 +139,7 @@ def assert_off(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert line.endswith(f"; off: {FEATURES[name].name}.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "part"), PARTS)
 def test_without_a_part_its_feature_is_off_and_one_line_says_so(
     name: str, part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -176,6 +176,7 @@ def test_an_error_of_a_source_reaches_the_caller_unchanged(tmp_path: Path) -> No
         search(tmp_path, Wrong())
 
 
+@pytest.mark.nightly
 def test_a_stopped_group_frees_its_resources_at_once(tmp_path: Path) -> None:
     source = Listed(make_job(tmp_path, "pruned", world_size=2, optim__epochs=ENDLESS), stopped={"pruned"})
     free, before = list[float](), words()

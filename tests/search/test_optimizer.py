@@ -24,7 +24,7 @@ KINDS = [
     ("tpe", "asha"),
     ("random", "hyperband"),
     ("random", "pbt"),
-    pytest.param("gp", "asha", marks=pytest.mark.slow),
+    pytest.param("gp", "asha", marks=[pytest.mark.slow, pytest.mark.nightly]),
 ]
 
 
@@ -67,6 +67,7 @@ def killed(settings: SearchSettings, *, after: int, workers: int = 1, again: boo
     return search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
 def test_a_killed_search_resumes_with_the_same_results(sampler: str, scheduler: str) -> None:
     settings = replace(SETTINGS, sampler=sampler, scheduler=scheduler, trials=12)
@@ -75,6 +76,7 @@ def test_a_killed_search_resumes_with_the_same_results(sampler: str, scheduler: 
     assert str(killed(settings, after=11).trials) == str(undisturbed.trials)
 
 
+@pytest.mark.slow
 def test_a_population_does_not_depend_on_the_order_in_which_members_finish() -> None:
     settings = replace(SETTINGS, sampler="random", scheduler="pbt")
     alone = Search(Optimizer(branching, settings), curve=of_branching)
@@ -97,6 +99,7 @@ RANGES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     dimensions=st.lists(RANGES, min_size=1, max_size=2, unique_by=lambda dimension: dimension[0]),
@@ -132,6 +135,7 @@ def test_a_population_finishes_in_any_space(
             assert limits[name][0] <= float(value) <= limits[name][1]
 
 
+@pytest.mark.slow
 def test_a_branch_has_the_same_configuration_with_and_without_its_parents_checkpoint() -> None:
     search = Search(Optimizer(space, replace(SETTINGS, sampler="random", scheduler="pbt")))
     search.run(workers=3)
@@ -214,6 +218,7 @@ def of_discrete(values: Mapping[str, Any]) -> list[float]:
 
 
 @pytest.mark.versions
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler: str) -> None:
     search = Search(Optimizer(discrete, replace(SETTINGS, sampler=sampler, trials=100)), curve=of_discrete)
@@ -221,6 +226,7 @@ def test_no_configuration_is_trained_twice_and_a_space_can_be_exhausted(sampler:
     assert len(search.trials) == len({str(trial.values) for trial in search.trials.values()}) >= 25  # of 30
 
 
+@pytest.mark.slow
 def test_repeated_suggestions_do_not_affect_later_ones() -> None:
     settings = replace(SETTINGS, trials=24)
     undisturbed = Search(Optimizer(discrete, settings), curve=of_discrete)
@@ -267,6 +273,7 @@ def test_trials_outside_the_space_are_ignored_but_keep_their_numbers() -> None:
     assert begun(again).number == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [8, 24])
 def test_a_population_rejects_the_history_of_another_search(trials: int) -> None:
     settings = replace(SETTINGS, sampler="random", scheduler="pbt")
@@ -326,6 +333,7 @@ def test_a_population_needs_a_field_that_can_change_during_training(unchanging: 
         Optimizer(unchanging, replace(SETTINGS, sampler="random", scheduler="pbt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "scheduler"), KINDS)
 def test_a_metric_of_which_more_is_better_is_maximized(sampler: str, scheduler: str) -> None:
     """Scores of minus the losses lead to the same trials, decisions and ends as the losses.

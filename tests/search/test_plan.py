@@ -54,6 +54,7 @@ def test_trials_use_neither_the_test_set_nor_the_seeds_of_reported_runs() -> Non
     assert {run.spec.probes for run in plan.runs} == {("responses",)}
 
 
+@pytest.mark.slow
 def test_more_trials_another_sampler_or_more_seeds_are_the_same_study() -> None:
     ids = {searched(*more).base_id for more in ((), ("--trials", "99"), ("--sampler", "random"), ("--seeds", "9"))}
     assert len(ids) == 1
@@ -112,6 +113,7 @@ def test_configurations_are_chosen_along_the_front_including_its_ends() -> None:
     assert numbers == sorted(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,6 +160,7 @@ def branching(trial: Any) -> None:
         trial.suggest_float("optim.momentum", 0.5, 0.9)
 
 
+@pytest.mark.slow
 def test_branches_of_a_space_depend_on_the_levels_of_the_cell() -> None:
     plan = searched("--per-cell", "--space", "lr", "schedule", study=replace(SEARCH, space=branching))
     fields = {str(cell): set(check_space(space, plan.trial_specs[cell])) for cell, space in plan.spaces.items()}
@@ -176,6 +179,7 @@ def _under_step(trial: Any) -> None:
         trial.suggest_categorical("optim.milestones", ("0.5,0.75", "0.3,0.6"))
 
 
+@pytest.mark.slow
 def test_per_cell_accepts_a_field_with_its_levels() -> None:
     plan = searched("--per-cell", "width", "--levels", "width=8,16", "--space", "lr")
     assert [str(cell) for cell in plan.trial_specs] == ["width=8", "width=16"]

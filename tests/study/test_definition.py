@@ -138,6 +138,7 @@ def test_a_study_can_be_copied_and_pickled() -> None:
     assert pickle.loads(pickle.dumps(study)) == copy.deepcopy(study) == study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [

@@ -169,6 +169,7 @@ def test_a_contradictory_study_is_rejected_on_creation(changes: Mapping[str, Any
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_width_that_matches_costs_is_resolved_to_a_number_and_shared_with_that_number(tmp_path: Path) -> None:
     factors = {"block": ("basic", "bottleneck"), "match_flops": (None, "basic"), "depth": (20,)}
     study = small_study(factors=factors, baseline={"block": "basic"}, settings={"width": None})
@@ -216,6 +217,7 @@ def test_probes_beyond_the_training_are_refused_before_anything_runs(tmp_path: P
         plan_of(tmp_path, overrides={"probes": "gradients", "probe_epochs": "9"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["smoke", "digits"])
 def test_all_256_combinations_of_the_tricks_are_different_trainings_and_the_baseline_has_all(preset: str, tmp_path: Path) -> None:
     study = replace(tricks.STUDY.for_preset(preset), design="factorial", seeds=1)

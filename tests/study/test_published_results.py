@@ -31,6 +31,7 @@ def test_the_paper_prints_parameters_of_six_networks() -> None:
     assert [e.depth for e in sized("parameters_millions")] == [20, 32, 44, 56, 110, 1202]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", sized("flops_billions"), ids=lambda e: f"{e.depth}{e.shortcut}")
 def test_imagenet_networks_have_the_papers_multiply_adds(entry: PublishedResult) -> None:
     """Compare with table 1 to the printed digit, which is rounded, except for 50 layers, where 3.858 is printed as 3.8.

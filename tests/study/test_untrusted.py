@@ -150,6 +150,7 @@ def sealed(folder: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(30, method="thread")  # a read that waits for ever cannot be interrupted otherwise
 @pytest.mark.parametrize("stream", ["false", "true"])
 @pytest.mark.parametrize("cached", [False, True])
@@ -244,6 +245,7 @@ def forbidden(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_text_is_handed_to_a_shell_or_an_interpreter(tmp_path: Path) -> None:
     sources = [path for folder in ("resnet_core", "ablations", "benchmarks") for path in (PROJECT / folder).rglob("*.py")]
     assert len(sources) > 40

@@ -156,6 +156,7 @@ def test_seeds_of_the_closest_comparison_start_first() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_in_the_middle_of_a_look_it_continues_on_the_same_path(cluster: str, home: Path, tmp_path: Path) -> None:
     records = ["--tracking-uri", f"sqlite:///{home}/mlflow.db", "--storage", f"{home}/checkpoints"]
     submit = "from ablations.engine.cli.study import main; from tests.submission.test_adaptive_runs import ADAPTIVE; main(ADAPTIVE)"

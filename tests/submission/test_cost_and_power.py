@@ -104,6 +104,7 @@ def test_time_grows_with_the_steps_of_the_training(plan: Plan, length: Mapping[s
     assert estimate.total_seconds == pytest.approx(10 * factor)
 
 
+@pytest.mark.slow
 def test_where_cells_have_other_training_images_runs_on_as_many_tell_best(tmp_path: Path) -> None:
     study = Study(name="amounts", question="?", factors={"train_examples": (300, 1437)}, settings={"depth": 8}, seeds=1)
     plan = make_plan(study, StudyRequest(), cache=tmp_path)
@@ -299,6 +300,7 @@ def test_spreads_of_comparisons_are_pooled_as_variances() -> None:
     assert found.source == "the root mean square of 2 comparisons so far"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilots", [400, pytest.param(10_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("comparisons", [1, 3, 6])
 @pytest.mark.parametrize("seeds", [2, 3, 5])

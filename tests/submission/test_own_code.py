@@ -66,6 +66,7 @@ def test_a_training_of_ones_own_has_results_in_its_unit_and_is_trained_once(home
 
 
 @pytest.mark.versions
+@pytest.mark.nightly
 def test_two_workers_train_together_and_count_as_another_configuration(home: Path) -> None:
     study = replace(WALK, factors={"rate": (0.5,)}, seeds=1)
     both = Submitted(home, "--workers", "2", study=study)
@@ -77,6 +78,7 @@ def test_two_workers_train_together_and_count_as_another_configuration(home: Pat
 
 
 @pytest.mark.versions
+@pytest.mark.nightly
 def test_a_killed_training_continues_to_the_same_numbers(home: Path) -> None:
     study = replace(WALK, factors={"rate": (0.5,)}, seeds=1, settings={"epochs": 200, "pause": 0.05})
     killer = Killer("ray::RunTrainable", lambda: any(int(p.name[6:12]) >= 30 for p in home.glob("checkpoints/*/epoch-*.pt")))
@@ -88,6 +90,7 @@ def test_a_killed_training_continues_to_the_same_numbers(home: Path) -> None:
 
 
 @pytest.mark.versions
+@pytest.mark.nightly
 def test_a_search_maximizes_a_metric_that_is_better_higher(home: Path) -> None:
     study = replace(WALK, space=space, seeds=3)
     found = Submitted(home, "--trials", "6", "--scheduler", "none", "--sampler", "random", study=study)
@@ -125,6 +128,7 @@ def bad(config: Config, context: Context) -> Iterator[Epoch]:
     yield Epoch(metrics={"loss": 1.0})
 
 
+@pytest.mark.nightly
 def test_a_training_without_its_metric_fails_with_one_line(home: Path) -> None:
     study = replace(WALK, task=replace(TASK, name="bad", train=bad), factors={"rate": (0.5,)}, seeds=1)
     failed = Submitted(home, study=study)

@@ -186,6 +186,7 @@ def adaptive_lines(plan: Plan, done: dict[str, RunRecord]) -> tuple[SeedForecast
     return found, text.getvalue()
 
 
+@pytest.mark.slow
 def test_adaptive_seeds_have_a_best_an_expected_and_a_worst_cost(tmp_path: Path) -> None:
     plan = make_plan(STUDY, StudyRequest(seeds=(3, 5, 8), levels={"depth": ("20",)}), cache=tmp_path)
     nothing, text = adaptive_lines(plan, {})

@@ -53,7 +53,7 @@ def check(submitted: Submitted) -> None:
     assert (evidence.design.test_examples, evidence.design.chance) == (50, 90.0)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.nightly)])
 def test_they_are_those_of_the_final_network_in_the_order_of_the_test_set(home: Path, workers: str) -> None:
     submitted = Submitted(home, *ONE, *FAST, "--workers", workers)
     check(submitted)
@@ -62,6 +62,7 @@ def test_they_are_those_of_the_final_network_in_the_order_of_the_test_set(home: 
     assert "Seeds and test images" in page
 
 
+@pytest.mark.nightly
 def test_a_run_that_was_killed_has_those_of_its_end(home: Path) -> None:
     killer = Killer("ray::RunTrainable", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
     submitted = Submitted(home, *ONE, "--set", "optim.epochs=200", "optim.lr=0.05", "data.pad=0", "data.flip=false")
@@ -80,6 +81,7 @@ def test_nobody_has_to_keep_them_and_runs_without_them_stay_done(home: Path) -> 
         assert submitted.evidence().correct == {}
 
 
+@pytest.mark.nightly
 def test_those_that_cannot_be_read_are_left_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     submitted = Submitted(home, "--seeds", "2")
     results._download_correct.cache_clear()

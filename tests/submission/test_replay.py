@@ -165,6 +165,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", SPECS.values(), ids=SPECS)
 def test_a_specification_comes_back_from_mlflow_as_it_was(client: MlflowClient, values: Mapping[str, Any]) -> None:
     spec = override(preset(values["preset"]), {name: value for name, value in values.items() if name != "preset"})
@@ -218,6 +219,7 @@ def test_a_run_is_found_by_its_id_its_fingerprint_or_the_beginning_of_that(clien
     assert find_run(client, run_id).info.run_id == run_id
 
 
+@pytest.mark.slow
 def test_seed_noise_is_that_of_completed_runs_which_differ_in_the_seed_only(client: MlflowClient) -> None:
     spec = override(preset("smoke"), {"lr": 0.03, "data.root": "here"})
     first = client.get_run(record(client, spec, error=1))
@@ -349,7 +351,8 @@ def test_a_replay_is_equal_to_the_bit_and_leaves_nothing_and_another_record_diff
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.nightly
 def test_an_interrupted_replay_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     spec = override(preset("smoke"), {"epochs": 10_000})
     spec = resolve(spec, load_dataset(spec.data))

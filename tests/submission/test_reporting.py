@@ -77,6 +77,7 @@ def report_of(client: MlflowClient, folder: Path) -> str:
     return Path(client.download_artifacts(study_run(client), mlflow_page.REPORT_PATH, str(folder))).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_design_comes_back_as_it_was(client: MlflowClient, asked: Design) -> None:
     assert run_queries.find_design(client, "reported", "smoke", {})[1] == asked
 
@@ -147,6 +148,7 @@ def test_a_report_is_narrowed_to_levels_and_seeds() -> None:
         whole.restricted_to({"depth": ("110",)}, None)
 
 
+@pytest.mark.slow
 def test_report_tables_and_figures_become_artifacts(
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path
 ) -> None:
@@ -182,6 +184,8 @@ def as_study(monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> list[str]
 
 
 @pytest.mark.versions
+@pytest.mark.usefixtures("few_figures")
+@pytest.mark.slow
 def test_a_report_is_made_again_without_data_or_code(
     as_study: list[str], client: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +224,8 @@ def test_a_database_that_is_not_there_is_not_made(as_study: list[str], tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_figures")
 def test_a_report_that_cannot_be_stored_is_told_and_made_by_the_next_submission(
     client: MlflowClient, gathered: Evidence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +247,7 @@ def test_reports_take_their_share_of_the_drivers_time_and_no_more() -> None:
     assert updates.seconds_until_next_report(20) == pytest.approx(1000)
 
 
+@pytest.mark.slow
 def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
     client: MlflowClient, asked: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +275,9 @@ def test_while_a_study_runs_its_report_follows_and_survives_what_goes_wrong(
     assert not refresher._thread.is_alive()
 
 
-@pytest.mark.parametrize("making", ["figures", "last step"])
+@pytest.mark.slow
+@pytest.mark.parametrize("making", [pytest.param("figures", marks=pytest.mark.nightly), "last step"])
+@pytest.mark.usefixtures("few_figures")
 def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrite_a_later_one(
     client: MlflowClient, asked: Design, gathered: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: str
 ) -> None:
@@ -298,6 +307,8 @@ def test_a_report_that_is_being_made_when_its_study_is_stopped_does_not_overwrit
     assert "5 of 12 runs" not in report_of(client, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_figures")
 def test_a_page_of_a_running_study_says_so(client: MlflowClient, gathered: Evidence, tmp_path: Path) -> None:
     bundle.publish(client, study_run(client), gathered, analyze_study(gathered), progress="5 of 12 runs")
     assert "5 of 12 runs" in report_of(client, tmp_path)

@@ -130,6 +130,7 @@ def test_optuna_opens_what_was_exported(first: Searched) -> None:
     assert {len(optuna.load_study(study_name=name, storage=storage).trials) for name in names} == {4}
 
 
+@pytest.mark.nightly
 def test_more_trials_go_on_where_the_search_ended_or_was_killed(first: Searched, cluster: str, tmp_path: Path) -> None:
     home = tmp_path / "more"
     shutil.copytree(first.home, home)

@@ -35,7 +35,7 @@ def first(cluster: str, empty: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A study with probes, submitted once."""
     home = tmp_path_factory.mktemp("first")
     shutil.copy(empty, home / "mlflow.db")
-    return Submitted(home, *PROBED)
+    return Submitted(home, *PROBED, all_figures=True)
 
 
 def test_what_probes_saw_is_an_artifact_of_each_run_and_drawn_for_the_study(first: Submitted) -> None:
@@ -92,6 +92,7 @@ def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path
     assert refactored.run_ids() == more.run_ids()
 
 
+@pytest.mark.nightly
 def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -> None:
     for i, (split, label) in enumerate(itertools.product(("train", "val"), ("cat", "dog"))):
         (home / split / label).mkdir(parents=True)
@@ -104,6 +105,7 @@ def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -
     assert {"data_wait_seconds", "test/multi_scale_error"} <= streamed.entry().metrics.keys()
 
 
+@pytest.mark.nightly
 def test_cells_with_training_data_of_their_own_are_trained_found_and_reported_with_them(home: Path) -> None:
     small = {"depth": 8, "width": 8, "epochs": 1}
     amounts = Study(name="amounts", question="More?", factors={"train_examples": (64, 300)}, settings=small, seeds=1)

@@ -110,6 +110,7 @@ def test_what_a_network_does_not_rest_on_is_not(load: Callable[..., ModuleType],
     assert digest(load, study=STUDY) == digest(load, study=STUDY.replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_run_has_the_identity_of_the_same_file_imported(load: Callable[..., ModuleType], tmp_path: Path) -> None:
     imported = digest(
         load, study=STUDY.replace("main(STUDY)", "from ablations.engine.task import sources; print(sources.digest([Net]))")
@@ -274,6 +275,7 @@ def test_code_arrives_where_its_files_are_not(load: Callable[..., ModuleType], t
     assert done.stdout == "30 False\n", done.stderr
 
 
+@pytest.mark.slow
 def test_types_that_are_text_are_known_where_the_file_is_not(load: Callable[..., ModuleType], tmp_path: Path) -> None:
     text = STUDY.replace("import math", "from __future__ import annotations\nfrom typing import Literal")
     study = load(study=text.replace("width: int = 4", "rate: float = 1\n    width: Literal[4, 8] = 4")).STUDY

@@ -32,6 +32,8 @@ from ablations.engine.trial.checkpoints import CheckpointFolder
 from resnet_core import ConfigError, build_model
 from tests.helpers.training_runs import paper_network
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 METRICS = {"train/loss": 2.0, "train/error": 50.0, "test/loss": 2.5, "test/error": 60.0, "epoch_seconds": 1.0}
 LAST = {**METRICS, "parameters": 100.0, "flops": 200.0, "train_seconds": 2.0}
 EPOCHS = 80
@@ -105,7 +107,8 @@ def parsed(plan: Plan, client: MlflowClient, *more: str) -> request.Options:
     return options.parse_options(plan.study, ["--tracking-uri", client.tracking_uri, *more])
 
 
-@pytest.mark.parametrize("way", ["restore", "remove"])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["restore", pytest.param("remove", marks=pytest.mark.nightly)])
 def test_a_study_whose_experiment_was_deleted_is_refused_with_the_commands_that_go_on(
     client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], home: Path, way: str
 ) -> None:
@@ -160,6 +163,7 @@ def begun(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
     submission.study_run.lease.stop_renewing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delete", [the_experiment, the_run, the_studys_run])
 def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it_is_restored(
     client: MlflowClient, plan: Plan, begun: Submission, delete: Delete, caplog: pytest.LogCaptureFixture
@@ -187,6 +191,7 @@ def test_what_is_deleted_amid_a_study_is_told_once_and_its_records_wait_until_it
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.slow
 def test_a_deleted_run_that_nobody_restores_is_logged_anew_by_the_next_submission(
     client: MlflowClient, plan: Plan, begun: Submission
 ) -> None:
@@ -203,6 +208,7 @@ def test_a_deleted_run_that_nobody_restores_is_logged_anew_by_the_next_submissio
     assert [m.step for m in client.get_metric_history(entry.run_id, "test/error")] == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.slow
 def test_a_study_that_is_done_ends_as_done_though_its_own_run_is_deleted_at_the_last_moment(
     client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +227,7 @@ def test_a_study_that_is_done_ends_as_done_though_its_own_run_is_deleted_at_the_
     assert "There is no table" not in said
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_logged_is_a_line_after_the_table_and_exit_code_1(
     client: MlflowClient, trained: Plan, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
@@ -234,6 +241,7 @@ def test_a_model_that_cannot_be_logged_is_a_line_after_the_table_and_exit_code_1
     assert said.index("60.00") < said.index("its model was not logged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [False, True])
 def test_an_error_of_mlflow_amid_the_models_says_what_it_is_about(
     client: MlflowClient,

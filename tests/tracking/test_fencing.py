@@ -35,7 +35,7 @@ from resnet_core import ConfigError
 from tests.helpers.mlflow_proxy import Mode, Proxy
 from tests.helpers.project import PROJECT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_figures")]
 
 ANOTHER = json.dumps({"name": "process 7 on elsewhere", "machine": "elsewhere", "pid": 7, "born": 0.0, "token": "another"})
 METRICS = {"train/error": 50.0, "test/error": 60.0, "epoch_seconds": 1.0}
@@ -469,6 +469,7 @@ def two(client: MlflowClient, tmp_path: Path) -> Iterator[tuple[Machine, Machine
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_driver_that_stood_still_while_another_took_over_stops_in_one_line(
     client: MlflowClient, two: tuple[Machine, Machine]
 ) -> None:

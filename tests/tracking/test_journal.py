@@ -188,6 +188,7 @@ def test_a_job_is_named_by_the_name_that_it_was_given(monkeypatch: pytest.Monkey
         open_journal()
 
 
+@pytest.mark.slow
 def test_many_processes_at_once_agree_on_one_holder() -> None:
     code = """
 import sys, time

@@ -172,7 +172,9 @@ def get_holder(client: MlflowClient, run_id: str) -> str:
     return "nobody" if not holder or holder.get("ended") else str(holder["name"])
 
 
-@pytest.mark.parametrize("differs", ["all", "name", "boot", "process numbers"])
+@pytest.mark.parametrize(
+    "differs", ["all", *(pytest.param(part, marks=pytest.mark.nightly) for part in ("name", "boot", "process numbers"))]
+)
 def test_a_holder_on_another_machine_that_beats_is_not_succeeded(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, differs: str
 ) -> None:

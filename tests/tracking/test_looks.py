@@ -72,6 +72,7 @@ def crash(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, study: S
             Submitted(home, *arguments, study=study)
 
 
+@pytest.mark.slow
 def test_each_number_of_seeds_at_which_a_study_was_read_is_one_look(stored: Path) -> None:
     Submitted(stored, "--seeds", "2", study=STUDY)
     assert recorded(stored) == (3, (2,))
@@ -86,6 +87,7 @@ def test_each_number_of_seeds_at_which_a_study_was_read_is_one_look(stored: Path
     assert found._stored.evidence.design.planned_seeds == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", ["load", "report"])
 def test_reading_a_stored_study_is_a_look_and_a_part_of_it_is_none(stored: Path, read: str) -> None:
     for part in ({"seeds": 2}, {"levels": {"depth": (8,)}}):
@@ -98,6 +100,7 @@ def test_reading_a_stored_study_is_a_look_and_a_part_of_it_is_none(stored: Path,
     assert recorded(stored)[1] == (3,)
 
 
+@pytest.mark.slow
 def test_an_incomplete_answer_is_no_look(stored: Path) -> None:
     client, run_id = run_of_study(stored)
     experiment = client.get_run(run_id).info.experiment_id
@@ -108,6 +111,7 @@ def test_an_incomplete_answer_is_no_look(stored: Path) -> None:
     assert recorded(stored)[1] == ()
 
 
+@pytest.mark.slow
 def test_a_page_that_is_updated_while_a_study_runs_is_no_look(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client, run_id = run_of_study(stored)
     pages: list[str] = []
@@ -122,6 +126,7 @@ def test_a_page_that_is_updated_while_a_study_runs_is_no_look(stored: Path, monk
     assert recorded(stored)[1] == ()
 
 
+@pytest.mark.slow
 def test_a_resubmission_after_a_crash_keeps_the_looks(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Submitted(stored, "--seeds", "2", study=STUDY)
     crash(stored, monkeypatch, "--seeds", "3")
@@ -130,6 +135,7 @@ def test_a_resubmission_after_a_crash_keeps_the_looks(stored: Path, monkeypatch:
     assert recorded(stored) == (3, (2, 3))
 
 
+@pytest.mark.slow
 def test_the_planned_seeds_grow_until_the_first_look_and_not_after(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash(stored, monkeypatch, "--seeds", "1", study=ONE_SEED)
     assert recorded(stored) == (1, ())
@@ -142,6 +148,7 @@ def test_the_planned_seeds_grow_until_the_first_look_and_not_after(stored: Path,
     assert Design.from_json(text).planned_seeds == 2, "the stored design has the recorded number"
 
 
+@pytest.mark.slow
 def test_an_answer_is_shown_even_where_the_look_cannot_be_recorded(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def forbid_writing(connection: Any, *_: object) -> None:
         connection.execute("PRAGMA query_only = ON")
@@ -158,6 +165,7 @@ def test_an_answer_is_shown_even_where_the_look_cannot_be_recorded(stored: Path,
     assert recorded(stored)[1] == ()
 
 
+@pytest.mark.slow
 def test_processes_that_record_looks_at_the_same_time_lose_none(stored: Path) -> None:
     client, run_id = run_of_study(stored)
     evidence = loaded(stored, levels={"depth": (8,)})._stored.evidence
@@ -167,6 +175,7 @@ def test_processes_that_record_looks_at_the_same_time_lose_none(stored: Path) ->
     assert recorded(stored)[1] == (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_margin_of_the_command_line_replaces_that_of_a_stored_study(stored: Path) -> None:
     assert loaded(stored)._stored.evidence.design.margin is None
     Submitted(stored, "--margin", "0.5", study=STUDY)

@@ -112,7 +112,7 @@ def test_a_database_with_other_tables_is_read_run_by_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["gone", "other parameters"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("other parameters", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("part", [*OVER_HTTP, "route", "words"])
 def test_a_server_is_read_run_by_run_where_a_part_is_another(
     server: int, part: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -166,6 +166,7 @@ def test_a_database_without_users_needs_no_table_of_users(users: str, tmp_path: 
     assert not mlflow_internals.has_users(f"sqlite:///{tmp_path}/new.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "how"),
     [(part, how) for part in PASSWORDS for how in ("gone", "other parameters")][:-1],  # a table has no parameters
@@ -270,6 +271,7 @@ def test_a_use_of_a_table_is_recognized(text: str) -> None:
     assert has_sql(text)
 
 
+@pytest.mark.slow
 def test_no_other_module_uses_private_parts_of_mlflow() -> None:
     private = ("ajax-api", "sharedViewState", "viewStateShareKey", "experimentKind", "/artifacts/{")
     for path in ENGINE.rglob("*.py"):
@@ -287,6 +289,7 @@ def test_no_other_module_uses_private_parts_of_mlflow() -> None:
                 assert not has_sql(node.value), f"{path.name}: {node.value}"
 
 
+@pytest.mark.slow
 def test_every_variable_and_tag_of_mlflow_is_one_that_it_documents() -> None:
     variables = {name for name in vars(mlflow.environment_variables) if name.startswith("MLFLOW_")}
     tags = {value for value in vars(mlflow.utils.mlflow_tags).values() if isinstance(value, str)}

@@ -45,7 +45,8 @@ PREDICTIONS = base64.b64encode(Predictions(np.arange(50) % 10, np.arange(50) % 5
 ROWS = [{"probe": "responses", "epoch": EPOCHS, "layer": 1, "name": "conv1", "quantity": "std", "value": 0.5}]
 AT_ONCE_SECONDS = 0.05
 SLOW_SECONDS = 1.0
-DOWN = [Mode.REFUSE, Mode.SLOW, Mode.UNAVAILABLE, Mode.LOSE, Mode.BAD_GATEWAY]
+OTHERWISE_DOWN = [Mode.SLOW, Mode.UNAVAILABLE, Mode.BAD_GATEWAY]
+DOWN = [Mode.REFUSE, Mode.LOSE, *(pytest.param(mode, marks=pytest.mark.nightly) for mode in OTHERWISE_DOWN)]
 
 
 def metrics(epoch: int) -> dict[str, float]:
@@ -425,6 +426,7 @@ def test_a_slow_server_does_not_slow_training_down(proxy: Proxy, client: MlflowC
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.nightly
 def test_a_study_whose_experiment_is_deleted_amid_it_says_so_once_and_goes_on_when_it_is_restored(
     proxy: Proxy, client: MlflowClient, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

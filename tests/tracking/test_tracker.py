@@ -95,6 +95,7 @@ def train(tracker: Submission, plan: Plan, *, runs: int | None = None) -> None:
     assert tracker.flush() == 0
 
 
+@pytest.mark.slow
 def test_a_run_carries_its_parameters_tags_metrics_data_set_and_status(
     client: MlflowClient, plan: Plan, tracker: Submission
 ) -> None:
@@ -170,6 +171,7 @@ def test_what_probes_saw_is_one_table_of_the_run_however_often_it_is_reported(
     assert [m.step for m in client.get_metric_history(child.info.run_id, "test/error")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_of_a_fresh_attempt_that_was_cut_off_a_plain_one_goes_on_with_what_it_had_begun(
     client: MlflowClient, plan: Plan, tracker: Submission
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_run_whose_table_could_not_be_stored_is_not_done_and_mended_by_the_nex
     assert Path(client.download_artifacts(entry.run_id, run_queries.PROBES_ARTIFACT)).exists()
 
 
+@pytest.mark.slow
 def test_predictions_are_one_file_of_the_run_however_often_they_are_reported(
     client: MlflowClient, plan: Plan, tracker: Submission
 ) -> None:
@@ -290,6 +293,7 @@ def test_an_unfinished_run_is_continued_by_the_next_submission(client: MlflowCli
     assert again.study_run.run_id == tracker.study_run.run_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outcome", "status"), [("diverged", "FINISHED"), ("oom", "FAILED"), ("failed", "FAILED"), ("stopped", "KILLED")]
 )
@@ -356,6 +360,7 @@ def test_runs_without_a_result_are_counted_and_the_others_averaged(client: Mlflo
     assert (none.without_result, a.without_result) == (0, 2)
 
 
+@pytest.mark.slow
 def test_the_ledger_reads_every_page(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +369,7 @@ def test_the_ledger_reads_every_page(
     assert len(run_queries.find_plan_runs(client, plan)) == len(plan.runs)
 
 
+@pytest.mark.slow
 def test_looking_up_a_few_old_runs_does_not_read_all_that_came_since(
     client: MlflowClient, plan: Plan, tracker: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_connection_that_comes_back_within_a_second_is_no_failure(store: str, 
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.nightly
 def test_a_study_whose_object_store_was_gone_for_a_while_goes_on_from_there(home: Path, store: str, line: Line) -> None:
     arguments = ["--storage", store, "--levels", "shortcut=A", "--set", "optim.epochs=6"]
     line.left = 600_000  # a checkpoint has 0.17 MB

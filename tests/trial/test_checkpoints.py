@@ -225,6 +225,7 @@ def test_a_writer_that_is_behind_leaves_newer_checkpoints_alone(tmp_path: Path) 
     assert files(tmp_path) == ["epoch-000003", "epoch-000005", "epoch-000006"]
 
 
+@pytest.mark.slow
 def test_writers_at_the_same_time_disturb_neither_each_other_nor_a_reader(tmp_path: Path) -> None:
     first = saved(tmp_path, 1)
     errors: list[BaseException] = []
@@ -260,6 +261,7 @@ def trained(storage: Path, spec: RunSpec) -> Path:
     return max(storage.glob("run/*.pt"))
 
 
+@pytest.mark.slow
 def test_two_lines_of_the_documentation_open_a_checkpoint_with_torch_alone(tmp_path: Path) -> None:
     spec = override(preset("smoke"), {"epochs": 2})
     file, net = trained(tmp_path, spec), build_model(paper_network(spec))
@@ -450,6 +452,7 @@ while sys.stdin.readline() == "start\\n":
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WRITERS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1

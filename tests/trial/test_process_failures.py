@@ -134,7 +134,7 @@ def bad_day(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Recording
     return heard
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_crashed_run_is_reported_with_its_cause_and_retried(bad_day: RecordingListener) -> None:
     killed, lost = bad_day.deaths["unlucky"]
     assert killed == ("its process was killed", None)
@@ -144,7 +144,7 @@ def test_a_crashed_run_is_reported_with_its_cause_and_retried(bad_day: Recording
     assert sorted(set(bad_day.epochs["unlucky"])) == list(range(1, 201))
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_run_that_hangs_repeatedly_fails_and_other_runs_continue(bad_day: RecordingListener) -> None:
     reasons, outcomes = zip(*bad_day.deaths["stuck"], strict=True)
     assert outcomes == (None, "failed")
@@ -154,7 +154,7 @@ def test_a_run_that_hangs_repeatedly_fails_and_other_runs_continue(bad_day: Reco
     assert "lucky" not in bad_day.deaths
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.nightly
 def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -192,7 +192,7 @@ def small_container() -> Iterator[Path]:
     group.rmdir()
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_an_oom_kill_by_the_kernel_is_distinguished_from_other_kills(nodes: Nodes, tmp_path: Path, small_container: Path) -> None:
     def squeeze(heard: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "big") >= 3)
@@ -209,6 +209,7 @@ def test_oom_kills_are_counted_from_the_kernels_counters(tmp_path: Path) -> None
     assert process_failures.count_oom_kills(counters) == 3
 
 
+@pytest.mark.cluster
 @pytest.mark.alone  # what others take of the machine's memory would count
 def test_a_kill_by_rays_memory_monitor_is_oom_and_other_runs_continue(tmp_path: Path) -> None:
     """On a Ray of its own that guards what this machine has left."""
@@ -284,13 +285,13 @@ def bad_day_of_a_group(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -
     return run_jobs(folder, [job], disturb, on_restart=replace)
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.nightly
 def test_a_group_with_a_hung_worker_is_restarted(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[0] == "made no step for 30 s"
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.nightly
 def test_a_group_that_lost_a_node_waits_for_another_and_counts_no_failure(bad_day_of_a_group: RecordingListener) -> None:
     assert bad_day_of_a_group.restarts[1:] == [f"its node {ray.util.get_node_ip_address()} was lost"]
@@ -301,13 +302,14 @@ def test_a_group_that_lost_a_node_waits_for_another_and_counts_no_failure(bad_da
     assert max(epochs[: begins[2]]) < max(epochs)
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.nightly
 def test_a_stopped_group_holds_no_resources(bad_day_of_a_group: RecordingListener) -> None:
     assert not bad_day_of_a_group.ended  # and `run` has looked
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_stopped_study_holds_no_resources(nodes: Nodes, tmp_path: Path) -> None:
     def stop(_: RecordingListener) -> None:
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 2)
@@ -317,7 +319,7 @@ def test_a_stopped_study_holds_no_resources(nodes: Nodes, tmp_path: Path) -> Non
     assert not heard.ended
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_a_crashed_driver_holds_no_resources(nodes: Nodes, tmp_path: Path) -> None:
     code = f"""
 import ray
@@ -339,7 +341,7 @@ run_jobs(folder, [make_job(folder, "orphan", world_size=2, optim__epochs=5000)])
 EPOCHS = 120
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_runs_of_a_lost_node_continue_elsewhere_with_the_same_results(server: int, nodes: Nodes, tmp_path: Path) -> None:
     tracking_uri = f"http://127.0.0.1:{server}"
     chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", f"optim.epochs={EPOCHS}"]

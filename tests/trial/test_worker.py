@@ -104,6 +104,7 @@ def test_workers_agree_on_a_checkpoint_once_a_damaged_read_is_repaired(monkeypat
     assert time.monotonic() - began >= worker.AGREEMENT_INTERVAL_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_is_reported_once_with_the_first_epoch(tmp_path: Path, damaged: int) -> None:
     job = make_job(tmp_path, "run", optim__epochs=3)
@@ -137,6 +138,7 @@ def test_the_last_epoch_reports_predictions_and_does_so_again_after_a_restart(tm
     assert not any("predictions" in each for each in others), "one worker of a group is enough, and none if nobody asks"
 
 
+@pytest.mark.slow
 def test_workers_that_never_agree_exit_as_hung(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
