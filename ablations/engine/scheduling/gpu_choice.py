@@ -83,9 +83,11 @@ def choose_resources(needs: RunResources, gpus: float | None, there: ClusterReso
         there: the cluster.
 
     Raises:
-        ConfigError: the number is not requested, and a run does not fit on the cluster's GPUs, or it is unknown whether the
-            autoscaler can add GPUs.
+        ConfigError: several workers would share a GPU; or the number is not requested, and a run does not fit on the cluster's
+            GPUs, or it is unknown whether the autoscaler can add GPUs.
     """
+    if gpus and gpus < 1 and needs.workers > 1:
+        raise reject("--gpus-per-worker", f"{gpus:g}", f"accepted with --workers {needs.workers}: 0 or 1, since NCCL takes a GPU each")
     if gpus is not None:
         return ResourceChoice(resources=replace(needs, gpus_per_worker=gpus))
     whole = replace(needs, gpus_per_worker=1)

@@ -1,8 +1,17 @@
-"""One worker of a group: a process that trains its part of one run after another, as the leader of the group asks."""
+"""One worker of a group: a process that trains its part of one run after another, as the leader of the group asks.
 
-from collections.abc import Generator
-from datetime import timedelta
-from typing import Any
+Ray Train drives it in its local mode, in which `TorchTrainer` trains in processes that something else has started, `torchrun` for
+example. Here that is the leader of the group. Ray Train selects the device and forms the process group: NCCL on GPUs, gloo on CPUs.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 import ray
 
@@ -10,58 +19,120 @@ from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.outcomes import with_outcome
 from ablations.engine.trial.worker import train_monitored
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Timeout of a collective operation. The watchdog of a worker ends a hung one earlier, unless its own timeout is longer."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs."""
+
+    node: str
+    """Ray's ID of the node."""
+    gpus: tuple[str, ...]
+    """The worker's GPUs, as `CUDA_VISIBLE_DEVICES` names them."""
+    host: str
+    """Address of the node."""
+    port: int
+    """A free port of the node."""
+
+
+def torchrun_environment(places: Sequence[Place], rank: int) -> dict[str, str]:
+    """Return the environment variables that `torchrun` sets for a worker, and the GPUs that it sees.
+
+    All workers of a node see the GPUs of all of them, since NCCL copies directly only between GPUs that both processes see.
+
+    Args:
+        places: places of the workers, by rank.
+        rank: rank of the worker.
+    """
+    peers = [other for other, place in enumerate(places) if place.node == places[rank].node]
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(places)),
+        "LOCAL_RANK": str(peers.index(rank)),
+        "LOCAL_WORLD_SIZE": str(len(peers)),
+        "MASTER_ADDR": places[0].host,
+        "MASTER_PORT": str(places[0].port),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpu for peer in peers for gpu in places[peer].gpus),
+    }
 
 
 class GroupWorker:
     """A Ray actor. Its leader calls one method at a time, in the same order in all workers of the group."""
 
-    def __init__(self, rank: int, names: list[str], backend: str) -> None:
+    def __init__(self, rank: int, names: list[str]) -> None:
         """
         Args:
             rank: rank of this worker.
             names: names of the process records of all workers, by rank.
-            backend: backend of torch.distributed, `gloo` or `nccl`.
         """
-        import torch.distributed  # noqa: F401 - takes seconds, which pass in all workers at the same time
+        os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the environment of the node's Ray may select version 1
+        import ray.train.torch  # noqa: F401 - takes seconds, which pass in all workers at the same time
 
-        self._rank, self._names, self._backend = rank, names, backend
+        self._rank, self._names = rank, names
+        self._trainer: Thread | None = None
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        """Calls for the thread in which Ray Train runs the training function; None ends it."""
         self._reports: Generator[Report, None, None] | None = None
 
-    def open_store(self) -> tuple[str, int]:
-        """Open the store at which the workers meet, on a free port; return its address."""
-        self._store = self._tcp_store("0.0.0.0", 0)  # noqa: S104 - as torch's own stores
-        return ray.util.get_node_ip_address(), self._store.port
+    def place(self) -> Place:
+        """Return where this worker runs."""
+        context = ray.get_runtime_context()
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        gpus = tuple(context.get_accelerator_ids()["GPU"])
+        return Place(context.get_node_id(), gpus, ray.util.get_node_ip_address(), port)
 
-    def connect(self, host: str, port: int) -> None:
+    def connect(self, places: Sequence[Place]) -> None:
         """Form a process group with the other workers. It replaces an earlier one, whose collectives may be out of step."""
-        from torch import distributed
+        from ray.train.torch import get_device
 
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-        if self._rank:
-            self._store = self._tcp_store(host, port)
-        distributed.init_process_group(
-            self._backend, store=self._store, rank=self._rank, world_size=len(self._names), timeout=COLLECTIVE_TIMEOUT
-        )
+        if self._trainer:
+            self._work.put(None)
+            self._trainer.join()
+        os.environ.update(torchrun_environment(places, self._rank))
+        self._work, connected = SimpleQueue(), Future[Any]()
+        self._work.put((connected, get_device))
+        self._trainer = Thread(target=self._fit, args=[connected], name="trainer", daemon=True)
+        self._trainer.start()
+        self._device = str(connected.result())
 
-    def _tcp_store(self, host: str, port: int) -> Any:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its list of names
+    def _fit(self, connected: "Future[Any]") -> None:
+        from ray.train import ScalingConfig
+        from ray.train.torch import TorchTrainer
 
-        return TCPStore(host, port, world_size=len(self._names), is_master=not self._rank, wait_for_workers=False)
+        try:
+            TorchTrainer(self._train, scaling_config=ScalingConfig(num_workers=0)).fit()
+        except Exception as error:
+            if not connected.done():
+                connected.set_exception(error)
+
+    def _train(self) -> None:
+        """Do what the leader asks. This is Ray Train's training function."""
+        while (asked := self._work.get()) is not None:
+            future, work = asked
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _in_training(self, work: Callable[[], Result]) -> Result:
+        future: Future[Result] = Future()
+        self._work.put((future, work))
+        return future.result()
 
     def begin(self, job: Job) -> None:
         """Prepare to train a run."""
-        device = "cuda" if job.gpus_per_worker else "cpu"
-        self._reports = with_outcome(train_monitored(job, device, names=self._names, rank=self._rank))
+        self._reports = with_outcome(train_monitored(job, self._device, names=self._names, rank=self._rank))
 
     def advance(self) -> Report:
         """Train until this worker's next report, and return it."""
         assert self._reports
-        return next(self._reports)
+        reports = self._reports
+        return self._in_training(lambda: next(reports))
 
     def end(self) -> None:
         """End the run, which may have been stopped early."""
         if self._reports:
-            self._reports.close()
+            self._in_training(self._reports.close)

@@ -84,10 +84,9 @@ class WorkerGroup:
         if not self._workers:
             self._start(job)
         if not self._in_step:
-            address = self._ask(self._workers[:1], "open_store")[0]
-            self._ask(self._workers, "connect", *address)
+            self._ask("connect", self._ask("place"))
             self._in_step = True
-        self._ask(self._workers, "begin", job)
+        self._ask("begin", job)
 
     def advance(self) -> Report | None:
         """Let all workers train until their next report, and return that of the first; None if the run is complete.
@@ -133,20 +132,19 @@ class WorkerGroup:
         leader, workers = ray.get_runtime_context().get_actor_id(), job.spec["world_size"]
         self.names = [f"{leader}-{rank}" for rank in range(workers)]
         self._delete_records()  # those of killed workers would look like new ones that hang
-        backend = "nccl" if job.gpus_per_worker >= 1 else "gloo"  # NCCL refuses two workers on one GPU
         placement, worker = get_current_placement_group(), ray.remote(GroupWorker)
         self._workers = [
             worker.options(
                 num_cpus=job.cpus_per_worker,
                 num_gpus=job.gpus_per_worker,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=1 + rank),
-            ).remote(rank, self.names, backend)
+            ).remote(rank, self.names)
             for rank in range(workers)
         ]
 
-    def _ask(self, workers: Sequence[Any], method: str, *arguments: object) -> list[Any]:
-        """Call a method of workers, and return their answers."""
-        answers = self._answers([getattr(worker, method).remote(*arguments) for worker in workers])
+    def _ask(self, method: str, *arguments: object) -> list[Any]:
+        """Call a method of all workers, and return their answers."""
+        answers = self._answers([getattr(worker, method).remote(*arguments) for worker in self._workers])
         if crashes := [answer for answer in answers if isinstance(answer, RayError)]:
             raise GroupCrash(crashes)
         return answers
