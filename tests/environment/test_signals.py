@@ -111,6 +111,22 @@ def test_a_deferred_signal_is_delivered_at_the_end_of_the_block(number: signal.S
         signal.raise_signal(number)
 
 
+@pytest.mark.parametrize("first", signals.SIGNALS)
+@pytest.mark.parametrize("second", signals.SIGNALS)
+def test_a_first_signal_is_noted_and_a_second_one_interrupts(first: signal.Signals, second: signal.Signals) -> None:
+    heard = signals.InterruptHandler()
+    with signals.first_signal_noted() as is_noted:
+        assert not is_noted()
+        signal.raise_signal(first)
+        assert is_noted()
+        assert not heard.received
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(second)
+    assert heard.received
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(first)
+
+
 def test_an_error_that_a_signal_causes_in_a_library_is_reported_as_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
