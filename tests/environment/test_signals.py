@@ -125,6 +125,22 @@ def test_a_library_that_replaces_the_handler_of_sigterm_is_interrupted_all_the_s
     assert heard.received
 
 
+@pytest.mark.parametrize("first", signals.SIGNALS)
+@pytest.mark.parametrize("second", signals.SIGNALS)
+def test_a_first_signal_is_noted_and_a_second_one_interrupts(first: signal.Signals, second: signal.Signals) -> None:
+    heard = signals.InterruptHandler()
+    with signals.first_signal_noted() as is_noted:
+        assert not is_noted()
+        signal.raise_signal(first)
+        assert is_noted()
+        assert not heard.received
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(second)
+    assert heard.received
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(first)
+
+
 def test_an_error_that_a_signal_causes_in_a_library_is_reported_as_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

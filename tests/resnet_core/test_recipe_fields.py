@@ -129,7 +129,7 @@ def test_adamw_is_pytorch_s() -> None:
     spec = override(SMOKE, {"algorithm": "adamw", "lr": 0.01, "betas": "0.8,0.9", "weight_decay": 0.1, "iterations": 1})
     ((result,), _) = train(spec)
     optimizer = result.state.optimizer
-    assert type(optimizer) is torch.optim.AdamW
+    assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.9)]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1]
 

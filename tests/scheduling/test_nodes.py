@@ -18,12 +18,12 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from ray.cluster_utils import Cluster
+from ray.tune import TuneConfig
 
 from ablations.engine.cli import options
 from ablations.engine.cluster.doctor.shared_storage import MEGABYTE
 from ablations.engine.scheduling import connection, tune_runner
 from ablations.engine.scheduling.capacity import RunResources
-from ablations.engine.scheduling.tune_adapters import RunSearch
 from ablations.engine.submission import jobs, study_submission
 from ablations.engine.submission.replay import ReplayRequest, replay
 from ablations.engine.tracking import run_queries
@@ -128,7 +128,7 @@ def half(nodes: Nodes) -> RecordingListener:
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [make_job(nodes.folder, f"half-{index}", **data) for index in range(2)]
     with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
-        patch.setattr(RunSearch, "is_finished", lambda search: not search.queue.has_next() or len(search.queue.active) == 1)
+        patch.setattr(tune_runner.tune, "TuneConfig", lambda **given: TuneConfig(**{**given, "reuse_actors": False}))
         tune_runner.train_runs(
             jobs, RunResources(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune"
         )

@@ -87,7 +87,9 @@ def choose_resources(needs: RunResources, gpus: float | None, there: ClusterReso
             GPUs, or it is unknown whether the autoscaler can add GPUs.
     """
     if gpus and gpus < 1 and needs.workers > 1:
-        raise reject("--gpus-per-worker", f"{gpus:g}", f"accepted with --workers {needs.workers}: 0 or 1, since NCCL takes a GPU each")
+        raise reject(
+            "--gpus-per-worker", f"{gpus:g}", f"accepted with --workers {needs.workers}: 0 or 1, since NCCL takes a GPU each"
+        )
     if gpus is not None:
         return ResourceChoice(resources=replace(needs, gpus_per_worker=gpus))
     whole = replace(needs, gpus_per_worker=1)
