@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ablations.engine.cluster.doctor import preflight
 from ablations.engine.environment import paths
-from ablations.engine.environment.storage import check_storage, make_storage
 from ablations.engine.scheduling import gpu_choice
 from ablations.engine.scheduling.capacity import RunResources, starts_local_ray
 from ablations.engine.scheduling.gpu_choice import ClusterResources, ResourceChoice
@@ -22,6 +21,8 @@ def check_before_start(plan: Plan, options: Options) -> None:
     Raises:
         ConfigError: this machine cannot hold one run, or the storage cannot be used.
     """
+    from ablations.engine.environment.storage import check_storage  # imports pyarrow, which a plan does without
+
     if starts_local_ray():
         needs = _worker_resources(plan, options)
         choice = gpu_choice.choose_resources(needs, options.gpus_per_worker, gpu_choice.this_machine())
@@ -43,6 +44,7 @@ def prepare_cluster(
     Raises:
         ConfigError: the cluster cannot hold one run, or an address is not reachable from all nodes.
     """
+    from ablations.engine.environment.storage import make_storage
     from ablations.engine.scheduling import connection  # imports Ray, which only a study with missing runs needs
 
     check_before_start(plan, options)
