@@ -128,7 +128,7 @@ def half(nodes: Nodes) -> RecordingListener:
     data: dict[str, Any] = {"data__name": "imagefolder", "data__root": "~/images", "data__image_size": 8}
     jobs = [make_job(nodes.folder, f"half-{index}", **data) for index in range(2)]
     with pytest.MonkeyPatch.context() as patch:  # none gets the process, and so the node, of the other
-        patch.setattr(tune_runner.tune, "TuneConfig", lambda **given: TuneConfig(**{**given, "reuse_actors": False}))
+        patch.setattr("ray.tune.TuneConfig", lambda **given: TuneConfig(**{**given, "reuse_actors": False}))
         tune_runner.train_runs(
             jobs, RunResources(cpus_per_worker=2), max_concurrent=None, listener=heard, scratch=nodes.folder / "tune"
         )
