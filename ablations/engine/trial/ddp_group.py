@@ -37,8 +37,8 @@ def train_group(job: Job, group: "WorkerGroup", alive: Callable[[], object]) -> 
             group.kill()
             found = [each for each in crash.crashes if isinstance(each, ProcessFailure)]
             cause, error = found[0] if found else process_failures.explain_failure(group.names, crash.crashes), crash.error
-        cause = losses.charge(cause, _latest_epoch(job) if cause.preempted else 0)
-        failures += not cause.preempted
+        cause = losses.charge(cause, _latest_epoch(job) if cause.cause == "node" else 0)
+        failures += cause.cause != "node"
         if failures > job.max_failures:
             raise error if error and cause.reason == process_failures.UNEXPLAINED else cause
         yield {"restart": cause.reason}
