@@ -1,10 +1,14 @@
 """One worker of a group: a process that trains its part of one run after another, as the leader of the group asks."""
 
 from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.outcomes import with_outcome
@@ -12,6 +16,30 @@ from ablations.engine.trial.worker import train_monitored
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Timeout of a collective operation. The watchdog of a worker ends a hung one earlier, unless its own timeout is longer."""
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """The process of a worker."""
+
+    node: str
+    pid: int
+    created: float
+
+    def kill(self) -> None:
+        """Kill the process, from any node. Ray itself does not kill an actor whose process has been stopped (SIGSTOP)."""
+        if self.node == ray.get_runtime_context().get_node_id():
+            _kill(self.pid, self.created)
+        else:
+            there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+            ray.remote(num_cpus=0)(_kill).options(scheduling_strategy=there).remote(self.pid, self.created)
+
+
+def _kill(pid: int, created: float) -> None:
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.create_time() == created:
+            process.kill()
 
 
 class GroupWorker:
@@ -28,6 +56,11 @@ class GroupWorker:
 
         self._rank, self._names, self._backend = rank, names, backend
         self._reports: Generator[Report, None, None] | None = None
+
+    def process(self) -> "WorkerProcess":
+        """Return where this worker runs."""
+        own = psutil.Process()
+        return WorkerProcess(ray.get_runtime_context().get_node_id(), own.pid, own.create_time())
 
     def open_store(self) -> tuple[str, int]:
         """Open the store at which the workers meet, on a free port; return its address."""
