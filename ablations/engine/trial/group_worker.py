@@ -8,12 +8,15 @@ import os
 import socket
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.outcomes import with_outcome
@@ -57,6 +60,32 @@ def torchrun_environment(places: Sequence[Place], rank: int) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class WorkerProcess:
+    """The process of a worker."""
+
+    node: str
+    """Ray's ID of the node."""
+    pid: int
+    created: float
+    """Time at which the process started, in seconds since 1970. Another process may get the same `pid`."""
+
+    def kill(self) -> None:
+        """Kill the process, from any node. Ray itself does not kill an actor whose process has been stopped (SIGSTOP)."""
+        if self.node == ray.get_runtime_context().get_node_id():
+            _kill(self.pid, self.created)
+        else:
+            there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+            ray.remote(num_cpus=0)(_kill).options(scheduling_strategy=there).remote(self.pid, self.created)
+
+
+def _kill(pid: int, created: float) -> None:
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.create_time() == created:
+            process.kill()
+
+
 class GroupWorker:
     """A Ray actor. Its leader calls one method at a time, in the same order in all workers of the group."""
 
@@ -74,6 +103,11 @@ class GroupWorker:
         self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         """Calls for the thread in which Ray Train runs the training function; None ends it."""
         self._reports: Generator[Report, None, None] | None = None
+
+    def process(self) -> WorkerProcess:
+        """Return the process of this worker."""
+        own = psutil.Process()
+        return WorkerProcess(ray.get_runtime_context().get_node_id(), own.pid, own.create_time())
 
     def place(self) -> Place:
         """Return where this worker runs."""

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ablations.engine.scheduling.ray_internals.compatibility import is_available
 from ablations.engine.scheduling.ray_internals.key_value_store import KEY_VALUE_STORE
 from ablations.engine.trial import process_failures
-from ablations.engine.trial.group_worker import GroupWorker
+from ablations.engine.trial.group_worker import GroupWorker, WorkerProcess
 from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.liveness import START_TIMEOUT_SECONDS, StallDetector, heartbeat_interval
 from ablations.engine.trial.outcomes import WorkerError
@@ -55,6 +55,7 @@ class WorkerGroup:
 
     def __init__(self) -> None:
         self._workers: list[ActorHandle[GroupWorker]] = []
+        self._processes: list[WorkerProcess] = []
         self._in_step = False
         """True if the workers are connected and have taken part in the same collective operations."""
         self.names: list[str] = []
@@ -83,6 +84,7 @@ class WorkerGroup:
     def _prepare(self, job: Job) -> None:
         if not self._workers:
             self._start(job)
+            self._processes = self._ask("process")
         if not self._in_step:
             self._ask("connect", self._ask("place"))
             self._in_step = True
@@ -117,7 +119,9 @@ class WorkerGroup:
         """Kill the workers. The next run starts others."""
         for worker in self._workers:
             ray.kill(worker)
-        self._workers, self._in_step = [], False
+        for process in self._processes:
+            process.kill()
+        self._workers, self._processes, self._in_step = [], [], False
 
     def close(self) -> None:
         """Kill the workers, and delete their records."""
