@@ -102,7 +102,7 @@ def test_a_database_whose_home_is_gone_is_rejected_and_the_home_is_not_recreated
 def test_a_study_resumes_after_its_home_was_moved_whatever_its_name(cluster: str, tmp_path: Path) -> None:
     def run(home: Path, *more: str) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-        environment |= {"RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": cluster}
+        environment |= {"RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "token"}
         done = subprocess.run(
             [sys.executable, *STUDY, *more], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
