@@ -31,7 +31,9 @@ group run one after another in one worker of pytest-xdist, since more than two R
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPUs of this machine, except from `make test-gpu`: Ray would count them, and studies would train on them."""
-    if config.option.markexpr != "gpu":
+    from ablations.engine.scheduling.capacity import GPU_DRIVER_FILES
+
+    if config.option.markexpr != "gpu" and any(map(os.path.exists, GPU_DRIVER_FILES)):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
