@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPUs of this machine, except from `make test-gpu`: Ray would count them, and studies would train on them."""
     from ablations.engine.scheduling.capacity import GPU_DRIVER_FILES
 
+    config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist, which the environments of other versions lack")
     if config.option.markexpr != "gpu" and any(map(os.path.exists, GPU_DRIVER_FILES)):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -345,7 +345,8 @@ EPOCHS = 120
 def test_runs_of_a_lost_node_continue_elsewhere_with_the_same_results(server: int, nodes: Nodes, tmp_path: Path) -> None:
     tracking_uri = f"http://127.0.0.1:{server}"
     chosen = ["--preset", "smoke", "--seeds", "1", "--levels", "depth=8", "shortcut=none,A", "--set", f"optim.epochs={EPOCHS}"]
-    where = ["--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
+    # The nodes have made-up GPUs, one each, on which nothing can train.
+    where = ["--gpus-per-worker", "0", "--tracking-uri", tracking_uri, "--storage", f"file://{tmp_path}/checkpoints"]
     plan = make_plan(STUDY, options.parse_options(STUDY, chosen).request, cache=paths.data_cache())
     environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
     command = [sys.executable, "ablations/shortcuts.py", *chosen, *where]
