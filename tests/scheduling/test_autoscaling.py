@@ -198,9 +198,8 @@ def test_a_run_that_no_node_can_hold_is_rejected_at_once(growing: Growing, asked
 def test_gpus_that_the_autoscaler_can_bring_are_chosen(growing: Growing) -> None:
     choice = gpu_choice.choose_resources(RunResources(workers=8), None, gpu_choice.joined_cluster())
     assert choice.resources.gpus_per_worker == 1
-    assert choice.reason.startswith(
-        ("the cluster's autoscaler adds nodes with GPUs", "the cluster has ")
-    )  # nodes may have come before
+    # Nodes may have come before.
+    assert choice.reason.startswith(("the cluster's autoscaler adds nodes with GPUs", "the cluster has "))
     with pytest.raises(ConfigError, match=r"^--gpus-per-worker=auto: .*--workers=9: each needs 1 CPU and 1 GPU; all nodes of"):
         gpu_choice.choose_resources(RunResources(workers=9), None, gpu_choice.joined_cluster())
 
