@@ -30,7 +30,7 @@ UNLIMITED = 10**9
 MAX_WAITING = 200
 """Maximum number of runs of a grid that wait for nodes."""
 MAX_WAITING_GROUPS = 8
-"""Maximum number of runs with several workers that wait for nodes. The leader of each is a process of about 0.3 GB on the head."""
+"""Maximum number of runs with several workers that wait for nodes. None of them has a process yet."""
 IDLE_SECONDS = 0.1
 """Pause before the source is asked again while no run is in progress, in seconds."""
 TUNE_ENVIRONMENT = {
