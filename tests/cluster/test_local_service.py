@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from ablations.engine.cluster.local_service import RAY_ADDRESS_VARIABLE, failure_reason, select_ray_cluster
+from ablations.engine.cluster.local_service import RAY_ADDRESS_VARIABLE, _free_client_port, failure_reason, select_ray_cluster
 from ablations.engine.environment import ray_processes
 from tests.helpers.local_service import Service, answer, listening
 from tests.helpers.ray_jobs import wait_until
@@ -69,6 +69,11 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
     monkeypatch.setenv(RAY_ADDRESS_VARIABLE, "127.0.0.1:6380")
     select_ray_cluster()
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:6380"
+
+
+def test_services_that_start_at_the_same_time_choose_different_ports_for_rays_client_server() -> None:
+    """Nobody listens on the port yet when the next service chooses. Of 50 choices from 11,999 ports, up to two pairs may be alike."""
+    assert len({_free_client_port() for _ in range(50)}) >= 48
 
 
 def test_why_a_server_did_not_start_is_said_in_its_own_words_without_colors() -> None:

@@ -5,6 +5,7 @@
 
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -228,9 +229,10 @@ def _free_client_port() -> int:
     """Return a free port for Ray's client server, which nothing here uses but Ray always starts.
 
     Ray's default, 10001, is a single port for all users of a machine. The ports here lie between those of Ray's workers and those
-    that the operating system assigns.
+    that the operating system assigns. The order is random: Ray takes its port seconds later, and without it ends the whole cluster,
+    so that of two services that start at the same time, one would go seconds after it came up.
     """
-    for port in RAY_CLIENT_PORTS:
+    for port in random.sample(RAY_CLIENT_PORTS, len(RAY_CLIENT_PORTS)):
         with suppress(OSError), socket.socket() as probe:
             probe.bind((LOOPBACK, port))
             return port
