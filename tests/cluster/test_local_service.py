@@ -72,7 +72,7 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
 
 
 def test_services_that_start_at_the_same_time_choose_different_ports_for_rays_client_server() -> None:
-    """Nobody listens on the port yet when the next service chooses. Of 50 choices from 11,999 ports, up to two pairs may be alike."""
+    """Nobody listens on the port yet when the next service chooses. Of 50 random ports, up to two pairs may be alike."""
     assert len({_free_client_port() for _ in range(50)}) >= 48
 
 
