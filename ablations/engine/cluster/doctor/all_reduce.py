@@ -96,7 +96,7 @@ def reserve(nodes: Sequence[Node], bundle: Mapping[str, float]) -> dict[str, Pla
 
 
 def measure(reserved: Sequence[PlacementGroup], backend: Backend) -> AllReduceMeasurement | str:
-    """Measure a group with one worker in each placement group of one bundle, then remove the placement groups.
+    """Measure a group with one worker in each bundle of the placement groups, then remove the placement groups.
 
     Returns:
         The measurement, or a string that says why there is none.
@@ -104,11 +104,12 @@ def measure(reserved: Sequence[PlacementGroup], backend: Backend) -> AllReduceMe
     member: Any = ray.remote(GroupMember)
     members = [
         member.options(
-            num_cpus=group.bundle_specs[0].get("CPU", 0),
-            num_gpus=group.bundle_specs[0].get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+            num_cpus=bundle.get("CPU", 0),
+            num_gpus=bundle.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         ).remote()
         for group in reserved
+        for index, bundle in enumerate(group.bundle_specs)
     ]
     address = ""
     limit = MEASUREMENT_TIMEOUT_SECONDS

@@ -185,7 +185,7 @@ def _check_all_reduce(request: DoctorRequest, answering: list[Node], reserved: P
         if reserved.bundle_count == 1:
             yield not_checked(f"all-reduce {backend}", "a single worker needs none")
         else:
-            yield all_reduce.evaluate(backend, all_reduce.measure(reserved, backend))
+            yield all_reduce.evaluate(backend, all_reduce.measure([reserved], backend))
         return
     groups: list[tuple[all_reduce.Backend, str]] = [("gloo", "CPU")]
     if any(node.gpus for node in answering):
