@@ -130,7 +130,7 @@ def _train_epochs(
     alive()
     checkpoints, restore, damaged = _restore(job, device, on_peer_wait)
     alive()
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    versions = {"torch": str(torch.__version__), "python": platform.python_version(), "threads": str(torch.get_num_threads())}
     conditions = {"conditions": {"device": _device_model(device), **versions}}
     # The note goes with an epoch, since all workers of a group must send the same number of reports. Output of this process is
     # not shown to users.
