@@ -76,7 +76,8 @@ class Hosts:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RESNET_", "MLFLOW_"))}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         state = {"RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": f"{HEAD_ADDRESS}:{PORT}"} if home else {}
-        return {**kept, "PATH": path, "HOME": str(self.folder), **state}
+        # The name of the machine stands for an address that neither namespace has.
+        return {**kept, "PATH": path, "HOME": str(self.folder), "GLOO_SOCKET_IFNAME": "cable", **state}
 
     def serve(self, home: Path) -> str:
         """Start an MLflow server for a database on the head; return its address."""
