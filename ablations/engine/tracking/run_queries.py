@@ -38,6 +38,8 @@ DESIGN_ARTIFACT = "design.json"
 """Artifact of a study's run: the design that was last submitted."""
 DESIGN_TAG = "design"
 """Tag of a study's run: hash of that design."""
+SUMMARY_TAG = "summary"
+"""Tag of a study's run: what its latest report says, as `findings_json.summary` returns it."""
 KIND_TAG = "design_kind"
 """Tag of a study's run: kind of that design; runs of earlier versions, which were all factorial, lack it."""
 PROBES_ARTIFACT = "probes.csv"
@@ -61,6 +63,8 @@ class RunRecord:
     """Last value of each metric. For a finished run, this is the value of the final epoch."""
     artifact_uri: str = ""
     """Address of its artifacts, so that reading one takes no further query."""
+    started_ms: int | None = None
+    """Start, in milliseconds since 1970; None if it is not known."""
 
     @property
     def has_result(self) -> bool:
@@ -271,7 +275,8 @@ def _without_garbage_collection() -> Iterator[None]:
 def run_record(run: "MlflowRun") -> RunRecord:
     """Return a run of MLflow's client as a plain record."""
     info, tags, metrics = run.info, run.data.tags, run.data.metrics
-    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics, info.artifact_uri)
+    params, where = current_params(run), info.artifact_uri
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, params, metrics, where, info.start_time)
 
 
 def current_params(run: "MlflowRun") -> dict[str, str]:
