@@ -110,7 +110,8 @@ def _carry_out(console: Console, options: Options, writer: Writer, work: Work) -
     try:
         with supervisor.watching():
             if count := supervisor.stop_requests.discarded:
-                print_line(console, f"{counted(count, 'tag')} stop in MLflow from before this submission was removed.")
+                were = "was" if count == 1 else "were"
+                print_line(console, f"{counted(count, 'tag')} stop in MLflow from before this submission {were} removed.")
             interrupted = not work.train()
     finally:  # always before the journal is unlocked: another process may deliver these records from then on
         pending = _close(console, writer, interrupted)

@@ -174,7 +174,7 @@ def test_studies_of_one_name_are_told_apart_by_preset_and_settings(own_uri: str)
         made[lr] = run_id
     entries = catalog.list_studies(Reader(own_uri, QuickClient(own_uri)))
     texts = catalog.selectors(entries)
-    assert set(texts.values()) == {"stored@smoke", "stored@digits@optim.lr=0.1", "stored@digits@optim.lr=0.2"}
+    assert set(texts.values()) == {"stored@smoke", "stored@digits@lr=0.1", "stored@digits@lr=0.2"}
     for run_id, text in texts.items():
         assert catalog.find_exactly_one(entries, text).run_id == run_id
     assert catalog.find_exactly_one(entries, "stored@lr=0.2").run_id == made["0.2"]
@@ -182,7 +182,7 @@ def test_studies_of_one_name_are_told_apart_by_preset_and_settings(own_uri: str)
     latest, others = catalog.find_study(entries, "stored")
     assert latest.run_id == made["0.2"]
     assert len(others) == 2
-    with pytest.raises(ConfigError, match=r"means 2 studies; accepted: stored@digits@optim\.lr=0\.2, stored@"):
+    with pytest.raises(ConfigError, match=r"means 2 studies; accepted: stored@digits@lr=0\.2, stored@"):
         catalog.find_exactly_one(entries, "stored@digits")
 
 

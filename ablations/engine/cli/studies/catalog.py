@@ -3,7 +3,6 @@
 import difflib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -99,26 +98,30 @@ def _entry(run: Any) -> StudyEntry:
 
 
 def selectors(entries: Sequence[StudyEntry]) -> dict[str, str]:
-    """Return, by run ID, the shortest text by which `find_study` finds exactly this study.
+    """Return, by run ID, a short text by which `find_study` finds exactly this study.
 
-    It is the name alone if no other study has it, then name and preset, then name, preset and the settings that differ.
+    It is the name, followed by the preset if studies of this name differ in it, and by as few settings as tell it from the others.
     """
-    names, presets = Counter(each.name for each in entries), Counter((each.name, each.preset) for each in entries)
     found = {}
     for entry in entries:
+        rivals = [each for each in entries if each.name == entry.name and each is not entry]
         parts = [entry.name]
-        if names[entry.name] > 1:
+        if any(each.preset != entry.preset for each in rivals):
             parts.append(entry.preset)
-        if presets[entry.name, entry.preset] > 1:
-            others = [each for each in entries if (each.name, each.preset) == (entry.name, entry.preset) and each is not entry]
-            parts += [f"{name}={value}" for name, value in entry.settings.items() if _differs(name, value, others)]
-        found[entry.run_id] = MARK.join(parts)
-    clashing = {text for text, count in Counter(found.values()).items() if count > 1}
-    return {run_id: run_id[:8] if text in clashing else text for run_id, text in found.items()}
+            rivals = [each for each in rivals if each.preset == entry.preset]
+        for field, value in entry.settings.items():
+            others = [each for each in rivals if each.settings.get(field) == value]
+            if len(others) < len(rivals):
+                parts.append(f"{_short_name(field, entry.settings)}={value}")
+                rivals = others
+        found[entry.run_id] = MARK.join(parts) if not rivals else entry.run_id[:8]
+    return found
 
 
-def _differs(name: str, value: str, others: Sequence[StudyEntry]) -> bool:
-    return any(other.settings.get(name) != value for other in others)
+def _short_name(field: str, settings: Mapping[str, str]) -> str:
+    """Return the last part of the name of a field if no other field ends with it."""
+    last = field.rpartition(".")[2]
+    return last if sum(name == last or name.endswith(f".{last}") for name in settings) == 1 else field
 
 
 def find_studies(entries: Sequence[StudyEntry], text: str) -> list[StudyEntry]:

@@ -83,9 +83,8 @@ def _places(found: Any) -> list[tuple[str, str]]:
 
 def _process_logs(machine: str, worker: str, *, lines: int) -> list[ProcessLog]:
     files = _files(worker) if machine == socket.gethostname() else []
-    if not files:
-        return [ProcessLog(machine=machine, worker=worker, path="", text="")]
-    return [ProcessLog(machine=machine, worker=worker, path=str(file), text=_tail(file, lines)) for file in files]
+    found = [ProcessLog(machine=machine, worker=worker, path=str(file), text=_tail(file, lines)) for file in files]
+    return [log for log in found if log.text] or [ProcessLog(machine=machine, worker=worker, path="", text="")]
 
 
 def _files(worker: str) -> list[Path]:
@@ -138,10 +137,10 @@ def _print(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> None:
         console.print(Text(f"\n{traceback.rstrip()}"))
     for log in logs:
         if log.path:
-            console.print(Text(f"\n{log.path}:", "dim"))
-            console.print(Text(log.text or "(no output)"), soft_wrap=True)
+            console.print(Text(f"\n{log.path}:", "dim"), soft_wrap=True)
+            console.print(Text(log.text), soft_wrap=True)
         elif log.machine == socket.gethostname():
-            print_line(console, f"The output of process {log.worker[:12]} is gone or empty: Ray removes that of earlier sessions.")
+            print_line(console, f"Process {log.worker[:12]} has printed nothing, or Ray has removed its output with its session.")
         else:
             print_line(console, f"The output of process {log.worker[:12]} is on {log.machine}, in Ray's folder of logs there.")
     if not logs:
