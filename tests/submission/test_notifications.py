@@ -1,13 +1,9 @@
 """Notifications arrive once, are retried, and delay nothing; the address stays out of every record."""
 
-import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,38 +12,13 @@ from ablations.engine.environment import provenance
 from ablations.engine.submission.supervision import notifications
 from ablations.engine.submission.supervision.notifications import Notifier
 from resnet_core import ConfigError
-
-
-class Webhook:
-    """A server that answers requests with these status codes, then with 200."""
-
-    def __init__(self, *codes: int) -> None:
-        self.codes, self.texts, self.requests = list(codes), list[str](), 0
-        webhook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                webhook.requests += 1
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                code = webhook.codes.pop(0) if webhook.codes else 200
-                if code == 200:
-                    webhook.texts.append(json.loads(body)["text"])
-                self.send_response(code)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/services/T0/B1/abcdef"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+from tests.helpers.webhook import Webhook, running_webhook
 
 
 @pytest.fixture
 def webhook() -> Iterator[Webhook]:
-    found = Webhook()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    with running_webhook() as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +49,7 @@ def test_a_refusal_is_final_and_its_warning_does_not_name_the_address(webhook: W
         notifier.close()
     assert webhook.requests == 1
     assert "the notification was not sent: its address answers 404" in caplog.text
-    assert "abcdef" not in caplog.text
+    assert webhook.secret not in caplog.text
 
 
 def test_an_address_that_never_answers_delays_nothing_but_the_end_and_that_for_a_bounded_time(

@@ -1,9 +1,6 @@
 """A tag `stop` in MLflow stops a run or a study while it trains, says who asked, and does not stop the next submission."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,7 @@ from mlflow import MlflowClient
 
 from ablations.engine.submission.supervision import stop_requests
 from ablations.engine.submission.supervision.stop_requests import message_of
-from ablations.engine.tracking.connection import connect
-from tests.helpers.submission import Submitted
+from tests.helpers.submission import Submitted, meanwhile
 
 LONG = ("--levels", "shortcut=A,B", "--set", "optim.epochs=150", "optim.lr=0.01")
 
@@ -21,29 +17,6 @@ LONG = ("--levels", "shortcut=A,B", "--set", "optim.epochs=150", "optim.lr=0.01"
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_requests, "POLL_INTERVAL_SECONDS", 0.2)
-
-
-@contextmanager
-def meanwhile(home: Path, act: Callable[[MlflowClient, Sequence[Any]], bool]) -> Iterator[None]:
-    """Call `act` with MLflow and its runs in a thread until it returns True."""
-    over = threading.Event()
-    client = connect(f"sqlite:///{home}/mlflow.db")
-
-    def work() -> None:
-        deadline = time.monotonic() + 120
-        while not over.is_set() and time.monotonic() < deadline:
-            experiments = [each.experiment_id for each in client.search_experiments()]
-            if act(client, client.search_runs(experiments)):
-                return
-            time.sleep(0.1)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(10)
 
 
 def tag_one_run(client: MlflowClient, runs: Sequence[Any]) -> bool:
