@@ -12,7 +12,8 @@ from ablations.engine.cli.studies.reader import Reader, read, tracking_uri
 from ablations.engine.cli.studies.run_rows import RunRow, StoredRuns
 from ablations.engine.cli.studies.show_command import stored_runs
 from ablations.engine.study.design import Design
-from resnet_core.fields import ConfigError, counted
+from ablations.engine.study.factors import is_level
+from resnet_core.fields import ConfigError, counted, reject
 
 if TYPE_CHECKING:
     from ablations.engine.analysis.statistics.estimate import Estimate
@@ -115,28 +116,38 @@ def _check_comparable(base: Design, changed: Design) -> None:
 def _pair_cells(base: StoredRuns, changed: StoredRuns) -> tuple[list[ComparedCell], int]:
     """Return the cells that both studies have, and how many have no counterpart.
 
-    A factor that only one study varies is at its baseline there.
+    A factor that only one study varies is there at the value that the other study has, or else at its baseline.
     """
     shared = [name for name in base.design.factors if name in changed.design.factors]
-    sides = [_cells_by_key(each, shared) for each in (base, changed)]
+    sides = [_cells_by_key(one, other.design, shared) for one, other in ((base, changed), (changed, base))]
     keys = [key for key in sides[0] if key in sides[1]]
     name = {key: " ".join(f"{factor}={level}" for factor, level in key) or "all" for key in keys}
     left_out = len(base.design.cells) + len(changed.design.cells) - 2 * len(keys)
     return [ComparedCell(name=name[key], base=sides[0][key], changed=sides[1][key]) for key in keys], left_out
 
 
-def _cells_by_key(found: StoredRuns, shared: Sequence[str]) -> dict[Key, dict[int, RunRow]]:
-    design = found.design
-    cells = {
-        cell.label: tuple((name, cell.levels[name]) for name in shared)
-        for cell in design.cells
-        if all(level == design.baseline.get(name, level) for name, level in cell.levels.items() if name not in shared)
-    }
+def _cells_by_key(found: StoredRuns, other: Design, shared: Sequence[str]) -> dict[Key, dict[int, RunRow]]:
+    """Return the ended runs of a study by cell and seed; raise ConfigError if the shared factors do not tell its cells apart."""
+    design, fixed = found.design, {}
+    for factor, levels in found.design.factors.items():
+        if factor not in shared:
+            fixed[factor] = _level_in(other, factor, levels) or design.baseline.get(factor) or ",".join(levels)
+            if fixed[factor] not in levels:
+                raise reject(
+                    f"compare {factor}", fixed[factor], "is varied in one study only; accepted: factors of both, or a baseline"
+                )
     sides: dict[Key, dict[int, RunRow]] = {}
     for row in found.runs:
-        if row.cell in cells and row.outcome in ENDED:
-            sides.setdefault(cells[row.cell], {})[row.seed] = row
+        if row.outcome in ENDED and all(row.levels[factor] == level for factor, level in fixed.items()):
+            sides.setdefault(tuple((name, row.levels[name]) for name in shared), {})[row.seed] = row
     return sides
+
+
+def _level_in(other: Design, factor: str, levels: Sequence[str]) -> str:
+    """Return the level that a field has in all cells of another study; empty if it has none of these, or several."""
+    values = [value for cell in other.cells for name, value in cell.spec.items() if name == factor or name.endswith(f".{factor}")]
+    found = {level for level in levels for value in values if is_level(value, level)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _values(found: StoredComparison) -> tuple[dict[int, list[float | None]], dict[int, list[float | None]]]:
