@@ -101,6 +101,6 @@ def test_all_runs_of_a_study_share_one_request() -> None:
             return []
 
     client, study_run = Client(), type("StudyRun", (), {"experiment_id": "1", "run_id": "r"})()
-    requests = stop_requests.StopRequests(client, study_run, lambda: {"1", "2"}, lambda: None)  # type: ignore[arg-type]
+    requests = stop_requests.StopRequests(client, study_run, lambda: {"1", "2"}, lambda: None)
     requests.poll()
     assert client.filters == [(["1", "2"], "tags.stop LIKE '%' and attributes.status = 'RUNNING'")]

@@ -77,7 +77,6 @@ def read_webhook(text: str | None) -> str:
             address = Path(file).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise reject(option, f"@{file}", f"cannot be read ({error}); {ACCEPTED_WEBHOOK}") from error
-    hide_secret(address)
     try:
         parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and address.isprintable() and " " not in address
@@ -85,4 +84,5 @@ def read_webhook(text: str | None) -> str:
         valid = False
     if not valid:
         raise ConfigError(f"{option}: is not the address of a webhook; {ACCEPTED_WEBHOOK}")
+    hide_secret(address)
     return address

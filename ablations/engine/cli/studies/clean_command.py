@@ -45,7 +45,8 @@ class Cleaning:
 
     @property
     def bytes(self) -> int:
-        return sum(each.bytes for each in (*self.checkpoints, *self.state))
+        """What would be freed, in bytes."""
+        return sum(each.bytes for each in self.checkpoints) + sum(each.bytes for each in self.state)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

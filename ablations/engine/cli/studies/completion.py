@@ -27,9 +27,9 @@ def run(given: argparse.Namespace) -> int:
     """Print the code; return the exit code."""
     if given.shell not in SHELLS:
         raise reject("completion", given.shell, f"accepted: {', '.join(SHELLS)}")
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["ablations"], shell=given.shell))
+    print(shellcode(["ablations"], shell=given.shell))
     return 0
 
 

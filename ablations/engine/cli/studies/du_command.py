@@ -88,7 +88,7 @@ def _document(storage: str, found: Sequence[CheckpointUsage], state: Sequence[Us
         "storage": without_credentials(storage),
         "checkpoints": checkpoints,
         "other": [{"kind": each.kind, "name": each.name, "path": each.path, "bytes": each.bytes} for each in state],
-        "bytes": sum(each.bytes for each in (*found, *state)),
+        "bytes": sum(each.bytes for each in found) + sum(each.bytes for each in state),
     }
 
 

@@ -132,7 +132,7 @@ def _cell_row(cell: DesignCell, rows: Sequence[RunRow]) -> CellRow:
 
 
 def _row(design: Design, cell: DesignCell, seed: int, fingerprint: str, record: RunRecord | None) -> RunRow:
-    row = {"cell": cell.label, "levels": cell.levels, "seed": seed, "fingerprint": fingerprint}
+    row: dict[str, Any] = {"cell": cell.label, "levels": cell.levels, "seed": seed, "fingerprint": fingerprint}
     return RunRow(**row, **_of_record(record, design.metric.name))
 
 
