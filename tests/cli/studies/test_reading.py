@@ -62,13 +62,27 @@ def parent(client: MlflowClient) -> Any:
 def test_list_counts_the_runs_of_a_study_without_a_report(run: Run) -> None:
     (found,) = document(run, "list")["studies"]
     assert (found["name"], found["selector"], found["preset"], found["dataset"]) == ("stored", "stored", "smoke", "synthetic")
-    assert (found["planned"], found["done"], found["diverged"], found["failed"]) == (RUNS, RUNS, 0, 0)
+    assert (found["planned"], found["done"], found["diverged"], found["failed"]) == (RUNS, RUNS, None, 0)
     assert (found["state"], found["holder"], found["answers"]) == ("complete", None, [])
     code, out, _ = run("list")
     assert code == 0
     assert f"{RUNS} of {RUNS}" in out
     assert "1 study" in out
     assert document(run, "list", "--running")["studies"] == []
+
+
+def test_list_counts_the_runs_of_a_study_that_is_not_complete(run: Run, own_uri: str) -> None:
+    client = MlflowClient(own_uri)
+    rows = document(run, "runs", "stored", uri=own_uri)["runs"]
+    client.set_tag(rows[0]["run_id"], "outcome", "diverged")
+    client.set_tag(rows[1]["run_id"], "outcome", "oom")
+    client.update_run(rows[1]["run_id"], status="FAILED")
+    client.delete_run(rows[2]["run_id"])
+    client.update_run(parent(client).info.run_id, status="FAILED")
+    (found,) = document(run, "list", uri=own_uri)["studies"]
+    assert (found["state"], found["planned"], found["done"]) == ("incomplete", RUNS, RUNS - 2)
+    assert (found["diverged"], found["failed"], found["running"]) == (1, 1, 0)
+    assert f"{RUNS - 2} of {RUNS}, 1 diverged, 1 failed" in run("list", uri=own_uri)[1]
 
 
 def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_latest_submission(run: Run, own_uri: str) -> None:

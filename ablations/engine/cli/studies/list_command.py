@@ -15,6 +15,8 @@ from resnet_core.fields import printable
 
 HELP = "list the studies that MLflow has: when, on what, how far, and the answer"
 SCHEMA = "ablations-studies/1"
+FINISHED = "finished"
+"""Outcome of runs that have completed or diverged, if it is not known which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class ListedStudy:
     planned: int | None
     """Number of runs of the study; None if it is not known."""
     counts: Mapping[str, int]
-    """Number of runs by outcome, without those that MLflow does not have."""
+    """Number of runs by outcome."""
     answers: Sequence[Mapping[str, str]]
     """Factor, verdict and sentence of each answer; empty while the study runs."""
 
@@ -62,15 +64,19 @@ def list_studies(reader: Reader, *, running: bool) -> list[ListedStudy]:
 
 
 def _listed(reader: Reader, entry: StudyEntry, selector: str) -> ListedStudy:
-    """Return a study with its counts: those of its report if that is current, otherwise counted from its runs."""
+    """Return a study with its counts: those of its report if that is current, otherwise counted from its runs.
+
+    A complete study of an earlier version, which stored no summary, is not counted: reading its runs may take a server minutes.
+    """
+    planned, dataset, answers, counts = None, entry.preset, [], {}
     if summary := entry.summary:
-        counts = {name: count for name, count in summary["outcomes"].items() if name != "missing"}
-        planned, dataset, answers = summary["planned"], summary["dataset"], summary["answers"]
+        planned, dataset, answers, counts = (summary[name] for name in ("planned", "dataset", "answers", "outcomes"))
+    elif entry.state == "complete":
+        if design := catalog.read_design(reader, entry):
+            planned, dataset = sum(len(cell.fingerprints) for cell in design.cells), design.dataset
+            counts = {FINISHED: planned}
     elif found := read_runs(reader, entry):
-        counts = {name: count for name, count in found.counts.items() if name != "missing"}
-        planned, dataset, answers = len(found.runs), found.design.dataset, []
-    else:
-        planned, dataset, answers, counts = None, entry.preset, [], {}
+        planned, dataset, counts = len(found.runs), found.design.dataset, found.counts
     return ListedStudy(entry=entry, selector=selector, dataset=dataset, planned=planned, counts=counts, answers=answers)
 
 
@@ -88,14 +94,18 @@ def runs_in_words(planned: int | None, counts: Mapping[str, int]) -> str:
     if planned is None:
         return "not known"
     diverged, failed = counts.get("diverged", 0), sum(counts.get(name, 0) for name in FAILED)
-    parts = [f"{counts.get('completed', 0) + diverged} of {planned}"]
+    parts = [f"{_done(counts)} of {planned}"]
     parts += [f"{count} {word}" for count, word in ((diverged, "diverged"), (failed, "failed")) if count]
     return ", ".join(parts)
 
 
+def _done(counts: Mapping[str, int]) -> int:
+    """Return the number of runs with a result."""
+    return sum(counts.get(name, 0) for name in ("completed", "diverged", FINISHED))
+
+
 def _document(listed: ListedStudy) -> dict[str, Any]:
     entry, counts = listed.entry, listed.counts
-    diverged, failed = counts.get("diverged", 0), sum(counts.get(name, 0) for name in FAILED)
     return {
         "name": entry.name,
         "selector": listed.selector,
@@ -106,9 +116,9 @@ def _document(listed: ListedStudy) -> dict[str, Any]:
         "started": catalog.iso_time(entry.started),
         "ended": catalog.iso_time(entry.ended),
         "planned": listed.planned,
-        "done": counts.get("completed", 0) + diverged,
-        "diverged": diverged,
-        "failed": failed,
+        "done": _done(counts),
+        "diverged": None if FINISHED in counts else counts.get("diverged", 0),
+        "failed": sum(counts.get(name, 0) for name in FAILED),
         "running": counts.get("running", 0) if entry.is_running else 0,
         "holder": entry.holder.get("name", "") if entry.is_running else None,
         "answers": [dict(each) for each in listed.answers],

@@ -98,7 +98,7 @@ def read_runs(reader: Reader, entry: StudyEntry, *, trials: bool = False) -> Sto
     if design is None:
         return None
     wanted = {name: cell.data_version for cell in design.cells for name in cell.fingerprints}
-    records = run_queries.find_by_fingerprint(reader.client, wanted)
+    records = run_queries.find_study_runs(reader.client, entry.run_id, wanted)
     rows = [
         _row(design, cell, seed, name, records.get(name)) for cell in design.cells for seed, name in enumerate(cell.fingerprints)
     ]

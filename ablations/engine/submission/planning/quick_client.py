@@ -55,6 +55,11 @@ class QuickClient:
         elif not tracking_uri.startswith("http://") or os.environ.get("MLFLOW_TRACKING_AUTH"):
             raise NotQuick
 
+    @property
+    def filters_by_several_values(self) -> bool:
+        """True if a filter may have `tags.NAME IN ('a', 'b')`."""
+        return self._tables is not None
+
     def get_experiment_by_name(self, name: str) -> Any:
         """Return an experiment, also a deleted one; None if there is none of this name."""
         if self._tables:

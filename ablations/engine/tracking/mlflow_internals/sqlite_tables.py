@@ -10,10 +10,12 @@ from urllib.parse import quote
 
 TIMEOUT_SECONDS = 10.0
 """Timeout for a locked database, in seconds."""
-CONDITION = re.compile(r"(tags|params|attributes)\.(\w+) = '([^']*)'")
+CONDITION = re.compile(r"(tags|params|attributes)\.(\w+|`[^`]+`) = '([^']*)'")
 """A condition of an MLflow filter that can be translated into SQL."""
 PRESENCE = re.compile(r"tags\.(?:(\w+)|`([^`]+)`) LIKE '%'")
 """A condition that a tag exists, which can be translated as well."""
+ONE_OF = re.compile(r"tags\.(\w+) IN \(('\w+'(?:, '\w+')*)\)")
+"""A condition that a tag has one of several values, which MLflow's own filters lack for tags."""
 COLUMNS = {
     "experiments": {"experiment_id", "name", "lifecycle_stage"},
     "runs": {"run_uuid", "experiment_id", "status", "lifecycle_stage", "start_time", "end_time", "artifact_uri"},
@@ -62,6 +64,12 @@ class SqliteTables:
                 where.append("run_uuid IN (SELECT run_uuid FROM tags WHERE key = ?)")
                 values.append(present[1] or present[2])
                 continue
+            if several := ONE_OF.fullmatch(condition):
+                texts = [text.strip("'") for text in several[2].split(", ")]
+                among = ", ".join("?" * len(texts))
+                where.append(f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value IN ({among}))")  # noqa: S608 - question marks
+                values += [several[1], *texts]
+                continue
             parsed = CONDITION.fullmatch(condition)
             if not parsed or (parsed[1] == "attributes" and parsed[2] != "status"):
                 raise sqlite3.NotSupportedError(condition)
@@ -71,7 +79,7 @@ class SqliteTables:
                 values.append(value)
             else:
                 where.append(f"run_uuid IN (SELECT run_uuid FROM {table} WHERE key = ? AND value = ?)")  # noqa: S608 - matched above
-                values += [name, value]
+                values += [name.strip("`"), value]
         columns = "run_uuid, experiment_id, status, artifact_uri, start_time, end_time"
         select = f"SELECT {columns} FROM runs WHERE {' AND '.join(where)}"  # noqa: S608 - no values
         rows = self._select(f"{select} ORDER BY start_time DESC, run_uuid LIMIT ? OFFSET ?", [*values, count, skipped])
