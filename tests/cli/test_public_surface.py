@@ -55,7 +55,7 @@ def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
             if action.help == argparse.SUPPRESS:
                 continue
             names = ", ".join(action.option_strings) or action.dest
-            takes = {None: "", "+": " …", "*": " […]", 0: ""}[action.nargs]
+            takes = {None: "", "?": " [optional]", "+": " …", "*": " […]", 0: ""}[action.nargs]
             metavar = f" {action.metavar}" if action.metavar and action.option_strings else ""
             shown = not isinstance(action.default, (bool, list)) and action.default not in (None, argparse.SUPPRESS)
             default = f" = {action.default}" if shown else ""

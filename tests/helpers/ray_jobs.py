@@ -31,6 +31,11 @@ class RecordingListener:
         self.restarts: list[str] = []
         self.ended: dict[str, tuple[str, str]] = {}
 
+    halted = False
+
+    def must_stop(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
+        return False
+
     def started(self, fingerprint: str) -> None:
         self.epochs.setdefault(fingerprint, [])
 

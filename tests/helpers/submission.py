@@ -4,7 +4,7 @@ import io
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -170,3 +170,26 @@ def interrupted_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         patched.setattr(RunEvents, "reported", interrupt)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+@contextmanager
+def meanwhile(home: Path, act: Callable[[MlflowClient, Sequence[Any]], bool]) -> Iterator[None]:
+    """Call `act` with MLflow and its runs in a thread until it returns True."""
+    over = threading.Event()
+    client = connect(f"sqlite:///{home}/mlflow.db")
+
+    def work() -> None:
+        deadline = time.monotonic() + 120
+        while not over.is_set() and time.monotonic() < deadline:
+            experiments = [each.experiment_id for each in client.search_experiments()]
+            if act(client, client.search_runs(experiments)):
+                return
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)

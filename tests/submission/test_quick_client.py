@@ -82,7 +82,12 @@ def test_other_addresses_are_left_to_mlflow(uri: str) -> None:
 def test_a_table_that_has_changed_and_an_unknown_filter_are_left_to_mlflow(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     connect(uri)
-    for where in ("tags.`a.b` LIKE '%'", "attributes.start_time > 3", "metrics.loss = '1'", "tags.study = 'a' or tags.study = 'b'"):
+    for where in (
+        "tags.`a.b` LIKE 'x%'",
+        "attributes.start_time > 3",
+        "metrics.loss = '1'",
+        "tags.study = 'a' or tags.study = 'b'",
+    ):
         with pytest.raises(NotQuick):
             QuickClient(uri).search_runs(["0"], where)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:

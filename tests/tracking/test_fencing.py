@@ -27,8 +27,9 @@ from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import reporting, study_submission
 from ablations.engine.tracking import lease, results, run_queries
 from ablations.engine.tracking.connection import connect
+from ablations.engine.tracking.holder import HEARTBEAT_TAG, HOLDER_TAG, is_held
 from ablations.engine.tracking.journal import Journal
-from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, LeaseLost, StudyLease
+from ablations.engine.tracking.lease import LeaseLost, StudyLease
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.tracking.writer import Writer
 from resnet_core import ConfigError
@@ -257,7 +258,7 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
     publish, held = bundle.publish, list[bool]()
 
     def taken_over(client: MlflowClient, run_id: str, *arguments: Any, **named: Any) -> None:
-        held.append(lease.is_held(lease.get_holder(client, run_id)))
+        held.append(is_held(lease.get_holder(client, run_id)))
         client.set_tag(run_id, HOLDER_TAG, ANOTHER)
         publish(client, run_id, *arguments, **named)
 
@@ -276,7 +277,7 @@ def test_a_study_is_held_until_its_report_is_stored_and_stores_none_once_it_is_l
     parent = parent_of(client, trained)
     assert "report" in {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert parent.info.status == "FINISHED"
-    assert not lease.is_held(lease.get_holder(client, parent.info.run_id))
+    assert not is_held(lease.get_holder(client, parent.info.run_id))
 
 
 def test_a_study_without_a_table_does_not_seem_to_run(

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from ablations.engine.environment import provenance
 from ablations.engine.tracking import lease
 from ablations.engine.tracking.connection import connect
-from ablations.engine.tracking.lease import HEARTBEAT_TAG, HOLDER_TAG, StudyLease
+from ablations.engine.tracking.holder import HEARTBEAT_TAG, HOLDER_TAG
+from ablations.engine.tracking.lease import StudyLease
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
 

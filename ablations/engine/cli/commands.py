@@ -1,4 +1,4 @@
-"""The console command `ablations`: the local service, its parts on a cluster, and replays of single runs."""
+"""The console command `ablations`: the local service, the studies that MLflow has, and replays of single runs."""
 
 import argparse
 import shlex
@@ -7,6 +7,16 @@ from importlib import metadata
 
 from ablations.engine.cli import doctor, options
 from ablations.engine.cli.compare import command as compare
+from ablations.engine.cli.studies import (
+    clean_command,
+    completion,
+    du_command,
+    list_command,
+    logs_command,
+    runs_command,
+    show_command,
+    stop_command,
+)
 from ablations.engine.cluster import local_service, mlflow_server
 from ablations.engine.environment import crash_report, paths, validation
 from resnet_core import ConfigError
@@ -20,11 +30,26 @@ MAX_PORT = 65_535
 """Highest TCP port."""
 SERVERS = {"mlflow": "MLflow server", "dashboard": "Ray dashboard and job server", "ray": "Ray head"}
 """The service's servers by the name of their port option."""
-COMMAND_MODULES = {"compare": compare, "doctor": doctor, "mlflow": mlflow_server}
+COMMAND_MODULES = {
+    "list": list_command,
+    "show": show_command,
+    "runs": runs_command,
+    "compare": compare,
+    "logs": logs_command,
+    "stop": stop_command,
+    "du": du_command,
+    "clean": clean_command,
+    "completion": completion,
+    "doctor": doctor,
+    "mlflow": mlflow_server,
+}
 """Modules of commands. Each has `HELP`, `add_arguments(parser)` and `run(given)`."""
 EXAMPLES = """examples:
   ablations up
   ray job submit --working-dir . -- python my_study.py --preset smoke
+  ablations list
+  ablations show my-shortcuts
+  ablations clean --dry-run
   ablations replay 3f2a91
   ablations down
 
@@ -37,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = make_parser().parse_args(arguments)
+    parser = make_parser()
+    completion.answer_shell(parser)
+    given = parser.parse_args(arguments)
     if given.command == "up":
         local_service.up(_ports(given))
     elif given.command == "env":
@@ -58,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=options.fill(
             "Ablation and hyperparameter studies of residual networks on Ray, with every run in MLflow. This command manages the "
-            "servers that studies use."
+            "servers that studies use, and finds, compares, stops and cleans up the studies themselves."
         ),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

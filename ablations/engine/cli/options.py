@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablations.engine.cli.search_options import add_search_options, search_request
+from ablations.engine.cli.supervision_options import add_supervision_options, check_supervision, read_webhook
 from ablations.engine.environment import paths
 from ablations.engine.environment.validation import AUTO, check_address, check_positive, check_worker_cpus, read_worker_gpus
 from ablations.engine.study.definition import Study, check_margin
@@ -29,7 +30,8 @@ ENVIRONMENT_HELP = """environment variables:
   RAY_ADDRESS                Ray cluster to use (default: the local service, a
                              cluster on this machine, or a temporary Ray)
   RESNET_ABLATIONS_HOME      folder of local state
-  RESNET_ABLATIONS_STORAGE   folder or address that all nodes share"""
+  RESNET_ABLATIONS_STORAGE   folder or address that all nodes share
+  RESNET_ABLATIONS_NOTIFY    default of --notify"""
 EXAMPLES = """examples:
   python {program} --plan
   python {program} --preset smoke
@@ -61,6 +63,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         accepted = f"accepted: seconds above 0, at most {MAX_HANG_TIMEOUT_SECONDS} (a week)"
         raise reject("--hang-timeout", given.hang_timeout, accepted)
     check_worker_cpus(given.cpus_per_worker)
+    check_supervision(given)
     for one, others in (("report", ("plan", "rerun", "log_models")), ("plan", ("log_models",))):
         if getattr(given, one) and (other := next((name for name in others if getattr(given, name)), None)):
             raise ConfigError(f"--{one}, --{other.replace('_', '-')}: accepted: one of them")
@@ -102,6 +105,10 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         predictions=given.predictions,
         json=given.json,
         expect=tuple(given.expect),
+        keep_checkpoints=given.keep_checkpoints,
+        stop_after_failures=given.stop_after_failures,
+        notify=read_webhook(given.notify),
+        notify_after=given.notify_after,
     )
 
 
@@ -252,6 +259,7 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
         help="end a process without progress for this time, and retry its run from the last checkpoint (default: 600); one step, "
         "reading the data, or reading or writing a checkpoint is progress",
     )
+    add_supervision_options(group, parser.add_argument_group("notification"))
     group = parser.add_argument_group("cluster")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of each run (default: 1)")
     group.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")

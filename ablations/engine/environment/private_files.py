@@ -11,7 +11,8 @@ import shutil
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnet_core.fields import reject
@@ -106,16 +107,49 @@ def make_ray_folder() -> tuple[Path, int]:
 
 def remove_unused_ray_folders() -> None:
     """Remove the folders that `make_ray_folder` created for this user and that no process uses any more."""
-    for folder in _temporary_base().glob(f"{PREFIX}????????"):
-        with suppress(OSError):  # in use, or being created or removed right now
-            if folder.lstat().st_uid != os.geteuid():
-                continue
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for folder in ray_folders():
+        with _locked(folder) as unused:
+            if unused:
                 shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+
+
+def ray_folders() -> list[Path]:
+    """Return the folders that `make_ray_folder` created for this user."""
+    found = []
+    for folder in sorted(_temporary_base().glob(f"{PREFIX}????????")):
+        with suppress(OSError):  # removed right now
+            if folder.lstat().st_uid == os.geteuid():
+                found.append(folder)
+    return found
+
+
+def unused_ray_folders() -> list[Path]:
+    """Return those of `ray_folders` that no process uses."""
+    found = []
+    for folder in ray_folders():
+        with _locked(folder) as unused:
+            if unused:
+                found.append(folder)
+    return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder of `make_ray_folder`; yield False if a process uses it, or creates or removes it right now."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(lock)
 
 
 def _temporary_base() -> Path:

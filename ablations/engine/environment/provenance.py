@@ -28,6 +28,11 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 """Rest of a line that starts with a name such as `token=`. The group is the part before the secret."""
+WEBHOOK = re.compile(
+    r"(https?://[^\s\"'/]*hooks?[^\s\"'/]*/|https?://[^\s\"']*?/(?:web)?hooks?/)[^\s\"']+",
+    re.IGNORECASE,
+)
+"""Address of a webhook, such as `https://hooks.slack.com/services/…`. The group is the part before the secret."""
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL)
 ARCHIVED = "$Format:%H$"
 """Commit of the sources if `git archive` made them: it replaces this placeholder (`export-subst` in .gitattributes)."""
@@ -41,6 +46,8 @@ UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--full-name")
 """Git command that lists untracked files."""
 
 
+_secrets: set[str] = set()
+"""Secrets of this process: see `hide_secret`."""
 _call: ContextVar[str] = ContextVar("call", default="")
 """Call of the Python API that this submission belongs to; empty for a command."""
 
@@ -115,9 +122,17 @@ def _local_changes() -> str:
     return "\n".join(map(redact_secrets, changes.splitlines()))
 
 
+def hide_secret(secret: str) -> None:
+    """Leave a secret out of everything that `redact_secrets` returns from now on."""
+    if secret:
+        _secrets.add(secret)
+
+
 def redact_secrets(text: str) -> str:
-    """Return a printable line without secrets: passwords in addresses, and everything after a name such as `token=`."""
-    return SECRET.sub(r"\1…", printable(text))
+    """Return a printable line without secrets: passwords in addresses, webhooks, and everything after a name such as `token=`."""
+    for secret in _secrets:
+        text = text.replace(secret, "…")
+    return SECRET.sub(r"\1…", WEBHOOK.sub(r"\1…", printable(text)))
 
 
 def resubmit_command() -> str:

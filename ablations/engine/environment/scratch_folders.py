@@ -21,12 +21,16 @@ def owned_folder_name(prefix: str) -> str:
 
 def remove_abandoned_folders(parent: Path) -> None:
     """Remove the folders whose process ran on this machine and has ended. Folders of other machines that share `parent` stay."""
+    for folder in abandoned_folders(parent):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def abandoned_folders(parent: Path) -> list[Path]:
+    """Return the folders whose process ran on this machine and has ended."""
     if " " not in machine_id():  # a host name alone, which two machines may share
-        return
-    for folder in parent.glob("*-on-*"):
-        owner = OWNER.search(folder.name)
-        if owner and owner[1] == _machine_hash() and not psutil.pid_exists(int(owner[2])):
-            shutil.rmtree(folder, ignore_errors=True)
+        return []
+    owners = ((folder, OWNER.search(folder.name)) for folder in sorted(parent.glob("*-on-*")))
+    return [folder for folder, owner in owners if owner and owner[1] == _machine_hash() and not psutil.pid_exists(int(owner[2]))]
 
 
 def _machine_hash() -> str:

@@ -46,7 +46,7 @@ def without_credentials(storage: str) -> str:
 def check_storage(storage: str) -> None:
     """Raise ConfigError if this process cannot store checkpoints in `storage`. The check creates nothing and takes seconds."""
     try:
-        reason = _local_error(storage) if _is_local(storage) else _remote_error(storage)
+        reason = _local_error(storage) if is_local(storage) else _remote_error(storage)
     except (ArrowException, OSError) as error:
         reason = _first_line(error)
     if reason:
@@ -55,7 +55,7 @@ def check_storage(storage: str) -> None:
 
 def make_storage(storage: str) -> None:
     """Create the folder of a local storage; raise ConfigError if it cannot be created or written. Object stores need no folder."""
-    if not _is_local(storage):
+    if not is_local(storage):
         return
     try:
         path = Path(open_storage(storage)[1] or "/")
@@ -134,7 +134,8 @@ def _local_error(storage: str) -> str:
     return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written by this user"
 
 
-def _is_local(storage: str) -> bool:
+def is_local(storage: str) -> bool:
+    """Return whether a storage is a folder on this machine."""
     return "://" not in storage or storage.startswith("file://")
 
 

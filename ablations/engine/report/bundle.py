@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.environment import signals
 from ablations.engine.report import mlflow_page
 from ablations.engine.report.mlflow_page import REPORT_PATH
+from ablations.engine.tracking.run_queries import DESIGN_TAG, SUMMARY_TAG
 from ablations.engine.tracking.study_run import REPORT_TAG, WHOLE
 
 
@@ -44,7 +46,11 @@ def publish(
         permit()
         mlflow_page.write_overview(client, run_id, evidence, findings)
         permit()
-        client.set_tag(run_id, REPORT_TAG, progress or WHOLE)
+        from ablations.engine.report import findings_json  # imported with the rest of the report
+
+        digest = client.get_run(run_id).data.tags.get(DESIGN_TAG, "")
+        tags = {SUMMARY_TAG: findings_json.summary(evidence, findings, digest), REPORT_TAG: progress or WHOLE}
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str = "") -> None:

@@ -25,6 +25,8 @@ from ablations.engine.study.design import Design, DesignCell
 SCHEMA = "ablations-findings/1"
 """Name and version of the format."""
 FILE_NAME = "findings.json"
+MAX_SUMMARY_CHARACTERS = 4000
+"""Maximum length of a summary with whole sentences: MLflow limits the values of tags to 8,000 bytes."""
 
 
 def findings_document(evidence: Evidence, findings: Findings, expectations: Iterable[Assessment] = ()) -> dict[str, Any]:
@@ -63,6 +65,23 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
     }
     plain: dict[str, Any] = _plain(document)
     return plain
+
+
+def summary(evidence: Evidence, findings: Findings, design_digest: str) -> str:
+    """Return what listings say about a study, as the value of the tag `SUMMARY_TAG`.
+
+    Args:
+        evidence: runs of the study.
+        findings: their analysis.
+        design_digest: value of `DESIGN_TAG`, by which a reader sees that the summary is about the latest submission.
+    """
+    outcomes = {str(name): int(count) for name, count in evidence.runs["outcome"].value_counts().items()}
+    answers = [{"factor": each.factor, "verdict": each.verdict, "text": each.text} for each in findings.answers]
+    document = {"design": design_digest, "dataset": evidence.design.dataset, "planned": len(evidence.runs), "outcomes": outcomes}
+    text = json.dumps({**document, "answers": answers}, ensure_ascii=False)
+    if len(text) <= MAX_SUMMARY_CHARACTERS:
+        return text
+    return json.dumps({**document, "answers": [{**each, "text": ""} for each in answers]}, ensure_ascii=False)
 
 
 def to_json(document: Mapping[str, Any]) -> str:

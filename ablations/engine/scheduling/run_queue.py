@@ -11,7 +11,14 @@ from ablations.engine.trial.process_failures import NodeLossBudget, ProcessFailu
 
 
 class RunListener(Protocol):
-    """Receives events of runs. Called in the driver, by one thread; must return quickly."""
+    """Receives events of runs, and may end them early. Called in the driver, by one thread; must return quickly."""
+
+    @property
+    def halted(self) -> bool:
+        """True if all runs are to end now."""
+
+    def must_stop(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
+        """Return whether a run stops after this report of an epoch. `reported` follows with it, and no outcome."""
 
     def started(self, fingerprint: str) -> None:
         """Handle the start of a process that trains a run."""
@@ -183,8 +190,16 @@ class RunQueue(NotPickled):
         self._listener.reported(run.job.fingerprint, report)
 
     def stops(self, trial_id: str, report: Mapping[str, Any]) -> bool:
-        """Return whether the source stops a run after this report."""
-        return "epoch" in report and self.source.stops(self.active[trial_id].job.fingerprint, report)
+        """Return whether the source or the listener stops a run after this report."""
+        if "epoch" not in report:
+            return False
+        fingerprint = self.active[trial_id].job.fingerprint
+        return self.source.stops(fingerprint, report) or self._listener.must_stop(fingerprint, report)
+
+    @property
+    def halted(self) -> bool:
+        """True if all runs are to end now."""
+        return self._listener.halted
 
     def ended(self, trial_id: str) -> None:
         """Note that a run has ended or was stopped. Does nothing for a run that was withdrawn."""

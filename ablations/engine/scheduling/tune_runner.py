@@ -104,7 +104,7 @@ def train_trials(
 
 
 class Interrupted(Exception):  # noqa: N818 - an event that stops a study
-    """A signal has asked this program to stop."""
+    """A signal has asked this program to stop, or its listener ends all runs."""
 
 
 def _train(queue: RunQueue, controller: ConcurrencyController, hang_timeout: float, scratch: Path, workload: bytes) -> None:
@@ -123,7 +123,7 @@ def _train(queue: RunQueue, controller: ConcurrencyController, hang_timeout: flo
     tune.register_trainable(name, tune.with_resources(trainable, _placement(controller.needs)))
 
     def supervise() -> None:
-        if is_interrupted():
+        if is_interrupted() or queue.halted:
             raise Interrupted
         cluster_monitor.check()
         hang_monitor.check()

@@ -90,3 +90,11 @@ class Options:
     """True if standard output is a JSON document and everything else goes to standard error."""
     expect: Sequence[str] = ()
     """Expectations about the outcome, as stated; see `expectations`."""
+    keep_checkpoints: str = "last"
+    """Checkpoints to keep of a run with a result: `last` or `none`."""
+    stop_after_failures: int = 3
+    """Number of first runs after which the study stops if all of them fail with the same error; 0: never."""
+    notify: str = field(default="", repr=False)
+    """Address of a webhook that is told of the end of the study, a secret; empty for none."""
+    notify_after: int = 3
+    """Number of diverged and failed runs above which the webhook is told before the end."""

@@ -13,7 +13,7 @@ from ablations.engine.analysis.statistics.looks import declared_shares
 from ablations.engine.study.design import Design
 from ablations.engine.study.plan import Plan, Run
 from ablations.engine.submission.progress import Progress
-from ablations.engine.submission.run_events import RunEvents
+from ablations.engine.submission.run_events import RunEvents, Supervision
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.trial.job import Job
@@ -111,6 +111,7 @@ class SeedSource(RunEvents):
         progress: Progress in the terminal.
         claim: Claims runs for this process and gives up earlier claims.
         make_job: Returns the job of a run.
+        supervision: What may end the study or its runs early.
     """
 
     def __init__(
@@ -121,8 +122,9 @@ class SeedSource(RunEvents):
         *,
         claim: Callable[[Iterable[str]], object],
         make_job: Callable[[Run], Job],
+        supervision: Supervision | None = None,
     ) -> None:
-        super().__init__((), tracker, progress)
+        super().__init__((), tracker, progress, supervision)
         self.state, self.seeds_progress, self.claim, self.make_job = state, progress, claim, make_job
         self._latest: dict[str, float] = {}
         """Latest value of the study's metric, by fingerprint."""
@@ -157,9 +159,9 @@ class SeedSource(RunEvents):
         with suppress(ConfigError):  # a full disk: others do not see the change, and the study continues
             self.claim({run.fingerprint for run in self.state.possible()} | self.unfinished)
 
-    def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
-        super()._end(run, outcome, message, traceback)
-        if outcome != "stopped":
+    def _end(self, run: Run, outcome: str, message: str, traceback: str = "", *, final: bool = True) -> None:
+        super()._end(run, outcome, message, traceback, final=final)
+        if final:
             value = self._latest.get(run.fingerprint, math.nan) if outcome == "completed" else math.nan
             self.state.add_result(run.fingerprint, outcome, value)
 

@@ -66,7 +66,7 @@ class AdaptiveSubmission(StudySubmission):
         )
         self._mention_resources(self.done)
         try:
-            while missing := self.state.missing():
+            while (missing := self.state.missing()) and not self.supervisor.halted:
                 if self.state.startable():
                     self._train_startable()
                 else:
@@ -83,7 +83,14 @@ class AdaptiveSubmission(StudySubmission):
         reused = sum(self.state.has_result(run) for run in self.plan.runs)
         with SeedProgress(self.console, self.plan, self.state.startable()) as progress:
             progress.reused = reused
-            source = SeedSource(self.state, self.tracker, progress, claim=self.journal.claim, make_job=self._make_run_job)
+            source = SeedSource(
+                self.state,
+                self.tracker,
+                progress,
+                claim=self.journal.claim,
+                make_job=self._make_run_job,
+                supervision=self.supervisor,
+            )
 
             def progress_made() -> tuple[int, str]:
                 ended, needed = len(progress.outcomes) + reused, self.state.needed()
@@ -104,7 +111,7 @@ class AdaptiveSubmission(StudySubmission):
                 finally:
                     finished = source.finished
                     source.stop_active(self.tracker.lost_to)
-                if not finished:
+                if not finished and not self.supervisor.halted:
                     raise KeyboardInterrupt
 
     def _wait_for(self, missing: Sequence[Run]) -> None:

@@ -16,6 +16,7 @@ from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.submission.jobs import check_before_start
+from ablations.engine.submission.supervision.supervisor import Supervisor
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.journal import Journal
 from ablations.engine.tracking.lease import LeaseLost
@@ -34,11 +35,16 @@ MESSAGE_DELAY_SECONDS = 5.0
 class Work(Protocol):
     """A study or search whose lock this process holds."""
 
+    supervisor: Supervisor
+
     def train(self) -> bool:
         """Train what is missing; return False if the study was interrupted."""
 
     def conclude(self, pending: int, *, interrupted: bool) -> int:
         """Print and publish the results; return the exit code. `pending` is the number of undelivered records."""
+
+    def describe_end(self) -> str:
+        """Return what came of the study, as one line."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
@@ -76,19 +82,54 @@ def _train_and_conclude(
     Raises:
         LeaseLost: another process has taken the study over.
     """
-    interrupted = True
     try:
         if writer.journal.recovered:
             _deliver_earlier_records(console, writer)
         with mlflow_errors_as_config_errors(options.tracking_uri):
             work = start(console, client, plan, options, writer)
-        interrupted = not work.train()
+    except BaseException:
+        _close(console, writer, interrupted=True)
+        raise
+    try:
+        code = _carry_out(console, options, writer, work)
+    except BaseException as error:
+        interrupted = isinstance(error, (KeyboardInterrupt, LeaseLost))
+        what = "interrupted" if interrupted else f"failed with an unexpected error ({type(error).__name__})"
+        work.supervisor.notify_end(f"{what}; the same command continues.", interrupted=interrupted)
+        raise
+    return code
+
+
+def _carry_out(console: Console, options: Options, writer: Writer, work: Work) -> int:
+    """Train and conclude a study, and send a notification of its end; return the exit code.
+
+    Raises:
+        LeaseLost: another process has taken the study over.
+    """
+    interrupted, supervisor = True, work.supervisor
+    try:
+        with supervisor.watching():
+            if count := supervisor.stop_requests.discarded:
+                were = "was" if count == 1 else "were"
+                print_line(console, f"{counted(count, 'tag')} stop in MLflow from before this submission {were} removed.")
+            interrupted = not work.train()
     finally:  # always before the journal is unlocked: another process may deliver these records from then on
         pending = _close(console, writer, interrupted)
+        supervisor.retention.close()
     if writer.lost_to:
         raise LeaseLost(writer.lost_to)
     if interrupted:
         signals.note_interrupt()
+    if reason := supervisor.stop_reason:
+        print_line(console, f"{reason[0].upper()}{reason[1:]}. The same command continues it.")
+    code = _conclude(console, writer, work, pending, interrupted=interrupted)
+    state = supervisor.stop_reason or ("interrupted" if interrupted else "incomplete" if code else "complete")
+    supervisor.notify_end(f"{state}. {work.describe_end()}", interrupted=interrupted)
+    return code
+
+
+def _conclude(console: Console, writer: Writer, work: Work, pending: int, *, interrupted: bool) -> int:
+    """Print and publish the results of a study, or say how to continue; return the exit code."""
     try:
         if not (interrupted and pending):  # an interrupted study does not wait for a server that is down
             return work.conclude(pending, interrupted=interrupted)

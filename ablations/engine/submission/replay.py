@@ -25,7 +25,7 @@ from ablations.engine.task.metric import error_metric
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, is_new_database
 from ablations.engine.tracking.mlflow_errors import describe_error
-from ablations.engine.trial.job import Job
+from ablations.engine.trial.job import PROCESS_TAG, Job
 from resnet_core import RunSpec, fingerprint, override
 from resnet_core.data.datasets import Dataset, load_dataset
 from resnet_core.fields import ConfigError, reject
@@ -98,7 +98,8 @@ def replay(request: ReplayRequest) -> int:
         recorded.training, listener.training, recorded.replicate_values, error_metric(recorded.spec.data.evaluation_split)
     )
     versions = {"training_version": str(TRAINING_VERSION), "code_version": code_version()}
-    here = {**versions, **listener.conditions, "git.commit": _commit(git_state())}
+    conditions = {name: value for name, value in listener.conditions.items() if name != PROCESS_TAG}
+    here = {**versions, **conditions, "git.commit": _commit(git_state())}
     for line in (*lines, environment_changes({**tags, "git.commit": _commit(tags)}, here)):
         print_line(console, line)
     return 0 if same else 1
@@ -226,6 +227,11 @@ class _Listener:
         self.training = Training("", self.epochs)
         self.conditions: Mapping[str, str] = {}
         self.printed_at = -PROGRESS_INTERVAL_SECONDS
+
+    halted = False
+
+    def must_stop(self, fingerprint: str, report: Mapping[str, Any]) -> bool:
+        return False
 
     def started(self, fingerprint: str) -> None: ...
 

@@ -25,7 +25,7 @@ from ablations.engine.tracking import looks, mlflow_internals, results, run_quer
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
-from resnet_core.fields import printable, reject
+from resnet_core.fields import counted, printable, reject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,13 @@ def publish_report(
         print_line(console, f"The report could not be made or stored: {reason}")
     else:
         print_report_address(console, client, run_id, part=part)
+
+
+def describe_findings(findings: Findings) -> str:
+    """Return how many runs have a result, and the answers, as one line."""
+    planned, without = (sum(getattr(cell, name) for cell in findings.cells) for name in ("planned", "without_result"))
+    have = "has a result" if planned == 1 else "have a result"
+    return " ".join([f"{planned - without} of {counted(planned, 'run')} {have}.", *(answer.text for answer in findings.answers)])
 
 
 def print_report_address(console: Console, client: MlflowClient, run_id: str, *, part: str = "") -> None:

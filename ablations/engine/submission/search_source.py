@@ -6,7 +6,7 @@ from typing import Any
 from ablations.engine.search.optimizer import Decision
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.progress import Progress
-from ablations.engine.submission.run_events import RunEvents
+from ablations.engine.submission.run_events import RunEvents, Supervision
 from ablations.engine.submission.search_state import SearchState
 from ablations.engine.tracking.tracker import Tracker
 from ablations.engine.trial.job import Job
@@ -22,6 +22,7 @@ class TrialSource(RunEvents):
         progress: progress in the terminal.
         claim: claims runs for this process and gives up earlier claims; returns the runs that another process has claimed.
         make_job: returns the job of a run. If its second argument, the parent run, is not None, the run continues from it.
+        supervision: what may end the search or its trials early.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class TrialSource(RunEvents):
         *,
         claim: Callable[[Iterable[str]], Mapping[str, str]],
         make_job: Callable[[Run, Run | None], Job],
+        supervision: Supervision | None = None,
     ) -> None:
-        super().__init__((), tracker, progress)
+        super().__init__((), tracker, progress, supervision)
         self.state, self.claim, self.make_job = state, claim, make_job
         self._decisions: dict[str, Decision] = {}
         """Decisions to stop running trials, by fingerprint, until their process has ended."""
@@ -82,7 +84,7 @@ class TrialSource(RunEvents):
         except ConfigError:  # a full disk: others do not see the claim, and the study continues
             return True
 
-    def _end(self, run: Run, outcome: str, message: str, traceback: str = "") -> None:
-        super()._end(run, outcome, message, traceback)
-        if outcome != "stopped":
+    def _end(self, run: Run, outcome: str, message: str, traceback: str = "", *, final: bool = True) -> None:
+        super()._end(run, outcome, message, traceback, final=final)
+        if final:
             self.state.record_end(run, outcome)

@@ -21,6 +21,7 @@ from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.search_source import TrialSource
 from ablations.engine.submission.search_state import SearchState
 from ablations.engine.submission.study_submission import POLL_INTERVAL_SECONDS, StudySubmission
+from ablations.engine.submission.supervision.supervisor import Supervisor
 from ablations.engine.tracking import run_queries, search_trials
 from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.tracking.run_queries import RunRecord
@@ -52,6 +53,7 @@ class SearchSubmission(StudySubmission):
         self.needs = self._prepare_cluster(()) if self.has_trials_left else None
         known = {each.record.tags["fingerprint"]: each.record for each in past}
         self.tracker = Tracker(client, writer, plan, known, on_lease_lost=signals.interrupt_main_thread)
+        self.supervisor = Supervisor(client, plan, options, self.tracker)
         self.up_to_date = False
         self.report_updater = None
         self._log_design()
@@ -63,7 +65,7 @@ class SearchSubmission(StudySubmission):
     def train(self) -> bool:
         """Run the search, then train the chosen and the default configurations; return False if interrupted."""
         if self.has_trials_left and not self._search():
-            return False
+            return bool(self.supervisor.halted)
         for cell, error in self.state.errors.items():
             print_line(self.console, f"{cell or self.plan.study.name}: the search ended early: {error}")
         choices = self.state.choices()
@@ -107,7 +109,14 @@ class SearchSubmission(StudySubmission):
             verb = "lies" if outside == 1 else "lie"
             self.console.print(f"{counted(outside, 'earlier trial')} {verb} outside the space searched now and will be ignored.")
         with SearchProgress(self.console, self.plan, self.state) as progress:
-            source = TrialSource(self.state, self.tracker, progress, claim=self.journal.claim, make_job=self._make_job)
+            source = TrialSource(
+                self.state,
+                self.tracker,
+                progress,
+                claim=self.journal.claim,
+                make_job=self._make_job,
+                supervision=self.supervisor,
+            )
             with self.report_updates(progress.progress_made):
                 try:
                     limit, scratch = self.options.max_concurrent, paths.home() / "tune"

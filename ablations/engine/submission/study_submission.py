@@ -21,6 +21,7 @@ from ablations.engine.submission.jobs import checkpoint_folder, describe_other_d
 from ablations.engine.submission.lifecycle import submit
 from ablations.engine.submission.progress import Progress
 from ablations.engine.submission.run_events import RunEvents
+from ablations.engine.submission.supervision.supervisor import Supervisor
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import check_study, describe_error
@@ -50,12 +51,15 @@ class StudySubmission:
     needs: RunResources | None
     """Resources of one run; None if no run is missing."""
     _resources = _printed_resources = ""
+    _shown: "Findings | None" = None
+    """Findings that the end of the study has printed."""
 
     def __init__(self, console: Console, client: MlflowClient, plan: Plan, options: Options, writer: Writer) -> None:
         self.console, self.client, self.plan, self.options, self.journal = console, client, plan, options, writer.journal
         self.workload = plan.workload.pickled()
         known = self._claim_and_look_up()  # rejects a wrong request before anything is written
         self.tracker = Tracker(client, writer, plan, known, rerun=options.rerun, on_lease_lost=signals.interrupt_main_thread)
+        self.supervisor = Supervisor(client, plan, options, self.tracker)
         self.report_updater: ReportUpdater | None = None
         self._log_design()
 
@@ -148,7 +152,7 @@ class StudySubmission:
 
         jobs = [self._make_run_job(run) for run in runs]
         with Progress(self.console, self.plan, runs) as progress:
-            events = RunEvents(runs, self.tracker, progress)
+            events = RunEvents(runs, self.tracker, progress, self.supervisor)
             limit, scratch = self.options.max_concurrent, paths.home() / "tune"
             before = len(self.plan.runs) - len(runs) - len(self.awaited)
 
@@ -163,7 +167,7 @@ class StudySubmission:
                     )
                 finally:
                     finished = events.stop_active(self.tracker.lost_to)
-                if not finished:
+                if not finished and not self.supervisor.halted:
                     raise KeyboardInterrupt
 
     def _make_run_job(self, run: Run) -> Job:
@@ -181,7 +185,7 @@ class StudySubmission:
         """Wait for runs that another study trains, and train those that it leaves unfinished."""
         printed: set[str] = set()
         query_seconds = 0.0
-        while self.awaited:
+        while self.awaited and not self.supervisor.halted:
             for who in set(self.awaited.values()) - printed:
                 print_line(self.console, f"waiting for {counted(len(self.awaited), 'run')} that {who} trains")
                 printed.add(who)
@@ -249,10 +253,17 @@ class StudySubmission:
         evidence = results.gather(self.client, self.design, self.tracker.study_run.run_id, details=details)
         return evidence, analyze_study(evidence)
 
+    def describe_end(self) -> str:
+        """Return how many runs have a result, and the answers, as one line."""
+        from ablations.engine.submission import reporting
+
+        return reporting.describe_findings(self._shown) if self._shown else "Its results could not be read."
+
     def _show(self, evidence: "Evidence", findings: "Findings", pending: int) -> None:
         from ablations.engine.report import terminal
         from ablations.engine.submission import reporting
 
+        self._shown = findings
         terminal.show_results(self.console, evidence, findings, provenance.resubmit_command())
         reporting.record_look(self.console, self.client, self.tracker.study_run.run_id, evidence, findings)
         if pending:

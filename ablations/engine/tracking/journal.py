@@ -201,6 +201,32 @@ class Journal:
         new.replace(self._runs)
 
 
+@contextmanager
+def frozen_claims() -> Iterator[Mapping[str, str]]:
+    """Keep submissions of this home from claiming runs inside the block; yield the runs that must stay as they are.
+
+    These are the runs that living processes have claimed, for any MLflow, and those with records that MLflow has not accepted yet.
+
+    Yields:
+        A description of the process, by fingerprint.
+    """
+    folder = paths.home() / "journals"
+    found: dict[str, str] = {}
+    if not folder.is_dir():
+        yield found
+        return
+    with FileLock(folder / "mutex"):
+        for path in sorted(folder.glob("*.hold")):
+            lock = _try_lock(path)
+            if lock is not None:
+                lock.release()
+            if lock is None and (content := _read(path.with_suffix(".runs"))):
+                found |= dict.fromkeys(content["runs"], f"{content['study']}, {content['holder']}")
+            for record in _records(path.with_suffix(".jsonl")):
+                found.setdefault(record.fingerprint, "records that MLflow has not accepted yet")
+        yield found
+
+
 class StudyIsRunning(ConfigError):  # noqa: N818 - a state of the study, not a mistake in the request
     """Another process is running the study. The same request is accepted once that process has ended."""
 

@@ -28,6 +28,7 @@ from mlflow.entities import LifecycleStage, RunTag
 from mlflow.exceptions import MlflowException
 
 from ablations.engine.environment.provenance import machine_id
+from ablations.engine.tracking.holder import HEARTBEAT_TAG, HOLDER_TAG, heartbeat, holder_of, is_alive, is_held, is_here
 from ablations.engine.tracking.journal import describe_process, study_is_locked_error
 from ablations.engine.tracking.mlflow_errors import DeletedInMlflow, deleted_run, is_missing
 
@@ -41,8 +42,6 @@ RACE_WAIT_SECONDS = 1.0
 """Time between writing the token and reading it back, in seconds. Of several processes that write at once, the last one wins."""
 CHECK_INTERVAL_SECONDS = 1.0
 """Time for which a token that was read counts as current, in seconds. It is far below `LEASE_TIMEOUT_SECONDS`."""
-HOLDER_TAG, HEARTBEAT_TAG = "holder", "holder.beat"
-"""Tags of a study's run: its holder as JSON, and the holder's latest heartbeat."""
 RUN_HOLDER_TAG = "holder.token"
 """Tag of a run: token of the driver that trains it."""
 
@@ -143,7 +142,7 @@ class StudyLease:
             seconds: time since the last check, for the message.
         """
         run = _active_run(self.client, self.run_id, f"the run of the study {self.study}")
-        holder = _holder(run)
+        holder = holder_of(run.data.tags)
         if holder.get("token") == self.token:
             return
         self._raise_if_lost()
@@ -159,7 +158,7 @@ class StudyLease:
 
     def _next_heartbeat(self) -> str:
         self._heartbeats += 1
-        return f"{self.token}-{self._heartbeats}"
+        return heartbeat(self.token, self._heartbeats)
 
     def _renew_until_stopped(self) -> None:
         while not self._stopped.wait(RENEW_INTERVAL_SECONDS):
@@ -193,26 +192,13 @@ _RUNNING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def get_holder(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """Return the latest holder of a study's run: name, machine, process and token. Empty if there is none or the run is gone.
-
-    `before` is the token of the holder before that one; `ended` is true after a release.
-    """
+    """Return the latest holder of a study's run, as `holder_of` does; empty if there is none or the run is gone."""
     try:
-        return _holder(client.get_run(run_id))
+        return holder_of(client.get_run(run_id).data.tags)
     except MlflowException as error:
         if is_missing(error):
             return {}
         raise
-
-
-def _holder(run: Any) -> dict[str, Any]:
-    holder: dict[str, Any] = json.loads(run.data.tags.get(HOLDER_TAG, "{}"))
-    return holder
-
-
-def is_held(holder: dict[str, Any]) -> bool:
-    """Return whether the holder exists and has not released the study."""
-    return bool(holder) and not holder.get("ended")
 
 
 def _active_run(client: MlflowClient, run_id: str, what: str) -> Any:
@@ -246,39 +232,30 @@ def _wait_until_free(client: MlflowClient, run_id: str, study: str) -> _Previous
         ConfigError: the holder is alive.
     """
     run = client.get_run(run_id)
-    holder = _holder(run)
+    holder = holder_of(run.data.tags)
     token = str(holder.get("token", ""))
     if not is_held(holder):
         return _PreviousHolder(token, has_ended=True)
-    if holder.get("machine") == machine_id():
-        if holder["pid"] != os.getpid() and _is_alive(holder["pid"], holder["born"]):
+    if is_here(holder):
+        if holder["pid"] != os.getpid() and is_alive(holder["pid"], holder["born"]):
             raise study_is_locked_error(study, holder["name"])
         return _PreviousHolder(token, has_ended=True)
     return _wait_for_expiry(client, run_id, study, run)
 
 
-def _is_alive(pid: int, born: float) -> bool:
-    """Return whether a process of this machine lives; `born` is its creation time, since process IDs are reused."""
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _wait_for_expiry(client: MlflowClient, run_id: str, study: str, first: Any) -> _PreviousHolder:
     """Watch the heartbeat of a holder on another machine for `LEASE_TIMEOUT_SECONDS`; raise ConfigError if it changes."""
-    holder, heartbeat = _holder(first), first.data.tags.get(HEARTBEAT_TAG)
+    holder, last = holder_of(first.data.tags), first.data.tags.get(HEARTBEAT_TAG)
     logger.warning("waiting up to %.0f s to see whether %s is alive", LEASE_TIMEOUT_SECONDS, holder["name"])
     deadline = time.monotonic() + LEASE_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(5.0, LEASE_TIMEOUT_SECONDS / 10))
         run = client.get_run(run_id)
-        now = _holder(run)
+        now = holder_of(run.data.tags)
         if not is_held(now):
             return _PreviousHolder(str(now.get("token", "")), has_ended=True)
         if (
-            now != holder or run.data.tags.get(HEARTBEAT_TAG) != heartbeat
+            now != holder or run.data.tags.get(HEARTBEAT_TAG) != last
         ):  # the holder is alive, or another process has taken over first
             raise study_is_locked_error(study, str(now["name"]))
     return _PreviousHolder(str(holder.get("token", "")), has_ended=False)

@@ -18,8 +18,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.utils import mlflow_tags
 
 from ablations.engine.environment.provenance import machine_id
+from ablations.engine.tracking.holder import is_held
 from ablations.engine.tracking.journal import Record
-from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder, is_held
+from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_holder
 from ablations.engine.tracking.mlflow_errors import find_deleted
 from ablations.engine.tracking.run_queries import PREDICTIONS_ARTIFACT, PREDICTIONS_TAG, PROBES_ARTIFACT, search_runs
 

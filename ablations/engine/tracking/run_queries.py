@@ -34,10 +34,16 @@ RUNS_READ_PER_LOOKUP = 2
 request that returns a single run."""
 MAX_COMPLETED_RUNS = 1000
 """Maximum number of runs, newest first, from which the duration of others is estimated."""
+MAX_SINGLE_LOOKUPS = 50
+"""Maximum number of runs that are looked up by a request each, rather than by reading the newest runs on the same data."""
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's tag of a run: ID of its parent, the study's own run."""
 DESIGN_ARTIFACT = "design.json"
 """Artifact of a study's run: the design that was last submitted."""
 DESIGN_TAG = "design"
 """Tag of a study's run: hash of that design."""
+SUMMARY_TAG = "summary"
+"""Tag of a study's run: what its latest report says, as `findings_json.summary` returns it."""
 KIND_TAG = "design_kind"
 """Tag of a study's run: kind of that design; runs of earlier versions, which were all factorial, lack it."""
 PROBES_ARTIFACT = "probes.csv"
@@ -61,6 +67,8 @@ class RunRecord:
     """Last value of each metric. For a finished run, this is the value of the final epoch."""
     artifact_uri: str = ""
     """Address of its artifacts, so that reading one takes no further query."""
+    started_ms: int | None = None
+    """Start, in milliseconds since 1970; None if it is not known."""
 
     @property
     def has_result(self) -> bool:
@@ -123,6 +131,27 @@ def _find(client: ReadingClient, wanted: Set[str], data: str) -> dict[str, RunRe
     if rest and next(like_these, None) is not None:
         found |= _newest((run for one in rest for run in search_runs(client, f"tags.fingerprint = '{one}'")), rest)
     return found
+
+
+def find_study_runs(client: ReadingClient, study_run_id: str, wanted: Mapping[str, str]) -> dict[str, RunRecord]:
+    """Return the runs of a study that MLflow has, by fingerprint, at a cost that does not depend on other studies.
+
+    Args:
+        client: MLflow client.
+        study_run_id: ID of the study's own run, whose children most of the runs are.
+        wanted: data version by fingerprint.
+    """
+    if getattr(client, "filters_by_several_values", False):
+        names, found = sorted(wanted), dict[str, RunRecord]()
+        for start in range(0, len(names), PAGE_SIZE):
+            some = ", ".join(f"'{name}'" for name in names[start : start + PAGE_SIZE])
+            found |= _newest(search_runs(client, f"tags.fingerprint IN ({some})"), wanted.keys())
+        return found
+    found = _newest(search_runs(client, f"tags.`{PARENT_TAG}` = '{study_run_id}'"), wanted.keys())
+    rest = {name: version for name, version in wanted.items() if name not in found}
+    if len(rest) > MAX_SINGLE_LOOKUPS:
+        return found | find_by_fingerprint(client, rest)
+    return found | _newest((run for name in rest for run in search_runs(client, f"tags.fingerprint = '{name}'")), rest.keys())
 
 
 def training_version_filter(training_version: str, code_version: str) -> str:
@@ -271,7 +300,8 @@ def _without_garbage_collection() -> Iterator[None]:
 def run_record(run: "MlflowRun") -> RunRecord:
     """Return a run of MLflow's client as a plain record."""
     info, tags, metrics = run.info, run.data.tags, run.data.metrics
-    return RunRecord(info.run_id, info.experiment_id, info.status, tags, current_params(run), metrics, info.artifact_uri)
+    params, where = current_params(run), info.artifact_uri
+    return RunRecord(info.run_id, info.experiment_id, info.status, tags, params, metrics, where, info.start_time)
 
 
 def current_params(run: "MlflowRun") -> dict[str, str]:

@@ -61,6 +61,10 @@ class Tracker:
                 self._experiments[fingerprint] = record.experiment_id
                 self._attempts[fingerprint] = int(record.tags.get("attempts", 0))
 
+    def experiment_ids(self) -> set[str]:
+        """Return the experiments that have runs of the study: those of other studies if they began a run."""
+        return {self.study_run.experiment_id, *list(self._experiments.values())}
+
     def generation(self, run: Run) -> int:
         """Return the generation of a run: 1, or a higher number after `--rerun`."""
         return self._generations.get(run.fingerprint, 1)

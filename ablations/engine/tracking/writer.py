@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -48,6 +48,8 @@ class Writer:
         """Runs whose last delivery failed."""
         self._deleted: dict[_Key, str] = {}
         """Failing runs that were deleted in MLflow, with a message that says how to continue."""
+        self.on_end_delivered: Callable[[Record], object] = lambda record: None
+        """Called by the writer's thread when MLflow has the end of a run. It must return quickly and raise nothing."""
         self._lease: StudyLease | None = None
         self._closing = self._abandoned = False
         self._delivered = 0
@@ -192,6 +194,9 @@ class Writer:
             aside = self.journal.quarantine(records)
             logger.warning("MLflow refuses the records of %s, which are kept in %s: %s", records[0].run, aside, _short(error))
             count = len(records)
+        else:
+            if count and records[count - 1].kind == "end":
+                self.on_end_delivered(records[count - 1])
         self._remove(key, records[:count])
 
     def _postpone(self, key: _Key, record: Record, error: Exception) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 Report = dict[str, Any]
 """A report of a run to the driver: an epoch, a restart of its group, or its outcome."""
+PROCESS_TAG = "process"
+"""Tag of a run: `MACHINE:WORKER ID` of each process that trained it, whose output Ray keeps under this ID."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The command `ablations compare`: train both sides with the same seeds, and give a verdict with an exit code."""
+"""The command `ablations compare`: train both sides with the same seeds, and give a verdict with an exit code.
+
+Without `--study`, it compares two studies that MLflow has; see `stored`.
+"""
 
 import argparse
 import json
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.engine.cli import options
+from ablations.engine.cli.compare import stored
 from ablations.engine.cli.compare.arms import Arm, checked_out, parse_arm
 from ablations.engine.environment.console import format_duration
 from ablations.engine.environment.validation import AUTO, check_positive
@@ -20,22 +24,28 @@ from ablations.engine.study.plan import CONFIGURATION
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import ConfigError, counted, reject
 
-HELP = "train a study before and after a change, and say whether to keep it"
+HELP = "compare two studies in MLflow, or train one before and after a change"
 DESCRIPTION = (
-    "Train what is missing of a study before and after a change, with the same seeds, and answer keep, discard or undecided. "
+    "Without --study, compare two studies that MLflow has, or two settings of one, by name: paired by cell and seed, without "
+    "training. With --study, train what is missing of a study before and after a change, with the same seeds, and answer keep, "
+    "discard or undecided. "
     "A side is a commit, . for the working tree, or a configuration: fields of a run that differ from the study. "
     "Factors of the study are at their baseline, unless --levels or the configuration names others."
 )
 EPILOG = """examples:
+  ablations compare shortcuts@optim.lr=0.1 shortcuts@optim.lr=0.2
   ablations compare HEAD . --study my_study.py --seeds 5
   ablations compare . "optim.lr=0.2 width=8" --study my_study.py
 
-exit codes: 0 keep, 3 undecided, 4 discard, 1 a run has no result,
+exit codes with --study: 0 keep, 3 undecided, 4 discard, 1 a run has no result,
 2 wrong request, 5 the study is running already"""
 SCHEMA = "ablations-comparison/1"
 EXIT_CODES = {"keep": 0, "undecided": 3, "discard": 4}
 PASSED_ON = ("preset", "workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent", "tracking_uri", "storage")
 """Options that both sides receive as they are given."""
+ONLY_TRAINING = ("seeds", "levels", "set", "plan", *(name for name in PASSED_ON if name != "tracking_uri"))
+"""Options that concern training."""
+DEFAULT_SEEDS = 5
 Values = dict[int, list[float | None]]
 """Values of the metric by seed, one per cell; None for a run that failed."""
 
@@ -44,10 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description, parser.epilog = options.fill(DESCRIPTION), EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("base", metavar="BASE", help="side before the change")
-    parser.add_argument("changed", metavar="CHANGED", help="side after the change")
-    parser.add_argument("--study", required=True, metavar="FILE", help="file of the study")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="number of pairs of runs of each cell (default: 5)")
+    parser.add_argument("base", metavar="BASE", help="side before the change, or name of a study")
+    parser.add_argument("changed", metavar="CHANGED", help="side after the change, or name of a study")
+    parser.add_argument("--study", metavar="FILE", help="file of the study to train (default: compare studies in MLflow)")
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"number of pairs of runs of each cell (default: {DEFAULT_SEEDS})")
     parser.add_argument(
         "--levels", nargs="+", action="extend", default=[], metavar="FACTOR=A,B", help="levels of the study's factors"
     )
@@ -67,10 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Compare both sides and print the verdict; return the exit code."""
-    check_positive("--seeds", given.seeds)
     check_positive("--looks", given.looks)
     if not 0 <= given.by < float("inf"):
         raise reject("--by", given.by, "accepted: a number of 0 or more")
+    if given.study is None:
+        if option := next((name for name in ONLY_TRAINING if getattr(given, name)), None):
+            raise ConfigError(f"--{option.replace('_', '-')}: accepted with --study FILE, which trains")
+        return stored.run(given)
+    check_positive("--seeds", given.seeds)
+    given.seeds = DEFAULT_SEEDS if given.seeds is None else given.seeds
     study = Path(given.study)
     if not study.is_file():
         raise reject("--study", given.study, "accepted: the file of a study")

@@ -1,8 +1,8 @@
-"""A reading client of MLflow for plans, without the import of MLflow, which takes 2 to 3 s.
+"""A reading client of MLflow for plans and listings, without the import of MLflow, which takes 2 to 3 s.
 
-`QuickClient` has the methods of `MlflowClient` that the queries of a plan use. It asks MLflow's REST API, or reads the tables of an
-SQLite database. Whatever it cannot do raises `NotQuick`: another database, a password, an unknown filter, any error. The caller
-then uses `MlflowClient`, which also says what is wrong.
+`QuickClient` has the methods of `MlflowClient` that the queries of a plan use, and reads small artifacts. It asks MLflow's REST
+API, or reads the tables of an SQLite database. Whatever it cannot do raises `NotQuick`: another database, a password, an unknown
+filter, any error. The caller then uses `MlflowClient`, which also says what is wrong.
 """
 
 import json
@@ -12,15 +12,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from ablations.engine.environment import paths
 from ablations.engine.tracking.mlflow_internals.sqlite_tables import SqliteTables
 
 TIMEOUT_SECONDS = 10.0
 """Timeout of a request, in seconds."""
+PROXIED = "mlflow-artifacts:/"
+"""Beginning of the address of an artifact that MLflow's server stores itself."""
 
 
 class NotQuick(Exception):  # noqa: N818 - never shown: the caller takes the slow way
@@ -51,6 +54,11 @@ class QuickClient:
                 self._tables = SqliteTables(file)
         elif not tracking_uri.startswith("http://") or os.environ.get("MLFLOW_TRACKING_AUTH"):
             raise NotQuick
+
+    @property
+    def filters_by_several_values(self) -> bool:
+        """True if a filter may have `tags.NAME IN ('a', 'b')`."""
+        return self._tables is not None
 
     def get_experiment_by_name(self, name: str) -> Any:
         """Return an experiment, also a deleted one; None if there is none of this name."""
@@ -92,9 +100,35 @@ class QuickClient:
             info, data = run["info"], run["data"]
             values = {name: {each["key"]: each.get("value", "") for each in data.get(name, ())} for name in ("tags", "params")}
             metrics = {each["key"]: float(each["value"]) for each in data.get("metrics", ())}
-            page.append(_run(info["run_id"], info["experiment_id"], info["status"], info.get("artifact_uri", ""), values, metrics))
+            times = tuple(int(info[name]) if name in info else None for name in ("start_time", "end_time"))
+            where = info["run_id"], info["experiment_id"], info["status"], info.get("artifact_uri", "")
+            page.append(_run(*where, values, metrics, times))
         page.token = answer.get("next_page_token", "")
         return page
+
+    def read_artifact(self, run: Any, path: str) -> str | None:
+        """Return the text of an artifact of a run that this client has returned; None if the run has no such artifact."""
+        address = f"{run.info.artifact_uri}/{path}"
+        if address.startswith(PROXIED) and not self._tables:
+            route = f"{self.tracking_uri.rstrip('/')}/api/2.0/mlflow-artifacts/artifacts/{quote(address.removeprefix(PROXIED))}"
+            try:
+                with urllib.request.urlopen(route, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - http only
+                    return str(answer.read().decode(errors="replace"))
+            except urllib.error.HTTPError as error:
+                if error.code in (404, 500):  # MLflow 3.14 answers 500 for a missing file
+                    return None
+                raise NotQuick from error
+            except OSError as error:
+                raise NotQuick from error
+        file = _local_file(address)
+        if file is None or not file.parents[path.count("/") + 2].exists():  # the folder of the experiment
+            raise NotQuick  # another store, or the home folder was moved: MLflow's own client reads or updates the addresses
+        try:
+            return file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise NotQuick from error
 
     def _ask(self, route: str, body: Mapping[str, Any] | None = None) -> Any:
         """Return the answer to a GET request, or with a body to a POST request; raise FileNotFoundError for an unknown name."""
@@ -110,6 +144,18 @@ class QuickClient:
             raise NotQuick from error
         except (OSError, ValueError) as error:
             raise NotQuick from error
+
+
+def _local_file(address: str) -> Path | None:
+    """Return the file of an artifact's address on this machine; None if it is elsewhere.
+
+    Runs that were created through the local service have addresses of its server, which may not run any more.
+    """
+    if address.startswith(PROXIED):
+        folder = paths.shared_folder("artifacts")
+        return None if "://" in folder else Path(folder, address.removeprefix(PROXIED))
+    path = unquote(address.removeprefix("file://"))
+    return Path(path) if path.startswith("/") else None
 
 
 @contextmanager
@@ -131,7 +177,10 @@ def _run(
     artifact_uri: str,
     texts: Mapping[str, Mapping[str, str]],
     metrics: Mapping[str, float],
+    times: Sequence[int | None],
 ) -> Any:
     """Return a run with the attributes of `mlflow.entities.Run` that queries read."""
-    info = SimpleNamespace(run_id=run_id, experiment_id=experiment_id, status=status, artifact_uri=artifact_uri)
+    start, end = times
+    of_run = {"run_id": run_id, "experiment_id": experiment_id, "status": status, "artifact_uri": artifact_uri}
+    info = SimpleNamespace(**of_run, start_time=start, end_time=end)
     return SimpleNamespace(info=info, data=SimpleNamespace(**texts, metrics=metrics))

@@ -10,19 +10,25 @@ from urllib.parse import quote
 
 TIMEOUT_SECONDS = 10.0
 """Timeout for a locked database, in seconds."""
-CONDITION = re.compile(r"(tags|params|attributes)\.(\w+) = '([^']*)'")
+CONDITION = re.compile(r"(tags|params|attributes)\.(\w+|`[^`]+`) = '([^']*)'")
 """A condition of an MLflow filter that can be translated into SQL."""
+PRESENCE = re.compile(r"tags\.(?:(\w+)|`([^`]+)`) LIKE '%'")
+"""A condition that a tag exists, which can be translated as well."""
+ONE_OF = re.compile(r"tags\.(\w+) IN \(('\w+'(?:, '\w+')*)\)")
+"""A condition that a tag has one of several values, which MLflow's own filters lack for tags."""
 COLUMNS = {
     "experiments": {"experiment_id", "name", "lifecycle_stage"},
-    "runs": {"run_uuid", "experiment_id", "status", "lifecycle_stage", "start_time", "artifact_uri"},
+    "runs": {"run_uuid", "experiment_id", "status", "lifecycle_stage", "start_time", "end_time", "artifact_uri"},
     "tags": {"run_uuid", "key", "value"},
     "params": {"run_uuid", "key", "value"},
     "latest_metrics": {"run_uuid", "key", "value", "is_nan"},
 }
 """Tables and columns that are read."""
 
-RunRow = tuple[str, str, str, str, dict[str, dict[str, str]], dict[str, float]]
-"""Run ID, experiment ID, status, artifact address, texts by `tags` or `params` and name, and the latest value of each metric."""
+Times = tuple[int | None, int | None]
+"""Start and end of a run, in milliseconds since 1970; None if it has not ended."""
+RunRow = tuple[str, str, str, str, dict[str, dict[str, str]], dict[str, float], Times]
+"""Run ID, experiment ID, status, artifact address, texts by `tags` or `params` and name, the latest value of each metric, times."""
 
 
 class SqliteTables:
@@ -47,13 +53,23 @@ class SqliteTables:
 
         Args:
             experiment_ids: experiments of the runs.
-            filter_string: equalities of tags, parameters and the status, as MLflow writes them.
+            filter_string: equalities of tags, parameters and the status, and the presence of tags, as MLflow writes them.
             count: number of runs, at most.
             skipped: number of runs to skip before.
         """
         where = ["lifecycle_stage = 'active'", f"experiment_id IN ({', '.join('?' * len(experiment_ids))})"]
         values: list[Any] = [int(number) for number in experiment_ids]
         for condition in filter_string.split(" and "):
+            if present := PRESENCE.fullmatch(condition):
+                where.append("run_uuid IN (SELECT run_uuid FROM tags WHERE key = ?)")
+                values.append(present[1] or present[2])
+                continue
+            if several := ONE_OF.fullmatch(condition):
+                texts = [text.strip("'") for text in several[2].split(", ")]
+                among = ", ".join("?" * len(texts))
+                where.append(f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value IN ({among}))")  # noqa: S608 - question marks
+                values += [several[1], *texts]
+                continue
             parsed = CONDITION.fullmatch(condition)
             if not parsed or (parsed[1] == "attributes" and parsed[2] != "status"):
                 raise sqlite3.NotSupportedError(condition)
@@ -63,16 +79,17 @@ class SqliteTables:
                 values.append(value)
             else:
                 where.append(f"run_uuid IN (SELECT run_uuid FROM {table} WHERE key = ? AND value = ?)")  # noqa: S608 - matched above
-                values += [name, value]
-        select = f"SELECT run_uuid, experiment_id, status, artifact_uri FROM runs WHERE {' AND '.join(where)}"  # noqa: S608 - no values
+                values += [name.strip("`"), value]
+        columns = "run_uuid, experiment_id, status, artifact_uri, start_time, end_time"
+        select = f"SELECT {columns} FROM runs WHERE {' AND '.join(where)}"  # noqa: S608 - no values
         rows = self._select(f"{select} ORDER BY start_time DESC, run_uuid LIMIT ? OFFSET ?", [*values, count, skipped])
         ids = [row[0] for row in rows]
         tags, params = (self._by_run(f"SELECT run_uuid, key, value FROM {table}", ids) for table in ("tags", "params"))  # noqa: S608
         metrics = self._by_run("SELECT run_uuid, key, CASE WHEN is_nan THEN 'nan' ELSE value END FROM latest_metrics", ids)
-        for run_id, experiment_id, status, artifact_uri in rows:
+        for run_id, experiment_id, status, artifact_uri, *times in rows:
             texts = {"tags": tags.get(run_id, {}), "params": params.get(run_id, {})}
             numbers = {name: float(value) for name, value in metrics.get(run_id, {}).items()}
-            yield run_id, str(experiment_id), status, artifact_uri or "", texts, numbers
+            yield run_id, str(experiment_id), status, artifact_uri or "", texts, numbers, (times[0], times[1])
 
     def _by_run(self, select: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
