@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from importlib import metadata
 
-from ablations.engine.cli import doctor, options
+from ablations.engine.cli import doctor, export, fields, options
 from ablations.engine.cli.compare import command as compare
 from ablations.engine.cluster import local_service, mlflow_server
 from ablations.engine.environment import crash_report, paths, validation
@@ -20,7 +20,7 @@ MAX_PORT = 65_535
 """Highest TCP port."""
 SERVERS = {"mlflow": "MLflow server", "dashboard": "Ray dashboard and job server", "ray": "Ray head"}
 """The service's servers by the name of their port option."""
-COMMAND_MODULES = {"compare": compare, "doctor": doctor, "mlflow": mlflow_server}
+COMMAND_MODULES = {"compare": compare, "doctor": doctor, "export": export, "fields": fields, "mlflow": mlflow_server}
 """Modules of commands. Each has `HELP`, `add_arguments(parser)` and `run(given)`."""
 EXAMPLES = """examples:
   ablations up

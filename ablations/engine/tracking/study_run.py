@@ -97,7 +97,9 @@ class StudyRun:
             KIND_TAG: plan.grid.kind,
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
-        return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
+        same = self.client.search_runs([self.experiment_id], f"attributes.run_name = '{plan.title}'", max_results=1)
+        name = f"{plan.title} · {plan.base_id[:4]}" if same else plan.title  # other images in the same folder, for instance
+        return self.client.create_run(self.experiment_id, tags=tags, run_name=name)
 
     def _yield_to_concurrent_creator(self, where: str) -> None:
         """Raise ConfigError if another process has also created a run for this study, after this one. Delete this one's run."""
