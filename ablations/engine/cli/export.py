@@ -3,19 +3,23 @@
 import argparse
 from pathlib import Path
 
+from ablations.engine.cli import options
 from ablations.engine.cluster import local_service
 from ablations.engine.environment import paths, validation
 from resnet_core.fields import ConfigError, counted
 
 HELP = "write the runs of a study as TensorBoard event files, or as offline runs of Weights & Biases"
 EXAMPLES = """examples:
-  ablations export shortcuts --tensorboard events      # then: tensorboard --logdir events
+  ablations export shortcuts --tensorboard events
+  tensorboard --logdir events
   ablations export shortcuts --preset digits --wandb wandb-runs"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.description = "Write the runs of a study, as MLflow has them, for another experiment tracker. MLflow is only read."
+    parser.description = options.fill(
+        "Write the runs of a study, as MLflow has them, for another experiment tracker. MLflow is only read."
+    )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("study", metavar="NAME", help="name of the study, which is that of its experiment in MLflow")

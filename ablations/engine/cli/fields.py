@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ablations.engine.cli import options
 from ablations.engine.environment.console import make_console, print_line
 from ablations.engine.study.definition import Study
 from ablations.engine.study.factors import NOT_SETTINGS
@@ -28,7 +29,9 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.description = "List the fields that --set and --levels take: name and value, type, what is accepted, and meaning."
+    parser.description = options.fill(
+        "List the fields that --set and --levels take: name and value, type, what is accepted, and meaning."
+    )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("word", nargs="?", default="", metavar="WORD", help="only fields with this word in name or description")
@@ -51,7 +54,10 @@ def run(given: argparse.Namespace) -> int:
         return 0
     console = make_console()
     for each in found:
-        print_line(console, f"{each.name}={_text(values[each.name])}  ({each.type}{f', {each.unit}' if each.unit not in ('', 'none') else ''})")
+        print_line(
+            console,
+            f"{each.name}={_text(values[each.name])}  ({each.type}{f', {each.unit}' if each.unit not in ('', 'none') else ''})",
+        )
         accepted = f" Accepted: {each.accepted.replace('`', '')}." if each.accepted else ""
         for line in textwrap.wrap(f"{_first_sentence(each.description)}{accepted}", max(40, min(console.width, 110) - 4)):
             print_line(console, f"    {line}")
