@@ -40,7 +40,7 @@ NAME = re.compile(r"`((?:ablations|resnet_core)(?:\.\w+)+)`")
 BLOCK = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`((?:python|ablations|make|ray job submit) [^`]+)`")
 PLACEHOLDER = re.compile(r"[A-Z]+(\.py)?")
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
 def text_of(page: str) -> str:

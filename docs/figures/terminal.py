@@ -52,14 +52,14 @@ def record() -> None:
         environment |= {"RESNET_ABLATIONS_HOME": home, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         service = [sys.executable, "-m", "ablations"]
         ports = ["--mlflow-port", "5731", "--dashboard-port", "8731", "--ray-port", "6731"]
-        subprocess.run([*service, "up", *ports], env=environment, check=True)
+        subprocess.run([*service, "up", *ports], env=environment, check=True)  # noqa: S603
         try:
             environment["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:8731"
             RECORDING.write_text(
                 json.dumps(list(_session(environment, home)), indent=0, ensure_ascii=False) + "\n", encoding="utf-8"
             )
         finally:
-            subprocess.run([*service, "down"], env=environment, check=True)
+            subprocess.run([*service, "down"], env=environment, check=True)  # noqa: S603
 
 
 def _session(environment: dict[str, str], home: str) -> Iterator[Line]:
@@ -72,12 +72,13 @@ def _session(environment: dict[str, str], home: str) -> Iterator[Line]:
     for attempt in (1, 2):
         yield line("typed", " ".join(SUBMIT))
         ended = 0
-        with subprocess.Popen(
+        with subprocess.Popen(  # noqa: S603
             SUBMIT, env=environment, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as job:
             assert job.stdout
             for text in job.stdout:
-                if OF_RAY.search(text) and not text.startswith("Report"):
+                (Path(home) / "raw.log").open("a").write(text)
+                if OF_RAY.search(text):
                     continue
                 yield line("output", text)
                 ended += bool(re.search(r"\bcompleted\b|: done\b", text))
