@@ -31,12 +31,14 @@ RUNS_BEFORE_KILL = 4
 """Number of ended runs after which the study's process is killed."""
 OF_RAY = re.compile(
     r"^(Job submission server address|-{5,}|Job 'raysubmit|Next steps|  Query |  Request |    ray job |Tailing|\s*$)"
-    r"|INFO cli|^20\d\d-"
+    r"|INFO cli|^20\d\d-|^Running entrypoint for job "
 )
-COLUMNS, ROWS, WIDTH, LINE_HEIGHT, MARGIN = 104, 24, 900, 20, 20
+COLUMNS, ROWS, WIDTH, LINE_HEIGHT, MARGIN, BAR_HEIGHT = 121, 26, 924, 18, 20, 30
 MAX_GAP_SECONDS, TYPING_SECONDS, LAST_SECONDS = 0.9, 1.4, 9.0
 """Longest time between two lines in the picture, time before a typed line, and time that the end is shown."""
-COLORS = {"prompt": "#7ee787", "typed": "#ffffff", "note": "#8b949e", "output": "#c9d1d9"}
+EMPHASIZED = re.compile(r" done already\.$|^\w+ matters: ")
+"""Lines of output that tell the story: what is left to train, and the answers."""
+COLORS = {"prompt": "#7ee787", "typed": "#ffffff", "note": "#8b949e", "output": "#b1bac4", "emphasized": "#79c0ff"}
 
 Line = dict[str, Any]
 """A line of the recording: `seconds` since its start, `kind` (`typed`, `note` or `output`) and `text`."""
@@ -77,7 +79,6 @@ def _session(environment: dict[str, str], home: str) -> Iterator[Line]:
         ) as job:
             assert job.stdout
             for text in job.stdout:
-                (Path(home) / "raw.log").open("a").write(text)
                 if OF_RAY.search(text):
                     continue
                 yield line("output", text)
@@ -111,27 +112,31 @@ def picture(lines: Sequence[Line]) -> str:
     shown = [(kind, part) for kind, text in ((each["kind"], each["text"]) for each in lines[:-1]) for part in _wrapped(kind, text)]
     starts = _starts(lines)
     total = starts[-1] + LAST_SECONDS
-    height = ROWS * LINE_HEIGHT + 2 * MARGIN
+    height = BAR_HEIGHT + ROWS * LINE_HEIGHT + MARGIN
     rules, texts = [], []
     for number, ((kind, text), start) in enumerate(zip(shown, starts, strict=True)):
-        rules.append(
-            f"#l{number}{{animation:k{number} {total:.1f}s step-end infinite}}@keyframes k{number}{{0%{{opacity:0}}{_percent(start, total)}{{opacity:1}}}}"
-        )
+        appears = f"0%{{opacity:0}}{_percent(start, total)}{{opacity:1}}"
+        rules.append(f"#l{number}{{animation:k{number} {total:.1f}s step-end infinite}}@keyframes k{number}{{{appears}}}")
         texts.append(_text(number, kind, text))
     scrolled = [(start, max(0, number + 1 - ROWS)) for number, start in enumerate(starts)]
     moves = "".join(
         f"{_percent(start, total)}{{transform:translateY({-rows * LINE_HEIGHT}px)}}" for start, rows in scrolled if rows
     )
     last = -max(0, len(shown) - ROWS) * LINE_HEIGHT
-    scroll = f"#s{{transform:translateY({last}px);animation:s {total:.1f}s step-end infinite}}@keyframes s{{0%{{transform:none}}{moves}}}"
+    rules.append(f"#s{{transform:translateY({last}px);animation:s {total:.1f}s step-end infinite}}")
+    rules.append(f"@keyframes s{{0%{{transform:none}}{moves}}}")
     title = "A study is submitted to Ray, its process is killed, and the same command continues it to the answer"
+    minutes, seconds = divmod(round(lines[-1]["seconds"]), 60)
+    note = f"recorded in {minutes} min {seconds} s on 2 busy cores; pauses are shortened"
+    dots = "".join(f'<circle cx="{20 + 18 * i}" cy="{BAR_HEIGHT / 2:g}" r="5.5" fill="#30363d"/>' for i in range(3))
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">
 <title>{title}</title>
-<style>text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre}}{scroll}
+<style>text{{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre}}
 {chr(10).join(rules)}
 @media (prefers-reduced-motion:reduce){{#s,text{{animation:none!important}}}}</style>
 <rect width="{WIDTH}" height="{height}" rx="8" fill="#0d1117"/>
-<clipPath id="c"><rect y="{MARGIN - 4}" width="{WIDTH}" height="{height - 2 * MARGIN + 8}"/></clipPath>
+{dots}<text x="{WIDTH - 20}" y="{BAR_HEIGHT / 2 + 4:g}" text-anchor="end" fill="{COLORS["note"]}">{note}</text>
+<clipPath id="c"><rect y="{BAR_HEIGHT}" width="{WIDTH}" height="{ROWS * LINE_HEIGHT + 4}"/></clipPath>
 <g clip-path="url(#c)"><g id="s">
 {chr(10).join(texts)}
 </g></g>
@@ -160,9 +165,10 @@ def _percent(seconds: float, total: float) -> str:
 
 
 def _text(number: int, kind: str, text: str) -> str:
-    y = MARGIN + LINE_HEIGHT * number + 14
+    y = BAR_HEIGHT + LINE_HEIGHT * number + 13
     prompt = f'<tspan fill="{COLORS["prompt"]}">$ </tspan>' if kind == "typed" else ""
-    return f'<text id="l{number}" x="{MARGIN}" y="{y}" fill="{COLORS[kind]}">{prompt}{escape(text)}</text>'
+    color = COLORS["emphasized" if kind == "output" and EMPHASIZED.search(text) else kind]
+    return f'<text id="l{number}" x="{MARGIN}" y="{y}" fill="{color}">{prompt}{escape(text)}</text>'
 
 
 def main() -> None:
