@@ -89,8 +89,8 @@ class Schema:
         meant = self.synonyms.get(leaf, "")
         if meant in self._fields:
             return [meant]
-        if len(found := self._by_leaf.get(leaf, ())) == 1:  # the right name in the wrong section, or in capitals
-            return [found[0]]
+        if len(found := self._by_leaf.get(leaf, [])) == 1:  # the right name in the wrong section, or in capitals
+            return found
         return difflib.get_close_matches(name, {**self._fields, **self._by_leaf}, n=3, cutoff=0.5)
 
     def owner(self, name: str) -> type:

@@ -30,7 +30,7 @@ def export(uri: str, *arguments: str) -> None:
 
 def masked(data: bytes) -> int:
     """Return the checksum of a record, as TensorFlow's format has it."""
-    value = crc32c(data)
+    value = int(crc32c(data))
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

@@ -1,7 +1,7 @@
 """What a study has cost: time, GPU-hours, energy, and at given rates money and CO₂."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ablations.engine.analysis.evidence import Evidence
@@ -46,12 +46,12 @@ def study_cost(evidence: Evidence) -> StudyCost | None:
     if not timed.any():
         return None
     trials = evidence.trials
-    energy = runs[ENERGY_COLUMN].dropna() if ENERGY_COLUMN in runs else []
+    energy: list[float] = runs[ENERGY_COLUMN].dropna().tolist() if ENERGY_COLUMN in runs else []
     return StudyCost(
         runs=int(timed.sum()),
         seconds=_total(runs["seconds"]) + (_total(trials["seconds"]) if trials is not None else 0.0),
         gpu_hours=_total(runs["gpu_hours"]) + (_total(trials["gpu_hours"]) if trials is not None else 0.0),
-        energy_kwh=_total(energy) if len(energy) else None,
+        energy_kwh=_total(energy) if energy else None,
         runs_with_energy=len(energy),
         rates=evidence.design.rates,
     )
@@ -85,5 +85,5 @@ def mass(grams: float) -> str:
     return f"{grams / 1000:.3g} kg" if grams >= 1000 else f"{grams:.3g} g"
 
 
-def _total(values: Sequence[float]) -> float:
+def _total(values: Iterable[float]) -> float:
     return math.fsum(value for value in values if not math.isnan(value))

@@ -109,7 +109,7 @@ class SystemMeter:
         self._trained += epoch.get("epoch_seconds", 0.0)
         scale = self._workers * ((before + self._trained) / self._trained if self._trained else 1.0)
         self._peak = max(self._peak, _peak_mb(self._process))
-        found = {CPU_SECONDS: (self._cpu_seconds() - self._cpu) * scale, PEAK_MEMORY_MB: self._peak}
+        found = {CPU_SECONDS: round((self._cpu_seconds() - self._cpu) * scale, 3), PEAK_MEMORY_MB: self._peak}
         energy = self._gpu.energy_kwh() if self._gpu else None
         if energy is not None and self._energy is not None and energy >= self._energy:  # the counter restarts with the driver
             found[GPU_ENERGY_KWH] = (energy - self._energy) * self._share * scale
