@@ -7,10 +7,13 @@ import pytest
 from ablations.engine.analysis.cost import ENERGY_COLUMN, cost_sentence, study_cost
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.report.findings_json import findings_document
 from ablations.engine.study.design import Design
 from ablations.engine.study.request import Rates
 from ablations.engine.trial.system_metrics import GPU_ENERGY_KWH
+from tests.helpers.synthetic_findings import page
 from tests.helpers.synthetic_study import design, evidence, without
+from tests.report.test_wording import PageText
 
 
 def on_gpus(rates: Rates, energy: float | None = 0.05) -> Evidence:
@@ -59,6 +62,14 @@ def test_a_study_on_cpus_without_rates_says_nothing_about_cost() -> None:
     assert cost_sentence(study_cost(evidence(replace(design(), rates=Rates(usd_per_gpu_hour=2.0))))).endswith(
         "no GPU, $0.00 at $2 per GPU-hour."
     )
+
+
+def test_the_page_and_the_document_say_what_the_study_cost() -> None:
+    given = on_gpus(Rates(usd_per_gpu_hour=3.0))
+    found = analyze_study(given)
+    assert found.cost in PageText(page(given, found)).text
+    cost = findings_document(given, found)["cost"]
+    assert (cost["runs"], cost["gpu_hours"], cost["usd"], cost["co2_grams"]) == (18, 9.0, 27.0, None)
 
 
 def test_rates_come_back_with_the_design() -> None:
