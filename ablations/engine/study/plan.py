@@ -101,6 +101,11 @@ class Plan:
         design = [] if self.grid.kind == FACTORIAL else [self.grid.kind]
         return " · ".join([self.study.name, self.preset, *data, *shown, *more, *design])
 
+    @property
+    def former_title(self) -> str:
+        """Name that the parent run had before 2026-11-28, when data and settings were not part of it."""
+        return " · ".join([self.study.name, self.preset, *([] if self.grid.kind == FACTORIAL else [self.grid.kind])])
+
     def requested_settings(self) -> dict[str, Level]:
         """Return the fields in which all runs differ from what the study sets itself with this preset, by dotted name.
 
