@@ -15,8 +15,7 @@ PORTS := --mlflow-port $(MLFLOW_PORT) --dashboard-port $(DASHBOARD_PORT) --ray-p
 
 demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
-	@$(SERVICE) up
-	@echo "The service stays up for the next study. To end it: make down"
+	@eval "$$($(SERVICE) env)" && $(BIN)/python -m ablations.engine.api.demo
 
 # Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, that of test measured beside other work (15 min 20 s, n = 1), the others estimated:
 #   make test-fast      1.5  no Ray, no servers, nothing that takes more than a second

@@ -1,9 +1,10 @@
 """Entry point and argument parser of the commands; errors are one line."""
 
 import argparse
+import difflib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from resnet_core.fields import ConfigError
@@ -23,7 +24,13 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser that raises ConfigError instead of printing the usage and exiting, and accepts no abbreviated options."""
+    """Argument parser that raises ConfigError instead of printing the usage and exiting, and accepts no abbreviated options.
+
+    An unknown option is answered with similar ones.
+    """
+
+    elsewhere: Mapping[str, str] = {}
+    """Options that exist, but not here, each with a sentence that says where."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation that works today becomes ambiguous when an option is added.
@@ -34,7 +41,21 @@ class Parser(argparse.ArgumentParser):
         for word in sys.argv[1:] if args is None else args:
             if word.startswith("--") and word.partition("=")[2] == "--":
                 self.error(f"{word}: accepted: a value")
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # also those of a command: its own options are known here only
+            self.error(self._describe_unknown(unknown))
+        return found, unknown
+
+    def _describe_unknown(self, words: Sequence[str]) -> str:
+        """Return a message about arguments that no option takes, with the likely meaning of the first."""
+        option = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
+        if option in self.elsewhere:
+            return f"{option}: {self.elsewhere[option]}"
+        known = [name for name, action in self._option_string_actions.items() if action.dest != "help"]
+        near = difflib.get_close_matches(option, known, n=1, cutoff=0.6) if option else []
+        if near:
+            return f"{option}: no such option; did you mean {near[0]}?"
+        return f"unrecognized arguments: {' '.join(words)}"
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{' '.join(message.split())} (see --help)")  # an argument may hold line breaks

@@ -58,6 +58,8 @@ def reject(name: str, value: object, accepted: str) -> ConfigError:
 def _shown(value: object) -> str:
     if isinstance(value, str) and value.isprintable():
         return value
+    if value is None:
+        return "None"  # as a study file and --set write it, not as JSON
     try:
         return json.dumps(value, default=str)
     except (TypeError, ValueError, RecursionError):  # keys that JSON lacks, integers of thousands of digits, circular references

@@ -11,9 +11,44 @@ from resnet_core.presets import PRESETS
 from resnet_core.renamed_fields import current_name
 from resnet_core.schema import Schema, check_config_class, check_hashable
 
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "learningrate", "base_lr", "initial_lr", "max_lr", "eta", "step_size"), "optim.lr"),
+    **dict.fromkeys(("batch", "batch_size", "batchsize", "bs", "train_batch_size", "global_batch"), "optim.global_batch_size"),
+    **dict.fromkeys(("wd", "l2", "l2_reg", "l2_regularization", "weightdecay"), "optim.weight_decay"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "epoch", "nb_epochs"), "optim.epochs"),
+    **dict.fromkeys(("steps", "max_steps", "num_steps", "max_iter", "max_iterations", "iters", "updates"), "optim.iterations"),
+    **dict.fromkeys(("scheduler", "lr_schedule", "lr_scheduler", "lr_policy", "decay_schedule"), "optim.schedule"),
+    **dict.fromkeys(("optimizer", "optimiser", "optim", "opt", "solver"), "optim.algorithm"),
+    **dict.fromkeys(("warmup", "warmup_epochs", "warmup_iterations", "lr_warmup"), "optim.warmup_steps"),
+    **dict.fromkeys(("smoothing", "label_smooth", "labelsmoothing"), "optim.label_smoothing"),
+    **dict.fromkeys(("lr_steps", "lr_milestones", "drops"), "optim.milestones"),
+    **dict.fromkeys(("model_ema", "ema_decay", "averaging"), "optim.ema"),
+    **dict.fromkeys(("layers", "num_layers", "n_layers", "nlayers"), "model.depth"),
+    **dict.fromkeys(("filters", "channels", "base_width", "width_per_group", "num_filters"), "model.width"),
+    **dict.fromkeys(("arch", "architecture", "network", "backbone", "model_name"), "model.name"),
+    **dict.fromkeys(("skip", "skips", "residual", "identity", "skip_connection", "shortcuts"), "model.shortcut"),
+    **dict.fromkeys(("classes", "n_classes", "nb_classes"), "model.num_classes"),
+    **dict.fromkeys(("dataset", "dataset_name", "data", "data_set"), "data.name"),
+    **dict.fromkeys(("data_dir", "datadir", "data_path", "dataroot", "data_root", "path", "folder", "dir"), "data.root"),
+    **dict.fromkeys(("img_size", "imgsize", "imsize", "resolution", "input_size", "size"), "data.image_size"),
+    **dict.fromkeys(("val", "valid", "validation_split", "val_split", "validation_fraction"), "data.validation"),
+    **dict.fromkeys(("n_train", "num_train", "train_size", "train_images"), "data.train_examples"),
+    **dict.fromkeys(("n_test", "num_test", "test_size", "test_images"), "data.test_examples"),
+    **dict.fromkeys(("padding", "crop"), "data.pad"),
+    **dict.fromkeys(("hflip", "horizontal_flip", "random_flip", "mirror"), "data.flip"),
+    **dict.fromkeys(("random_erasing", "cutout"), "data.erasing"),
+    **dict.fromkeys(("num_workers", "loader_workers", "dataloader_workers"), "data.decode_workers"),
+    **dict.fromkeys(("dtype", "amp", "fp16", "bf16", "half", "mixed_precision"), "precision"),
+    **dict.fromkeys(("torch_compile", "jit"), "compile"),
+    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), "checkpoint_activations"),
+}
+"""Fields by what timm, torchvision, Keras, Lightning and Hugging Face call them. A message suggests them; none is accepted."""
+
 
 class RunSchema(Schema):
     """The fields of `RunSpec`, under current and former names. Networks of one's own bring their own `model.…` fields."""
+
+    synonyms = SYNONYMS
 
     def field_name(self, name: str) -> str:
         """Return the current dotted name of a field, given by its current or former name; see `Schema.field_name`."""

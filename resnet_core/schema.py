@@ -45,6 +45,9 @@ class Schema:
         ConfigError: a class is not a frozen dataclass, or a field lacks a type that text can be converted to.
     """
 
+    synonyms: Mapping[str, str] = {}
+    """Words by which other libraries call a field, in lower case, with the field's dotted name."""
+
     def __init__(self, default: Any, *, inline: str = "") -> None:
         self.default = default
         self._fields = dict(_walk(default, inline))
@@ -76,9 +79,23 @@ class Schema:
             return found[0]
         if found:
             raise ConfigError(f"{name}: ambiguous; accepted: {', '.join(found)}")
-        near = difflib.get_close_matches(name, {**self._fields, **self._by_leaf}, n=3, cutoff=0.5)
+        near = self._like(name)
         hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(self._fields)}"
         raise ConfigError(f"{name}: no such field; {hint}")
+
+    def _like(self, name: str) -> list[str]:
+        """Return the field that another library calls so, otherwise up to three fields with a similar name."""
+        leaf = name.rpartition(".")[2].lower().replace("-", "_")
+        meant = self.synonyms.get(leaf, "")
+        if meant in self._fields:
+            return [meant]
+        if len(found := self._by_leaf.get(leaf, [])) == 1:  # the right name in the wrong section, or in capitals
+            return found
+        return difflib.get_close_matches(name, {**self._fields, **self._by_leaf}, n=3, cutoff=0.5)
+
+    def owner(self, name: str) -> type:
+        """Return the dataclass that declares the field with this dotted name."""
+        return self._fields[name].owner
 
     def hint(self, name: str) -> Any:
         """Return the type annotation of the field with this dotted name."""

@@ -2,9 +2,11 @@
 
 import importlib
 import importlib.util
+import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -40,7 +42,7 @@ NAME = re.compile(r"`((?:ablations|resnet_core)(?:\.\w+)+)`")
 BLOCK = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`((?:python|ablations|make|ray job submit) [^`]+)`")
 PLACEHOLDER = re.compile(r"[A-Z]+(\.py)?")
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
 def text_of(page: str) -> str:
@@ -210,3 +212,14 @@ def test_the_example_beside_the_other_studies_breaks_no_test_of_them(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stdout
     assert "test_no_study_takes_the_name_of_another_module[zero_init]" in done.stdout
+
+
+def test_the_picture_of_the_terminal_is_drawn_from_its_recording() -> None:
+    drawn = runpy.run_path(str(PROJECT / "docs/figures/terminal.py"), run_name="terminal")
+    recorded = json.loads(text_of("docs/figures/terminal.json"))
+    assert text_of("docs/figures/terminal.svg") == drawn["picture"](recorded), "draw it: python docs/figures/terminal.py"
+    typed = [each["text"] for each in recorded if each["kind"] == "typed"]
+    assert len(typed) == 3
+    assert typed[0] == typed[2], "the same command continues"
+    assert typed[1].startswith("kill -9 ")
+    assert str(Path.home()) not in text_of("docs/figures/terminal.json")

@@ -13,7 +13,10 @@ from mlflow.entities import Metric, Run
 
 from ablations.engine.trial.checkpoints import CheckpointFolder
 
-CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds", "gpu_hours"}
+CLOCKED = {"images_per_second", "epoch_seconds", "peak_memory_mb", "train_seconds", "gpu_hours"} | {
+    "system/cpu_seconds",
+    "system/peak_memory_mb",
+}
 """Metrics that differ from one training to the next."""
 
 Found = Counter[tuple[str, ...]]

@@ -2,14 +2,17 @@
 
 import ast
 import inspect
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from resnet_core.config import DataConfig, ModelConfig, OptimConfig, RunSpec
 from resnet_core.fields import Checked
+from resnet_core.schema import Schema
 
 GROUPS: dict[str, type[Checked]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "": RunSpec}
 """Configuration classes, by the first part of their fields' dotted names."""
@@ -51,6 +54,19 @@ def field_references() -> list[FieldReference]:
     return [each for group in GROUPS for each in _references(group)]
 
 
+def describe_fields(schema: Schema) -> list[FieldReference]:
+    """Return the entries of the fields of any schema, in its order, with the values of its default configuration.
+
+    The docstrings of a class whose source is not known are empty.
+    """
+    docstrings = {owner: dict(_docstrings_of(owner)) for owner in {schema.owner(name): None for name in schema.names}}
+    values = schema.flat(schema.default)
+    return [
+        _reference(name, schema.hint(name), values[name], docstrings[schema.owner(name)].get(name.rpartition(".")[2], ""))
+        for name in schema.names
+    ]
+
+
 def fields_page() -> str:
     """Return docs/fields.md as text."""
     parts = [INTRODUCTION]
@@ -75,18 +91,22 @@ def _references(group: str) -> Iterator[FieldReference]:
     for each in fields(config):  # type: ignore[arg-type]
         if each.name in GROUPS:
             continue
-        hint = config._hints[each.name]
-        description, *labeled = docstrings[each.name].split("\n\n")
-        facts = _facts(labeled[0]) if labeled else {}
-        yield FieldReference(
-            name=f"{group}.{each.name}" if group else each.name,
-            type=_type(hint),
-            default=_text(each.default),
-            description=" ".join(description.split()),
-            unit=facts.get("Unit", ""),
-            accepted=facts.get("Accepted") or _choices(hint),
-            source=facts.get("Source", ""),
-        )
+        name = f"{group}.{each.name}" if group else each.name
+        yield _reference(name, config._hints[each.name], each.default, docstrings[each.name])
+
+
+def _reference(name: str, hint: Any, default: Any, docstring: str) -> FieldReference:
+    description, *labeled = docstring.split("\n\n")
+    facts = _facts(labeled[0]) if labeled else {}
+    return FieldReference(
+        name=name,
+        type=_type(hint),
+        default=_text(default),
+        description=" ".join(description.split()),
+        unit=facts.get("Unit", ""),
+        accepted=facts.get("Accepted") or _choices(hint),
+        source=facts.get("Source", ""),
+    )
 
 
 def _facts(text: str) -> dict[str, str]:
@@ -100,9 +120,16 @@ def _facts(text: str) -> dict[str, str]:
     return {label: words.removesuffix(".") for label, words in facts.items()}
 
 
+def _docstrings_of(owner: type) -> Iterator[tuple[str, str]]:
+    """Yield the name and the docstring of each field of a class and its bases, as far as their source is known."""
+    for base in reversed(owner.__mro__):
+        with suppress(OSError, TypeError, SyntaxError, ValueError):
+            yield from _docstrings(base)
+
+
 def _docstrings(config: type) -> Iterator[tuple[str, str]]:
     """Yield the name and the docstring of each field of a class."""
-    (body,) = ast.parse(inspect.getsource(config)).body
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     assert isinstance(body, ast.ClassDef)
     for field, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):

@@ -176,11 +176,11 @@ def _decoded(name: str, dataset: Any, config: DataConfig, heartbeat: Heartbeat) 
                 raise ConfigError(
                     f"{name}: images 0 and {number} are arrays of {sizes} pixels; accepted: one size, or PIL's images"
                 )
-            raise ConfigError(f"data.image_size=null: images 0 and {number} of {name} have {sizes} pixels: set one size")
+            raise ConfigError(f"data.image_size=None: images 0 and {number} of {name} have {sizes} pixels: set one size")
         images.append(image)
         labels.append(label)
     if images[0].shape[0] != images[0].shape[1]:
-        raise ConfigError(f"data.image_size=null: the images of {name} are not square: set a size")
+        raise ConfigError(f"data.image_size=None: the images of {name} are not square: set a size")
     channels = max(image.shape[2] for image in images)
     same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
     return np.ascontiguousarray(np.stack(same).transpose(0, 3, 1, 2)), _as_array(f"labels of {name}", labels)

@@ -51,6 +51,14 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     [
         (["--colour", "red"], "--colour"),
         (["--pres", "smoke"], "--pres"),  # no guessing: an abbreviation may mean something else tomorrow
+        (["--sedes", "5"], "--sedes: no such option; did you mean --seeds?"),
+        (["--tracking-url=x"], "--tracking-url: no such option; did you mean --tracking-uri?"),
+        (["--trials", "9"], "--trials: shortcuts searches nothing; accepted by a study with space=…, such as ablations/hyperp"),
+        (["--search", "lr"], "--search: shortcuts searches nothing; accepted by a study with space=…, such as ablations/hyperp"),
+        (["--set", "optim.learning_rate=0.1"], "optim.learning_rate: no such field; did you mean optim.lr?"),
+        (["--set", "data.name=imagefolder"], "data.root=None: imagefolder needs a folder: --set data.root=FOLDER"),
+        (["--price", "-1"], "--price=-1.0: accepted: a finite number, at least 0"),
+        (["--co2-per-kwh", "nan"], "--co2-per-kwh=NaN: accepted: a finite number, at least 0"),
         (["--seeds", "three"], "three"),
         (["--report", "--plan"], "--report, --plan: accepted: one of them"),
         (["--report", "--rerun"], "--report, --rerun: accepted: one of them"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import ablations
-from ablations.engine.cli import commands, options
+from ablations.engine.cli import commands, options, search_options
 from ablations.engine.study.definition import Study
 from tests.helpers.project import PROJECT
 
@@ -70,7 +70,7 @@ def options_of(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
 
 def surface() -> str:
     """Return the public surface as text."""
-    renamed = (f"    {old} → {new}" for old, new in options.RENAMED_OPTIONS.items())
+    renamed = (f"    {old} → {new}" for old, new in search_options.RENAMED_OPTIONS.items())
     parts = [
         public_names(),
         options_of(options.make_parser(PLAIN), "python my_study.py"),
@@ -128,7 +128,7 @@ def test_an_option_that_was_renamed_works_under_its_old_name_and_says_so(
 @pytest.mark.parametrize("study", [PLAIN, SEARCH])
 def test_old_names_are_not_in_the_help(study: Study) -> None:
     text = options.make_parser(study).format_help()
-    assert not [old for old in options.RENAMED_OPTIONS if f"{old} " in text]
+    assert not [old for old in search_options.RENAMED_OPTIONS if f"{old} " in text]
 
 
 def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ablations.engine.cluster import local_service
 from ablations.engine.cluster.local_service import RAY_ADDRESS_VARIABLE, _free_client_port, failure_reason, select_ray_cluster
 from ablations.engine.environment import ray_processes
 from tests.helpers.local_service import Service, answer, listening
@@ -74,6 +75,17 @@ def test_a_submitted_job_uses_the_services_ray_whatever_address_ray_guessed(monk
 def test_services_that_start_at_the_same_time_choose_different_ports_for_rays_client_server() -> None:
     """Nobody listens on the port yet when the next service chooses. Of 50 random ports, up to two pairs may be alike."""
     assert len({_free_client_port() for _ in range(50)}) >= 48
+
+
+@pytest.mark.parametrize(("head", "said"), [("127.0.0.1:6379", False), ("127.0.0.1:6380", True), ("", False)])
+def test_another_ray_on_the_machine_is_mentioned_with_what_ray_job_submit_then_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], head: str, said: bool
+) -> None:
+    nodes = [ray_processes.RayNode(head, 0, 0.0, private=True)] if head else []
+    monkeypatch.setattr(ray_processes, "nodes_here", lambda: nodes)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    local_service._print_addresses(local_service.Ports(), {"RAY_AUTH_MODE": "disabled"})
+    assert ('eval "$(ablations env)"' in capsys.readouterr().out) == said
 
 
 def test_why_a_server_did_not_start_is_said_in_its_own_words_without_colors() -> None:

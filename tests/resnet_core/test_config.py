@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resnet_core import PRESETS, ConfigError, DataConfig, ModelConfig, OptimConfig, RunSpec, override, preset
 from resnet_core.config import change
-from resnet_core.overrides import assignments, convert, from_flat
+from resnet_core.overrides import SYNONYMS, assignments, convert, from_flat
 from tests.helpers.own_networks import Rated
 from tests.helpers.training_runs import paper_network
 
@@ -34,7 +34,7 @@ thorough = settings(deadline=None, max_examples=100)
         # wrong types
         ({"optim.lr": "fast"}, "optim.lr=fast: accepted: a number"),
         ({"optim.lr": [0.1]}, "optim.lr=[0.1]: accepted: a number"),
-        ({"optim.lr": None}, "optim.lr=null: accepted: a number"),
+        ({"optim.lr": None}, "optim.lr=None: accepted: a number"),
         ({"optim.epochs": 1.5}, "optim.epochs=1.5: accepted: a whole number"),
         ({"optim.epochs": "1.0"}, "optim.epochs=1.0: accepted: a whole number"),
         ({"optim.epochs": True}, "optim.epochs=true: accepted: a whole number"),
@@ -46,7 +46,7 @@ thorough = settings(deadline=None, max_examples=100)
         ({"seed": "two\nlines"}, r'seed="two\nlines": accepted: a whole number'),
         # unknown levels
         ({"shortcut": "D"}, "model.shortcut=D: accepted: none, A, B, C"),
-        ({"shortcut": None}, "model.shortcut=null: accepted: none, A, B, C"),
+        ({"shortcut": None}, "model.shortcut=None: accepted: none, A, B, C"),
         ({"precision": "fp8"}, "precision=fp8: accepted: fp32, tf32, bf16, fp16"),
         (
             {"data.name": "mnist"},
@@ -70,7 +70,7 @@ thorough = settings(deadline=None, max_examples=100)
         ({"width": 4}, "model.width=4: accepted: finite and at least 8"),
         ({"num_classes": 1}, "model.num_classes=1: accepted: finite and at least 2"),
         # impossible data and recipes
-        ({"data.name": "cifar10"}, "data.root=null: cifar10 needs a folder: --set data.root=FOLDER"),
+        ({"data.name": "cifar10"}, "data.root=None: cifar10 needs a folder: --set data.root=FOLDER"),
         ({"pad": -1}, "data.pad=-1: accepted: finite and at least 0"),
         ({"train_examples": 0}, "data.train_examples=0: accepted: finite and at least 1"),
         ({"milestones": "0.75,0.5"}, "optim.milestones=[0.75, 0.5]: accepted: rising fractions of the training, such as 0.5,0.75"),
@@ -124,6 +124,30 @@ def test_a_bad_request_is_refused_in_one_line_with_field_value_and_what_is_accep
 def test_a_misspelt_field_is_answered_with_its_neighbours(typo: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{typo}: no such field; did you mean .*\b{meant}\b.*\?$"):
         override(DEFAULT, {typo: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("optim.learning_rate", "optim.lr"),
+        ("learning-rate", "optim.lr"),
+        ("batch_size", "optim.global_batch_size"),
+        ("n_layers", "model.depth"),
+        ("data_dir", "data.root"),
+        ("model.lr", "optim.lr"),  # the wrong section
+        ("Depth", "model.depth"),
+    ],
+)
+def test_a_field_under_the_name_of_another_library_is_answered_with_the_one_field_that_is_meant(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(DEFAULT, {name: 1})
+    assert str(caught.value) == f"{name}: no such field; did you mean {meant}?"
+
+
+def test_synonyms_name_fields_and_are_no_names_of_fields_themselves() -> None:
+    assert set(SYNONYMS.values()) <= set(FIELDS)
+    leaves = {name.rpartition(".")[2] for name in FIELDS}
+    assert not leaves & SYNONYMS.keys()
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])

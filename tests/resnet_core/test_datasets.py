@@ -439,12 +439,12 @@ def circular_link(root: Path) -> None:
         (truncated, r"data\.root={root}/train/b/3\.png: cannot be decoded as an image \(.+\)"),
         (not_an_image, r"data\.root={root}/train/b/3\.png: cannot be decoded as an image \(.+\)"),
         (thirty_two_bits, r"data\.root={root}/train/b/3\.tif: cannot be decoded as an image \(its pixels are I; accepted: 8 .+\)"),
-        (other_size, r"data\.image_size=null: {root}/train/a/0\.png has 4×4 pixels, {root}/train/b/3\.png has 5×6: set one size"),
-        (not_square, r"data\.image_size=null: {root}/train/a/0\.png is not square: set a size"),
+        (other_size, r"data\.image_size=None: {root}/train/a/0\.png has 4×4 pixels, {root}/train/b/3\.png has 5×6: set one size"),
+        (not_square, r"data\.image_size=None: {root}/train/a/0\.png is not square: set a size"),
         (more_test_classes, r"data\.root={root}: train and test must have the same classes; only in one: c"),
         (
             other_test_size,
-            r"data\.image_size=null: {root}/train/a/0\.png has 4×4 pixels, {root}/test/a/0\.png has 6×6: set one size",
+            r"data\.image_size=None: {root}/train/a/0\.png has 4×4 pixels, {root}/test/a/0\.png has 6×6: set one size",
         ),
     ],
 )
@@ -516,7 +516,7 @@ def test_a_folder_with_too_few_images_to_hold_any_out_is_refused(tmp_path: Path)
 def test_more_images_than_memory_are_refused_before_they_are_decoded(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MEMORY_LIMIT_GIB", 1e-9)
     with pytest.raises(
-        ConfigError, match=r"^data\.image_size=null: .* GiB to hold in memory, at most .*: set it lower, or data.stream=true$"
+        ConfigError, match=r"^data\.image_size=None: .* GiB to hold in memory, at most .*: set it lower, or data.stream=true$"
     ):
         load(folder(images))
 

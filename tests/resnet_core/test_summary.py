@@ -153,7 +153,7 @@ def test_fields_are_flags_and_blocks_follow_from_the_depth(arguments: str, confi
         ("--width 4", "model.width=4: accepted"),
         ("--image-size 0", "image_size=0: accepted: at least 1"),
         ("--image-size x", "argument --image-size: invalid int value: 'x' (see --help)"),
-        ("--dep 20", "unrecognized arguments: --dep 20 (see --help)"),
+        ("--dep 20", "--dep: no such option; did you mean --depth? (see --help)"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_code_2(

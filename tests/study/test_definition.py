@@ -21,7 +21,7 @@ WRONG = {
     "no such field": ({"seed": 3}, "Study: seed: no such field; accepted, by name: name, question, factors, baseline, seeds"),
     "a name with a slash": ({"name": "../etc"}, "study name=../etc: accepted: up to 64 of a-z"),
     "a name that is no text": ({"name": 3}, "study name=3: accepted: up to 64 of a-z"),
-    "no question": ({"question": None}, "question=null: accepted: a sentence"),
+    "no question": ({"question": None}, "question=None: accepted: a sentence"),
     "an unknown preset": ({"preset": "mnist"}, "preset=mnist: accepted: smoke, digits"),
     "several presets": ({"preset": ["smoke"]}, 'preset=["smoke"]: accepted: smoke, digits'),
     "a level alone": ({"factors": {"width": 16}}, "factors width=16: accepted: a list of levels, such as width: [A, B]"),
@@ -50,7 +50,7 @@ WRONG = {
     "a margin that is a truth value": ({"margin": True}, "margin=true: accepted: a number above 0"),
     "seeds as a setting": ({"settings": {"seed": 3}}, "settings=seed: accepted: --seeds N"),
     "workers as a setting": ({"settings": {"world_size": 2}}, "settings=world_size: accepted: --workers N"),
-    "a setting of another type": ({"settings": {"lr": None}}, "optim.lr=null: accepted: a number"),
+    "a setting of another type": ({"settings": {"lr": None}}, "optim.lr=None: accepted: a number"),
     "a setting twice": ({"settings": {"lr": 1, "optim.lr": 2}}, "settings=optim.lr: is the same field as lr"),
     "a space that is none": ({"space": {"lr": (0, 1)}}, 'space={"lr": [0, 1]}: accepted: a function of a trial'),
     "an unknown design": (
@@ -97,7 +97,7 @@ WRONG = {
     ),
     "changes of no preset": ({"on": {"mnist": {}}}, "preset=mnist: accepted: smoke"),
     "changes of nothing": ({"on": {"smoke": {"levels": {}}}}, "on smoke=levels: accepted: factors, baseline, settings"),
-    "changes that are none": ({"on": {"smoke": None}}, "on smoke=null: accepted: changes of factors, baseline, settings"),
+    "changes that are none": ({"on": {"smoke": None}}, "on smoke=None: accepted: changes of factors, baseline, settings"),
     "a level on a preset": ({"on": {"smoke": {"factors": {"depth": 8}}}}, "on smoke: factors depth=8: accepted: a list"),
     "a baseline on a preset": (
         {"baseline": {"depth": 14}, "on": {"smoke": {"factors": {"depth": (8, 20)}}}},

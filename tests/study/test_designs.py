@@ -11,9 +11,12 @@ import numpy.typing as npt
 import pydoe
 import pytest
 
+from ablations.engine.study.dataset_studies import split_by_dataset
 from ablations.engine.study.design import Design
 from ablations.engine.study.designs import GENERATORS, alias_groups, combinations, fraction, resolution
+from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.factors import Level
+from ablations.engine.study.request import StudyRequest
 from resnet_core import ConfigError
 from tests.study.test_expansion import plan_of, small_study
 
@@ -135,6 +138,31 @@ def test_each_design_has_a_run_of_its_own_in_mlflow(tmp_path: Path) -> None:
     assert len({plan.base_id for plan in plans}) == 3
     assert [plan.title for plan in plans] == ["small · smoke", "small · smoke · one-at-a-time", "small · smoke · ladder"]
     assert plan_of(tmp_path, small_study(design="ladder")).base_id == plans[2].base_id
+
+
+def test_the_name_of_a_studys_run_says_what_differs_from_the_study_itself(tmp_path: Path) -> None:
+    study = small_study(settings={"lr": 0.05, "epochs": 3})
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({}, ""),
+        ({"optim.lr": 0.05}, ""),  # what the study sets itself
+        ({"global_batch_size": "16"}, " · batch 16"),
+        ({"lr": "0.1", "weight_decay": "0.01"}, " · lr 0.1 · weight decay 0.01"),
+        ({"train_examples": "100"}, " · train examples 100"),
+    ]
+    titles = [plan_of(tmp_path, study, overrides=overrides).title for overrides, _ in asked]
+    assert titles == [f"small · smoke{rest}" for _, rest in asked]
+    many = {"lr": "0.1", "momentum": "0.8", "weight_decay": "0", "warmup_steps": "1", "label_smoothing": "0.1", "nesterov": "true"}
+    assert plan_of(tmp_path, study, overrides=many).title.endswith(
+        " · lr 0.1 · momentum 0.8 · nesterov · weight decay 0 · 2 more settings"
+    )
+    assert plan_of(tmp_path, small_study(), workers=2).title == "small · smoke · workers 2"
+
+
+def test_data_sets_under_one_preset_have_names_of_their_own(tmp_path: Path) -> None:
+    study = small_study(datasets={"few": {"train_examples": 64}, "other": {"data.name": "digits", "data.image_size": None}})
+    parts = split_by_dataset(study, StudyRequest())
+    titles = [make_plan(each.study, each.request, cache=tmp_path).title for each in parts]
+    assert titles == ["small · smoke · train examples 64", "small · smoke · digits · no image size"]
 
 
 def test_arms_are_levels_of_one_factor(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_study_plans_its_own_seeds_or_those_of_the_request_if_they_are_more(tm
         ({"overrides": {"optim.global_batch_size": "4096"}}, "the training set of synthetic has 128 images"),
         ({"overrides": {"data.name": "digits"}}, "data.image_size=8: the images of digits keep their size"),
         ({"workers": 5}, "optim.global_batch_size=32: must divide evenly by 5 workers"),
-        ({"overrides": {"data.name": "imagefolder"}}, "data.root=null: imagefolder needs a folder"),
+        ({"overrides": {"data.name": "imagefolder"}}, "data.root=None: imagefolder needs a folder"),
         (
             {"overrides": {"data.name": "imagefolder", "data.root": "/nowhere/at/all"}},
             "data.root=/nowhere/at/all: accepted: an existing",

@@ -56,6 +56,14 @@ def entry(error: float, seconds: float = 7.0, outcome: str = "completed") -> Run
     return RunRecord("id", "1", "FINISHED", {"outcome": outcome}, {}, metrics)
 
 
+def test_a_plan_with_a_price_says_what_its_gpus_cost(plan: Plan) -> None:
+    seconds = {run.fingerprint: 3600.0 for run in plan.runs}
+    estimate = CostEstimate(seconds=seconds, source="steps", at_once=2, hours=2.0, gpu_hours=4.5)
+    assert "4.5 GPU-hours;" in " ".join(shown(plan, {}, estimate))
+    priced = " ".join(shown(plan, {}, replace(estimate, usd_per_gpu_hour=3.0)))
+    assert "4.5 GPU-hours, $13.50 at $3 per GPU-hour" in priced
+
+
 def test_a_plan_shows_every_cell_with_its_cost_and_time_and_what_is_skipped(plan: Plan) -> None:
     seconds = {run.fingerprint: 100.0 * run.spec.depth + run.seed for run in plan.runs if paper_network(run.spec).block == "basic"}
     estimate = CostEstimate(seconds=seconds, source="steps", at_once=2, hours=2.0, gpu_hours=0.25)

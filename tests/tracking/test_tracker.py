@@ -82,6 +82,29 @@ def tracker(client: MlflowClient, plan: Plan) -> Iterator[Submission]:
     tracker.flush()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["former", "of its user"])
+def test_a_study_of_an_earlier_version_gets_the_name_of_its_settings_unless_its_user_has_named_it(
+    client: MlflowClient, plan: Plan, name: str
+) -> None:
+    first = Submission(client, plan)
+    first.flush()
+    run_id = first.study_run.run_id
+    assert client.get_run(run_id).info.run_name == plan.title != plan.former_title
+    client.update_run(run_id, name=plan.former_title if name == "former" else name)
+    Submission(client, plan).flush()
+    assert client.get_run(run_id).info.run_name == (plan.title if name == "former" else name)
+
+
+def test_two_studies_with_the_same_settings_on_other_images_have_names_of_their_own(client: MlflowClient, plan: Plan) -> None:
+    other = replace(plan, data={key: replace(data, version="other images") for key, data in plan.data.items()})
+    submissions = [Submission(client, plan), Submission(client, other)]
+    names = [client.get_run(each.study_run.run_id).info.run_name for each in submissions]
+    for each in submissions:
+        each.flush()
+    assert names == [plan.title, f"{plan.title} · {other.base_id[:4]}"]
+
+
 def children(client: MlflowClient, tracker: Submission) -> list[MlflowRun]:
     return list(client.search_runs([tracker.study_run.experiment_id], f"tags.mlflow.parentRunId = '{tracker.study_run.run_id}'"))
 

@@ -270,6 +270,8 @@ class Findings:
     """Path of an adaptive study; None for a study with a fixed number of seeds."""
     search: SearchFindings | None = None
     """Findings about the search; None for a study without one."""
+    cost: str = ""
+    """What the study cost, in a sentence; empty if the times in the table say it all."""
 
     @property
     def complete(self) -> bool:

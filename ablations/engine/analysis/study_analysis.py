@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ablations.engine.analysis.cost import cost_sentence, study_cost
 from ablations.engine.analysis.designs.ladder import find_ladder
 from ablations.engine.analysis.designs.screening import aliases_of, find_contrasts
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
@@ -70,6 +71,7 @@ def analyze_study(evidence: Evidence) -> Findings:
         ladder=find_ladder(design, cells, comparisons, family, formats),
         path=evidence.path,
         search=analyze_search(evidence, table.values, formats) if design.search else None,
+        cost=cost_sentence(study_cost(evidence)),
     )
 
 

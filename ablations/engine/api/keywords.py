@@ -24,7 +24,7 @@ NAMED_MAPPINGS = ("datasets",)
 """Options that are lists of names, or mappings by name."""
 LOAD_KEYWORDS = (
     *("preset", "datasets", "design", "seeds", "levels", "settings"),
-    *("probe", "workers", "expect", "margin", "tracking_uri", "storage"),
+    *("probe", "workers", "expect", "margin", "price", "co2_per_kwh", "tracking_uri", "storage"),
 )
 """Keywords of `load`; with a search, those of its group as well."""
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from importlib import metadata
 
-from ablations.engine.cli import doctor, options
+from ablations.engine.cli import doctor, export, fields, options
 from ablations.engine.cli.compare import command as compare
 from ablations.engine.cli.studies import (
     clean_command,
@@ -40,6 +40,8 @@ COMMAND_MODULES = {
     "du": du_command,
     "clean": clean_command,
     "completion": completion,
+    "fields": fields,
+    "export": export,
     "doctor": doctor,
     "mlflow": mlflow_server,
 }

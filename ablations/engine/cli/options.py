@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ablations.engine.cli.search_options import add_search_options, search_request
+from ablations.engine.cli.cost_options import add_cost_options, read_rates
+from ablations.engine.cli.search_options import RENAMED_OPTIONS, add_search_options, options_of_searches, search_request
 from ablations.engine.cli.supervision_options import add_supervision_options, check_supervision, read_webhook
 from ablations.engine.environment import paths
 from ablations.engine.environment.validation import AUTO, check_address, check_positive, check_worker_cpus, read_worker_gpus
@@ -23,8 +24,6 @@ from resnet_core.schema import Schema
 PLACEMENTS = ("pack", "spread")
 MAX_HANG_TIMEOUT_SECONDS = 7 * 24 * 3600
 """One week. The watchdog's timer overflows above some 290 years, which would leave a run without a watchdog."""
-RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}
-"""Old names of options. They work for one release and are not in the help."""
 ENVIRONMENT_HELP = """environment variables:
   MLFLOW_TRACKING_URI        default of --tracking-uri
   RAY_ADDRESS                Ray cluster to use (default: the local service, a
@@ -43,7 +42,8 @@ SEARCH_EXAMPLE = """
 
 def parse_options(study: Study, arguments: Sequence[str]) -> Options:
     """Return the parsed command line of a study. Raise ConfigError for wrong options."""
-    return from_namespace(study, make_parser(study).parse_args([_current_name(word) for word in arguments]))
+    parser = make_parser(study)
+    return from_namespace(study, parser.parse_args([_current_name(parser, word) for word in arguments]))
 
 
 def from_namespace(study: Study, given: argparse.Namespace) -> Options:
@@ -86,6 +86,7 @@ def from_namespace(study: Study, given: argparse.Namespace) -> Options:
         workers=given.workers,
         download=given.data_download,
         margin=given.margin,
+        rates=read_rates(given),
     )
     return Options(
         request=request,
@@ -147,7 +148,7 @@ def add_tracking_options(group: "argparse.ArgumentParser | argparse._ArgumentGro
     )
 
 
-def make_parser(study: Study) -> argparse.ArgumentParser:
+def make_parser(study: Study) -> Parser:
     """Return the parser of a study's command line."""
     factors = "\n".join(f"  {name}: {', '.join(map(format_level, levels))}" for name, levels in study.factors.items())
     first = next(iter(study.factors), None)
@@ -279,16 +280,19 @@ def make_parser(study: Study) -> argparse.ArgumentParser:
     group.add_argument(
         "--max-concurrent", type=int, metavar="N", help="maximum number of runs at a time (default: as many as fit on the cluster)"
     )
+    add_cost_options(parser.add_argument_group("cost"))
     add_tracking_options(parser.add_argument_group("tracking"))
     if study.space:
         add_search_options(parser.add_argument_group("search"))
+    else:
+        parser.elsewhere = options_of_searches(study.name)
     return parser
 
 
-def _current_name(word: str) -> str:
+def _current_name(parser: Parser, word: str) -> str:
     """Return a word of the command line with the current name of its option, and print a note if it has an old one."""
     option, mark, value = word.partition("=")
-    if option not in RENAMED_OPTIONS:
+    if option not in RENAMED_OPTIONS or option in parser.elsewhere:
         return word
     print(f"note: {option} is now called {RENAMED_OPTIONS[option]}; the next release drops the old name", file=sys.stderr)
     return f"{RENAMED_OPTIONS[option]}{mark}{value}"

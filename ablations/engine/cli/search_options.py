@@ -14,6 +14,9 @@ from ablations.engine.study.request import (
 )
 from resnet_core.fields import ConfigError, reject
 
+RENAMED_OPTIONS = {"--fresh": "--rerun", "--against": "--objective", "--search": "--space"}
+"""Old names of options. They work for one release and are not in the help."""
+
 
 def add_search_options(group: "argparse._ArgumentGroup") -> None:
     """Add the options of a search."""
@@ -57,6 +60,15 @@ def add_search_options(group: "argparse._ArgumentGroup") -> None:
         help="share of each class's training images held out to score trials; the test set is not read (default: %(default)s)",
     )
     group.add_argument("--search-seed", type=int, default=0, metavar="N", help="seed of the search (default: 0)")
+
+
+def options_of_searches(study: str) -> dict[str, str]:
+    """Return the options above, each with where a study without a search finds them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_search_options(parser.add_argument_group())
+    where = f"{study} searches nothing; accepted by a study with space=…, such as ablations/hyperparameters.py (docs/searching.md)"
+    options = [option for action in parser._actions for option in action.option_strings]
+    return dict.fromkeys([*options, *(old for old, new in RENAMED_OPTIONS.items() if new in options)], where)
 
 
 def search_request(given: argparse.Namespace) -> SearchRequest:

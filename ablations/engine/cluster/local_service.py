@@ -294,6 +294,10 @@ def _check_port_is_free(name: str, port: int) -> None:
 
 def _print_addresses(ports: Ports, settings: Mapping[str, str]) -> None:
     print(f"MLflow UI: http://{LOOPBACK}:{ports.mlflow}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
+    own = f"{LOOPBACK}:{ports.ray}"
+    if os.environ.get("RAY_API_SERVER_ADDRESS", "") == "" and any(node.head != own for node in ray_processes.nodes_here()):
+        # `ray job submit` looks for a cluster by itself. With several, it takes another one, or ends with a traceback.
+        print('This machine runs another Ray as well. In a shell for ray job submit, run first: eval "$(ablations env)"')
     if settings["RAY_AUTH_MODE"] == "token":
         password = paths.home() / "mlflow" / "password"
         print(f"MLflow asks for user admin and the password in {password}; Ray for the token that ray get-auth-token prints.")

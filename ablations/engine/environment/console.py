@@ -39,6 +39,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def format_money(usd: float) -> str:
+    """Return an amount: `$3.60`, `$1,234`."""
+    return f"${usd:,.0f}" if usd >= 1000 else f"${usd:,.2f}"
+
+
 @contextlib.contextmanager
 def document_on_stdout() -> Iterator[Callable[[str], None]]:
     """Yield a function that writes to standard output; inside the block, all other output of this process goes to standard error.

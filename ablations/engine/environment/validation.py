@@ -67,3 +67,10 @@ def check_positive(option: str, value: int | None) -> None:
     """Raise ConfigError for a number below 1."""
     if value is not None and value < 1:
         raise reject(option, value, "accepted: 1 or more")
+
+
+def check_rate(option: str, value: float | None) -> float | None:
+    """Return a price or an emission per unit; raise ConfigError unless it is finite and at least 0."""
+    if value is not None and not 0 <= value < float("inf"):
+        raise reject(option, value, "accepted: a finite number, at least 0")
+    return value

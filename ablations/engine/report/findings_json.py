@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.engine.analysis.cost import study_cost
 from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Findings, Ladder, Screening, SeedPath
 from ablations.engine.analysis.statistics.estimate import Estimate
@@ -60,6 +61,7 @@ def findings_document(evidence: Evidence, findings: Findings, expectations: Iter
         "failures": failures[["cell", "seed", "outcome", "message", "fingerprint"]].to_dict("records"),
         "flags": list(findings.flags),
         "search": _search(findings),
+        "cost": _cost(evidence),
         "protocol": _protocol(design),
         "provenance": _provenance(evidence),
     }
@@ -207,6 +209,22 @@ def _search(findings: Findings) -> dict[str, Any] | None:
     ]
     ranking = {"verdict": search.ranking.verdict, "text": search.ranking.text} if search.ranking else None
     return {"cells": cells, "ranking": ranking}
+
+
+def _cost(evidence: Evidence) -> dict[str, Any] | None:
+    """Return what the completed runs and the trials of a study cost; None if no run reports its training time."""
+    cost = study_cost(evidence)
+    if cost is None:
+        return None
+    return {
+        "runs": cost.runs,
+        "seconds": cost.seconds,
+        "gpu_hours": cost.gpu_hours,
+        "gpu_energy_kwh": cost.energy_kwh,
+        "runs_with_energy": cost.runs_with_energy,
+        "usd": cost.usd,
+        "co2_grams": cost.co2_grams,
+    }
 
 
 def _protocol(design: Design) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, retry
     """Print the table, the answers, the failures of runs, and the command that trains the missing runs."""
     console.print()
     console.print(result_view(evidence.design, findings))
-    for line in search_lines(findings):
+    for line in [*search_lines(findings), *([findings.cost] if findings.cost else [])]:
         print_line(console, line)
     bad = evidence.runs[evidence.runs["outcome"].isin(["diverged", "oom", "failed"])]
     for cell, seed, outcome, message in zip(bad["cell"], bad["seed"], bad["outcome"], bad["message"], strict=True):

@@ -3,12 +3,13 @@
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Cell, Plan, Run
+from ablations.engine.study.request import Rates
 from ablations.engine.study.seeds import max_seeds
 from ablations.engine.task.metric import Metric, error_metric
 from resnet_core.fields import ConfigError
@@ -130,6 +131,11 @@ class Design:
     """Kind of the design: `factorial`, `one-at-a-time`, `ladder`, `screening` or `screening-iii`."""
     seed_looks: tuple[int, ...] = ()
     """Numbers of seeds at which an adaptive study decides which cells get more seeds, ascending; empty for a fixed number."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Fields in which the study was asked to differ from its own settings, as text by dotted name; earlier versions did not store
+    them."""
+    rates: Rates = field(default_factory=Rates)
+    """Rates for the cost of the study, as of its last submission."""
     search: SearchDesign | None = None
     """Design of the search, if there is one. The cells of the study then have a factor `configuration`, with the level `default`
     and, once the search has ended, the levels of the chosen configurations."""
@@ -167,6 +173,7 @@ class Design:
             kind=plan.grid.kind,
             planned_seeds=plan.seed_looks[-1] if plan.seed_looks else max(max_seeds(plan.study.seeds), _seeds_of(plan)),
             seed_looks=plan.seed_looks,
+            settings={name: format_level(value) for name, value in plan.requested_settings().items()},
             margin=plan.study.margin,
             test_examples=plan.workload.evaluation_examples(plan.dataset),
             chance=plan.workload.chance_value(plan.dataset),
@@ -189,6 +196,7 @@ class Design:
         values["cells"] = tuple(DesignCell(**cell) for cell in values["cells"])
         values["skipped"] = tuple((cell, reason) for cell, reason in values["skipped"])
         values["seed_looks"] = tuple(values.get("seed_looks", ()))  # earlier versions did not store the field
+        values["rates"] = Rates(**values.get("rates", {}))
         if search := values.get("search"):  # earlier versions did not store the field
             if "against" in search:  # the name of `objective` until 2026-11-27
                 search["objective"] = search.pop("against")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ablations.engine.study.definition import Study
@@ -12,7 +13,14 @@ from ablations.engine.study.factors import Level, format_level
 from ablations.engine.study.grid import Grid
 from ablations.engine.task.metric import Metric
 from ablations.engine.task.workload import Workload
+from resnet_core.fields import ConfigError
 
+MAX_TITLE_SETTINGS = 4
+"""Maximum number of settings in a title; the parameters of the study's run in MLflow are complete."""
+MAX_SETTING_CHARACTERS = 24
+"""Maximum length of a value in a title, in characters."""
+TITLE_WORDS = {"optim.global_batch_size": "batch", "world_size": "workers", "model.name": "network"}
+"""Words for fields in a title, where the last part of the field's name does not suit."""
 CONFIGURATION = "configuration"
 """Name of the factor that a search adds to its study. It compares the chosen configurations with the default one."""
 DEFAULT, TUNED = "default", "tuned"
@@ -83,9 +91,38 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """Name of the parent run in MLflow."""
-        design = "" if self.grid.kind == FACTORIAL else f" · {self.grid.kind}"
-        return f"{self.study.name} · {self.preset}{design}"
+        """Name of the parent run in MLflow, with its data and what is not the study's own setting: `… · digits · batch 32`."""
+        settings = self.requested_settings()
+        folder, others = PurePath(str(settings.pop("data.root", ""))).name, settings.keys() - {"data.name"}
+        data = [" ".join(filter(None, (self.dataset.name, folder)))] if folder or "data.name" in settings else []
+        words = [_setting(name, settings[name]) for name in settings if name in others]
+        more = [f"{len(words) - MAX_TITLE_SETTINGS} more settings"] if len(words) > MAX_TITLE_SETTINGS + 1 else []
+        shown = words[: MAX_TITLE_SETTINGS if more else None]
+        design = [] if self.grid.kind == FACTORIAL else [self.grid.kind]
+        return " · ".join([self.study.name, self.preset, *data, *shown, *more, *design])
+
+    @property
+    def former_title(self) -> str:
+        """Name that the parent run had before 2026-11-28, when data and settings were not part of it."""
+        return " · ".join([self.study.name, self.preset, *([] if self.grid.kind == FACTORIAL else [self.grid.kind])])
+
+    def requested_settings(self) -> dict[str, Level]:
+        """Return the fields in which all runs differ from what the study sets itself with this preset, by dotted name.
+
+        These are the settings of the request, `--set` and `--workers`, as far as they affect the results or choose the data.
+        """
+        workload, cell = self.workload, next(iter(self.cells))
+        own = {**self.study.settings, **self.grid.values({n: v for n, v in cell.levels if n in self.grid.factors}, workload.schema)}
+        try:
+            usual = workload.override(workload.presets[self.preset], own).flat()
+        except ConfigError:  # the study's own settings are valid only together with some of the request
+            usual = workload.presets[self.preset].flat()
+        varied = {*_varied(workload, self.grid), "seed", *self.searched}
+        return {
+            name: value
+            for name, value in self.base.flat().items()
+            if name not in varied and value != usual[name] and (workload.is_identity(name) or workload.selects_data(name))
+        }
 
     @property
     def baseline(self) -> Mapping[str, Level]:
@@ -173,6 +210,15 @@ class Draft:
     def shared_fields(self) -> dict[str, Any]:
         """Return the fields that all runs have in common, by dotted name."""
         return _shared(self.study.workload, self.base, self.grid, self.searched)
+
+
+def _setting(field: str, value: object) -> str:
+    """Return a setting as words: `batch 64`, `weight decay 0.01`, `nesterov`, `no flip`."""
+    words = TITLE_WORDS.get(field, field.rpartition(".")[2].replace("_", " "))
+    if value is None or isinstance(value, bool):
+        return words if value else f"no {words}"
+    text = format_level(value).replace("'", "")  # the name is quoted in filters
+    return f"{words} {text if len(text) <= MAX_SETTING_CHARACTERS else f'{text[: MAX_SETTING_CHARACTERS - 1]}…'}"
 
 
 def _varied(workload: Workload, grid: Grid) -> list[str]:

@@ -38,6 +38,14 @@ class SearchRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Rates that turn what a study used into money and emissions; None: not given."""
+
+    usd_per_gpu_hour: float | None = None
+    co2_grams_per_kwh: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRequest:
     """The part of a request that concerns the study: its size and its overrides."""
 
@@ -59,6 +67,8 @@ class StudyRequest:
     """True if missing data may be downloaded."""
     margin: float | None = None
     """Largest difference that counts as no effect, in `Metric.difference_unit`; None: that of the study."""
+    rates: Rates = field(default_factory=Rates)
+    """Rates for the cost of the study."""
 
 
 @dataclass(frozen=True, kw_only=True)

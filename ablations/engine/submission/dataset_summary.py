@@ -22,7 +22,7 @@ from ablations.engine.analysis.datasets.summary import analyze_datasets
 from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
 from ablations.engine.report.findings_json import findings_document
-from ablations.engine.report.mlflow_page import REPORT_PATH
+from ablations.engine.report.mlflow_page import COMPLETED_METRIC, REPORT_PATH, update_experiment_note
 from ablations.engine.report.summary import bundle, document, terminal
 from ablations.engine.submission.reporting import StoredStudy, report_address
 from ablations.engine.tracking import mlflow_internals
@@ -100,7 +100,9 @@ def _publish(client: MlflowClient, given: StoredDatasets, part: str) -> str:
         text = _description(given, experiment_id, run_id)
         client.set_tag(run_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
         client.set_tag(run_id, DATASETS_TAG, ", ".join(given.names))
-        client.set_experiment_tag(experiment_id, mlflow_tags.MLFLOW_RUN_NOTE, text)
+        completed = sum(cell.value.n for each in given.stored for cell in each.findings.cells)
+        client.log_metric(run_id, COMPLETED_METRIC, completed)
+        update_experiment_note(client, experiment_id, run_id)
         client.set_terminated(run_id, "FINISHED" if given.findings.complete else "FAILED")
     return run_id
 

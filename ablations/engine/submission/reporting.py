@@ -20,7 +20,7 @@ from ablations.engine.report.mlflow_page import REPORT_PATH
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from ablations.engine.study.plan import Draft, Plan
-from ablations.engine.study.request import Options
+from ablations.engine.study.request import Options, Rates
 from ablations.engine.tracking import looks, mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
@@ -78,6 +78,8 @@ def read_study(study: Draft | Plan, options: Options, *, details: bool = True) -
             whole, path = followed.design, followed.path
         if options.request.margin is not None:
             whole = replace(whole, margin=options.request.margin)
+        if options.request.rates != Rates():
+            whole = replace(whole, rates=options.request.rates)
         asked_for = whole.restricted_to(levels, seeds)
         evidence = results.gather(client, asked_for, run_id, details=details, part=True)
     if asked_for == whole:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,7 @@ class StudySubmission:
     @property
     def design(self) -> Design:
         """Design of the study as submitted."""
-        return Design.from_plan(self.plan, self._origin)
+        return replace(Design.from_plan(self.plan, self._origin), rates=self.options.request.rates)
 
     @cached_property
     def _origin(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Interpretation of MLflow's errors: a server that does not answer, refused requests, and deleted experiments and runs."""
 
+import re
 import shlex
 
 from mlflow import MlflowClient
@@ -10,6 +11,18 @@ PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVAL
 """MLflow's error codes for requests that would fail again on a retry."""
 PERMISSION_ERRORS = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED")
 RATE_LIMIT_ERRORS = ("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
+
+CONNECTION_PROBLEMS = {
+    r"Connection refused": "connection refused: nothing listens there",
+    r"Name or service not known|NameResolutionError|Failed to resolve|nodename nor servname|name resolution": "unknown host",
+    r"No route to host|Network is unreachable": "no route to the host",
+    r"timed out|Timeout": "no answer in time",
+    r"CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted",
+    r"WRONG_VERSION_NUMBER|record layer failure": "it does not speak HTTPS; try http://",
+    r"SSLError": "no secure connection",
+    r"RemoteDisconnected|Connection aborted|Connection reset|IncompleteRead": "the connection was closed without an answer",
+}
+"""What the messages of requests and urllib3 mean, by a pattern that they contain."""
 
 
 class DeletedInMlflow(MlflowException):
@@ -36,7 +49,18 @@ def describe_error(error: Exception) -> str:
         return f"MLflow's rate limit is reached ({message})"
     if code in PERMANENT_ERRORS:
         return f"MLflow refuses the request ({message})"
-    return f"MLflow does not answer ({message})"
+    return f"MLflow does not answer ({_connection_problem(error) or message})"
+
+
+def _connection_problem(error: Exception) -> str:
+    """Return why no server answered, in plain words; empty for other errors, such as those of a database."""
+    text = str(error)
+    if "ConnectionPool(" not in text and not text.startswith("API request to"):
+        return ""
+    if status := re.search(r"failed with error code (\d+)|too many (\d+) error responses", text):
+        return f"the server there answers with HTTP {status[1] or status[2]}; is it MLflow?"
+    known = next((words for pattern, words in CONNECTION_PROBLEMS.items() if re.search(pattern, text)), "")
+    return known or re.sub(r"^.*?with exception |HTTPS?ConnectionPool\(.*?\): ", "", text.partition("\n")[0])[:200]
 
 
 def is_missing(error: MlflowException) -> bool:

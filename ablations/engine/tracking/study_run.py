@@ -65,7 +65,8 @@ class StudyRun:
             self._yield_to_concurrent_creator(where)
         writer.set_lease(self.lease)
         if found:
-            client.update_run(self.run_id, status="RUNNING")
+            outdated = run.info.run_name == plan.former_title != plan.title
+            client.update_run(self.run_id, status="RUNNING", name=self._unused_title() if outdated else None)
             self._end_orphaned_runs()
 
     def log_design(self, design: Design) -> None:
@@ -97,7 +98,13 @@ class StudyRun:
             KIND_TAG: plan.grid.kind,
             mlflow_tags.MLFLOW_RUN_NOTE: plan.study.question,
         }
-        return self.client.create_run(self.experiment_id, tags=tags, run_name=plan.title)
+        return self.client.create_run(self.experiment_id, tags=tags, run_name=self._unused_title())
+
+    def _unused_title(self) -> str:
+        """Return the name of the study's run, with a hash if another one has it, such as one on other images in the same folder."""
+        title = self.plan.title
+        same = self.client.search_runs([self.experiment_id], f"attributes.run_name = '{title}'", max_results=1)
+        return f"{title} · {self.plan.base_id[:4]}" if same else title
 
     def _yield_to_concurrent_creator(self, where: str) -> None:
         """Raise ConfigError if another process has also created a run for this study, after this one. Delete this one's run."""

@@ -122,6 +122,7 @@ def _train_epochs(
     import torch  # not at the top: the driver imports this module too, but trains nothing
 
     from ablations.engine.task.definition import Context
+    from ablations.engine.trial.system_metrics import SystemMeter
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     workload = load_workload(job)
@@ -154,13 +155,20 @@ def _train_epochs(
         alive()
     if rank == 0 and len(history) < (workload.total_epochs(spec, data) or len(history) + 1):
         checkpoints.check_writable()
+    meter, trained_before = SystemMeter(job, device), sum(each.get("epoch_seconds", 0.0) for each in history)
+
+    def stepped() -> None:
+        meter.sample()
+        alive()
+
     context = Context(
-        seed=spec.seed, device=device, rank=rank, world_size=spec.world_size, restore=restore, cache=cache, alive=alive
+        seed=spec.seed, device=device, rank=rank, world_size=spec.world_size, restore=restore, cache=cache, alive=stepped
     )
     for epoch, result in enumerate(workload.train(spec, data, context), len(history) + 1):
         if rank == 0 and result.checkpoint is not None:
             checkpoints.save(dict(result.checkpoint() if callable(result.checkpoint) else result.checkpoint), epoch)
         values = {name: float(value) for name, value in result.metrics.items()}
+        values = {**meter.metrics(values, trained_before), **values}
         yield epoch_report(epoch, values, getattr(result, "probes", ()), getattr(result, "predictions", None))
         alive()
 

@@ -66,6 +66,13 @@ class CostEstimate:
     """Hours from the first start to the last end; None if the number of concurrent runs is not known."""
     gpu_hours: float
     """GPU-hours of all runs: hours times GPUs."""
+    usd_per_gpu_hour: float | None = None
+    """Price of a GPU for an hour; None: not given."""
+
+    @property
+    def usd(self) -> float | None:
+        """Price of all runs; None without a price of a GPU."""
+        return None if self.usd_per_gpu_hour is None else self.gpu_hours * self.usd_per_gpu_hour
 
     @property
     def runs_estimated(self) -> int:

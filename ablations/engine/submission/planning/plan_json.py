@@ -55,6 +55,7 @@ def plan_document(preview: Preview) -> dict[str, Any]:
             "at_once": estimate.at_once,
             "hours": estimate.hours if estimate.runs_estimated else None,
             "gpu_hours": estimate.gpu_hours,
+            "usd": estimate.usd,
             "source": estimate.source,
         },
         "resources": {

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -107,7 +107,7 @@ def examine(plan: Plan, options: Options) -> Preview:
         plan=plan,
         done=done,
         trials=trials_left,
-        estimate=estimate,
+        estimate=replace(estimate, usd_per_gpu_hour=options.request.rates.usd_per_gpu_hour),
         resources=choice,
         other_devices=describe_other_devices(done, needs) if missing and not rejection else "",
         seeds=seeds,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ablations.engine.environment.console import format_duration
+from ablations.engine.environment.console import format_duration, format_money
 from ablations.engine.report.fitted_table import FittedTable
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
@@ -153,6 +153,8 @@ def _time(missing: int, estimate: CostEstimate, task: str) -> str:
         parts.insert(0, f"{_format_seconds(3600 * estimate.hours)} with {estimate.at_once} at a time")
     if estimate.gpu_hours:
         parts.append(f"{estimate.gpu_hours:.2g} GPU-hours")
+    if estimate.usd is not None:
+        parts.append(f"{format_money(estimate.usd)} at ${estimate.usd_per_gpu_hour:g} per GPU-hour")
     some = "" if estimate.runs_estimated == missing else f" for {estimate.runs_estimated} of {counted(missing, 'run')}"
     return f"About {', '.join(parts)}{some}; estimated from {estimate.source}."
 

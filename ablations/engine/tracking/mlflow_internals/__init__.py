@@ -20,6 +20,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +227,22 @@ def set_user_password(database_uri: str, username: str, password: str) -> bool:
 def artifact_page(experiment_id: str, run_id: str, artifact: str) -> str:
     """Return the fragment of the web address at which MLflow shows an artifact."""
     return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{artifact}"
+
+
+def artifact_image(run_id: str, artifact: str) -> str | None:
+    """Return the address of an image among a run's artifacts, relative to MLflow's pages, for Markdown in a description.
+
+    None if the web pages of this MLflow do not use this route themselves.
+    """
+    if missing := _missing_words(("get-artifact",)):
+        _warn("descriptions of studies have no picture", f"its web pages do not mention {missing[0]}")
+        return None
+    return f"get-artifact?{urlencode({'path': artifact, 'run_uuid': run_id})}"
+
+
+def run_page(experiment_id: str, run_id: str) -> str:
+    """Return the fragment of the web address at which MLflow shows a run."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def shared_view_page(experiment_id: str, key: str) -> str:
