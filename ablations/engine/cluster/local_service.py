@@ -22,7 +22,7 @@ import psutil
 
 from ablations.engine.environment import paths, private_files, ray_processes
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.tracking import relocation
+from ablations.engine.tracking import mlflow_internals, relocation
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
@@ -293,7 +293,9 @@ def _check_port_is_free(name: str, port: int) -> None:
 
 
 def _print_addresses(ports: Ports, settings: Mapping[str, str]) -> None:
-    print(f"MLflow UI: http://{LOOPBACK}:{ports.mlflow}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
+    print(
+        f"MLflow UI: {mlflow_internals.web_address(f'http://{LOOPBACK}:{ports.mlflow}')}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}"
+    )
     if settings["RAY_AUTH_MODE"] == "token":
         password = paths.home() / "mlflow" / "password"
         print(f"MLflow asks for user admin and the password in {password}; Ray for the token that ray get-auth-token prints.")

@@ -16,6 +16,8 @@ from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.verdicts.sentences import sentence
 from resnet_core.fields import counted, printable
 
+OUTCOME_WORDS = {"oom": "ran out of memory", "running": "still running"}
+"""Outcomes of runs in words, where these differ."""
 MAX_NAMED_CELLS = 4
 """Maximum number of cells that a note names. It gives the number of the others."""
 LATEX_LEFT_OUT = ("train", "s / run")
@@ -80,10 +82,19 @@ def failed_to_train(cell: CellFinding, formats: ValueFormat) -> str:
     return "; ".join([*texts, f"median {formats.with_unit(cell.median)}"]) if texts else ""
 
 
+def problems(cell: CellFinding) -> str:
+    """Return how many runs did not complete, and why: `2 runs failed: disk full`. Reasons that differ in numbers are named once."""
+    counts = ", ".join(f"{counted(count, 'run')} {OUTCOME_WORDS.get(each, each)}" for each, count in cell.problems.items())
+    reasons: dict[str, list[str]] = {}
+    for reason in cell.reasons:
+        reasons.setdefault(re.sub(r"\d+", "0", reason), []).append(reason)
+    texts = [f"{first} (and {len(others)} like it)" if others else first for first, *others in reasons.values()]
+    return ": ".join(filter(None, (counts, "; ".join(texts))))
+
+
 def cell_note(cell: CellFinding, comparison: Comparison | None, formats: ValueFormat) -> str:
     """Return the caveats of a row: runs that did not complete or train and why, mixed conditions, a missing p-value."""
-    problems = ", ".join(f"{count} {outcome}" for outcome, count in cell.problems.items())
-    parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), failed_to_train(cell, formats), *cell.flags]
+    parts = [problems(cell), failed_to_train(cell, formats), *cell.flags]
     parts += [comparison.note] if comparison else []
     return "; ".join(filter(None, parts))
 
@@ -185,7 +196,8 @@ def latex(findings: Findings) -> str:
 def _text_table(findings: Findings, *left_out: str) -> tuple[list[str], list[list[str]]]:
     """Return the heads, and a line per cell: levels, then the columns except those left out. `train` is the training metric."""
     formats, metric = ValueFormat.of(findings), findings.metric
-    columns = {"value": metric.heading, "n": "n", "difference": "difference", "p": "p"}
+    columns = {"value": metric.heading, "n": "n"}
+    columns |= {"difference": "difference", "p": "p"} if findings.comparisons else {}
     columns |= {"train": metric.training.heading} if reports_training(findings) else {}
     columns |= {heading: heading for name, heading in COST_HEADINGS.items() if name in reported_costs(findings)}
     columns = {name: heading for name, heading in columns.items() if name not in left_out}
@@ -219,10 +231,12 @@ def _legend(findings: Findings) -> str:
     metric, reference = findings.metric, "rung below" if findings.ladder else "baseline"
     unit = f" in {metric.unit_words}" if metric.unit_words else ""
     difference_unit = f" in {metric.difference_words}," if metric.difference_words else ""
+    values = f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds."
+    if not findings.comparisons:
+        return values
     return (
-        f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds. Differences to the "
-        f"{reference} are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for all "
-        f"{counted(findings.tests, 'test')} of the study."
+        f"{values} Differences to the {reference} are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for "
+        f"all {counted(findings.tests, 'test')} of the study."
     )
 
 

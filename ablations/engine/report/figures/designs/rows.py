@@ -6,11 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, wrap
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, wrap
+from ablations.engine.report.figures.layout import figure_width, is_narrow, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, MUTED
 
 NAME_INCHES = 2.6
 """Largest width of the names of rows, in inches."""
+NARROW_NAME_INCHES = 1.2
+"""That width in a narrow figure."""
 ROW_MARGIN_LINES = 0.45
 """Space between two rows, in lines of text."""
 FRAME_INCHES = 0.7
@@ -25,11 +28,11 @@ def row_positions(names: Sequence[str], gap_before: Sequence[int] = ()) -> tuple
     Args:
         gap_before: Rows that a gap separates from the row before.
     """
-    wrapped = [wrap(name, NAME_INCHES) for name in names]
+    wrapped = [wrap(name, NARROW_NAME_INCHES if is_narrow() else NAME_INCHES) for name in names]
     positions, used = [], 0.3
     for i, name in enumerate(wrapped):
         used += 0.6 if i in gap_before else 0.0
-        lines = name.count("\n") + 1 + ROW_MARGIN_LINES
+        lines = max(name.count("\n") + 1, 2 if is_narrow() else 1) + ROW_MARGIN_LINES
         positions.append(used + lines / 2)
         used += lines
     return wrapped, positions, used + 0.3
@@ -37,7 +40,7 @@ def row_positions(names: Sequence[str], gap_before: Sequence[int] = ()) -> tuple
 
 def row_figure(names: Sequence[str], positions: Sequence[float], height: float) -> tuple[Figure, Axes]:
     """Return a figure whose only panel has a named line per row."""
-    figure = Figure(figsize=(WIDTH_INCHES, LINE_HEIGHT_INCHES * height + FRAME_INCHES))
+    figure = Figure(figsize=(figure_width(), LINE_HEIGHT_INCHES * height + FRAME_INCHES))
     panel = figure.subplots()
     set_rows(panel, names, positions, height)
     return figure, panel
@@ -58,4 +61,5 @@ def row_text(panel: Axes, position: float, text: str, inches: float = 0.1, *, he
     """Write text to the right of the panel, at a distance in inches."""
     moved = panel.get_yaxis_transform() + ScaledTranslation(inches, 0, panel.figure.dpi_scale_trans)
     color = MUTED if heading else INK
-    panel.text(1, position, text, transform=moved, verticalalignment="center_baseline", color=color)
+    middle = "center" if is_narrow() else "center_baseline"
+    panel.text(1, position, number_lines(text), transform=moved, verticalalignment=middle, color=color)

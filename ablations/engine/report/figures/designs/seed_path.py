@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 
 from ablations.engine.analysis.findings import Findings, SeedPath
 from ablations.engine.report.designs import OPEN, SeedRow, seed_rows
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, legend, line_properties
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, legend, line_properties
 from ablations.engine.report.figures.designs.rows import BAR_LINES, FRAME_INCHES, row_positions, row_text, set_rows
+from ablations.engine.report.figures.layout import figure_width
 from ablations.engine.report.figures.styles import COLORS, INK, MUTED, LineStyle
 from ablations.engine.study.design import Design
 
@@ -35,7 +36,7 @@ def seed_path_figure(design: Design, findings: Findings) -> Figure | None:
     _, totals, totals_height = row_positions(["", ""])
     with figure_style():
         heights = [LINE_HEIGHT_INCHES * lines + FRAME_INCHES for lines in (height, totals_height)]
-        figure = Figure(figsize=(WIDTH_INCHES, sum(heights)))
+        figure = Figure(figsize=(figure_width(), sum(heights)))
         panel, below = figure.subplots(2, 1, height_ratios=[height, totals_height])
         set_rows(panel, names, positions, height)
         for row, position in zip(rows, positions, strict=True):
