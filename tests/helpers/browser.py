@@ -68,7 +68,7 @@ class Browser:
 
     def click(self, x: float, y: float) -> None:
         """Press and release the mouse at a position of the window, as a person does."""
-        for kind in ("mousePressed", "mouseReleased"):
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screen(self, width: int, height: int = 900, *, dark: bool = False) -> None:
