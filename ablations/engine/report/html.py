@@ -115,6 +115,7 @@ def render(
             costs=rows.shown_costs(findings),
             cost_headings=[rows.COST_HEADINGS[name] for name in rows.shown_costs(findings)],
             limits=_limits_sentence(findings),
+            adjusted=tables.adjustment(findings),
             **template_values(evidence, findings),
         )
     )

@@ -67,7 +67,9 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     formats, train = number_format.ValueFormat.of(findings), findings.metric.training.heading
     trained, costs = tables.reports_training(findings), tables.reported_costs(findings)
     columns = [findings.metric.heading, *([train] if trained else []), "n"]
-    columns += ["difference [95 %]", "p, adjusted"] if compared else []
+    tested = tables.has_p_values(findings)
+    columns += ["difference [95 %]"] if compared else []
+    columns += ["p, adjusted"] if tested else []
     columns += [name for cost, name in (("parameters", "parameters"), ("seconds", "s / run")) if cost in costs]
     columns += ["note"] if notes else []
     optional = ("s / run", "parameters", train, "note", "p, adjusted", "difference [95 %]", "n")
@@ -80,7 +82,8 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         row.append(tables.completed_of_planned(cell))
         if compared:
             difference = compared[cell.label].difference if cell.label in compared else Estimate(n=0)
-            row += [formats.signed_with_interval(difference), number_format.p_value(difference.p_adjusted)]
+            row.append(formats.signed_with_interval(difference))
+            row += [number_format.p_value(difference.p_adjusted)] if tested else []
         row += [number_format.number(cell.parameters, 0)] if "parameters" in costs else []
         row += [number_format.number(cell.seconds, 1)] if "seconds" in costs else []
         if notes:

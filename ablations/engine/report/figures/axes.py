@@ -140,7 +140,7 @@ def line_properties(style: LineStyle) -> dict[str, Any]:
 
 def whole_numbers(panel: Axes) -> None:
     """Give the x axis ticks at whole numbers only, as epochs and layers are counted."""
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
 
 

@@ -71,8 +71,7 @@ def curves_figure(evidence: Evidence) -> Figure | None:
             lowest = [panel for panel in column if panel.axison][-1]
             lowest.set_xlabel("epoch")
             lowest.xaxis.set_tick_params(labelbottom=True)
-        for panel in panels[:, 0]:
-            panel.set_ylabel(train_and_scored_label(metric) if train else metric.heading)
+        label_left(list(panels.flat), train_and_scored_label(metric) if train else metric.heading)
         drawn = evidence.curves[["value", "train_value"] if train else ["value"]]
         value_axis(panels[0, 0], metric, drawn.to_numpy(float).ravel())
         legend(figure, {name: named[name] for name in _legend_order(style_map, named)})

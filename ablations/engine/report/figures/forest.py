@@ -11,7 +11,7 @@ from ablations.engine.analysis.findings import Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, plain_number, wrap
-from ablations.engine.report.figures.layout import figure_width, is_narrow, number_lines
+from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, PAPER
 
 NO_PAIRS = "no pair of runs"
@@ -32,7 +32,8 @@ def forest_figure(findings: Findings) -> Figure | None:
     if not any(row.difference.n for row in rows):
         return None
     formats = ValueFormat.of(findings)
-    names = [wrap(_row_name(row, findings), figure_width() / 3 if is_narrow() else figure_width() / 2 - 0.5) for row in rows]
+    names = [_row_name(row, findings) for row in rows]
+    names = [wrap(name, name_inches(names, figure_width() / 2 - 0.5)) for name in names]
     positions, height = _row_positions(rows, names)
     with figure_style():
         figure = Figure(figsize=(figure_width(), LINE_HEIGHT_INCHES * height + 0.7))

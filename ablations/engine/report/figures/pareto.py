@@ -27,6 +27,9 @@ from ablations.engine.report.figures.styles import MUTED, LineStyle, make_style_
 from ablations.engine.study.pareto import pareto_front
 from ablations.engine.task.metric import PERCENT, Metric
 
+MIN_COST_RATIO = 1.05
+"""Costs whose largest is at most so many times the smallest are not drawn: marks would stand above each other."""
+
 
 class Point(NamedTuple):
     """The mean value of a cell and its cost."""
@@ -40,19 +43,21 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     """Draw the mean value against the multiply-adds of a forward pass, and against the training time of a run.
 
     A step line joins the cells of the Pareto front, which have their names beside them. Bars are 95 % confidence intervals of the
-    mean. Return None with fewer than two cells with known multiply-adds; without known times, only these are drawn.
+    mean. A cost in which cells do not differ is not drawn; return None if there is no other, or without known multiply-adds.
     """
     values, metric = {cell.label: cell.value for cell in findings.cells}, findings.metric
     flops, seconds = multiply_add_points(findings), training_time_points(findings)
-    if len(flops) < 2:
-        return None
     style_map = make_style_map(evidence)
     marks = {cell: style._replace(dash="none") for cell, style in style_map.styles.items()}
-    scale, multiply_adds = unit_prefix(max(point.cost for point in flops))
-    axes = {f"multiply-adds of a forward pass{multiply_adds}": [point._replace(cost=point.cost / scale) for point in flops]}
-    if len(seconds) > 1:
+    scale, multiply_adds = unit_prefix(max((point.cost for point in flops), default=1.0))
+    axes = {}
+    if _differ(flops):
+        axes[f"multiply-adds of a forward pass{multiply_adds}"] = [point._replace(cost=point.cost / scale) for point in flops]
+    if flops and _differ(seconds):
         unit_seconds, unit = time_unit(max(point.cost for point in seconds))
         axes[f"training time of a run, {unit}"] = [point._replace(cost=point.cost / unit_seconds) for point in seconds]
+    if not axes:
+        return None
     with figure_style():
         figure, panels = panels_beside(len(axes), 2.9, 2.5)
         for panel, (label, points) in zip(panels, axes.items(), strict=True):
@@ -69,6 +74,12 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         for panel, points in zip(panels, axes.values(), strict=True):
             _label_front(panel, points, values, metric, lambda cell: style_map.name(cell, separator="\n"))
     return figure
+
+
+def _differ(points: Sequence[Point]) -> bool:
+    """Return whether costs differ enough to be drawn apart."""
+    costs = [point.cost for point in points]
+    return len(costs) > 1 and max(costs) > MIN_COST_RATIO * min(costs)
 
 
 def pareto_points(points: Sequence[Point], metric: Metric) -> list[Point]:

@@ -148,7 +148,8 @@ def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         panel.set_yticks(range(len(fields)), [shorten(field) for field in fields])
         panel.set_xlim(0, 100)
         panel.invert_yaxis()
-        panel.set_xlabel(f"importance for the {search_design(evidence).metric.label} within the searched space, % of the total")
+        what = f"importance for the {search_design(evidence).metric.label} within the searched space, % of the total"
+        panel.set_xlabel(wrap(what, 0.75 * figure_width()))
         legend(figure, {names[cell.label]: styles[cell.label] for cell in cells if names[cell.label]})
     return figure
 

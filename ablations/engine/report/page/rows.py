@@ -6,10 +6,12 @@ from typing import Any
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import Estimate
-from ablations.engine.report import tables
+from ablations.engine.report import notes, tables
 
 MAX_NOTE_CHARACTERS = 300
 """Maximum length of a note in the table of results, in characters; the list of runs has the whole message."""
+MAX_REASON_CHARACTERS = 110
+"""Maximum length of the reason why a cell has no value, in characters: it takes one line of a wide page."""
 COST_HEADINGS = {
     "parameters": "parameters",
     "flops": "multiply-adds",
@@ -28,7 +30,7 @@ def result_rows(findings: Findings) -> list[dict[str, Any]]:
     rows = []
     for cell in findings.cells:
         comparison = by_cell.get(cell.label)
-        note = _shortened(tables.cell_note(cell, comparison, ValueFormat.of(findings)))
+        note = notes.shortened(notes.cell_note(cell, comparison, ValueFormat.of(findings)), MAX_NOTE_CHARACTERS)
         difference = comparison.difference if comparison else Estimate(n=0)
         rows.append(
             {
@@ -36,7 +38,7 @@ def result_rows(findings: Findings) -> list[dict[str, Any]]:
                 "difference": difference,
                 "baseline": comparison is None and cell.label in baselines,
                 "note": note,
-                "no_value": "" if cell.value.n else _shortened(f"no value: {tables.problems(cell)}"),
+                "no_value": "" if cell.value.n else f"no value: {notes.problems(cell, MAX_REASON_CHARACTERS)}",
             }
         )
     return rows
@@ -60,7 +62,3 @@ def run_rows(runs: Iterable[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
             ended = f"{ended}: {run['message']}" if known == run["seed"] else f"{ended}, as seed {known}"
         rows.append({**run, "ended": ended})
     return rows
-
-
-def _shortened(note: str) -> str:
-    return note if len(note) <= MAX_NOTE_CHARACTERS else f"{note[:MAX_NOTE_CHARACTERS]} …"

@@ -10,7 +10,7 @@ from ablations.engine.analysis.number_format import ValueFormat, number
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, wrap
 from ablations.engine.report.figures.forest import draw_difference, set_difference_scale
-from ablations.engine.report.figures.layout import figure_width, is_narrow, number_lines
+from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, MUTED
 from resnet_core.fields import counted, printable
 
@@ -71,7 +71,9 @@ def forest_figure(found: DatasetsFindings) -> Figure | None:
         _set_range(panel, differences)
         scale = set_difference_scale(panel, [each for each in differences if each.mean is not None])
         panel.set_ylim(height * len(rows), 0)
-        labels = panel.set_yticks(positions, [wrap(name, figure_width() / 3) for name, *_ in rows])
+        labels = panel.set_yticks(
+            positions, [wrap(name, name_inches([name for name, *_ in rows], figure_width() / 3)) for name, *_ in rows]
+        )
         for tick, (name, estimate, _) in zip(labels, rows, strict=True):
             tick.label1.set_fontweight("bold" if estimate is None or name == MEAN else "normal")
         panel.tick_params(axis="y", length=0)
@@ -150,7 +152,7 @@ def ranks_figure(found: DatasetsFindings) -> Figure | None:
         panel.plot([1, 1 + ranks.critical_difference], [-0.5, -0.5], color=INK, linewidth=1.5, marker="|", markersize=6)
         panel.text(1, -0.75, f"critical difference {number(ranks.critical_difference)}", verticalalignment="bottom")
         panel.set_xticks(range(1, len(ranks.mean_ranks) + 1, max(1, len(ranks.mean_ranks) // 10)))
-        panel.set_yticks(positions, [wrap(cell, figure_width() / 2.5) for cell in cells])
+        panel.set_yticks(positions, [wrap(cell, name_inches(cells, figure_width() / 2.5)) for cell in cells])
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)

@@ -7,13 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, wrap
-from ablations.engine.report.figures.layout import figure_width, is_narrow, number_lines
+from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, MUTED
 
 NAME_INCHES = 2.6
 """Largest width of the names of rows, in inches."""
-NARROW_NAME_INCHES = 1.2
-"""That width in a narrow figure."""
 ROW_MARGIN_LINES = 0.45
 """Space between two rows, in lines of text."""
 FRAME_INCHES = 0.7
@@ -28,7 +26,7 @@ def row_positions(names: Sequence[str], gap_before: Sequence[int] = ()) -> tuple
     Args:
         gap_before: Rows that a gap separates from the row before.
     """
-    wrapped = [wrap(name, NARROW_NAME_INCHES if is_narrow() else NAME_INCHES) for name in names]
+    wrapped = [wrap(name, name_inches(names, NAME_INCHES)) for name in names]
     positions, used = [], 0.3
     for i, name in enumerate(wrapped):
         used += 0.6 if i in gap_before else 0.0
