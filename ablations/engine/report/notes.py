@@ -13,7 +13,7 @@ OUTCOME_WORDS = {"oom": "ran out of memory", "running": "still running"}
 def failed_to_train(cell: CellFinding, formats: ValueFormat) -> str:
     """Return which completed runs show no training: `1 of 5 seeds failed to train: 60.30 %; median 2.05 %`; empty if all do."""
     texts = []
-    for runs, what in ((cell.failed_to_train, "failed to train"), (cell.outlying, "far worse than the others")):
+    for runs, what in ((cell.failed_to_train, "failed to train"), (cell.outlying, "did far worse than the others")):
         if runs:
             values = ", ".join(formats.with_unit(each.value) for each in runs)
             texts.append(f"{len(runs)} of {counted(cell.planned, 'seed')} {what}: {values}")

@@ -150,7 +150,9 @@ def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         f"{_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
     )
     seconds = [cell.seconds for cell in findings.cells if cell.seconds is not None]
-    took = f" Mean training times of cells range from {min(seconds):.3g} to {max(seconds):.3g} seconds." if seconds else ""
+    least, most = (f"{end:.3g}" for end in (min(seconds), max(seconds))) if seconds else ("", "")
+    range_of = f"{least} seconds" if least == most else f"between {least} and {most} seconds"
+    took = f" A run took {range_of}, as the mean of a cell." if seconds else ""
     return f"{sentence(short(evidence))} against the cost of training", sentence(text), f"{_values_text(findings, evidence)}{took}"
 
 

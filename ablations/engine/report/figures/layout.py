@@ -72,7 +72,7 @@ def label_left(panels: Sequence[Axes], label: str) -> None:
     for panel in panels:
         place = panel.get_subplotspec()
         if place is not None and place.is_first_col():
-            height = panel.get_figure(root=True).get_figheight() / place.get_gridspec().nrows
+            height = panel.figure.bbox.height / panel.figure.dpi / place.get_gridspec().nrows
             panel.set_ylabel(wrap(label, height - FRAME_INCHES))
 
 
