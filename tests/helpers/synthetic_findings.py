@@ -5,7 +5,8 @@ from typing import Any
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Anova, AnovaTerm, Answer, CellFinding, Comparison, Effect, Findings, Interaction
 from ablations.engine.analysis.statistics.estimate import Estimate
-from ablations.engine.report.html import ReportFigure, render
+from ablations.engine.report.html import render
+from ablations.engine.report.page.figures import ReportFigure
 from tests.helpers import synthetic_study
 
 HOSTILE = "a|b\\ $x$ <script>alert('1')</script> \"q\" & 100 % #1 {_^~} [l](u) `c` *s* -- ü 中\n\x00\u202e"

@@ -194,3 +194,29 @@ def test_dashes_and_fillings_go_together() -> None:
     looks = make_style_map(evidence(design({"shortcut": ("none", "A", "B", "C"), "depth": tuple("123456")}))).styles.values()
     assert len({look.dash for look in looks}) == len({look.fill for look in looks}) == len(DASHES)
     assert len({(look.dash, look.fill) for look in looks}) == len(DASHES)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 200])
+@pytest.mark.parametrize("draw", [curves_figure, budget_figure])
+def test_epochs_are_numbered_in_whole_numbers(draw: Draw, epochs: int) -> None:
+    spec = {"optim.schedule": "step", "optim.milestones": [0.25], "optim.epochs": epochs}  # within an epoch
+    panel = drawn(draw, evidence(design({"depth": ("8", "14")}, spec=spec), epochs=epochs)).axes[0]
+    low, high = panel.get_xlim()
+    ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
+    assert [panel.xaxis.get_major_formatter()(tick) for tick in ticks] == [f"{tick:.0f}" for tick in ticks]
+
+
+def test_three_factors_have_a_panel_for_each_pair_of_levels_with_a_line_per_level_of_the_third() -> None:
+    factors = {"shortcut": ("none", "A", "B"), "depth": ("8", "14"), "model.norm": ("batch", "group")}
+    given = evidence(design(factors), epochs=2)
+    figure = drawn(curves_figure, given)
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert titles == [f"model.norm={norm} depth={depth}" for norm in ("batch", "group") for depth in ("8", "14")]
+    for panel in figure.axes:
+        assert len([each for each in panel.lines if each.get_linestyle() == "-"]) == 3
+    assert legend(figure) == ["shortcut=none", "shortcut=A", "shortcut=B"]
+    told = make_style_map(given).styles.values()
+    assert len({(look.color, look.marker, look.dash) for look in told}) == 12
+    assert len({look.color for look in told}) == 3

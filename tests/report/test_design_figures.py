@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from ablations.engine.report.figures.designs.changes import effects_figure, ladd
 from ablations.engine.report.figures.designs.rows import row_positions
 from ablations.engine.report.figures.designs.screening import MAX_LABELS, effect_sizes_figure, half_normal_figure, spread
 from ablations.engine.report.figures.designs.seed_path import seed_path_figure
+from ablations.engine.report.figures.layout import narrow_figures
 from ablations.engine.report.figures.styles import INK, PAPER
 from tests.helpers.other_metrics import ACCURACY
 from tests.helpers.synthetic_designs import LONG, TRICKS, adaptive, ladder, one_at_a_time, screening, without_estimates
@@ -220,12 +222,15 @@ def test_the_path_has_a_row_per_comparison_to_the_look_that_decided_it() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
 @pytest.mark.parametrize("name", STUDIES)
-def test_no_text_overlaps_another_or_leaves_the_figure_and_each_has_its_words(name: str) -> None:
+def test_no_text_overlaps_another_or_leaves_the_figure_and_each_has_its_words(name: str, *, narrow: bool) -> None:
     given, findings = MADE[name]
     for missing in ((), (1, 3, 9)):
         shown = without_estimates(findings, *missing)
-        for of_design, figure in design_figures(given, shown).items():
+        with narrow_figures() if narrow else nullcontext():
+            drawn_figures = design_figures(given, shown)
+        for of_design, figure in drawn_figures.items():
             if figure is None:
                 continue
             texts = visible_texts(figure)

@@ -14,7 +14,7 @@ from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report import terminal
 from ablations.engine.report.designs import alias_sentence, cell_name, contrast_name, path_sentence
 from ablations.engine.report.findings_json import findings_document, to_json
-from ablations.engine.report.html import ReportFigure
+from ablations.engine.report.page.figures import ReportFigure
 from tests.helpers.json_schemas import problems
 from tests.helpers.synthetic_designs import adaptive, ladder, one_at_a_time, screening, without_estimates
 from tests.helpers.synthetic_findings import HOSTILE, PRINTED, SVG

@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,6 +22,7 @@ from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures import all_figures, caption
 from ablations.engine.report.figures.axes import figure_style, plain_number, save, unit_prefix
 from ablations.engine.report.figures.curves import curves_figure
+from ablations.engine.report.figures.layout import NARROW_WIDTH_INCHES, WIDTH_INCHES, narrow_figures
 from ablations.engine.report.figures.styles import COLORS, GRID, INK, MAX_STYLED_CELLS, MUTED, PAPER
 from tests.helpers.synthetic_figures import drawn, few, found, legend, probed
 from tests.helpers.synthetic_study import design, evidence, without
@@ -129,10 +131,15 @@ def inside(figure: Figure, text: Text) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
 @pytest.mark.parametrize("count", [4, 9])
-def test_no_two_texts_of_a_figure_overlap(count: int) -> None:
+def test_no_two_texts_of_a_figure_overlap(count: int, *, narrow: bool) -> None:
     given = probed(evidence(design({"optim.lr": [f"{i / 100}" for i in range(1, count + 1)], "depth": ("8", "14")})), epochs=(1,))
-    for name, figure in all_figures(given, found(given)).items():
+    with narrow_figures() if narrow else nullcontext():
+        figures = all_figures(given, found(given))
+    for name, figure in figures.items():
+        assert figure.get_figwidth() == (NARROW_WIDTH_INCHES if narrow else WIDTH_INCHES)
+        assert not [text.get_text() for text in visible_texts(figure) if not inside(figure, text)], name
         boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in visible_texts(figure)]
         touching = [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
         assert not touching, name

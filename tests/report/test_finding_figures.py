@@ -1,6 +1,7 @@
 """Charts of findings hold their numbers, name what they show, and stay legible whatever a study is."""
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Interaction
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.forest import MAX_ROWS, forest_figure
+from ablations.engine.report.figures.layout import narrow_figures
 from ablations.engine.report.figures.levels import MAX_STYLED_LINES, depth_figure, interaction_figure
 from ablations.engine.report.figures.pareto import pareto_figure
 from ablations.engine.report.figures.styles import INK, PAPER
@@ -282,6 +285,53 @@ def test_errors_that_span_decades_get_a_logarithmic_axis_with_plain_numbers() ->
     figure.draw_without_rendering()
     assert figure.axes[0].get_yscale() == "log"
     assert {"2", "5", "10", "20"} <= {label.get_text() for label in figure.axes[0].get_yticklabels()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("narrow", [False, True])
+def test_names_on_the_front_lie_over_no_mark_and_no_bar(*, narrow: bool) -> None:
+    levels = {"shortcut": ("none", "A", "B"), "depth": tuple(str(depth) for depth in range(20, 60, 6))}
+    given = evidence(design(levels), lambda cell, seed: 9 - int(cell["depth"]) / 40 + len(cell["shortcut"]) / 9 + seed)
+    with narrow_figures() if narrow else nullcontext():
+        figure = pareto_figure(given, found(given))
+    assert figure
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        boxes = [Text.get_window_extent(text) for text in panel.texts if text.get_text()]
+        assert boxes
+        for drawn in panel.lines:
+            if drawn.get_drawstyle() == "steps-post" or not len(points(drawn)):
+                continue
+            path = panel.transData.transform(np.column_stack([drawn.get_xdata(), drawn.get_ydata()]).astype(float))
+            within = np.linspace(path[0], path[-1], 200)
+            assert not any(box.contains(*place) for box in boxes for place in within)
+
+
+def test_a_cost_in_which_cells_do_not_differ_is_not_drawn() -> None:
+    given = evidence(design({"shortcut": ("none", "A")}))
+    assert pareto_figure(given, found(given)) is None
+    by_time = replace(given, runs=given.runs.assign(seconds=[1.0, 1.0, 1.0, 2.0, 2.0, 2.0]))
+    figure = pareto_figure(by_time, found(by_time))
+    assert figure
+    assert [panel.get_xlabel() for panel in figure.axes] == ["training time of a run, seconds"]
+
+
+def test_bars_end_where_the_metric_does() -> None:
+    given = evidence(truth=lambda cell, seed: 0.2 + 2.0 * (seed == 2))
+    figure = interaction_figure(given, found(given))
+    assert figure
+    ends = [end for level in ("20", "56") for end in bars(figure.axes[0], level)]
+    assert {low for low, _ in ends} == {0.0}
+
+
+def test_a_third_factor_has_a_panel_for_each_level() -> None:
+    given = evidence(design(THREE))
+    figure = depth_figure(given, found(given))
+    assert figure
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["shortcut=none", "shortcut=A"]
+    assert names(figure) == ["model.width=16", "model.width=32", "model.width=64"]
+    for panel in figure.axes:
+        assert len([each for each in panel.containers if isinstance(each, ErrorbarContainer)]) == 6
 
 
 def test_one_cell_has_no_front() -> None:

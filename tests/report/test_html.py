@@ -11,8 +11,9 @@ import pytest
 
 from ablations.engine.analysis import number_format
 from ablations.engine.analysis.findings import Answer
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.report import tables
-from ablations.engine.report.html import ReportFigure, inline_svg
+from ablations.engine.report.page.figures import ReportFigure, inline_svg
 from ablations.engine.report.paper_comparison import PaperRow
 from tests.helpers import synthetic_study
 from tests.helpers.project import PROJECT
@@ -84,9 +85,6 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
         assert line[2] == (FORMATS.mean_std(one.value), repr(one.value.mean))
         assert line[3] == (FORMATS.interval(one.value), repr(one.value.low))
         assert number(values["train error, %"][1]) == one.train_value.mean
-        costs = ("parameters", "multiply-adds", "images/s", "memory, MB", "seconds", "GPU-hours")
-        found_costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
-        assert tuple(number(values[name][1]) for name in costs) == found_costs
         if comparison := by_cell.get(one.label):
             difference = comparison.difference
             text, value = values["difference"]
@@ -97,6 +95,73 @@ def test_every_number_of_the_results_is_the_one_found() -> None:
             assert values["p, adjusted"] == (number_format.p_value(difference.p_adjusted), repr(difference.p_adjusted))
         else:
             assert values["difference"][0] == "baseline"
+
+
+def test_costs_have_a_table_of_their_own() -> None:
+    found = found_in(synthetic_study.evidence())
+    page = Page(made(found=found))
+    head, *lines = page.tables["table-costs"]
+    assert [name for name, _ in head[2:]] == ["parameters", "multiply-adds", "images/s", "GPU memory, MiB", "seconds", "GPU-hours"]
+    for line, one in zip(lines, found.cells, strict=True):
+        assert [text for text, _ in line[:2]] == list(one.levels.values())
+        costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)
+        assert tuple(number(value) for _, value in line[2:]) == costs
+    assert not {name for name, _ in head[2:]} & {name for name, _ in page.tables["table-results"][0]}
+
+
+def test_memory_is_that_of_a_gpu_or_not_shown() -> None:
+    given = synthetic_study.evidence()
+    heads = [name for name, _ in Page(made(given, analyze_study(given))).tables["table-costs"][0]]
+    assert heads == ["shortcut", "depth", "parameters", "multiply-adds", "images/s", "seconds"]
+    on_gpu = replace(given, runs=given.runs.assign(gpu_hours=0.5))
+    head, line, *_ = Page(made(on_gpu, analyze_study(on_gpu))).tables["table-costs"]
+    assert dict(zip([name for name, _ in head], line, strict=True))["GPU memory, MiB"] == ("120", "120.0")
+
+
+def test_without_a_baseline_there_are_no_columns_of_dashes() -> None:
+    given = synthetic_study.evidence(synthetic_study.design(synthetic_study.FACTORS, {}))
+    found = analyze_study(given)
+    page = Page(made(given, found))
+    assert [name for name, _ in page.tables["table-results"][0]] == [
+        "shortcut",
+        "depth",
+        "test error, %",
+        "95 % interval",
+        "n",
+        "train error, %",
+    ]
+    for text in (tables.markdown(found), tables.latex(found), page.all("caption")[0][2]):
+        assert "difference" not in text.lower()
+
+
+def test_a_cell_without_a_value_is_one_line_with_the_reason_once() -> None:
+    given = synthetic_study.evidence()
+    for seed in range(3):
+        given = synthetic_study.without(given, f"shortcut=none depth=56/{seed}", "failed", f"out of memory: {seed} MiB left")
+    page = Page(made(given, analyze_study(given)))
+    line = next(line for line in page.tables["table-results"] if [text for text, _ in line[:2]] == ["none", "56"])
+    assert [text for text, _ in line[2:]] == ["no value: 3 runs failed: out of memory: 0 MiB left (and 2 like it)"]
+    compared = next(line for line in page.tables["table-comparisons"] if line[0][0] == "shortcut=none depth=56")
+    assert [text for text, _ in compared[2:4]] == ["no pair of runs", "–"]
+    assert not [line for line in page.tables["table-costs"] if [text for text, _ in line[:2]] == ["none", "56"]]
+
+
+def test_a_message_is_written_once_for_the_runs_of_a_cell() -> None:
+    given = synthetic_study.evidence()
+    for seed in (0, 2):
+        given = synthetic_study.without(given, f"shortcut=A depth=20/{seed}", "failed", "disk full")
+    ended = [line[5][0] for line in Page(made(given)).tables["table-runs"] if line[0][0] == "shortcut=A depth=20"]
+    assert ended == ["failed: disk full", "completed", "failed, as seed 0"]
+
+
+def test_shown_intervals_end_where_the_metric_does_and_the_page_says_so() -> None:
+    given = synthetic_study.evidence(truth=lambda levels, seed: 0.2 + 2.0 * (seed == 2))
+    found = analyze_study(given)
+    page = Page(made(given, found))
+    assert {line[3][0].partition(",")[0] for line in page.tables["table-results"][1:]} == {"[0.00"}
+    assert {cell.train_value.low for cell in found.cells} == {0.0}
+    assert "cut off at 0 %: no error is lower." in page.all("caption")[0][2]
+    assert "cut off" not in Page(made()).all("caption")[0][2]
 
 
 def test_every_test_is_in_its_table() -> None:
@@ -143,7 +208,7 @@ def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
     one = replace(found.cells[1], value=replace(found.cells[1].value, n=2), problems={"oom": 1}, reasons=("out of memory",))
     page = Page(made(evidence, replace(found, cells=(found.cells[0], one, *found.cells[2:]))))
     assert "2 of 3" in [text for text, _ in page.tables["table-results"][2]]
-    assert "1 oom: out of memory" in [text for text, _ in page.tables["table-results"][2]]
+    assert "1 run ran out of memory: out of memory" in [text for text, _ in page.tables["table-results"][2]]
 
 
 def test_a_running_study_says_how_far_it_is() -> None:
@@ -242,8 +307,10 @@ def test_headings_follow_each_other_and_everything_has_its_name() -> None:
 def test_files_are_within_the_page() -> None:
     evidence = synthetic_study.evidence()
     found = found_in(evidence)
-    links = {a["download"]: a["href"] for _, a, _ in Page(made(evidence, found)).all("a") if "download" in a}
+    page = Page(made(evidence, found))
+    links = {a["download"]: a["href"] for _, a, _ in page.all("a") if "download" in a}
     read = {name: base64.b64decode(address.partition(",")[2]).decode() for name, address in links.items()}
+    assert [text for _, _, text in page.all("textarea")] == [text.rstrip("\n") + "\n" for text in read.values()]
     assert read == {
         "shortcuts.csv": tables.csv(found),
         "shortcuts.md": tables.markdown(found),
@@ -263,7 +330,7 @@ def test_what_cells_share_and_where_they_differ_is_all_of_their_configuration() 
 
 
 def test_figures_follow_the_theme_and_share_no_names() -> None:
-    drawn = [str(inline_svg(ReportFigure(name, "t", "t", 'a "quoted" alt', SVG))) for name in ("curves", "cost")]
+    drawn = [str(inline_svg(SVG, name, 'a "quoted" alt')) for name in ("curves", "cost")]
     first = drawn[0]
     assert first.startswith('<svg id="figure-curves" role="img" aria-label="a &#34;quoted&#34; alt" style="--width: 216" viewBox=')
     assert "stroke: var(--ink); fill: var(--muted)" in first

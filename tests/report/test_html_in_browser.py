@@ -56,10 +56,10 @@ document.body.dataset.found = JSON.stringify({script}); }}</script></body>"""
     return json.loads(html.unescape(found[1]))
 
 
-def sorted_by(name: str, clicks: int) -> str:
-    """Script: levels in the order in which the results are after pressing a column's head."""
+def sorted_by(name: str, clicks: int, table: str = "results") -> str:
+    """Script: levels in the order in which the rows of a table are after pressing a column's head."""
     return f"""(() => {{
-const table = page.querySelector("#table-results").parentElement;
+const table = page.querySelector("#table-{table}").parentElement;
 const head = [...table.tHead.rows[0].cells].find((one) => one.textContent === "{name}");
 for (let i = 0; i < {clicks}; i++) head.querySelector("button").click();
 return [head.getAttribute("aria-sort"), [...table.tBodies[0].rows].map((row) => row.cells[0].textContent)];
@@ -79,12 +79,13 @@ def cells_of(values: Sequence[float | None]) -> tuple[Evidence, Findings]:
 @pytest.mark.slow
 def test_a_browser_sorts_by_value_with_gaps_last(tmp_path: Path) -> None:
     page = made(*cells_of((10.5, None, 9.0, 101.0)))
-    scripts = [sorted_by("test error, %", 1), sorted_by("test error, %", 1), sorted_by("width", 1), sorted_by("multiply-adds", 1)]
+    scripts = [sorted_by("test error, %", 1), sorted_by("test error, %", 1), sorted_by("width", 1)]
+    scripts.append(sorted_by("multiply-adds", 1, "costs"))
     assert in_browser(page, f"[{', '.join(scripts)}]", tmp_path) == [
         ["ascending", ["0.5", "9", "1e-3", "10"]],
         ["descending", ["1e-3", "9", "0.5", "10"]],
         ["ascending", ["1e-3", "0.5", "9", "10"]],
-        ["ascending", ["0.5", "9", "1e-3", "10"]],
+        ["ascending", ["0.5", "9", "1e-3"]],
     ]
 
 

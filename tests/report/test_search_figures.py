@@ -1,5 +1,6 @@
 """Figures of a search show its trials as they were, and stay legible whatever it searched."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.analysis.trial_table import search_design
 from ablations.engine.report.figures import all_figures, caption, save
+from ablations.engine.report.figures.layout import narrow_figures
 from ablations.engine.report.figures.search_fields import (
     group_medians,
     importances_figure,
@@ -274,11 +276,14 @@ CASES: dict[str, Any] = {
 @pytest.mark.parametrize(
     "name", ["six cells", "long names", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("eight fields", "a front"))]
 )
-def test_whatever_was_searched_fits_and_warns_of_nothing(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+def test_whatever_was_searched_fits_and_warns_of_nothing(name: str, tmp_path: Path, *, narrow: bool) -> None:
     given = search_evidence(**CASES[name], trials=12, seeds=1)
     findings = analyze_study(given)
-    of_fields = (sensitivity_figure(given, findings), slices_figure(given), importances_figure(given, findings))
-    for figure in (history_figure(given), search_pareto_figure(given), *of_fields, parallel_figure(given)):
+    with narrow_figures() if narrow else nullcontext():
+        of_fields = (sensitivity_figure(given, findings), slices_figure(given), importances_figure(given, findings))
+        figures = (history_figure(given), search_pareto_figure(given), *of_fields, parallel_figure(given))
+    for figure in figures:
         if figure:
             save(figure, tmp_path / "figure.svg")
             boxes = [panel.get_window_extent() for panel in figure.axes]

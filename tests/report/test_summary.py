@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from ablations.engine.analysis.datasets.findings import DatasetStudy
 from ablations.engine.report.figures.axes import save
+from ablations.engine.report.figures.layout import narrow_figures
 from ablations.engine.report.findings_json import findings_document
 from ablations.engine.report.summary import bundle, figures, terminal
 from ablations.engine.report.summary.document import datasets_document, effect_frame
@@ -69,10 +71,13 @@ def test_any_name_is_shown_as_text(tmp_path: Path) -> None:
     ElementTree.parse(tmp_path / "figures" / "forest.svg")
 
 
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
 @pytest.mark.parametrize("count", [2, 7])
-def test_texts_of_figures_are_inside_and_do_not_overlap(count: int, seven: list[DatasetStudy]) -> None:
+def test_texts_of_figures_are_inside_and_do_not_overlap(count: int, seven: list[DatasetStudy], *, narrow: bool) -> None:
     summary = found(seven[:count])
-    for figure in filter(None, (figures.forest_figure(summary), figures.ranks_figure(summary))):
+    with narrow_figures() if narrow else nullcontext():
+        drawn = figures.summary_figures(summary)
+    for figure in drawn.values():
         texts = visible_texts(figure)
         assert all(inside(figure, text) for text in texts)
         boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in texts]

@@ -105,7 +105,7 @@ def test_an_incomplete_cell_is_shown_as_k_of_n_with_its_reason() -> None:
     one = replace(one, value=replace(one.value, n=2))
     for written in (tables.markdown(findings(cell("depth=20"), one)), tables.latex(findings(cell("depth=20"), one))):
         assert "2 of 3" in written
-        assert "1 diverged: loss is not finite" in written
+        assert "1 run diverged: loss is not finite" in written
 
 
 def test_a_note_that_many_cells_share_is_written_once() -> None:

@@ -17,6 +17,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.report import html, mlflow_page, tables, terminal
 from ablations.engine.report.figures import all_figures, caption
+from ablations.engine.report.page.figures import ReportFigure
 from tests.helpers.synthetic_figures import probed
 from tests.helpers.synthetic_search import search_evidence
 from tests.helpers.synthetic_study import evidence, without
@@ -36,7 +37,7 @@ class PageText(HTMLParser):
         self.feed(re.sub(r'<div class="settings">.*?</details>', "</details>", page, flags=re.DOTALL))  # fields and their values
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("style", "script", "tbody", "head"):
+        if tag in ("style", "script", "tbody", "head", "textarea"):
             self._hidden.append(tag)
         if tag in ("p", "li", "h1", "h2", "h3", "dt", "dd", "caption", "tr", "summary", "section", "figure", "th"):
             self.lines.append("")
@@ -69,7 +70,7 @@ def wording(name: str, given: Evidence) -> Iterator[str]:
     """Yield each kind of text about a study, under a heading."""
     findings = analyze_study(given)
     captions = {figure: caption(figure, given, findings) for figure in all_figures(given, findings)}
-    figures = [html.ReportFigure(figure, each.title, each.text, each.alt, SVG) for figure, each in captions.items()]
+    figures = [ReportFigure(figure, each.title, each.text, each.alt, SVG) for figure, each in captions.items()]
     page = html.render(given, findings, figures, published=(), written_at="2026-01-02 03:04 UTC", progress="12 of 18 runs")
     printed = io.StringIO()
     terminal.show_results(Console(file=printed, width=160), given, findings, "python ablations/shortcuts.py")

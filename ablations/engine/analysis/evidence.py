@@ -73,3 +73,11 @@ class Evidence:
     path: SeedPath | None = None
     """Path of an adaptive study, whose design and runs are those that the path needs; see `seed_path.with_path`. None for a fixed
     number of seeds, and for a part of a study."""
+
+
+def with_device_memory(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return `Evidence.runs` with the peak memory of runs on a GPU only.
+
+    On a CPU, the peak memory is that of the process with all its libraries, which says little about the network.
+    """
+    return runs.assign(peak_memory_mb=runs["peak_memory_mb"].where(runs["gpu_hours"] > 0))

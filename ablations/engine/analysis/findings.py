@@ -41,7 +41,7 @@ class CellFinding:
     """Multiply-adds of the forward pass of one example."""
     images_per_second: float | None
     peak_memory_mb: float | None
-    """Peak memory of one worker, in MiB."""
+    """Peak memory of one worker on its GPU, in MiB; None on a CPU."""
     seconds: float | None
     """Training time of a run, in seconds. This and all other costs are means over the completed runs."""
     gpu_hours: float | None

@@ -3,7 +3,6 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import pandas as pd
 from ablations.engine.analysis.cost import cost_sentence, study_cost
 from ablations.engine.analysis.designs.ladder import find_ladder
 from ablations.engine.analysis.designs.screening import aliases_of, find_contrasts
-from ablations.engine.analysis.evidence import COST_METRICS, Evidence
+from ablations.engine.analysis.evidence import COST_METRICS, Evidence, with_device_memory
 from ablations.engine.analysis.findings import Anova, Answer, CellFinding, Comparison, FailedRun, Findings
 from ablations.engine.analysis.number_format import ValueFormat, decimals_for
 from ablations.engine.analysis.run_table import RunTable, make_run_table
@@ -101,10 +100,12 @@ def _cell_findings(evidence: Evidence, table: RunTable, failures: FailureTable) 
     runs, design = evidence.runs, evidence.design
     completed, others = runs[runs["outcome"] == "completed"], runs[runs["outcome"] != "completed"]
     labels = [cell.label for cell in design.cells]
-    costs = completed[["cell", *COST_METRICS]].astype(dict.fromkeys(COST_METRICS, float)).groupby("cell").mean().reindex(labels)
+    reported = with_device_memory(completed)[["cell", *COST_METRICS]].astype(dict.fromkeys(COST_METRICS, float))
+    costs = reported.groupby("cell").mean().reindex(labels)
     reasons = others[others["message"] != ""].groupby("cell")["message"].unique()
     mixed = _mixed_conditions_by_cell(evidence)
     values, train_values = estimate_means(table.values), estimate_means(table.train_values)
+    limits, train_limits = design.metric.limits(table.values.flat), design.metric.training.limits(table.train_values.flat)
     means = [math.nan if value.mean is None else design.metric.minimized(value.mean) for value in values]
     front = set(pareto_front(list(zip(costs["flops"].tolist(), means, strict=True))))
     return tuple(
@@ -112,8 +113,8 @@ def _cell_findings(evidence: Evidence, table: RunTable, failures: FailureTable) 
             label=cell.label,
             levels=cell.levels,
             planned=len(cell.fingerprints),
-            value=_within_bounds(values[row], design.metric.bounds),
-            train_value=train_values[row],
+            value=values[row].within(*limits),
+            train_value=train_values[row].within(*train_limits),
             problems=dict(Counter(each for each in table.outcomes[row][: len(cell.fingerprints)] if each != "completed")),
             reasons=tuple(reasons.get(cell.label, ())),
             median=float(np.nanmedian(table.values[row])) if values[row].n else None,
@@ -129,13 +130,6 @@ def _cell_findings(evidence: Evidence, table: RunTable, failures: FailureTable) 
 
 def _named_runs(values: Array, flags: npt.NDArray[np.bool_]) -> tuple[FailedRun, ...]:
     return tuple(FailedRun(seed=seed, value=float(values[seed])) for seed in np.flatnonzero(flags).tolist())
-
-
-def _within_bounds(value: Estimate, bounds: tuple[float, float]) -> Estimate:
-    """Return the estimate of a cell with its interval within what the metric can be."""
-    if value.low is None or value.high is None:
-        return value
-    return replace(value, low=max(value.low, bounds[0]), high=min(value.high, bounds[1]))
 
 
 def _comparisons(design: Design, table: RunTable, family: Family) -> tuple[Comparison, ...]:

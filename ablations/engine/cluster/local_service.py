@@ -22,7 +22,7 @@ import psutil
 
 from ablations.engine.environment import paths, private_files, ray_processes
 from ablations.engine.environment.network import accepts_connections
-from ablations.engine.tracking import relocation
+from ablations.engine.tracking import mlflow_internals, relocation
 from resnet_core import ConfigError
 from resnet_core.fields import reject
 
@@ -293,7 +293,8 @@ def _check_port_is_free(name: str, port: int) -> None:
 
 
 def _print_addresses(ports: Ports, settings: Mapping[str, str]) -> None:
-    print(f"MLflow UI: http://{LOOPBACK}:{ports.mlflow}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
+    page = mlflow_internals.web_address(f"http://{LOOPBACK}:{ports.mlflow}")
+    print(f"MLflow UI: {page}   Ray dashboard: http://{LOOPBACK}:{ports.dashboard}")
     own = f"{LOOPBACK}:{ports.ray}"
     if os.environ.get("RAY_API_SERVER_ADDRESS", "") == "" and any(node.head != own for node in ray_processes.nodes_here()):
         # `ray job submit` looks for a cluster by itself. With several, it takes another one, or ends with a traceback.

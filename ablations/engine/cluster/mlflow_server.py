@@ -64,7 +64,10 @@ def run(given: argparse.Namespace) -> int:
     os.umask(0o077)  # no other user can read the databases
     os.environ.update(_environment())
     password = paths.home() / "mlflow" / "password"
-    print(f"MLflow: http://{given.host}:{given.port}, user {ADMIN_USER}, password in {password}", flush=True)
+    print(
+        f"MLflow: {mlflow_internals.web_address(f'http://{given.host}:{given.port}')}, user {ADMIN_USER}, password in {password}",
+        flush=True,
+    )
     os.execv(command[0], command)  # noqa: S606 - there is no shell
 
 

@@ -13,6 +13,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.environment import signals
 from ablations.engine.report import mlflow_page
 from ablations.engine.report.mlflow_page import REPORT_PATH
+from ablations.engine.report.page.files import MlflowPlace
 from ablations.engine.tracking.run_queries import DESIGN_TAG, SUMMARY_TAG
 from ablations.engine.tracking.study_run import REPORT_TAG, WHOLE
 
@@ -36,10 +37,12 @@ def publish(
         permit: Called before each write to MLflow. An exception that it raises stops the publication.
     """
     with tempfile.TemporaryDirectory() as folder:
-        write(evidence, findings, Path(folder), progress=progress)
+        where = Path("parts", part) if part else Path()
+        experiment_id = client.get_run(run_id).info.experiment_id
+        place = MlflowPlace(tracking_uri=client.tracking_uri, experiment_id=experiment_id, run_id=run_id, folder=where.as_posix())
+        write(evidence, findings, Path(folder), progress=progress, place=place)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             permit()
-            where = Path("parts", part) if part else Path()
             artifact_path = (where / file.parent.relative_to(folder)).as_posix()
             client.log_artifact(run_id, str(file), None if artifact_path == "." else artifact_path)
     if not part:
@@ -53,11 +56,16 @@ def publish(
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str = "") -> None:
+def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str = "", place: MlflowPlace | None = None) -> None:
     """Write the report, its tables and its figures.
 
     These are `report/report.html`, `table.{csv,md,tex}`, `{runs,curves}.csv`, `findings.json`, `figures/*.{png,svg}` and
     `search/optuna.journal` for a search.
+
+    Args:
+        folder: An empty folder.
+        progress: The progress of a study that still runs; empty for a finished study.
+        place: Place of the report in MLflow; None for a report in a folder.
     """
     with signals.deferred_signals():
         from ablations.engine.report import (  # imported here: plans and queries need no matplotlib and jinja2
@@ -68,16 +76,18 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str
             paper_comparison,
             tables,
         )
+        from ablations.engine.report.page.figures import ReportFigure
 
     for name in ("figures", "report"):
         (folder / name).mkdir()
-    report_figures = []
+    report_figures, narrow = [], figures.narrow_svgs(evidence, findings)
     for name, figure in figures.all_figures(evidence, findings).items():
         for suffix in (".png", ".svg"):
             figures.save(figure, (folder / "figures" / name).with_suffix(suffix))
         caption = figures.caption(name, evidence, findings)
         svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        report_figures.append(html.ReportFigure(name=name, title=caption.title, text=caption.text, alt=caption.alt, svg=svg))
+        texts = {"title": caption.title, "text": caption.text, "alt": caption.alt}
+        report_figures.append(ReportFigure(name=name, **texts, svg=svg, narrow_svg=narrow.get(name, "")))
     made = {"csv": tables.csv, "md": tables.markdown, "tex": tables.latex}
     for suffix, table in made.items():
         (folder / f"table.{suffix}").write_text(table(findings), encoding="utf-8")
@@ -93,6 +103,7 @@ def write(evidence: Evidence, findings: Findings, folder: Path, *, progress: str
         published=paper_comparison.compare_with_published(evidence, findings),
         written_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         progress=progress,
+        place=place,
     )
     (folder / REPORT_PATH).write_text(page, encoding="utf-8")
     if evidence.design.search:

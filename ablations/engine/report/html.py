@@ -4,11 +4,8 @@ Templates escape all text, since names and messages may come from anyone; only f
 the page forbids loading anything.
 """
 
-import base64
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +21,9 @@ from ablations.engine.analysis.trial_table import format_configuration, format_r
 from ablations.engine.analysis.verdicts.sentences import sentence
 from ablations.engine.report import designs, tables
 from ablations.engine.report.examples import template_values
+from ablations.engine.report.page import rows
+from ablations.engine.report.page.figures import ReportFigure, inline_figure
+from ablations.engine.report.page.files import MlflowPlace, TextFile, links
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import format_level
 from resnet_core.fields import counted, printable
@@ -45,8 +45,6 @@ VERDICT_SYMBOLS = {
     "no order shown": "○",
 }
 """Symbols of the verdicts on factors and on the ranking, so that a verdict does not depend on color alone."""
-THEME_COLORS = {"#1f2328": "var(--ink)", "#57606a": "var(--muted)", "#d8dee4": "var(--grid)", "#ffffff": "var(--paper)"}
-"""Colors in figures that the page replaces by the colors of its theme."""
 DESIGN_FIGURES = ("effect-sizes", "half-normal", "ladder", "effects", "seed-path")
 """Names of the figures that sections about the design have, in place of the section of figures."""
 DESIGN_TEXTS: Mapping[str, Any] = {
@@ -58,24 +56,10 @@ DESIGN_TEXTS: Mapping[str, Any] = {
     "higher_order": designs.HIGHER_ORDER,
 }
 """Functions and texts of the sections about the design, by the name that templates use."""
-MAX_NOTE_CHARACTERS = 300
-"""Maximum length of a note in the table of results, in characters; the list of runs has the whole message."""
+FILES = ("table.csv", "table.md", "table.tex", "runs.csv", "curves.csv", "findings.json", "figures")
+"""Files and folders beside the page."""
 CONFIGURATION_SECTIONS = {"model": "network", "data": "data", "optim": "training"}
 """Headings of the sections of a run's configuration; other fields are about its execution."""
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of the report with its texts."""
-
-    name: str
-    """Unique name of letters, digits, `-` and `_`."""
-    title: str
-    text: str
-    """How to read the figure."""
-    alt: str
-    """Alternative text: what the figure shows."""
-    svg: str
 
 
 def render(
@@ -86,6 +70,7 @@ def render(
     published: Sequence["PaperRow"],
     written_at: str,
     progress: str = "",
+    place: MlflowPlace | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -93,8 +78,14 @@ def render(
         published: Published results of the same networks.
         written_at: Time of writing, as the page shows it.
         progress: The progress of a study that still runs, such as `12 of 24 runs`; empty for a finished study.
+        place: Place of the page in MLflow; None for a page in a folder.
     """
-    made = {"csv": tables.csv(findings), "md": tables.markdown(findings), "tex": tables.latex(findings)}
+    name = evidence.design.study
+    made = (
+        TextFile(name=f"{name}.csv", about="CSV with every digit", text=tables.csv(findings)),
+        TextFile(name=f"{name}.md", about="Markdown", text=tables.markdown(findings)),
+        TextFile(name=f"{name}.tex", about="LaTeX", text=tables.latex(findings)),
+    )
     return (
         template_environment(
             number_format.ValueFormat.of(findings), score=number_format.ValueFormat.of(findings.search or findings).number
@@ -103,7 +94,7 @@ def render(
         .render(
             design=evidence.design,
             findings=findings,
-            rows=_result_rows(findings),
+            rows=rows.result_rows(findings),
             figures=[figure for figure in figures if figure.name not in DESIGN_FIGURES],
             design_figures={figure.name: figure for figure in figures if figure.name in DESIGN_FIGURES},
             **DESIGN_TEXTS,
@@ -113,14 +104,18 @@ def render(
             shared=_shared_settings(evidence.design),
             varied=_varied_settings(evidence.design),
             conditions=_condition_counts(evidence),
-            runs=evidence.runs.to_dict("records"),
-            downloads={f"{evidence.design.study}.{suffix}": data_url(text) for suffix, text in made.items()},
+            runs=rows.run_rows(evidence.runs.to_dict("records")),
+            downloads=made,
+            links=links(FILES, place),
             verdicts=VERDICT_SYMBOLS,
             defaults=_searched_defaults(evidence.design),
             metric=findings.metric,
             examples=f"{evidence.design.example}s",
             trained=tables.reports_training(findings),
-            costs=tables.reported_costs(findings),
+            costs=rows.shown_costs(findings),
+            cost_headings=[rows.COST_HEADINGS[name] for name in rows.shown_costs(findings)],
+            limits=_limits_sentence(findings),
+            adjusted=tables.adjustment(findings),
             **template_values(evidence, findings),
         )
     )
@@ -153,7 +148,7 @@ def template_environment(formats: number_format.ValueFormat, **more: Any) -> Env
         "effect_size": _effect_size,
         "failures": _failures,
         "correlation": _correlation,
-        "inline_svg": inline_svg,
+        "inline_figure": inline_figure,
         "sort_key": sort_key,
         "multiline": _multiline,
         "counted": counted,
@@ -163,41 +158,24 @@ def template_environment(formats: number_format.ValueFormat, **more: Any) -> Env
     return environment
 
 
-def inline_svg(picture: ReportFigure) -> Markup:
-    """Return a figure as inline SVG with an alternative text, the colors of the page's theme, and IDs unique within the page."""
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", picture.svg[picture.svg.index("<svg") :], flags=re.DOTALL)
-    opening, drawing = svg.split(">", 1)
-    name = f"figure-{picture.name}"
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', drawing))
-    drawing = re.sub(r' id="([^"]*)"', lambda id_: f' id="{name}-{id_[1]}"' if id_[1] in used else "", drawing)
-    drawing = re.sub(r'(href="|url\()#', rf"\1#{name}-", drawing)
-    drawing = re.sub(r"(<style[^>]*>)\s*\*", rf"\1#{name} *", drawing)
-    drawing = re.sub(
-        r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing
-    )  # two decimals are finer than any screen
-    for color, variable in THEME_COLORS.items():
-        drawing = re.sub(color, variable, drawing, flags=re.IGNORECASE)
-    shape = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', opening)
-    assert shape, "matplotlib writes the size of a figure"
-    head = Markup('<svg id="{}" role="img" aria-label="{}" style="--width: {}" ').format(name, printable(picture.alt), shape[1])
-    return head + Markup(f"{shape[0]}>{drawing}")  # noqa: S704 - drawn by this project, from text that matplotlib escapes
-
-
-def _result_rows(findings: Findings) -> list[dict[str, Any]]:
-    """Return the rows of the table of results: cells with their comparisons."""
-    by_cell = tables.comparisons_by_cell(findings)
-    baselines = {comparison.baseline for comparison in findings.comparisons}
-    rows = []
-    for cell in findings.cells:
-        comparison = by_cell.get(cell.label)
-        note = tables.cell_note(cell, comparison, number_format.ValueFormat.of(findings))
-        if len(note) > MAX_NOTE_CHARACTERS:
-            note = f"{note[:MAX_NOTE_CHARACTERS]} …"
-        difference = comparison.difference if comparison else Estimate(n=0)
-        rows.append(
-            {"cell": cell, "difference": difference, "baseline": comparison is None and cell.label in baselines, "note": note}
-        )
-    return rows
+def _limits_sentence(findings: Findings) -> str:
+    """Return a note on intervals that are cut off at what the metric can be; empty if none is."""
+    metric = findings.metric
+    values = [cell.value for cell in findings.cells]
+    ends = metric.limits(each.mean for each in values if each.mean is not None)
+    low = ends[0] in [each.low for each in values]
+    high = ends[1] in [each.high for each in values]
+    if not (low or high):
+        return ""
+    least, largest = (f"{end:g}{' ' * bool(metric.unit)}{metric.unit}" for end in ends)
+    quantity = metric.quantity.replace("_", " ")
+    if low and high:
+        return f"Intervals are cut off at {least} and {largest}, between which every {quantity} lies."
+    return (
+        f"Intervals are cut off at {least}: no {quantity} is lower."
+        if low
+        else f"Intervals are cut off at {largest}: no {quantity} is higher."
+    )
 
 
 def _shared_settings(design: Design) -> dict[str, list[tuple[str, str]]]:
@@ -262,11 +240,6 @@ def _failures(test: FailureTest | None) -> str:
         return ""
     p = number_format.p_value(test.p if test.p_adjusted is None else test.p_adjusted)
     return f"{test.failed} of {test.runs}, {test.reference_failed} of {test.reference_runs} (p {p})"
-
-
-def data_url(text: str) -> str:
-    """Return a data URL that holds a text file within the page."""
-    return f"data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def sort_key(number: float | None) -> str:

@@ -14,6 +14,7 @@ from ablations.engine.analysis.findings import CellFinding, Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat, number, p_value, scaled
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.verdicts.sentences import sentence
+from ablations.engine.report.notes import cell_note
 from resnet_core.fields import counted, printable
 
 MAX_NAMED_CELLS = 4
@@ -70,24 +71,6 @@ def comparisons_by_cell(findings: Findings) -> Mapping[str, Comparison]:
     return {comparison.cell: comparison for comparison in findings.comparisons}
 
 
-def failed_to_train(cell: CellFinding, formats: ValueFormat) -> str:
-    """Return which completed runs show no training: `1 of 5 seeds failed to train: 60.30 %; median 2.05 %`; empty if all do."""
-    texts = []
-    for runs, what in ((cell.failed_to_train, "failed to train"), (cell.outlying, "far worse than the others")):
-        if runs:
-            values = ", ".join(formats.with_unit(each.value) for each in runs)
-            texts.append(f"{len(runs)} of {counted(cell.planned, 'seed')} {what}: {values}")
-    return "; ".join([*texts, f"median {formats.with_unit(cell.median)}"]) if texts else ""
-
-
-def cell_note(cell: CellFinding, comparison: Comparison | None, formats: ValueFormat) -> str:
-    """Return the caveats of a row: runs that did not complete or train and why, mixed conditions, a missing p-value."""
-    problems = ", ".join(f"{count} {outcome}" for outcome, count in cell.problems.items())
-    parts = [": ".join(filter(None, (problems, "; ".join(cell.reasons)))), failed_to_train(cell, formats), *cell.flags]
-    parts += [comparison.note] if comparison else []
-    return "; ".join(filter(None, parts))
-
-
 def reported_costs(findings: Findings) -> list[str]:
     """Return the costs, by their names in `CellFinding`, that a run of any cell reports."""
     return [name for name in COST_METRICS if any(getattr(cell, name) is not None for cell in findings.cells)]
@@ -96,6 +79,18 @@ def reported_costs(findings: Findings) -> list[str]:
 def reports_training(findings: Findings) -> bool:
     """Return whether runs report the metric on their training data."""
     return any(cell.train_value.n for cell in findings.cells)
+
+
+def has_p_values(findings: Findings) -> bool:
+    """Return whether a comparison has a p-value: they need three seeds."""
+    return any(each.difference.p_adjusted is not None for each in findings.comparisons)
+
+
+def adjustment(findings: Findings) -> str:
+    """Return for what p-values are adjusted."""
+    if findings.tests == 1:
+        return "p is that of the only test of the study"
+    return f"p is adjusted for all {counted(findings.tests, 'test')} of the study"
 
 
 def rows(findings: Findings) -> list[dict[str, Any]]:
@@ -185,7 +180,9 @@ def latex(findings: Findings) -> str:
 def _text_table(findings: Findings, *left_out: str) -> tuple[list[str], list[list[str]]]:
     """Return the heads, and a line per cell: levels, then the columns except those left out. `train` is the training metric."""
     formats, metric = ValueFormat.of(findings), findings.metric
-    columns = {"value": metric.heading, "n": "n", "difference": "difference", "p": "p"}
+    columns = {"value": metric.heading, "n": "n"}
+    columns |= {"difference": "difference"} if findings.comparisons else {}
+    columns |= {"p": "p"} if has_p_values(findings) else {}
     columns |= {"train": metric.training.heading} if reports_training(findings) else {}
     columns |= {heading: heading for name, heading in COST_HEADINGS.items() if name in reported_costs(findings)}
     columns = {name: heading for name, heading in columns.items() if name not in left_out}
@@ -219,11 +216,11 @@ def _legend(findings: Findings) -> str:
     metric, reference = findings.metric, "rung below" if findings.ladder else "baseline"
     unit = f" in {metric.unit_words}" if metric.unit_words else ""
     difference_unit = f" in {metric.difference_words}," if metric.difference_words else ""
-    return (
-        f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds. Differences to the "
-        f"{reference} are{difference_unit} paired by seed, with 95 % t intervals. p is adjusted for all "
-        f"{counted(findings.tests, 'test')} of the study."
-    )
+    values = f"{sentence(metric.label)} in the final epoch{unit}, mean ± standard deviation over n seeds."
+    if not findings.comparisons:
+        return values
+    adjusted = f" {adjustment(findings)}." if has_p_values(findings) else ""
+    return f"{values} Differences to the {reference} are{difference_unit} paired by seed, with 95 % t intervals.{adjusted}"
 
 
 def _notes_with_cells(findings: Findings) -> list[tuple[str, str]]:

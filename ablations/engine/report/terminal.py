@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ablations.engine.analysis import number_format
-from ablations.engine.analysis.evidence import Evidence
+from ablations.engine.analysis.evidence import FAILED_OUTCOMES, Evidence
 from ablations.engine.analysis.examples import scope_sentence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.seed_path import path_sentences
@@ -25,15 +25,24 @@ def show_results(console: Console, evidence: Evidence, findings: Findings, retry
     console.print(result_view(evidence.design, findings))
     for line in [*search_lines(findings), *([findings.cost] if findings.cost else [])]:
         print_line(console, line)
-    bad = evidence.runs[evidence.runs["outcome"].isin(["diverged", "oom", "failed"])]
-    for cell, seed, outcome, message in zip(bad["cell"], bad["seed"], bad["outcome"], bad["message"], strict=True):
-        print_line(console, f"{cell} seed={seed}: {outcome}, {message}")
+    for line in failure_lines(evidence):
+        print_line(console, line)
     without = sum(cell.without_result for cell in findings.cells)
     if without:
         have, those = ("has", "this run") if without == 1 else ("have", "these runs")
         print_line(
             console, f"{without} of {counted(len(evidence.runs), 'run')} {have} no result. To train only {those}: {retry_command}"
         )
+
+
+def failure_lines(evidence: Evidence) -> list[str]:
+    """Return a line for the runs of a cell that failed for the same reason: `depth=20 seeds=0,1: failed, disk full`."""
+    bad = evidence.runs[evidence.runs["outcome"].isin(FAILED_OUTCOMES)]
+    lines = []
+    for (cell, outcome, message), seeds in bad.groupby(["cell", "outcome", "message"], sort=False)["seed"]:
+        named = f"seed{'s' * (len(seeds) > 1)}={','.join(map(str, seeds))}"
+        lines.append(f"{cell} {named}: {outcome}, {message}")
+    return lines
 
 
 def search_lines(findings: Findings) -> list[str]:
@@ -58,7 +67,9 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
     formats, train = number_format.ValueFormat.of(findings), findings.metric.training.heading
     trained, costs = tables.reports_training(findings), tables.reported_costs(findings)
     columns = [findings.metric.heading, *([train] if trained else []), "n"]
-    columns += ["difference [95 %]", "p, adjusted"] if compared else []
+    tested = tables.has_p_values(findings)
+    columns += ["difference [95 %]"] if compared else []
+    columns += ["p, adjusted"] if tested else []
     columns += [name for cost, name in (("parameters", "parameters"), ("seconds", "s / run")) if cost in costs]
     columns += ["note"] if notes else []
     optional = ("s / run", "parameters", train, "note", "p, adjusted", "difference [95 %]", "n")
@@ -71,7 +82,8 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         row.append(tables.completed_of_planned(cell))
         if compared:
             difference = compared[cell.label].difference if cell.label in compared else Estimate(n=0)
-            row += [formats.signed_with_interval(difference), number_format.p_value(difference.p_adjusted)]
+            row.append(formats.signed_with_interval(difference))
+            row += [number_format.p_value(difference.p_adjusted)] if tested else []
         row += [number_format.number(cell.parameters, 0)] if "parameters" in costs else []
         row += [number_format.number(cell.seconds, 1)] if "seconds" in costs else []
         if notes:

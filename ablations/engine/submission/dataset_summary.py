@@ -23,6 +23,7 @@ from ablations.engine.environment.console import print_line
 from ablations.engine.report import tables
 from ablations.engine.report.findings_json import findings_document
 from ablations.engine.report.mlflow_page import COMPLETED_METRIC, REPORT_PATH, update_experiment_note
+from ablations.engine.report.page.files import MlflowPlace
 from ablations.engine.report.summary import bundle, document, terminal
 from ablations.engine.submission.reporting import StoredStudy, report_address
 from ablations.engine.tracking import mlflow_internals
@@ -63,10 +64,10 @@ class StoredDatasets:
         documents = findings or [findings_document(each.evidence, each.findings) for each in self.stored]
         return document.datasets_document(self.findings, self.studies, documents)
 
-    def write(self, folder: Path) -> None:
-        """Write the page, its figures and its tables to an empty folder."""
+    def write(self, folder: Path, place: MlflowPlace | None = None) -> None:
+        """Write the page, its figures and its tables to an empty folder, for a place in MLflow if one is given."""
         documents = [findings_document(each.evidence, each.findings) for each in self.stored]
-        bundle.write(self.findings, self.studies, documents, [each.run_id for each in self.stored], folder)
+        bundle.write(self.findings, self.studies, documents, [each.run_id for each in self.stored], folder, place)
 
 
 def show_and_publish(console: Console, given: StoredDatasets) -> None:
@@ -91,10 +92,12 @@ def show_and_publish(console: Console, given: StoredDatasets) -> None:
 def _publish(client: MlflowClient, given: StoredDatasets, part: str) -> str:
     """Store the page in the summary's run, and return the run's ID. The page of a part is stored beside that of the whole."""
     with tempfile.TemporaryDirectory() as folder:
-        given.write(Path(folder))
         experiment_id, run_id = _find_or_create(client, given)
+        root = Path("parts", part) if part else Path()
+        place = MlflowPlace(tracking_uri=client.tracking_uri, experiment_id=experiment_id, run_id=run_id, folder=root.as_posix())
+        given.write(Path(folder), place)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            where = (Path("parts", part) if part else Path()) / file.parent.relative_to(folder)
+            where = root / file.parent.relative_to(folder)
             client.log_artifact(run_id, str(file), None if where == Path() else where.as_posix())
     if not part:
         text = _description(given, experiment_id, run_id)

@@ -175,8 +175,8 @@ def report_address(client: MlflowClient, run_id: str, *, part: str = "", page: s
     page = f"parts/{part}/{page}" if part else page
     run = client.get_run(run_id).info
     if client.tracking_uri.startswith("http"):
-        where = printable(client.tracking_uri.rstrip("/"))
-        return f"{where}/{mlflow_internals.artifact_page(run.experiment_id, run_id, page)}"
+        where = printable(client.tracking_uri)
+        return mlflow_internals.web_address(where, mlflow_internals.artifact_page(run.experiment_id, run_id, page))
     where = f"{run.artifact_uri}/{page}"
     path = unquote(where.removeprefix("file://"))
     # Terminals make no link of a path with a space, and an escaped path does not exist; a file:// address works in both respects.

@@ -3,6 +3,7 @@
 import math
 import posixpath
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
@@ -11,6 +12,8 @@ from resnet_core.fields import reject
 Better = Literal["lower", "higher"]
 PERCENT = "%"
 """Unit of shares. A difference between shares is in percentage points."""
+SHARES = ("accuracy", "precision", "recall", "f1", "auc", "auroc", "iou", "dice")
+"""Last words of the names of metrics that are shares: a value within 0 and 1 if they have no unit."""
 ACCEPTED_NAMES = "letters, digits and _ - . : / and spaces, such as valid/loss"
 """Names that MLflow accepts for metrics, in words."""
 _MAX_NAME_LENGTH = 250
@@ -100,6 +103,21 @@ class Metric:
     def bounds(self) -> tuple[float, float]:
         """Least and largest possible value: 0 and 100 for percentages, otherwise unlimited."""
         return (0.0, 100.0) if self.unit == PERCENT else (-math.inf, math.inf)
+
+    def limits(self, values: Iterable[float]) -> tuple[float, float]:
+        """Return the least and largest value at which an interval of the metric ends when it is shown.
+
+        These are `bounds`; a share without a unit, such as `accuracy`, also lies within 0 and 1 if all its values do. They are for
+        display only: no test uses them.
+
+        Args:
+            values: Values of the metric; NaN without a result.
+        """
+        low, high = self.bounds
+        if self.unit or self.quantity.rpartition("_")[2] not in SHARES:
+            return low, high
+        known = [value for value in values if math.isfinite(value)]
+        return (0.0, 1.0) if known and min(known) >= 0 and max(known) <= 1 else (low, high)
 
     def minimized(self, value: Any) -> Any:
         """Return a value, or an array of values, as a quantity of which less is better. Applied twice, it returns the value."""

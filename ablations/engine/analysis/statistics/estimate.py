@@ -1,6 +1,7 @@
 """Estimates over seeds and tests of failures, as plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 CONFIDENCE_LEVEL = 0.95
 """Confidence level of every interval. The significance level of every test is 1 - CONFIDENCE_LEVEL."""
@@ -39,6 +40,12 @@ class Estimate:
     def significant(self) -> bool:
         """True if the adjusted p-value is below the significance level, 0.05."""
         return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE_LEVEL
+
+    def within(self, least: float, largest: float) -> Self:
+        """Return the estimate with its interval cut off at what the metric can be."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, largest))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,7 +136,8 @@ class Sentences:
             farthest = max(others, key=lambda each: abs(_mean(each) - _mean(first)))
             claims.append(f"at {farthest.at}, {self.claim(farthest)}")
         if len(others) > 1:
-            claims.append(f"{counted(len(others) - 1, 'more combination')} not named here")
+            verb = "is" if len(others) == 2 else "are"
+            claims.append(f"{counted(len(others) - 1, 'more combination')} {verb} not named here")
         return "; ".join(claims)
 
     def claim(self, contrast: Contrast) -> str:

@@ -1,5 +1,6 @@
 """Drawing tools that all figures share: style, lines with bands, legends, axes with plain numbers, and files."""
 
+import io
 import math
 import textwrap
 import warnings
@@ -16,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ablations.engine.report.figures.styles import GRID, INK, MUTED, PAPER, LineStyle
 from ablations.engine.task.metric import PERCENT, Metric
@@ -57,8 +58,6 @@ STYLE: Any = {
     "savefig.dpi": 200,
     "svg.hashsalt": "resnet-ablations",  # so that the same figure gives the same file
 }
-WIDTH_INCHES = 7.2
-"""Width of a figure in inches: the text width of a paper."""
 LINE_HEIGHT_INCHES = 0.17
 """Height of a line of text in inches."""
 CHARACTER_WIDTH_INCHES = 0.066
@@ -95,6 +94,14 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, metadata={dated: None} if dated else None, transparent=path.suffix == ".svg")
 
 
+def svg_text(figure: Figure) -> str:
+    """Return a figure as SVG, the bytes that `save` would write."""
+    written = io.StringIO()
+    with figure_style():
+        figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
+    return written.getvalue()
+
+
 def seed_envelopes(rows: pd.DataFrame, position: str, value: str) -> dict[str, pd.DataFrame]:
     """Return, for each cell, a table with `mean`, `low` and `high` of the column `value` over seeds, by the column `position`."""
     table = rows.groupby(["cell", position])[value].agg(["mean", "min", "max"]).set_axis(["mean", "low", "high"], axis=1)
@@ -129,6 +136,12 @@ def line_properties(style: LineStyle) -> dict[str, Any]:
         "markerfacecolor": PAPER if hollow else style.color,
         "markerfacecoloralt": PAPER,
     }
+
+
+def whole_numbers(panel: Axes) -> None:
+    """Give the x axis ticks at whole numbers only, as epochs and layers are counted."""
+    panel.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
 
 
 def draw_gray_lines(panel: Axes, lines: Iterable[pd.DataFrame]) -> None:

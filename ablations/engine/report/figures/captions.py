@@ -10,7 +10,7 @@ from ablations.engine.analysis.verdicts.sentences import sentence
 from ablations.engine.report.figures.curves import lr_drop_epochs
 from ablations.engine.report.figures.designs.captions import DESIGN_CAPTIONS
 from ablations.engine.report.figures.forest import NO_PAIRS, baseline_levels, displayed_comparisons
-from ablations.engine.report.figures.levels import MAX_STYLED_LINES, interaction_pairs, numeric_factor
+from ablations.engine.report.figures.levels import MAX_STYLED_LINES, interaction_pairs, numeric_factor, panel_factor
 from ablations.engine.report.figures.pareto import multiply_add_points, pareto_points
 from ablations.engine.report.figures.phrases import list_or_ends, plural, short
 from ablations.engine.report.figures.search_captions import SEARCH_CAPTIONS
@@ -48,7 +48,7 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
     factor = numeric_factor(evidence.design) or ""
     cells = sorted((cell for cell in findings.cells if cell.value.n), key=lambda cell: float(cell.levels[factor]))
     metric, formats = findings.metric, ValueFormat.of(findings)
-    lines: dict[str, list[CellFinding]] = {}
+    by, lines = panel_factor(evidence.design, factor), dict[str, list[CellFinding]]()
     for cell in cells:
         lines.setdefault(short_name(evidence.design, cell.levels, factor), []).append(cell)
     items = [
@@ -57,12 +57,13 @@ def _depth(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         for name, cells in lines.items()
     ]
     trained = any(cell.train_value.n for cell in cells)
+    named = len({short_name(evidence.design, cell.levels, factor, by) for cell in cells})
     what = f"{short(evidence)} in the final epoch{_dashed(evidence)}" if trained else f"{metric.label} in the final epoch"
     text = f"{sentence(what)}. {_marks_text(evidence, findings)}"
     more = (
-        f" The {MAX_STYLED_LINES} lines with the {metric.best} {plural(evidence)}, of {len(lines)}, have their own styles; the "
+        f" The {MAX_STYLED_LINES} lines with the {metric.best} {plural(evidence)}, of {named}, have their own styles; the "
         "others are gray."
-        if len(lines) > MAX_STYLED_LINES
+        if named > MAX_STYLED_LINES
         else ""
     )
     title = f"{sentence(short(evidence))} by {factor}"
@@ -149,7 +150,9 @@ def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         f"{_lines_text(evidence, findings, bands=bands)}{_gray_text(evidence)}"
     )
     seconds = [cell.seconds for cell in findings.cells if cell.seconds is not None]
-    took = f" Mean training times of cells range from {min(seconds):.3g} to {max(seconds):.3g} seconds." if seconds else ""
+    least, most = (f"{end:.3g}" for end in (min(seconds), max(seconds))) if seconds else ("", "")
+    range_of = f"{least} seconds" if least == most else f"between {least} and {most} seconds"
+    took = f" A run took {range_of}, as the mean of a cell." if seconds else ""
     return f"{sentence(short(evidence))} against the cost of training", sentence(text), f"{_values_text(findings, evidence)}{took}"
 
 

@@ -1,6 +1,7 @@
 """Figures of the course of training: one line per cell, with a band over its seeds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +9,6 @@ from matplotlib.figure import Figure
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.report.figures.axes import (
-    WIDTH_INCHES,
     draw_gray_lines,
     draw_line,
     figure_style,
@@ -19,8 +19,10 @@ from ablations.engine.report.figures.axes import (
     time_unit,
     unit_prefix,
     value_axis,
+    whole_numbers,
     wrap,
 )
+from ablations.engine.report.figures.layout import figure_width, is_narrow, label_left, panel_columns, panels_beside
 from ablations.engine.report.figures.styles import (
     DASHES,
     FILL_STYLES,
@@ -37,6 +39,8 @@ FORWARD_PASSES_PER_STEP = 3
 """Cost of a training step in forward passes: the backward pass costs two."""
 MAX_EPOCH_PANELS = 4
 """Maximum number of panels side by side, one per epoch."""
+MAX_NARROW_EPOCH_PANELS = 2
+"""That number in a narrow figure."""
 MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
 """The axis of responses is logarithmic if the largest exceeds the median by this factor, as early in training."""
 
@@ -44,8 +48,9 @@ MIN_RATIO_TO_MEDIAN_FOR_LOG_AXIS = 20
 def curves_figure(evidence: Evidence) -> Figure | None:
     """Draw learning curves as in figures 4 and 6 of He et al. 2015: the metric by epoch, dashed on training data.
 
-    With two or more factors, there is a panel for each level of the factor with the fewest levels. Vertical lines mark divisions of
-    the learning rate, if they are the same in all cells. Return None without a curve.
+    With two or more factors, there is a panel for each level of the factor with the fewest levels; with three or more, for each
+    combination of two. Vertical lines mark divisions of the learning rate, if they are the same in all cells. Return None without
+    a curve.
     """
     if not len(evidence.curves):
         return None
@@ -53,21 +58,20 @@ def curves_figure(evidence: Evidence) -> Figure | None:
     scored = seed_envelopes(evidence.curves, "epoch", "value")
     train = {} if style_map.crowded else seed_envelopes(evidence.curves.dropna(subset="train_value"), "epoch", "train_value")
     groups = style_map.panels()
-    columns = 2 if len(groups) == 4 else len(groups)
-    rows = -(-len(groups) // columns)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 2.5 if rows == 1 else 4.2))
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        figure, panels = _curve_panels(evidence, style_map)
         named: dict[str, LineStyle] = {}
-        for panel, (title, cells) in zip(panels.flat, groups.items(), strict=True):
-            panel.set_title(wrap(title, WIDTH_INCHES / columns - 0.5))
+        for panel, (title, cells) in zip(panels.flat, groups.items(), strict=False):
+            panel.set_title(wrap(title, figure_width() / panels.shape[1] - 0.5))
             for position in lr_drop_epochs(evidence.design):
                 panel.axvline(position, color=MUTED, linewidth=0.6, linestyle=DASHES[2], zorder=1)
             named |= _draw_curves(panel, style_map, cells, train, scored)
-        for panel in panels[-1]:
-            panel.set_xlabel("epoch")
-        for panel in panels[:, 0]:
-            panel.set_ylabel(train_and_scored_label(metric) if train else metric.heading)
+        whole_numbers(panels[0, 0])
+        for column in panels.T:
+            lowest = [panel for panel in column if panel.axison][-1]
+            lowest.set_xlabel("epoch")
+            lowest.xaxis.set_tick_params(labelbottom=True)
+        label_left(list(panels.flat), train_and_scored_label(metric) if train else metric.heading)
         drawn = evidence.curves[["value", "train_value"] if train else ["value"]]
         value_axis(panels[0, 0], metric, drawn.to_numpy(float).ravel())
         legend(figure, {name: named[name] for name in _legend_order(style_map, named)})
@@ -99,15 +103,16 @@ def budget_figure(evidence: Evidence) -> Figure | None:
         return None
     axes = [("epoch", {cell: list(line.index) for cell, line in scored.items()}), *known]
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 2.5))
-        panels = figure.subplots(1, len(axes), sharey=True)
+        figure, panels = panels_beside(len(axes), 2.5, 2.0)
         for panel, (label, positions) in zip(panels, axes, strict=True):
             lines = {cell: scored[cell].set_axis(pd.Index(positions[cell])) for cell in scored if cell in positions}
             _draw_cells(panel, style_map, lines)
             panel.set_xlabel(label)
             if spans_decades(max(line.index) for line in lines.values()):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(evidence.design.metric.heading)
+            elif label == "epoch":
+                whole_numbers(panel)
+        label_left(panels, evidence.design.metric.heading)
         value_axis(panels[0], evidence.design.metric, evidence.curves["value"])
         legend(figure, {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in scored})
     return figure
@@ -125,7 +130,7 @@ def responses_figure(evidence: Evidence) -> Figure | None:
     rows = rows[rows["epoch"] == rows.groupby("cell")["epoch"].transform("max")]
     style_map = make_style_map(evidence)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 4.6))
+        figure = Figure(figsize=(figure_width(), 4.6))
         by_layer, by_size = figure.subplots(2, 1, sharey=True)
         _draw_layers(by_layer, by_size, rows, style_map)
         for panel in (by_layer, by_size):
@@ -148,10 +153,10 @@ def gradients_figure(evidence: Evidence) -> Figure | None:
     rows = _main_path_rows(evidence, "gradients", "gradient_norm")
     if not len(rows):
         return None
-    epochs = _select_epochs(sorted(rows["epoch"].unique()))
+    epochs = _select_epochs(sorted(rows["epoch"].unique()), MAX_NARROW_EPOCH_PANELS if is_narrow() else MAX_EPOCH_PANELS)
     style_map = make_style_map(evidence)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 4.6))
+        figure = Figure(figsize=(figure_width(), 4.6))
         panels = figure.subplots(2, len(epochs), sharey=True, squeeze=False)
         for (by_layer, by_size), epoch in zip(panels.T, epochs, strict=True):
             _draw_layers(by_layer, by_size, rows[rows["epoch"] == epoch], style_map)
@@ -162,6 +167,20 @@ def gradients_figure(evidence: Evidence) -> Figure | None:
             panel.set_ylabel("norm of gradient")
         legend(figure, _probed_styles(style_map, rows))
     return figure
+
+
+def _curve_panels(evidence: Evidence, style_map: StyleMap) -> tuple[Figure, Any]:
+    """Return a figure with a panel for each group of cells, in rows and columns that share both axes."""
+    count = len(style_map.panels())
+    columns = len(evidence.design.factors[style_map.dash_factor]) if style_map.marker_factor else 2 if count == 4 else count
+    columns = panel_columns(count, columns)
+    rows = -(-count // columns)
+    height = 0.5 + 1.8 * rows if rows > 1 or is_narrow() else 2.5
+    figure = Figure(figsize=(figure_width(), height))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel in panels.flat[count:]:
+        panel.set_axis_off()
+    return figure, panels
 
 
 def _draw_curves(
@@ -177,17 +196,17 @@ def _draw_curves(
     styled = [cell for cell in style_map.styles if cell in present]
     named = {}
     for i, cell in enumerate(styled):
-        style = style_map.styles[cell]._replace(dash=DASHES[0], fill=FILL_STYLES[0])
+        style = style_map.panel_style(cell)
         if cell in train:
             draw_line(panel, train[cell], style._replace(dash=DASHES[1], fill=FILL_STYLES[1]), i / len(styled), "_", 0.9)
         draw_line(panel, scored[cell], style, i / len(styled), cell, band=not style_map.crowded)
-        named[style_map.name(cell, style_map.dash_factor)] = style
+        named[style_map.name(cell, *style_map.panel_factors)] = style
     return named
 
 
 def _legend_order(style_map: StyleMap, named: Mapping[str, LineStyle]) -> list[str]:
     """Return the names of a legend in ascending order of levels, whatever the order of the panels."""
-    every = dict.fromkeys(style_map.name(cell, style_map.dash_factor) for cell in style_map.styles)
+    every = dict.fromkeys(style_map.name(cell, *style_map.panel_factors) for cell in style_map.styles)
     return [name for name in every if name in named]
 
 
@@ -242,6 +261,8 @@ def _draw_layers(by_layer: Axes, by_size: Axes, rows: pd.DataFrame, style_map: S
     _draw_cells(by_size, style_map, seed_envelopes(rows.assign(rank=ranks), "rank", "value"))
     by_layer.set_xlabel("layer index")
     by_size.set_xlabel("rank of layer, by magnitude")
+    for panel in (by_layer, by_size):
+        whole_numbers(panel)
 
 
 def _main_path_rows(evidence: Evidence, probe: str, quantity: str) -> pd.DataFrame:
@@ -254,7 +275,7 @@ def _probed_styles(style_map: StyleMap, rows: pd.DataFrame) -> dict[str, LineSty
     return {style_map.name(cell): style for cell, style in style_map.styles.items() if cell in cells}
 
 
-def _select_epochs(epochs: Sequence[int]) -> list[int]:
-    if len(epochs) <= MAX_EPOCH_PANELS:
+def _select_epochs(epochs: Sequence[int], most: int) -> list[int]:
+    if len(epochs) <= most:
         return list(epochs)
-    return [epochs[round(i * (len(epochs) - 1) / (MAX_EPOCH_PANELS - 1))] for i in range(MAX_EPOCH_PANELS)]
+    return [epochs[round(i * (len(epochs) - 1) / (most - 1))] for i in range(most)]

@@ -10,7 +10,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from ablations.engine.analysis.findings import Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import Estimate
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, plain_number, wrap
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, plain_number, wrap
+from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, PAPER
 
 NO_PAIRS = "no pair of runs"
@@ -31,10 +32,11 @@ def forest_figure(findings: Findings) -> Figure | None:
     if not any(row.difference.n for row in rows):
         return None
     formats = ValueFormat.of(findings)
-    names = [wrap(_row_name(row, findings), WIDTH_INCHES / 2 - 0.5) for row in rows]
+    names = [_row_name(row, findings) for row in rows]
+    names = [wrap(name, name_inches(names, figure_width() / 2 - 0.5)) for name in names]
     positions, height = _row_positions(rows, names)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, LINE_HEIGHT_INCHES * height + 0.7))
+        figure = Figure(figsize=(figure_width(), LINE_HEIGHT_INCHES * height + 0.7))
         panel = figure.subplots()
         panel.axvline(0, color=INK, linewidth=0.8, zorder=1)
         for row, position in zip(rows, positions, strict=True):
@@ -46,7 +48,9 @@ def forest_figure(findings: Findings) -> Figure | None:
         panel.spines["left"].set_visible(False)
         unit = f", {formats.metric.difference_unit}".rstrip(", ")
         scale = set_difference_scale(panel, [row.difference for row in rows])
-        panel.set_xlabel(wrap(f"{findings.metric.label}: difference to {baseline_levels(findings)}{unit}{scale}", WIDTH_INCHES / 2))
+        panel.set_xlabel(
+            wrap(f"{findings.metric.label}: difference to {baseline_levels(findings)}{unit}{scale}", figure_width() / 2)
+        )
     return figure
 
 
@@ -82,7 +86,7 @@ def _row_positions(rows: Sequence[Comparison], names: Sequence[str]) -> tuple[li
     gap = 0.6 if len(groups) < len(rows) else 0.0
     positions, used = [], 0.0
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-        lines = name.count("\n") + 1.3
+        lines = max(name.count("\n") + 1, 2 if is_narrow() else 1) + 0.3
         used += gap if i and row.baseline != rows[i - 1].baseline else 0
         positions.append(used + lines / 2)
         used += lines
@@ -94,9 +98,9 @@ def draw_difference(panel: Axes, difference: Estimate, position: float, formats:
     panel.text(
         1.02,
         position,
-        formats.signed_with_interval(difference, NO_PAIRS),
+        number_lines(formats.signed_with_interval(difference, NO_PAIRS)),
         transform=panel.get_yaxis_transform(),
-        verticalalignment="center_baseline",
+        verticalalignment="center" if is_narrow() else "center_baseline",
     )
     if difference.mean is None:
         return

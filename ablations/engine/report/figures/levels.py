@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from ablations.engine.analysis.evidence import Evidence
-from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.findings import CellFinding, Findings
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.statistics.inference import estimate_means
 from ablations.engine.report.figures.axes import (
     CHARACTER_WIDTH_INCHES,
-    WIDTH_INCHES,
     figure_style,
     legend,
     level_axis,
@@ -24,8 +23,10 @@ from ablations.engine.report.figures.axes import (
     panel_legend,
     shorten,
     value_axis,
+    wrap,
 )
 from ablations.engine.report.figures.curves import train_and_scored_label
+from ablations.engine.report.figures.layout import figure_width, label_left, panel_columns, panels_beside
 from ablations.engine.report.figures.styles import (
     DASHES,
     FILL_STYLES,
@@ -44,6 +45,8 @@ MAX_STYLED_LINES = 7
 """Maximum number of lines of a panel with their own styles; the others are thin gray lines."""
 MAX_INTERACTION_PANELS = 3
 """Maximum number of panels of interactions side by side."""
+MAX_LEVEL_PANELS = 4
+"""Maximum number of panels along a numeric factor."""
 MAX_TICKS = 12
 """Maximum number of levels that an axis names."""
 MAX_LEVEL_CHARACTERS = 18
@@ -68,6 +71,8 @@ class LevelLine:
 def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     """Draw the metric by depth, or by another numeric factor, with a line per combination of the other factors.
 
+    If there are two or more others, the one with the fewest levels has a panel per level.
+
     Lines are dashed for training data; bars are 95 % confidence intervals of the mean. Return None without a
     numeric factor or a completed run.
     """
@@ -76,33 +81,49 @@ def depth_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     cells = [cell for cell in findings.cells if cell.value.n]
     if factor is None or not cells:
         return None
-    scored, train = [], []
-    cells.sort(key=lambda cell: float(cell.levels[factor]))
-    for name in dict.fromkeys(short_name(design, cell.levels, factor) for cell in findings.cells):
-        of_line = [cell for cell in cells if short_name(design, cell.levels, factor) == name]
-        positions = [float(cell.levels[factor]) for cell in of_line]
-        scored.append(LevelLine(name, positions, [cell.value for cell in of_line]))
-        train.append(LevelLine(name, positions, [cell.train_value for cell in of_line]))
     metric, trained = findings.metric, any(cell.train_value.n for cell in cells)
+    by = panel_factor(design, factor)
+    levels = {f"{by}={level}": level for level in sorted_levels(design.factors[by])} if by else {"": ""}
+    names = dict.fromkeys(short_name(design, cell.levels, factor, by) for cell in findings.cells)
+    groups = {
+        title: [
+            _level_line(design, [cell for cell in cells if cell.levels.get(by, "") == level], factor, by, name) for name in names
+        ]
+        for title, level in levels.items()
+    }
+    pairs = [pair for of_panel in groups.values() for pair in of_panel]
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 2.8))
-        panel = figure.subplots()
-        panel.margins(x=0.05)
-        level_axis(panel, "x", sorted(map(float, design.factors[factor])))
-        styles = _line_styles(scored, metric)
-        _draw_lines(
-            panel,
-            train if trained else (),
-            {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()},
-            0.9,
-        )
-        _draw_lines(panel, scored, styles)
-        panel.set_xlabel(factor)
-        panel.set_ylabel(train_and_scored_label(metric) if trained else metric.heading)
-        value_axis(panel, metric, _means([*scored, *(train if trained else ())]))
-        if len(scored) > 1:
+        figure, panels = panels_beside(len(groups), 2.8, 2.3)
+        styles = _line_styles([scored for scored, _ in pairs], metric)
+        dashed = {name: each._replace(dash=DASHES[1], fill=FILL_STYLES[1]) for name, each in styles.items()}
+        for panel, (title, lines) in zip(panels, groups.items(), strict=True):
+            panel.margins(x=0.05)
+            panel.set_title(wrap(title, figure_width() / len(panels)))
+            level_axis(panel, "x", sorted(map(float, design.factors[factor])))
+            _draw_lines(panel, [train for _, train in lines] if trained else (), dashed, 0.9)
+            _draw_lines(panel, [scored for scored, _ in lines], styles)
+            panel.set_xlabel(factor)
+        label_left(panels, train_and_scored_label(metric) if trained else metric.heading)
+        value_axis(panels[0], metric, _means([line for pair in pairs for line in (pair if trained else pair[:1])]))
+        if len(names) > 1:
             legend(figure, styles)
     return figure
+
+
+def panel_factor(design: Design, along: str) -> str:
+    """Return the factor with a panel per level: of two or more factors beside that on the axis, the one with the fewest levels."""
+    others = [name for name in varied_factors(design) if name != along]
+    fewest = min(others, key=lambda name: len(design.factors[name]), default="")
+    return fewest if len(others) > 1 and len(design.factors[fewest]) <= MAX_LEVEL_PANELS else ""
+
+
+def _level_line(design: Design, cells: Sequence[CellFinding], factor: str, by: str, name: str) -> tuple[LevelLine, LevelLine]:
+    """Return the line of a combination along a factor, on evaluation and on training data."""
+    of_line = [cell for cell in cells if short_name(design, cell.levels, factor, by) == name]
+    of_line.sort(key=lambda cell: float(cell.levels[factor]))
+    positions = [float(cell.levels[factor]) for cell in of_line]
+    scored, train = [cell.value for cell in of_line], [cell.train_value for cell in of_line]
+    return LevelLine(name, positions, scored), LevelLine(name, positions, train)
 
 
 def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
@@ -115,17 +136,16 @@ def interaction_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     drawn = {pair: lines for pair in interaction_pairs(design, findings) if (lines := _averaged_lines(evidence, *pair))}
     if not drawn:
         return None
-    width = WIDTH_INCHES / len(drawn) - 0.5
+    width = figure_width() / panel_columns(len(drawn), len(drawn)) - 0.5
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 3.2))
-        panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        figure, panels = panels_beside(len(drawn), 3.2, 2.8)
         for panel, ((along, by), lines) in zip(panels, drawn.items(), strict=True):
             styles = _line_styles(lines, findings.metric)
             _draw_lines(panel, lines, styles)
             _label_levels(panel, sorted_levels(design.factors[along]), width)
             panel.set_xlabel(shorten(along, MAX_LEVEL_CHARACTERS))
             panel_legend(panel, by, styles, width)
-        panels[0].set_ylabel(findings.metric.heading)
+        label_left(panels, findings.metric.heading)
         value_axis(panels[0], findings.metric, _means([line for lines in drawn.values() for line in lines]))
     return figure
 
@@ -161,11 +181,12 @@ def _averaged_lines(evidence: Evidence, along: str, by: str) -> list[LevelLine]:
     every = set().union(*cells.values())
     whole = [labels for labels in cells.values() if labels.keys() == every]
     positions = {level: float(i) for i, level in enumerate(sorted_levels(design.factors[along]))}
-    lines = []
+    lines, limits = [], design.metric.limits(evidence.runs["value"])
     for level in sorted_levels(design.factors[by]) if whole else []:
         others = [other for other in positions if (level, other) in every]
         rows = [values.reindex([labels[level, other] for labels in whole]).mean(axis=0, skipna=False) for other in others]
-        lines.append(LevelLine(level, [positions[other] for other in others], estimate_means(np.array(rows, float))))
+        means = [each.within(*limits) for each in estimate_means(np.array(rows, float))]
+        lines.append(LevelLine(level, [positions[other] for other in others], means))
     return [line for line in lines if any(each.n for each in line.estimates)]
 
 
@@ -180,10 +201,12 @@ def interval_ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _line_styles(lines: Sequence[LevelLine], metric: Metric) -> dict[str, LineStyle]:
-    """Return the style of each line that has its own: all lines, or those with the best values if there are too many."""
-    best = sorted(lines, key=lambda line: line.best_score(metric))[:MAX_STYLED_LINES]
-    styled = [line for line in lines if line in best]
-    return {line.name: style_at(i) for i, line in enumerate(styled)}
+    """Return the style of each line that has its own, by name: all lines, or those with the best values if there are too many."""
+    scores: dict[str, float] = {}
+    for line in lines:
+        scores[line.name] = min(line.best_score(metric), scores.get(line.name, math.inf))
+    best = sorted(scores, key=lambda name: scores[name])[:MAX_STYLED_LINES]
+    return {name: style_at(i) for i, name in enumerate(name for name in scores if name in best)}
 
 
 def _draw_lines(panel: Axes, lines: Sequence[LevelLine], styles: Mapping[str, LineStyle], width: float = 1.2) -> None:

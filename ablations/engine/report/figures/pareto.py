@@ -2,20 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.axes import (
-    WIDTH_INCHES,
     figure_style,
     legend,
     line_properties,
@@ -25,21 +21,14 @@ from ablations.engine.report.figures.axes import (
     unit_prefix,
     value_axis,
 )
+from ablations.engine.report.figures.labels import Label, label_points
+from ablations.engine.report.figures.layout import label_left, panels_beside
 from ablations.engine.report.figures.styles import MUTED, LineStyle, make_style_map
 from ablations.engine.study.pareto import pareto_front
 from ablations.engine.task.metric import PERCENT, Metric
 
-LABEL_DISTANCES_POINTS = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
-"""Distances between a mark and its name to try, in points. The first position without an overlap is used."""
-LABEL_DIRECTIONS = ((1, 1), (1, -1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0.3, 1), (-0.3, 1), (0.3, -1), (-0.3, -1))
-"""Directions from a mark to its name to try, at each distance: to the right and up."""
-MIN_LEADER_LINE_POINTS = 12.0
-"""Smallest distance in points at which a leader line joins a name to its mark."""
-LEADER_LINE_SAMPLES = 12
-"""Number of points of a leader line that are checked for overlaps."""
-LEADER_LINE: Any = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-MARK_RADIUS_PIXELS = 4.0
-"""Radius of a mark in pixels."""
+MIN_COST_RATIO = 1.05
+"""Costs whose largest is at most so many times the smallest are not drawn: marks would stand above each other."""
 
 
 class Point(NamedTuple):
@@ -54,37 +43,43 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     """Draw the mean value against the multiply-adds of a forward pass, and against the training time of a run.
 
     A step line joins the cells of the Pareto front, which have their names beside them. Bars are 95 % confidence intervals of the
-    mean. Return None with fewer than two cells with known multiply-adds; without known times, only these are drawn.
+    mean. A cost in which cells do not differ is not drawn; return None if there is no other, or without known multiply-adds.
     """
     values, metric = {cell.label: cell.value for cell in findings.cells}, findings.metric
     flops, seconds = multiply_add_points(findings), training_time_points(findings)
-    if len(flops) < 2:
-        return None
     style_map = make_style_map(evidence)
     marks = {cell: style._replace(dash="none") for cell, style in style_map.styles.items()}
-    scale, multiply_adds = unit_prefix(max(point.cost for point in flops))
-    axes = {f"multiply-adds of a forward pass{multiply_adds}": [point._replace(cost=point.cost / scale) for point in flops]}
-    if len(seconds) > 1:
+    scale, multiply_adds = unit_prefix(max((point.cost for point in flops), default=1.0))
+    axes = {}
+    if _differ(flops):
+        axes[f"multiply-adds of a forward pass{multiply_adds}"] = [point._replace(cost=point.cost / scale) for point in flops]
+    if flops and _differ(seconds):
         unit_seconds, unit = time_unit(max(point.cost for point in seconds))
         axes[f"training time of a run, {unit}"] = [point._replace(cost=point.cost / unit_seconds) for point in seconds]
+    if not axes:
+        return None
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 2.9))
-        panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+        figure, panels = panels_beside(len(axes), 2.9, 2.5)
         for panel, (label, points) in zip(panels, axes.items(), strict=True):
             _draw_points(panel, points, values, marks, metric)
             panel.set_xlabel(label)
             panel.margins(x=0.1)
             if spans_decades(point.cost for point in points):
                 log_axis(panel, "x")
-        panels[0].set_ylabel(metric.heading)
+        label_left(panels, metric.heading)
         _set_value_scale(panels[0], metric, [point.value for point in flops])
         drawn = {point.cell for point in flops + seconds}
         legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})
         figure.draw_without_rendering()  # labels need the final positions of the marks
         for panel, points in zip(panels, axes.values(), strict=True):
-            front = pareto_points(points, metric)
-            _label_points(panel, points, front, {point.cell: style_map.name(point.cell, separator="\n") for point in front})
+            _label_front(panel, points, values, metric, lambda cell: style_map.name(cell, separator="\n"))
     return figure
+
+
+def _differ(points: Sequence[Point]) -> bool:
+    """Return whether costs differ enough to be drawn apart."""
+    costs = [point.cost for point in points]
+    return len(costs) > 1 and max(costs) > MIN_COST_RATIO * min(costs)
 
 
 def pareto_points(points: Sequence[Point], metric: Metric) -> list[Point]:
@@ -125,59 +120,19 @@ def _set_value_scale(panel: Axes, metric: Metric, values: Sequence[float]) -> No
         value_axis(panel, metric, values)
 
 
-def _label_points(panel: Axes, points: Sequence[Point], front: Sequence[Point], names: Mapping[str, str]) -> None:
-    """Label points with their names where there is room. The legend has all names."""
-    marks = dict(zip([point.cell for point in points], panel.transData.transform([point[1:] for point in points]), strict=True))
-    taken = [_square(mark, MARK_RADIUS_PIXELS) for mark in marks.values()]
-    for (x, y), (next_x, next_y) in itertools.pairwise(marks[point.cell] for point in front):
-        taken += [Bbox.from_extents(x, y - 1, next_x, y + 1), Bbox.from_extents(next_x - 1, next_y, next_x + 1, y)]
-    texts: list[Bbox] = []
-    for point in (point for point in points if point.cell in names):
-        made = _annotate(panel, point, names[point.cell], (0, 0))
-        size = made.get_window_extent().size
-        made.remove()
-        mark = marks[point.cell]
-        for distance, side in itertools.product(LABEL_DISTANCES_POINTS, LABEL_DIRECTIONS):
-            start = mark + distance * np.array(side) * panel.figure.dpi / 72
-            box = _text_box(start, size, side)
-            line = (
-                [_square(position, 1) for position in np.linspace(mark, start, LEADER_LINE_SAMPLES)]
-                if distance >= MIN_LEADER_LINE_POINTS
-                else []
-            )
-            inside = all(panel.bbox.contains(*corner) for corner in box.corners())
-            if inside and not box.count_overlaps(taken) and not any(part.count_overlaps(texts) for part in line):
-                offset = distance * side[0], distance * side[1]
-                _annotate(panel, point, names[point.cell], offset)
-                if line:
-                    _annotate(panel, point, "", offset, arrowprops=LEADER_LINE)
-                taken += [box, *line]
-                texts.append(box)
-                break
-
-
-def _text_box(corner: Sequence[float], size: Sequence[float], side: tuple[float, float]) -> Bbox:
-    """Return the bounding box in pixels of a text that extends from `corner` in the direction `side`."""
-    (x, y), (width, height), (right, up) = corner, size, side
-    return Bbox.from_bounds(x if right > 0 else x - width, y if up > 0 else y - height if up < 0 else y - height / 2, width, height)
-
-
-def _square(position: Sequence[float], pixels: float) -> Bbox:
-    x, y = position
-    return Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels)
-
-
-def _annotate(panel: Axes, point: Point, name: str, offset: tuple[float, float], **properties: Any) -> Annotation:
-    right, up = offset
-    annotation = panel.annotate(
-        name,
-        (point.cost, point.value),
-        offset,
-        textcoords="offset points",
-        horizontalalignment="left" if right > 0 else "right",
-        verticalalignment="bottom" if up > 0 else "top" if up < 0 else "center",
-        fontsize=7,
-        **properties,
-    )
-    annotation.set_in_layout(False)  # its position is final
-    return annotation
+def _label_front(
+    panel: Axes, points: Sequence[Point], values: Mapping[str, Estimate], metric: Metric, name: Callable[[str], str]
+) -> None:
+    """Label the points of the front with their names where there is room. The legend has all names."""
+    front = pareto_points(points, metric)
+    steps = []
+    for one, other in itertools.pairwise(front):
+        corner = (other.cost, one.value)
+        steps += [((one.cost, one.value), corner), (corner, (other.cost, other.value))]
+    bars = [
+        ((point.cost, low), (point.cost, high))
+        for point in points
+        for low, high in [(values[point.cell].low, values[point.cell].high)]
+        if low is not None and high is not None
+    ]
+    label_points(panel, [Label(point[1:], name(point.cell)) for point in front], [point[1:] for point in points], [*steps, *bars])

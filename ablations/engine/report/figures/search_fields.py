@@ -17,7 +17,6 @@ from ablations.engine.analysis.trial_table import cell_trials, format_value, obs
 from ablations.engine.report.figures.axes import (
     CHARACTER_WIDTH_INCHES,
     MIN_RATIO_FOR_LOG_AXIS,
-    WIDTH_INCHES,
     figure_style,
     legend,
     log_axis,
@@ -25,6 +24,7 @@ from ablations.engine.report.figures.axes import (
     shorten,
     wrap,
 )
+from ablations.engine.report.figures.layout import figure_width, panel_columns
 from ablations.engine.report.figures.search_history import (
     CHOSEN_STYLE,
     MIN_MARKS_TO_RASTERIZE,
@@ -72,13 +72,13 @@ def sensitivity_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         return None
     styles, dimension = cell_styles(search), observed_space(evidence)[field]
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 3.2))
+        figure = Figure(figsize=(figure_width(), 3.2))
         panel = figure.subplots()
         for label, trials in by_cell.items():
             positions = trials[field].astype(float)
             draw_trials(panel, positions, trials, styles[label], marks=len(every))
             panel.plot(*group_medians(positions, trials), color=styles[label].color, linewidth=1.8, zorder=3)
-        _set_numeric_axis(panel, dimension, _default_values(search, field), WIDTH_INCHES)
+        _set_numeric_axis(panel, dimension, _default_values(search, field), figure_width())
         for label, trials in by_cell.items():
             draw_chosen(panel, trials[field].astype(float), trials, styles[label], search.chosen.get(label, {}))
         panel.set_xlabel(field)
@@ -96,10 +96,10 @@ def slices_figure(evidence: Evidence) -> Figure | None:
     if not (every["outcome"] == "completed").any() or _has_one_numeric_field(search):
         return None
     styles, fields = cell_styles(search), observed_space(evidence)
-    columns = min(MAX_COLUMNS, len(fields)) if len(fields) != MAX_COLUMNS + 1 else 3
+    columns = panel_columns(len(fields), MAX_COLUMNS if len(fields) != MAX_COLUMNS + 1 else 3)
     rows = -(-len(fields) // columns)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 2.4 * rows))
+        figure = Figure(figsize=(figure_width(), 2.4 * rows))
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for panel, (field, dimension) in zip(panels.flat, fields.items(), strict=False):
             for order, (label, trials) in enumerate(by_cell.items()):
@@ -110,9 +110,9 @@ def slices_figure(evidence: Evidence) -> Figure | None:
                 }
                 draw_chosen(panel, positions, trials, styles[label], has)
             if "choices" in dimension:
-                _set_choice_axis(panel, dimension["choices"], WIDTH_INCHES / columns - 0.4)
+                _set_choice_axis(panel, dimension["choices"], figure_width() / columns - 0.4)
             else:
-                _set_numeric_axis(panel, dimension, _default_values(search, field), WIDTH_INCHES / columns)
+                _set_numeric_axis(panel, dimension, _default_values(search, field), figure_width() / columns)
             panel.set_xlabel(shorten(field))
         for panel in panels.flat[len(fields) :]:
             panel.set_axis_off()
@@ -134,7 +134,7 @@ def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     fields = list(shares.mean(axis=1).sort_values(ascending=False).index)
     height = 0.8 / len(cells)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 0.7 + len(fields) * max(0.24, 0.13 * len(cells))))
+        figure = Figure(figsize=(figure_width(), 0.7 + len(fields) * max(0.24, 0.13 * len(cells))))
         panel = figure.subplots()
         panel.grid(visible=False, axis="y")
         for order, cell in enumerate(cells):
@@ -148,7 +148,8 @@ def importances_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         panel.set_yticks(range(len(fields)), [shorten(field) for field in fields])
         panel.set_xlim(0, 100)
         panel.invert_yaxis()
-        panel.set_xlabel(f"importance for the {search_design(evidence).metric.label} within the searched space, % of the total")
+        what = f"importance for the {search_design(evidence).metric.label} within the searched space, % of the total"
+        panel.set_xlabel(wrap(what, 0.75 * figure_width()))
         legend(figure, {names[cell.label]: styles[cell.label] for cell in cells if names[cell.label]})
     return figure
 
@@ -175,9 +176,9 @@ def parallel_figure(evidence: Evidence) -> Figure | None:
         linewidths=0.5 + highlight,
         rasterized=len(trials) > MIN_MARKS_TO_RASTERIZE,
     )
-    width = WIDTH_INCHES / len(axes)
+    width = figure_width() / len(axes)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 3.4))
+        figure = Figure(figsize=(figure_width(), 3.4))
         panel = figure.subplots()
         panel.add_collection(lines)
         for x, (_, dimension) in enumerate(axes.values()):
@@ -231,7 +232,7 @@ def _set_numeric_axis(panel: Axes, dimension: Mapping[str, Any], defaults: Seque
     if dimension["log"] and low > 0:
         panel.set_xlim(low / (high / low) ** 0.03, high * (high / low) ** 0.03)
         log_axis(panel, "x")
-        if high / low > MAX_RATIO_FOR_DENSE_TICKS and width < WIDTH_INCHES / 2:
+        if high / low > MAX_RATIO_FOR_DENSE_TICKS and width < figure_width() / 2:
             panel.xaxis.set_major_locator(LogLocator())
     else:
         panel.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))

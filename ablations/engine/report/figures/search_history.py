@@ -12,12 +12,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.trial_table import cell_trials, search_design
 from ablations.engine.report.figures.axes import (
-    WIDTH_INCHES,
     figure_style,
     legend,
     line_properties,
@@ -26,7 +25,10 @@ from ablations.engine.report.figures.axes import (
     spans_decades,
     time_unit,
     unit_prefix,
+    whole_numbers,
 )
+from ablations.engine.report.figures.labels import Label, label_points
+from ablations.engine.report.figures.layout import figure_width
 from ablations.engine.report.figures.styles import INK, LineStyle, short_name, style_at
 from ablations.engine.study.design import Design, SearchDesign
 from ablations.engine.study.pareto import pareto_front
@@ -36,6 +38,8 @@ MIN_MARKS_TO_RASTERIZE = 1500
 """Number of marks above which they are rasterized: as separate shapes they would make a page of several megabytes."""
 MIN_MARKS_FOR_SMALL = 150
 """Number of marks in a figure above which marks are drawn smaller."""
+CHOSEN_SIZE = 10.0
+"""Diameter of the star at a chosen trial, in points."""
 CHOSEN_STYLE = LineStyle(INK, "*", "none", "hollow")
 OUTCOME_STYLES = {
     "completed": LineStyle(INK, "o", "none", "full"),
@@ -58,7 +62,7 @@ def history_figure(evidence: Evidence) -> Figure | None:
         return None
     styles = cell_styles(search)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 3.2))
+        figure = Figure(figsize=(figure_width(), 3.2))
         panel = figure.subplots()
         for label, trials in by_cell.items():
             draw_trials(panel, trials["number"], trials, styles[label], marks=len(every))
@@ -68,7 +72,7 @@ def history_figure(evidence: Evidence) -> Figure | None:
                 best = search.metric.minimized(search.metric.minimized(completed["value"]).cummin()).tolist()
                 panel.plot(positions, [*best, best[-1]], drawstyle="steps-post", color=styles[label].color, linewidth=1.6, zorder=3)
         panel.set_xlabel("trial")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(panel)
         panel.set_ylabel(score_label(search))
         set_score_axis(panel, scored["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
@@ -95,7 +99,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
     what = f"multiply-adds of a forward pass{unit}" if search.objective == "flops" else f"training time of a trial, {unit}"
     styles = cell_styles(search)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, 3.4))
+        figure = Figure(figsize=(figure_width(), 3.4))
         panel = figure.subplots()
         panel.margins(0.08)
         for label, trials in by_cell.items():
@@ -104,7 +108,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
             points = np.column_stack([costs, trials["value"]])
             front = points[pareto_front(np.column_stack([costs, search.metric.minimized(trials["value"])]).tolist())]
             panel.plot(front[:, 0], front[:, 1], drawstyle="steps-post", color=styles[label].color, linewidth=1.2)
-            draw_chosen(panel, costs, trials, styles[label], search.chosen.get(label, {}), named=True)
+            draw_chosen(panel, costs, trials, styles[label], search.chosen.get(label, {}))
         panel.set_xlabel(what)
         panel.set_ylabel(score_label(search))
         if spans_decades(every[search.objective]):
@@ -112,7 +116,21 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
         set_score_axis(panel, every["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
         search_legend(figure, {**names, **({"chosen": CHOSEN_STYLE} if search.chosen else {})})
+        figure.draw_without_rendering()  # labels need the final positions of the marks
+        marks = list(zip(every[search.objective] / scale, every["value"], strict=True))
+        label_points(panel, _chosen_labels(search, by_cell, scale), marks, radius_points=CHOSEN_SIZE / 2, must=True)
     return figure
+
+
+def _chosen_labels(search: SearchDesign, by_cell: Mapping[str, pd.DataFrame], scale: float) -> list[Label]:
+    """Return the numbers of the chosen trials along the front of each cell."""
+    labels = []
+    for cell, trials in by_cell.items():
+        of_trial = trials.set_index("number")
+        for level, number in search.chosen.get(cell, {}).items():
+            position = float(of_trial[search.objective][number]) / scale, float(of_trial["value"][number])
+            labels.append(Label(position, level.removeprefix("front-")))
+    return labels
 
 
 def cell_styles(search: SearchDesign) -> dict[str, LineStyle]:
@@ -154,16 +172,14 @@ def draw_chosen(
     trials: pd.DataFrame,
     style: LineStyle,
     chosen: Mapping[str, int],
-    *,
-    named: bool = False,
 ) -> None:
-    """Draw a star at each chosen trial, with its number along the Pareto front if `named`."""
-    for level, number in chosen.items():
+    """Draw a star at each chosen trial."""
+    for number in chosen.values():
         here = trials["number"] == number
         x, y = float(positions[here].iloc[0]), float(trials["value"][here].iloc[0])
-        panel.plot([x], [y], marker="*", markersize=10, color=style.color, markeredgecolor=INK, markeredgewidth=0.8, zorder=5)
-        if named:
-            panel.annotate(level.removeprefix("front-"), (x, y), (5, 4), textcoords="offset points", fontsize=7, zorder=6)
+        panel.plot(
+            [x], [y], marker="*", markersize=CHOSEN_SIZE, color=style.color, markeredgecolor=INK, markeredgewidth=0.8, zorder=5
+        )
 
 
 def search_legend(figure: Figure, styles: Mapping[str, LineStyle]) -> None:

@@ -2,8 +2,8 @@
 vision deficiency.
 """
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ FILL_STYLES = ("full", "hollow", "bottom", "left")
 """Fill styles of markers, one per dash, for figures without lines."""
 MAX_LINES_WITH_BANDS = 12
 """Maximum number of lines of a panel that has bands and training curves."""
+MAX_PANELS = 9
+"""Maximum number of panels of a figure with small multiples for two factors."""
 MAX_STYLED_CELLS = 24
 """Maximum number of cells with their own styles; the others are thin gray lines."""
 
@@ -48,25 +50,37 @@ class StyleMap:
     design: Design
     dash_factor: str
     """Factor whose levels have their own dashes or panels; empty for none."""
+    marker_factor: str
+    """Second factor whose levels have panels, and markers where they share one; empty for fewer than three factors."""
     styles: Mapping[str, LineStyle]
     """Style of each cell that has its own, in the order of the legend: numeric levels ascend."""
     others: tuple[str, ...]
     """Cells that are drawn in gray."""
 
+    @property
+    def panel_factors(self) -> tuple[str, ...]:
+        """Factors whose levels have their own panels in figures with small multiples."""
+        return tuple(filter(None, (self.marker_factor, self.dash_factor)))
+
     def panels(self) -> dict[str, list[DesignCell]]:
-        """Return the cells of each panel by its title; one panel without a title if no factor has dashes."""
-        if not self.dash_factor:
-            return {"": list(self.design.cells)}
-        titles = {level: f"{self.dash_factor}={level}" for level in sorted_levels(self.design.factors[self.dash_factor])}
-        groups = {
-            title: [cell for cell in self.design.cells if cell.levels[self.dash_factor] == level] for level, title in titles.items()
-        }
-        return {title: cells for title, cells in groups.items() if cells}
+        """Return the cells of each panel by its title, row by row; one panel without a title if no factor has panels."""
+        combinations = itertools.product(*(sorted_levels(self.design.factors[name]) for name in self.panel_factors))
+        groups = {}
+        for levels in (dict(zip(self.panel_factors, each, strict=True)) for each in combinations):
+            title = " ".join(f"{name}={level}" for name, level in levels.items())
+            groups[title] = [cell for cell in self.design.cells if levels.items() <= cell.levels.items()]
+        return {title: cells for title, cells in groups.items() if cells or self.marker_factor}  # a grid may have gaps
+
+    def panel_style(self, cell: str) -> LineStyle:
+        """Return the style of a cell in a panel of its own levels: a solid line with full markers that repeat its color."""
+        style = self.styles[cell]
+        repeated = MARKERS[COLORS.index(style.color)] if self.marker_factor else style.marker
+        return style._replace(dash=DASHES[0], fill=FILL_STYLES[0], marker=repeated)
 
     @property
     def crowded(self) -> bool:
         """True if a panel has too many lines for bands and training curves."""
-        return max(Counter(style.dash for style in self.styles.values()).values(), default=0) > MAX_LINES_WITH_BANDS
+        return max(sum(cell.label in self.styles for cell in cells) for cells in self.panels().values()) > MAX_LINES_WITH_BANDS
 
     def name(self, cell: str, *without: str, separator: str = " ") -> str:
         """Return the name of a cell in figures: its levels of the varied factors, except those in `without`."""
@@ -77,24 +91,35 @@ class StyleMap:
 def make_style_map(evidence: Evidence) -> StyleMap:
     """Return the styles of a study's cells. They do not depend on which runs have ended, unless cells outnumber the styles.
 
-    In a factorial design with two or more factors, dashes show the levels of the factor with the fewest levels; colors and markers
-    show the combinations of the others.
+    In a factorial design with two or more factors, dashes show the levels of the factor with the fewest levels. With three or more,
+    markers show those of a second one, if the other factors have few combinations. Colors show the combinations of the others, and
+    markers repeat them where no factor has the markers.
     """
     design = evidence.design
     factors = varied_factors(design) if design.kind == FACTORIAL else []
-    across = min(factors, key=lambda name: len(design.factors[name])) if len(factors) > 1 else ""
-    if across and len(design.factors[across]) > len(DASHES):
-        across = ""
     positions = {name: sorted_levels(design.factors[name]) for name in factors}
     styled = set(distinguished_cells(evidence))
     cells = sorted(design.cells, key=lambda cell: [positions[name].index(cell.levels[name]) for name in factors])
     cells = [cell for cell in cells if cell.label in styled]
-    kinds = list(dict.fromkeys(short_name(design, cell.levels, across) for cell in cells))
+    across, second = _panel_factors(design, factors)
+    kinds = list(dict.fromkeys(short_name(design, cell.levels, across, second) for cell in cells))
+    if second and len(kinds) > len(COLORS):  # colors alone cannot tell them apart
+        second, kinds = "", list(dict.fromkeys(short_name(design, cell.levels, across) for cell in cells))
     styles = {}
     for cell in cells:
         dash = positions[across].index(cell.levels[across]) if across else 0
-        styles[cell.label] = style_at(kinds.index(short_name(design, cell.levels, across)), dash)
-    return StyleMap(design, across, styles, tuple(cell.label for cell in design.cells if cell.label not in styled))
+        style = style_at(kinds.index(short_name(design, cell.levels, across, second)), dash)
+        styles[cell.label] = style._replace(marker=MARKERS[positions[second].index(cell.levels[second])]) if second else style
+    return StyleMap(design, across, second, styles, tuple(cell.label for cell in design.cells if cell.label not in styled))
+
+
+def _panel_factors(design: Design, factors: Sequence[str]) -> tuple[str, str]:
+    """Return the factors with the fewest levels: one of two factors, two of more factors; empty where levels are too many."""
+    by_size = sorted(factors, key=lambda name: len(design.factors[name]))
+    across = by_size[0] if len(factors) > 1 and len(design.factors[by_size[0]]) <= len(DASHES) else ""
+    second = by_size[1] if across and len(factors) > 2 else ""
+    panels = len(design.factors[across]) * len(design.factors[second]) if second else 0
+    return across, second if panels <= MAX_PANELS else ""
 
 
 def style_at(number: int, dash: int = 0) -> LineStyle:

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from ablations.engine.analysis.datasets.findings import DatasetsFindings, EffectOverDatasets, Ranks
 from ablations.engine.analysis.number_format import ValueFormat, number
 from ablations.engine.analysis.statistics.estimate import Estimate
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, wrap
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, wrap
 from ablations.engine.report.figures.forest import draw_difference, set_difference_scale
+from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, MUTED
 from resnet_core.fields import counted, printable
 
@@ -17,12 +18,20 @@ MAX_EFFECTS = 12
 """Maximum number of effects in the forest."""
 MAX_RANKED = 30
 """Maximum number of cells in the diagram of ranks."""
+ROW_MARGIN_LINES = 0.25
+"""Space between two rows, in lines of text."""
 MEAN = "mean"
 """Name of the row with the mean over data sets."""
 DIAMOND_HEIGHT = 0.3
 """Half the height of a diamond, in lines of text."""
 GROUP_GAP = 0.12
 """Distance between two bars of groups, as a fraction of the unit of ranks."""
+
+
+def summary_figures(found: DatasetsFindings) -> dict[str, Figure]:
+    """Return the figures that have something to show, by name."""
+    drawn = {"forest": forest_figure(found), "ranks": ranks_figure(found)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def effects_in_forest(found: DatasetsFindings) -> list[EffectOverDatasets]:
@@ -42,11 +51,14 @@ def forest_figure(found: DatasetsFindings) -> Figure | None:
         return None
     formats = ValueFormat(found.metric, found.decimals)
     rows = [row for effect in effects for row in _rows(effect)]
+    names = [name for name, *_ in rows]
+    names = [wrap(name, name_inches(names, figure_width() / 3)) for name in names]
+    height = _row_height(names, 2 if is_narrow() else 1)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, LINE_HEIGHT_INCHES * (1.25 * len(rows) + 1) + 0.7))
+        figure = Figure(figsize=(figure_width(), LINE_HEIGHT_INCHES * (height * len(rows) + 1) + 0.7))
         panel = figure.subplots()
         panel.axvline(0, color=INK, linewidth=0.8, zorder=1)
-        positions = [1.25 * (i + 0.5) for i in range(len(rows))]
+        positions = [height * (i + 0.5) for i in range(len(rows))]
         differences = []
         for (name, estimate, effect), position in zip(rows, positions, strict=True):
             if estimate is None:
@@ -58,16 +70,21 @@ def forest_figure(found: DatasetsFindings) -> Figure | None:
             differences.append(estimate)
         _set_range(panel, differences)
         scale = set_difference_scale(panel, [each for each in differences if each.mean is not None])
-        panel.set_ylim(1.25 * len(rows), 0)
-        labels = panel.set_yticks(positions, [wrap(name, WIDTH_INCHES / 3) for name, *_ in rows])
+        panel.set_ylim(height * len(rows), 0)
+        labels = panel.set_yticks(positions, names)
         for tick, (name, estimate, _) in zip(labels, rows, strict=True):
             tick.label1.set_fontweight("bold" if estimate is None or name == MEAN else "normal")
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)
         unit = f", {found.metric.difference_unit}".rstrip(", ")
-        panel.set_xlabel(wrap(f"{found.metric.label}: difference to the reference level{unit}{scale}", WIDTH_INCHES / 2))
+        panel.set_xlabel(wrap(f"{found.metric.label}: difference to the reference level{unit}{scale}", figure_width() / 2))
     return figure
+
+
+def _row_height(names: Sequence[str], least: int = 1) -> float:
+    """Return the height of a row in lines of text: that of the longest name, and at least that of the numbers beside it."""
+    return max(least, *(name.count("\n") + 1 for name in names)) + ROW_MARGIN_LINES
 
 
 def _rows(effect: EffectOverDatasets) -> list[tuple[str, Estimate | None, EffectOverDatasets]]:
@@ -94,9 +111,9 @@ def _draw_mean(panel: Axes, effect: EffectOverDatasets, position: float, formats
     panel.text(
         1.02,
         position,
-        formats.signed_with_interval(mean),
+        number_lines(formats.signed_with_interval(mean)),
         transform=panel.get_yaxis_transform(),
-        verticalalignment="center_baseline",
+        verticalalignment="center" if is_narrow() else "center_baseline",
         fontweight="bold",
     )
     if mean.mean is None:
@@ -118,10 +135,12 @@ def ranks_figure(found: DatasetsFindings) -> Figure | None:
     if ranks is None:
         return None
     cells = list(ranks.mean_ranks)[:MAX_RANKED]
+    names = [wrap(cell, name_inches(cells, figure_width() / 2.5)) for cell in cells]
+    height = _row_height(names)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, LINE_HEIGHT_INCHES * (1.25 * len(cells) + 3) + 0.5))
+        figure = Figure(figsize=(figure_width(), LINE_HEIGHT_INCHES * (height * len(cells) + 3) + 0.5))
         panel = figure.subplots()
-        positions = [1.25 * (i + 0.5) for i in range(len(cells))]
+        positions = [height * (i + 0.5) for i in range(len(cells))]
         for cell, position in zip(cells, positions, strict=True):
             panel.axhline(position, color=GRID, linewidth=0.6, zorder=0)
             panel.plot([ranks.mean_ranks[cell]], [position], marker="o", markersize=5, color=INK, linestyle="none", zorder=3)
@@ -133,12 +152,12 @@ def ranks_figure(found: DatasetsFindings) -> Figure | None:
                 verticalalignment="center_baseline",
             )
         right = _draw_groups(panel, ranks, cells, positions)
-        panel.set_ylim(1.25 * len(cells), -1.5)
+        panel.set_ylim(height * len(cells), -1.5)
         panel.set_xlim(0.8, right + 0.2)
         panel.plot([1, 1 + ranks.critical_difference], [-0.5, -0.5], color=INK, linewidth=1.5, marker="|", markersize=6)
         panel.text(1, -0.75, f"critical difference {number(ranks.critical_difference)}", verticalalignment="bottom")
         panel.set_xticks(range(1, len(ranks.mean_ranks) + 1, max(1, len(ranks.mean_ranks) // 10)))
-        panel.set_yticks(positions, [wrap(cell, WIDTH_INCHES / 2.5) for cell in cells])
+        panel.set_yticks(positions, names)
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)

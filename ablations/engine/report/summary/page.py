@@ -10,11 +10,15 @@ from ablations.engine.analysis.datasets.sentences import scope_sentence
 from ablations.engine.analysis.findings import CellFinding
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.report import data_frames
-from ablations.engine.report.html import ReportFigure, data_url, template_environment
+from ablations.engine.report.html import template_environment
+from ablations.engine.report.page.figures import ReportFigure
+from ablations.engine.report.page.files import MlflowPlace, TextFile, links
 from ablations.engine.report.summary.document import effect_frame
 
 SYMBOLS = {verdicts.COMMON: "●", verdicts.DIFFERS: "◐", verdicts.NOT_SHOWN: "○", verdicts.UNTESTED: "?"}
 """Symbols of the verdicts, so that a verdict does not depend on color alone."""
+FILES = ("effects.csv", "summary.json", "figures")
+"""Files and folders beside the page."""
 CLASSES = {verdicts.COMMON: "matters", verdicts.DIFFERS: "may", verdicts.NOT_SHOWN: "no", verdicts.UNTESTED: "cannot"}
 """Style classes of the verdicts, which are those of the report."""
 
@@ -26,6 +30,7 @@ def render(
     *,
     run_ids: Sequence[str],
     written_at: str,
+    place: MlflowPlace | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -35,6 +40,7 @@ def render(
         figures: figures of the page.
         run_ids: IDs of the studies' own runs in MLflow.
         written_at: time of writing, as the page shows it.
+        place: place of the page in MLflow; None for a page in a folder.
     """
     csv = data_frames.to_csv(effect_frame(found))
     return (
@@ -54,7 +60,8 @@ def render(
             scope=scope_sentence(found.datasets),
             min_datasets=MIN_DATASETS,
             resamples=RESAMPLES,
-            downloads={f"{found.study}-effects.csv": data_url(csv)},
+            downloads=[TextFile(name=f"{found.study}-effects.csv", about="CSV with every digit", text=csv)],
+            links=links(FILES, place),
         )
     )
 

@@ -1,8 +1,62 @@
 "use strict";
 
+/* MLflow shows the page in a frame that allows scripts only: no download, no new tab, and no link, not even within the page. */
+const framed = window.parent !== window;
+const sandboxed = window.origin === "null" && location.protocol !== "file:";
+document.documentElement.classList.toggle("sandboxed", sandboxed);
+
+for (const link of framed ? document.querySelectorAll('a[href^="#"]') : []) {
+  link.addEventListener("click", (event) => {
+    const target = document.getElementById(link.getAttribute("href").slice(1));
+    event.preventDefault();
+    target.scrollIntoView();
+    target.tabIndex = -1;
+    target.focus({ preventScroll: true });
+  });
+}
+
+/* Show the address of a file where it cannot be opened. */
+function showAddress(link) {
+  const shown = document.createElement("code");
+  shown.className = "address";
+  shown.textContent = link.href;
+  if (link.nextElementSibling?.className !== "address") link.after(shown);
+  getSelection().selectAllChildren(link.nextElementSibling);
+}
+
+/* A frame of MLflow's has an address that names the server, as the reader reaches it. */
+const server = location.protocol === "blob:" ? new URL(location.href).origin : "null";
+for (const link of document.querySelectorAll("a.file")) {
+  if (server !== "null" && link.dataset.page) link.href = `${server}/${link.dataset.page}`;
+  if (!sandboxed) continue;
+  if (!/^https?:/.test(link.getAttribute("href"))) {
+    link.replaceWith(link.textContent);
+    continue;
+  }
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const tab = window.open(link.href, "_blank");
+    if (tab) tab.opener = null;
+    else showAddress(link);
+  });
+}
+
+for (const button of document.querySelectorAll("button.copy")) {
+  const file = button.closest("details");
+  const [text, told] = [file.querySelector("textarea"), file.querySelector("[role=status]")];
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    text.focus();
+    text.select();
+    const copied = document.execCommand("copy");  // navigator.clipboard needs a permission that a frame may lack
+    told.textContent = copied ? "Copied." : "Selected: press Ctrl+C, or ⌘C on a Mac.";
+  });
+}
+
 /* A click on a column head sorts the table: numbers by value, other cells as text, empty cells last. */
 function key(row, column) {
-  const cell = row.cells[column];
+  let end = 0;  // a cell may span several columns
+  const cell = [...row.cells].find((one) => (end += one.colSpan) > column);
   const text = cell.dataset.value ?? cell.textContent.trim();
   return { empty: text === "" || text === "–", number: Number(text), text };
 }
@@ -51,6 +105,25 @@ function pinRowNames() {
 }
 addEventListener("resize", pinRowNames);
 pinRowNames();
+
+/* Say which tables are wider than the page, and shade the side on which there is more. */
+function hintAtScrolling() {
+  for (const region of document.querySelectorAll(".scroll")) {
+    const hidden = region.scrollWidth - region.clientWidth;
+    region.classList.toggle("more", region.scrollLeft < hidden - 1);
+    region.previousElementSibling.hidden = hidden <= 1;
+  }
+}
+for (const region of document.querySelectorAll(".scroll")) {
+  const hint = document.createElement("p");
+  hint.className = "hint";
+  hint.textContent = "This table is wider than the page: scroll it sideways →";
+  region.before(hint);
+  region.addEventListener("scroll", hintAtScrolling, { passive: true });
+  region.closest("details")?.addEventListener("toggle", hintAtScrolling);
+}
+addEventListener("resize", hintAtScrolling);
+hintAtScrolling();
 
 /* Open all details for printing, and close them again afterwards. */
 const closed = [];

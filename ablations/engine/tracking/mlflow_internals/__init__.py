@@ -41,6 +41,11 @@ RUNS_PAGE_WORDS = (
     *("useGroupedValuesInCharts", "runsHiddenMode", "selectedColumns", "groupByKeys", "useGlobalXaxisKey"),
 )
 """Names that the web pages of MLflow 3.17 use for a shared view of the runs of an experiment."""
+MODEL_TRAINING = "workflowType=machine_learning"
+"""Parameter of a web address that makes MLflow's pages show runs of trainings. Without it, they show what a reader saw last, first
+pages for language models. MLflow ignores an unknown parameter."""
+EXPERIMENTS_PAGE = f"#/experiments?{MODEL_TRAINING}"
+"""Fragment of the web address at which MLflow lists the experiments."""
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Experiment tag that makes MLflow's web pages show training runs instead of GenAI traces. An unknown tag has no effect."""
 
@@ -224,9 +229,14 @@ def set_user_password(database_uri: str, username: str, password: str) -> bool:
     return True
 
 
+def web_address(tracking_uri: str, page: str = EXPERIMENTS_PAGE) -> str:
+    """Return the web address of a page of an MLflow server, given as a fragment; without one, of its list of experiments."""
+    return f"{tracking_uri.rstrip('/')}/{page}"
+
+
 def artifact_page(experiment_id: str, run_id: str, artifact: str) -> str:
     """Return the fragment of the web address at which MLflow shows an artifact."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{artifact}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{artifact}?{MODEL_TRAINING}"
 
 
 def artifact_image(run_id: str, artifact: str) -> str | None:
@@ -247,7 +257,7 @@ def run_page(experiment_id: str, run_id: str) -> str:
 
 def shared_view_page(experiment_id: str, key: str) -> str:
     """Return the fragment of the web address at which MLflow shows the charts of a shared view."""
-    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART&{MODEL_TRAINING}"
 
 
 def shared_view_tag(

@@ -12,7 +12,6 @@ from ablations.engine.analysis.verdicts.sentences import level_change
 from ablations.engine.report.designs import BASELINE, NO_ESTIMATE, effect_verdict
 from ablations.engine.report.figures.axes import (
     CHARACTER_WIDTH_INCHES,
-    WIDTH_INCHES,
     figure_style,
     legend,
     log_axis,
@@ -21,6 +20,7 @@ from ablations.engine.report.figures.axes import (
 )
 from ablations.engine.report.figures.designs.rows import BAR_LINES, row_figure, row_positions, row_text
 from ablations.engine.report.figures.forest import set_difference_scale
+from ablations.engine.report.figures.layout import figure_width
 from ablations.engine.report.figures.styles import COLORS, INK, MUTED, PAPER, LineStyle
 from ablations.engine.study.design import Design
 from ablations.engine.study.designs import ONE_AT_A_TIME
@@ -70,7 +70,7 @@ def ladder_figure(findings: Findings) -> Figure | None:
         _mark(panel, rungs[-1].value.mean, ladder.total, last)
         row_text(panel, last, formats.signed_with_interval(ladder.total, NO_ESTIMATE), column)
         scale = ", logarithmic" if panel.get_xscale() == "log" else ""
-        panel.set_xlabel(wrap(f"{metric.heading}{scale} ({better_side(metric)})", WIDTH_INCHES / 2))
+        panel.set_xlabel(wrap(f"{metric.heading}{scale} ({better_side(metric)})", figure_width() / 2))
         legend(figure, {"better": BETTER, "worse": WORSE})
     return figure
 
@@ -93,7 +93,7 @@ def effects_figure(design: Design, findings: Findings) -> Figure | None:
             row_text(panel, position, formats.signed_with_interval(effect.difference, NO_ESTIMATE))
         unit = f", {metric.difference_unit}".rstrip(", ")
         scale = set_difference_scale(panel, [each.difference for each in effects])
-        panel.set_xlabel(wrap(f"{metric.label}: difference to baseline{unit}{scale} ({better_side(metric)})", WIDTH_INCHES / 2))
+        panel.set_xlabel(wrap(f"{metric.label}: difference to baseline{unit}{scale} ({better_side(metric)})", figure_width() / 2))
     return figure
 
 

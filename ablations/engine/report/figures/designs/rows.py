@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, wrap
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, wrap
+from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, MUTED
 
 NAME_INCHES = 2.6
@@ -25,11 +26,11 @@ def row_positions(names: Sequence[str], gap_before: Sequence[int] = ()) -> tuple
     Args:
         gap_before: Rows that a gap separates from the row before.
     """
-    wrapped = [wrap(name, NAME_INCHES) for name in names]
+    wrapped = [wrap(name, name_inches(names, NAME_INCHES)) for name in names]
     positions, used = [], 0.3
     for i, name in enumerate(wrapped):
         used += 0.6 if i in gap_before else 0.0
-        lines = name.count("\n") + 1 + ROW_MARGIN_LINES
+        lines = max(name.count("\n") + 1, 2 if is_narrow() else 1) + ROW_MARGIN_LINES
         positions.append(used + lines / 2)
         used += lines
     return wrapped, positions, used + 0.3
@@ -37,7 +38,7 @@ def row_positions(names: Sequence[str], gap_before: Sequence[int] = ()) -> tuple
 
 def row_figure(names: Sequence[str], positions: Sequence[float], height: float) -> tuple[Figure, Axes]:
     """Return a figure whose only panel has a named line per row."""
-    figure = Figure(figsize=(WIDTH_INCHES, LINE_HEIGHT_INCHES * height + FRAME_INCHES))
+    figure = Figure(figsize=(figure_width(), LINE_HEIGHT_INCHES * height + FRAME_INCHES))
     panel = figure.subplots()
     set_rows(panel, names, positions, height)
     return figure, panel
@@ -58,4 +59,5 @@ def row_text(panel: Axes, position: float, text: str, inches: float = 0.1, *, he
     """Write text to the right of the panel, at a distance in inches."""
     moved = panel.get_yaxis_transform() + ScaledTranslation(inches, 0, panel.figure.dpi_scale_trans)
     color = MUTED if heading else INK
-    panel.text(1, position, text, transform=moved, verticalalignment="center_baseline", color=color)
+    middle = "center" if is_narrow() else "center_baseline"
+    panel.text(1, position, number_lines(text), transform=moved, verticalalignment=middle, color=color)

@@ -16,8 +16,9 @@ from ablations.engine.analysis.designs.half_normal import (
 from ablations.engine.analysis.findings import AliasedEffect, Findings
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.report.designs import NO_ESTIMATE, contrast_name, is_main
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, legend, plain_number, shorten, wrap
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, legend, plain_number, shorten, wrap
 from ablations.engine.report.figures.designs.rows import BAR_LINES, row_figure, row_positions, row_text
+from ablations.engine.report.figures.layout import figure_width
 from ablations.engine.report.figures.styles import COLORS, DASHES, INK, MUTED, PAPER, LineStyle
 from ablations.engine.study.design import Design
 
@@ -51,7 +52,7 @@ def effect_sizes_figure(design: Design, findings: Findings) -> Figure | None:
             _draw_bar(panel, contrast, position, main=is_main(design, contrast))
             row_text(panel, position, formats.signed_with_interval(contrast.difference, NO_ESTIMATE))
         panel.axvline(0, color=INK, linewidth=0.8, zorder=3)
-        panel.set_xlabel(wrap(f"size of the effect on {findings.metric.label}{_unit(findings)}", WIDTH_INCHES / 2))
+        panel.set_xlabel(wrap(f"size of the effect on {findings.metric.label}{_unit(findings)}", figure_width() / 2))
         legend(figure, _kinds(design, shown))
     return figure
 
@@ -67,7 +68,7 @@ def half_normal_figure(design: Design, findings: Findings) -> Figure | None:
     sizes, quantiles = np.array([abs(each.difference.mean or 0.0) for each in shown]), half_normal_quantiles(len(shown))
     error, named = pseudo_standard_error(sizes.tolist()), named_contrasts(findings)
     with figure_style():
-        figure = Figure(figsize=(WIDTH_INCHES, PLOT_INCHES + 0.5))
+        figure = Figure(figsize=(figure_width(), PLOT_INCHES + 0.5))
         panel = figure.subplots()
         top = 1.1 * float(sizes.max()) or 1.0
         panel.set_xlim(0, 1.04 * quantiles[-1])

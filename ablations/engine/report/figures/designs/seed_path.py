@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 
 from ablations.engine.analysis.findings import Findings, SeedPath
 from ablations.engine.report.designs import OPEN, SeedRow, seed_rows
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, WIDTH_INCHES, figure_style, legend, line_properties
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, legend, line_properties, wrap
 from ablations.engine.report.figures.designs.rows import BAR_LINES, FRAME_INCHES, row_positions, row_text, set_rows
+from ablations.engine.report.figures.layout import WIDTH_INCHES, figure_width, name_inches
 from ablations.engine.report.figures.styles import COLORS, INK, MUTED, LineStyle
 from ablations.engine.study.design import Design
 
@@ -35,7 +36,7 @@ def seed_path_figure(design: Design, findings: Findings) -> Figure | None:
     _, totals, totals_height = row_positions(["", ""])
     with figure_style():
         heights = [LINE_HEIGHT_INCHES * lines + FRAME_INCHES for lines in (height, totals_height)]
-        figure = Figure(figsize=(WIDTH_INCHES, sum(heights)))
+        figure = Figure(figsize=(figure_width(), sum(heights)))
         panel, below = figure.subplots(2, 1, height_ratios=[height, totals_height])
         set_rows(panel, names, positions, height)
         for row, position in zip(rows, positions, strict=True):
@@ -60,7 +61,7 @@ def _draw_row(panel: Axes, row: SeedRow, looks: list[int], position: float) -> N
 def _draw_totals(panel: Axes, path: SeedPath, positions: list[float], height: float) -> None:
     """Draw the runs of the path, solid, and those of a fixed number of seeds, hollow."""
     names = ["runs of this study" if path.finished else "runs so far", "runs with all seeds in every cell"]
-    set_rows(panel, names, positions, height)
+    set_rows(panel, [wrap(name, name_inches(("instead",), WIDTH_INCHES / 2)) for name in names], positions, height)
     for position, runs, color in zip(positions, (path.runs, path.fixed_runs), (COLORS[0], "none"), strict=True):
         panel.barh(position, runs, BAR_LINES, color=color, alpha=None if color == "none" else 0.3, linewidth=0)
         panel.barh(
