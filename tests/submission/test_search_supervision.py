@@ -17,7 +17,7 @@ from tests.helpers.submission import SEARCH, Submitted, meanwhile
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster", "few_figures")]
 
-ARGUMENTS = ("--trials", "4", "--scheduler", "none", "--sampler", "random", "--seeds", "1", "--levels", "shortcut=A")
+ARGUMENTS = ("--trials", "4", "--scheduler", "none", "--sampler", "random", "--seeds", "1")
 
 
 def trials(submitted: Submitted) -> list[Any]:
