@@ -70,6 +70,8 @@ class RunEvents:
     def reported(self, fingerprint: str, report: Mapping[str, Any]) -> None:
         run = self.runs[fingerprint]
         if "outcome" in report:
+            if conditions := report.get("conditions"):
+                self.tracker.conditions(run, conditions)
             self._end(run, report["outcome"], report.get("message", ""), report.get("traceback", ""))
         elif "restart" in report:
             self.tracker.started(run, report["restart"])

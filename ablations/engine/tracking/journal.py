@@ -35,7 +35,7 @@ class Record:
     """An event of a run that MLflow must log: plain values, which outlive the process that wrote them."""
 
     kind: str
-    """Event: start, epoch, probes, predictions or end."""
+    """Event: start, epoch, probes, predictions, conditions or end."""
     fingerprint: str
     generation: int
     """Number of the training: 1, or a higher number after `--rerun`. A restart after a crash does not change it."""

@@ -93,6 +93,9 @@ class RunDelivery:
                 self._deliver_probes(first)
             case "predictions":
                 self._deliver_predictions(first)
+            case "conditions":
+                if tags := self._condition_tags(first):
+                    self.client.log_batch(self._run_id, tags=tags)
             case "end":
                 self._deliver_end(first)
             case _:

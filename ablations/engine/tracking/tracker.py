@@ -117,6 +117,10 @@ class Tracker:
         if predictions:
             self._put("predictions", run, file=predictions)
 
+    def conditions(self, run: Run, conditions: Mapping[str, str]) -> None:
+        """Record the circumstances of a training that has reported no epoch with them, such as its process."""
+        self._put("conditions", run, conditions=dict(conditions))
+
     def ended(self, run: Run, outcome: str, message: str = "", traceback: str = "") -> None:
         """Record the end of a run. `run_delivery.MLFLOW_STATUS` lists the outcomes."""
         if run.fingerprint not in self._started:

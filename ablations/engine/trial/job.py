@@ -1,5 +1,7 @@
 """A run as it is sent to the process that trains it."""
 
+import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,3 +46,11 @@ class Job:
 
     Up to that epoch both runs train alike, so the result is the same, whether or not the checkpoint still exists."""
     branch_epoch: int = 0
+
+
+def process_name() -> dict[str, str]:
+    """Return `PROCESS_TAG` with the name of this process, by which `ablations logs` finds its output; empty outside Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return {}
+    return {PROCESS_TAG: f"{socket.gethostname()}:{ray.get_runtime_context().get_worker_id()}"}

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 
-from ablations.engine.trial.job import Report
+from ablations.engine.trial.job import Report, process_name
 
 OUTCOMES = {"Diverged": "diverged", "OutOfMemory": "oom"}
 """Outcome of a run by the name of the exception that ended it. Names instead of classes avoid an import of torch."""
@@ -33,7 +33,7 @@ def with_outcome(reports: Iterator[Report]) -> Generator[Report, None, None]:
         last = error.report
     except Exception as error:  # any error ends this run and no other
         outcome, message = outcome_of(error)
-        last = {"outcome": outcome, "message": message, "traceback": traceback.format_exc()}
+        last = {"outcome": outcome, "message": message, "traceback": traceback.format_exc(), "conditions": process_name()}
         if is_lost_peer(error):
             last["lost_peer"] = True
     finally:

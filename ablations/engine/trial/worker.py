@@ -12,7 +12,6 @@ import pickle
 import platform
 import re
 import socket
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ablations.engine.trial.checkpoints import CheckpointFolder
     from ablations.engine.trial.liveness import ProcessMonitor
 
-from ablations.engine.trial.job import PROCESS_TAG, Job, Report
+from ablations.engine.trial.job import Job, Report, process_name
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED", re.IGNORECASE)
 """Messages of out-of-memory errors of any type: from torch's allocators, C++, cuBLAS, cuDNN and Linux."""
@@ -133,7 +132,7 @@ def _train_epochs(
     checkpoints, restore, damaged = _restore(job, device, on_peer_wait)
     alive()
     versions = {"torch": str(torch.__version__), "python": platform.python_version(), "threads": str(torch.get_num_threads())}
-    conditions = {"conditions": {"device": _device_model(device), **versions, **_process_name()}}
+    conditions = {"conditions": {"device": _device_model(device), **versions, **process_name()}}
     # The note goes with an epoch, since all workers of a group must send the same number of reports. Output of this process is
     # not shown to users.
     note = {"note": "; ".join(damaged)} if damaged else {}
@@ -190,14 +189,6 @@ def load_workload(job: Job) -> "Workload":
         where = f"on node {socket.gethostname()}: the study's code cannot be loaded"
         raise ConfigError(f"{where}: {error}; accepted: packages that are installed on every node") from error
     return workload
-
-
-def _process_name() -> dict[str, str]:
-    """Return the machine and Ray's ID of this process, by which `ablations logs` finds its output; empty outside Ray."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return {}
-    return {PROCESS_TAG: f"{socket.gethostname()}:{ray.get_runtime_context().get_worker_id()}"}
 
 
 def _cache(job: Job) -> Path:

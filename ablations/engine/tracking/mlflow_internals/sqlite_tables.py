@@ -65,10 +65,10 @@ class SqliteTables:
                 values.append(present[1] or present[2])
                 continue
             if several := ONE_OF.fullmatch(condition):
-                texts = [text.strip("'") for text in several[2].split(", ")]
-                among = ", ".join("?" * len(texts))
+                wanted = [text.strip("'") for text in several[2].split(", ")]
+                among = ", ".join("?" * len(wanted))
                 where.append(f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value IN ({among}))")  # noqa: S608 - question marks
-                values += [several[1], *texts]
+                values += [several[1], *wanted]
                 continue
             parsed = CONDITION.fullmatch(condition)
             if not parsed or (parsed[1] == "attributes" and parsed[2] != "status"):
