@@ -85,7 +85,7 @@ def cells_figure(evidence: Evidence, findings: Findings) -> Figure:
 
 
 def _draw_cell(panel: Any, row: int, cell: CellFinding, values: list[float], formats: ValueFormat) -> None:
-    panel.plot(values, [row] * len(values), "o", color=MUTED, alpha=0.35, markersize=3.5, markeredgewidth=0)
+    panel.plot(values, [row + 0.22] * len(values), "o", color=MUTED, alpha=0.6, markersize=3.5, markeredgewidth=0)
     estimate = cell.value
     if estimate.mean is None:
         text = "no result"
