@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,12 +13,15 @@ import pytest
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Findings
+from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.report import bundle
 from tests.helpers import synthetic_study
+from tests.helpers.browser import CHROMIUM, needs_chromium
+from tests.helpers.one_figure import one_figure
 from tests.helpers.synthetic_findings import cell, findings, many
 from tests.helpers.synthetic_findings import page as made
 
-CHROMIUM = shutil.which("chromium") or ""
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+pytestmark = needs_chromium
 
 
 def in_browser(page: str, script: str, folder: Path, width: int = 1280) -> Any:
@@ -107,3 +109,29 @@ def test_paper_has_no_closed_details(tmp_path: Path) -> None:
     script = f"[{count}, {fire.format('beforeprint')}, {count}, {fire.format('afterprint')}, {count}]"
     before, _, during, _, after = in_browser(made(), script, tmp_path)
     assert before == after > 0 == during
+
+
+@pytest.mark.slow
+def test_a_wide_table_says_that_it_scrolls_and_a_narrow_one_does_not(tmp_path: Path) -> None:
+    hints = "Object.fromEntries([...page.querySelectorAll('caption')].map((one) => [one.id, (() => {"
+    hints += "const region = one.closest('.scroll'), shown = region.previousElementSibling;"
+    hints += "return [shown.hidden, region.classList.contains('more'), region.scrollWidth > region.clientWidth + 1]; })()]))"
+    for width in (390, 1280):
+        found = in_browser(made(), hints, tmp_path, width=width)
+        assert {name for name, (hidden, more, wide) in found.items() if not hidden == (not more) == (not wide)} == set()
+        assert found["table-results"][0] == (width == 1280)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 768, 1440])
+def test_a_figure_fits_the_screen_and_its_text_is_not_smaller_than_nine_pixels(width: int, tmp_path: Path) -> None:
+    given = synthetic_study.evidence(epochs=2)
+    with one_figure():
+        (tmp_path / "study").mkdir()
+        bundle.write(given, analyze_study(given), tmp_path / "study")
+    page = (tmp_path / "study/report/report.html").read_text(encoding="utf-8")
+    shown = "[...page.querySelectorAll('svg')].filter((one) => one.getBoundingClientRect().width > 0)"
+    sizes = f"{shown}.map((one) => [one.getBoundingClientRect().width, one.viewBox.baseVal.width])"
+    ((wide, points),) = in_browser(page, sizes, tmp_path, width=width)
+    assert wide <= width
+    assert 8 * wide / points >= 9  # text of 8 points

@@ -27,7 +27,8 @@ const frame = document.querySelector("iframe");
 fetch("report/report.html").then((answer) => answer.text()).then((text) => {
   frame.onload = () => (document.body.dataset.ready = 1);
   const how = location.hash.slice(1);
-  if (how === "srcdoc") frame.srcdoc = text;
+  if (how === "notebook") frame.removeAttribute("sandbox");
+  if (how !== "blob") frame.srcdoc = text;
   else frame.src = URL.createObjectURL(new Blob([text], { type: "text/html" }));
 });
 function ask(what, selector) {
@@ -159,6 +160,18 @@ def test_addresses_name_the_server_at_which_the_reader_is(chromium: Browser, add
     chromium.open(f"{address}/outer.html#blob")
     chromium.until("document.body.dataset.ready")
     assert Viewer(chromium).ask("look", "a.file")["href"].startswith(f"{address}/#/experiments/7/")
+
+
+def test_a_notebook_has_downloads_but_no_files_beside_the_page(chromium: Browser, address: str, folder: Path) -> None:
+    (folder / "report/report.html").write_text(made().replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    chromium.open("about:blank")
+    chromium.open(f"{address}/outer.html#notebook")
+    chromium.until("document.body.dataset.ready")
+    notebook = Viewer(chromium)
+    assert notebook.ask("look", ".downloads li a")["width"] > 0
+    assert notebook.ask("look", ".files")["width"] == 0
+    notebook.click('nav a[href="#protocol"]')
+    notebook.browser.until("ask('look', '#protocol').then((found) => found.top >= 0 && found.top < 600)")
 
 
 @pytest.fixture

@@ -38,8 +38,11 @@ def problems(cell: CellFinding, max_characters: int = 1000) -> str:
 
 
 def shortened(text: str, max_characters: int) -> str:
-    """Return text of at most so many characters, and an ellipsis if it was longer."""
-    return text if len(text) <= max_characters else f"{text[:max_characters].rstrip()} …"
+    """Return text of at most so many characters, cut between words with an ellipsis if it was longer."""
+    if len(text) <= max_characters:
+        return text
+    whole_words = text[: max_characters + 1].rpartition(" ")[0]
+    return f"{whole_words or text[:max_characters]} …"
 
 
 def cell_note(cell: CellFinding, comparison: Comparison | None, formats: ValueFormat) -> str:

@@ -90,7 +90,8 @@ def adjustment(findings: Findings) -> str:
     """Return for what p-values are adjusted."""
     if findings.tests == 1:
         return "p is that of the only test of the study"
-    return f"p is adjusted for all {counted(findings.tests, 'test')} of the study"
+    tests = "both tests" if findings.tests == 2 else f"all {counted(findings.tests, 'test')}"
+    return f"p is adjusted for {tests} of the study"
 
 
 def rows(findings: Findings) -> list[dict[str, Any]]:

@@ -24,22 +24,24 @@ function showAddress(link) {
   getSelection().selectAllChildren(link.nextElementSibling);
 }
 
-/* A frame of MLflow's has an address that names the server, as the reader reaches it. */
+/* Links to the files beside the page. A frame of MLflow's names the server in its address, as the reader reaches it; a page without
+   an address of its own, as in a notebook, has no files beside it. */
 const server = location.protocol === "blob:" ? new URL(location.href).origin : "null";
+const placed = /^(file|https?):$/.test(location.protocol);
 for (const link of document.querySelectorAll("a.file")) {
   if (server !== "null" && link.dataset.page) link.href = `${server}/${link.dataset.page}`;
-  if (!sandboxed) continue;
   if (!/^https?:/.test(link.getAttribute("href"))) {
-    link.replaceWith(link.textContent);
-    continue;
+    if (!placed) link.replaceWith(link.textContent);
+  } else if (sandboxed) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      const tab = window.open(link.href, "_blank");
+      if (tab) tab.opener = null;
+      else showAddress(link);
+    });
   }
-  link.addEventListener("click", (event) => {
-    event.preventDefault();
-    const tab = window.open(link.href, "_blank");
-    if (tab) tab.opener = null;
-    else showAddress(link);
-  });
 }
+for (const files of document.querySelectorAll(".files")) files.hidden = !files.querySelector("a");
 
 for (const button of document.querySelectorAll("button.copy")) {
   const file = button.closest("details");
