@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -292,6 +293,42 @@ def test_a_server_asks_for_a_password_if_it_refuses_who_gives_none(
         else:
             threading.Thread(target=answer, daemon=True).start()
         assert network_exposure.requires_password(url) is asks
+
+
+def test_a_server_of_another_protocol_has_no_answer_about_passwords() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def answer_as_grpc() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(bytes.fromhex("000018040000000000000400400000") + b"\n")
+
+        thread = threading.Thread(target=answer_as_grpc)
+        thread.start()
+        assert network_exposure.requires_password(f"http://127.0.0.1:{server.getsockname()[1]}") is None
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        (["/x/bin/python", "-m", "mlflow", "server", "--port", "5000"], "mlflow"),
+        (["/x/bin/python", "/x/bin/mlflow", "server"], "mlflow"),
+        (["/x/bin/python", "-m", "uvicorn", "--port", "5000", "mlflow.server.fastapi_app:app"], "mlflow"),
+        (["/home/me/mlflow/.venv/lib/ray/core/src/ray/gcs/gcs_server", "--session-dir=/tmp/mlflow"], ""),
+        (["/home/me/mlflow/.venv/bin/python", "/home/me/mlflow/.venv/lib/ray/dashboard/server.py"], ""),
+    ],
+)
+def test_a_program_in_a_folder_named_mlflow_is_no_mlflow_server(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], program: str
+) -> None:
+    process = SimpleNamespace(cmdline=lambda: command, parent=lambda: None)
+    monkeypatch.setattr("psutil.Process", lambda _: process)
+    monkeypatch.setattr(network_exposure, "_session", lambda: "session_1")
+    assert network_exposure._program(1) == program
 
 
 # MLflow

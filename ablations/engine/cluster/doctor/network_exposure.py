@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import PurePath
 
 import psutil
 
@@ -89,7 +91,7 @@ def requires_password(url: str, path: str = MLFLOW_PROBE_PATH) -> bool | None:
             return False
     except urllib.error.HTTPError as error:
         return error.code == HTTPStatus.UNAUTHORIZED
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # HTTPException: another protocol, such as gRPC
         return None
 
 
@@ -139,13 +141,19 @@ def _program(pid: int) -> str:
     """Return `ray` for a process of this process's own cluster, `mlflow` for an MLflow server, and otherwise an empty string."""
     try:
         process = psutil.Process(pid)
-        line, parent = " ".join(process.cmdline()), process.parent()
-        if "mlflow" in line and ("server" in line or "uvicorn" in line):
+        words, parent = process.cmdline(), process.parent()
+        line = " ".join(words)
+        if any(map(_names_mlflow, words)) and ("server" in line or "uvicorn" in line):
             return "mlflow"
         family = f"{line} {' '.join(parent.cmdline()) if parent else ''}"
     except psutil.Error:  # the process has ended or belongs to another user
         return ""
     return "ray" if _session() in family and any(name in line for name in RAY_PROGRAMS) else ""
+
+
+def _names_mlflow(word: str) -> bool:
+    """Return whether a word of a command line is the program or a module of MLflow. An environment may be in a folder `mlflow`."""
+    return not word.startswith("-") and (PurePath(word).name == "mlflow" or word.startswith("mlflow."))
 
 
 def _session() -> str:
