@@ -120,7 +120,7 @@ def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_a
     job = service.job("submit", "--", *study)  # from anywhere: jobs start where the service was started for
     assert job.returncode == 0, job.stdout + job.stderr
     assert "[1/1]" in job.stdout
-    assert f"Report: {uri}/#/experiments/" in job.stdout
+    assert re.search(rf"Report: {re.escape(uri)}/#/experiments/\S+\?workflowType=machine_learning", job.stdout)
     runs = runs_in(uri)
     assert {run.info.run_id: run.info.status for run in runs} == dict.fromkeys(before, "FINISHED")
     (parent,) = (run for run in runs if "fingerprint" not in run.data.tags)
@@ -202,7 +202,7 @@ def test_up_again_says_where_it_is_and_starts_nothing(service: Service) -> None:
     before = (service.home / "service.json").read_text()
     done = service("up")
     assert done.returncode == 0
-    assert f"http://127.0.0.1:{service.ports['mlflow']}" in done.stdout
+    assert f"http://127.0.0.1:{service.ports['mlflow']}/#/experiments?workflowType=machine_learning" in done.stdout
     assert (service.home / "service.json").read_text() == before
     exported = service("env").stdout
     assert f"export RAY_ADDRESS=127.0.0.1:{service.ports['ray']}" in exported

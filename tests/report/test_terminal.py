@@ -172,3 +172,13 @@ def test_what_runs_is_named_in_a_narrow_terminal(plan: Plan) -> None:
     progress.epoch(run, 1, METRICS)
     progress.console.print(progress._render())
     assert f"{run}  " in text.getvalue()
+
+
+def test_runs_of_a_cell_that_failed_for_the_same_reason_are_one_line() -> None:
+    given = synthetic_study.evidence()
+    for seed, message in ((0, "disk full"), (1, "no network"), (2, "disk full")):
+        given = synthetic_study.without(given, f"shortcut=A depth=20/{seed}", "failed", message)
+    assert terminal.failure_lines(given) == [
+        "shortcut=A depth=20 seeds=0,2: failed, disk full",
+        "shortcut=A depth=20 seed=1: failed, no network",
+    ]
