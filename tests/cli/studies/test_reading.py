@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
-from ablations.engine.cli.studies import catalog
+from ablations.engine.cli.studies import catalog, reader
 from ablations.engine.cli.studies.reader import Reader, read_duration
 from ablations.engine.report import findings_json
 from ablations.engine.study.design import Design
@@ -175,6 +175,31 @@ def test_a_database_that_does_not_exist_is_not_created(run: Run, tmp_path: Path)
     assert code == 2
     assert "the database does not exist" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_database_without_tables_is_left_to_the_study_that_creates_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client would create them as well, and make the creation by the study fail."""
+    monkeypatch.setattr(reader, "CREATION_TIMEOUT_SECONDS", 0.3)
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    code, _, err = run("list", uri=f"sqlite:///{file}")
+    assert code == 2
+    assert "the database has no tables yet" in err
+    assert file.stat().st_size == 0
+
+
+@pytest.mark.slow
+def test_a_listing_waits_for_a_database_that_is_being_created_and_does_not_disturb_it(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    code = f"from ablations.engine.tracking.connection import connect; connect('sqlite:///{file}')"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as creating:
+        while creating.poll() is None:
+            assert run("list", uri=f"sqlite:///{file}")[0] in (0, 2)
+        assert creating.returncode == 0, creating.stderr and creating.stderr.read()
+    assert run("list", uri=f"sqlite:///{file}")[:2] == (0, "MLflow has no study yet.\n")
 
 
 def test_studies_of_one_name_are_told_apart_by_preset_and_settings(own_uri: str) -> None:

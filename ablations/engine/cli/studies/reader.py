@@ -3,6 +3,7 @@
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,12 @@ from ablations.engine.cluster import local_service
 from ablations.engine.environment import paths, validation
 from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
 from ablations.engine.tracking import connection
+from ablations.engine.tracking.mlflow_internals.sqlite_tables import lacks_tables
 from resnet_core.fields import reject
 
 Result = TypeVar("Result")
+CREATION_TIMEOUT_SECONDS = 10.0
+"""Time for which a command waits for the tables of a database that a study is creating, in seconds."""
 
 
 class Reader:
@@ -47,10 +51,34 @@ def read(uri: str, work: Callable[[Reader], Result]) -> Result:
     if connection.is_new_database(uri):
         raise reject("--tracking-uri", uri, "the database does not exist; accepted: the address at which studies were tracked")
     with suppress(NotQuick):
-        return work(Reader(uri, QuickClient(uri)))
+        return work(Reader(uri, _quick_client(uri)))
     client = connection.connect(uri)
     with connection.mlflow_errors_as_config_errors(uri):
         return work(Reader(uri, client))
+
+
+def _quick_client(uri: str) -> QuickClient:
+    """Return a client that reads quickly; wait for a database that a study is creating.
+
+    MLflow's own client would create its tables as well, at the same time, and one of the two would fail.
+
+    Raises:
+        NotQuick: MLflow's own client is needed.
+        ConfigError: the database has no tables.
+    """
+    deadline = time.monotonic() + CREATION_TIMEOUT_SECONDS
+    while True:
+        try:
+            return QuickClient(uri)
+        except NotQuick:
+            file = paths.sqlite_path(uri)
+            if file is None or not lacks_tables(file):
+                raise
+        if time.monotonic() > deadline:
+            raise reject(
+                "--tracking-uri", uri, "the database has no tables yet; the first study that is tracked there creates them"
+            )
+        time.sleep(0.2)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

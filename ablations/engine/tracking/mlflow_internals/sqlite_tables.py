@@ -100,3 +100,15 @@ class SqliteTables:
     def _select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         with closing(sqlite3.connect(self._address, uri=True, timeout=TIMEOUT_SECONDS)) as database:
             return database.execute(query, list(values)).fetchall()
+
+
+def lacks_tables(file: Path) -> bool:
+    """Return whether a database has no tables of MLflow, or not all of them yet: another process may be creating them."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=TIMEOUT_SECONDS)) as database:
+            names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.OperationalError:  # locked
+        return True
+    except sqlite3.Error:  # no database
+        return False
+    return not COLUMNS.keys() <= names
