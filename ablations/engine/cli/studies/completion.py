@@ -29,7 +29,7 @@ def run(given: argparse.Namespace) -> int:
         raise reject("completion", given.shell, f"accepted: {', '.join(SHELLS)}")
     from argcomplete.shell_integration import shellcode
 
-    print(shellcode(["ablations"], shell=given.shell))
+    print(shellcode(["ablations"], True, given.shell))
     return 0
 
 

@@ -153,7 +153,7 @@ def _program(pid: int) -> str:
 
 def _names_mlflow(word: str) -> bool:
     """Return whether a word of a command line is the program or a module of MLflow. An environment may be in a folder `mlflow`."""
-    return not word.startswith("-") and (PurePath(word).name == "mlflow" or word.startswith("mlflow."))
+    return not word.startswith("-") and (PurePath(word).name == "mlflow" or word.partition(".")[0] == "mlflow")
 
 
 def _session() -> str:
