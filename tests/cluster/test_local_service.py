@@ -111,6 +111,7 @@ def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_a
     study = ["python", "ablations/shortcuts.py", "--preset", "smoke", "--levels", "shortcut=A", "depth=8"]
     study += ["--seeds", "1", "--log-models", "--set", f"optim.epochs={EPOCHS}"]
     uri = service.mlflow
+    assert service("up").returncode == 0  # again: tests that start Ray come last, after the one that ends the service
     assert service.job("submit", "--no-wait", "--submission-id", "first", "--", *study).returncode == 0
     wait_until(lambda: any("test/error" in run.data.metrics for run in runs_in(uri)))
     assert "was stopped" in service.job("stop", "first").stdout
@@ -140,6 +141,7 @@ def test_a_submitted_study_that_was_stopped_goes_on_when_it_is_submitted_again_a
 @pytest.mark.ray
 @pytest.mark.versions
 def test_the_doctor_finds_no_fault_with_the_service(service: Service) -> None:
+    assert service("up").returncode == 0
     done = service.job("submit", "--", "python", "-m", "ablations", "doctor", "--preset", "smoke")
     found = {name: state for state, name in re.findall(r"^(ok|failed|not checked) +([\w-]+)", done.stdout, re.MULTILINE)}
     assert done.returncode == 0, done.stdout + done.stderr
