@@ -17,14 +17,14 @@ demo: up
 	@eval "$$($(SERVICE) env)" && $(BIN)/ray job submit -- python ablations/shortcuts.py
 	@eval "$$($(SERVICE) env)" && $(BIN)/python -m ablations.engine.api.demo
 
-# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, that of test measured beside other work (15 min 20 s, n = 1), the others estimated:
+# Tests in tiers, selected by the markers in pyproject.toml. Minutes on two cores that nothing else uses, those of test-fast and test-all estimated, the others measured (n = 1), test beside other work:
 #   make test-fast      1.5  no Ray, no servers, nothing that takes more than a second
-#   make test          15    one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
-#   make test-cluster  15    what needs several nodes, an autoscaler, a batch system, a service or the whole machine: lost nodes,
+#   make test          18    one or more scenarios of every promise and every kind of failure, with real Ray and MLflow
+#   make test-cluster  13    what needs several nodes, an autoscaler, a batch system, a service or the whole machine: lost nodes,
 #                            studies that take turns, make up, tokens, PostgreSQL, Ray's memory monitor
 #   make test-all      70    both, and the exhaustive variants: search quality, 1,202 layers, torch.compile, every process of a group
 #                            with every signal, a kill at every request, thousands of drawn command lines, two users' services
-#   make test-versions 14    a core, with the oldest versions of Ray, MLflow, Optuna and torch that pyproject.toml allows, and the newest
+#   make test-versions 13    a core, with the oldest versions of Ray, MLflow, Optuna and torch that pyproject.toml allows, and the newest
 # .ci/run checks each change with lint, make test, make test-cluster and make test-versions; make test-all is for every night.
 # Three workers on two cores, since tests that start Ray wait for much of their time. Groups keep them in two of the workers.
 IN_PARALLEL := -n 3 --dist loadgroup

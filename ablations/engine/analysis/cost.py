@@ -35,8 +35,8 @@ class StudyCost:
     @property
     def co2_grams(self) -> float | None:
         """Emission of the energy; None without a rate or a measurement."""
-        known = self.rates.co2_grams_per_kwh is not None and self.energy_kwh is not None
-        return self.energy_kwh * self.rates.co2_grams_per_kwh if known else None  # type: ignore[operator]
+        rate = self.rates.co2_grams_per_kwh
+        return None if rate is None or self.energy_kwh is None else self.energy_kwh * rate
 
 
 def study_cost(evidence: Evidence) -> StudyCost | None:

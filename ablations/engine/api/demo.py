@@ -21,7 +21,7 @@ def closing_lines(findings: Mapping[str, Any], report: str) -> list[str]:
         report: address of its report.
     """
     answer = next(iter(findings["answers"]), {"text": "none yet"})["text"]
-    first = re.split(r"[.;] (?=[A-Z]|[a-z])", answer)[0].rstrip(".")
+    first = re.split(r"[.;] (?=[A-Za-z])", answer)[0].rstrip(".")
     return [
         f"Answer: {first}.",
         f"Look:   {report}",

@@ -13,7 +13,7 @@ from ablations.engine.cli.studies.reader import Reader
 from ablations.engine.study.design import Design
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.holder import holder_of, may_be_alive
-from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, SUMMARY_TAG
+from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, STOPPED_TAG, SUMMARY_TAG
 from resnet_core.fields import ConfigError, reject
 
 MARK = "@"
@@ -21,8 +21,6 @@ MARK = "@"
 RUN_ID = re.compile(r"[0-9a-f]{6,32}")
 MAX_NAMED = 5
 """Maximum number of studies that a message names."""
-STOPPED_TAG = "stopped"
-"""Tag of a study's or a run's record: who stopped it, and when."""
 
 
 @dataclass(frozen=True, kw_only=True)

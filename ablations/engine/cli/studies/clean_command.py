@@ -37,7 +37,7 @@ REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaning:
-    """What can be removed, and what stays because a study holds it."""
+    """Checkpoints and folders that can be removed, and those that stay because a study holds them."""
 
     checkpoints: Sequence[CheckpointUsage]
     state: Sequence[Usage]
@@ -45,7 +45,7 @@ class Cleaning:
 
     @property
     def bytes(self) -> int:
-        """What would be freed, in bytes."""
+        """Size of everything that can be removed, in bytes."""
         return sum(each.bytes for each in self.checkpoints) + sum(each.bytes for each in self.state)
 
 

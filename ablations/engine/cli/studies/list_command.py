@@ -82,10 +82,8 @@ def _listed(reader: Reader, entry: StudyEntry, selector: str) -> ListedStudy:
 
 def answer_in_a_line(answers: Sequence[Mapping[str, str]]) -> str:
     """Return the verdicts: `shortcut matters; depth: no difference shown`."""
-    words = (each["verdict"] for each in answers)
     return "; ".join(
-        f"{each['factor']} {verdict}" if verdict.endswith("matters") or verdict == "may matter" else f"{each['factor']}: {verdict}"
-        for each, verdict in zip(answers, words, strict=True)
+        f"{each['factor']}{'' if each['verdict'] in ('matters', 'may matter') else ':'} {each['verdict']}" for each in answers
     )
 
 

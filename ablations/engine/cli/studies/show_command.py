@@ -16,6 +16,7 @@ from ablations.engine.cli.studies.list_command import runs_in_words
 from ablations.engine.cli.studies.reader import Reader, add_reading_options, read, tracking_uri
 from ablations.engine.cli.studies.run_rows import MISSING, CellRow, StoredRuns, cell_rows, read_runs
 from ablations.engine.tracking import mlflow_internals
+from ablations.engine.tracking.run_queries import STOPPED_TAG
 from resnet_core.fields import counted, printable, reject
 
 HELP = "show a study: its cells, its answers, its failures, its report"
@@ -158,7 +159,7 @@ def _print(shown: ShownStudy) -> None:
     design, origin = found.design, found.design.origin
     console.print(Text(printable(f"{design.title}: {design.question}"), "bold"))
     until = f" to {catalog.format_time(entry.ended)}" if entry.ended else ""
-    stopped = f" ({entry.tags[catalog.STOPPED_TAG]})" if entry.state == "stopped" else ""
+    stopped = f" ({entry.tags[STOPPED_TAG]})" if entry.state == "stopped" else ""
     by = f", held by {entry.holder['name']}" if entry.is_running else stopped
     print_line(
         console, f"{entry.state}{by}; {catalog.format_time(entry.started)}{until}; preset {design.preset}; run {entry.run_id}"

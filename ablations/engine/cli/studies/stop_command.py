@@ -22,8 +22,6 @@ from resnet_core.fields import reject
 
 HELP = "stop a running study, or one of its runs; submitted again, it continues"
 SCHEMA = "ablations-stop/1"
-STOP_TAG = "stop"
-"""Tag that asks a study or a run to stop; `submission.supervision.stop_requests` obeys it."""
 WAIT_SECONDS = 120.0
 """Time for which the command waits until the study or run has stopped, in seconds."""
 POLL_INTERVAL_SECONDS = 1.0
@@ -61,7 +59,7 @@ def run(given: argparse.Namespace) -> int:
     target = (chosen or entry.run).info.run_id
     client = connection.connect(uri)
     with connection.mlflow_errors_as_config_errors(uri):
-        client.set_tag(target, STOP_TAG, f"{_user()}@{socket.gethostname()}, ablations stop")
+        client.set_tag(target, run_queries.STOP_TAG, f"{_user()}@{socket.gethostname()}, ablations stop")
         stopped = _wait(client, target, given.wait, lambda found: _has_stopped(found, of_study=chosen is None))
     text = _text(what, entry, stopped=stopped, waited=given.wait)
     if given.json:

@@ -17,13 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from ablations.engine.tracking.lease import RUN_HOLDER_TAG, LeaseLost
+from ablations.engine.tracking.run_queries import STOP_TAG, STOPPED_TAG
 from ablations.engine.tracking.study_run import StudyRun
 from resnet_core.fields import printable
 
 logger = logging.getLogger(__name__)
 
-STOP_TAG, STOPPED_TAG = "stop", "stopped"
-"""Tag that asks a running study or run to stop, and the tag that says who asked and when. The value of `stop` names who or why."""
 POLL_INTERVAL_SECONDS = 5.0
 """Time between two requests to MLflow, in seconds."""
 MAX_REASON_CHARACTERS = 200
