@@ -64,7 +64,7 @@ def test_it_reads_from_a_server_what_mlflow_reads(server: int, plan: Plan) -> No
         slow.log_param(run_id, "model.depth", "8")
         slow.set_terminated(run_id)
     records = [run_queries.find_plan_runs(client, plan) for client in (slow, quick)]
-    assert len(records[0]) == 3
+    assert {run.fingerprint for run in plan.runs[:3]} <= set(records[0]), "other tests may have stored more runs of this plan"
     assert repr(records[1]) == repr(records[0]), "by their text, since NaN differs from itself"
     assert list(run_queries.completed_runs(quick, plan)) == list(run_queries.completed_runs(slow, plan))
     assert quick.get_experiment_by_name(f"{STUDY.name} {os.getpid()}").experiment_id == experiment
