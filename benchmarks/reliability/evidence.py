@@ -87,7 +87,7 @@ def _digest(folder: Path) -> str:
 
 
 def _table(printed: str) -> list[list[str]]:
-    """The rows of the table, without its last column: the seconds of a run."""
-    lines = iter(printed.splitlines())
+    """The rows of the table, without its last column: the seconds of a run. Ray's messages may come at any time."""
+    lines = (line for line in printed.splitlines() if "(raylet)" not in line)
     header = next((line for line in lines if "s / run" in line), None)
     return [line.split()[:-1] for line in lines if header and not line.startswith(("MLflow:", "Figures:"))]

@@ -199,11 +199,7 @@ def test_a_study_of_2000_runs_is_drawn_in_seconds_into_small_files(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "start"),
-    [
-        pytest.param(".png", b"\x89PNG", marks=pytest.mark.nightly),
-        (".svg", b"<?xml"),
-        pytest.param(".pdf", b"%PDF", marks=pytest.mark.nightly),
-    ],
+    [pytest.param(".png", b"\x89PNG", marks=pytest.mark.nightly), (".svg", b"<?xml")],
 )
 def test_a_saved_figure_is_of_the_suffixs_format_and_the_same_each_time(tmp_path: Path, suffix: str, start: bytes) -> None:
     given = few(epochs=(1,))

@@ -4,14 +4,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from ablations.engine.scheduling import tune_runner
 from ablations.engine.scheduling.capacity import RunResources
+from ablations.engine.scheduling.hang_monitor import HangMonitor
+from ablations.engine.trial import process_failures
+from ablations.engine.trial.job import Job
 from ablations.engine.trial.liveness import PeerMonitor, StallDetector
+from ablations.engine.trial.trainable import RunTrainable
 from tests.helpers.project import PROJECT
 from tests.helpers.ray_jobs import RecordingListener, epochs_saved, make_job, run_jobs, wait_until
 
@@ -65,7 +72,48 @@ def test_a_waiting_worker_stays_alive_while_a_peer_makes_progress(monkeypatch: p
     assert signs == [2, 6]
 
 
+@pytest.mark.parametrize(("beats", "seconds"), [([1, None], 12), ([None, None], 180)], ids=["has beaten before", "starts"])
+def test_a_process_has_more_time_only_until_its_first_heartbeat(
+    beats: list[int | None], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, killed = 0.0, list[float]()
+    monkeypatch.setattr("ablations.engine.trial.liveness.time.monotonic", lambda: now)
+    monkeypatch.setattr(process_failures, "run_records", lambda: {"one": {"beats": beats[now > 5]}})
+    monkeypatch.setattr(process_failures, "kill_hung_process", lambda name, silent: killed.append(now))
+    monitor = HangMonitor(12)
+    while not killed:
+        now += 1
+        monitor.check()
+    assert seconds < killed[0] < 1.3 * seconds + 10
+
+
 # On a Ray of two CPUs
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_process_between_two_runs_has_a_heartbeat(tmp_path: Path) -> None:
+    """Tune waits for the answer of such a process without a limit."""
+
+    class Idle:
+        def __init__(self, job: Job) -> None:
+            self._trainable = RunTrainable({"job": asdict(job)})
+
+        def stop(self) -> None:
+            self._trainable.stop()
+
+    idle: Any = ray.remote(Idle).options(num_cpus=0).remote(make_job(tmp_path, "idle", hang_timeout=2))
+    ray.get(idle.__ray_ready__.remote())
+
+    def beats() -> list[int]:
+        return [int(record.get("beats", 0)) for record in process_failures.run_records().values()]
+
+    wait_until(lambda: beats() and beats()[0] >= 2)
+    before = beats()
+    wait_until(lambda: beats() > before)
+    ray.get(idle.stop.remote())
+    assert not beats()
+    ray.kill(idle)
 
 
 @pytest.mark.slow

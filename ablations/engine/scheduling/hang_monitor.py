@@ -20,6 +20,7 @@ class HangMonitor:
     def __init__(self, hang_timeout: float) -> None:
         self.hang_timeout = hang_timeout
         self._stalls = StallDetector()
+        self._started: set[str] = set()
 
     def check(self) -> None:
         """Kill the processes that hang. Cheap between two looks."""
@@ -27,7 +28,8 @@ class HangMonitor:
             return
         with suppress(RpcError):  # the head is busy and answers the next time
             beats = {name: record.get("beats") for name, record in process_failures.run_records().items()}
+            self._started |= {name for name, beat in beats.items() if beat is not None}
             for name, silent in self._stalls.update(beats).items():
-                limit = self.hang_timeout if beats[name] is not None else max(self.hang_timeout, START_TIMEOUT_SECONDS)
+                limit = self.hang_timeout if name in self._started else max(self.hang_timeout, START_TIMEOUT_SECONDS)
                 if silent > limit + 2 * heartbeat_interval(limit):
                     process_failures.kill_hung_process(name, silent)

@@ -91,15 +91,19 @@ class ProcessMonitor:
 
 
 @contextmanager
-def monitored(name: str, hang_timeout: float, **entries: object) -> Iterator[ProcessMonitor]:
-    """Exit this process after `hang_timeout` seconds without a sign of life, and let other processes see its heartbeat.
+def watched(heartbeat: ProcessHeartbeat, hang_timeout: float) -> Iterator[ProcessMonitor]:
+    """Exit this process after `hang_timeout` seconds without a sign of life. Its record then has the reason."""
+    with Watchdog(hang_timeout, lambda: heartbeat.record.write(hung_seconds=hang_timeout)) as watchdog:
+        yield ProcessMonitor(heartbeat, watchdog)
 
-    The record of the heartbeat also gets `entries`. `process_failures.explain_failure([name])` then returns the reason.
-    """
-    heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout), **entries)
+
+@contextmanager
+def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
+    """Do the same with a heartbeat that lasts as long. `process_failures.explain_failure([name])` returns the reason."""
+    heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout))
     try:
-        with Watchdog(hang_timeout, lambda: heartbeat.record.write(hung_seconds=hang_timeout)) as watchdog:
-            yield ProcessMonitor(heartbeat, watchdog)
+        with watched(heartbeat, hang_timeout) as monitor:
+            yield monitor
     finally:
         heartbeat.stop()
 

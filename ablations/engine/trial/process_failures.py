@@ -74,11 +74,14 @@ class ProcessRecord:
     def __init__(self, name: str, **entries: Any) -> None:
         """Store the node ID, the node's count of out-of-memory kills and `entries` under `name`, replacing an earlier record."""
         self.name = name
-        own = {"node": ray.get_runtime_context().get_node_id(), "oom_kills": count_oom_kills()}
-        self._content: dict[str, Any] = {**own, **entries}
+        self._content: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id(), **entries}
         self._deleted = False
         self._lock = threading.Lock()
-        self.write()
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Store the node's count of out-of-memory kills: an earlier one does not explain a failure of the run that begins."""
+        self.write(oom_kills=count_oom_kills())
 
     def update(self, **entries: Any) -> None:
         """Add or replace entries. The next `write` stores them."""

@@ -1,7 +1,7 @@
 """The Tune trainable that trains a run."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -10,6 +10,9 @@ from ablations.engine.trial.job import Job, Report
 from ablations.engine.trial.outcomes import with_outcome
 from ablations.engine.trial.worker import train_or_exit_on_gpu_error
 from ablations.engine.trial.worker_group import WorkerGroup
+
+if TYPE_CHECKING:
+    from ablations.engine.trial.liveness import ProcessHeartbeat
 
 
 class RunTrainable(tune.Trainable):
@@ -25,7 +28,15 @@ class RunTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], workload: bytes = b"") -> None:
         """Prepare to train. `workload` is that of the study, as in `Job.workload`."""
+        import ray
+
+        from ablations.engine.trial.liveness import ProcessHeartbeat, heartbeat_interval
+        from ablations.engine.trial.process_failures import actor_entries
+
         self._workload, self._group = workload, WorkerGroup()
+        # It also goes on between two runs: Tune would wait forever for a process that stops there.
+        interval = heartbeat_interval(config["job"]["hang_timeout"])
+        self._heartbeat = ProcessHeartbeat(ray.get_runtime_context().get_actor_id(), interval, **actor_entries())
         self._reports = self._run(config)
 
     def step(self) -> Report:
@@ -43,19 +54,18 @@ class RunTrainable(tune.Trainable):
         """End the current run, and the workers. Tune calls this before it ends the process."""
         self._reports.close()
         self._group.close()
+        self._heartbeat.stop()
 
     def _run(self, config: dict[str, Any]) -> Generator[Report, None, None]:
-        return run_reports(Job(**{**config["job"], "workload": self._workload}), self._group)
+        return run_reports(Job(**{**config["job"], "workload": self._workload}), self._group, self._heartbeat)
 
 
-def run_reports(job: Job, group: WorkerGroup) -> Generator[Report, None, None]:
+def run_reports(job: Job, group: WorkerGroup, heartbeat: "ProcessHeartbeat") -> Generator[Report, None, None]:
     """Train a run to its end in this process, or with the group that it leads. The last report has the run's outcome."""
-    import ray
+    from ablations.engine.trial.liveness import watched
 
-    from ablations.engine.trial.liveness import monitored
-    from ablations.engine.trial.process_failures import actor_entries
-
-    with monitored(ray.get_runtime_context().get_actor_id(), job.hang_timeout, **actor_entries()) as monitor:
+    heartbeat.record.begin_run()
+    with watched(heartbeat, job.hang_timeout) as monitor:
         if job.spec["world_size"] == 1:
             reports = train_or_exit_on_gpu_error(job, "cuda" if job.gpus_per_worker else "cpu", monitor)
         else:

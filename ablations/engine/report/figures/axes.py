@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,6 +29,7 @@ STYLE: Any = {
     "text.parse_math": False,  # labels may hold any text
     "text.color": INK,
     "font.size": 8,
+    "axes.facecolor": "none",
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
@@ -55,9 +58,10 @@ STYLE: Any = {
     "legend.handlelength": 3.2,  # long enough to distinguish dashes
     "legend.labelspacing": 0.4,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
     "svg.hashsalt": "resnet-ablations",  # so that the same figure gives the same file
 }
+PNG_DPI = 200
+"""Default resolution of PNG files, in pixels per inch."""
 LINE_HEIGHT_INCHES = 0.17
 """Height of a line of text in inches."""
 CHARACTER_WIDTH_INCHES = 0.066
@@ -87,19 +91,41 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, SVG or PDF file, chosen by the suffix. The same figure gives the same bytes. An SVG has no background."""
-    dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix)
+def save(figure: Figure, path: Path, dpi: float = PNG_DPI) -> None:
+    """Write a PNG or SVG file, chosen by the suffix. The same figure gives the same bytes.
+
+    Args:
+        dpi: Resolution of a PNG file.
+    """
+    if path.suffix == ".svg":
+        path.write_text(svg_text(figure), encoding="utf-8")
+        return
     with figure_style():
-        figure.savefig(path, metadata={dated: None} if dated else None, transparent=path.suffix == ".svg")
+        lay_out(figure)
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
 
 
 def svg_text(figure: Figure) -> str:
-    """Return a figure as SVG, the bytes that `save` would write."""
-    written = io.StringIO()
+    """Return a figure as SVG without a background."""
+    written, background = io.StringIO(), figure.get_facecolor()
     with figure_style():
-        figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
+        lay_out(figure)
+        figure.set_facecolor("none")
+        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})  # type: ignore[no-untyped-call]
+        figure.set_facecolor(background)
     return written.getvalue()
+
+
+def lay_out(figure: Figure) -> None:
+    """Give the panels their final positions, once for all files of a figure.
+
+    `Figure.savefig` would arrange the panels, and draw them twice, for each file.
+    """
+    engine = figure.get_layout_engine()
+    if engine:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def seed_envelopes(rows: pd.DataFrame, position: str, value: str) -> dict[str, pd.DataFrame]:

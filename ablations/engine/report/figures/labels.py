@@ -47,7 +47,7 @@ def label_points(
     radius_points: float = 3.0,
     must: bool = False,
 ) -> None:
-    """Write names beside points. The figure must have been drawn, since names need the final positions of the marks.
+    """Write names beside points. The figure must have been laid out, since names need the final positions of the marks.
 
     Args:
         panel: Panel of the points.

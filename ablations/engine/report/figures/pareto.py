@@ -13,6 +13,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.report.figures.axes import (
     figure_style,
+    lay_out,
     legend,
     line_properties,
     log_axis,
@@ -70,7 +71,7 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         _set_value_scale(panels[0], metric, [point.value for point in flops])
         drawn = {point.cell for point in flops + seconds}
         legend(figure, {style_map.name(cell): style for cell, style in marks.items() if cell in drawn})
-        figure.draw_without_rendering()  # labels need the final positions of the marks
+        lay_out(figure)  # labels need the final positions of the marks
         for panel, points in zip(panels, axes.values(), strict=True):
             _label_front(panel, points, values, metric, lambda cell: style_map.name(cell, separator="\n"))
     return figure

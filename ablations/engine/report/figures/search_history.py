@@ -18,6 +18,7 @@ from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.trial_table import cell_trials, search_design
 from ablations.engine.report.figures.axes import (
     figure_style,
+    lay_out,
     legend,
     line_properties,
     log_axis,
@@ -116,7 +117,7 @@ def search_pareto_figure(evidence: Evidence) -> Figure | None:
         set_score_axis(panel, every["value"], search)
         names = {name: styles[label]._replace(dash="-") for label, name in cell_names(evidence.design).items() if name}
         search_legend(figure, {**names, **({"chosen": CHOSEN_STYLE} if search.chosen else {})})
-        figure.draw_without_rendering()  # labels need the final positions of the marks
+        lay_out(figure)  # labels need the final positions of the marks
         marks = list(zip(every[search.objective] / scale, every["value"], strict=True))
         label_points(panel, _chosen_labels(search, by_cell, scale), marks, radius_points=CHOSEN_SIZE / 2, must=True)
     return figure

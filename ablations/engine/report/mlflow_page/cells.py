@@ -11,7 +11,7 @@ from mlflow.utils import mlflow_tags
 from ablations.engine.analysis.evidence import COST_METRICS, Evidence
 from ablations.engine.analysis.findings import CellFinding, Findings
 from ablations.engine.analysis.number_format import ValueFormat
-from ablations.engine.report.figures.axes import figure_style
+from ablations.engine.report.figures.axes import figure_style, save
 from ablations.engine.report.figures.styles import INK, MUTED
 from ablations.engine.study.design import Design
 from ablations.engine.tracking import mlflow_internals
@@ -58,8 +58,7 @@ def log_cells_image(client: MlflowClient, run_id: str, evidence: Evidence, findi
         return False
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, PurePosixPath(IMAGE_PATH).name)
-        with figure_style():
-            cells_figure(evidence, findings).savefig(file, dpi=IMAGE_DPI)
+        save(cells_figure(evidence, findings), file, IMAGE_DPI)
         client.log_artifact(run_id, str(file), str(PurePosixPath(IMAGE_PATH).parent))
     return True
 
