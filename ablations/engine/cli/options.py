@@ -10,8 +10,9 @@ from typing import Any
 from ablations.engine.cli.cost_options import add_cost_options, read_rates
 from ablations.engine.cli.search_options import RENAMED_OPTIONS, add_search_options, options_of_searches, search_request
 from ablations.engine.cli.supervision_options import add_supervision_options, check_supervision, read_webhook
+from ablations.engine.cli.training_options import add_cluster_options, add_training_options
 from ablations.engine.environment import paths
-from ablations.engine.environment.validation import AUTO, check_address, check_positive, check_worker_cpus, read_worker_gpus
+from ablations.engine.environment.validation import check_address, check_positive, check_worker_cpus, read_worker_gpus
 from ablations.engine.study.definition import Study, check_margin
 from ablations.engine.study.designs import DESIGNS, check_design
 from ablations.engine.study.factors import format_level, split_at_commas, split_levels
@@ -160,7 +161,21 @@ def make_parser(study: Study) -> Parser:
     )
     examples = (EXAMPLES + (SEARCH_EXAMPLE if study.space else "")).format(program=parser.prog, factor=example)
     parser.epilog = f"{examples}\n\n{ENVIRONMENT_HELP}".replace("%", "%%")
-    group = parser.add_argument_group("study")
+    _add_study_options(parser.add_argument_group("study"), study)
+    training = parser.add_argument_group("training")
+    add_training_options(training)
+    add_supervision_options(training, parser.add_argument_group("notification"))
+    add_cluster_options(parser.add_argument_group("cluster"))
+    add_cost_options(parser.add_argument_group("cost"))
+    add_tracking_options(parser.add_argument_group("tracking"))
+    if study.space:
+        add_search_options(parser.add_argument_group("search"))
+    else:
+        parser.elsewhere = options_of_searches(study.name)
+    return parser
+
+
+def _add_study_options(group: "argparse._ArgumentGroup", study: Study) -> None:
     group.add_argument(
         "--preset", metavar="NAME", help=f"data set and recipe: {', '.join(study.workload.presets)} (default: {study.preset})"
     )
@@ -238,55 +253,6 @@ def make_parser(study: Study) -> Parser:
         help="largest difference that counts as no effect, in the unit of differences, such as percentage points; a smaller effect "
         f"can then be shown to be none (default: {default})",
     )
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--rerun", action="store_true", help="train finished runs again, as new attempts; earlier results stay in MLflow"
-    )
-    group.add_argument(
-        "--data-download", action="store_true", help="download the data set if it is missing (cifar10 and cifar100 only)"
-    )
-    group.add_argument("--log-models", action="store_true", help="log the final network of each run to MLflow")
-    group.add_argument(
-        "--predictions",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="store which class each run predicts for each test image, about a byte per image (default: yes)",
-    )
-    group.add_argument(
-        "--hang-timeout",
-        type=float,
-        default=600.0,
-        metavar="SECONDS",
-        help="end a process without progress for this time, and retry its run from the last checkpoint (default: 600); one step, "
-        "reading the data, or reading or writing a checkpoint is progress",
-    )
-    add_supervision_options(group, parser.add_argument_group("notification"))
-    group = parser.add_argument_group("cluster")
-    group.add_argument("--workers", type=int, default=1, metavar="N", help="data-parallel workers of each run (default: 1)")
-    group.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")
-    group.add_argument(
-        "--gpus-per-worker",
-        default=AUTO,
-        metavar="X",
-        help="GPUs of each worker: 0, 1, or a fraction, with which workers share a GPU; auto: a GPU where the cluster has any "
-        "(default: auto)",
-    )
-    group.add_argument(
-        "--placement",
-        default="pack",
-        metavar="NAME",
-        help="pack: workers of a run on few nodes; spread: on many nodes (default: pack)",
-    )
-    group.add_argument(
-        "--max-concurrent", type=int, metavar="N", help="maximum number of runs at a time (default: as many as fit on the cluster)"
-    )
-    add_cost_options(parser.add_argument_group("cost"))
-    add_tracking_options(parser.add_argument_group("tracking"))
-    if study.space:
-        add_search_options(parser.add_argument_group("search"))
-    else:
-        parser.elsewhere = options_of_searches(study.name)
-    return parser
 
 
 def _current_name(parser: Parser, word: str) -> str:
