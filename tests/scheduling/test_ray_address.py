@@ -153,3 +153,23 @@ def test_every_command_rejects_a_wrong_address_in_one_line(tmp_path: Path, comma
     assert done.stderr.count("\n") == 1
     assert not done.stdout
     assert not (tmp_path / "home" / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")  # so that it runs beside few other Rays
+def test_a_ray_of_its_own_starts_no_process_ahead(tmp_path: Path) -> None:
+    """Ray would wait for one per CPU, 0.6 s of processor time each, which no trial could use."""
+    code = """
+import psutil, ray
+from ablations.engine.scheduling import connection
+connection.connect()
+print("processes:", *[each.cmdline()[:1] for each in psutil.Process().children(recursive=True)])
+ray.shutdown()
+"""
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=180)
+    assert "processes:" in done.stdout, done.stderr
+    assert "raylet" in done.stdout
+    assert "ray::" in done.stdout
+    assert "IDLE" not in done.stdout

@@ -131,6 +131,7 @@ def up(ports: Ports) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # Ray kills a stopped job's driver after 3 s by default, before a study's records are in MLflow.
         "RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "30"),
+        ray_processes.PRESTART_VARIABLE: os.environ.get(ray_processes.PRESTART_VARIABLE, "0"),
         RAY_ADDRESS_VARIABLE: f"{LOOPBACK}:{ports.ray}",
         "PATH": search_path,
     }

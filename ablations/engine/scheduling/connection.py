@@ -57,6 +57,7 @@ def _start() -> None:
     import ray
 
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
+    os.environ.setdefault(ray_processes.PRESTART_VARIABLE, "0")
     folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
         # Without the dashboard, which takes 4 s of processor time and which a cluster and the service have.

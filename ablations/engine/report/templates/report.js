@@ -119,7 +119,7 @@ function hintAtScrolling() {
 for (const region of document.querySelectorAll(".scroll")) {
   const hint = document.createElement("p");
   hint.className = "hint";
-  hint.textContent = "This table is wider than the page: scroll it sideways →";
+  hint.textContent = "Wider than the page: scroll sideways →";
   region.before(hint);
   region.addEventListener("scroll", hintAtScrolling, { passive: true });
   region.closest("details")?.addEventListener("toggle", hintAtScrolling);
