@@ -16,8 +16,8 @@ LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Environment variable that Ray names on macOS and Windows only. `0` keeps Ray's ports on loopback on Linux, too."""
 
 PRESTART_VARIABLE = "RAY_prestart_worker_first_driver"
-"""Environment variable of a setting of Ray: `0` starts no processes ahead. By default `ray.init` waits for one per CPU, which Tune's
-trials, having environment variables of their own, cannot use."""
+"""Environment variable of a setting of Ray: `0` starts no processes ahead. By default `ray.init` waits for one per CPU, which
+Tune's trials, having environment variables of their own, cannot use."""
 
 
 @dataclass(frozen=True)
