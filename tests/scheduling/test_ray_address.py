@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from ablations.engine.environment import ray_processes
 from ablations.engine.environment.ray_processes import RayNode
@@ -156,20 +157,27 @@ def test_every_command_rejects_a_wrong_address_in_one_line(tmp_path: Path, comma
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")  # so that it runs beside few other Rays
-def test_a_ray_of_its_own_starts_no_process_ahead(tmp_path: Path) -> None:
-    """Ray would wait for one per CPU, 0.6 s of processor time each, which no trial could use."""
+def test_a_ray_of_its_own_starts_no_process_ahead_and_ends_in_the_background(tmp_path: Path, cluster: str) -> None:
+    """Ray would wait for one process per CPU, 0.6 s of processor time each, which no trial could use."""
     code = """
-import psutil, ray
+import threading, psutil, ray
 from ablations.engine.scheduling import connection
 connection.connect()
-print("processes:", *[each.cmdline()[:1] for each in psutil.Process().children(recursive=True)])
-ray.shutdown()
+processes = psutil.Process().children(recursive=True)
+print("processes:", *[each.cmdline()[:1] for each in processes])
+connection.end_own_ray()
+print("still there:", any(each.is_running() for each in processes))
+for thread in threading.enumerate():
+    if thread.name == "end of Ray":
+        thread.join()
+print("gone:", not ray.is_initialized(), not psutil.wait_procs(processes, timeout=60)[1])
 """
     environment = {**os.environ, "RAY_ADDRESS": "local", "RESNET_ABLATIONS_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=180)
-    assert "processes:" in done.stdout, done.stderr
-    assert "raylet" in done.stdout
+    assert "raylet" in done.stdout, done.stderr
     assert "ray::" in done.stdout
     assert "IDLE" not in done.stdout
+    assert done.stdout.endswith("still there: True\ngone: True True\n")
+    connection.end_own_ray()
+    assert ray.is_initialized(), "another program's Ray is not touched"

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ablations.engine.environment import paths
@@ -46,7 +47,7 @@ def carry_out(study: Study, options: Options, emit: Callable[[str], object]) -> 
     expected = expectations(plan, options)
     if options.plan:
         return _show_plan(plan, options, emit)
-    code = train(plan, options)
+    code = train(plan, replace(options, ends_ray=True))
     if not (options.json or expected):
         return code
     from ablations.engine.submission.reporting import read_study

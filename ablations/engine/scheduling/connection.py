@@ -19,6 +19,9 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 MAX_PORT = 65_535
 ACCEPTED = "accepted: HOST:PORT of a Ray head, as in 127.0.0.1:6379, or local, to start a Ray for this command alone"
 
+_is_own = False
+"""True while this process has a Ray that `connect` started."""
+
 
 def import_ray() -> None:
     """Import Ray, which takes most of a second."""
@@ -45,6 +48,16 @@ def connect() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
+def end_own_ray() -> None:
+    """End a Ray that `connect` has started, in the background: it takes two seconds, in which a report can be made."""
+    global _is_own
+    if _is_own:
+        import ray
+
+        _is_own = False
+        threading.Thread(target=ray.shutdown, name="end of Ray").start()
+
+
 def dashboard_address() -> str:
     """Return the `host:port` of the dashboard of the cluster that this process has joined; empty if it has none."""
     import ray
@@ -56,6 +69,8 @@ def dashboard_address() -> str:
 def _start() -> None:
     import ray
 
+    global _is_own
+
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
     os.environ.setdefault(ray_processes.PRESTART_VARIABLE, "0")
     folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
@@ -64,6 +79,7 @@ def _start() -> None:
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
     except Exception as error:  # Ray raises many types of errors here, and none of them names the cause
         raise _start_error(error, folder) from error
+    _is_own = True
     if os.environ.get(ray_processes.LOOPBACK_VARIABLE) == "0":
         ray_processes.warn_if_reachable(psutil.Process())
 

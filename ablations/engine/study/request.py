@@ -104,6 +104,8 @@ class Options:
     """Checkpoints to keep of a run with a result: `last` or `none`."""
     stop_after_failures: int = 3
     """Number of first runs after which the study stops if all of them fail with the same error; 0: never."""
+    ends_ray: bool = False
+    """True if nothing needs Ray once the study has trained, so that a Ray of the command's own ends then."""
     notify: str = field(default="", repr=False)
     """Address of a webhook that is told of the end of the study, a secret; empty for none."""
     notify_after: int = 3

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ablations.engine.environment import provenance, signals
 from ablations.engine.environment.console import make_console, print_line
+from ablations.engine.scheduling import connection
 from ablations.engine.study.plan import Plan
 from ablations.engine.study.request import Options
 from ablations.engine.submission.jobs import check_before_start
@@ -116,6 +117,8 @@ def _carry_out(console: Console, options: Options, writer: Writer, work: Work) -
     finally:  # always before the journal is unlocked: another process may deliver these records from then on
         pending = _close(console, writer, interrupted)
         supervisor.retention.close()
+    if options.ends_ray:
+        connection.end_own_ray()
     if writer.lost_to:
         raise LeaseLost(writer.lost_to)
     if interrupted:
