@@ -61,7 +61,10 @@ class Soak:
         done = sum(self.kills.values()) + kills
         while sum(self.kills.values()) < done and self._strike(submission, home):
             pass
-        submission.finish(STUDY_SECONDS)
+        if expected:
+            submission.process.wait(STUDY_SECONDS)  # a run without a result is missing in the evidence
+        else:
+            submission.finish(STUDY_SECONDS)
         evidence, left = Evidence.read(home, submission.log.read_text()), _left()
         if expected:
             lost, doubled = evidence.lost(expected), evidence.doubled(expected)
