@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -58,4 +59,7 @@ class Parser(argparse.ArgumentParser):
         return f"unrecognized arguments: {' '.join(words)}"
 
     def error(self, message: str) -> NoReturn:
+        if wrong := re.fullmatch(r"argument (\w+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
+            near = difflib.get_close_matches(wrong[2], re.findall(r"[\w-]+", wrong[3]), n=1)
+            message = f"{wrong[2]}: no such {wrong[1].lower()}; did you mean {near[0]}?" if near else message
         raise ConfigError(f"{' '.join(message.split())} (see --help)")  # an argument may hold line breaks

@@ -35,6 +35,7 @@ LOGS = {"CHANGELOG.md", "docs/decisions.md"}
 CURRENT = [page for page in PAGES if page not in LOGS]
 READMES = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "benchmarks").glob("*/README.md"))
 EXAMPLE = re.search(r"```python\n(\"\"\".*?)```", (PROJECT / "docs" / "adding-a-study.md").read_text(), re.DOTALL)
+PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 MAX_README_LINES = 160
 LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
 PATH = re.compile(r"`((?:ablations|resnet_core|benchmarks|tests|docs|deploy)/[\w/.-]+)`")
@@ -63,6 +64,13 @@ def test_links_lead_to_a_file_and_a_heading(page: str) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(str(target.resolve().relative_to(PROJECT))), link
+
+
+@pytest.mark.parametrize("page", CURRENT)
+def test_a_file_that_imports_and_defines_a_study_also_runs_it(page: str) -> None:
+    files = [block for block in PYTHON_BLOCK.findall(text_of(page)) if re.search(r"^STUDY = Study\(", block, re.MULTILINE)]
+    for file in files:
+        assert "import" not in file or re.search(r"^ *(main\(STUDY\)|.*\brun\(STUDY)", file, re.MULTILINE), file
 
 
 @pytest.mark.parametrize("page", CURRENT)

@@ -1,6 +1,8 @@
 """`make demo` ends with three lines: the answer, where to look, and what to try next."""
 
 import re
+import sys
+from pathlib import Path
 
 from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.api.demo import closing_lines
@@ -15,7 +17,9 @@ def test_the_demo_ends_with_the_answer_the_report_and_a_next_step() -> None:
     assert re.fullmatch(r"Answer: shortcut matters: .*none instead of A raises the test error by [\d.]+ points.*\)\.", answer)
     assert len(answer) < 160
     assert look.split() == ["Look:", "http://127.0.0.1:5000/report"]
-    assert "python ablations/shortcuts.py --plan --seeds 20" in following
+    python = Path(following.split()[1])
+    assert python == Path("python") or python.samefile(sys.executable), "as it works in a shell without the environment"
+    assert "python ablations/shortcuts.py --plan --seeds 20 " in following
     assert "make down" in following
 
 

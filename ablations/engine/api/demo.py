@@ -1,8 +1,10 @@
 """The last three lines of `make demo`: the answer, where to look, and what to try next."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ablations.engine.cli import dispatch, options
@@ -20,12 +22,13 @@ def closing_lines(findings: Mapping[str, Any], report: str) -> list[str]:
         findings: findings of the study, as in `findings.json`.
         report: address of its report.
     """
+    python = Path(os.path.relpath(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else Path("python")
     answer = next(iter(findings["answers"]), {"text": "none yet"})["text"]
     first = re.split(r"[.;] (?=[A-Za-z])", answer)[0].rstrip(".")
     return [
         f"Answer: {first}.",
         f"Look:   {report}",
-        "Next:   python ablations/shortcuts.py --plan --seeds 20   shows what more certainty costs; make down ends the service",
+        f"Next:   {python} ablations/shortcuts.py --plan --seeds 20   (what more certainty costs), or make down (ends the service)",
     ]
 
 

@@ -124,9 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=options.ENVIRONMENT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    replay.add_argument(
-        "run", metavar="RUN", help="run ID in MLflow, or fingerprint, or the first 6 or more characters of a fingerprint"
-    )
+    replay.add_argument("run", metavar="RUN", help="run ID in MLflow, or fingerprint, or at least the first 6 characters of either")
     replay.add_argument("--data-root", metavar="FOLDER", help="folder of the data set (default: the run's own)")
     replay.add_argument("--data-download", action="store_true", help="download the data set if it is missing")
     replay.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPUs of each worker (default: 1)")

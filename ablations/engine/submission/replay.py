@@ -32,9 +32,8 @@ from resnet_core.fields import ConfigError, reject
 from resnet_core.identity import IN_DATA_VERSION, NOT_IDENTITY, TRAINING_VERSION, code_version
 from resnet_core.overrides import from_flat
 
-RUN_ID = re.compile("[0-9a-f]{32}")
-FINGERPRINT = re.compile("[0-9a-f]{6,20}")
-"""A fingerprint, or at least its first 6 characters."""
+RUN_NAME = re.compile("[0-9a-f]{6,32}")
+"""The ID of a run or its fingerprint, or at least the first 6 characters."""
 PROGRESS_INTERVAL_SECONDS = 5.0
 """Minimum time between two lines of progress, in seconds."""
 
@@ -44,7 +43,7 @@ class ReplayRequest:
     """A run to train again, and the resources to use."""
 
     run: str
-    """ID of the run in MLflow, or its fingerprint, or at least the first 6 characters of that."""
+    """ID of the run in MLflow, or its fingerprint, or at least the first 6 characters of either."""
     tracking_uri: str
     data_root: str | None = None
     """Folder of the data; None: the folder from which the recorded run read them."""
@@ -106,15 +105,15 @@ def replay(request: ReplayRequest) -> int:
 
 
 def find_run(client: MlflowClient, named: str) -> MlflowRun:
-    """Return the finished run with this ID or fingerprint, in its latest generation.
+    """Return the finished run with this ID or fingerprint, or with these first characters, in its latest generation.
 
     Raises:
         ConfigError: there is no such run, or more than one, or it has not finished.
     """
-    if not (RUN_ID.fullmatch(named) or FINGERPRINT.fullmatch(named)):
-        raise reject("run", named, "accepted: an ID of 32 characters, a fingerprint of 20 characters, or at least its first 6")
-    where = f"attributes.run_id = '{named}'" if RUN_ID.fullmatch(named) else f"tags.fingerprint LIKE '{named}%'"
-    found = list(run_queries.search_runs(client, where))
+    if not RUN_NAME.fullmatch(named):
+        raise reject("run", named, "accepted: a run ID or a fingerprint, or at least its first 6 characters")
+    fields = ("attributes.run_id", "tags.fingerprint")
+    found = [run for name in fields for run in run_queries.search_runs(client, f"{name} LIKE '{named}%'")]
     fingerprints = sorted({run.data.tags.get("fingerprint", "") for run in found})
     if not found:
         raise reject("run", named, "MLflow has no such run")

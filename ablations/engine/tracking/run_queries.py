@@ -180,14 +180,20 @@ def with_result(known: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
 
 
 def completed_runs(client: ReadingClient, plan: Plan) -> Iterable[CompletedRun]:
-    """Yield the newest completed runs of all studies with a plan's task, at most `MAX_COMPLETED_RUNS` for each data set."""
+    """Yield the newest completed runs of all studies with a plan's task, at most `MAX_COMPLETED_RUNS` for each data set.
+
+    Runs of a network of the user's own count only for the same code: two networks may have equal fields.
+    """
     workload = plan.workload
+    code = _own_code(workload.training_version)
     for version, examples in {each.version: workload.training_examples(each) for each in plan.data.values()}.items():
         where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
         where += f" and tags.task = '{workload.task_name}'" if workload.task_name else ""
         for run in islice(search_runs(client, where), MAX_COMPLETED_RUNS):
             metrics, tags = run.data.metrics, run.data.tags
-            if "train_seconds" in metrics:
+            version_there = tags.get("training_version") or tags.get("code_version", "")
+            comparable = tags.get("task", "") == workload.task_name and _own_code(version_there) == code
+            if "train_seconds" in metrics and comparable:
                 yield CompletedRun(
                     spec=current_params(run),
                     train_examples=examples,
@@ -196,6 +202,11 @@ def completed_runs(client: ReadingClient, plan: Plan) -> Iterable[CompletedRun]:
                     on_gpu=metrics.get("gpu_hours", 0) > 0,
                     peak_memory_mb=metrics.get("peak_memory_mb"),
                 )
+
+
+def _own_code(training_version: str) -> str:
+    """Return the hash of the user's network in a training version of image classification; empty for one of `resnet_core`."""
+    return training_version.partition("-")[2]
 
 
 def find_design(

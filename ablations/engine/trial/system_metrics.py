@@ -70,7 +70,8 @@ class SystemMeter:
     """Meter of one run in this process, from its construction on.
 
     A run that another process began is measured from here. Its energy and processor time are scaled to the whole training, by the
-    time that this process has trained. The numbers of a group are those of its first worker times the number of workers.
+    time that this process has trained. An epoch that a killed process had saved but not reported has no such metrics. The numbers
+    of a group are those of its first worker times the number of workers.
 
     Args:
         job: the run, with its share of a GPU.
