@@ -13,10 +13,12 @@ import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.environment import paths
+from ablations.engine.study.definition import Study
 from ablations.engine.study.plan import Plan
 from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect
+from tests.helpers.own_networks import Tiny
 from tests.helpers.project import PROJECT
 from tests.helpers.stored_study import RUNS, STUDY, plans
 
@@ -49,6 +51,17 @@ def test_pages_follow_one_another(stored_uri: str, plan: Plan) -> None:
     client = QuickClient(stored_uri)
     runs = list(run_queries.search_runs(client, f"tags.data_version = '{plan.dataset.version}'", page=5))
     assert len({run.info.run_id for run in runs}) == len(runs) == RUNS
+
+
+def test_a_network_of_ones_own_has_no_time_of_another_network_with_equal_fields(
+    stored_uri: str, plan: Plan, tmp_path: Path
+) -> None:
+    own = Study(name="own", question="?", model=Tiny, factors={"width": (8, 16)}, baseline={}, preset="smoke")
+    (other,) = plans(own, tmp_path / "cache")
+    assert other.dataset.version == plan.dataset.version
+    client = QuickClient(stored_uri)
+    assert len(list(run_queries.completed_runs(client, plan))) == RUNS
+    assert not list(run_queries.completed_runs(client, other))
 
 
 @pytest.mark.slow

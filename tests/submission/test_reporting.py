@@ -30,7 +30,7 @@ from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import reporting
 from ablations.engine.tracking import mlflow_internals, results, run_queries
 from ablations.engine.tracking.connection import connect
-from ablations.engine.tracking.study_run import WHOLE
+from ablations.engine.tracking.run_queries import WHOLE
 from benchmarks.report import database
 from resnet_core import ConfigError, RunSpec
 from tests.helpers.synthetic_study import design

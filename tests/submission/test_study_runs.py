@@ -91,6 +91,11 @@ def test_submitting_again_trains_only_what_is_missing(first: Submitted, tmp_path
     assert refactored.count_mlflow_runs() == 3 + 4 + 1
     assert refactored.run_ids() == more.run_ids()
 
+    fewer = Submitted(home, *PROBED, "--seeds", "2")
+    replaced = "The report will show 4 runs, not the 6 of the previous submission; the results of all runs stay in MLflow."
+    assert replaced in " ".join(fewer.text.split())
+    assert "The report will show" not in first.text + again.text + more.text + refactored.text
+
 
 @pytest.mark.nightly
 def test_streamed_images_are_trained_on_and_their_wait_is_a_metric(home: Path) -> None:

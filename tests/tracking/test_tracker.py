@@ -25,7 +25,7 @@ from ablations.engine.study.plan import Plan, SearchTrial
 from ablations.engine.study.request import StudyRequest
 from ablations.engine.submission import study_submission
 from ablations.engine.task.predictions import Predictions
-from ablations.engine.tracking import results, run_queries, writer
+from ablations.engine.tracking import results, run_queries, study_run, writer
 from ablations.engine.tracking.connection import connect, create_database_file, is_new_database
 from ablations.engine.tracking.journal import Journal
 from ablations.engine.tracking.study_run import origin_tags
@@ -103,6 +103,28 @@ def test_two_studies_with_the_same_settings_on_other_images_have_names_of_their_
     for each in submissions:
         each.flush()
     assert names == [plan.title, f"{plan.title} · {other.base_id[:4]}"]
+
+
+@pytest.mark.slow
+def test_a_report_is_marked_once_the_study_is_submitted_with_other_runs(client: MlflowClient, tracker: Submission) -> None:
+    """Its answer would otherwise be taken for that of the new runs, for as long as they train or if they are interrupted."""
+    design = Design.from_plan(tracker.plan, {})
+    tracker.study_run.log_design(design)
+    run_id = tracker.study_run.run_id
+    summary = json.dumps({"planned": 18})
+    for name, value in {run_queries.REPORT_TAG: run_queries.WHOLE, run_queries.SUMMARY_TAG: summary}.items():
+        client.set_tag(run_id, name, value)
+    client.set_tag(run_id, "mlflow.note.content", "The answer.")
+    tracker.study_run.log_design(design)
+    assert (tracker.study_run.report_is_current, tracker.study_run.previous_runs) == (True, 0)
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == "The answer."
+    tracker.study_run.log_design(replace(design, question="Another?"))
+    tags = client.get_run(run_id).data.tags
+    assert (tracker.study_run.report_is_current, tracker.study_run.previous_runs) == (False, 18)
+    assert tags[run_queries.REPORT_TAG] == run_queries.EARLIER
+    assert tags["mlflow.note.content"] == f"{study_run.EARLIER_NOTE}\n\nThe answer."
+    tracker.study_run.log_design(replace(design, question="A third?"))
+    assert client.get_run(run_id).data.tags["mlflow.note.content"].count("earlier submission") == 1
 
 
 def children(client: MlflowClient, tracker: Submission) -> list[MlflowRun]:

@@ -14,8 +14,7 @@ from ablations.engine.environment import signals
 from ablations.engine.report import mlflow_page
 from ablations.engine.report.mlflow_page import REPORT_PATH
 from ablations.engine.report.page.files import MlflowPlace
-from ablations.engine.tracking.run_queries import DESIGN_TAG, SUMMARY_TAG
-from ablations.engine.tracking.study_run import REPORT_TAG, WHOLE
+from ablations.engine.tracking.run_queries import DESIGN_TAG, REPORT_TAG, SUMMARY_TAG, WHOLE
 
 
 def publish(

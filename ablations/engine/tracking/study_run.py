@@ -2,6 +2,7 @@
 
 import getpass
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Set
@@ -24,12 +25,20 @@ from ablations.engine.tracking.lease import RUN_HOLDER_TAG, StudyLease, get_hold
 from ablations.engine.tracking.looks import PLANNED_SEEDS_TAG, planned_seeds
 from ablations.engine.tracking.mlflow_errors import check_experiment
 from ablations.engine.tracking.run_delivery import MLFLOW_STATUS
-from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, KIND_TAG, search_runs
+from ablations.engine.tracking.run_queries import (
+    DESIGN_ARTIFACT,
+    DESIGN_TAG,
+    EARLIER,
+    KIND_TAG,
+    REPORT_TAG,
+    SUMMARY_TAG,
+    WHOLE,
+    search_runs,
+)
 from ablations.engine.tracking.writer import JOB_KILLED, Writer
 
-REPORT_TAG, WHOLE = "report", "whole"
-"""Tag of a study's run, and its value when the report covers the completed study. Before that, the value says how far the
-study was."""
+EARLIER_NOTE = "⚠ What follows is the answer of an earlier submission. The latest one has other runs and no report yet."
+"""First line of the description of a run whose report is of an earlier submission."""
 
 
 class StudyRun:
@@ -54,6 +63,8 @@ class StudyRun:
         self.experiment_id = _find_or_create_experiment(client, plan.study.name)
         self.report_is_current = False
         """True if MLflow has a report of exactly this design, made at the study's end."""
+        self.previous_runs = 0
+        """Number of runs of the previous submission, if it had another design and a report."""
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = client.search_runs([self.experiment_id], where, max_results=1)
         run = found[0] if found else self._create()
@@ -81,6 +92,12 @@ class StudyRun:
             self.client.set_tag(self.run_id, PLANNED_SEEDS_TAG, str(design.planned_seeds))
             self.client.log_text(self.run_id, design.to_json(), DESIGN_ARTIFACT)
             self.client.set_tag(self.run_id, DESIGN_TAG, digest)
+            if tags.get(DESIGN_TAG, digest) != digest and SUMMARY_TAG in tags:
+                self.previous_runs = json.loads(tags[SUMMARY_TAG])["planned"]
+            if tags.get(REPORT_TAG) == WHOLE:
+                self.client.set_tag(self.run_id, REPORT_TAG, EARLIER)
+                note = tags.get(mlflow_tags.MLFLOW_RUN_NOTE, "")
+                self.client.set_tag(self.run_id, mlflow_tags.MLFLOW_RUN_NOTE, f"{EARLIER_NOTE}\n\n{note}")
 
     def close(self, status: str) -> None:
         """Release the lease and end the run with an MLflow status; raise LeaseLost if another process has taken the study over."""

@@ -98,6 +98,10 @@ def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_lat
     assert [each["factor"] for each in found["answers"]] == ["shortcut", "depth"]
     assert found["done"] == RUNS
     assert found["answers"][0]["verdict"] in run("list", uri=own_uri)[1].replace("\n", " ")
+    client.set_tag(study.info.run_id, run_queries.REPORT_TAG, run_queries.WHOLE)
+    assert "\nReport: " in run("show", STUDY.name, uri=own_uri)[1]
+    client.set_tag(study.info.run_id, run_queries.REPORT_TAG, run_queries.EARLIER)
+    assert "\nReport (of an earlier submission): " in run("show", STUDY.name, uri=own_uri)[1]
     client.set_tag(study.info.run_id, run_queries.DESIGN_TAG, "another")
     (found,) = document(run, "list", uri=own_uri)["studies"]
     assert (found["answers"], found["done"]) == ([], RUNS)

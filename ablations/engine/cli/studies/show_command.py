@@ -16,7 +16,7 @@ from ablations.engine.cli.studies.list_command import runs_in_words
 from ablations.engine.cli.studies.reader import Reader, add_reading_options, read, tracking_uri
 from ablations.engine.cli.studies.run_rows import MISSING, CellRow, StoredRuns, cell_rows, read_runs
 from ablations.engine.tracking import mlflow_internals
-from ablations.engine.tracking.run_queries import STOPPED_TAG
+from ablations.engine.tracking.run_queries import EARLIER, REPORT_TAG, STOPPED_TAG
 from resnet_core.fields import counted, printable, reject
 
 HELP = "show a study: its cells, its answers, its failures, its report"
@@ -92,7 +92,7 @@ def _current_findings(reader: Reader, found: StoredRuns) -> Mapping[str, Any]:
 
 
 def _report_address(reader: Reader, entry: StudyEntry) -> str:
-    if "report" not in entry.tags:
+    if REPORT_TAG not in entry.tags:
         return ""
     info = entry.run.info
     if reader.uri.startswith("http"):
@@ -176,7 +176,8 @@ def _print(shown: ShownStudy) -> None:
         print_line(console, f"{counted(count, 'run')} {reason}")
     console.print()
     if shown.report:
-        print_line(console, f"Report: {shown.report}")
+        earlier = " (of an earlier submission)" if shown.found.entry.tags[REPORT_TAG] == EARLIER else ""
+        print_line(console, f"Report{earlier}: {shown.report}")
     if command := origin.get("command"):
         continues = "Continue with" if found.counts.get(MISSING) or entry.state in ("interrupted", "stopped") else "Command"
         print_line(console, f"{continues}: {command}")
