@@ -91,8 +91,8 @@ class Schema:
             return [meant]
         if len(found := self._by_leaf.get(leaf, [])) == 1:  # the right name in the wrong section, or in capitals
             return found
-        near = difflib.get_close_matches(name, {**self._fields, **self._by_leaf}, n=3, cutoff=0.6)
-        return list(dict.fromkeys(field for each in near for field in self._by_leaf.get(each, [each])))
+        known = self._fields if "." in name else self._by_leaf
+        return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
 
     def owner(self, name: str) -> type:
         """Return the dataclass that declares the field with this dotted name."""

@@ -98,7 +98,7 @@ class RunSpec(Checked):
         batch = self.optim.global_batch_size
         if batch % self.world_size:
             near = max(self.world_size, batch - batch % self.world_size)
-            raise reject("optim.global_batch_size", batch, f"must divide evenly by {self.world_size} workers, for instance {near}")
+            raise reject("optim.global_batch_size", batch, f"accepted: a multiple of the {self.world_size} workers, such as {near}")
 
     @property
     def depth(self) -> int:

@@ -144,7 +144,7 @@ def resolve(spec: RunSpec, dataset: Dataset) -> RunSpec:
         raise reject(
             "optim.global_batch_size",
             spec.optim.global_batch_size,
-            f"the training set of {dataset.name} has {len(dataset.train.labels)} images",
+            f"accepted: at most {len(dataset.train.labels)}, the training images of {dataset.name}",
         )
     spec.probed_epochs(spec.optim.total_epochs(len(dataset.train.labels)))
     if not isinstance(model, ModelConfig) or model.name:

@@ -104,10 +104,10 @@ thorough = settings(deadline=None, max_examples=100)
         ({"iterations": 0}, "optim.iterations=0: accepted: finite and at least 1"),
         ({"seed": -1}, "seed=-1: accepted: finite and at least 0"),
         # indivisible batches
-        ({"world_size": 3}, "optim.global_batch_size=128: must divide evenly by 3 workers, for instance 126"),
+        ({"world_size": 3}, "optim.global_batch_size=128: accepted: a multiple of the 3 workers, such as 126"),
         (
             {"world_size": 4, "global_batch_size": 2},
-            "optim.global_batch_size=2: must divide evenly by 4 workers, for instance 4",
+            "optim.global_batch_size=2: accepted: a multiple of the 4 workers, such as 4",
         ),
         # unknown fields
         ({"zzz": 0.1}, f"zzz: no such field; accepted: {', '.join(FIELDS)}"),

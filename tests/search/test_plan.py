@@ -124,7 +124,7 @@ def test_configurations_are_chosen_along_the_front_including_its_ends() -> None:
         (("--time-budget", "soon"), "--time-budget=soon: accepted: a time above 0, such as 90s, 30m or 8h"),
         (("--time-budget", "0"), "--time-budget=0: accepted"),
         (("--validation", "1"), "--validation=1"),
-        (("--validation", "0.99"), "optim.global_batch_size=32: the training set of synthetic has"),
+        (("--validation", "0.99"), "optim.global_batch_size=32: accepted: at most"),
         (("--search-seed", "-1"), "--search-seed=-1: accepted: 0 or more"),
         (("--space", "shortcut", "--per-cell"), "shortcut"),
         (("--space", "seed"), "seed"),

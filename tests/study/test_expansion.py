@@ -117,9 +117,9 @@ def test_a_study_plans_its_own_seeds_or_those_of_the_request_if_they_are_more(tm
         ({"overrides": {"depth": "20"}}, "--set model.depth: is a factor of this study"),
         ({"overrides": {"optim.lr": "fast"}}, "optim.lr=fast: accepted: a number"),
         ({"overrides": {"model.num_classes": "7"}}, "model.num_classes=7: the data set has 10"),
-        ({"overrides": {"optim.global_batch_size": "4096"}}, "the training set of synthetic has 128 images"),
+        ({"overrides": {"optim.global_batch_size": "4096"}}, "accepted: at most 128, the training images of synthetic"),
         ({"overrides": {"data.name": "digits"}}, "data.image_size=8: the images of digits keep their size"),
-        ({"workers": 5}, "optim.global_batch_size=32: must divide evenly by 5 workers"),
+        ({"workers": 5}, "optim.global_batch_size=32: accepted: a multiple of the 5 workers"),
         ({"overrides": {"data.name": "imagefolder"}}, "data.root=None: imagefolder needs a folder"),
         (
             {"overrides": {"data.name": "imagefolder", "data.root": "/nowhere/at/all"}},

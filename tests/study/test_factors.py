@@ -99,7 +99,7 @@ def test_a_factor_is_the_same_in_a_studys_file_and_on_the_command_line(
         ("flip", ("true", "yes"), "flip=True,True: a level is named twice"),
         ("width", ("16", "16"), "width=16,16: a level is named twice"),
         ("depth", ("9",), "model.depth=9: cifar with basic blocks has depths 6n+2"),
-        ("train_examples", ("30", "300"), "optim.global_batch_size=64: the training set of digits has 30 images"),
+        ("train_examples", ("30", "300"), "optim.global_batch_size=64: accepted: at most 30, the training images of digits"),
         ("train_examples", ("0", "300"), "data.train_examples=0: accepted: finite and at least 1"),
     ],
 )

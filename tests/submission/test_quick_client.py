@@ -53,9 +53,7 @@ def test_pages_follow_one_another(stored_uri: str, plan: Plan) -> None:
     assert len({run.info.run_id for run in runs}) == len(runs) == RUNS
 
 
-def test_a_network_of_ones_own_has_no_time_of_another_network_with_equal_fields(
-    stored_uri: str, plan: Plan, tmp_path: Path
-) -> None:
+def test_a_network_of_ones_own_takes_no_times_of_another_network(stored_uri: str, plan: Plan, tmp_path: Path) -> None:
     own = Study(name="own", question="?", model=Tiny, factors={"width": (8, 16)}, baseline={}, preset="smoke")
     (other,) = plans(own, tmp_path / "cache")
     assert other.dataset.version == plan.dataset.version

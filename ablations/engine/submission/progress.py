@@ -83,7 +83,8 @@ class Progress:
             if outcome != "completed" or value is None
             else f"{self.metric.label} {number_format.format_value(self.metric, value)}"
         )
-        print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result} · {self._eta()}")
+        after = "" if outcome == "stopped" else f" · {self._eta()}"  # most often because the study stops
+        print_line(self.console, f"[{self.counted(len(self.outcomes), '/')}] {run}: {outcome}, {result}{after}")
         self.last_line = time.monotonic()
 
     def interrupted(self, run: Run, message: str) -> None:
