@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TRACEBACK = "traceback.txt"
 """Artifact of a failed run."""
 RAY_FOLDER = "/tmp/ray"  # noqa: S108 - where a Ray that was started by hand keeps its logs
 DEFAULT_LINES = 200
+FINGERPRINT = re.compile("[0-9a-f]{20}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +70,11 @@ def run(given: argparse.Namespace) -> int:
 def _find(reader: Reader, name: str) -> tuple[Any, str]:
     """Return the run that a name means, and its traceback."""
     text = name.strip().lower()
-    where = f"tags.fingerprint = '{text}'" if len(text) == 20 else "tags.fingerprint LIKE '%'"
-    found = find_run(
-        list(run_queries.search_runs(reader.client, where)), name, "a run that MLflow has; ablations runs NAME lists them"
-    )
+    runs: list[Any] = []
+    if FINGERPRINT.fullmatch(text):  # one request, where MLflow has many runs
+        runs = list(run_queries.search_runs(reader.client, f"tags.fingerprint = '{text}'"))
+    runs = runs or list(run_queries.search_runs(reader.client, "tags.fingerprint LIKE '%'"))
+    found = find_run(runs, name, "a run that MLflow has; ablations runs NAME lists them")
     return found, reader.artifact(found, TRACEBACK) or ""
 
 
