@@ -1,5 +1,6 @@
 """`ablations export` writes what MLflow has: every value of every run once, at its step and time."""
 
+import os
 import struct
 import sys
 import types
@@ -124,6 +125,11 @@ def test_offline_runs_have_the_fields_and_the_curves(uri: str, tmp_path: Path, m
         (["--tensorboard", "{full}"], "--tensorboard={full}: is not empty; accepted: a new or empty folder"),
         (["--tensorboard", "{new}", "--preset", "digits"], "--preset=digits: stored has no runs with a metric; accepted: smoke"),
         (["--wandb", "{new}"], "--wandb: needs the package wandb, which is not installed; accepted: pip install wandb"),
+        (
+            ["--tensorboard", "{new}", "--wandb", "{other}"],
+            "--wandb: needs the package wandb, which is not installed; accepted: pip install wandb",
+        ),
+        (["--tensorboard", "{new}", "--wandb", "{new}"], "--tensorboard, --wandb: name the same folder; accepted: two folders"),
     ],
 )
 def test_a_wrong_request_is_one_line(
@@ -132,12 +138,30 @@ def test_a_wrong_request_is_one_line(
     monkeypatch.setitem(sys.modules, "wandb", None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    places = {"full": tmp_path / "full", "new": tmp_path / "new"}
+    places = {"full": tmp_path / "full", "new": tmp_path / "new", "other": tmp_path / "other"}
     with pytest.raises(ConfigError) as error:
         export(uri, *(each.format(**places) for each in arguments))
     assert str(error.value) == message.format(**places)
+    assert [each.name for each in tmp_path.iterdir()] == ["full"], "nothing was written"
 
 
 def test_an_unknown_study_is_answered_with_those_that_there_are(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^export=shortcuts: MLflow has no such study; accepted: stored$"):
         commands._run(["export", "shortcuts", "--tensorboard", str(tmp_path / "new"), "--tracking-uri", uri])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_preset_or_a_setting_selects_runs_as_in_other_commands(uri: str, tmp_path: Path) -> None:
+    for number, name in enumerate(("stored@smoke", "stored@lr=0.1")):
+        folder = tmp_path / str(number)
+        assert commands._run(["export", name, "--tensorboard", str(folder), "--tracking-uri", uri]) == 0
+        assert len(list(folder.rglob("events.*"))) == RUNS
+    with pytest.raises(ConfigError, match=r"^NAME=stored@digits: MLflow has no such study; did you mean stored\?$"):
+        commands._run(["export", "stored@digits", "--tensorboard", str(tmp_path / "new"), "--tracking-uri", uri])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(uri: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\); accepted: a folder$"):
+        export(uri, "--tensorboard", str(tmp_path))

@@ -24,6 +24,8 @@ class Webhook:
                 if code == 200:
                     webhook.texts.append(json.loads(body)["text"])
                 self.send_response(code)
+                if 300 <= code < 400:
+                    self.send_header("Location", webhook.url)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None: ...

@@ -1,8 +1,11 @@
 """Notifications arrive once, are retried, and delay nothing; the address stays out of every record."""
 
 import logging
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,55 @@ def test_a_refusal_is_final_and_its_warning_does_not_name_the_address(webhook: W
     assert webhook.secret not in caplog.text
 
 
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_not_followed_without_the_text(
+    webhook: Webhook, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook.codes = [code]
+    notifier = Notifier(webhook.url)
+    with caplog.at_level(logging.WARNING):
+        notifier.send("done")
+        notifier.close()
+    assert f"the notification was not sent: its address answers {code} (a redirect, which is not followed)" in caplog.text
+    assert (webhook.texts, webhook.requests) == ([], 1)
+
+
+def test_a_server_of_another_protocol_gets_one_warning_and_no_traceback(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError):  # the server was closed
+                while True:
+                    client, _ = server.accept()
+                    with client:
+                        client.recv(65536)
+                        client.sendall(b"220 mail.example.org\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        notifier = Notifier(f"http://127.0.0.1:{server.getsockname()[1]}/services/abcdef")
+        with caplog.at_level(logging.WARNING):
+            notifier.send("done")
+            notifier.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the notification was not sent: its address does not answer (BadStatusLine)"
+    ]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_end_of_a_study_says_why_the_last_attempt_failed(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(notifications, "RETRY_DELAYS_SECONDS", (60.0,))
+    webhook.codes = [500]
+    notifier = Notifier(webhook.url)
+    with caplog.at_level(logging.WARNING):
+        notifier.send("done")
+        notifier.close(1.0)
+    assert "the notification was not sent: its address answers 500" in caplog.text
+
+
 def test_an_address_that_never_answers_delays_nothing_but_the_end_and_that_for_a_bounded_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,7 +149,13 @@ def test_webhooks_of_known_services_are_redacted_wherever_they_are(address: str)
     assert provenance.redact_secrets("https://example.org/docs/page") == "https://example.org/docs/page"
 
 
-@pytest.mark.parametrize("text", ["", "hooks.slack.com/services/secret", "ftp://host/secret", "@/no/such/secret-file"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "hooks.slack.com/services/secret", "ftp://host/secret", "@/no/such/secret-file"),
+        *("http://host:99999/services/secret", "http://host:8x/services/secret", "https://host/services/secr\u00e9t"),
+    ],
+)
 def test_what_is_no_address_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_webhook(text)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("study", metavar="NAME", help="name of the study, which is that of its experiment in MLflow")
+    parser.add_argument("study", metavar="NAME", help="study: a name, with all its data sets and settings, or NAME@PRESET")
     parser.add_argument("--tensorboard", metavar="FOLDER", help="new folder for event files, one subfolder for each run")
     parser.add_argument("--wandb", metavar="FOLDER", help="new folder for offline runs; needs the package wandb")
     parser.add_argument("--preset", metavar="NAME", help="only runs with this preset (default: all)")
@@ -38,24 +38,32 @@ def run(given: argparse.Namespace) -> int:
     targets = {name: Path(folder).expanduser() for name in ("tensorboard", "wandb") if (folder := getattr(given, name))}
     if not targets:
         raise ConfigError("ablations export: names no format; accepted: --tensorboard FOLDER, --wandb FOLDER, or both")
+    if len({folder.resolve() for folder in targets.values()}) < len(targets):
+        raise ConfigError("--tensorboard, --wandb: name the same folder; accepted: two folders")
     local_service.select_ray_cluster()  # a running service says where its MLflow is
     tracking_uri = given.tracking_uri or paths.default_tracking_uri()
     validation.check_address("--tracking-uri", tracking_uri)
+    from ablations.engine.cli.studies import catalog
+    from ablations.engine.cli.studies.reader import Reader
     from ablations.engine.report import run_export
     from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
     from resnet_core.fields import reject
 
     if is_new_database(tracking_uri):
         raise reject("--tracking-uri", tracking_uri, "the database does not exist")
-    for name, folder in targets.items():
-        run_export.check_new_folder(f"--{name}", folder)
+    if "wandb" in targets:
+        run_export.check_wandb()
     client = connect(tracking_uri)
     with mlflow_errors_as_config_errors(tracking_uri):
-        runs = run_export.read_runs(client, given.study, given.preset)
+        study, parents = given.study, None
+        if catalog.MARK in study:
+            entries = catalog.find_studies(catalog.list_studies(Reader(tracking_uri, client)), study)
+            study, parents = entries[0].name, {entry.run_id for entry in entries}
+        runs = run_export.read_runs(client, study, given.preset, parents)
         for name, folder in targets.items():
-            wrote = (
-                run_export.to_tensorboard(runs, folder) if name == "tensorboard" else run_export.to_wandb(runs, given.study, folder)
-            )
+            run_export.check_new_folder(f"--{name}", folder)
+        for name, folder in targets.items():
+            wrote = run_export.to_tensorboard(runs, folder) if name == "tensorboard" else run_export.to_wandb(runs, study, folder)
             then = f"tensorboard --logdir {folder}" if name == "tensorboard" else f"wandb sync {folder}/wandb/offline-run-*"
             print(f"{counted(len(runs), 'run')} with {counted(wrote, 'value')} are in {folder}; next: {then}")
     return 0

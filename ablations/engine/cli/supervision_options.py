@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -79,7 +80,8 @@ def read_webhook(text: str | None) -> str:
             raise reject(option, f"@{file}", f"cannot be read ({error}); {ACCEPTED_WEBHOOK}") from error
     try:
         parts = urlsplit(address)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and address.isprintable() and " " not in address
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and re.fullmatch("[!-~]+", address) is not None
+        valid = valid and parts.port != 0  # raises ValueError for a port that is no number, or above 65535
     except ValueError:
         valid = False
     if not valid:

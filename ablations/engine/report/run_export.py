@@ -3,7 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,14 @@ class ExportedRun:
         return found
 
 
-def read_runs(client: MlflowClient, study: str, preset: str | None) -> list[ExportedRun]:
-    """Return the runs of a study that have a metric, with all its data sets and settings, or with one preset.
+def read_runs(client: MlflowClient, study: str, preset: str | None, studies: Collection[str] | None = None) -> list[ExportedRun]:
+    """Return the runs of a study that have a metric.
+
+    Args:
+        client: MLflow.
+        study: name of the study.
+        preset: preset of the runs; None for all.
+        studies: IDs of the study's own runs, one for each data set and setting; None for all.
 
     Raises:
         ConfigError: MLflow has no such study, or no such run.
@@ -72,6 +79,8 @@ def read_runs(client: MlflowClient, study: str, preset: str | None) -> list[Expo
         parent, tags = run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID), run.data.tags
         if not parent or not run.data.metrics or "fingerprint" not in tags:
             continue
+        if studies is not None and parent not in studies:
+            continue
         if parent not in parents:
             parents[parent] = client.get_run(parent)
         if preset in (None, parents[parent].data.tags.get("preset")):
@@ -87,11 +96,11 @@ def read_runs(client: MlflowClient, study: str, preset: str | None) -> list[Expo
                     client=client,
                 )
             )
+    if not found and preset is None:
+        raise reject("export", study, "has no run with a metric; accepted: a study of which a run has trained an epoch")
     if not found:
         presets = sorted({each.data.tags.get("preset", "") for each in parents.values()})
-        raise reject(
-            "--preset", preset or "", f"{study} has no runs with a metric; accepted: {', '.join(presets) or 'run it first'}"
-        )
+        raise reject("--preset", preset, f"{study} has no runs with a metric; accepted: {', '.join(presets) or 'run it first'}")
     return sorted(found, key=lambda each: (each.group, each.name))
 
 
@@ -119,15 +128,9 @@ def to_tensorboard(runs: Sequence[ExportedRun], folder: Path) -> int:
 
 
 def to_wandb(runs: Sequence[ExportedRun], study: str, folder: Path) -> int:
-    """Write an offline run of Weights & Biases for each run, which `wandb sync` uploads; return the number of values.
+    """Write an offline run of Weights & Biases for each run, which `wandb sync` uploads; return the number of values."""
+    import wandb
 
-    Raises:
-        ConfigError: the package `wandb` is not installed.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("--wandb: needs the package wandb, which is not installed; accepted: pip install wandb") from error
     os.environ["WANDB_SILENT"] = "true"
     count = 0
     for run in runs:
@@ -152,12 +155,22 @@ def to_wandb(runs: Sequence[ExportedRun], study: str, folder: Path) -> int:
     return count
 
 
+def check_wandb() -> None:
+    """Raise ConfigError if the package `wandb` is not installed."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--wandb: needs the package wandb, which is not installed; accepted: pip install wandb") from error
+
+
 def check_new_folder(option: str, folder: Path) -> None:
-    """Raise ConfigError for a folder that holds anything: an export adds no run twice."""
+    """Create a folder; raise ConfigError if it holds anything, since an export adds no run twice, or cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise reject(option, str(folder), "is not empty; accepted: a new or empty folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise reject(option, str(folder), f"cannot be written ({error.strerror or error}); accepted: a folder") from error
 

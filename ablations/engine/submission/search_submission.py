@@ -13,7 +13,7 @@ from ablations.engine.environment import paths, signals
 from ablations.engine.environment.console import print_line
 from ablations.engine.search.plan import SearchPlan, describe_budget
 from ablations.engine.study.design import Design
-from ablations.engine.study.plan import Plan, Run
+from ablations.engine.study.plan import Cell, Plan, Run
 from ablations.engine.study.request import Options
 from ablations.engine.submission import progress
 from ablations.engine.submission.jobs import checkpoint_folder
@@ -67,10 +67,10 @@ class SearchSubmission(StudySubmission):
         if self.has_trials_left and not self._search():
             return bool(self.supervisor.halted)
         for cell, error in self.state.errors.items():
-            print_line(self.console, f"{cell or self.plan.study.name}: the search ended early: {error}")
+            print_line(self.console, f"{self._title_of(cell)}: the search ended early: {error}")
         choices = self.state.choices()
         for cell in (cell for cell, chosen in choices.items() if not chosen):
-            print_line(self.console, f"{cell or self.plan.study.name}: no trial has completed, so that no configuration was chosen")
+            print_line(self.console, f"{self._title_of(cell)}: no trial has completed, so that no configuration was chosen")
         self.plan = self.plan.confirmation_plan(choices)
         try:
             self.tracker.add_known_runs(self._retry_until_mlflow_answers(self._claim_and_look_up))
@@ -79,6 +79,10 @@ class SearchSubmission(StudySubmission):
         self.up_to_date &= not self.has_trials_left
         self._log_design()
         return super().train()
+
+    def _title_of(self, cell: Cell) -> str:
+        """Return the name of a search for messages: its levels, or the name of the study if there is one search."""
+        return str(cell) or self.plan.study.name
 
     def _retry_until_mlflow_answers(self, look_up: Callable[[], dict[str, RunRecord]]) -> dict[str, RunRecord]:
         """Return the result of a query. While MLflow is down, repeat it, since a finished search must not be lost."""

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from mlflow import MlflowClient
 from ablations.engine.cli import commands
 from ablations.engine.cli.studies.disk_usage import format_size
 from ablations.engine.environment import paths
+from tests.helpers.object_store import object_store
 from tests.helpers.stored_study import RUNS
 from tests.helpers.submission import Submitted, meanwhile
 
@@ -98,6 +100,19 @@ def test_it_asks_and_only_yes_removes(
     assert storage.clean() == 0
     assert storage.left() == set()
     assert " freed." in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_removed_is_not_counted_as_freed(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    name = storage.runs[0].data.tags["fingerprint"]
+    (storage.path / name).rename(storage.path / "elsewhere")
+    (storage.path / name).symlink_to("elsewhere")  # which also root cannot remove as a folder
+    assert storage.clean("--yes", "--json") == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    (size,) = [each["bytes"] for each in found["checkpoints"] if each["folder"] == name]
+    assert found["freed"] == found["bytes"] - size
+    assert f"{storage.path}/{name} cannot be removed: " in err
+    assert storage.left() == {name, "elsewhere"}
 
 
 def test_unfinished_runs_keep_their_checkpoints_unless_they_are_old_enough(
@@ -198,3 +213,21 @@ def test_cleaning_beside_a_real_study_takes_nothing_from_it(home: Path, tmp_path
     assert [each["folder"] for each in found[0]["checkpoints"]] == [finished.plan.runs[0].fingerprint]
     assert (running.code, running.outcomes(), running.entry().tags["attempts"]) == (0, ["completed"], "1")
     assert running.steps() == list(range(1, 101))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["du", "clean"])
+def test_a_bucket_that_does_not_exist_and_a_store_that_hangs_are_errors(
+    command: str, stored_uri: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    words = [command, "--tracking-uri", stored_uri, *(["--yes"] if command == "clean" else [])]
+    with object_store() as line:
+        address = line.store("checkpoints").replace("s3://bucket/", "s3://misspelt/")
+        assert commands.main([*words, "--storage", address]) == 2
+    assert "--storage=s3://misspelt/checkpoints: cannot be used (the bucket does not exist)" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        assert commands.main([*words, "--storage", address]) == 2
+    assert "--storage=s3://bucket/x: cannot be used (no answer within 12 s)" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Shells complete commands, options and the names of studies."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,8 @@ def test_commands_options_and_studies_are_completed(stored_uri: str, tmp_path: P
     assert "--older-than" in complete("ablations clean --o", stored_uri, tmp_path)
     assert complete("ablations show st", stored_uri, tmp_path) == ["stored"]
     assert complete("ablations show st", "http://127.0.0.1:9", tmp_path) == []
+    for line in ("export st", "compare st", "compare stored st", "clean stored st"):
+        assert complete(f"ablations {line}", stored_uri, tmp_path) == ["stored"], line
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -45,3 +48,21 @@ def test_the_code_for_a_shell_is_accepted_by_it(shell: str, capsys: pytest.Captu
         file = tmp_path / "code"
         file.write_text(code)
         assert subprocess.run([shell, "-n", str(file)], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="there is no zsh")
+@pytest.mark.parametrize("set_up", ["", "autoload -Uz compinit; compinit -u; "])
+def test_zsh_takes_the_code_with_and_without_its_completion_system(
+    set_up: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert commands.main(["completion", "zsh"]) == 0
+    script = f"{set_up}eval {shlex.quote(capsys.readouterr().out)}; print -r -- $_comps[ablations]"
+    done = subprocess.run(
+        ["zsh", "-f", "-c", script],
+        env={**os.environ, "HOME": str(tmp_path), "ZDOTDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("_python_argcomplete", "")

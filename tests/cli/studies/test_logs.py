@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
 from ablations.engine.scheduling import tune_runner
@@ -73,3 +74,20 @@ def test_the_reason_the_traceback_and_the_output_of_a_run_are_there(
     assert "failed: AttributeError" in out
     assert "step 1 of" in out
     assert "step 0 of" not in out
+
+
+def test_twenty_characters_are_a_fingerprint_or_the_beginning_of_a_run_id(
+    stored_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(stored_uri)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.fingerprint LIKE '%'")
+    for name in (runs[0].data.tags["fingerprint"], runs[0].info.run_id[:20]):
+        assert commands.main(["logs", name, "--tracking-uri", stored_uri]) == 0
+        assert f"run {runs[0].info.run_id}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["abcdefghij'klmnopqrs", "eine Zelle mit \u00fcber", "'", "shortcut=A seed=0", "%"])
+def test_what_is_no_run_is_refused_as_such(name: str, stored_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["logs", name, "--tracking-uri", stored_uri]) == 2
+    expected = f"error: RUN={name}: accepted: 6 or more of the first characters of a run ID or fingerprint\n"
+    assert capsys.readouterr().err == expected

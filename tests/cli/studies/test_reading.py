@@ -11,16 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
 from ablations.engine.cli.studies import catalog, reader
 from ablations.engine.cli.studies.reader import Reader, read_duration
+from ablations.engine.environment.provenance import machine_id
 from ablations.engine.report import findings_json
 from ablations.engine.study.design import Design
 from ablations.engine.submission.planning.quick_client import QuickClient
 from ablations.engine.tracking import results, run_queries
+from ablations.engine.tracking.holder import HOLDER_TAG
 from resnet_core import ConfigError
 from tests.helpers.stored_study import RUNS, STUDY, plans
 from tests.submission.test_quick_client import WITH_RESULTS
@@ -83,6 +86,26 @@ def test_list_counts_the_runs_of_a_study_that_is_not_complete(run: Run, own_uri:
     assert (found["state"], found["planned"], found["done"]) == ("incomplete", RUNS, RUNS - 2)
     assert (found["diverged"], found["failed"], found["running"]) == (1, 1, 0)
     assert f"{RUNS - 2} of {RUNS}, 1 diverged, 1 failed" in run("list", uri=own_uri)[1]
+
+
+def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: str) -> None:
+    """A killed process, or one whose terminal was closed, leaves runs that MLflow calls running."""
+    client = MlflowClient(own_uri)
+    study, first = parent(client), document(run, "runs", "stored", uri=own_uri)["runs"][0]["run_id"]
+    client.set_tag(first, run_queries.PARENT_TAG, study.info.run_id)
+    for run_id in (study.info.run_id, first):
+        client.update_run(run_id, status="RUNNING")
+
+    def outcomes() -> set[str]:
+        return {each["outcome"] for each in document(run, "runs", "stored", uri=own_uri)["runs"]}
+
+    assert outcomes() == {"completed", "interrupted"}
+    assert "\ninterrupted; started" in run("logs", first, uri=own_uri)[1]
+    process = psutil.Process()
+    holder = {"name": "process 1", "machine": machine_id(), "pid": process.pid, "born": process.create_time(), "token": "t"}
+    client.set_tag(study.info.run_id, HOLDER_TAG, json.dumps(holder))
+    assert outcomes() == {"completed", "running"}
+    assert "\nrunning; started" in run("logs", first, uri=own_uri)[1]
 
 
 def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_latest_submission(run: Run, own_uri: str) -> None:

@@ -114,3 +114,13 @@ def test_studies_on_other_data_are_not_compared(tmp_path: Path, capsys: pytest.C
     found = stored_study(tmp_path, digits)
     assert commands.main(["compare", "stored", "on-digits", "--tracking-uri", found]) == 2
     assert "the studies have different data sets: synthetic; digits" in capsys.readouterr().err
+
+
+def test_a_study_without_an_ended_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for study in (STUDY, OTHER):
+        uri = stored_study(tmp_path, study)
+    client = MlflowClient(uri)
+    for run in client.search_runs([client.get_experiment_by_name("other").experiment_id], "tags.fingerprint LIKE '%'"):
+        client.update_run(run.info.run_id, status="RUNNING")
+    assert commands.main(["compare", "stored", "other", "--tracking-uri", uri]) == 2
+    assert capsys.readouterr().err == "error: NAME=other: has no run that has ended; accepted: studies with a trained run\n"

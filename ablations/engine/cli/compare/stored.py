@@ -88,6 +88,9 @@ def _find(reader: Reader, base: str, changed: str) -> StoredComparison:
         raise ConfigError(f"compare: {base} and {changed} are the same study; accepted: two studies, or --study FILE and two sides")
     first, second = (stored_runs(reader, entry) for entry in chosen)
     _check_comparable(first.design, second.design)
+    for name, side in ((base, first), (changed, second)):
+        if not any(row.outcome in ENDED for row in side.runs):
+            raise reject("NAME", name, "has no run that has ended; accepted: studies with a trained run")
     pairs, left_out = _pair_cells(first, second)
     if not pairs:
         shown = "; ".join(", ".join(cell.label for cell in each.design.cells[:3]) for each in (first, second))

@@ -88,9 +88,9 @@ def run(given: argparse.Namespace) -> int:
         return 0
     if not given.yes:
         found = look()  # minutes may have passed before the answer
-    kept = remove(found, storage)
-    _emit(given, found, removed=True, kept=kept)
-    return 0
+    kept, failed = remove(found, storage)
+    _emit(given, found, removed=True, kept=kept, failed=failed)
+    return 1 if failed else 0
 
 
 def find_removable(reader: Reader, storage: str, names: Sequence[str], older: float | None) -> Cleaning:
@@ -161,22 +161,27 @@ def _fingerprints_elsewhere(uri: str) -> set[str]:
     return read(own, disk_usage.fingerprints)
 
 
-def remove(found: Cleaning, storage: str) -> list[CheckpointUsage]:
-    """Remove what was found; return the folders that stay, since a study has claimed their runs meanwhile."""
-    kept = []
+def remove(found: Cleaning, storage: str) -> tuple[list[CheckpointUsage], list[CheckpointUsage]]:
+    """Remove what was found.
+
+    Returns:
+        The folders that stay since a study has claimed their runs meanwhile, and those that cannot be removed.
+    """
+    kept, failed = [], []
     for each in found.checkpoints:
         with frozen_claims() as claims:  # no study of this home can start in between
             if each.fingerprint in claims:
                 kept.append(each)
-            else:
-                _remove_folder(storage, each.name)
+            elif not _remove_folder(storage, each.name):
+                failed.append(each)
     if found.state:
         private_files.remove_unused_ray_folders()
         scratch_folders.remove_abandoned_folders(paths.home() / "tune")
-    return kept
+    return kept, failed
 
 
-def _remove_folder(storage: str, name: str) -> None:
+def _remove_folder(storage: str, name: str) -> bool:
+    """Remove a checkpoint folder; print why and return False if this is not possible."""
     from ablations.engine.environment.storage import is_local, open_storage, without_credentials  # imports pyarrow
 
     try:
@@ -186,10 +191,12 @@ def _remove_folder(storage: str, name: str) -> None:
             files, root, _ = open_storage(storage)
             files.delete_dir(f"{root}/{name}")
     except FileNotFoundError:
-        return
+        pass  # the study that has removed it needs it no more either
     except OSError as error:
         where = without_credentials(storage)
         print(f"{where}/{name} cannot be removed: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return False
+    return True
 
 
 def _confirmed() -> bool:
@@ -230,8 +237,15 @@ def _of_studies(found: Cleaning, state: str) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def _emit(given: argparse.Namespace, found: Cleaning, *, removed: bool, kept: Sequence[CheckpointUsage] = ()) -> None:
-    gone = found.bytes - sum(each.bytes for each in kept) if removed else 0
+def _emit(
+    given: argparse.Namespace,
+    found: Cleaning,
+    *,
+    removed: bool,
+    kept: Sequence[CheckpointUsage] = (),
+    failed: Sequence[CheckpointUsage] = (),
+) -> None:
+    gone = found.bytes - sum(each.bytes for each in (*kept, *failed)) if removed else 0
     if given.json:
         print_document(_document(found, kept, freed=gone))
     elif removed:

@@ -10,8 +10,11 @@ HELP = "print the code that completes this command in bash, zsh or fish"
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_ARGCOMPLETE"
 """Environment variable that a shell sets while it asks for completions."""
-NAMED = ("name", "names")
+NAMED = ("name", "names", "study", "base", "changed")
 """Arguments that are names of studies."""
+ZSH_HEADER = "#compdef ablations\n"
+ZSH_SET_UP = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }\n"
+"""Line that starts the completion of zsh, which a new `~/.zshrc` does not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,8 @@ def run(given: argparse.Namespace) -> int:
         raise reject("completion", given.shell, f"accepted: {', '.join(SHELLS)}")
     from argcomplete.shell_integration import shellcode
 
-    print(shellcode(["ablations"], True, given.shell))
+    code = shellcode(["ablations"], True, given.shell)
+    print(code.replace(ZSH_HEADER, ZSH_HEADER + ZSH_SET_UP, 1) if given.shell == "zsh" else code)
     return 0
 
 

@@ -95,11 +95,12 @@ def fingerprints(reader: Reader) -> set[str]:
 
 def _folders(storage: str) -> dict[str, tuple[int, float]]:
     """Return the size in bytes and the time of the latest change of each folder in a storage, by name."""
-    from ablations.engine.environment.storage import is_local, open_storage, without_credentials  # imports pyarrow
+    from ablations.engine.environment.storage import check_storage, is_local, open_storage, without_credentials  # imports pyarrow
 
     if is_local(storage):
         root = Path(local_path(storage))
         return {entry.name: measure(Path(entry.path)) for entry in os.scandir(root) if entry.is_dir()} if root.is_dir() else {}
+    check_storage(storage)  # pyarrow itself retries for minutes, and finds nothing in a bucket that does not exist
     from pyarrow import ArrowException, fs
 
     found: dict[str, tuple[int, float]] = {}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TRACEBACK = "traceback.txt"
 """Artifact of a failed run."""
 RAY_FOLDER = "/tmp/ray"  # noqa: S108 - where a Ray that was started by hand keeps its logs
 DEFAULT_LINES = 200
+FINGERPRINT = re.compile("[0-9a-f]{20}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +58,28 @@ def run(given: argparse.Namespace) -> int:
     """Print what is known of the run; return the exit code."""
     if given.lines < 1:
         raise reject("--lines", given.lines, "accepted: 1 or more")
-    chosen, traceback = read(tracking_uri(given), lambda reader: _find(reader, given.run_name))
+    chosen, traceback, is_running = read(tracking_uri(given), lambda reader: _find(reader, given.run_name))
     logs = [log for place in _places(chosen) for log in _process_logs(*place, lines=given.lines)]
     if given.json:
         print_document(_document(chosen, traceback, logs))
     else:
-        _print(chosen, traceback, logs)
+        _print(chosen, traceback, logs, is_running=is_running)
     return 0
 
 
-def _find(reader: Reader, name: str) -> tuple[Any, str]:
-    """Return the run that a name means, and its traceback."""
+def _find(reader: Reader, name: str) -> tuple[Any, str, bool]:
+    """Return the run that a name means, its traceback, and whether it trains: a killed study leaves runs without an end."""
     text = name.strip().lower()
-    where = f"tags.fingerprint = '{text}'" if len(text) == 20 else "tags.fingerprint LIKE '%'"
-    found = find_run(
-        list(run_queries.search_runs(reader.client, where)), name, "a run that MLflow has; ablations runs NAME lists them"
-    )
-    return found, reader.artifact(found, TRACEBACK) or ""
+    runs: list[Any] = []
+    if FINGERPRINT.fullmatch(text):  # one request, where MLflow has many runs
+        runs = list(run_queries.search_runs(reader.client, f"tags.fingerprint = '{text}'"))
+    runs = runs or list(run_queries.search_runs(reader.client, "tags.fingerprint LIKE '%'"))
+    found = find_run(runs, name, "a run that MLflow has; ablations runs NAME lists them")
+    is_running = found.info.status == "RUNNING"
+    if is_running:
+        parent = found.data.tags.get(run_queries.PARENT_TAG)
+        is_running = all(entry.is_running for entry in catalog.list_studies(reader) if entry.run_id == parent)
+    return found, reader.artifact(found, TRACEBACK) or "", is_running
 
 
 def _places(found: Any) -> list[tuple[str, str]]:
@@ -120,7 +127,7 @@ def _document(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> dict[st
     }
 
 
-def _print(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> None:
+def _print(found: Any, traceback: str, logs: Sequence[ProcessLog], *, is_running: bool) -> None:
     from rich.text import Text
 
     from ablations.engine.environment.console import make_console, print_line
@@ -128,8 +135,9 @@ def _print(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> None:
     console, tags = make_console(), found.data.tags
     print_line(console, f"{tags.get('study', '')}, {run_title(found)}, run {found.info.run_id}")
     times = f"{catalog.format_time((found.info.start_time or 0) / 1000)}"
-    outcome = "running" if found.info.status == "RUNNING" else tags.get("outcome") or found.info.status.lower()
-    why = f": {tags['message']}" if tags.get("message") and outcome != "running" else ""
+    has_ended = found.info.status != "RUNNING"
+    outcome = tags.get("outcome") or found.info.status.lower() if has_ended else "running" if is_running else "interrupted"
+    why = f": {tags['message']}" if tags.get("message") and has_ended else ""
     print_line(console, f"{outcome}{why}; started {times}, attempts: {tags.get('attempts', '0')}")
     if interruption := tags.get("last_interruption"):
         print_line(console, f"Its process ended before: {interruption}")

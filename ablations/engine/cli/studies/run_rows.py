@@ -100,12 +100,12 @@ def read_runs(reader: Reader, entry: StudyEntry, *, trials: bool = False) -> Sto
     wanted = {name: cell.data_version for cell in design.cells for name in cell.fingerprints}
     records = run_queries.find_study_runs(reader.client, entry.run_id, wanted)
     rows = [
-        _row(design, cell, seed, name, records.get(name)) for cell in design.cells for seed, name in enumerate(cell.fingerprints)
+        _row(entry, design, cell, seed, records.get(name)) for cell in design.cells for seed, name in enumerate(cell.fingerprints)
     ]
     if design.seed_looks:  # the largest number of seeds is an upper bound, and most cells need fewer
         rows = [row for row in rows if row.run_id]
     if design.search and trials:
-        rows += _trials(reader, design)
+        rows += _trials(reader, entry, design)
     return StoredRuns(entry=entry, design=design, rows=rows)
 
 
@@ -131,18 +131,18 @@ def _cell_row(cell: DesignCell, rows: Sequence[RunRow]) -> CellRow:
     )
 
 
-def _row(design: Design, cell: DesignCell, seed: int, fingerprint: str, record: RunRecord | None) -> RunRow:
-    row: dict[str, Any] = {"cell": cell.label, "levels": cell.levels, "seed": seed, "fingerprint": fingerprint}
-    return RunRow(**row, **_of_record(record, design.metric.name))
+def _row(entry: StudyEntry, design: Design, cell: DesignCell, seed: int, record: RunRecord | None) -> RunRow:
+    row: dict[str, Any] = {"cell": cell.label, "levels": cell.levels, "seed": seed, "fingerprint": cell.fingerprints[seed]}
+    return RunRow(**row, **_of_record(entry, record, design.metric.name))
 
 
-def _of_record(record: RunRecord | None, metric: str) -> dict[str, Any]:
+def _of_record(entry: StudyEntry, record: RunRecord | None, metric: str) -> dict[str, Any]:
     """Return the values of a row that come from the run in MLflow."""
     if record is None:
         nothing = {"value": None, "seconds": None, "attempts": 0, "started": None}
         return {"outcome": MISSING, **nothing, "run_id": "", "message": ""}
     running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
-    outcome = "running" if running else record.outcome or record.status.lower()
+    outcome = _running_outcome(entry, record) if running else record.outcome or record.status.lower()
     return {
         "outcome": outcome,
         "value": _number(record.metrics.get(metric)),
@@ -154,11 +154,17 @@ def _of_record(record: RunRecord | None, metric: str) -> dict[str, Any]:
     }
 
 
+def _running_outcome(entry: StudyEntry, record: RunRecord) -> str:
+    """Return `running`, or `interrupted` for a run whose study was killed before it could record an end."""
+    is_own = record.tags.get(run_queries.PARENT_TAG) == entry.run_id  # otherwise another study trains it
+    return "interrupted" if is_own and not entry.is_running else "running"
+
+
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _trials(reader: Reader, design: Design) -> list[RunRow]:
+def _trials(reader: Reader, entry: StudyEntry, design: Design) -> list[RunRow]:
     search = design.search
     assert search is not None
     found = []
@@ -168,5 +174,5 @@ def _trials(reader: Reader, design: Design) -> list[RunRow]:
         levels = next((cell.levels for cell in search.cells if cell.label == content["cell"]), {})
         row = {"cell": content["cell"], "seed": content["number"], "fingerprint": record.tags.get("fingerprint", "")}
         values = {name: str(value) for name, value in content["values"].items()}
-        found.append(RunRow(**row, levels={**levels, **values}, **_of_record(record, search.metric.name), trial=True))
+        found.append(RunRow(**row, levels={**levels, **values}, **_of_record(entry, record, search.metric.name), trial=True))
     return sorted(found, key=lambda row: (row.cell, row.seed))

@@ -61,7 +61,8 @@ def run(given: argparse.Namespace) -> int:
     with connection.mlflow_errors_as_config_errors(uri):
         client.set_tag(target, run_queries.STOP_TAG, f"{_user()}@{socket.gethostname()}, ablations stop")
         stopped = _wait(client, target, given.wait, lambda found: _has_stopped(found, of_study=chosen is None))
-    text = _text(what, entry, stopped=stopped, waited=given.wait)
+        finished = stopped and client.get_run(target).info.status == "FINISHED"
+    text = _text(what, entry, stopped=stopped, finished=finished, waited=given.wait)
     if given.json:
         print_document({"schema": SCHEMA, "study": entry.name, "run_id": target, "stopped": stopped, "text": text})
     else:
@@ -100,7 +101,9 @@ def _has_stopped(found: Any, *, of_study: bool) -> bool:
     return not may_be_alive(found.data.tags)
 
 
-def _text(what: str, entry: StudyEntry, *, stopped: bool, waited: float) -> str:
+def _text(what: str, entry: StudyEntry, *, stopped: bool, finished: bool, waited: float) -> str:
+    if finished:
+        return f"{what} was complete before the request reached it."
     if stopped:
         return f"{what} has stopped; submitted again, it continues."
     holder = entry.holder.get("name", "its process")

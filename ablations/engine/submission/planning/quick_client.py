@@ -121,7 +121,8 @@ class QuickClient:
             except OSError as error:
                 raise NotQuick from error
         file = _local_file(address)
-        if file is None or not file.parents[path.count("/") + 2].exists():  # the folder of the experiment
+        depth = path.count("/") + 2  # of the file in the folder of the experiment
+        if file is None or len(file.parents) <= depth or not file.parents[depth].exists():
             raise NotQuick  # another store, or the home folder was moved: MLflow's own client reads or updates the addresses
         try:
             return file.read_text(encoding="utf-8", errors="replace")

@@ -3,14 +3,18 @@
 The address is a secret: whoever has it may write there. It appears in no message, log or record.
 """
 
+import http.client
 import json
 import logging
 import queue
+import socket
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +30,16 @@ INTERRUPTED_TIMEOUT_SECONDS = 1.5
 """Value of `CLOSE_TIMEOUT_SECONDS` for an interrupted study, which may be killed soon."""
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Handler that refuses redirects: urllib would follow most of them by a GET, which loses the text."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow nothing, so that the answer is an error."""
+
+
+OPENER = urllib.request.build_opener(_NoRedirects)
+
+
 class Notifier:
     """Sends messages in their order.
 
@@ -38,6 +52,7 @@ class Notifier:
         self._texts: queue.Queue[str] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._reason = "its address does not answer"
 
     def send(self, text: str) -> None:
         """Send a message in the background."""
@@ -55,7 +70,7 @@ class Notifier:
             time.sleep(0.05)
         self._closing.set()
         if self._texts.unfinished_tasks:
-            logger.warning("the notification was not sent: its address does not answer")
+            logger.warning("the notification was not sent: %s", self._reason)
 
     def _run(self) -> None:
         while True:
@@ -71,6 +86,7 @@ class Notifier:
             if self._closing.wait(delay):
                 return
             reason, again = self._post(text)
+            self._reason = reason or self._reason
             if not again:
                 break
         if reason:
@@ -81,9 +97,22 @@ class Notifier:
         body = json.dumps({"text": text}).encode()
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - checked by `read_webhook`
         try:
-            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_SECONDS):  # noqa: S310 - checked by `read_webhook`
+            with OPENER.open(request, timeout=REQUEST_TIMEOUT_SECONDS):
                 return "", False
         except urllib.error.HTTPError as error:
-            return f"its address answers {error.code}", error.code >= 500 or error.code in TEMPORARY_ERRORS
-        except (OSError, ValueError) as error:  # its text may hold the address
-            return f"its address does not answer ({type(error).__name__})", True
+            what = " (a redirect, which is not followed)" if 300 <= error.code < 400 else ""
+            return f"its address answers {error.code}{what}", error.code >= 500 or error.code in TEMPORARY_ERRORS
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return _reason(error), True
+
+
+def _reason(error: Exception) -> str:
+    """Return why an address does not answer, without the text of the error, which may contain the address."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, socket.gaierror):
+        return "the host name of its address cannot be resolved"
+    if isinstance(cause, ssl.SSLError):
+        return f"its address does not speak TLS, or its certificate is not accepted ({type(cause).__name__})"
+    if isinstance(cause, TimeoutError):
+        return f"its address does not answer within {REQUEST_TIMEOUT_SECONDS:g} s"
+    return f"its address does not answer ({type(cause).__name__})"
