@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
+from ablations.engine.cli.studies import clean_command, disk_usage
 from ablations.engine.cli.studies.disk_usage import format_size
 from ablations.engine.environment import paths
 from tests.helpers.object_store import object_store
@@ -139,6 +140,26 @@ def test_orphans_are_removed_a_day_after_their_last_change_and_other_folders_nev
     assert orphans == {old.name, replay.name}
     assert storage.left() == {new.name, mine.name}
     assert found["freed"] == found["bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("days", "older", "shared", "removable"),
+    [(2, None, False, True), (2, None, True, False), (2, 1, True, True), (2, 3, True, False), (0.5, 0, True, False)],
+)
+def test_an_orphan_of_an_object_store_may_be_a_run_of_another_mlflow(
+    days: float, older: float | None, shared: bool, removable: bool
+) -> None:
+    texts = dict.fromkeys(("study", "run_id", "parent"), "")
+    usage = disk_usage.CheckpointUsage(
+        name="a" * 20,
+        fingerprint="a" * 20,
+        bytes=1,
+        modified=time.time() - days * 24 * HOUR,
+        state="orphaned",
+        searches=(),
+        **texts,
+    )
+    assert clean_command._is_removable(usage, older and older * 24 * HOUR, shared=shared) is removable
 
 
 def test_a_run_of_the_homes_own_database_is_no_orphan_of_another_mlflow(
