@@ -155,5 +155,7 @@ def _close(console: Console, writer: Writer, interrupted: bool) -> int:
     if interrupted or writer.lost_to:
         return writer.close(INTERRUPTED_CLOSE_TIMEOUT_SECONDS, max_seconds=INTERRUPTED_CLOSE_TIMEOUT_SECONDS)
     if (pending := writer.flush(MESSAGE_DELAY_SECONDS, max_seconds=MESSAGE_DELAY_SECONDS)) and not writer.deletion_messages():
-        console.print(f"Waiting for MLflow to accept {counted(pending, 'record')}.")
+        console.print(
+            f"Waiting for MLflow to accept {counted(pending, 'record')}; after Ctrl-C, the next submission delivers what is left."
+        )
     return writer.close(CLOSE_TIMEOUT_SECONDS)
