@@ -240,6 +240,11 @@ def level_change(contrast: Contrast) -> str:
     return f"{contrast.level} instead of {contrast.reference}"
 
 
+def gain_interval(low: float, high: float, formats: ValueFormat) -> str:
+    """Return the interval of an improvement: `95 % CI of the gain −1.27 to −0.21`."""
+    return f"95 % CI of the gain {formats.signed(low)} to {formats.signed(high)}"
+
+
 def sentence(text: str) -> str:
     """Return text that begins with a capital letter."""
     return text[:1].upper() + text[1:]
