@@ -121,6 +121,15 @@ def test_a_reader_finds_in_the_tables_no_interval_that_is_called_adjusted() -> N
     assert not in_tables & {*adjusted}
 
 
+def test_an_effect_that_depends_on_a_factor_but_is_shown_at_no_level_of_it_says_so_first() -> None:
+    apart = [simple(replace(ESTIMATE, mean=-0.4, low=-1.1, high=0.3), "depth=20"), simple(ESTIMATE, "depth=56")]
+    found = answered([effect(ESTIMATE)], [interaction(significant(0.68, 0.3))], apart)
+    assert found.verdict == "matters"
+    assert "the effect depends on depth, although no level of depth shows one by itself: the difference between" in found.text
+    shown = [simple(significant(2, 0.5), "depth=20"), *apart[1:]]
+    assert "although" not in answered([effect(ESTIMATE)], [interaction(significant(0.68, 0.3))], shown).text
+
+
 def test_an_effect_that_chance_can_give_among_so_many_tests_only_may() -> None:
     possible = Estimate(n=5, mean=0.8, std=0.5, low=0.1, high=1.5, p=0.02, p_adjusted=0.12)
     found = answered([effect(possible), effect(ESTIMATE, "B")])
