@@ -374,7 +374,7 @@ def test_runs_of_a_task_that_may_have_continued_from_a_checkpoint_are_flagged() 
     cells = ["shortcut=B depth=20"]
     of_task = replace(design(), task="chars")
     (flag,) = analyze_study(changed(evidence(of_task), cells, attempts=2)).flags
-    assert flag.startswith("3 runs were started more than once. To continue from a checkpoint is exact only if this training saves")
+    assert flag.startswith("3 runs were started more than once. Continuing from a checkpoint is exact only if this training saves")
     given = evidence(of_task)
     given.runs.loc[given.runs["fingerprint"] == "shortcut=A depth=20/2", "attempts"] = 3
     (flag,) = analyze_study(given).flags

@@ -273,7 +273,7 @@ def _restart_flags(evidence: Evidence) -> list[str]:
     if not (evidence.design.task and count):
         return []
     return [
-        f"{counted(count, 'run')} {'was' if count == 1 else 'were'} started more than once. To continue from a checkpoint is exact "
+        f"{counted(count, 'run')} {'was' if count == 1 else 'were'} started more than once. Continuing from a checkpoint is exact "
         "only if this training saves the state of its random numbers"
     ]
 
