@@ -40,6 +40,11 @@ def test_the_verdict_follows_the_gain_and_its_uncertainty(metric: Metric, gains:
     assert judged(gains, metric, by).verdict == verdict
 
 
+def test_the_interval_has_the_digits_and_the_minus_sign_of_all_others() -> None:
+    assert "is 1.03 points better (95 % CI of the gain +0.65 to +1.41) over 3 seeds" in judged([1.0, 1.2, 0.9]).text
+    assert "is 1.03 points worse (95 % CI of the gain −1.41 to −0.65) over 3 seeds" in judged([-1.0, -1.2, -0.9]).text
+
+
 @pytest.mark.parametrize("gains", [[5.0], [5.0, 5.1]])
 def test_one_or_two_pairs_are_never_enough(gains: list[float]) -> None:
     found = judged(gains)

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablations.engine.analysis.findings import Answer, CellFinding, Effect, Interaction, SimpleEffect
+from ablations.engine.analysis.findings import Answer, CellFinding, Comparison, Effect, Interaction, SimpleEffect
 from ablations.engine.analysis.statistics.contrasts import reference_levels
 from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
 from ablations.engine.analysis.statistics.failures import find_failures
 from ablations.engine.analysis.statistics.family import Family
 from ablations.engine.analysis.statistics.inference import Array, Scale, zero_tolerance
+from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.analysis.verdicts.conclusions import FactorEvidence, conclude_factor
 from ablations.engine.study.design import Design
-from tests.helpers.synthetic_study import FORMATS, TEST_ERROR, design
+from tests.helpers.synthetic_study import FORMATS, TEST_ERROR, design, evidence
 
 ESTIMATE = Estimate(n=5, mean=0.28, std=0.6, low=-0.57, high=1.12, p=0.41, p_adjusted=0.82)
 NUMBER = re.compile(r"[+−]?\d+\.\d+")
@@ -98,6 +99,35 @@ def test_a_certain_effect_matters() -> None:
 def test_the_interval_of_a_claim_is_that_of_a_selected_difference() -> None:
     chosen = replace(significant(2, 0.5), selected_low=1.1, selected_high=2.9)
     assert numbers(answered([effect(chosen)]).text) == ["2.00", "+1.10", "+2.90"]
+
+
+def test_a_sentence_says_that_an_interval_is_adjusted_if_that_of_the_table_differs() -> None:
+    ordinary = significant(2, 0.5)
+    widened = replace(ordinary, selected_low=1.1, selected_high=2.9)
+    all_claimed = replace(ordinary, selected_low=ordinary.low, selected_high=ordinary.high)
+    assert "(adjusted 95 % CI +1.10 to +2.90)" in answered([effect(widened)]).text
+    assert "(adjusted 95 % CI +1.10 to +2.90)" in answered([effect(ordinary)], [interaction(widened)]).text
+    for difference in (ordinary, all_claimed, ESTIMATE):
+        assert "(95 % CI" in (text := answered([effect(difference)]).text)
+        assert "adjusted 95 %" not in text
+
+
+def test_a_reader_finds_in_the_tables_no_interval_that_is_called_adjusted() -> None:
+    findings = analyze_study(evidence())
+    tested: list[Effect | Interaction | Comparison] = [*findings.effects, *findings.interactions, *findings.comparisons]
+    in_tables = {f"{FORMATS.signed(each.difference.low)} to {FORMATS.signed(each.difference.high)}" for each in tested}
+    adjusted = [each for answer in findings.answers for each in re.findall(r"adjusted 95 % CI (\S+ to [^\s)]+)", answer.text)]
+    assert adjusted
+    assert not in_tables & {*adjusted}
+
+
+def test_an_effect_that_depends_on_a_factor_but_is_shown_at_no_level_of_it_says_so_first() -> None:
+    apart = [simple(replace(ESTIMATE, mean=-0.4, low=-1.1, high=0.3), "depth=20"), simple(ESTIMATE, "depth=56")]
+    found = answered([effect(ESTIMATE)], [interaction(significant(0.68, 0.3))], apart)
+    assert found.verdict == "matters"
+    assert "the effect depends on depth, although no level of depth shows one by itself: the difference between" in found.text
+    shown = [simple(significant(2, 0.5), "depth=20"), *apart[1:]]
+    assert "although" not in answered([effect(ESTIMATE)], [interaction(significant(0.68, 0.3))], shown).text
 
 
 def test_an_effect_that_chance_can_give_among_so_many_tests_only_may() -> None:

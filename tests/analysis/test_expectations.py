@@ -1,5 +1,6 @@
 """Expectations are checked against the study beforehand, and shown only by adjusted, paired tests."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ from ablations.engine.analysis.study_analysis import analyze_study
 from ablations.engine.analysis.verdicts.expectations import CONTRADICTED, NOT_SHOWN, SHOWN, Assessment, assess
 from ablations.engine.study.expectations import parse_expectations
 from resnet_core import ConfigError
-from tests.helpers.synthetic_study import design, evidence, without
+from tests.helpers.synthetic_study import FORMATS, design, evidence, without
 
 FACTORS = {"shortcut": ("none", "A", "B"), "depth": (20, 56)}
 OFFSETS = {"none": 2.0, "A": 0.0, "B": -0.5}
@@ -54,6 +55,20 @@ def assessment(text: str, given: Evidence) -> Assessment:
 )
 def test_an_expectation_is_decided_by_the_difference_and_its_uncertainty(text: str, expected: str) -> None:
     assert verdict(text) == expected
+
+
+def test_the_interval_of_a_gain_has_the_digits_and_signs_of_all_others() -> None:
+    given = evidence(design(seeds=5), truth=shifted)
+    (effect,) = (each for each in analyze_study(given).effects if each.level == "B")
+    low, high = effect.difference.low, effect.difference.high
+    assert low is not None
+    assert high is not None
+    assert high < 0, "the error of B is lower"
+    shown = f"(95 % CI of the gain {FORMATS.signed(-high)} to {FORMATS.signed(-low)})"
+    assert shown in assessment("shortcut=B better than A", given).text
+    worse = f"(95 % CI of the gain {FORMATS.signed(low)} to {FORMATS.signed(high)})"
+    assert worse in (text := assessment("shortcut=A better than B", given).text)
+    assert re.search(r"CI of the gain −0\.\d\d to −0\.\d\d\)", text)
 
 
 @pytest.mark.parametrize(

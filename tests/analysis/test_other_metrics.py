@@ -40,7 +40,7 @@ def test_sentences_name_metric_unit_and_direction() -> None:
     assert "none instead of A raises the test error by 4.80 points" in answer(TEST_ERROR).text
     assert "none instead of A raises the valid loss by 0.004803 nats" in answer(LOSS).text
     assert "none instead of A lowers the valid accuracy by 4.80 points" in answer(ACCURACY).text
-    assert "none instead of A lowers the score by 96.1 (95 % CI" in answer(SCORE).text
+    assert "none instead of A lowers the score by 96.1 (adjusted 95 % CI" in answer(SCORE).text
     for metric in (LOSS, ACCURACY, SCORE):
         assert "error" not in answer(metric).text
 

@@ -370,6 +370,22 @@ def test_local_changes_are_flagged_with_the_files() -> None:
     assert "3 runs" in flag
 
 
+def test_runs_of_a_task_that_may_have_continued_from_a_checkpoint_are_flagged() -> None:
+    cells = ["shortcut=B depth=20"]
+    of_task = replace(design(), task="chars")
+    (flag,) = analyze_study(changed(evidence(of_task), cells, attempts=2)).flags
+    assert flag.startswith("3 runs were started more than once. Continuing from a checkpoint is exact only if this training saves")
+    given = evidence(of_task)
+    given.runs.loc[given.runs["fingerprint"] == "shortcut=A depth=20/2", "attempts"] = 3
+    (flag,) = analyze_study(given).flags
+    assert flag.startswith("1 run was started more than once.")
+    assert analyze_study(evidence(of_task)).flags == ()
+    assert analyze_study(changed(evidence(), cells, attempts=2)).flags == (), "image classification continues exactly"
+    unfinished = without(changed(evidence(of_task), [], attempts=1), "shortcut=B depth=20/0", "failed")
+    unfinished.runs.loc[unfinished.runs["outcome"] == "failed", "attempts"] = 2
+    assert not any("more than once" in flag for flag in analyze_study(unfinished).flags)
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_study_of_which_no_run_has_ended_is_analysed(seeds: int) -> None:
     given = evidence(design(seeds=seeds))

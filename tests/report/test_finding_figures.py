@@ -1,6 +1,7 @@
 """Charts of findings hold their numbers, name what they show, and stay legible whatever a study is."""
 
 import itertools
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from matplotlib.text import Text
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.findings import Interaction
 from ablations.engine.analysis.statistics.estimate import Estimate
+from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.report.figures.captions import caption
 from ablations.engine.report.figures.forest import MAX_ROWS, forest_figure
 from ablations.engine.report.figures.layout import narrow_figures
 from ablations.engine.report.figures.levels import MAX_STYLED_LINES, depth_figure, interaction_figure
@@ -305,6 +308,28 @@ def test_names_on_the_front_lie_over_no_mark_and_no_bar(*, narrow: bool) -> None
             path = panel.transData.transform(np.column_stack([drawn.get_xdata(), drawn.get_ydata()]).astype(float))
             within = np.linspace(path[0], path[-1], 200)
             assert not any(box.contains(*place) for box in boxes for place in within)
+
+
+def test_the_caption_speaks_of_a_front_line_only_if_one_is_drawn() -> None:
+    def text_of(truth: Callable[[Mapping[str, str], int], float], **changes: Any) -> str:
+        given = evidence(design({"depth": ("20", "56")}, {"depth": "20"}), truth)
+        given = replace(given, runs=given.runs.assign(**changes))
+        return caption("cost", given, analyze_study(given)).text
+
+    def deeper_is_better(levels: Mapping[str, str], seed: int) -> float:
+        return 9 - int(levels["depth"]) / 10 + seed / 10
+
+    def deeper_is_worse(levels: Mapping[str, str], seed: int) -> float:
+        return int(levels["depth"]) / 10 + seed / 10
+
+    assert "The step line is the Pareto front" in (both := text_of(deeper_is_better))
+    assert "one cell" not in both
+    assert "no line for the Pareto front, because one cell is best in both" in (neither := text_of(deeper_is_worse))
+    assert "step line" not in neither
+    faster = evidence(design({"depth": ("20", "56")}, {"depth": "20"})).runs["seconds"][::-1].to_numpy()
+    mixed = text_of(deeper_is_better, seconds=faster)
+    assert "The step line is" in mixed
+    assert "Without a line, one cell is best in both" in mixed
 
 
 def test_a_cost_in_which_cells_do_not_differ_is_not_drawn() -> None:

@@ -102,6 +102,10 @@ def test_costs_have_a_table_of_their_own() -> None:
     page = Page(made(found=found))
     head, *lines = page.tables["table-costs"]
     assert [name for name, _ in head[2:]] == ["parameters", "multiply-adds", "images/s", "GPU memory, MiB", "seconds", "GPU-hours"]
+    text = " ".join(made(found=found).split())
+    assert (
+        "Images/s is the speed of training in the final epoch. GPU memory is the peak on the GPU of one worker in the final" in text
+    )
     for line, one in zip(lines, found.cells, strict=True):
         assert [text for text, _ in line[:2]] == list(one.levels.values())
         costs = (one.parameters, one.flops, one.images_per_second, one.peak_memory_mb, one.seconds, one.gpu_hours)

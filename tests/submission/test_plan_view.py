@@ -147,11 +147,11 @@ def test_runs_at_a_time_are_not_named_where_they_are_not_known_or_one(plan: Plan
 def test_what_the_seeds_can_show_is_said_with_where_it_comes_from(plan: Plan) -> None:
     done = {run.fingerprint: entry(10 + run.seed**2) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
     text = " ".join(shown(plan, done, NOTHING))
-    assert "3 seeds find a difference of 15 points; 0.5 points take more than 100 seeds." in text
+    assert "3 seeds find a true difference of 15 points; 0.5 points take more than 100 seeds." in text
+    assert "To find a difference means that it is significant at 5 % in 80 % of such studies (power)." in text
     assert (
-        "This holds for 80 % power at the 5 % level, averaged over what the standard deviation may be. It is estimated as "
-        "2.9 points, √2 × the standard deviation of 1 cell so far, and is between 1.9 points and 9.1 points with 80 % probability."
-        in text
+        "It is estimated as 2.9 points, √2 × the standard deviation of 1 cell so far, and lies between 1.9 points and 9.1 points "
+        "with 80 % probability; the power is an average over its possible values." in text
     )
 
 
@@ -159,9 +159,10 @@ def test_the_number_of_comparisons_is_considered(tmp_path: Path) -> None:
     study = replace(STUDY, baseline={"depth": 14})
     plan = make_plan(study, StudyRequest(seeds=5, levels={"block": ("basic",), "depth": ("8", "14", "20")}), cache=tmp_path)
     done = {run.fingerprint: entry(10 + run.seed) for run in plan.runs if str(run.cell) == "block=basic depth=14"}
-    assert "5 seeds find a difference of 4.7 points, or of 5.8 points as one of 2 comparisons" in " ".join(
-        shown(plan, done, NOTHING)
-    )
+    text = " ".join(shown(plan, done, NOTHING))
+    assert "5 seeds find a true difference of 4.7 points if it is the only one tested, and one of 5.8 points if all 2 " in text
+    assert "comparisons are tested; 0.5 points take" in text
+    assert "seeds if all are tested." in text
 
 
 def test_errors_of_diverged_runs_say_nothing_of_the_spread(plan: Plan) -> None:

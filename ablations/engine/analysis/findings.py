@@ -40,8 +40,9 @@ class CellFinding:
     flops: float | None
     """Multiply-adds of the forward pass of one example."""
     images_per_second: float | None
+    """Speed of training in the final epoch."""
     peak_memory_mb: float | None
-    """Peak memory of one worker on its GPU, in MiB; None on a CPU."""
+    """Peak memory of one worker on its GPU in the final epoch, in MiB; None on a CPU."""
     seconds: float | None
     """Training time of a run, in seconds. This and all other costs are means over the completed runs."""
     gpu_hours: float | None

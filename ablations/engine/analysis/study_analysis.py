@@ -260,7 +260,22 @@ def _condition_flags(evidence: Evidence) -> list[str]:
         files = dict.fromkeys(name for names in dirty["git.changed"] if names for name in names.split(", "))
         changed = f" in {_names_or_count(list(files), 'file')}" if files else ""
         flags.append(f"{counted(len(dirty), 'run')} trained with uncommitted changes{changed}")
-    return flags
+    return flags + _restart_flags(evidence)
+
+
+def _restart_flags(evidence: Evidence) -> list[str]:
+    """Return a flag for runs of a task that may have continued from a checkpoint, which may lack the state of random numbers.
+
+    The checkpoints of image classification have all that their training depends on.
+    """
+    runs = evidence.runs
+    count = int((runs["outcome"].isin(["completed", "diverged"]) & (runs["attempts"] > 1)).sum())
+    if not (evidence.design.task and count):
+        return []
+    return [
+        f"{counted(count, 'run')} {'was' if count == 1 else 'were'} started more than once. Continuing from a checkpoint is exact "
+        "only if this training saves the state of its random numbers"
+    ]
 
 
 def _names_or_count(names: Sequence[str], noun: str) -> str:

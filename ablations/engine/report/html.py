@@ -57,7 +57,7 @@ DESIGN_TEXTS: Mapping[str, Any] = {
 }
 """Functions and texts of the sections about the design, by the name that templates use."""
 FILES = ("table.csv", "table.md", "table.tex", "runs.csv", "curves.csv", "findings.json", "figures")
-"""Files and folders beside the page."""
+"""Files and folders one folder above the page."""
 CONFIGURATION_SECTIONS = {"model": "network", "data": "data", "optim": "training"}
 """Headings of the sections of a run's configuration; other fields are about its execution."""
 

@@ -1,9 +1,9 @@
 """Statistical power of paired t tests whose standard deviation is known from a few seeds only.
 
 Two or three seeds often have too small a standard deviation by chance. A study that is planned as if that were the true one has
-80 % power on paper and 50 to 70 % in fact. Here, power is averaged over what the true standard deviation may be (assurance, O'Hagan
-et al. 2005): its square is `df` × the estimated variance ÷ a chi-square variable with `df` degrees of freedom. Averaged over
-pilots, studies that are planned this way have the power that they were promised.
+80 % power on paper and 50 to 70 % in fact. Here, power is averaged over the possible values of the true standard deviation
+(assurance, O'Hagan et al. 2005): its square is `df` × the estimated variance ÷ a chi-square variable with `df` degrees of freedom.
+Averaged over pilots, studies that are planned this way have the power that they were promised.
 """
 
 import math
@@ -67,7 +67,7 @@ def pooled_spread(groups: Sequence[Sequence[tuple[float, int]]]) -> Spread:
 
 
 def expected_power(difference: float, spread: Spread, n: int, comparisons: float = 1) -> float:
-    """Return the power of a two-sided paired t test over n seeds at 5 %, averaged over what the true standard deviation may be.
+    """Return the power of a two-sided paired t test over n seeds at 5 %, averaged over the possible standard deviations.
 
     Args:
         difference: True mean difference.

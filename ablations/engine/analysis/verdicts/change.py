@@ -12,6 +12,7 @@ from ablations.engine.analysis.number_format import MIN_DISPLAYED_P, ValueFormat
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE
 from ablations.engine.analysis.statistics.inference import estimate_means, shifted_p_value, zero_tolerance
 from ablations.engine.analysis.statistics.power import POWER, Spread, expected_power
+from ablations.engine.analysis.verdicts.sentences import gain_interval
 from ablations.engine.task.metric import Metric
 from resnet_core.fields import counted
 
@@ -128,9 +129,7 @@ def _texts(found: ChangeFinding, formats: ValueFormat, by: float) -> list[str]:
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     texts = [f"{found.verdict}: no seed has all runs of both sides"]
     if found.gain is not None:
-        interval = (
-            "" if found.low is None or found.high is None else f" (95 % CI of the gain {found.low:+.3g} to {found.high:+.3g})"
-        )
+        interval = f" ({gain_interval(found.low, found.high, formats)})" if found.low is not None and found.high is not None else ""
         word = "better" if found.gain >= 0 else "worse"
         over = f"over {counted(found.n, 'seed')}"
         texts = [f"{found.verdict}: {metric.label} is {formats.size(found.gain)} {word}{interval} {over}"]

@@ -139,9 +139,12 @@ def _effect_texts(factor: str, evidence: FactorEvidence, words: Sentences, metri
     significant = sorted(filter(claims_dependence, evidence.interactions), key=lambda each: -abs(each.difference.mean or 0))
     average = averaged + words.average(evidence.effects)
     combinations = words.combinations(evidence.simple, significant, evidence.effects)
+    at_combinations = any(claims_difference(each, metric) or claims_failures(each) for each in evidence.simple)
     if significant:
         moderators = dict.fromkeys(name for each in significant for name in each.factors if name != factor)
-        depends = f"the effect depends on {' and '.join(moderators)}: {words.dependence(significant[0])}"
+        place = f"level of {evidence.others[0]}" if len(evidence.others) == 1 else "combination of the other factors"
+        alone = f", although no {place} shows one by itself" if combinations and not at_combinations else ""
+        depends = f"the effect depends on {' and '.join(moderators)}{alone}: {words.dependence(significant[0])}"
         combinations = "; ".join(filter(None, (depends, combinations)))
     elif open_ := possible(evidence.interactions):
         (other,) = (name for name in open_[0].factors if name != factor)
@@ -149,7 +152,6 @@ def _effect_texts(factor: str, evidence: FactorEvidence, words: Sentences, metri
         combinations = "; ".join(filter(None, (combinations, may)))
     shown = any(claims_difference(each, metric) or claims_failures(each) for each in evidence.effects)
     on_average = bool(possible(evidence.effects))
-    at_combinations = any(claims_difference(each, metric) or claims_failures(each) for each in evidence.simple)
     first = shown or (on_average and not at_combinations and not significant)
     return [average, combinations] if first or not combinations else [combinations, average]
 

@@ -12,6 +12,7 @@ from ablations.engine.analysis.statistics.contrasts import reference_levels
 from ablations.engine.analysis.statistics.estimate import CONFIDENCE_LEVEL, MIN_SEEDS_FOR_P_VALUE, Estimate
 from ablations.engine.analysis.statistics.inference import shifted_p_value
 from ablations.engine.analysis.study_analysis import analyze_study
+from ablations.engine.analysis.verdicts.sentences import gain_interval
 from ablations.engine.study.designs import LADDER
 from ablations.engine.study.expectations import Expectation
 from ablations.engine.task.metric import Metric
@@ -138,7 +139,7 @@ def _found(gain: Estimate, formats: ValueFormat) -> str:
     if gain.mean is None:
         return f"no seed has all runs of the comparison in {label}"
     word = "better" if gain.mean >= 0 else "worse"
-    interval = "" if gain.low is None or gain.high is None else f" (95 % CI of the gain {gain.low:+.3g} to {gain.high:+.3g})"
+    interval = f" ({gain_interval(gain.low, gain.high, formats)})" if gain.low is not None and gain.high is not None else ""
     return f"{label} is {formats.size(gain.mean)} {word}{interval} over {counted(gain.n, 'seed')}"
 
 

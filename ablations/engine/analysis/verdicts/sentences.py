@@ -202,6 +202,7 @@ class Sentences:
         return f"{points} ({self._interval(difference)})" + f" in {seeds}" * (difference.p is None)
 
     def _interval(self, difference: Estimate) -> str:
+        """Return the interval of a difference: `95 % CI …` as in tables, or `adjusted 95 % CI …` if it is widened for selection."""
         low, high = difference.low, difference.high
         if difference.selected_low is not None and difference.selected_high is not None:
             low, high = difference.selected_low, difference.selected_high
@@ -209,7 +210,8 @@ class Sentences:
             return f"exact sign-flip test, adjusted {_p(difference.p_adjusted or 0.0)}"  # which a t interval does not agree with
         if low is None or high is None:
             return f"in each of {counted(difference.n, 'seed')}"
-        return f"95 % CI {self._formats.signed(low)} to {self._formats.signed(high)}"
+        adjusted = "adjusted " if (low, high) != (difference.low, difference.high) else ""
+        return f"{adjusted}95 % CI {self._formats.signed(low)} to {self._formats.signed(high)}"
 
     def _strength(self, contrast: Contrast) -> str:
         """Return `shown`, `possible` (significant only if tested alone), `none` or `untested`."""
@@ -236,6 +238,11 @@ def level_change(contrast: Contrast) -> str:
     if _is_number(contrast.level) and _is_number(contrast.reference):
         return f"going from {contrast.reference} to {contrast.level}"
     return f"{contrast.level} instead of {contrast.reference}"
+
+
+def gain_interval(low: float, high: float, formats: ValueFormat) -> str:
+    """Return the interval of an improvement: `95 % CI of the gain −1.27 to −0.21`."""
+    return f"95 % CI of the gain {formats.signed(low)} to {formats.signed(high)}"
 
 
 def sentence(text: str) -> str:

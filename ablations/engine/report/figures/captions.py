@@ -11,7 +11,7 @@ from ablations.engine.report.figures.curves import lr_drop_epochs
 from ablations.engine.report.figures.designs.captions import DESIGN_CAPTIONS
 from ablations.engine.report.figures.forest import NO_PAIRS, baseline_levels, displayed_comparisons
 from ablations.engine.report.figures.levels import MAX_STYLED_LINES, interaction_pairs, numeric_factor, panel_factor
-from ablations.engine.report.figures.pareto import multiply_add_points, pareto_points
+from ablations.engine.report.figures.pareto import drawn_costs, multiply_add_points, pareto_points
 from ablations.engine.report.figures.phrases import list_or_ends, plural, short
 from ablations.engine.report.figures.search_captions import SEARCH_CAPTIONS
 from ablations.engine.report.figures.styles import MAX_LINES_WITH_BANDS, make_style_map, short_name
@@ -126,9 +126,7 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         for point in pareto_points(multiply_add_points(findings), metric)
     ]
     text = (
-        f"{sentence(metric.label)} against the cost of a network. The step line is the Pareto "
-        "front: the cells that no "
-        f"other cell beats in both cost and {short(evidence)}. "
+        f"{sentence(metric.label)} against the cost of a network. {_front_text(evidence, findings)}"
         f"{_marks_text(evidence, findings)}{_gray_text(evidence)}"
     )
     return (
@@ -136,6 +134,16 @@ def _cost(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:
         text,
         f"Cells on the Pareto front of multiply-adds and {short(evidence)}, by rising cost: {list_or_ends(items)}.",
     )
+
+
+def _front_text(evidence: Evidence, findings: Findings) -> str:
+    """Return what the step lines of the figure of cost are; a front of one cell has no line."""
+    sizes = [len(pareto_points(points, findings.metric)) for points in drawn_costs(findings)]
+    cost_and_value = f"cost and {short(evidence)}"
+    if max(sizes, default=1) == 1:
+        return f"There is no line for the Pareto front, because one cell is best in both {cost_and_value}. "
+    one = f" Without a line, one cell is best in both {cost_and_value}." if min(sizes) == 1 else ""
+    return f"The step line is the Pareto front: the cells that no other cell beats in both {cost_and_value}.{one} "
 
 
 def _budget(evidence: Evidence, findings: Findings) -> tuple[str, str, str]:

@@ -48,13 +48,13 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
     """
     values, metric = {cell.label: cell.value for cell in findings.cells}, findings.metric
     flops, seconds = multiply_add_points(findings), training_time_points(findings)
-    style_map = make_style_map(evidence)
+    style_map, drawn_points = make_style_map(evidence), drawn_costs(findings)
     marks = {cell: style._replace(dash="none") for cell, style in style_map.styles.items()}
     scale, multiply_adds = unit_prefix(max((point.cost for point in flops), default=1.0))
     axes = {}
-    if _differ(flops):
+    if flops in drawn_points:
         axes[f"multiply-adds of a forward pass{multiply_adds}"] = [point._replace(cost=point.cost / scale) for point in flops]
-    if flops and _differ(seconds):
+    if seconds in drawn_points:
         unit_seconds, unit = time_unit(max(point.cost for point in seconds))
         axes[f"training time of a run, {unit}"] = [point._replace(cost=point.cost / unit_seconds) for point in seconds]
     if not axes:
@@ -75,6 +75,12 @@ def pareto_figure(evidence: Evidence, findings: Findings) -> Figure | None:
         for panel, points in zip(panels, axes.values(), strict=True):
             _label_front(panel, points, values, metric, lambda cell: style_map.name(cell, separator="\n"))
     return figure
+
+
+def drawn_costs(findings: Findings) -> list[list[Point]]:
+    """Return the points of each panel of the figure: multiply-adds and training time, if cells differ in them."""
+    flops, seconds = multiply_add_points(findings), training_time_points(findings)
+    return [points for points in (flops, seconds) if flops and _differ(points)]
 
 
 def _differ(points: Sequence[Point]) -> bool:

@@ -80,8 +80,8 @@ def _search_pareto(evidence: Evidence, findings: Findings) -> tuple[str, str, st
     what = "multiply-adds" if search.objective == "flops" else "training time"
     text = (
         f"{sentence(search.metric.label)} against {what} of each completed trial. Lines are the Pareto front of each cell: the "
-        "trials that no other trial beats in both. Stars are the configurations that the study trains again and tests, numbered "
-        "along the front. "
+        "trials that no other trial beats in both; a single such trial has no line. Stars are the configurations "
+        "that the study trains again and tests, numbered along the front. "
         f"{_no_results_text(evidence)}"
     )
     return (

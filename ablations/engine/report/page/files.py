@@ -1,4 +1,4 @@
-"""Files that a page offers: texts within it, and links to the files beside it.
+"""Files that a page offers: texts within it, and links to the files one folder above it.
 
 A viewer such as MLflow's shows the page in a frame that allows no downloads and no navigation. Texts can be read and copied there,
 and links name the page at which MLflow shows the file.
@@ -29,7 +29,7 @@ class TextFile:
 
 @dataclass(frozen=True, kw_only=True)
 class FileLink:
-    """A link to a file beside the page."""
+    """A link to a file one folder above the page."""
 
     name: str
     href: str
@@ -40,7 +40,7 @@ class FileLink:
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowPlace:
-    """Place in MLflow at which a page and the files beside it are stored."""
+    """Place in MLflow at which a page and its files are stored."""
 
     tracking_uri: str
     experiment_id: str

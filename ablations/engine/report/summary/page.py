@@ -18,7 +18,7 @@ from ablations.engine.report.summary.document import effect_frame
 SYMBOLS = {verdicts.COMMON: "●", verdicts.DIFFERS: "◐", verdicts.NOT_SHOWN: "○", verdicts.UNTESTED: "?"}
 """Symbols of the verdicts, so that a verdict does not depend on color alone."""
 FILES = ("effects.csv", "summary.json", "figures")
-"""Files and folders beside the page."""
+"""Files and folders one folder above the page."""
 CLASSES = {verdicts.COMMON: "matters", verdicts.DIFFERS: "may", verdicts.NOT_SHOWN: "no", verdicts.UNTESTED: "cannot"}
 """Style classes of the verdicts, which are those of the report."""
 

@@ -194,7 +194,7 @@ def wall_seconds(seconds: Sequence[float], at_once: int) -> float:
 class Power:
     """Smallest true differences that a study detects with 80 % power at a two-sided level of 5 %, in the unit of differences.
 
-    The power is averaged over what the standard deviation may be, which few seeds tell only roughly.
+    The power is averaged over the possible values of the standard deviation, which few seeds tell only roughly.
     """
 
     seeds: int

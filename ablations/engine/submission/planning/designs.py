@@ -142,8 +142,8 @@ def designs_view(compared: DesignComparison) -> RenderableType:
         meaning = "What each finds is not known before two seeds of a cell have finished."
     else:
         meaning = (
-            f"Finds: the smallest effect of a level that {compared.seeds} seeds show with 80 % power, as one of all effects of the "
-            "design. A factorial design also tests interactions; a screening only sums of them, and the others none."
+            f"Finds: the smallest effect of a level that {compared.seeds} seeds show with 80 % power, if all effects of the design "
+            "are tested. A factorial design also tests interactions; a screening only sums of them, and the others none."
         )
     title = Text(printable(f"{compared.study.name} on {compared.dataset}: {compared.study.question}"), "bold")
     return Group(title, table, *(Text(printable(line)) for line in (*lines, meaning)))

@@ -166,19 +166,19 @@ def _power_lines(found: Power | None, metric: Metric) -> list[str]:
     if found.detectable_alone is None or found.detectable_corrected is None:
         finds = f"{counted(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few for a test"
     else:
-        finds = f"{found.seeds} seeds find a difference of {_format_difference(found.detectable_alone, metric)}"
-        finds += (
-            f", or of {_format_difference(found.detectable_corrected, metric)} as one of {found.comparisons} comparisons"
-            if found.comparisons > 1
-            else ""
-        )
+        finds = f"{found.seeds} seeds find a true difference of {_format_difference(found.detectable_alone, metric)}"
+        if found.comparisons > 1:
+            corrected = _format_difference(found.detectable_corrected, metric)
+            finds += f" if it is the only one tested, and one of {corrected} if all {found.comparisons} comparisons are tested"
     low, high = (_format_difference(value, metric) for value in (found.difference_std_low, found.difference_std_high))
     need = f"more than {MAX_SEEDS}" if found.seeds_needed is None else str(found.seeds_needed)
+    of_all = " if all are tested" if found.comparisons > 1 else ""
     estimate = f"{_format_difference(found.difference_std, metric)}, {found.source}"
     return [
-        f"{finds}; {_format_difference(found.target, metric)} take {need} seeds.",
-        f"This holds for 80 % power at the 5 % level, averaged over what the standard deviation may be. It is "
-        f"estimated as {estimate}, and is between {low} and {high} with 80 % probability.",
+        f"{finds}; {_format_difference(found.target, metric)} take {need} seeds{of_all}.",
+        "To find a difference means that it is significant at 5 % in 80 % of such studies (power). This depends on the standard "
+        f"deviation of differences over seeds. It is estimated as {estimate}, and lies between {low} and {high} with 80 % "
+        "probability; the power is an average over its possible values.",
     ]
 
 
