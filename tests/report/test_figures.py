@@ -215,6 +215,21 @@ def test_a_saved_figure_is_of_the_suffixs_format_and_the_same_each_time(tmp_path
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
+def test_an_svg_does_not_depend_on_what_was_written_before(tmp_path: Path) -> None:
+    def figure() -> Figure:
+        with figure_style():
+            made = Figure(figsize=(2, 2))
+            made.subplots().scatter(range(50), range(50), rasterized=True)
+        return made
+
+    first, second = figure(), figure()
+    save(first, tmp_path / "first.png")
+    for each, name in ((first, "first"), (second, "second"), (second, "again")):
+        save(each, tmp_path / f"{name}.svg")
+    written = {(tmp_path / f"{name}.svg").read_bytes() for name in ("first", "second", "again")}
+    assert len(written) == 1
+
+
 @pytest.mark.slow
 def test_a_page_can_give_every_colour_of_an_svg_its_own(tmp_path: Path) -> None:
     given = few(epochs=(1,))

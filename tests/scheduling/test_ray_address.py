@@ -157,7 +157,7 @@ def test_every_command_rejects_a_wrong_address_in_one_line(tmp_path: Path, comma
 
 
 @pytest.mark.slow
-def test_a_ray_of_its_own_starts_no_process_ahead_and_ends_in_the_background(tmp_path: Path, cluster: str) -> None:
+def test_a_ray_of_its_own_prestarts_no_workers_and_ends_in_the_background(tmp_path: Path, cluster: str) -> None:
     """Ray would wait for one process per CPU, 0.6 s of processor time each, which no trial could use."""
     code = """
 import threading, psutil, ray

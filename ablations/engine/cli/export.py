@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> int:
     client = connect(tracking_uri)
     with mlflow_errors_as_config_errors(tracking_uri):
         study, parents = given.study, None
-        if catalog.MARK in study:
+        if catalog.MARK in study or catalog.RUN_ID.fullmatch(study):
             entries = catalog.find_studies(catalog.list_studies(Reader(tracking_uri, client)), study)
             study, parents = entries[0].name, {entry.run_id for entry in entries}
         runs = run_export.read_runs(client, study, given.preset, parents)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Environment variable that Ray names on macOS and Windows only. `0` keeps Ray's ports on loopback on Linux, too."""
 
 PRESTART_VARIABLE = "RAY_prestart_worker_first_driver"
-"""Environment variable of a setting of Ray: `0` starts no processes ahead. By default `ray.init` waits for one per CPU, which
+"""Environment variable of a setting of Ray: with `0`, it prestarts no workers. By default `ray.init` waits for one per CPU, which
 Tune's trials, having environment variables of their own, cannot use."""
 
 
@@ -32,6 +32,18 @@ class RayNode:
     """Start of the raylet, in seconds since the epoch."""
     private: bool
     """True if the cluster is that of a program, which started it by `ray.init`, or of a local service; False after `ray start`."""
+
+
+@contextmanager
+def no_workers_ahead() -> Iterator[None]:
+    """Context in which a Ray that starts prestarts no workers, unless the user has set the variable."""
+    chosen = PRESTART_VARIABLE in os.environ
+    os.environ.setdefault(PRESTART_VARIABLE, "0")
+    try:
+        yield
+    finally:
+        if not chosen:
+            del os.environ[PRESTART_VARIABLE]
 
 
 def nodes_here() -> list[RayNode]:

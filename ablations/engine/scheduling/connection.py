@@ -1,8 +1,10 @@
 """Joining a Ray cluster, or starting Ray on this machine."""
 
+import gc
 import logging
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -55,7 +57,9 @@ def end_own_ray() -> None:
         import ray
 
         _is_own = False
-        threading.Thread(target=ray.shutdown, name="end of Ray").start()
+        gc.collect()  # Tune leaves references to Ray's objects in cycles, which must not be freed while Ray ends
+        with suppress(RuntimeError):  # no thread can be started; Ray then ends with this process
+            threading.Thread(target=ray.shutdown, name="end of Ray").start()
 
 
 def dashboard_address() -> str:
@@ -72,11 +76,11 @@ def _start() -> None:
     global _is_own
 
     private_files.protect_token(create=os.environ.get("RAY_AUTH_MODE", "token").lower() == "token")
-    os.environ.setdefault(ray_processes.PRESTART_VARIABLE, "0")
     folder, _ = private_files.make_ray_folder()  # the file that locks it stays open as long as this process lives
     try:
         # Without the dashboard, which takes 4 s of processor time and which a cluster and the service have.
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
+        with ray_processes.no_workers_ahead():
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=str(folder))
     except Exception as error:  # Ray raises many types of errors here, and none of them names the cause
         raise _start_error(error, folder) from error
     _is_own = True

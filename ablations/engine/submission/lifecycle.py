@@ -124,7 +124,7 @@ def _carry_out(console: Console, options: Options, writer: Writer, work: Work) -
     if interrupted:
         signals.note_interrupt()
     if reason := supervisor.stop_reason:
-        continued = "Once the cause is mended, the" if supervisor.halted else "The"
+        continued = "Once the cause is fixed, the" if supervisor.halted else "The"
         print_line(console, f"{reason[0].upper()}{reason[1:]}. {continued} same command continues it.")
     code = _conclude(console, writer, work, pending, interrupted=interrupted)
     state = supervisor.stop_reason or ("interrupted" if interrupted else "incomplete" if code else "complete")

@@ -120,7 +120,7 @@ def find_run(client: MlflowClient, named: str) -> MlflowRun:
     if fingerprints == [""]:
         raise reject("run", named, "is a study; accepted: one of its runs")
     if len(fingerprints) > 1:
-        raise reject("run", named, f"ambiguous; accepted: {', '.join(fingerprints)}")
+        raise reject("run", named, f"ambiguous; accepted: {', '.join(filter(None, fingerprints))}")
     run = max(found, key=_generation)
     if run.info.status != "FINISHED":
         raise reject("run", named, f"has no result to compare with, it is {run.info.status.lower()}")

@@ -44,9 +44,12 @@ DESIGN_TAG = "design"
 """Tag of a study's run: hash of that design."""
 SUMMARY_TAG = "summary"
 """Tag of a study's run: what its latest report says, as `findings_json.summary` returns it."""
-REPORT_TAG, WHOLE, EARLIER = "report", "whole", "of an earlier submission"
-"""Tag of a study's run, its value when the report covers the completed study, and its value when the study was then submitted with
-another design, code or data, and that submission has no report yet. Before the end of a study, the value says how far it was."""
+REPORT_TAG = "report"
+"""Tag of a study's run: what its report covers. In the report of a study that runs, it is the progress, `12 of 24 runs`."""
+WHOLE = "whole"
+"""Value of that tag if the report covers the completed study."""
+EARLIER = "of an earlier submission"
+"""Value of that tag if the study was since submitted with another design, which has no report yet."""
 KIND_TAG = "design_kind"
 """Tag of a study's run: kind of that design; runs of earlier versions, which were all factorial, lack it."""
 STOP_TAG, STOPPED_TAG = "stop", "stopped"
@@ -192,11 +195,10 @@ def completed_runs(client: ReadingClient, plan: Plan) -> Iterable[CompletedRun]:
     for version, examples in {each.version: workload.training_examples(each) for each in plan.data.values()}.items():
         where = f"tags.data_version = '{version}' and tags.outcome = 'completed' and attributes.status = 'FINISHED'"
         where += f" and tags.task = '{workload.task_name}'" if workload.task_name else ""
-        for run in islice(search_runs(client, where), MAX_COMPLETED_RUNS):
+        comparable = (run for run in search_runs(client, where) if _is_comparable(run.data.tags, workload.task_name, code))
+        for run in islice(comparable, MAX_COMPLETED_RUNS):
             metrics, tags = run.data.metrics, run.data.tags
-            version_there = tags.get("training_version") or tags.get("code_version", "")
-            comparable = tags.get("task", "") == workload.task_name and _own_code(version_there) == code
-            if "train_seconds" in metrics and comparable:
+            if "train_seconds" in metrics:
                 yield CompletedRun(
                     spec=current_params(run),
                     train_examples=examples,
@@ -205,6 +207,11 @@ def completed_runs(client: ReadingClient, plan: Plan) -> Iterable[CompletedRun]:
                     on_gpu=metrics.get("gpu_hours", 0) > 0,
                     peak_memory_mb=metrics.get("peak_memory_mb"),
                 )
+
+
+def _is_comparable(tags: Mapping[str, str], task: str, code: str) -> bool:
+    """Return whether a run is of a task and of a user's network with this hash."""
+    return tags.get("task", "") == task and _own_code(tags.get("training_version") or tags.get("code_version", "")) == code
 
 
 def _own_code(training_version: str) -> str:

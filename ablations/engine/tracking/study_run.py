@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from ablations.engine.tracking.run_queries import (
 )
 from ablations.engine.tracking.writer import JOB_KILLED, Writer
 
-EARLIER_NOTE = "⚠ What follows is the answer of an earlier submission. The latest one has other runs and no report yet."
+EARLIER_NOTE = "⚠ What follows is the answer of an earlier submission. The latest one has another design and no report yet."
 """First line of the description of a run whose report is of an earlier submission."""
 
 
@@ -91,13 +92,15 @@ class StudyRun:
             self.lease.check()
             self.client.set_tag(self.run_id, PLANNED_SEEDS_TAG, str(design.planned_seeds))
             self.client.log_text(self.run_id, design.to_json(), DESIGN_ARTIFACT)
-            self.client.set_tag(self.run_id, DESIGN_TAG, digest)
-            if tags.get(DESIGN_TAG, digest) != digest and SUMMARY_TAG in tags:
-                self.previous_runs = json.loads(tags[SUMMARY_TAG])["planned"]
-            if tags.get(REPORT_TAG) == WHOLE:
-                self.client.set_tag(self.run_id, REPORT_TAG, EARLIER)
-                note = tags.get(mlflow_tags.MLFLOW_RUN_NOTE, "")
-                self.client.set_tag(self.run_id, mlflow_tags.MLFLOW_RUN_NOTE, f"{EARLIER_NOTE}\n\n{note}")
+            changed = {DESIGN_TAG: digest}
+            # Searches and adaptive studies begin with a design that their results complete.
+            if tags.get(DESIGN_TAG, digest) != digest and not (design.search or design.seed_looks):
+                with suppress(ValueError, KeyError):  # an earlier version's, or a user's
+                    self.previous_runs = int(json.loads(tags[SUMMARY_TAG])["planned"])
+                if tags.get(REPORT_TAG, EARLIER) != EARLIER:
+                    note = tags.get(mlflow_tags.MLFLOW_RUN_NOTE, "")
+                    changed |= {REPORT_TAG: EARLIER, mlflow_tags.MLFLOW_RUN_NOTE: f"{EARLIER_NOTE}\n\n{note}"}
+            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in changed.items()])
 
     def close(self, status: str) -> None:
         """Release the lease and end the run with an MLflow status; raise LeaseLost if another process has taken the study over."""

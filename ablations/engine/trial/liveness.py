@@ -99,7 +99,10 @@ def watched(heartbeat: ProcessHeartbeat, hang_timeout: float) -> Iterator[Proces
 
 @contextmanager
 def monitored(name: str, hang_timeout: float) -> Iterator[ProcessMonitor]:
-    """Do the same with a heartbeat that lasts as long. `process_failures.explain_failure([name])` returns the reason."""
+    """Watch this process for the length of the block, under the record `name`.
+
+    If it exits, `process_failures.explain_failure([name])` returns the reason.
+    """
     heartbeat = ProcessHeartbeat(name, heartbeat_interval(hang_timeout))
     try:
         with watched(heartbeat, hang_timeout) as monitor:

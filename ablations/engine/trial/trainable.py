@@ -34,7 +34,7 @@ class RunTrainable(tune.Trainable):
         from ablations.engine.trial.process_failures import actor_entries
 
         self._workload, self._group = workload, WorkerGroup()
-        # It also goes on between two runs: Tune would wait forever for a process that stops there.
+        # The heartbeat continues between two runs: Tune would wait forever for a process that is suspended there.
         interval = heartbeat_interval(config["job"]["hang_timeout"])
         self._heartbeat = ProcessHeartbeat(ray.get_runtime_context().get_actor_id(), interval, **actor_entries())
         self._reports = self._run(config)
@@ -52,9 +52,11 @@ class RunTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the current run, and the workers. Tune calls this before it ends the process."""
-        self._reports.close()
-        self._group.close()
-        self._heartbeat.stop()
+        try:
+            self._reports.close()
+            self._group.close()
+        finally:
+            self._heartbeat.stop()
 
     def _run(self, config: dict[str, Any]) -> Generator[Report, None, None]:
         return run_reports(Job(**{**config["job"], "workload": self._workload}), self._group, self._heartbeat)

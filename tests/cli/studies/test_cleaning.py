@@ -135,7 +135,7 @@ def test_orphans_are_removed_a_day_after_their_last_change_and_other_folders_nev
 ) -> None:
     new, old, replay = storage.add("a" * 20), storage.add("b" * 20, age=25 * HOUR), storage.add(f"replay-{'c' * 32}", age=25 * HOUR)
     mine = storage.add("my-own-folder", age=999 * HOUR)
-    found = storage.document(capsys, "--yes")
+    found = storage.document(capsys, "--yes", "--older-than", "1h")
     orphans = {each["folder"] for each in found["checkpoints"] if each["state"] == "orphaned"}
     assert orphans == {old.name, replay.name}
     assert storage.left() == {new.name, mine.name}
@@ -170,9 +170,10 @@ def test_a_run_of_the_homes_own_database_is_no_orphan_of_another_mlflow(
     for folder in storage.left():
         os.utime(storage.path / folder / "epoch-000002-0123456789abcdef.pt", (0, 0))
     shutil.copy(empty, tmp_path / "mlflow.db")
-    assert storage.document(capsys, "--dry-run")["checkpoints"] == []
+    words = ("--dry-run", "--older-than", "1h")
+    assert storage.document(capsys, *words)["checkpoints"] == []
     (paths.home() / "mlflow.db").unlink()
-    assert len(storage.document(capsys, "--dry-run")["checkpoints"]) == RUNS
+    assert len(storage.document(capsys, *words)["checkpoints"]) == RUNS
 
 
 def test_with_names_only_these_studies_are_cleaned(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--older-than",
         metavar="DURATION",
         help="also remove checkpoints of unfinished runs that have not changed for this time, as in 12h or 30d; they start again. "
-        "In an object store, also folders that this MLflow does not know",
+        "In a storage that is not the home's own, also folders that this MLflow does not know",
     )
     add_storage_option(parser)
     add_reading_options(parser)
@@ -110,7 +110,7 @@ def find_removable(reader: Reader, storage: str, names: Sequence[str], older: fl
     wanted = {each.name for name in names for each in catalog.find_studies(entries, name)}
     found = [each for each in disk_usage.checkpoints(reader, storage) if not names or each.study in wanted]
     elsewhere = _fingerprints_elsewhere(reader.uri) if any(each.state == ORPHANED for each in found) else set()
-    shared = not disk_usage.is_on_this_machine(storage)
+    shared = disk_usage.local_path(storage) != str(paths.home() / "checkpoints")
     removable = [each for each in found if _is_removable(each, older, shared=shared) and each.fingerprint not in elsewhere]
     held = _held(reader, entries)
     with frozen_claims() as claims:
@@ -126,7 +126,7 @@ def find_removable(reader: Reader, storage: str, names: Sequence[str], older: fl
 def _is_removable(each: CheckpointUsage, older: float | None, *, shared: bool) -> bool:
     is_old = older is not None and each.age > older
     if each.state == ORPHANED:
-        # In an object store it may be a run of another MLflow, which is asked nothing.
+        # In another storage than the home's own, it may be a run of another MLflow, which this command does not query.
         return each.age > MIN_ORPHAN_AGE_SECONDS and (is_old or not shared)
     return each.state == FINISHED or is_old
 

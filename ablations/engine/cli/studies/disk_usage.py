@@ -116,13 +116,6 @@ def _folders(storage: str) -> dict[str, tuple[int, float]]:
     return found
 
 
-def is_on_this_machine(storage: str) -> bool:
-    """Return whether a storage is a folder here, and no object store."""
-    from ablations.engine.environment.storage import is_local  # imports pyarrow
-
-    return is_local(storage)
-
-
 def local_path(storage: str) -> str:
     """Return the path of a storage on this machine."""
     return unquote(storage.removeprefix("file://")) if storage.startswith("file://") else storage

@@ -24,6 +24,8 @@ HELP = "stop a running study, or one of its runs; submitted again, it continues"
 SCHEMA = "ablations-stop/1"
 WAIT_SECONDS = 120.0
 """Time for which the command waits until the study or run has stopped, in seconds."""
+STATUS_SECONDS = 5.0
+"""How long to wait for the status of a study that has stopped, in seconds."""
 POLL_INTERVAL_SECONDS = 1.0
 """Time between two looks at MLflow while waiting, in seconds."""
 
@@ -61,6 +63,8 @@ def run(given: argparse.Namespace) -> int:
     with connection.mlflow_errors_as_config_errors(uri):
         client.set_tag(target, run_queries.STOP_TAG, f"{_user()}@{socket.gethostname()}, ablations stop")
         stopped = _wait(client, target, given.wait, lambda found: _has_stopped(found, of_study=chosen is None))
+        # A study releases its lease before it sets its status.
+        _wait(client, target, STATUS_SECONDS if stopped else 0, lambda found: found.info.status != "RUNNING")
         finished = stopped and client.get_run(target).info.status == "FINISHED"
     text = _text(what, entry, stopped=stopped, finished=finished, waited=given.wait)
     if given.json:

@@ -100,6 +100,7 @@ def save(figure: Figure, path: Path, dpi: float = PNG_DPI) -> None:
     if path.suffix == ".svg":
         path.write_text(svg_text(figure), encoding="utf-8")
         return
+    assert path.suffix == ".png", path
     with figure_style():
         lay_out(figure)
         figure.set_dpi(dpi)
@@ -112,6 +113,7 @@ def svg_text(figure: Figure) -> str:
     with figure_style():
         lay_out(figure)
         figure.set_facecolor("none")
+        figure.set_dpi(PNG_DPI)  # resolution of points that are drawn as an image, since they are many
         FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})  # type: ignore[no-untyped-call]
         figure.set_facecolor(background)
     return written.getvalue()

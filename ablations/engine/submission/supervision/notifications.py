@@ -86,7 +86,7 @@ class Notifier:
             if self._closing.wait(delay):
                 return
             reason, again = self._post(text)
-            self._reason = reason or self._reason
+            self._reason = reason
             if not again:
                 break
         if reason:
@@ -115,4 +115,4 @@ def _reason(error: Exception) -> str:
         return f"its address does not speak TLS, or its certificate is not accepted ({type(cause).__name__})"
     if isinstance(cause, TimeoutError):
         return f"its address does not answer within {REQUEST_TIMEOUT_SECONDS:g} s"
-    return f"its address does not answer ({type(cause).__name__})"
+    return f"its address does not answer ({type(cause if isinstance(cause, Exception) else error).__name__})"
