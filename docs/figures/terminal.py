@@ -127,7 +127,7 @@ def picture(lines: Sequence[Line]) -> str:
     rules.append(f"@keyframes s{{0%{{transform:none}}{moves}}}")
     title = "A study is submitted to Ray, its process is killed, and the same command continues it to the answer"
     minutes, seconds = divmod(round(lines[-1]["seconds"]), 60)
-    note = f"recorded in {minutes} min {seconds} s on 2 busy cores; pauses are shortened"
+    note = f"recorded in {minutes} min {seconds} s on 2 cores; pauses are shortened"
     dots = "".join(f'<circle cx="{20 + 18 * i}" cy="{BAR_HEIGHT / 2:g}" r="5.5" fill="#30363d"/>' for i in range(3))
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">
 <title>{title}</title>
