@@ -30,14 +30,16 @@ DEPTHS = (20, 56)
 SIGNS = 100_000
 
 
-class NoCheckpoints:
+class NoCheckpoints(checkpoints.CheckpointFolder):
     """Storage that keeps nothing."""
 
     def __init__(self, *_: object) -> None: ...
 
-    def latest(self) -> None: ...
+    def check_writable(self) -> None: ...
 
-    def save(self, *_: object) -> None: ...
+    def latest(self, epoch: int | None = None) -> None: ...
+
+    def save(self, state: dict[str, Any], epoch: int) -> None: ...
 
 
 @contextmanager
