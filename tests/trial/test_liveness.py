@@ -123,10 +123,11 @@ def test_a_run_whose_process_hangs_continues_in_another_process(tmp_path: Path) 
         wait_until(lambda: epochs_saved(tmp_path, "stopped") >= 3)
         psutil.Process(heard.pids["stopped"]).suspend()
 
-    heard = run_jobs(tmp_path, [make_job(tmp_path, "stopped", hang_timeout=12, max_failures=1, optim__epochs=100)], stop)
-    ((reason, outcome),) = heard.deaths["stopped"]
-    assert re.fullmatch(r"its process stood still for \d+ s", reason)
-    assert outcome is None
+    heard = run_jobs(tmp_path, [make_job(tmp_path, "stopped", hang_timeout=12, max_failures=9, optim__epochs=100)], stop)
+    # On a machine that is too busy for steps of 12 s, the next process may seem to hang as well.
+    reasons, outcomes = zip(*heard.deaths["stopped"], strict=True)
+    assert re.fullmatch(r"its process stood still for \d+ s", reasons[0])
+    assert set(outcomes) == {None}
     assert heard.ended["stopped"] == ("completed", "")
     assert set(heard.epochs["stopped"]) == set(range(1, 101))
 
