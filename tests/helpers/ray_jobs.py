@@ -59,7 +59,7 @@ def smoke_spec(**settings: Any) -> RunSpec:
     return override(preset("smoke"), {name.replace("__", "."): value for name, value in settings.items()})
 
 
-def make_job(folder: Path, name: str, *, max_failures: int = 3, hang_timeout: float = 60, **settings: Any) -> Job:
+def make_job(folder: Path, name: str, *, max_failures: int = 3, hang_timeout: float = 600, **settings: Any) -> Job:
     spec = smoke_spec(**settings)
     dataset = load_dataset(spec.data)
     (folder / "checkpoints").mkdir(exist_ok=True)

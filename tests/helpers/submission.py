@@ -30,6 +30,7 @@ from ablations.engine.tracking.connection import connect
 from ablations.engine.tracking.run_queries import RunRecord
 from ablations.engine.trial.checkpoints import CheckpointFolder
 from tests.helpers.one_figure import one_figure
+from tests.helpers.slow_epochs import slow_epochs
 
 STUDY = Study(
     name="small",
@@ -173,9 +174,9 @@ def interrupted_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @contextmanager
-def meanwhile(home: Path, act: Callable[[MlflowClient, Sequence[Any]], bool]) -> Iterator[None]:
-    """Call `act` with MLflow and its runs in a thread until it returns True."""
-    over = threading.Event()
+def meanwhile(home: Path, act: Callable[[MlflowClient, Sequence[Any]], bool], slowly: float = 0.0) -> Iterator[None]:
+    """Call `act` with MLflow and its runs in a thread until it returns True. Until then, each epoch takes `slowly` seconds more."""
+    over, acted = threading.Event(), home / "acted"
     client = connect(f"sqlite:///{home}/mlflow.db")
 
     def work() -> None:
@@ -183,13 +184,15 @@ def meanwhile(home: Path, act: Callable[[MlflowClient, Sequence[Any]], bool]) ->
         while not over.is_set() and time.monotonic() < deadline:
             experiments = [each.experiment_id for each in client.search_experiments()]
             if act(client, client.search_runs(experiments)):
+                acted.touch()
                 return
             time.sleep(0.1)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield
+        with slow_epochs(slowly, until=acted):
+            yield
     finally:
         over.set()
         thread.join(10)

@@ -135,11 +135,11 @@ def test_a_score_stands_nowhere_but_where_it_is_said_to_be_no_result() -> None:
 
 def test_while_it_searches_nothing_is_chosen_or_final() -> None:
     page_ = made(search_evidence({}, TWO, trials=5, over=False))
-    assert "still running" in page_.sections["search"]
+    assert "has not ended" in page_.sections["search"]
     assert "nothing to compare" in page_.sections["answer"]
     assert page_.tables["table-searches"][1][-2:] == ["–", "–"]
     assert "table-gains" not in page_.tables
-    assert "still running" not in made(search_evidence({}, TWO, trials=5)).sections["search"]
+    assert "has not ended" not in made(search_evidence({}, TWO, trials=5)).sections["search"]
 
 
 def test_a_study_without_a_search_has_no_such_section() -> None:

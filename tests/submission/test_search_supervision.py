@@ -1,6 +1,7 @@
 """A search obeys a stop request for one trial, and ends if its first trials all fail with the same error."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,21 @@ def trials(submitted: Submitted) -> list[Any]:
     return [run for run in runs if any(name.startswith("trial.") for name in run.data.tags)]
 
 
-def stop_the_first_trial(client: MlflowClient, runs: Sequence[Any]) -> bool:
+def stop_the_first_trial(client: MlflowClient, runs: Sequence[Any], asked: list[Any]) -> bool:
+    """Ask a trial to stop, once it has trained an epoch; return whether the request has been heard."""
     for run in runs:
-        if run.info.status == "RUNNING" and "validation/error" in run.data.metrics:
-            client.set_tag(run.info.run_id, "stop", "not this one")
+        if "stopped" in run.data.tags:
             return True
+        if run.info.status == "RUNNING" and "validation/error" in run.data.metrics and not asked:
+            client.set_tag(run.info.run_id, "stop", "not this one")
+            asked.append(run)
     return False
 
 
 def test_a_stopped_trial_ends_and_the_search_goes_on_without_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_requests, "POLL_INTERVAL_SECONDS", 0.1)
-    with meanwhile(home, stop_the_first_trial):
-        searched = Submitted(home, *ARGUMENTS, "--set", "optim.epochs=60", study=SEARCH)
+    with meanwhile(home, partial(stop_the_first_trial, asked=[]), slowly=2):
+        searched = Submitted(home, *ARGUMENTS, "--set", "optim.epochs=10", study=SEARCH)
     outcomes = sorted(run.data.tags["outcome"] for run in trials(searched))
     assert outcomes.count("stopped") == 1
     assert len(outcomes) == 4

@@ -1,6 +1,7 @@
 """A tag `stop` in MLflow stops a run or a study while it trains, says who asked, and does not stop the next submission."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ablations.engine.submission.supervision import stop_requests
 from ablations.engine.submission.supervision.stop_requests import message_of
 from tests.helpers.submission import Submitted, meanwhile
 
-LONG = ("--levels", "shortcut=A,B", "--set", "optim.epochs=150", "optim.lr=0.01")
+EPOCHS = 24
+LONG = ("--levels", "shortcut=A,B", "--set", f"optim.epochs={EPOCHS}", "optim.lr=0.01")
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +21,14 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_requests, "POLL_INTERVAL_SECONDS", 0.2)
 
 
-def tag_one_run(client: MlflowClient, runs: Sequence[Any]) -> bool:
-    """Ask the run with shortcut A to stop, once it has trained an epoch."""
+def tag_one_run(client: MlflowClient, runs: Sequence[Any], asked: list[Any]) -> bool:
+    """Ask the run with shortcut A to stop, once it has trained an epoch; return whether the request has been heard."""
     for run in runs:
         if run.data.tags.get("cell") == "shortcut=A" and "test/error" in run.data.metrics:
-            client.set_tag(run.info.run_id, "stop", "anna: too slow")
-            return True
+            if not asked:
+                client.set_tag(run.info.run_id, "stop", "anna: too slow")
+                asked.append(run)
+            return "stopped" in run.data.tags
     return False
 
 
@@ -40,7 +44,7 @@ def tag_the_study(client: MlflowClient, runs: Sequence[Any]) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster", "few_figures")
 def test_a_tag_on_a_run_stops_this_run_at_the_end_of_an_epoch_and_no_other(home: Path) -> None:
-    with meanwhile(home, tag_one_run):
+    with meanwhile(home, partial(tag_one_run, asked=[]), slowly=2):
         stopped = Submitted(home, *LONG)
     assert (stopped.code, stopped.outcomes()) == (1, ["stopped", "completed"])
     tags = stopped.entry(0).tags
@@ -50,20 +54,20 @@ def test_a_tag_on_a_run_stops_this_run_at_the_end_of_an_epoch_and_no_other(home:
     assert tags["attempts"] == "1", "it was not retried"
     assert stopped.entry(0).status == "KILLED"
     steps = stopped.steps(0)
-    assert 0 < len(steps) < 150
+    assert 0 < len(steps) < EPOCHS
     assert "1 stopped" in stopped.text
     assert "shortcut=A seed=0: stopped, stopped on request (anna: too slow)" in stopped.text
 
     again = Submitted(home, *LONG)
     assert (again.code, again.outcomes()) == (0, ["completed", "completed"])
     assert again.run_ids() == stopped.run_ids()
-    assert again.steps(0) == list(range(1, 151)), "it continued from its checkpoint"
+    assert again.steps(0) == list(range(1, EPOCHS + 1)), "it continued from its checkpoint"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster", "few_figures")
 def test_a_tag_on_the_study_ends_it_like_an_interrupt_and_not_its_next_submission(home: Path) -> None:
-    with meanwhile(home, tag_the_study):
+    with meanwhile(home, tag_the_study, slowly=2):
         stopped = Submitted(home, *LONG)
     assert stopped.code == 1
     assert "The study was stopped on request (tag stop in MLflow). The same command continues it." in stopped.text
@@ -78,7 +82,7 @@ def test_a_tag_on_the_study_ends_it_like_an_interrupt_and_not_its_next_submissio
     again = Submitted(home, *LONG)
     assert (again.code, again.outcomes()) == (0, ["completed", "completed"])
     assert "2 tags stop in MLflow from before this submission were removed." in again.text
-    assert again.steps(0) == again.steps(1) == list(range(1, 151))
+    assert again.steps(0) == again.steps(1) == list(range(1, EPOCHS + 1))
     assert not {"stop", "stopped"} & again.parent().data.tags.keys()
 
 

@@ -16,6 +16,7 @@ from ablations.engine.trial import trainable
 from ablations.engine.trial.job import Report
 from resnet_core import ConfigError, fit, load_dataset
 from resnet_core.model.network import ResNet
+from tests.helpers.slow_epochs import slow_epochs
 from tests.helpers.submission import STUDY, Killer, Submitted, planned
 from tests.helpers.training_runs import weights_differ
 
@@ -196,12 +197,13 @@ def test_a_bug_ends_its_run_with_a_reason_and_leaves_its_traceback_in_mlflow(bad
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_weights_of_an_undisturbed_training_here(home: Path) -> None:
     killer = Killer("ray::RunTrainable", lambda: any(int(p.name[6:12]) >= 3 for p in home.glob("checkpoints/*/epoch-*.pt")))
-    killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=200", "optim.lr=0.01")
+    with slow_epochs(0.3):
+        killed = Submitted(home, "--levels", "shortcut=A", "--set", "optim.epochs=20", "optim.lr=0.01")
     assert killer.join()
     tags = killed.entry().tags
     assert (killed.code, killed.entry().outcome, tags["attempts"]) == (0, "completed", "2")
     assert tags["last_interruption"] == "its process was killed"
-    assert killed.steps() == list(range(1, 201))
+    assert killed.steps() == list(range(1, 21))
     torch.set_num_threads(1)
     *_, last = fit(killed.plan.runs[0].spec)
     assert not weights_differ(last.checkpoint()["model"], killed.checkpoint()["model"])

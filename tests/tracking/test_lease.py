@@ -23,17 +23,18 @@ from ablations.engine.tracking.holder import HEARTBEAT_TAG, HOLDER_TAG
 from ablations.engine.tracking.lease import StudyLease
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
+from tests.helpers.slow_epochs import slow_study
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 300
+EPOCHS = 60
 
 
 class Command:
     """A study submitted in its own process."""
 
-    def __init__(self, cluster: str, home: Path, study: str, *arguments: str) -> None:
-        command = [sys.executable, f"ablations/{study}.py", "--preset", "smoke", "--levels", *arguments]
+    def __init__(self, cluster: str, home: Path, program: str | Path, *levels: str) -> None:
+        command = [sys.executable, str(program), "--preset", "smoke", "--levels", *levels]
         environment = {**os.environ, "RESNET_ABLATIONS_HOME": str(home), "RAY_ADDRESS": cluster}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -61,22 +62,23 @@ def children(home: Path) -> list[dict[str, str]]:
 class PassedOn:
     """A study submitted again while it runs. Its first holder is killed, the second interrupted, the third completes."""
 
-    study = ("shortcuts", "shortcut=A", "depth=8", "--seeds", "1", "--set", f"optim.epochs={EPOCHS}")
+    asked = ("shortcut=A", "depth=8", "--seeds", "1", "--set", f"optim.epochs={EPOCHS}")
 
     def __init__(self, cluster: str, home: Path) -> None:
         self.home, self.client = home, MlflowClient(f"sqlite:///{home}/mlflow.db")
-        with Command(cluster, home, *self.study) as first:
+        slow = slow_study(home, "shortcuts", seconds=1)
+        with Command(cluster, home, slow, *self.asked) as first:
             self.wait_for(first, lambda: self.newest() > 0)
-            self.refused = Command(cluster, home, *self.study).end()
+            self.refused = Command(cluster, home, "ablations/shortcuts.py", *self.asked).end()
             self.first, self.still_ran = first.process.pid, first.process.poll() is None
-        with Command(cluster, home, *self.study) as second:
+        with Command(cluster, home, slow, *self.asked) as second:
             self.wait_for(second, lambda: children(home)[0]["attempts"] == "2")
             reached = self.newest()
             self.wait_for(second, lambda: self.newest() > reached)
             second.process.send_signal(signal.SIGINT)
             self.interrupted = second.end()
         self.statuses = sorted(run.info.status for run in self.client.search_runs(["1"]))
-        self.ended = Command(cluster, home, *self.study).end()
+        self.ended = Command(cluster, home, "ablations/shortcuts.py", *self.asked).end()
 
     def newest(self) -> int:
         """Return the epoch of the latest checkpoint."""
@@ -126,8 +128,8 @@ def test_a_study_whose_holder_was_killed_or_interrupted_is_taken_over(passed_on:
 def test_two_studies_at_the_same_time_train_a_run_that_both_want_once(cluster: str, home: Path) -> None:
     common = ("depth=8", "--seeds", "1", "--set", "optim.epochs=30")
     with (
-        Command(cluster, home, "shortcuts", "shortcut=none,A", *common) as first,
-        Command(cluster, home, "degradation", "shortcut=none,A", *common) as second,
+        Command(cluster, home, "ablations/shortcuts.py", "shortcut=none,A", *common) as first,
+        Command(cluster, home, "ablations/degradation.py", "shortcut=none,A", *common) as second,
     ):
         ends = {first: first.end(), second: second.end()}
     assert [code for code, *_ in ends.values()] == [0, 0], ends

@@ -33,7 +33,7 @@ def test_a_group_that_started_slowly_has_the_whole_timeout_for_its_first_step(
     group = WorkerGroup()
     group.names = ["worker"]
     monkeypatch.setattr(group, "is_placed", lambda: placed)
-    stalls = worker_group._StallDetector(make_job(tmp_path, "group", world_size=2), group)
+    stalls = worker_group._StallDetector(make_job(tmp_path, "group", world_size=2, hang_timeout=60), group)
     verdicts = {}
     for now in range(6, 3000, 6):
         if now == 2400:  # the node that it lacked has come

@@ -48,10 +48,10 @@ class Evidence:
     design: Design
     runs: pd.DataFrame
     """A row per run of the design: `cell` (label), `seed`, `fingerprint`, `run_id` (empty without an MLflow run), `outcome`
-    (`completed`, `diverged`, `oom`, `failed`, `stopped`, `running` or `missing`), `message`, `attempts`, `value` (of the design's
-    metric), `train_value` (the same quantity on training data, NaN if it is not reported) and the columns of `COST_METRICS` (final
-    epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further metrics under their own names, such as
-    `test/loss`, or `metric.seed` for one with the name of another column."""
+    (`completed`, `diverged`, `oom`, `failed`, `stopped`, `interrupted`, `running` or `missing`), `message`, `attempts`, `value`
+    (of the design's metric), `train_value` (the same quantity on training data, NaN if it is not reported) and the columns of
+    `COST_METRICS` (final epoch of completed runs, otherwise NaN), the columns of `CONDITION_COLUMNS`, and further metrics under
+    their own names, such as `test/loss`, or `metric.seed` for one with the name of another column."""
     curves: pd.DataFrame
     """A row per epoch of a completed run: `cell`, `seed`, `epoch` (from 1), and the columns of `CURVE_COLUMNS`: the metric on
     training data, the metric itself, and the duration of the epoch in seconds. A column is NaN if it is not reported."""
@@ -59,10 +59,10 @@ class Evidence:
     """The columns of `resnet_core.training.probes.Row` with `cell` and `seed`; empty if nothing was probed."""
     trials: pd.DataFrame | None = None
     """A row per trial of a search: `cell` (label of a `SearchCell`), `number` (from 0 within the cell), `run_id`, `outcome`
-    (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `running`), `epochs` and `seconds` (training so far, without the
-    epochs of a trial that this one branched from), `value` (of the search's metric, last epoch), `gpu_hours`, `flops` (NaN if
-    unknown), `changes` (`optim.changes` of population-based training as text, otherwise empty), `attempts`, and the values of the
-    searched fields under their dotted names. None without a search."""
+    (`completed`, `pruned`, `diverged`, `oom`, `failed`, `stopped`, `interrupted`, `running`), `epochs` and `seconds` (training so
+    far, without the epochs of a trial that this one branched from), `value` (of the search's metric, last epoch), `gpu_hours`,
+    `flops` (NaN if unknown), `changes` (`optim.changes` of population-based training as text, otherwise empty), `attempts`, and
+    the values of the searched fields under their dotted names. None without a search."""
     trial_curves: pd.DataFrame | None = None
     """A row per epoch of a trial: `cell`, `number`, `epoch` (from 1), `value` (of the search's metric). None without a search."""
     looks: tuple[int, ...] = ()

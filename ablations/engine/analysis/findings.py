@@ -32,7 +32,7 @@ class CellFinding:
     train_value: Estimate
     """Value of the same quantity on training data; without a mean if the runs do not report it."""
     problems: Mapping[str, int]
-    """Number of runs that did not complete, by outcome: diverged, oom, failed, stopped, running, missing."""
+    """Number of runs that did not complete, by outcome: diverged, oom, failed, stopped, interrupted, running, missing."""
     reasons: tuple[str, ...]
     """Distinct messages of the runs that did not complete."""
     parameters: float | None

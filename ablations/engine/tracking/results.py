@@ -3,7 +3,7 @@
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.task.metric import Metric
 from ablations.engine.task.predictions import Predictions
 from ablations.engine.tracking import looks, run_queries, search_trials
+from ablations.engine.tracking.holder import may_be_alive
 from ablations.engine.tracking.run_queries import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
         for cell in design.cells
         for seed, fingerprint in enumerate(cell.fingerprints)
     ]
-    runs = pd.DataFrame(_row(design, *run) for run in of_run)
+    outcome = partial(RunRecord.outcome_in, study_run_id=study_run_id, is_running=not study_run_id or may_be_alive(tags))
+    runs = pd.DataFrame(_row(design, *run, outcome) for run in of_run)
     found = Evidence(design, runs, pd.DataFrame(columns=["cell", "seed"]), pd.DataFrame(columns=["probe"]), looks=earlier)
     if design.seed_looks and not part:
         found = with_path(found)
@@ -62,7 +64,7 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
     completed = {record.run_id: (cell, seed) for cell, seed, _, record in of_run if details and record and record.completed}
     by = run_queries.training_version_filter(design.training_version, design.code_version)
     trials, trial_curves = (
-        search_trials.trial_tables(search_trials.read_trials(client, design.search, by), design.search)
+        search_trials.trial_tables(search_trials.read_trials(client, design.search, by), design.search, outcome)
         if design.search
         else (None, None)
     )
@@ -71,7 +73,9 @@ def gather(client: MlflowClient, design: Design, study_run_id: str = "", *, deta
     return replace(found, curves=curves, probes=probes, trials=trials, trial_curves=trial_curves, correct=correct)
 
 
-def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None) -> dict[str, Any]:
+def _row(
+    design: Design, cell: str, seed: int, fingerprint: str, record: RunRecord | None, outcome: Callable[[RunRecord], str]
+) -> dict[str, Any]:
     """Return a row of `Evidence.runs`."""
     row: dict[str, Any] = {"cell": cell, "seed": seed, "fingerprint": fingerprint, "outcome": "missing"}
     row |= {"run_id": "", "message": "", "attempts": 0, **dict.fromkeys(CONDITION_COLUMNS, "")}
@@ -79,9 +83,8 @@ def _row(design: Design, cell: str, seed: int, fingerprint: str, record: RunReco
     if record:
         names = _value_columns(design.metric) | {metric: name for name, metric in COST_METRICS.items()}
         row |= {name: record.tags.get(name, "") for name in CONDITION_COLUMNS} | {"precision": record.params.get("precision", "")}
-        running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
-        row |= {"run_id": record.run_id, "outcome": "running" if running else record.outcome or record.status.lower()}
-        row |= {"message": "" if running else record.tags.get("message", ""), "attempts": int(record.tags.get("attempts", 0))}
+        row |= {"run_id": record.run_id, "outcome": outcome(record), "attempts": int(record.tags.get("attempts", 0))}
+        row |= {"message": "" if record.status == "RUNNING" else record.tags.get("message", "")}
         if record.completed:
             own = {name: name if name not in row else f"metric.{name}" for name in record.metrics}
             row |= {names.get(name, own[name]): value for name, value in record.metrics.items()}

@@ -90,6 +90,17 @@ class RunRecord:
     def completed(self) -> bool:
         return self.has_result and self.outcome == "completed"
 
+    def outcome_in(self, study_run_id: str, *, is_running: bool) -> str:
+        """Return the outcome of the latest attempt, as a study shows it whose own run has this ID.
+
+        It is `running` whatever the outcome of an earlier attempt, and `interrupted` where the study, which is not running, was
+        killed before it could record an end.
+        """
+        if self.status != "RUNNING":
+            return self.outcome or self.status.lower()
+        is_own = self.tags.get(PARENT_TAG) == study_run_id  # otherwise another study trains it
+        return "interrupted" if is_own and not is_running else "running"
+
     @property
     def generation(self) -> int:
         return int(self.tags.get("generation", "1"))

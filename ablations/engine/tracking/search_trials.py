@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +121,10 @@ def _past_trial(tag: str, record: RunRecord, content: Mapping[str, Any], epochs:
     return PastTrial(cell=content["cell"], trial=trial, record=record, epochs=whole)
 
 
-def trial_tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return trials as `Evidence.trials` and `Evidence.trial_curves`."""
+def trial_tables(
+    past: Sequence[PastTrial], search: SearchDesign, outcome: Callable[[RunRecord], str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return trials as `Evidence.trials` and `Evidence.trial_curves`; `outcome` returns that of a record."""
     rows, curves = [], []
     completed = [each.record.metrics for each in past if each.record.completed]
     gpus = max((each["gpu_hours"] / each["train_seconds"] for each in completed if "gpu_hours" in each), default=math.nan)
@@ -130,7 +132,7 @@ def trial_tables(past: Sequence[PastTrial], search: SearchDesign) -> tuple[pd.Da
         metrics, newest = each.record.metrics, max(each.epochs, default=0)
         last = each.epochs.get(newest, {})
         row: dict[str, Any] = {"cell": each.cell, "number": each.trial.number, "run_id": each.record.run_id}
-        row |= {"outcome": each.outcome, "epochs": max(newest - each.start, 0)}
+        row |= {"outcome": outcome(each.record), "epochs": max(newest - each.start, 0)}
         row |= {"attempts": int(each.record.tags.get("attempts", 0))}
         row |= {"value": last.get("value", math.nan), "seconds": each.seconds}
         row |= {"gpu_hours": each.seconds * gpus, "flops": metrics.get("flops", math.nan)}

@@ -24,7 +24,7 @@ from tests.helpers.stored_study import RUNS
 from tests.helpers.submission import Submitted, meanwhile
 
 HOUR = 3600.0
-LONG = ("--levels", "shortcut=A", "--set", "optim.epochs=100", "optim.lr=0.01")
+LONG = ("--levels", "shortcut=A", "--set", "optim.epochs=20", "optim.lr=0.01")
 
 
 class Storage:
@@ -225,7 +225,7 @@ def test_cleaning_beside_a_real_study_takes_nothing_from_it(home: Path, tmp_path
             found.append(json.loads(done.stdout))
         return True
 
-    with meanwhile(home, clean):
+    with meanwhile(home, clean, slowly=3):
         running = Submitted(home, *LONG)
     assert len(found) == 2
     fingerprint = running.plan.runs[0].fingerprint
@@ -234,7 +234,7 @@ def test_cleaning_beside_a_real_study_takes_nothing_from_it(home: Path, tmp_path
         assert fingerprint not in {each["folder"] for each in document["checkpoints"]}
     assert [each["folder"] for each in found[0]["checkpoints"]] == [finished.plan.runs[0].fingerprint]
     assert (running.code, running.outcomes(), running.entry().tags["attempts"]) == (0, ["completed"], "1")
-    assert running.steps() == list(range(1, 101))
+    assert running.steps() == list(range(1, 21))
 
 
 @pytest.mark.slow

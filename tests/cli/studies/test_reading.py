@@ -1,6 +1,7 @@
 """Commands that list, show and compare the studies of an MLflow read what is there, quickly, and name what they do not find."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
-from ablations.engine.cli.studies import catalog, reader
+from ablations.engine.cli.studies import catalog, reader, run_rows
 from ablations.engine.cli.studies.reader import Reader, read_duration
 from ablations.engine.environment.provenance import machine_id
 from ablations.engine.report import findings_json
@@ -88,6 +89,21 @@ def test_list_counts_the_runs_of_a_study_that_is_not_complete(run: Run, own_uri:
     assert f"{RUNS - 2} of {RUNS}, 1 diverged, 1 failed" in run("list", uri=own_uri)[1]
 
 
+def test_an_adaptive_study_that_has_not_ended_counts_its_runs_so_far(
+    run: Run, own_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(own_uri)
+    study, design = run_queries.find_design(client, STUDY.name, "smoke", {})
+    adaptive = dataclasses.replace(design, seed_looks=(1, design.seeds))
+    monkeypatch.setattr(run_rows, "read_design", lambda *_: adaptive)
+    client.delete_run(document(run, "runs", "stored", uri=own_uri)["runs"][0]["run_id"])
+    client.update_run(study, status="KILLED")
+    (found,) = document(run, "list", uri=own_uri)["studies"]
+    assert (found["state"], found["planned"], found["done"]) == ("interrupted", None, RUNS - 1)
+    assert f"{RUNS - 1} so far" in run("list", uri=own_uri)[1]
+    assert f"Runs with a result: {RUNS - 1} so far\n" in run("show", "stored", uri=own_uri)[1]
+
+
 def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: str) -> None:
     """A killed process, or one whose terminal was closed, leaves runs that MLflow calls running."""
     client = MlflowClient(own_uri)
@@ -96,8 +112,13 @@ def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: s
     for run_id in (study.info.run_id, first):
         client.update_run(run_id, status="RUNNING")
 
+    design = run_queries.find_design(client, STUDY.name, "smoke", {})[1]
+
     def outcomes() -> set[str]:
-        return {each["outcome"] for each in document(run, "runs", "stored", uri=own_uri)["runs"]}
+        found = {each["outcome"] for each in document(run, "runs", "stored", uri=own_uri)["runs"]}
+        assert set(results.gather(client, design, study.info.run_id, details=False).runs["outcome"]) == found
+        assert document(run, "logs", first, uri=own_uri)["outcome"] in found - {"completed"}
+        return found
 
     assert outcomes() == {"completed", "interrupted"}
     assert "\ninterrupted; started" in run("logs", first, uri=own_uri)[1]

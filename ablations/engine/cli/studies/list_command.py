@@ -76,7 +76,7 @@ def _listed(reader: Reader, entry: StudyEntry, selector: str) -> ListedStudy:
             planned, dataset = sum(len(cell.fingerprints) for cell in design.cells), design.dataset
             counts = {FINISHED: planned}
     elif found := read_runs(reader, entry):
-        planned, dataset, counts = len(found.runs), found.design.dataset, found.counts
+        planned, dataset, counts = found.planned, found.design.dataset, found.counts
     return ListedStudy(entry=entry, selector=selector, dataset=dataset, planned=planned, counts=counts, answers=answers)
 
 
@@ -88,11 +88,14 @@ def answer_in_a_line(answers: Sequence[Mapping[str, str]]) -> str:
 
 
 def runs_in_words(planned: int | None, counts: Mapping[str, int]) -> str:
-    """Return how many runs have a result and what became of the others: `22 of 24, 1 diverged, 1 failed`."""
-    if planned is None:
+    """Return how many runs have a result and what became of the others: `22 of 24, 1 diverged, 1 failed`.
+
+    Without counts, the study was not read. Without a planned number only, it is an adaptive study that has not ended.
+    """
+    if not counts and planned is None:
         return "not known"
     diverged, failed = counts.get("diverged", 0), sum(counts.get(name, 0) for name in FAILED)
-    parts = [f"{_done(counts)} of {planned}"]
+    parts = [f"{_done(counts)} so far" if planned is None else f"{_done(counts)} of {planned}"]
     parts += [f"{count} {word}" for count, word in ((diverged, "diverged"), (failed, "failed")) if count]
     return ", ".join(parts)
 

@@ -58,28 +58,29 @@ def run(given: argparse.Namespace) -> int:
     """Print what is known of the run; return the exit code."""
     if given.lines < 1:
         raise reject("--lines", given.lines, "accepted: 1 or more")
-    chosen, traceback, is_running = read(tracking_uri(given), lambda reader: _find(reader, given.run_name))
+    chosen, traceback, outcome = read(tracking_uri(given), lambda reader: _find(reader, given.run_name))
     logs = [log for place in _places(chosen) for log in _process_logs(*place, lines=given.lines)]
     if given.json:
-        print_document(_document(chosen, traceback, logs))
+        print_document(_document(chosen, traceback, outcome, logs))
     else:
-        _print(chosen, traceback, logs, is_running=is_running)
+        _print(chosen, traceback, outcome, logs)
     return 0
 
 
-def _find(reader: Reader, name: str) -> tuple[Any, str, bool]:
-    """Return the run that a name means, its traceback, and whether it trains: a killed study leaves runs without an end."""
+def _find(reader: Reader, name: str) -> tuple[Any, str, str]:
+    """Return the run that a name means, its traceback and its outcome: a killed study leaves runs without an end."""
     text = name.strip().lower()
     runs: list[Any] = []
     if FINGERPRINT.fullmatch(text):  # one request, where MLflow has many runs
         runs = list(run_queries.search_runs(reader.client, f"tags.fingerprint = '{text}'"))
     runs = runs or list(run_queries.search_runs(reader.client, "tags.fingerprint LIKE '%'"))
     found = find_run(runs, name, "a run that MLflow has; ablations runs NAME lists them")
-    is_running = found.info.status == "RUNNING"
-    if is_running:
-        parent = found.data.tags.get(run_queries.PARENT_TAG)
-        is_running = all(entry.is_running for entry in catalog.list_studies(reader) if entry.run_id == parent)
-    return found, reader.artifact(found, TRACEBACK) or "", is_running
+    record = run_queries.run_record(found)
+    parent = record.tags.get(run_queries.PARENT_TAG, "")
+    is_running = record.status != "RUNNING" or all(
+        each.is_running for each in catalog.list_studies(reader) if each.run_id == parent
+    )
+    return found, reader.artifact(found, TRACEBACK) or "", record.outcome_in(parent, is_running=is_running)
 
 
 def _places(found: Any) -> list[tuple[str, str]]:
@@ -110,7 +111,7 @@ def _tail(file: Path, lines: int) -> str:
     return "\n".join([line for line in found if not line.startswith(":")][-lines:])
 
 
-def _document(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> dict[str, Any]:
+def _document(found: Any, traceback: str, outcome: str, logs: Sequence[ProcessLog]) -> dict[str, Any]:
     tags = found.data.tags
     return {
         "schema": SCHEMA,
@@ -118,8 +119,8 @@ def _document(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> dict[st
         "name": run_title(found),
         "study": tags.get("study", ""),
         "status": found.info.status,
-        "outcome": tags.get("outcome", ""),
-        "message": tags.get("message", ""),
+        "outcome": outcome,
+        "message": _message(found),
         "attempts": int(tags.get("attempts", "0")),
         "last_interruption": tags.get("last_interruption", ""),
         "traceback": traceback,
@@ -127,7 +128,12 @@ def _document(found: Any, traceback: str, logs: Sequence[ProcessLog]) -> dict[st
     }
 
 
-def _print(found: Any, traceback: str, logs: Sequence[ProcessLog], *, is_running: bool) -> None:
+def _message(found: Any) -> str:
+    """Return why the run ended; empty while it has not ended again."""
+    return "" if found.info.status == "RUNNING" else found.data.tags.get("message", "")
+
+
+def _print(found: Any, traceback: str, outcome: str, logs: Sequence[ProcessLog]) -> None:
     from rich.text import Text
 
     from ablations.engine.environment.console import make_console, print_line
@@ -135,9 +141,7 @@ def _print(found: Any, traceback: str, logs: Sequence[ProcessLog], *, is_running
     console, tags = make_console(), found.data.tags
     print_line(console, f"{tags.get('study', '')}, {run_title(found)}, run {found.info.run_id}")
     times = f"{catalog.format_time((found.info.start_time or 0) / 1000)}"
-    has_ended = found.info.status != "RUNNING"
-    outcome = tags.get("outcome") or found.info.status.lower() if has_ended else "running" if is_running else "interrupted"
-    why = f": {tags['message']}" if tags.get("message") and has_ended else ""
+    why = f": {message}" if (message := _message(found)) else ""
     print_line(console, f"{outcome}{why}; started {times}, attempts: {tags.get('attempts', '0')}")
     if interruption := tags.get("last_interruption"):
         print_line(console, f"Its process ended before: {interruption}")

@@ -65,6 +65,11 @@ class StoredRuns:
         return [row for row in self.rows if not row.trial]
 
     @property
+    def planned(self) -> int | None:
+        """Number of planned runs; None for an adaptive study that has not ended, since its results decide how many it needs."""
+        return None if self.design.seed_looks and self.entry.state != "complete" else len(self.runs)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of runs by outcome."""
         return dict(Counter(row.outcome for row in self.runs))
@@ -141,23 +146,15 @@ def _of_record(entry: StudyEntry, record: RunRecord | None, metric: str) -> dict
     if record is None:
         nothing = {"value": None, "seconds": None, "attempts": 0, "started": None}
         return {"outcome": MISSING, **nothing, "run_id": "", "message": ""}
-    running = record.status == "RUNNING"  # whatever the outcome of an earlier attempt
-    outcome = _running_outcome(entry, record) if running else record.outcome or record.status.lower()
     return {
-        "outcome": outcome,
+        "outcome": record.outcome_in(entry.run_id, is_running=entry.is_running),
         "value": _number(record.metrics.get(metric)),
         "seconds": _number(record.metrics.get("train_seconds")),
         "attempts": int(record.tags.get("attempts", 0)),
         "started": record.started_ms / 1000 if record.started_ms else None,
         "run_id": record.run_id,
-        "message": "" if running or record.completed else record.tags.get("message", ""),
+        "message": "" if record.status == "RUNNING" or record.completed else record.tags.get("message", ""),
     }
-
-
-def _running_outcome(entry: StudyEntry, record: RunRecord) -> str:
-    """Return `running`, or `interrupted` for a run whose study was killed before it could record an end."""
-    is_own = record.tags.get(run_queries.PARENT_TAG) == entry.run_id  # otherwise another study trains it
-    return "interrupted" if is_own and not entry.is_running else "running"
 
 
 def _number(value: float | None) -> float | None:

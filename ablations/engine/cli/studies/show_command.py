@@ -120,7 +120,7 @@ def _document(shown: ShownStudy) -> dict[str, Any]:
         "command": origin.get("command", ""),
         "commit": origin.get("git.commit", ""),
         "report": shown.report or None,
-        "planned": len(found.runs),
+        "planned": found.planned,
         "outcomes": found.counts,
         "factors": {name: list(levels) for name, levels in design.factors.items()},
         "baseline": dict(design.baseline),
@@ -166,7 +166,7 @@ def _print(shown: ShownStudy) -> None:
     )
     counts = {name: count for name, count in found.counts.items() if name not in ("completed", "diverged", "failed", "oom")}
     rest = "".join(f", {count} {outcome}" for outcome, count in counts.items())
-    print_line(console, f"Runs with a result: {runs_in_words(len(found.runs), found.counts)}{rest}")
+    print_line(console, f"Runs with a result: {runs_in_words(found.planned, found.counts)}{rest}")
     console.print()
     console.print(_table(found))
     for answer in shown.findings.get("answers", ()):
