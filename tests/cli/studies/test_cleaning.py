@@ -112,6 +112,7 @@ def test_a_folder_that_cannot_be_removed_is_not_counted_as_freed(storage: Storag
     found = json.loads(out)
     (size,) = [each["bytes"] for each in found["checkpoints"] if each["folder"] == name]
     assert found["freed"] == found["bytes"] - size
+    assert [each["folder"] for each in found["failed"]] == [name]
     assert f"{storage.path}/{name} cannot be removed: " in err
     assert storage.left() == {name, "elsewhere"}
 

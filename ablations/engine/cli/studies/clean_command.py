@@ -251,17 +251,20 @@ def _emit(
 ) -> None:
     gone = found.bytes - sum(each.bytes for each in (*kept, *failed)) if removed else 0
     if given.json:
-        print_document(_document(found, kept, freed=gone))
+        print_document(_document(found, kept, failed, freed=gone))
     elif removed:
         print(f"{format_size(gone)} freed.")
 
 
-def _document(found: Cleaning, kept: Sequence[CheckpointUsage], *, freed: int) -> Mapping[str, Any]:
+def _document(
+    found: Cleaning, kept: Sequence[CheckpointUsage], failed: Sequence[CheckpointUsage], *, freed: int
+) -> Mapping[str, Any]:
     return {
         "schema": SCHEMA,
         "checkpoints": [_checkpoint(each) for each in found.checkpoints],
         "other": [{"kind": each.kind, "path": each.path, "bytes": each.bytes} for each in found.state],
         "held": [_checkpoint(each) for each in (*found.held, *kept)],
+        "failed": [_checkpoint(each) for each in failed],
         "bytes": found.bytes,
         "freed": freed,
     }
