@@ -1,4 +1,4 @@
-"""What every benchmark records, and how it is shown: raw values, with the machine and the versions they were measured on."""
+"""Records of benchmarks and their tables: raw values, with the machine and the versions they were measured on."""
 
 import argparse
 import importlib.metadata
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command lines of all benchmarks have in common."""
+    """Options that the command lines of all benchmarks have in common."""
 
     folder: Path
     """The benchmark's own folder: README.md and the committed result.json."""

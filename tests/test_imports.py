@@ -1,4 +1,4 @@
-"""What importing this package costs and what it leans on."""
+"""Importing this package is cheap, and needs few others."""
 
 import ast
 import re

@@ -1,1 +1,1 @@
-"""Where the time of a training step goes."""
+"""Shares of the time of a training step."""

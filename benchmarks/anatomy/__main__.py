@@ -1,4 +1,4 @@
-"""Where the time of an epoch of training goes: forward, backward, optimiser, and the rest of `fit`."""
+"""Shares of the time of a training epoch: forward, backward, optimizer, and the rest of `fit`."""
 
 import argparse
 import functools
@@ -23,7 +23,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "optimiser step": (torch.optim.SGD, "step"),
     "gradients to none": (torch.optim.SGD, "zero_grad"),
 }
-"""What a training step cannot do without, and the function that does it."""
+"""Necessary parts of a training step, each with the function that does it."""
 
 
 class Clock:

@@ -30,7 +30,7 @@ DEVICE = "cuda"
 
 
 class Pictures(MapDataset[tuple[Tensor, int]]):
-    """What torchvision's CIFAR10 does for each image: a picture from an array, then its transforms."""
+    """A data set that does the work of torchvision's CIFAR10 for each image: a picture from an array, then its transforms."""
 
     def __init__(self, images: Split, transform: Callable[[Image.Image], Tensor]) -> None:
         self.arrays = images.images.transpose(0, 2, 3, 1).copy()

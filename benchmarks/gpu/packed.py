@@ -15,7 +15,7 @@ from resnet_core.overrides import override
 WINDOW = 8.0
 """Seconds in which steps count."""
 STEPS = 100
-"""Of an epoch. Whole epochs are counted."""
+"""Steps of an epoch. Whole epochs are counted."""
 
 
 def train(depth: int, start: float, number: int) -> None:

@@ -1,1 +1,1 @@
-"""What kills of the processes of worker groups cost."""
+"""Cost of kills of the processes of worker groups."""

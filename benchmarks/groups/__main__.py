@@ -21,21 +21,21 @@ from benchmarks.reliability.kills import trial_processes
 from benchmarks.reliability.soak import EPOCHS, LEFT_SECONDS, Submission
 
 SEEDS = 5
-"""Of a study, which has twice as many runs."""
+"""Seeds of a study, which has twice as many runs."""
 KILLS = 8
-"""At most, of a study."""
+"""Maximum number of kills of a study."""
 HANG_TIMEOUT_SECONDS = 12
 GAP_EPOCHS = (6, 24)
 """Epochs that are saved between two kills. A run of 12 epochs must not be hit more than three times."""
 STUDY_SECONDS = 1200.0
-"""How long a study may take."""
+"""Timeout of a study, in seconds."""
 ROLES = {"leader": "ray::RunTrainable", "worker": "ray::GroupWorker"}
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
 
 @dataclass
 class Soak:
-    """What happened.
+    """A soak: studies whose processes are killed, and what each has lost.
 
     Args:
         scratch: for homes; those of studies in which something went wrong stay there.
@@ -46,7 +46,7 @@ class Soak:
     seed: int
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[int] = field(default_factory=list)
-    """How many things each study lost, doubled or left."""
+    """Number of things that each study lost, duplicated or left."""
     recovery_seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SIGNALS})
     """From a kill to the next epoch that is saved, by signal."""
 

@@ -1,1 +1,1 @@
-"""What a study costs beyond the training itself."""
+"""Overhead of a study beyond the training itself."""

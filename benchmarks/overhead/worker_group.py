@@ -20,7 +20,7 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Process:
-    """What was seen of one process."""
+    """Observations of one process."""
 
     created: float
     title: str = ""
@@ -93,7 +93,7 @@ def _look(process: psutil.Process, known: Process, handles: dict[int, psutil.Pro
 
 
 def actors(seen: Watched) -> Breakdown:
-    """What each kind of Ray process cost."""
+    """Return the cost of each kind of Ray process."""
     kinds: dict[str, list[Process]] = defaultdict(list)
     for process in seen.processes.values():
         if process.title:

@@ -1,1 +1,1 @@
-"""What probes cost."""
+"""Cost of probes."""

@@ -1,1 +1,1 @@
-"""How MLflow's databases bear many runs: looking them up, writing one more, a report."""
+"""Speed of MLflow's databases with many runs: looking them up, writing one more, a report."""

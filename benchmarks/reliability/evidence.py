@@ -1,4 +1,4 @@
-"""What a study leaves behind, as far as it must not depend on what happened while it ran."""
+"""Traces of a study, as far as they must not depend on what happened while it ran."""
 
 import hashlib
 from collections import Counter
@@ -30,7 +30,7 @@ class Evidence:
 
     @classmethod
     def read(cls, home: Path, printed: str) -> "Evidence":
-        """What is in a home's database, checkpoints and journals, and the table that a submission printed."""
+        """Read a home's database, checkpoints and journals, and the table that a submission printed."""
         client = MlflowClient(f"sqlite:///{home}/mlflow.db")
         found: Found = Counter(("journal", path.name) for path in (home / "journals").iterdir())
         runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
@@ -49,11 +49,11 @@ class Evidence:
         return [logged[0] - start for (start, _), logged in zip(spans, times, strict=True) if logged]
 
     def lost(self, undisturbed: "Evidence") -> Found:
-        """What an undisturbed study has and this one has not, or has less often."""
+        """Return what an undisturbed study has and this one has not, or has less often."""
         return undisturbed.found - self.found
 
     def doubled(self, undisturbed: "Evidence") -> Found:
-        """What this study has more often than an undisturbed one, or otherwise."""
+        """Return what this study has more often than an undisturbed one, or with another value."""
         return self.found - undisturbed.found
 
 
@@ -76,7 +76,7 @@ def _of_run(run: Run, history: Sequence[Metric]) -> Found:
 
 
 def _digest(folder: Path) -> str:
-    """Of the final weights, to the bit."""
+    """Return a digest of the final weights."""
     saved = CheckpointFolder(str(folder.parent), folder.name).latest()
     digest = hashlib.sha256()
     for name, value in sorted(saved["model"].items() if saved else ()):

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 LOOK_SECONDS = 0.0005
-"""How often files are looked at: a checkpoint is half written for about a millisecond."""
+"""Interval between two looks at files, in seconds. A checkpoint is half written for about a millisecond."""
 LIST_SECONDS = 0.2
-"""How often trial processes are listed, which takes milliseconds itself."""
+"""Interval between two listings of trial processes, in seconds. A listing takes milliseconds itself."""
 
 SIGNALS = {"driver, SIGKILL": signal.SIGKILL, "driver, SIGTERM": signal.SIGTERM, "driver, SIGINT": signal.SIGINT}
 TRIAL = "trial process, SIGKILL"

@@ -20,7 +20,7 @@ from benchmarks.reliability.kills import Kill, trial_processes
 EPOCHS = 12
 HUNG_SECONDS = 300.0
 LEFT_SECONDS = 20.0
-"""How long processes of a study that is done have to be gone."""
+"""Time that the processes of an ended study have to exit, in seconds."""
 STUDY = [
     sys.executable,
     str(record.ROOT / "ablations" / "shortcuts.py"),
@@ -57,7 +57,7 @@ class Submission:
 
 @dataclass
 class Soak:
-    """What happened.
+    """A soak: studies whose processes are killed, and what each has lost.
 
     Args:
         scratch: for homes; those of studies in which something went wrong stay there.
@@ -71,7 +71,7 @@ class Soak:
     kills: list[Kill] = field(default_factory=list)
     submissions: int = 0
     wrong: list[int] = field(default_factory=list)
-    """How many things each killed study lost, doubled or left."""
+    """Number of things that each killed study lost, duplicated or left."""
     undisturbed_seconds: list[float] = field(default_factory=list)
     resumed_seconds: list[float] = field(default_factory=list)
     """From a resubmission to the first epoch that MLflow did not have."""

@@ -1,1 +1,1 @@
-"""How long the report of a large study takes, from MLflow to the page."""
+"""Time of the report of a large study, from MLflow to the page."""

@@ -1,1 +1,1 @@
-"""What probes cost."""
+"""Cost of durability: checkpoints, watchdog and journal."""

@@ -1,1 +1,1 @@
-"""How much faster two workers are than one."""
+"""Speed of two workers against one."""

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def factor(of: record.Series, to: record.Series, cores: int = 1) -> str:
-    """What is left of the speed for each core, from `to` to `of`."""
+    """Return the share of the speed per core that is left, from `to` to `of`."""
     return f"{statistics.median(record.ratio(of, to).values) / cores:.2f}"
 
 

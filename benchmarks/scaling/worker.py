@@ -9,7 +9,7 @@ from torch import distributed
 from resnet_core import DataConfig, ModelConfig, OptimConfig, RunSpec, fit
 
 EPOCHS = 4
-"""Of each measurement: the first, which warms up, does not count."""
+"""Repetitions of each measurement. The first, which warms up, does not count."""
 
 BASE = RunSpec(
     model=ModelConfig(depth=20),

@@ -1,1 +1,1 @@
-"""What a trial of a search costs besides its training, and whether memory grows."""
+"""Cost of a trial of a search besides its training, and the growth of memory."""

@@ -15,7 +15,7 @@ from benchmarks import record
 
 SAMPLE_SECONDS = 1.0
 TRIAL = "ray::"
-"""How Ray's processes are called that train."""
+"""Title of Ray's processes that train."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

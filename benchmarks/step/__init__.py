@@ -1,1 +1,1 @@
-"""How fast `fit` trains, against PyTorch alone."""
+"""Speed of `fit` against PyTorch alone."""

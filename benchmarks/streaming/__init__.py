@@ -1,1 +1,1 @@
-"""What decoding images in every epoch costs."""
+"""Cost of decoding images in every epoch."""

@@ -1,1 +1,1 @@
-"""What very many trials over very many nodes cost the one process that leads them."""
+"""Cost of very many trials on very many nodes for the one process that leads them."""

@@ -96,7 +96,7 @@ class Watched:
         self.memory.append(memory / 1e6)
 
     def parts(self) -> list[tuple[str, float, float, float]]:
-        """Of each part its trials, seconds between two of them, the driver's processor seconds for one, its memory at the end."""
+        """Return of each part: trials, seconds between two of them, the driver's processor seconds per trial, memory at the end."""
         rows = []
         bounds = [i * (len(self.begins) - 1) // PARTS for i in range(PARTS + 1)]
         for first, last in itertools.pairwise(bounds):

@@ -159,7 +159,7 @@ def test_a_look_that_was_not_declared_has_its_share_as_well() -> None:
 
 
 class Rates(NamedTuple):
-    """What simulated studies found."""
+    """Findings of simulated studies."""
 
     anything: float
     """Share of studies that claim any difference."""

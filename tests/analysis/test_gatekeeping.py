@@ -73,7 +73,7 @@ def test_a_single_combination_is_not_claimed_before_its_level() -> None:
 @pytest.mark.parametrize("shape", DESIGNS)
 @pytest.mark.parametrize("seeds", [pytest.param(3, marks=pytest.mark.nightly), 5])
 def test_a_page_of_a_study_without_effect_claims_something_in_one_of_twenty(shape: str, seeds: int) -> None:
-    """Of 3,000 each: 4.3 to 5.4 % (see `test_..._in_the_long_run`)."""
+    """False positives in 3,000 studies each: 4.3 to 5.4 % (see `test_..._in_the_long_run`)."""
     made, studies = design(DESIGNS[shape], {"a": "0"}, seeds=seeds), 60
     assert false_claims(made, studies) <= 0.06 + 3 * (0.06 * 0.94 / studies) ** 0.5
 

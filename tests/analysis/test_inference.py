@@ -33,7 +33,7 @@ STUDIES = 2000
 
 
 def three_sigma(rate: float) -> float:
-    """How far the share of simulated studies may be from its expectation."""
+    """Return how far the share of simulated studies may be from its expectation."""
     return 3 * math.sqrt(rate * (1 - rate) / STUDIES)
 
 

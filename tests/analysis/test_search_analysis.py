@@ -1,4 +1,4 @@
-"""What a search found: what it took, what it chose, what that gains, and whether the order of variants survives it."""
+"""Analysis of a search: its cost, choices and gains, and the order of variants before and after."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ def found(evidence: Evidence) -> SearchFindings:
 
 
 def ranked(shifts: Mapping[str, tuple[float, float]], seeds: int = 5, drop: str = "") -> Ranking:
-    """Of variants that are so many points worse than A before and after tuning."""
+    """Return the search of variants that are so many points worse than A before and after tuning."""
 
     def truth(levels: Mapping[str, str], seed: int) -> float:
         before, after = shifts.get(levels["shortcut"], (0, 0))

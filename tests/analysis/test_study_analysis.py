@@ -198,7 +198,7 @@ def test_an_effect_is_averaged_over_combinations_at_which_both_levels_exist() ->
 
 
 def test_what_is_said_of_single_combinations_is_what_the_comparisons_say() -> None:
-    """Where the baseline names one factor, its simple effects are the study's comparisons, in the same family of tests."""
+    """If the baseline names one factor, its simple effects are the study's comparisons, in the same family of tests."""
     made = design(seeds=5)
     errors = np.random.default_rng(0).normal(8, 1, (6, 5))
     runs = evidence(made).runs.assign(value=errors.ravel())

@@ -45,7 +45,7 @@ from resnet_core.model.summary import main as model_command
 from resnet_core.overrides import from_flat, run_schema
 
 CASES = int(os.environ.get("FUZZ_CASES", "100"))
-"""Of each fuzzed command or function; random ones where it is given, else always the same."""
+"""Cases of each fuzzed command or function: random ones where the number is given, else always the same."""
 fuzzed = settings(
     max_examples=CASES,
     derandomize="FUZZ_CASES" not in os.environ,
@@ -239,7 +239,7 @@ def test_a_studys_command_line_is_a_plan_or_one_line(watched: list[Plan], study:
 
 
 VALUES = ["", " ", "None", "true", "-1", "0", "1e309", "nan", "-inf", "9" * 5000, "[]", "[0.5,0.75]", "1,2,3", "x", "[bold]", "\0"]
-"""Of any field: what no type of field foresees."""
+"""Values of any field that no type of field expects."""
 OBJECTS = [None, True, -1, 0, 2**80, 10**5000, 1e308, math.inf, math.nan, "", "x", "\ud800", object(), b"1"]
 OBJECTS += [(), [], [[1]], ["a", None], {}, {1: 2}, {3}]
 """The same in Python."""

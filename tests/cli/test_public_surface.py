@@ -1,4 +1,4 @@
-"""What users rely on is frozen: the names of `ablations`, and the options of study files and of the console command.
+"""The public interface is frozen: the names of `ablations`, and the options of study files and of the console command.
 
 A change of `public_surface.txt` is a change for users: it belongs in the changelog, and an option that gets another name keeps the
 old one for one release. After an intended change:

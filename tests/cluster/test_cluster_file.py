@@ -93,7 +93,7 @@ class Node:
         return call
 
     def ray_options(self) -> dict[str, Any]:
-        """What Ray's own command line makes of `ray start`; it refuses what it does not know."""
+        """Return what Ray's own command line makes of `ray start`; it rejects unknown options."""
         options: dict[str, Any] = ray_start.make_context("ray start", list(self.ray_start().arguments[1:])).params
         return options
 
@@ -103,14 +103,14 @@ class Node:
         return list(call.arguments)
 
     def mlflow_server(self) -> argparse.Namespace:
-        """What this project's own command line makes of its call."""
+        """Return what this project's own command line makes of its call."""
         service = self.mlflow_service()
         command = service.index(f"{self.home}/venv/bin/ablations")
         given: argparse.Namespace = engine.make_parser().parse_args(service[command + 1 :])
         return given
 
     def settings(self) -> dict[str, str]:
-        """What is in the file of settings."""
+        """Return the content of the file of settings."""
         return dict(line.split("=", 1) for line in (self.home / "resnet-ablations.env").read_text().splitlines())
 
 
@@ -130,7 +130,7 @@ def node(nodes: dict[str, Node], request: pytest.FixtureRequest) -> Node:
 
 
 def launched(runs: int, **needs: float) -> dict[str, int]:
-    """Which workers Ray's autoscaler starts, where there are none, for this many runs that wait."""
+    """Return the workers that Ray's autoscaler starts, where there are none, for this many runs that wait."""
     config = prepared_cluster_file()
     for name in worker_types():
         config["available_node_types"][name]["resources"] = {"CPU": 4, "GPU": 1}  # as AWS would say
@@ -284,7 +284,7 @@ def test_no_other_security_group_is_used() -> None:
 
 @pytest.mark.slow
 def test_ray_creates_nodes_at_aws_that_only_ssh_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `ray up` asks of AWS, told to moto, which knows the names of all parameters."""
+    """Requests of `ray up` to AWS, sent to moto, which knows the names of all parameters."""
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private.aws.config import bootstrap_aws

@@ -48,7 +48,7 @@ PODS = {
 
 
 def environment(pod: str) -> dict[str, Any]:
-    """What the settings and its own list give to the container of a pod."""
+    """Return the environment that the settings and its own list give to the container of a pod."""
     (container,) = PODS[pod]["spec"]["containers"]
     settings = found("ConfigMap")["data"] if {"configMapRef": {"name": "resnet-ablations"}} in container.get("envFrom", []) else {}
     return settings | {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in container.get("env", [])}

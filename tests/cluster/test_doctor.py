@@ -416,7 +416,7 @@ class Several:
         connection.connect()
 
     def environment(self, home: Path, store: Line) -> dict[str, str]:
-        """Of a node with this home folder, which reaches this object store."""
+        """Return the environment of a node with this home folder, which reaches this object store."""
         token = Path.home() / ".ray" / "auth_token"
         keeps = {"RAY_AUTH_TOKEN_PATH": str(token)} if token.exists() else {}
         return {"HOME": str(home), "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}", **keeps}

@@ -149,7 +149,7 @@ def test_the_doctor_finds_no_fault_with_the_service(service: Service) -> None:
 
 
 def runs_in(uri: str) -> list[Run]:
-    """Of the study, its own among them."""
+    """Return the runs of the study, its own among them."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("shortcuts")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []

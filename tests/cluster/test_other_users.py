@@ -1,4 +1,4 @@
-"""What another user of the same machine can do to a service, to its jobs and to a study's own Ray: nothing."""
+"""Another user of the same machine can do nothing to a service, to its jobs and to a study's own Ray."""
 
 import os
 import shutil

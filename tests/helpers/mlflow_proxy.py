@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Mode(Enum):
-    """How the proxy handles a request."""
+    """Ways in which the proxy handles a request."""
 
     PASS = auto()
     REFUSE = auto()

@@ -22,7 +22,7 @@ Draw = Callable[[Evidence], Figure | None]
 
 
 def line(panel: Axes, name: str) -> dict[float, float]:
-    """What is drawn for a cell."""
+    """Marks that are drawn for a cell."""
     (made,) = (each for each in panel.lines if each.get_label() == name)
     return dict(zip(np.asarray(made.get_xdata()).tolist(), np.asarray(made.get_ydata()).tolist(), strict=True))
 

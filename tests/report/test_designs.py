@@ -1,4 +1,4 @@
-"""What page, terminal and `findings.json` say about designs other than factorial and about adaptive seeds."""
+"""Page, terminal and `findings.json` of designs other than factorial and of adaptive seeds."""
 
 import io
 import json

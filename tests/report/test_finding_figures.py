@@ -31,7 +31,7 @@ THREE = {"shortcut": ("none", "A"), "depth": ("20", "56"), "model.width": ("16",
 
 
 def line(panel: Axes, name: str, dash: str = "-") -> Line2D:
-    """What is drawn under a name."""
+    """Return the line that is drawn under a name."""
     return container(panel, name, dash).lines[0]
 
 

@@ -26,7 +26,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """What a page holds: elements in order with their text, and tables as rows of (text, value)."""
+    """Content of a page: elements in order with their text, and tables as rows of (text, value)."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

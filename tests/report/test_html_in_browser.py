@@ -25,7 +25,7 @@ pytestmark = needs_chromium
 
 
 def in_browser(page: str, script: str, folder: Path, width: int = 1280) -> Any:
-    """What an expression is beside a frame of that width, in which `page` is the report's document; no complaint is allowed."""
+    """Return the value of an expression beside a frame of that width, whose document is `page`; no complaint is allowed."""
     outer = f"""<!DOCTYPE html><body>
 <iframe style="width: {width}px; height: 800px; border: 0" srcdoc="{html.escape(page)}"></iframe>
 <script>onload = () => {{ const page = document.querySelector("iframe").contentDocument, frame = page.defaultView;

@@ -1,4 +1,4 @@
-"""What MLflow shows of a study: short names, few metrics, and the answer of the largest run of the study."""
+"""MLflow's page of a study: short names, few metrics, and the answer of the largest run of the study."""
 
 import time
 from dataclasses import replace

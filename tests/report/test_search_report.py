@@ -1,4 +1,4 @@
-"""What people read of a search: the report's section, the terminal, MLflow's description."""
+"""Texts about a search: the report's section, the terminal, MLflow's description."""
 
 import io
 import re

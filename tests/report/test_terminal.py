@@ -1,4 +1,4 @@
-"""What a person sees while a study runs."""
+"""Terminal output while a study runs."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""What is on disk decides, also within a process; and who reads or waits long gives signs of life."""
+"""Data on disk decide, also within a process; and a process that reads or waits long gives signs of life."""
 
 import itertools
 import os
@@ -57,7 +57,7 @@ def written_over(root: Path) -> None:
 
 
 def exchanged(root: Path) -> None:
-    """Of one size, and made to look as old as each other: only ctime tells."""
+    """Both files have one size and one time of change; only ctime tells them apart."""
     for path in root.rglob("*.bmp"):
         os.utime(path, (0, 0))
     load_dataset(config(root))

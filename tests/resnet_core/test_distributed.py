@@ -86,7 +86,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
-    """What each worker found."""
+    """Findings of each worker."""
     folder = tmp_path_factory.mktemp("workers")
     spawn(work, args=(str(folder),), nprocs=WORKERS, daemon=True)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]

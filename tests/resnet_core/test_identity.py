@@ -156,7 +156,7 @@ def pythons(version: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_every_python_computes_the_same_identities(version: str) -> None:
-    """Of configurations and of sources, in interpreters that have no other library."""
+    """Configurations and sources have the same identities in interpreters that have no other library."""
     found = pythons(version)
     if not found:
         pytest.skip(f"Python {version} is not installed")

@@ -38,7 +38,7 @@ def load(config: DataConfig, cache: Path | None = None, *, download: bool = Fals
 
 
 def hint(name: str, root: Path) -> str:
-    """What is said where CIFAR data are missing."""
+    """Return the message where CIFAR data are missing."""
     folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     command = f"python -m resnet_core.data prepare --preset {name} --set data.root={shlex.quote(str(root))} --download"
     return f"no complete and uncorrupted {folder} in it; get it with --data-download or: {command}"
@@ -209,7 +209,7 @@ def remote(request: pytest.FixtureRequest, server: Server, tmp_path: Path, monke
 
 
 def left_in(config: DataConfig) -> list[str]:
-    """What is in the folder but lock files."""
+    """Return the names in the folder, without lock files."""
     return sorted(path.name for path in Path(config.root or "").iterdir() if path.suffix != ".lock")
 
 

@@ -61,7 +61,7 @@ def values(rows: list[Row], quantity: str) -> dict[str, float]:
 
 
 def naive_deviations(net: ResNet, x: Tensor) -> dict[str, float]:
-    """Of the outputs of the BatchNorms behind 3×3 convolutions, all kept, in float64."""
+    """Return standard deviations of the outputs of the BatchNorms behind 3×3 convolutions, all kept, in float64."""
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -77,7 +77,7 @@ def dataset(images: Path) -> Dataset:
 
 
 def pixels(batches: StreamedBatches, images: Tensor) -> NDArray[np.float64]:
-    """What the images were before normalization."""
+    """Return the images before normalization."""
     return np.asarray((images * batches.std + batches.mean).round().double())
 
 

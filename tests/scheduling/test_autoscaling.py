@@ -28,7 +28,7 @@ from tests.helpers.ray_nodes import TRIAL_ACTOR, actor_nodes, kill_node_processe
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.cluster]
 
 MACHINE = {"CPU": 4.0, "GPU": 1.0}
-"""What AWS says of the workers' instance type."""
+"""AWS's description of the workers' instance type."""
 HEAD = "f" * 51 + "00000"
 """The name of the head with this provider, which knows one type of head only."""
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

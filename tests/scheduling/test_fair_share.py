@@ -169,7 +169,7 @@ class Timed(RecordingListener):
         super().reported(fingerprint, report)
 
     def at(self, moment: float) -> int:
-        """How many runs were under way."""
+        """Return the number of runs in training."""
         return sum(begin <= moment < self.over.get(name, math.inf) for name, begin in self.began.copy().items())
 
 

@@ -74,7 +74,7 @@ def search(folder: Path, source: RunSource, *, workers: int = 1) -> Noted:
 
 
 def words() -> list[str]:
-    """What processes in training left with Ray."""
+    """Return the keys of records that processes have left with Ray."""
     return kv_keys("ablations/process/")
 
 

@@ -34,7 +34,7 @@ from tests.helpers.synthetic_study import design
 
 STUDY = Study(name="depths", question="How deep?", factors={"depth": (8, 14)}, baseline={"depth": 8}, preset="smoke", seeds=2)
 STEPS = 8
-"""Of a run on `smoke`: two epochs of four."""
+"""Steps of a run on `smoke`: two epochs of four."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a user's code contributes to a run's identity, and how it reaches other processes."""
+"""A user's code is part of a run's identity, and reaches other processes."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""What the tracker writes to a real database is what queries read back."""
+"""Queries read back from a real database what the tracker writes."""
 
 import base64
 import json

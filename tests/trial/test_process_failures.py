@@ -162,7 +162,7 @@ def test_a_run_that_loses_one_node_after_the_other_without_an_epoch_fails(
     explain = process_failures.explain_failure
 
     def lost(*asked: Any) -> ProcessFailure:
-        """What takes its node down each time, without the seconds that this takes."""
+        """Return the failure of a run that takes its node down each time, without the seconds that this takes."""
         explain(*asked)
         return ProcessFailure("its node was lost", "node")
 

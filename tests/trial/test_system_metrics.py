@@ -1,4 +1,4 @@
-"""What a run uses of its machine is measured where it can be read, and left out elsewhere.
+"""The resources that a run uses are measured where it can be read, and left out elsewhere.
 
 No GPU is here: a stand-in has the functions of NVIDIA's library that are called. A GPU's own counter is not tested.
 """

@@ -80,7 +80,7 @@ class Warm(RecordingListener):
 
 
 def digest(job: Job) -> str:
-    """Of the last weights of a run, to the bit."""
+    """Return a digest of the last weights of a run."""
     saved = CheckpointFolder(job.storage, job.folder).latest()
     assert saved
     return hashlib.sha256(b"".join(value.numpy().tobytes() for value in saved["model"].values())).hexdigest()
@@ -150,7 +150,7 @@ DISTURBANCES: dict[str, Callable[[], object]] = {
     "leader killed": lambda: processes(LEADER)[0].kill(),
     "leader stopped": lambda: processes(LEADER)[0].suspend(),
 }
-"""How a group is disturbed, in this order."""
+"""Disturbances of a group, in this order."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a study has cost: time, GPU-hours, energy, and at given rates money and CO₂."""
+"""Cost of a study: time, GPU-hours, energy, and at given rates money and CO₂."""
 
 import math
 from collections.abc import Iterable

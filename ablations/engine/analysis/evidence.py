@@ -68,7 +68,7 @@ class Evidence:
     looks: tuple[int, ...] = ()
     """Numbers of seeds at which a complete answer to the study was shown before, ascending."""
     correct: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    """Whether each test example is predicted correctly in the final epoch, in the order of the test set, by fingerprint. Runs whose
+    """Correctness of the final epoch's prediction of each test example, in the order of the test set, by fingerprint. Runs whose
     predictions are not stored are absent."""
     path: SeedPath | None = None
     """Path of an adaptive study, whose design and runs are those that the path needs; see `seed_path.with_path`. None for a fixed

@@ -19,7 +19,7 @@ from ablations.engine.analysis.statistics.inference import holm_adjust, zero_tol
 from ablations.engine.study.design import Design
 
 Wrong = npt.NDArray[np.bool_]
-"""Whether each test example is predicted wrongly (seeds, examples)."""
+"""True for each test example that is predicted wrongly (seeds, examples)."""
 
 
 @dataclass(frozen=True, kw_only=True)

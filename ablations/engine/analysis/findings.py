@@ -254,7 +254,7 @@ class Findings:
     interactions: tuple[Interaction, ...]
     anova: Anova | None
     no_anova: str
-    """Why there is no analysis of variance; empty if there is one."""
+    """Reason for the absence of an analysis of variance; empty if there is one."""
     answers: tuple[Answer, ...]
     """One per factor with at least two levels, in the order of the design."""
     flags: tuple[str, ...]
@@ -272,7 +272,7 @@ class Findings:
     search: SearchFindings | None = None
     """Findings about the search; None for a study without one."""
     cost: str = ""
-    """What the study cost, in a sentence; empty if the times in the table say it all."""
+    """Sentence about the cost of the study; empty if the times in the table say it all."""
 
     @property
     def complete(self) -> bool:

@@ -70,7 +70,7 @@ class DatasetsResult(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What holds over the data sets: the part `summary` of `findings`."""
+        """Findings over all data sets: the part `summary` of `findings`."""
         found: dict[str, Any] = self.findings["summary"]
         return found
 

@@ -43,7 +43,7 @@ class ResourceChoice:
 
     resources: RunResources
     reason: str = ""
-    """Why a worker has this number of GPUs, as a clause; empty if the user named the number."""
+    """Reason for a worker's number of GPUs, as a clause; empty if the user named the number."""
 
     def describe(self) -> str:
         """Return a sentence about the resources."""

@@ -80,7 +80,7 @@ class SearchSettings:
 
 
 class Decision(Enum):
-    """What happens to a trial after it has reported an epoch."""
+    """The decision about a trial that has reported an epoch."""
 
     CONTINUE = auto()
     PRUNE = auto()

@@ -246,7 +246,7 @@ class Design:
 
     @property
     def example(self) -> str:
-        """What trainings learn from, in the singular, as reports call it."""
+        """Unit of the data that trainings learn from, in the singular, as reports call it."""
         return "example" if self.task else "image"
 
     def baseline_label(self, cell: DesignCell) -> str | None:

@@ -12,16 +12,16 @@ MAX_SILENT_WAIT_SHARE = 0.1
 
 
 class Supervision:
-    """What may end a study or its runs early. This one lets everything train to its end."""
+    """Supervision that may end a study or its runs early. This one lets everything train to its end."""
 
     @property
     def halted(self) -> str:
-        """Why no further run starts; empty if the study goes on."""
+        """Reason why no further run starts; empty if the study goes on."""
         return ""
 
     @property
     def stop_reason(self) -> str:
-        """Why the study ends before its runs have; empty if it does not, or for another cause, such as Ctrl-C."""
+        """Reason why the study ends before its runs; empty if it does not, or for another cause, such as Ctrl-C."""
         return ""
 
     def stop_message(self, fingerprint: str) -> str:
@@ -48,7 +48,7 @@ class RunEvents:
         """Reasons why the latest processes of runs ended, by fingerprint."""
         self.mentioned: set[str] = set()
         self._stopping: dict[str, str] = {}
-        """Why runs stop whose process is told so, by fingerprint, until its last report has arrived."""
+        """Reasons of runs whose process has been told to stop, by fingerprint, until its last report has arrived."""
 
     @property
     def halted(self) -> bool:

@@ -21,7 +21,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a training is given besides its configuration."""
+    """The arguments of a training besides its configuration."""
 
     seed: int = 0
     """Seed of the run. Python's, NumPy's and PyTorch's global generators are seeded with it already."""

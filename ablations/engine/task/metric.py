@@ -91,7 +91,7 @@ class Metric:
 
     @property
     def best(self) -> str:
-        """Which of several values is the best: `lowest` or `highest`."""
+        """Word for the best of several values: `lowest` or `highest`."""
         return "lowest" if self.better == "lower" else "highest"
 
     @property

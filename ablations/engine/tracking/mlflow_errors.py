@@ -22,7 +22,7 @@ CONNECTION_PROBLEMS = {
     r"SSLError": "no secure connection",
     r"RemoteDisconnected|Connection aborted|Connection reset|IncompleteRead": "the connection was closed without an answer",
 }
-"""What the messages of requests and urllib3 mean, by a pattern that they contain."""
+"""Meanings of messages of requests and urllib3, by a pattern that they contain."""
 
 
 class DeletedInMlflow(MlflowException):

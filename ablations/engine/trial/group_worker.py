@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker runs."""
+    """The node and the address of a worker."""
 
     node: str
     """Ray's ID of the node."""

@@ -1,4 +1,4 @@
-"""How a run ends: its outcome, as the last of its reports."""
+"""Outcomes of runs, each in the last report of its run."""
 
 import gc
 import re

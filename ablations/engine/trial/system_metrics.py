@@ -1,4 +1,4 @@
-"""What a run uses of its machine: processor time, memory, and the energy and utilization of its GPU, as metrics of the run.
+"""System metrics of a run: processor time, memory, and the energy and utilization of its GPU.
 
 NVIDIA's library, NVML, counts a GPU's energy. It is read through the package `nvidia-ml-py` (module `pynvml`) if that is installed.
 Without it, or on a GPU without the counter, the metrics of the GPU are left out.

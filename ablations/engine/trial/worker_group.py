@@ -34,7 +34,7 @@ GRACE_SECONDS = 15.0
 reason."""
 
 Answer: TypeAlias = Report | RayError | None
-"""What a worker has answered: a report, its crash, or nothing yet."""
+"""Answer of a worker: a report, its crash, or none yet."""
 
 
 class GroupCrash(Exception):  # noqa: N818 - an event that a new group follows

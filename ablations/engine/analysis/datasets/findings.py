@@ -128,7 +128,7 @@ class DatasetsFindings:
     scores: tuple[CellScore, ...]
     """Scores by cell, the best first; empty for fewer than five data sets."""
     no_scores: str
-    """Why there are no ranks or scores; empty if there are."""
+    """Reason for the absence of ranks and scores; empty if there are any."""
     tests: int
     """Number of tests in the summary's family."""
     complete: bool

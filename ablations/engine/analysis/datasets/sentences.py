@@ -21,7 +21,7 @@ from ablations.engine.study.designs import LADDER, ONE_AT_A_TIME
 from resnet_core.fields import counted
 
 PLACES = {ONE_AT_A_TIME: ", with all other factors at the baseline", LADDER: ", added to the rung below"}
-"""Where the effects of a design hold, if not on average over the other factors."""
+"""Clause that names the setting in which a design's effects hold, for designs that do not average over the other factors."""
 MAX_LISTED = 3
 """Largest number of data sets or cells that a sentence lists one by one."""
 

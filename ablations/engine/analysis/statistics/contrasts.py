@@ -17,7 +17,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.study.designs import FACTORIAL, LADDER, RESOLUTIONS, resolution
 
 Terms = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-"""What a contrast averages: for each combination of the other factors, the rows that are added and those that are subtracted."""
+"""Rows that a contrast averages: for each combination of the other factors, those that are added and those that are subtracted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ MAD_TO_STD = 1.4826
 
 @dataclass(frozen=True, kw_only=True)
 class FailureTable:
-    """Which runs failed to train, and which count at all; a row per cell of the design, a column per seed."""
+    """Flags of runs that failed to train, and of those that count at all; a row per cell of the design, a column per seed."""
 
     failed: Flags
     """True for a run that diverged, or completed with a value that shows no training."""

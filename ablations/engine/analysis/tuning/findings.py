@@ -66,7 +66,7 @@ class SearchCellFinding:
     importances: tuple[Importance, ...]
     """Importance of each field, largest first."""
     no_importances: str
-    """Why there are no importances; empty if there are."""
+    """Reason for the absence of importances; empty if there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ MAX_SEEDS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeFinding:
-    """What paired runs show about a change."""
+    """The effect of a change, from paired runs."""
 
     verdict: Verdict
     n: int

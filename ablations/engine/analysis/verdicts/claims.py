@@ -1,4 +1,4 @@
-"""What the tests of a contrast support: a claim, a possibility, or nothing."""
+"""Claims that the tests of a contrast support: an effect, a possible effect, or none."""
 
 from collections.abc import Sequence
 from typing import TypeVar

@@ -23,7 +23,7 @@ SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """What a study found about an expectation."""
+    """The outcome of an expectation in a study."""
 
     expectation: str
     verdict: str

@@ -65,7 +65,7 @@ class StudyEntry:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """What the report of the latest design says; empty if there is no such report, or if runs have ended since."""
+        """Summary of the latest design's report; empty if there is no such report, or if runs have ended since."""
         try:
             found: dict[str, Any] = json.loads(self.tags.get(SUMMARY_TAG, "{}"))
         except ValueError:

@@ -133,7 +133,7 @@ def _is_removable(each: CheckpointUsage, older: float | None, *, shared: bool) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """What processes hold by their leases in MLflow."""
+    """Studies and runs that processes hold by their leases in MLflow."""
 
     parents: frozenset[str]
     """IDs of the studies' own runs."""

@@ -1,4 +1,4 @@
-"""What this project keeps on disk: checkpoints by study, data, artifacts, logs, and temporary folders of Ray."""
+"""Disk usage of this project: checkpoints by study, data, artifacts, logs, and temporary folders of Ray."""
 
 import os
 import re

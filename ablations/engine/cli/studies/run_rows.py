@@ -42,7 +42,7 @@ class RunRow:
     run_id: str
     """ID in MLflow; empty without a run there."""
     message: str
-    """Why the run has no result; empty if it has one."""
+    """Reason why the run has no result; empty if it has one."""
     trial: bool = False
     """True for a trial of a search, whose value is a score on validation data."""
 

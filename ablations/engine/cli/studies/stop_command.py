@@ -25,7 +25,7 @@ SCHEMA = "ablations-stop/1"
 WAIT_SECONDS = 120.0
 """Time for which the command waits until the study or run has stopped, in seconds."""
 STATUS_SECONDS = 5.0
-"""How long to wait for the status of a study that has stopped, in seconds."""
+"""Timeout for the status of a study that has stopped, in seconds."""
 POLL_INTERVAL_SECONDS = 1.0
 """Time between two looks at MLflow while waiting, in seconds."""
 

@@ -20,7 +20,7 @@ class Check:
     detail: str
     """The measured value, or the reason why nothing was measured."""
     remedy: str = ""
-    """What to do if the check failed."""
+    """Instruction for a check that failed."""
 
 
 def passed(name: str, detail: str) -> Check:

@@ -55,7 +55,7 @@ class NodeGpus:
     driver: str = ""
     visible: Sequence[Gpu] = ()
     error: str = ""
-    """Why torch could not list the GPUs."""
+    """Reason why torch could not list the GPUs."""
 
 
 def has_gpus() -> bool:

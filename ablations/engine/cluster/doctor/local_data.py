@@ -17,7 +17,7 @@ class LocalDataset:
     images: int = 0
     """Number of training images."""
     error: str = ""
-    """Why the data set could not be read."""
+    """Reason why the data set could not be read."""
 
 
 def measure(config: DataConfig, cache: str) -> LocalDataset:

@@ -44,7 +44,7 @@ class ListeningSocket:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeExposure:
-    """How other machines can reach a node."""
+    """Sockets and addresses by which other machines can reach a node."""
 
     sockets: Sequence[ListeningSocket]
     addresses: Sequence[str]

@@ -36,7 +36,7 @@ class Node:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Why a node returned no result."""
+    """The reason why a node returned no result."""
 
     reason: str
     lost: bool

@@ -23,7 +23,7 @@ class Caption(NamedTuple):
 
     title: str
     text: str
-    """How to read the figure."""
+    """Caption: an explanation of the figure's marks."""
     alt: str
     """Alternative text: what the figure shows, with its main numbers."""
 

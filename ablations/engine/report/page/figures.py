@@ -19,7 +19,7 @@ class ReportFigure:
     """Unique name of letters, digits, `-` and `_`."""
     title: str
     text: str
-    """How to read the figure."""
+    """Caption: an explanation of the figure's marks."""
     alt: str
     """Alternative text: what the figure shows."""
     svg: str

@@ -18,7 +18,7 @@ class TextFile:
 
     name: str
     about: str
-    """What it holds, such as `CSV with every digit`."""
+    """Its content, such as `CSV with every digit`."""
     text: str
 
     @property

@@ -1,1 +1,1 @@
-"""What a study would train, cost and be able to show, before anything starts."""
+"""Preview of a study before anything starts: its runs, its cost, and the differences that it could detect."""

@@ -31,7 +31,7 @@ MAX_SEEDS = 100
 
 
 ComputeMode = tuple[str, bool, bool, bool]
-"""How a step is computed: precision, deterministic algorithms, channels last, activation checkpointing."""
+"""Settings that change the speed of a step: precision, deterministic algorithms, channels last, activation checkpointing."""
 
 
 @dataclass(frozen=True)

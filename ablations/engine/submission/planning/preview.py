@@ -41,7 +41,7 @@ Known = tuple[dict[str, RunRecord], list[CompletedRun], "Sequence[PastTrial]", s
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What a study would train, and what it would cost."""
+    """The runs that a study would train, and their cost."""
 
     plan: Plan
     """The study; for a search that has not ended, with a copy of the default in place of each future choice."""
@@ -57,7 +57,7 @@ class Preview:
     seeds: "SeedForecast | None" = None
     """Cost of an adaptive study, whose `estimate` is that of all runs that it may need; None for a fixed number of seeds."""
     warning: str
-    """Why a submission would be rejected; empty if it would not."""
+    """Reason why a submission would be rejected; empty if it would not."""
 
 
 def preview(plan: Plan, options: Options) -> int:

@@ -1,1 +1,1 @@
-"""What happens beside the training of a study: stop requests, an early end, notifications, and the removal of checkpoints."""
+"""Supervision of a study that trains: stop requests, an early end, notifications, and the removal of checkpoints."""

@@ -50,7 +50,7 @@ class StopRequests:
     ) -> None:
         self.client, self.study_run, self.experiments, self.on_study_stop = client, study_run, experiments, on_study_stop
         self.study_message = ""
-        """Why the whole study stops; empty if nobody asked for it."""
+        """Reason why the whole study stops; empty if nobody asked for it."""
         self.discarded = 0
         """Number of requests from before this submission, which are not obeyed."""
         self._messages: dict[str, str] = {}

@@ -49,14 +49,14 @@ class Supervisor(Supervision):
 
     @property
     def halted(self) -> str:
-        """Why no further run starts; empty if the study goes on."""
+        """Reason why no further run starts; empty if the study goes on."""
         if not self.first_failures.reason:
             return ""
         return f"the first {counted(self.first_failures.limit, 'run')} failed with the same error: {self.first_failures.reason}"
 
     @property
     def stop_reason(self) -> str:
-        """Why the study ends before its runs have: a request, or failures; empty if there is another cause, such as Ctrl-C."""
+        """Reason why the study ends before its runs: a request, or failures; empty for another cause, such as Ctrl-C."""
         if self.stop_requests.study_message:
             return f"the study was {self.stop_requests.study_message}"
         return f"the study stopped: {self.halted}" if self.halted else ""
