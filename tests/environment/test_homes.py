@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from ablations.engine.environment import paths
 from ablations.engine.submission.reporting import report_address
+from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.connection import connect, is_new_database
 from resnet_core import ConfigError
 from tests.helpers.project import PROJECT
@@ -80,6 +81,21 @@ def test_artifact_addresses_are_updated_after_a_home_was_moved(
     assert Path(client.download_artifacts(run_id, "report/report.html")).read_text() == "a report"
     assert opened(report_address(client, log(client))).is_relative_to(new)
     assert not old.exists()
+
+
+def test_what_the_local_service_has_stored_is_read_and_extended_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path
+) -> None:
+    client = connect(make_home(home := tmp_path / "sp ace", monkeypatch, empty))
+    experiment = client.create_experiment("served", "mlflow-artifacts:/7")  # as the server does
+    run_id = client.create_run(experiment, tags={run_queries.REPORT_TAG: run_queries.WHOLE}).info.run_id
+    client.log_text(run_id, "a report", "report/report.html")
+    (file,) = home.glob("artifacts/7/*/artifacts/report/report.html")
+    assert file.read_text() == "a report"
+    assert Path(client.download_artifacts(run_id, "report/report.html")).read_text() == "a report"
+    assert opened(report_address(client, run_id)) == file
+    other = connect(f"sqlite:///{shutil.copy(home / 'mlflow.db', tmp_path / 'copy.db')}")
+    assert opened(report_address(other, run_id)) == file, "the folder is that of the home"
 
 
 def test_a_database_whose_home_is_gone_is_rejected_and_the_home_is_not_recreated(

@@ -76,7 +76,7 @@ def database(home: Path) -> MlflowClient:
 
 
 def test_every_part_is_removed_by_a_test() -> None:
-    assert {*OVER_HTTP, *PASSWORDS, "DATABASE_LOGGER"} == PARTS.keys()
+    assert {*OVER_HTTP, *PASSWORDS, "DATABASE_LOGGER", "REGISTER_ARTIFACT_REPOSITORY"} == PARTS.keys()
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))
@@ -218,6 +218,17 @@ def test_tracebacks_of_a_database_are_logged_where_its_logger_is_another(
     connect(f"sqlite:///{tmp_path}/mlflow.db")
     (line,) = warnings(caplog)
     assert "tracebacks" in line
+
+
+def test_artifacts_of_the_service_stay_with_it_without_the_registry(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RESNET_ABLATIONS_HOME", str(tmp_path))
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    change("REGISTER_ARTIFACT_REPOSITORY", "gone", monkeypatch)
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    (line,) = warnings(caplog)
+    assert "available only while it runs" in line
 
 
 @pytest.mark.parametrize("word", mlflow_internals.RUNS_PAGE_WORDS)

@@ -25,6 +25,7 @@ from ablations.engine.tracking import looks, mlflow_internals, results, run_quer
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.lease import LeaseLost
 from ablations.engine.tracking.mlflow_errors import describe_error
+from ablations.engine.tracking.relocation import artifact_file
 from resnet_core.fields import counted, printable, reject
 
 
@@ -178,6 +179,8 @@ def report_address(client: MlflowClient, run_id: str, *, part: str = "", page: s
         where = printable(client.tracking_uri)
         return mlflow_internals.web_address(where, mlflow_internals.artifact_page(run.experiment_id, run_id, page))
     where = f"{run.artifact_uri}/{page}"
+    if where.startswith(mlflow_internals.PROXIED) and (file := artifact_file(where)):
+        where = file.as_uri()
     path = unquote(where.removeprefix("file://"))
     # Terminals make no link of a path with a space, and an escaped path does not exist; a file:// address works in both respects.
     return where if path != where.removeprefix("file://") else path

@@ -72,6 +72,7 @@ def connect(uri: str) -> "MlflowClient":
         client.search_experiments(max_results=1)
         if path := paths.sqlite_path(uri):
             relocation.update_artifact_addresses(path)
+            relocation.open_artifacts_of_service(path)
     except ConfigError:
         raise
     except Exception as error:  # a database's driver may raise anything, and may be missing

@@ -1,4 +1,4 @@
-"""Support for moving the home folder: MLflow stores absolute artifact addresses, which must be updated afterwards."""
+"""Artifacts of the home folder: MLflow stores absolute addresses, or those of a server that may have ended since."""
 
 import sys
 from pathlib import Path
@@ -31,6 +31,25 @@ def update_artifact_addresses(database: Path) -> None:
             )
         mlflow_internals.replace_artifact_addresses(database, old + MARK, home.as_uri() + MARK)
         print(f"{_folder(old)} is now {home}: artifact addresses in {database.name} were updated.", file=sys.stderr)
+
+
+def open_artifacts_of_service(database: Path) -> None:
+    """Make artifacts that were stored through the local service available without it, if this is the service's database."""
+    folder = paths.shared_folder("artifacts")
+    if database.parent.resolve() == paths.home().resolve() and "://" not in folder:
+        mlflow_internals.open_proxied_artifacts(Path(folder).as_uri())
+
+
+def artifact_file(address: str) -> Path | None:
+    """Return the file on this machine at an artifact's address; None if it is elsewhere.
+
+    An address of the local service's server leads to the folder where that keeps its artifacts.
+    """
+    if address.startswith(mlflow_internals.PROXIED):
+        folder = paths.shared_folder("artifacts")
+        return None if "://" in folder else Path(folder, address.removeprefix(mlflow_internals.PROXIED))
+    path = unquote(address.removeprefix("file://"))
+    return Path(path) if path.startswith("/") else None
 
 
 def _home_addresses(database: Path) -> list[str]:

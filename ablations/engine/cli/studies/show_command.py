@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 
 from ablations.engine.cli import options
 from ablations.engine.cli.studies import catalog
@@ -16,6 +15,7 @@ from ablations.engine.cli.studies.list_command import runs_in_words
 from ablations.engine.cli.studies.reader import Reader, add_reading_options, read, tracking_uri
 from ablations.engine.cli.studies.run_rows import MISSING, CellRow, StoredRuns, cell_rows, read_runs
 from ablations.engine.tracking import mlflow_internals
+from ablations.engine.tracking.relocation import artifact_file
 from ablations.engine.tracking.run_queries import EARLIER, REPORT_TAG, STOPPED_TAG
 from resnet_core.fields import counted, printable, reject
 
@@ -97,7 +97,8 @@ def _report_address(reader: Reader, entry: StudyEntry) -> str:
     info = entry.run.info
     if reader.uri.startswith("http"):
         return f"{reader.uri.rstrip('/')}/{mlflow_internals.artifact_page(info.experiment_id, info.run_id, REPORT)}"
-    return unquote(f"{info.artifact_uri}/{REPORT}".removeprefix("file://"))
+    address = f"{info.artifact_uri}/{REPORT}"
+    return str(artifact_file(address) or address)
 
 
 def _document(shown: ShownStudy) -> dict[str, Any]:

@@ -12,18 +12,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import quote, urlencode
 
 from ablations.engine.environment import paths
+from ablations.engine.tracking.mlflow_internals import PROXIED
 from ablations.engine.tracking.mlflow_internals.sqlite_tables import SqliteTables
+from ablations.engine.tracking.relocation import artifact_file
 
 TIMEOUT_SECONDS = 10.0
 """Timeout of a request, in seconds."""
-PROXIED = "mlflow-artifacts:/"
-"""Beginning of the address of an artifact that MLflow's server stores itself."""
 
 
 class NotQuick(Exception):  # noqa: N818 - never shown: the caller takes the slow way
@@ -120,7 +119,7 @@ class QuickClient:
                 raise NotQuick from error
             except OSError as error:
                 raise NotQuick from error
-        file = _local_file(address)
+        file = artifact_file(address)
         depth = path.count("/") + 2  # of the file in the folder of the experiment
         if file is None or len(file.parents) <= depth or not file.parents[depth].exists():
             raise NotQuick  # another store, or the home folder was moved: MLflow's own client reads or updates the addresses
@@ -145,18 +144,6 @@ class QuickClient:
             raise NotQuick from error
         except (OSError, ValueError) as error:
             raise NotQuick from error
-
-
-def _local_file(address: str) -> Path | None:
-    """Return the file of an artifact's address on this machine; None if it is elsewhere.
-
-    Runs that were created through the local service have addresses of its server, which may not run any more.
-    """
-    if address.startswith(PROXIED):
-        folder = paths.shared_folder("artifacts")
-        return None if "://" in folder else Path(folder, address.removeprefix(PROXIED))
-    path = unquote(address.removeprefix("file://"))
-    return Path(path) if path.startswith("/") else None
 
 
 @contextmanager

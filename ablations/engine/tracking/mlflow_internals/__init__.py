@@ -32,6 +32,8 @@ MAX_VALUES_PER_RESPONSE = 25_000
 """Maximum number of values in one response. MLflow's server silently truncates longer responses."""
 HISTORY_ROUTE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 """Route of MLflow's own charts. The REST API returns one metric of one run per request."""
+PROXIED = "mlflow-artifacts:/"
+"""Beginning of the address of an artifact that MLflow's server stores itself."""
 HISTORY_TABLE = "metrics"
 HISTORY_COLUMNS = ("run_uuid", "key", "step", "value", "is_nan")
 ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
@@ -91,6 +93,9 @@ USER_STORE_INIT = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore.i
 USER_STORE_UPDATE = Part("mlflow.server.auth.sqlalchemy_store", "SqlAlchemyStore.update_user", ("username", "password"))
 USER_TABLE = Part("mlflow.server.auth.db.models", "SqlUser.__tablename__")
 DATABASE_LOGGER = Part("mlflow.store.db.utils", "_logger.name")
+REGISTER_ARTIFACT_REPOSITORY = Part(
+    "mlflow.store.artifact.artifact_repository_registry", "_artifact_repository_registry.register", ("scheme", "repository")
+)
 
 
 @cache
@@ -105,6 +110,29 @@ def quiet_database_errors() -> None:
         logging.getLogger(DATABASE_LOGGER.load()).setLevel(logging.CRITICAL)
     except MissingPart as error:
         _warn("database errors are logged with their tracebacks", str(error))
+
+
+def open_proxied_artifacts(folder: str) -> None:
+    """Make this process read and write a server's artifacts in their folder, where it uses the server's database directly.
+
+    MLflow leaves such artifacts to the server, and raises an error without it. With a server's address, nothing changes.
+
+    Args:
+        folder: address of the folder in which the server keeps its artifacts.
+    """
+    from mlflow import get_tracking_uri
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    def repository(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
+        if (tracking_uri or get_tracking_uri()).startswith("http"):
+            return MlflowArtifactsRepository(artifact_uri, tracking_uri=tracking_uri, registry_uri=registry_uri)
+        return get_artifact_repository(f"{folder}/{artifact_uri.removeprefix(PROXIED)}", tracking_uri, registry_uri)
+
+    try:
+        REGISTER_ARTIFACT_REPOSITORY.load()(PROXIED.partition(":")[0], repository)
+    except MissingPart as error:
+        _warn("artifacts of studies on the local service are available only while it runs", str(error))
 
 
 def read_histories(tracking_uri: str, run_ids: Sequence[str], metrics: Sequence[str]) -> list[HistoryRow] | None:
