@@ -47,7 +47,7 @@ def plan(tmp_path: Path) -> Plan:
 def shown(plan: Plan, done: dict[str, RunRecord], estimate: CostEstimate, width: int = 120) -> list[str]:
     """Return the lines of a log."""
     text = io.StringIO()
-    Console(file=text, width=width).print(plan_view(plan, done, estimate))
+    Console(file=text, width=width).print(plan_view(plan, Design.from_plan(plan, {}), done, estimate))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -191,7 +191,7 @@ def adaptive_lines(plan: Plan, done: dict[str, RunRecord]) -> tuple[SeedForecast
     results = {name: (record.outcome, record.metrics["test/error"]) for name, record in done.items()}
     found = forecast_seeds(Design.from_plan(plan, {}), results, estimate)
     text = io.StringIO()
-    Console(file=text, width=1000).print(plan_view(plan, done, estimate, seeds=found))
+    Console(file=text, width=1000).print(plan_view(plan, Design.from_plan(plan, {}), done, estimate, seeds=found))
     return found, text.getvalue()
 
 

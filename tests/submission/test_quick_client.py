@@ -1,22 +1,29 @@
 """A plan's own client of MLflow answers like MLflow's, and stands aside where it cannot."""
 
+import io
 import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
-from dataclasses import asdict
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
+from ablations.engine.cli import options
 from ablations.engine.environment import paths
 from ablations.engine.study.definition import Study
+from ablations.engine.study.expansion import make_plan
 from ablations.engine.study.plan import Plan
+from ablations.engine.submission.planning import plan_json, preview
 from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
-from ablations.engine.tracking import run_queries
+from ablations.engine.tracking import looks, run_queries
 from ablations.engine.tracking.connection import connect
 from tests.helpers.own_networks import Tiny
 from tests.helpers.project import PROJECT
@@ -153,3 +160,45 @@ def test_finished_runs_are_read_without_mlflow(stored_uri: str, tmp_path: Path) 
     assert f"16 runs, 4 to train, {RUNS} done already" in text
     assert "in 80 % of such studies (power)" in " ".join(text.split())
     assert not modules & set(WITH_RESULTS)
+
+
+@pytest.mark.parametrize(("seeds", "taken"), [(3, ()), (12, (3,))])
+def test_a_plan_allows_for_the_looks_that_were_taken(
+    plan: Plan, stored_uri: str, tmp_path: Path, seeds: int, taken: tuple[int, ...]
+) -> None:
+    copy = shutil.copy(stored_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    client, uri = MlflowClient(f"sqlite:///{copy}"), f"sqlite:///{copy}"
+    (study,) = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.preset LIKE '%'")
+    client.set_tag(study.info.run_id, "base", plan.base_id)
+    single = examined(uri, seeds)
+    assert (single.looks, single.p_factor) == ((), 1)
+    for look in taken:
+        client.set_tag(study.info.run_id, f"{looks.LOOK_TAG_PREFIX}{look}", "now")
+    client.set_tag(study.info.run_id, looks.PLANNED_SEEDS_TAG, "3")
+    found = examined(uri, seeds)
+    assert found.looks == taken
+    sentence = "The answer has been read at 3 seeds: p-values at 12 seeds are multiplied by 16"
+    assert (sentence in found.text) == bool(taken)
+    assert (found.detectable > 1.2 * single.detectable) == bool(taken)
+    assert (found.p_factor == pytest.approx(math.pi**2 / 6 * 10)) == bool(taken)
+
+
+@dataclass
+class Examined:
+    """Parts of a plan."""
+
+    looks: tuple[int, ...]
+    p_factor: float
+    detectable: float
+    text: str
+
+
+def examined(uri: str, seeds: int) -> Examined:
+    """Return the plan of the stored study with a number of seeds."""
+    chosen = options.parse_options(STUDY, ["--seeds", str(seeds), "--tracking-uri", uri])
+    found = preview.examine(make_plan(STUDY, chosen.request, cache=paths.data_cache()), chosen)
+    with redirect_stdout(io.StringIO()) as out:
+        preview.show_preview(Console(file=out, width=1000), found)
+    document = plan_json.plan_document(found)
+    assert document["looks"]["taken"] == list(found.looks)
+    return Examined(found.looks, document["looks"]["p_factor"], document["power"]["detectable_adjusted"], out.getvalue())

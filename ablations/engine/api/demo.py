@@ -28,7 +28,7 @@ def closing_lines(findings: Mapping[str, Any], report: str) -> list[str]:
     return [
         f"Answer: {first}.",
         f"Look:   {report}",
-        f"Next:   {python} ablations/shortcuts.py --plan --seeds 20   (what more certainty costs), or make down (ends the service)",
+        f"Next:   {python} ablations/degradation.py --plan   (another study), or make down (ends the service)",
     ]
 
 

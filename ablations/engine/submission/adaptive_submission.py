@@ -16,7 +16,6 @@ from ablations.engine.submission.study_submission import POLL_INTERVAL_SECONDS, 
 from ablations.engine.tracking import looks, run_queries
 from ablations.engine.tracking.mlflow_errors import describe_error
 from ablations.engine.tracking.run_queries import RunRecord
-from ablations.engine.tracking.study_run import study_tags
 from resnet_core.fields import ConfigError, counted, reject
 
 
@@ -37,7 +36,7 @@ class AdaptiveSubmission(StudySubmission):
         elsewhere = self.journal.claim(run.fingerprint for run in plan.runs)
         if elsewhere and options.rerun:
             raise reject("--rerun", plan.study.name, f"wait for {next(iter(elsewhere.values()))}, which trains some of its runs")
-        known, tags = run_queries.find_plan_runs(self.client, plan), study_tags(self.client, plan)
+        known, tags = run_queries.find_plan_runs(self.client, plan), looks.study_tags(self.client, plan)
         self.done = {} if options.rerun else run_queries.with_result(known)
         planned = looks.planned_seeds(tags, self.design.planned_seeds, declared=True)
         self.state = SeedState(plan, replace(self.design, planned_seeds=planned), looks.recorded_looks(tags))

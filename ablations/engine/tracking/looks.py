@@ -6,17 +6,28 @@ survive resubmissions and crashes.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from mlflow import MlflowClient
-from mlflow.entities import RunTag
-
-from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.analysis.statistics.looks import looks_at
+from ablations.engine.study.plan import Plan
+
+if TYPE_CHECKING:  # a plan reads looks without MLflow
+    from mlflow import MlflowClient
+
+    from ablations.engine.analysis.evidence import Evidence
 
 PLANNED_SEEDS_TAG = "planned_seeds"
 """Tag of a study's run: the number of seeds that the study plans."""
 LOOK_TAG_PREFIX = "look."
 """Beginning of the tag of a look, which the number of seeds follows. Its value is the time of the first such look."""
+
+
+def study_tags(client: Any, plan: Plan) -> Mapping[str, str]:
+    """Return the tags of a study's own run, which says which looks were taken; empty if MLflow has none yet."""
+    experiment = client.get_experiment_by_name(plan.study.name)
+    where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
+    found = client.search_runs([experiment.experiment_id], where, max_results=1) if experiment else []
+    return dict(found[0].data.tags) if found else {}
 
 
 def recorded_looks(tags: Mapping[str, str]) -> tuple[int, ...]:
@@ -41,8 +52,10 @@ def planned_seeds(tags: Mapping[str, str], submitted: int, *, declared: bool = F
     return submitted if declared else max(recorded, submitted)
 
 
-def record_look(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
+def record_look(client: "MlflowClient", run_id: str, evidence: "Evidence") -> None:
     """Record that a complete answer to the whole study was shown. The same number of seeds twice is one look."""
+    from mlflow.entities import RunTag
+
     design, now = evidence.design, datetime.now(UTC).isoformat(" ", "seconds")
     looks = looks_at(design, evidence.looks)
     # An adaptive study has looked at its results at each of its declared looks up to the present one.

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -157,14 +157,6 @@ class StudyRun:
             tags = run.data.tags
             if MLFLOW_STATUS.get(tags.get("outcome", "")) != "FINISHED" and tags.get("fingerprint") not in alive:
                 self.client.delete_run(run.info.run_id)
-
-
-def study_tags(client: MlflowClient, plan: Plan) -> Mapping[str, str]:
-    """Return the tags of a study's own run, which says which looks were taken; empty if MLflow has none yet."""
-    experiment = client.get_experiment_by_name(plan.study.name)
-    where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
-    found = client.search_runs([experiment.experiment_id], where, max_results=1) if experiment else []
-    return dict(found[0].data.tags) if found else {}
 
 
 def origin_tags() -> dict[str, str]:

@@ -77,8 +77,7 @@ class Looks:
         """Return a sentence about the looks and what they cost; empty for one look at the planned seeds."""
         if self.share == 1:
             return ""
-        factor = f"{self.p_factor:.1f}" if self.p_factor < 10 else f"{self.p_factor:,.0f}"
-        cost = f"({factor} times the p of a single look)"
+        cost = f"({self._factor} times the p of a single look)"
         present = f"p and intervals are those of {self._name} {cost}"
         if not self.is_extension:
             return f"Read {self._places} of {self.planned} planned; {present}."
@@ -88,6 +87,20 @@ class Looks:
             f"significance level. A study that may need {self.seeds} seeds plans them before its first answer: "
             f"Study(seeds={self.seeds})."
         )
+
+    def forecast(self) -> str:
+        """Return a sentence about the present look before it is taken; empty if it is the only one."""
+        if self.share == 1:
+            return ""
+        *before, seeds = self.seen
+        earlier = Looks(planned=self.planned, seen=tuple(before))._places if before else ""
+        why = f"The answer has been read {earlier}" if before else f"The study plans {self.planned} seeds"
+        factor = f"{self._factor}, for which the differences above allow"
+        return f"{why}: p-values at {counted(seeds, 'seed')} are multiplied by {factor}."
+
+    @property
+    def _factor(self) -> str:
+        return f"{self.p_factor:.1f}" if self.p_factor < 10 else f"{self.p_factor:,.0f}"
 
     @property
     def _last_planned(self) -> float:

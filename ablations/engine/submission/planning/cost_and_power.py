@@ -217,30 +217,38 @@ class Power:
     """Seeds with which the power for `target` is 80 %, as one of all comparisons; None if more than `MAX_SEEDS`."""
 
 
-def power(design: Design, values: Mapping[str, float]) -> Power | None:
+def power(design: Design, values: Mapping[str, float], earlier: tuple[int, ...] = ()) -> Power | None:
     """Return which differences a study can detect; None if nothing is known about their standard deviation.
 
     Args:
         design: design of the study.
         values: values of its completed runs by fingerprint.
+        earlier: numbers of seeds at which the study's answer was shown before. Each takes a share of the significance level.
     """
     found = difference_spread(design, values)
     if found is None:
         return None
-    from ablations.engine.analysis.statistics.looks import declared_shares
+    from ablations.engine.analysis.statistics.looks import Looks, declared_shares, looks_at
     from ablations.engine.analysis.statistics.power import POWER, expected_power, smallest_detectable  # imports SciPy
 
     spread, source = found
     seeds = max(len(cell.fingerprints) for cell in design.cells)
     comparisons = max(1, sum(design.baseline_label(cell) is not None for cell in design.cells))
-    share = declared_shares(design, ()).get(seeds, 1.0)  # of the last look of an adaptive study
+    declared = declared_shares(design, earlier)  # of an adaptive study
+    share = declared.get(seeds) or looks_at(design, earlier).share
+
+    def next_share(seeds: int) -> float:
+        """Return the share of a look at this number of seeds, or at the next one that is above those of all earlier looks."""
+        if declared or not earlier:
+            return share if declared else 1.0
+        return Looks.at(max(seeds, earlier[-1] + 1), earlier, design.planned_seeds).share
 
     target = TARGET_POINTS
     if design.metric.unit != PERCENT and values:
         target = float(f"{TARGET_FRACTION * abs(statistics.median(values.values())):.1g}")
 
     enough = bisect.bisect_left(
-        range(MAX_SEEDS + 1), True, lo=2, key=lambda n: expected_power(target, spread, n, comparisons / share) >= POWER
+        range(MAX_SEEDS + 1), True, lo=2, key=lambda n: expected_power(target, spread, n, comparisons / next_share(n)) >= POWER
     )
     low, high = spread.range()
     return Power(

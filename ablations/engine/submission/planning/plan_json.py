@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ablations.engine.study.design import Design
+from ablations.engine.analysis.statistics.looks import looks_at
 from ablations.engine.study.plan import Run
 from ablations.engine.submission.planning.cost_and_power import Power, power
 from ablations.engine.submission.planning.preview import Preview
@@ -65,10 +65,17 @@ def plan_document(preview: Preview) -> dict[str, Any]:
             "reason": preview.resources.reason,
             "other_devices": preview.other_devices,
         },
+        "looks": _looks(preview),
         "adaptive_seeds": _seeds(preview.seeds),
-        "power": _power(power(Design.from_plan(plan, {}), values)),
+        "power": _power(power(preview.design, values, preview.looks)),
         "warning": preview.warning,
     }
+
+
+def _looks(preview: Preview) -> dict[str, Any]:
+    """Return the looks at the study: those taken, and the factor by which the next one multiplies p-values."""
+    found = looks_at(preview.design, preview.looks)
+    return {"taken": list(preview.looks), "planned_seeds": found.planned, "p_factor": found.p_factor}
 
 
 def _seeds(found: "SeedForecast | None") -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from ablations.engine.submission.planning.cost_and_power import CostEstimate, es
 from ablations.engine.submission.planning.quick_client import NotQuick, QuickClient
 from ablations.engine.submission.planning.searches import search_plan
 from ablations.engine.submission.planning.view import plan_view
-from ablations.engine.tracking import run_queries
+from ablations.engine.tracking import looks, run_queries
 from ablations.engine.tracking.connection import connect, is_new_database, mlflow_errors_as_config_errors
 from ablations.engine.tracking.run_queries import CompletedRun, RunRecord
 from resnet_core.fields import ConfigError
@@ -54,6 +54,10 @@ class Preview:
     """Resources of one run."""
     other_devices: str
     """Sentence about finished runs that trained on another kind of device; empty if none did."""
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds at which the study's answer was shown before."""
+    design: Design
+    """Design of the study, with the planned seeds that MLflow has."""
     seeds: "SeedForecast | None" = None
     """Cost of an adaptive study, whose `estimate` is that of all runs that it may need; None for a fixed number of seeds."""
     warning: str
@@ -69,7 +73,9 @@ def preview(plan: Plan, options: Options) -> int:
 def show_preview(console: "Console", found: Preview) -> None:
     """Print the plan of a study, and a warning if a submission would be rejected."""
     resources = [found.resources.describe(), *([found.other_devices] if found.other_devices else [])]
-    console.print(plan_view(found.plan, found.done, found.estimate, found.trials, found.seeds, resources))
+    console.print(
+        plan_view(found.plan, found.design, found.done, found.estimate, found.trials, found.seeds, resources, found.looks)
+    )
     if found.warning:
         print_line(console, f"Warning: this study would be rejected: {found.warning}")
 
@@ -102,7 +108,8 @@ def examine(plan: Plan, options: Options) -> Preview:
         )
     at_once = _runs_at_once(needs, options)
     estimate = estimate_cost(plan, missing, finished, measure, at_once=at_once, gpus_per_worker=needs.gpus_per_worker)
-    seeds = _forecast(plan, options, done, estimate) if plan.seed_looks else None
+    design, earlier = _known_design(plan, options)
+    seeds = _forecast(design, earlier, done, estimate) if plan.seed_looks else None
     return Preview(
         plan=plan,
         done=done,
@@ -110,6 +117,8 @@ def examine(plan: Plan, options: Options) -> Preview:
         estimate=replace(estimate, usd_per_gpu_hour=options.request.rates.usd_per_gpu_hour),
         resources=choice,
         other_devices=describe_other_devices(done, needs) if missing and not rejection else "",
+        looks=earlier,
+        design=design,
         seeds=seeds,
         warning=warning or rejection,
     )
@@ -133,21 +142,31 @@ def _choose_resources(
         return ResourceChoice(resources=needs), str(error)
 
 
-def _forecast(plan: Plan, options: Options, done: Mapping[str, RunRecord], estimate: CostEstimate) -> "SeedForecast":
-    from ablations.engine.submission.planning.seed_forecast import forecast_seeds
-    from ablations.engine.tracking import looks
-    from ablations.engine.tracking.study_run import study_tags
+def _known_design(plan: Plan, options: Options) -> tuple[Design, tuple[int, ...]]:
+    """Return the design of a study with the planned seeds that MLflow has, and the numbers of seeds of earlier looks."""
+    design, tags = Design.from_plan(plan, {}), _study_tags(plan, options)
+    planned = looks.planned_seeds(tags, design.planned_seeds, declared=bool(design.seed_looks))
+    return replace(design, planned_seeds=planned), looks.recorded_looks(tags)
 
-    earlier: tuple[int, ...] = ()
-    if not is_new_database(options.tracking_uri):
-        with mlflow_errors_as_config_errors(options.tracking_uri):
-            earlier = looks.recorded_looks(study_tags(connect(options.tracking_uri), plan))
-    name = plan.metric.name
+
+def _study_tags(plan: Plan, options: Options) -> Mapping[str, str]:
+    if is_new_database(options.tracking_uri):
+        return {}
+    with suppress(NotQuick):
+        return looks.study_tags(QuickClient(options.tracking_uri), plan)
+    with mlflow_errors_as_config_errors(options.tracking_uri):
+        return looks.study_tags(connect(options.tracking_uri), plan)
+
+
+def _forecast(design: Design, earlier: tuple[int, ...], done: Mapping[str, RunRecord], estimate: CostEstimate) -> "SeedForecast":
+    from ablations.engine.submission.planning.seed_forecast import forecast_seeds
+
+    name = design.metric.name
     results = {
         fingerprint: (record.outcome, record.metrics.get(name, math.nan) if record.completed else math.nan)
         for fingerprint, record in done.items()
     }
-    return forecast_seeds(Design.from_plan(plan, {}), results, estimate, earlier)
+    return forecast_seeds(design, results, estimate, earlier)
 
 
 def _known(plan: Plan, options: Options) -> Known:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ablations.engine.analysis.statistics.looks import looks_at
 from ablations.engine.environment.console import format_duration, format_money
 from ablations.engine.report.fitted_table import FittedTable
 from ablations.engine.study.design import Design
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 def plan_view(
     plan: Plan,
+    design: Design,
     done: Mapping[str, RunRecord],
     estimate: CostEstimate,
     trials: Sequence[Run] = (),
     seeds: "SeedForecast | None" = None,
     resources: Sequence[str] = (),
+    looks: tuple[int, ...] = (),
 ) -> RenderableType:
     """Return a table of cells with cost, duration and finished runs, and lines about skipped cells, total cost and power.
 
@@ -39,11 +42,13 @@ def plan_view(
 
     Args:
         plan: the study.
+        design: its design, with the planned seeds that MLflow has.
         done: its finished runs by fingerprint.
         estimate: estimated duration of the missing runs.
         trials: trials of a search, which come before the study's runs.
         seeds: cost of an adaptive study, whose runs are those that it may need.
         resources: sentences about the resources of a run.
+        looks: numbers of seeds at which the study's answer was shown before.
     """
     missing = [run for run in plan.runs if run.fingerprint not in done]
     finished = len(plan.runs) - len(missing)
@@ -62,7 +67,9 @@ def plan_view(
     if seeds:
         lines += _seed_lines(seeds)
     values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
-    lines += _power_lines(power(Design.from_plan(plan, {}), values), plan.metric)
+    lines += _power_lines(power(design, values, looks), plan.metric)
+    if not plan.seed_looks and (about := looks_at(design, looks).forecast()):
+        lines.append(about)
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = [Text(printable(f"Data: {plan.data_summary}"))] if plan.data_summary else []
     return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
