@@ -73,7 +73,7 @@ def test_a_missing_run_leaves_the_path_open_and_the_study_incomplete() -> None:
     assert path_of(found).looks == ()
     assert not findings.complete
     assert "incomplete" in findings.flags[0]
-    assert "needed so far" in path_sentences(path_of(found))[-1]
+    assert "up to the next look, " in path_sentences(path_of(found))[-1]
 
 
 @pytest.mark.slow

@@ -74,8 +74,8 @@ def path_sentences(path: SeedPath) -> list[str]:
         sentences.append(f"At {counted(look.seeds, 'seed')} ({counted(look.cells, 'cell')}): {found}.")
     share = f"{100 * path.runs / max(1, path.fixed_runs):.0f} %"
     runs = f"{path.runs} of the {counted(path.fixed_runs, 'run')} with all seeds in all cells ({share})"
-    verb = "needed" if path.finished else "needed so far"
-    total = f"The seeds are adaptive: {runs} were {verb}. A look decides by the results so far, the answers by all of them."
+    needed = f"{runs} were needed" if path.finished else f"up to the next look, {runs} are needed"
+    total = f"The seeds are adaptive: {needed}. A look decides by the results so far, the answers by all of them."
     return [*sentences, total]
 
 

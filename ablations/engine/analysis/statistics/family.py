@@ -10,13 +10,12 @@ import numpy as np
 from ablations.engine.analysis.findings import Effect, Interaction, SimpleEffect
 from ablations.engine.analysis.statistics import contrasts
 from ablations.engine.analysis.statistics.contrasts import Contrast, Terms
-from ablations.engine.analysis.statistics.estimate import MIN_SEEDS_FOR_P_VALUE, Estimate, FailureTest
+from ablations.engine.analysis.statistics.estimate import Estimate, FailureTest
 from ablations.engine.analysis.statistics.failures import FailureTable, can_be_significant
 from ablations.engine.analysis.statistics.gatekeeping import FAILURE_PART, INTERACTION_PART, Node, adjust_p_values
 from ablations.engine.analysis.statistics.inference import (
     Array,
     Scale,
-    estimate_means,
     holm_adjust,
     selected_interval,
 )
@@ -247,27 +246,16 @@ class Family:
                 adjusted[terms] = selected_interval(
                     adjusted[terms], len(claimed) / len(tested), self._tested[terms].shown.scale.share
                 )
-        return {
-            terms: estimate if terms in crossed else self._within_bounds(terms, estimate) for terms, estimate in adjusted.items()
-        }
+        return {terms: estimate if terms in crossed else self._within_bounds(estimate) for terms, estimate in adjusted.items()}
 
-    def _within_bounds(self, terms: Terms, difference: Estimate) -> Estimate:
-        """Return the difference of two levels with intervals that leave the level within what the metric can be.
-
-        The reference is somewhere in its own interval, so an end is not moved beyond what that leaves possible.
-        """
+    def _within_bounds(self, difference: Estimate) -> Estimate:
+        """Return a difference whose intervals end where no two values of the metric differ by more."""
         low, high = self.design.metric.bounds
-        if difference.mean is None or not math.isfinite(high - low):
+        most = high - low
+        if not math.isfinite(most):
             return difference
-        values = self.values[:, : self._tested[terms].shown.seeds]
-        (reference,) = estimate_means([np.mean([values[taken[0]] for _, taken in terms], axis=0)])
-        if reference.mean is None or reference.n < MIN_SEEDS_FOR_P_VALUE:
-            return difference
-        highest = min(high, reference.mean if reference.high is None else reference.high)
-        lowest = max(low, reference.mean if reference.low is None else reference.low)
-        least, most = min(low - highest, difference.mean), max(high - lowest, difference.mean)
         clipped = {
-            name: min(max(bound, least), most)
+            name: min(max(bound, -most), most)
             for name in ("low", "high", "selected_low", "selected_high")
             if (bound := getattr(difference, name)) is not None
         }
