@@ -108,19 +108,21 @@ def test_two_studies_with_the_same_settings_on_other_images_have_names_of_their_
 @pytest.mark.slow
 def test_a_report_is_marked_once_the_study_is_submitted_with_other_runs(client: MlflowClient, tracker: Submission) -> None:
     """Its answer would otherwise be taken for that of the new runs, for as long as they train or if they are interrupted."""
-    design = Design.from_plan(tracker.plan, {})
+    design = Design.from_plan(tracker.plan, {"command": "python earlier.py"})
     tracker.study_run.log_design(design)
     run_id = tracker.study_run.run_id
-    summary = json.dumps({"planned": 18})
-    for name, value in {run_queries.REPORT_TAG: run_queries.WHOLE, run_queries.SUMMARY_TAG: summary}.items():
+    for name, value in {run_queries.REPORT_TAG: run_queries.WHOLE, run_queries.SUMMARY_TAG: "{}"}.items():
         client.set_tag(run_id, name, value)
     client.set_tag(run_id, "mlflow.note.content", "The answer.")
     tracker.study_run.log_design(design)
-    assert (tracker.study_run.report_is_current, tracker.study_run.previous_runs) == (True, 0)
+    assert (tracker.study_run.report_is_current, tracker.study_run.left_out) == (True, 0)
     assert client.get_run(run_id).data.tags["mlflow.note.content"] == "The answer."
-    tracker.study_run.log_design(replace(design, question="Another?"))
+    first, *others = design.cells
+    renamed = replace(first, label="depth=other")
+    tracker.study_run.log_design(replace(design, cells=(renamed, *others)))  # as many runs, but not the same
     tags = client.get_run(run_id).data.tags
-    assert (tracker.study_run.report_is_current, tracker.study_run.previous_runs) == (False, 18)
+    assert (tracker.study_run.report_is_current, tracker.study_run.left_out) == (False, len(first.fingerprints))
+    assert tracker.study_run.previous_command == "python earlier.py"
     assert tags[run_queries.REPORT_TAG] == run_queries.EARLIER
     assert tags["mlflow.note.content"] == f"{study_run.EARLIER_NOTE}\n\nThe answer."
     tracker.study_run.log_design(replace(design, question="A third?"))

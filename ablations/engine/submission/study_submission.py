@@ -109,9 +109,11 @@ class StudySubmission:
         """Train the missing runs and wait for those that another study trains; return False if interrupted."""
         name = f"{self.plan.study.name} on {self.plan.dataset.name}"
         self._mention_other_sources()
-        if len(self.plan.runs) < (previous := self.tracker.study_run.previous_runs):
-            replaced = f"The report will show {counted(len(self.plan.runs), 'run')}, not the {previous} of the previous submission"
-            print_line(self.console, f"{replaced}; the results of all runs stay in MLflow.")
+        if left_out := self.tracker.study_run.left_out:
+            which = f"The report will leave out {counted(left_out, 'run')} of the previous submission"
+            command = self.tracker.study_run.previous_command
+            again = f", and its command shows them again: {command}" if command else "."
+            print_line(self.console, f"{which}. Their results stay in MLflow{again}")
         if not self.to_train and not self.awaited:
             there = "its only run is" if len(self.done) == 1 else f"all {len(self.done)} runs are"
             self.console.print(f"{name}: {there} in MLflow already.")

@@ -2,9 +2,9 @@
 
 import getpass
 import hashlib
-import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import replace
@@ -64,8 +64,10 @@ class StudyRun:
         self.experiment_id = _find_or_create_experiment(client, plan.study.name)
         self.report_is_current = False
         """True if MLflow has a report of exactly this design, made at the study's end."""
-        self.previous_runs = 0
-        """Number of runs of the previous submission, if it had another design and a report."""
+        self.left_out = 0
+        """Number of runs of the previous submission's report that the design lacks."""
+        self.previous_command = ""
+        """Command of that submission; empty if it is not known."""
         where = f"tags.base = '{plan.base_id}' and tags.study = '{plan.study.name}'"
         found = client.search_runs([self.experiment_id], where, max_results=1)
         run = found[0] if found else self._create()
@@ -91,16 +93,25 @@ class StudyRun:
         if not self.report_is_current:
             self.lease.check()
             self.client.set_tag(self.run_id, PLANNED_SEEDS_TAG, str(design.planned_seeds))
+            # Searches and adaptive studies begin with a design that their results complete.
+            differs = tags.get(DESIGN_TAG, digest) != digest and not (design.search or design.seed_looks)
+            if differs and SUMMARY_TAG in tags:
+                self._compare_with_previous(design)
             self.client.log_text(self.run_id, design.to_json(), DESIGN_ARTIFACT)
             changed = {DESIGN_TAG: digest}
-            # Searches and adaptive studies begin with a design that their results complete.
-            if tags.get(DESIGN_TAG, digest) != digest and not (design.search or design.seed_looks):
-                with suppress(ValueError, KeyError):  # an earlier version's, or a user's
-                    self.previous_runs = int(json.loads(tags[SUMMARY_TAG])["planned"])
-                if tags.get(REPORT_TAG, EARLIER) != EARLIER:
-                    note = tags.get(mlflow_tags.MLFLOW_RUN_NOTE, "")
-                    changed |= {REPORT_TAG: EARLIER, mlflow_tags.MLFLOW_RUN_NOTE: f"{EARLIER_NOTE}\n\n{note}"}
+            if differs and tags.get(REPORT_TAG, EARLIER) != EARLIER:
+                note = tags.get(mlflow_tags.MLFLOW_RUN_NOTE, "")
+                changed |= {REPORT_TAG: EARLIER, mlflow_tags.MLFLOW_RUN_NOTE: f"{EARLIER_NOTE}\n\n{note}"}
             self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in changed.items()])
+
+    def _compare_with_previous(self, design: Design) -> None:
+        """Count the runs of the previous design that the new one lacks, by cell and seed."""
+        with suppress(Exception), tempfile.TemporaryDirectory() as folder:  # an earlier version's design, or no answer: no message
+            file = self.client.download_artifacts(self.run_id, DESIGN_ARTIFACT, folder)
+            previous = Design.from_json(Path(file).read_text(encoding="utf-8"))
+            seeds = {cell.label: len(cell.fingerprints) for cell in design.cells}
+            self.left_out = sum(max(0, len(cell.fingerprints) - seeds.get(cell.label, 0)) for cell in previous.cells)
+            self.previous_command = previous.origin.get("command", "")
 
     def close(self, status: str) -> None:
         """Release the lease and end the run with an MLflow status; raise LeaseLost if another process has taken the study over."""
