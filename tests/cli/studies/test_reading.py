@@ -101,7 +101,10 @@ def test_an_adaptive_study_that_has_not_ended_counts_its_runs_so_far(
     (found,) = document(run, "list", uri=own_uri)["studies"]
     assert (found["state"], found["planned"], found["done"]) == ("interrupted", None, RUNS - 1)
     assert f"{RUNS - 1} so far" in run("list", uri=own_uri)[1]
-    assert f"Runs with a result: {RUNS - 1} so far\n" in run("show", "stored", uri=own_uri)[1]
+    shown = run("show", "stored", uri=own_uri)[1]
+    assert f"Runs with a result: {RUNS - 1} so far\n" in shown
+    assert " of 3" not in shown, "nor is it known how many runs a cell needs"
+    assert {cell["planned"] for cell in document(run, "show", "stored", uri=own_uri)["cells"]} == {None}
 
 
 def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: str) -> None:
@@ -121,11 +124,15 @@ def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: s
         return found
 
     assert outcomes() == {"completed", "interrupted"}
+    (row,) = [each for each in document(run, "runs", "stored", uri=own_uri)["runs"] if each["run_id"] == first]
+    assert row["value"] is None, "that of an epoch before the last is no result"
+    assert "\nContinue with: python stored.py" in run("show", "stored", uri=own_uri)[1]
     assert "\ninterrupted; started" in run("logs", first, uri=own_uri)[1]
     process = psutil.Process()
     holder = {"name": "process 1", "machine": machine_id(), "pid": process.pid, "born": process.create_time(), "token": "t"}
     client.set_tag(study.info.run_id, HOLDER_TAG, json.dumps(holder))
     assert outcomes() == {"completed", "running"}
+    assert "\nCommand: python stored.py" in run("show", "stored", uri=own_uri)[1], "it would be refused"
     assert "\nrunning; started" in run("logs", first, uri=own_uri)[1]
 
 

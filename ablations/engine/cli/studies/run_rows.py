@@ -80,7 +80,8 @@ class CellRow:
     """A cell of a study with the mean over its completed runs."""
 
     cell: DesignCell
-    planned: int
+    planned: int | None
+    """Number of planned runs; None in an adaptive study that has not ended."""
     n: int
     """Number of completed runs."""
     mean: float | None
@@ -119,15 +120,16 @@ def cell_rows(found: StoredRuns) -> list[CellRow]:
     of_cell: dict[str, list[RunRow]] = {cell.label: [] for cell in found.design.cells}
     for row in found.runs:
         of_cell[row.cell].append(row)
-    return [_cell_row(cell, of_cell[cell.label]) for cell in found.design.cells]
+    known = found.planned is not None
+    return [_cell_row(cell, of_cell[cell.label], planned_is_known=known) for cell in found.design.cells]
 
 
-def _cell_row(cell: DesignCell, rows: Sequence[RunRow]) -> CellRow:
+def _cell_row(cell: DesignCell, rows: Sequence[RunRow], *, planned_is_known: bool) -> CellRow:
     values = [row.value for row in rows if row.completed and row.value is not None]
     seconds = [row.seconds for row in rows if row.completed and row.seconds is not None]
     return CellRow(
         cell=cell,
-        planned=len(rows),
+        planned=len(rows) if planned_is_known else None,
         n=sum(row.completed for row in rows),
         mean=statistics.fmean(values) if values else None,
         std=statistics.stdev(values) if len(values) > 1 else None,
@@ -138,7 +140,10 @@ def _cell_row(cell: DesignCell, rows: Sequence[RunRow]) -> CellRow:
 
 def _row(entry: StudyEntry, design: Design, cell: DesignCell, seed: int, record: RunRecord | None) -> RunRow:
     row: dict[str, Any] = {"cell": cell.label, "levels": cell.levels, "seed": seed, "fingerprint": cell.fingerprints[seed]}
-    return RunRow(**row, **_of_record(entry, record, design.metric.name))
+    row |= _of_record(entry, record, design.metric.name)
+    if not (record and record.completed):
+        row["value"] = None  # that of an epoch before the last is no result
+    return RunRow(**row)
 
 
 def _of_record(entry: StudyEntry, record: RunRecord | None, metric: str) -> dict[str, Any]:

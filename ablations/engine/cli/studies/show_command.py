@@ -180,8 +180,8 @@ def _print(shown: ShownStudy) -> None:
         earlier = " (of an earlier submission)" if shown.found.entry.tags[REPORT_TAG] == EARLIER else ""
         print_line(console, f"Report{earlier}: {shown.report}")
     if command := origin.get("command"):
-        continues = "Continue with" if found.counts.get(MISSING) or entry.state in ("interrupted", "stopped") else "Command"
-        print_line(console, f"{continues}: {command}")
+        continues = not entry.is_running and (entry.state != "complete" or found.counts.get(MISSING))
+        print_line(console, f"{'Continue with' if continues else 'Command'}: {command}")
     if shown.others:
         print_line(console, f"Other studies of this name: {', '.join(shown.others)}")
 
@@ -201,5 +201,5 @@ def _table(found: StoredRuns) -> Any:
         mean = formats.mean_std(Estimate(n=row.n, mean=row.mean, std=row.std))
         seconds = number_format.number(row.seconds, 1)
         others = ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items())
-        table.add_row([*named, mean, f"{row.n} of {row.planned}", seconds, others])
+        table.add_row([*named, mean, str(row.n) if row.planned is None else f"{row.n} of {row.planned}", seconds, others])
     return table
