@@ -188,3 +188,9 @@ def test_a_margin_earns_no_effect_and_its_absence_does_not() -> None:
     assert answer(study(SHORTCUTS, truth, seeds=12))[0] == "no difference shown"
     assert answer(study(SHORTCUTS, truth, seeds=12, margin=0.5))[0] == "no effect within margin"
     assert answer(study(SHORTCUTS, truth, seeds=3, margin=0.1))[0] == "no difference shown"
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "digits"])
+def test_generated_images_are_a_caveat(dataset: str) -> None:
+    flags = study(SHORTCUTS, scatter, dataset=dataset).flags
+    assert any(flag.startswith("The images are generated") for flag in flags) == (dataset == "synthetic")

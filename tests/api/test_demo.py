@@ -19,7 +19,7 @@ def test_the_demo_ends_with_the_answer_the_report_and_a_next_step() -> None:
     assert look.split() == ["Look:", "http://127.0.0.1:5000/report"]
     python = Path(following.split()[1])
     assert python == Path("python") or python.samefile(sys.executable), "as it works in a shell without the environment"
-    assert "python ablations/shortcuts.py --plan --seeds 20 " in following
+    assert "python ablations/degradation.py --plan " in following
     assert "make down" in following
 
 

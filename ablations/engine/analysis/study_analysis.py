@@ -62,7 +62,15 @@ def analyze_study(evidence: Evidence) -> Findings:
             _answer(factor, design, family, cells, formats, aliases_of(screening, factor)) for factor in reference_levels(design)
         ),
         flags=tuple(
-            filter(None, (undeclared_sentence(design, evidence.looks), *_missing_result_flags(cells), *_condition_flags(evidence)))
+            filter(
+                None,
+                (
+                    _generated(design),
+                    undeclared_sentence(design, evidence.looks),
+                    *_missing_result_flags(cells),
+                    *_condition_flags(evidence),
+                ),
+            )
         ),
         tests=family.tests,
         effect_bonferroni=family.effect_bonferroni,
@@ -201,6 +209,15 @@ def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats:
             "rely on the confidence intervals of the differences instead."
         )
     return fit_anova(values[rows, seeds].tolist(), seeds, levels, note)
+
+
+def _generated(design: Design) -> str:
+    """Return a flag for generated images; empty for others."""
+    return (
+        ""
+        if design.dataset != "synthetic"
+        else "The images are generated: this study checks that everything works, and shows nothing else"
+    )
 
 
 def _missing_result_flags(cells: Sequence[CellFinding]) -> list[str]:
