@@ -85,7 +85,7 @@ def test_a_dry_run_says_what_would_be_freed_and_frees_nothing(storage: Storage, 
     assert storage.left() == before
     assert storage.clean("--dry-run") == 0
     out = capsys.readouterr().out
-    assert f"{RUNS} checkpoint folders: runs with a result (stored)" in out
+    assert f"{RUNS} checkpoint folders: runs with a result, whose networks can then no longer be loaded (stored)" in out
     assert f"{format_size(found['bytes'])} in all." in out
 
 

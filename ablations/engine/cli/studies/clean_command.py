@@ -29,7 +29,7 @@ SCHEMA = "ablations-clean/1"
 MIN_ORPHAN_AGE_SECONDS = 24 * 3600.0
 """Time without a change after which a folder that MLflow does not know is removed: its run may not have reached MLflow yet."""
 REASONS = {
-    FINISHED: "runs with a result",
+    FINISHED: "runs with a result, whose networks can then no longer be loaded",
     UNFINISHED: "runs without a result, unchanged for {older}",
     ORPHANED: "folders unknown to MLflow, unchanged for a day",
 }
