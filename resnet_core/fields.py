@@ -5,6 +5,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -42,6 +43,19 @@ def printable(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun in singular or plural: `1 run`, `2 runs`, `1,437 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def enumerated(names: Sequence[str], maximum: int, *, elsewhere: str = "") -> str:
+    """Return the first names and the number of the others: `a, b, c and 5 more`.
+
+    Args:
+        names: all names.
+        maximum: number of names to return.
+        elsewhere: where to find all of them: `a, b, c and 5 more (ablations list)`.
+    """
+    left_out = len(names) - maximum
+    more = f" and {left_out:,} more" if left_out > 0 else ""
+    return ", ".join(names[:maximum]) + more + (f" ({elsewhere})" if more and elsewhere else "")
 
 
 def reject(name: str, value: object, accepted: str) -> ConfigError:

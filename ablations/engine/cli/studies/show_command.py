@@ -174,6 +174,8 @@ def _print(shown: ShownStudy) -> None:
     reasons = _reasons(found)
     for reason, count in list(reasons.items())[:MAX_MESSAGES]:
         print_line(console, f"{counted(count, 'run')} {reason}")
+    if len(reasons) > MAX_MESSAGES:
+        print_line(console, f"{counted(len(reasons) - MAX_MESSAGES, 'more reason')}: ablations runs {shown.selector} --csv")
     console.print()
     if shown.report:
         earlier = " (of an earlier submission)" if shown.found.entry.tags[REPORT_TAG] == EARLIER else ""
@@ -200,5 +202,5 @@ def _table(found: StoredRuns) -> Any:
         mean = formats.mean_std(Estimate(n=row.n, mean=row.mean, std=row.std))
         seconds = number_format.number(row.seconds, 1)
         others = ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items())
-        table.add_row([*named, mean, f"{row.n} of {row.planned}", seconds, others])
+        table.add_row([*named, mean, f"{row.n} of {row.planned}", seconds, others or number_format.MISSING])
     return table
