@@ -223,7 +223,7 @@ def _print(found: StoredComparison, estimates: "Sequence[Estimate]", finding: "C
         ("cell",), ("first", "second", "pairs", f"{heading} [95 %]", "p, adjusted"), optional=("p, adjusted", "pairs")
     )
     for cell, each in zip(found.cells, estimates, strict=True):
-        sides = [_mean(side, formats) for side in (cell.base, cell.changed)]
+        sides = [_mean([side[seed] for seed in cell.differences], formats) for side in (cell.base, cell.changed)]
         table.add_row([cell.name, *sides, str(each.n), formats.signed_with_interval(each), number_format.p_value(each.p_adjusted)])
     console.print(table)
     if found.left_out:
@@ -231,10 +231,9 @@ def _print(found: StoredComparison, estimates: "Sequence[Estimate]", finding: "C
     print_line(console, f"Second against first, mean over {counted(len(found.cells), 'cell')}: {finding.text.partition(': ')[2]}")
 
 
-def _mean(side: Mapping[int, RunRow], formats: Any) -> str:
+def _mean(paired: Sequence[RunRow], formats: Any) -> str:
+    """Return the mean of one side over the seeds of the differences, so that theirs is the difference of the means."""
     from ablations.engine.analysis.statistics.inference import estimate_means
 
-    (estimate,) = estimate_means(
-        [[row.value for row in side.values() if row.completed and row.value is not None] or [float("nan")]]
-    )
+    (estimate,) = estimate_means([[row.value for row in paired if row.value is not None] or [float("nan")]])
     return str(formats.mean_std(estimate))
