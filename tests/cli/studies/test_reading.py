@@ -17,8 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
-from ablations.engine.cli.studies import catalog, reader, run_rows
+from ablations.engine.cli.studies import catalog, reader, run_rows, show_command
 from ablations.engine.cli.studies.reader import Reader, read_duration
+from ablations.engine.environment.console import LOG_WIDTH_CHARACTERS
 from ablations.engine.environment.provenance import machine_id
 from ablations.engine.report import findings_json
 from ablations.engine.study.design import Design
@@ -129,7 +130,9 @@ def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: s
     assert "\nrunning; started" in run("logs", first, uri=own_uri)[1]
 
 
-def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_latest_submission(run: Run, own_uri: str) -> None:
+def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_latest_submission(
+    run: Run, own_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = MlflowClient(own_uri)
     study = parent(client)
     (plan,) = plans(STUDY, Path(os.environ["RESNET_ABLATIONS_HOME"]))
@@ -142,6 +145,11 @@ def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_lat
     assert [each["factor"] for each in found["answers"]] == ["shortcut", "depth"]
     assert found["done"] == RUNS
     assert found["answers"][0]["verdict"] in run("list", uri=own_uri)[1].replace("\n", " ")
+    reported = findings_json.findings_document(evidence, analyze_study(evidence))
+    monkeypatch.setattr(show_command, "_current_findings", lambda *_: reported)
+    shown = run("show", STUDY.name, uri=own_uri)[1].splitlines()
+    assert max(map(len, shown)) <= LOG_WIDTH_CHARACTERS
+    assert " ".join(shown).count(document(run, "show", STUDY.name, uri=own_uri)["answers"][0]["text"]) == 1
     client.set_tag(study.info.run_id, run_queries.REPORT_TAG, run_queries.WHOLE)
     assert "\nReport: " in run("show", STUDY.name, uri=own_uri)[1]
     client.set_tag(study.info.run_id, run_queries.REPORT_TAG, run_queries.EARLIER)

@@ -153,7 +153,7 @@ def _reasons(found: StoredRuns) -> dict[str, int]:
 def _print(shown: ShownStudy) -> None:
     from rich.text import Text
 
-    from ablations.engine.environment.console import make_console, print_line
+    from ablations.engine.environment.console import Paragraph, make_console, print_line
 
     console, found, entry = make_console(), shown.found, shown.found.entry
     design, origin = found.design, found.design.origin
@@ -170,7 +170,7 @@ def _print(shown: ShownStudy) -> None:
     console.print()
     console.print(_table(found))
     for answer in shown.findings.get("answers", ()):
-        print_line(console, answer["text"])
+        console.print(Paragraph(answer["text"]))
     reasons = _reasons(found)
     for reason, count in list(reasons.items())[:MAX_MESSAGES]:
         print_line(console, f"{counted(count, 'run')} {reason}")
