@@ -254,8 +254,8 @@ class RoomyLocator(Locator):
         self._ticks = ticks
 
     def set_axis(self, axis: Any) -> None:
-        super().set_axis(axis)  # type: ignore[no-untyped-call]
-        self._ticks.set_axis(axis)  # type: ignore[no-untyped-call]
+        super().set_axis(axis)
+        self._ticks.set_axis(axis)
 
     def __call__(self) -> list[float]:
         axis: Any = self.axis
