@@ -1,15 +1,21 @@
 """`ConfigError`, and dataclasses that check and convert their fields."""
 
 import dataclasses
+import difflib
 import json
 import re
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from resnet_core.renamed_fields import current_value
 
+MIN_SIMILARITY = 0.6
+"""Least similarity of a name with one that is suggested for it, from 0 to 1, as `difflib` measures it."""
+SIMILARITY_MARGIN = 0.1
+"""Largest difference in similarity between the first suggested name and another one."""
 SURROGATES = re.compile("[\ud800-\udfff]")
 """Lone surrogates: undecodable bytes of a command line, or broken JSON. UTF-8 files cannot hold them."""
 MAX_MESSAGE_CHARACTERS = 4000
@@ -42,6 +48,29 @@ def printable(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun in singular or plural: `1 run`, `2 runs`, `1,437 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def enumerated(names: Sequence[str], maximum: int, *, elsewhere: str = "") -> str:
+    """Return the first names and the number of the others: `a, b, c and 5 more`.
+
+    Args:
+        names: all names.
+        maximum: number of names to return.
+        elsewhere: where to find all of them: `a, b, c and 5 more (ablations list)`.
+    """
+    left_out = len(names) - maximum
+    more = f" and {left_out:,} more" if left_out > 0 else ""
+    return ", ".join(names[:maximum]) + more + (f" ({elsewhere})" if more and elsewhere else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three names that are similar to `name`, without those that are clearly less similar than the first."""
+
+    def similarity(each: str) -> float:
+        return difflib.SequenceMatcher(None, each, name).ratio()  # in the order of `get_close_matches`, on which the ratio depends
+
+    found = difflib.get_close_matches(name, known, n=3, cutoff=MIN_SIMILARITY)
+    return [each for each in found if similarity(each) > similarity(found[0]) - SIMILARITY_MARGIN]
 
 
 def reject(name: str, value: object, accepted: str) -> ConfigError:

@@ -4,7 +4,6 @@ A configuration is a frozen dataclass. A field that is a dataclass itself is a s
 """
 
 import dataclasses
-import difflib
 import functools
 import types
 import typing
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
-from resnet_core.fields import Checked, ConfigError, convert_value, reject
+from resnet_core.fields import Checked, ConfigError, convert_value, nearest, reject
 
 ACCEPTED_TYPES = "int, float, str, bool, Literal[…], tuple[type, ...], each also with None, or a frozen dataclass"
 """Types of fields that text can be converted to."""
@@ -80,7 +79,8 @@ class Schema:
         if found:
             raise ConfigError(f"{name}: ambiguous; accepted: {', '.join(found)}")
         near = self._like(name)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(self._fields)}"
+        of_section = [each for each in self._fields if each.rpartition(".")[0] == name.rpartition(".")[0]] if "." in name else []
+        hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(of_section or self._fields)}"
         raise ConfigError(f"{name}: no such field; {hint}")
 
     def _like(self, name: str) -> list[str]:
@@ -91,8 +91,13 @@ class Schema:
             return [meant]
         if len(found := self._by_leaf.get(leaf, [])) == 1:  # the right name in the wrong section, or in capitals
             return found
-        known = self._fields if "." in name else self._by_leaf
-        return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        # The last parts are compared, since all fields of a section have its name in common.
+        near = nearest(leaf, self._by_leaf)
+        if "." not in name:
+            return near
+        found = [dotted for each in near for dotted in self._by_leaf[each]]
+        section = name.rpartition(".")[0]
+        return [each for each in found if each.rpartition(".")[0] == section] or found
 
     def owner(self, name: str) -> type:
         """Return the dataclass that declares the field with this dotted name."""

@@ -231,3 +231,23 @@ def test_the_picture_of_the_terminal_is_drawn_from_its_recording() -> None:
     assert typed[0] == typed[2], "the same command continues"
     assert typed[1].startswith("kill -9 ")
     assert str(Path.home()) not in text_of("docs/figures/terminal.json")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "last"),
+    [
+        ('factors={"dept": (8, 14)}', 2, r"error: factors dept: no such field; .*"),
+        ('factors={"depth": DEPTHS}', 1, r"NameError: name 'DEPTHS' is not defined"),
+    ],
+)
+def test_a_wrong_study_is_one_line_and_another_error_in_its_file_a_traceback(
+    tmp_path: Path, wrong: str, code: int, last: str
+) -> None:
+    """As docs/adding-a-study.md says."""
+    file = tmp_path / "wrong.py"
+    file.write_text(f'from ablations import Study, main\n\nmain(Study(name="wrong", question="?", preset="smoke", {wrong}))\n')
+    done = subprocess.run([sys.executable, str(file)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode == code
+    assert re.fullmatch(last, lines[-1])
+    assert (len(lines) == 1) == (code == 2)

@@ -63,7 +63,7 @@ def prepare(spec: RunSpec, cache: Path, *, download: bool = False) -> str:
     rows = {
         "data set": spec.data.name + (f" in {spec.data.root}" if spec.data.root else ""),
         "training": images(dataset.train),
-        spec.data.evaluation_split: f"{images(dataset.test)}: {dataset.scored}",
+        spec.data.evaluation_split: f"{images(dataset.test)}: {dataset.origin}",
         "classes": f"{count:,}: {', '.join(dataset.classes[:10])}{', …' if count > 10 else ''}",
         "images": f"{stored} {dataset.in_channels}×{side}×{side}",
         "mean, std": f"{_numbers(dataset.mean)}; {_numbers(dataset.std)} of 255",

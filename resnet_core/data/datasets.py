@@ -66,6 +66,8 @@ class Dataset:
     """Number of files that decoding changes, by the kind of change, a key of `decoding.CHANGES`."""
     skipped: str = ""
     """Files in the folder that are ignored, in words."""
+    available: tuple[int, int] | None = None
+    """Numbers of training and of evaluation images before `train_examples` and `test_examples` limit them; None if unknown."""
 
     @property
     def in_channels(self) -> int:
@@ -92,11 +94,20 @@ class Dataset:
         side, classes = self.image_size, len(self.classes)
         *others, most = sorted(set(trained_on))
         counts = " or ".join([*([", ".join(f"{count:,}" for count in others)] if others else []), counted(most, "image")])
-        text = f"{counts} to train, {images(self.test)} to score"
-        text += f" ({self.scored})" if self.scored else ""
+        text = f"{counts} to train"
+        text += f" (of {self.available[0]:,})" if self.available and most < self.available[0] else ""
+        text += f", {images(self.test)} to score"
+        text += f" ({self.origin})" if self.origin else ""
         text += f", {classes:,} classes, {side}×{side} pixels, {'gray' if self.in_channels == 1 else 'RGB'}"
         text += f"; {self.changes}" if self.changes else ""
         return text + (f"; not used: {self.skipped}" if self.skipped else "")
+
+    @property
+    def origin(self) -> str:
+        """Origin of the evaluation images, and their number before `data.test_examples` limits it, in words."""
+        limited = self.available and len(self.test.labels) < self.available[1]
+        parts = [f"of {self.available[1]:,}"] if self.available and limited else []
+        return ", ".join([*parts, *([self.scored] if self.scored else [])])
 
     @property
     def changes(self) -> str:
@@ -295,7 +306,8 @@ def _cached(source: Source, cache: Path, key: str) -> Dataset:
         except (OSError, EOFError, ValueError, KeyError):  # absent, or incomplete after a machine crashed
             dataset = _build(source)
             meta = {
-                key: getattr(dataset, key) for key in ("name", "classes", "version", "mean", "std", "crop", "changed", "scored")
+                key: getattr(dataset, key)
+                for key in ("name", "classes", "version", "mean", "std", "crop", "changed", "scored", "available")
             }
             with cached.writable(cache):
                 cached.write(folder, meta, dataset.train, dataset.test)
@@ -304,19 +316,20 @@ def _cached(source: Source, cache: Path, key: str) -> Dataset:
 
 def _read(folder: Path) -> Dataset:
     meta, train, test = cached.read(folder)
-    classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
-    return Dataset(meta["name"], classes, train, test, meta["version"], mean, std, meta["crop"], meta["scored"], meta["changed"])
+    tuples = {key: tuple(meta[key]) for key in ("classes", "mean", "std")}
+    available = tuple(meta["available"]) if meta["available"] else None
+    return Dataset(**{**meta, **tuples, "available": available}, train=train, test=test)
 
 
 def _build(source: Source) -> Dataset:
     config, listing = source.config, source.listing
     if listing:
-        files = _chosen(config, listing.train, listing.test)
+        *files, available = _chosen(config, listing.train, listing.test)
         if config.streamed:
-            return _streamed(source, listing.classes, *files)
+            return replace(_streamed(source, listing.classes, *files), available=available)
         found = [part for part in (listing.train, listing.test) if part]
         train, test, changed = decode_files(config, *files, found=found, heartbeat=source.heartbeat)
-        return replace(_in_memory(config, listing.classes, train, test), changed=changed)
+        return replace(_in_memory(config, listing.classes, train, test), changed=changed, available=available)
     if source.images:
         return _of_reader(config, in_memory(source.reader, source.images, config, source.heartbeat), source.images.version)
     if reader := tables.READERS.get(config.name):
@@ -328,22 +341,24 @@ def _build(source: Source) -> Dataset:
         "synthetic": make_synthetic,
     }
     classes, whole, scored = readers[config.name](config)
-    return _in_memory(config, classes, *_chosen(config, whole, scored))
+    train, test, available = _chosen(config, whole, scored)
+    return replace(_in_memory(config, classes, train, test), available=available)
 
 
-def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, Part]:
-    """Return the training and the evaluation images: split, then limited in number, as `config` says."""
+def _chosen(config: DataConfig, train: Part, test: Part | None) -> tuple[Part, Part, tuple[int, int]]:
+    """Return the training and the evaluation images, split, then limited in number as `config` says, and their numbers before."""
     if config.validation or test is None:  # the test set is not read
         whole, (train, test) = len(train.labels), hold_out(train, config.validation)
         if len(test.labels) == 0:
             accepted = f"holds out none of {whole} training images, of which the last of each class stays; accepted: a larger share"
             raise reject("data.validation", config.validation, accepted)
+    available = len(train.labels), len(test.labels)
     train, test = subset(train, config.train_examples), subset(test, config.test_examples)
     if len(train.labels) == 0 or len(test.labels) == 0:
         raise reject(
             "data.root", config.root or config.name, f"accepted: at least one training and one {config.evaluation_split} image"
         )
-    return train, test
+    return train, test, available
 
 
 def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test: Split) -> Dataset:
@@ -352,8 +367,8 @@ def _in_memory(config: DataConfig, classes: tuple[str, ...], train: Split, test:
 
 
 def _of_reader(config: DataConfig, read: ReadImages, version: str | None = None) -> Dataset:
-    train, test = _chosen(config, read.train, read.test)
-    dataset = replace(_in_memory(config, read.classes, train, test), scored=read.scored)
+    train, test, available = _chosen(config, read.train, read.test)
+    dataset = replace(_in_memory(config, read.classes, train, test), scored=read.scored, available=available)
     if version is None:
         return dataset
     return replace(dataset, version=_content_hash((version, dataset.version)))  # two readers may give the same version

@@ -16,7 +16,7 @@ import numpy as np
 from resnet_core.config import DataConfig
 from resnet_core.data.indexing import unusable
 from resnet_core.data.splits import Files, hold_out
-from resnet_core.fields import ConfigError, reject
+from resnet_core.fields import ConfigError, enumerated, reject
 from resnet_core.heartbeat import Heartbeat, no_heartbeat
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
@@ -38,6 +38,8 @@ TRAINING = 1
 CAMEL_CASE = "(?<=[a-z])(?=[A-Z])", "(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
 """Patterns of word boundaries in camel case, as in `imagesTrain` and `XTrain`. The second alone would split `TRAINset` before its
 N."""
+MAX_NAMED_CLASSES = 5
+"""Maximum number of classes that a message names."""
 MAX_KINDS = 5
 """Maximum number of kinds of ignored files that a summary names."""
 
@@ -254,7 +256,7 @@ def _train_and_test(root: Path, tests: list[str], config: DataConfig, heartbeat:
         return walk.listing(classes, train, None, "", unused)
     test_classes, test = walk.classes(root / tests[0])
     if classes != test_classes:
-        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:5])
+        odd = enumerated(sorted(set(classes) ^ set(test_classes)), MAX_NAMED_CLASSES)
         raise reject("data.root", str(root), f"train and {tests[0]} must have the same classes; only in one: {odd}")
     return walk.listing(classes, train, test, f"the folder {tests[0]}", unused)
 

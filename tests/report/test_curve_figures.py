@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.report.figures import caption
 from ablations.engine.report.figures.curves import budget_figure, curves_figure, gradients_figure, responses_figure
+from ablations.engine.report.figures.layout import narrow_figures
 from ablations.engine.report.figures.styles import DASHES, MAX_STYLED_CELLS, MUTED, make_style_map
 from tests.helpers.synthetic_figures import FEW, drawn, few, found, legend, probed
 from tests.helpers.synthetic_study import design, evidence, without
@@ -183,6 +185,15 @@ def test_the_budget_is_epochs_multiply_adds_of_training_and_seconds_since_its_st
         "training time, seconds",
     ]
     assert [panel.get_xscale() for panel in (by_epoch, by_flops, by_seconds)] == ["linear"] * 3
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_label_of_curves_breaks_between_the_kinds_of_lines(*, narrow: bool) -> None:
+    with narrow_figures() if narrow else nullcontext():
+        label = drawn(curves_figure, evidence()).axes[0].get_ylabel()
+    assert "\n" in label
+    assert "dashed: train," in label
+    assert "solid: test)" in label
 
 
 def test_budgets_that_span_decades_get_logarithmic_axes() -> None:

@@ -154,6 +154,24 @@ def test_a_difference_that_would_hide_the_others_makes_the_axis_logarithmic_away
     assert all(left < x < right for mark in panel.lines if mark.get_marker() == "o" for x, _ in points(mark))
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_numbers_of_a_logarithmic_axis_do_not_touch(*, narrow: bool) -> None:
+    findings = found(evidence())
+    pairs = ([46.0, 48.0], [0.5, 0.7], [-0.6, -0.4], [-30.0, -28.0])
+    rows = [replace(each, difference=estimate(pair)) for each, pair in zip(findings.comparisons, pairs, strict=True)]
+    with narrow_figures() if narrow else nullcontext():
+        figure = forest_figure(replace(findings, comparisons=tuple(rows)))
+    assert figure
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    assert panel.get_xscale() == "symlog"
+    ticks = [label for label in panel.get_xticklabels() if label.get_text()]
+    assert {"0", "+10", "−10"} <= {label.get_text() for label in ticks}
+    boxes = [label.get_window_extent() for label in ticks]
+    gap = 0.03 * figure.dpi
+    assert all(one.x1 + gap < other.x0 for one, other in itertools.pairwise(boxes))
+
+
 def test_of_many_differences_the_largest_are_shown() -> None:
     levels = tuple(f"{i}" for i in range(1, 62))
     given = evidence(design({"model.width": levels}, {"model.width": "1"}), lambda cell, seed: 0.1 * int(cell["model.width"]))

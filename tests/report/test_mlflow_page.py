@@ -135,6 +135,11 @@ def test_a_description_shows_the_image_of_the_cells_if_there_is_one() -> None:
     assert "get-artifact" not in description(*of(design()), "1", "run", charted=0)
 
 
+def test_a_description_begins_with_plain_words_since_the_list_of_experiments_shows_it_raw() -> None:
+    made = design()
+    assert description(*of(made), "1", "run", charted=0).startswith(f"{made.question}\n\n")
+
+
 def test_a_description_names_data_preset_seeds_and_settings() -> None:
     made = replace(design(), test_examples=360)
     text = description(*of(made), "1", "run", charted=0)

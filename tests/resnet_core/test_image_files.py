@@ -275,6 +275,16 @@ def test_a_summary_says_images_classes_split_changes_and_what_is_not_used(images
     )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_summary_of_limited_images_says_of_how_many_they_are(images: Path, tmp_path: Path, stream: bool) -> None:
+    for _ in range(2):  # also from the cache
+        found = load(images, tmp_path / "cache", stream=stream, train_examples=6, test_examples=1).summary
+        assert found.startswith("6 images to train (of 8), 1 image to score (of 2, a fifth of each class, held out), 2 classes")
+    assert load(images, stream=stream, train_examples=99, test_examples=1, validation=0.2).summary.startswith(
+        "8 images to train, 1 image to score (of 2, 20 % of each class's training images, held out)"
+    )
+
+
 def test_folders_that_are_not_read_are_told(images: Path) -> None:
     for name in ("train", "val", "test"):
         (images / name).mkdir()

@@ -32,8 +32,8 @@ CLASSES = {
     "ConfigError": "exit_code",
     "Cost": "activation_bytes flops parameters",
     "DataConfig": "converted crop evaluation_split streamed",
-    "Dataset": "changed changes classes crop described examples image_size in_channels mean name scored sizes skipped std "
-    "subtracted summary test train version",
+    "Dataset": "available changed changes classes crop described examples image_size in_channels mean name origin scored "
+    "sizes skipped std subtracted summary test train version",
     "Diverged": "",
     "EpochResult": "checkpoint epoch last metrics state steps",
     "Images": "classes test train version",

@@ -1,7 +1,6 @@
 """Keywords of `run` and `load`. They are the options of the command line: names, types and defaults come from its parser."""
 
 import argparse
-import difflib
 import operator
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +11,7 @@ from ablations.engine.environment.validation import read_worker_gpus
 from ablations.engine.study.definition import Study
 from ablations.engine.study.request import Options
 from ablations.engine.study.seeds import read_seeds
-from resnet_core.fields import ConfigError, reject
+from resnet_core.fields import ConfigError, nearest, reject
 
 NOT_KEYWORDS = ("help", "plan", "calibrate", "report", "json")
 """Options that select what a command prints. A `Result` has it all."""
@@ -55,7 +54,7 @@ def parse_keywords(study: Study, given: Mapping[str, Any], *, training: bool) ->
 
 
 def _unknown(name: str, accepted: Collection[str]) -> ConfigError:
-    near = difflib.get_close_matches(name.replace("-", "_"), accepted, n=3, cutoff=0.5)
+    near = nearest(name.replace("-", "_"), accepted)
     hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(accepted)}"
     return ConfigError(f"{name}: no such keyword; {hint}")
 

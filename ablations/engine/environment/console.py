@@ -3,9 +3,11 @@
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from resnet_core.fields import printable
@@ -16,12 +18,28 @@ LOG_WIDTH_CHARACTERS = 120
 def make_console() -> Console:
     """Return a console as wide as the terminal, or `LOG_WIDTH_CHARACTERS` wide if stdout is a file, a job's log or a notebook.
 
+    The environment variable `COLUMNS` overrides both widths.
+
     In a notebook, lines are text as in a log: rich's own output there is a separate display for each line, and a live table would
     leave its control sequences and every one of its frames in the file.
     """
     if Console().is_jupyter:  # whose streams say that they are terminals
         return Console(width=LOG_WIDTH_CHARACTERS, force_jupyter=False, force_terminal=False)
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH_CHARACTERS)
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():  # rich reads it
+        return Console()
+    return Console(width=LOG_WIDTH_CHARACTERS)
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Text that is wrapped at the width of the console, without blanks at the ends of lines. Control characters are escaped."""
+
+    text: str
+    style: str = ""
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        lines = textwrap.wrap(printable(self.text), options.max_width, break_long_words=False, break_on_hyphens=False)
+        yield from (Text(line, self.style) for line in lines)
 
 
 def print_line(console: Console, text: str) -> None:

@@ -10,7 +10,7 @@ from ablations.engine.analysis.findings import Findings
 from ablations.engine.analysis.seed_path import path_sentences
 from ablations.engine.analysis.statistics.estimate import Estimate
 from ablations.engine.analysis.trial_table import format_configuration
-from ablations.engine.environment.console import print_line
+from ablations.engine.environment.console import Paragraph, print_line
 from ablations.engine.report import tables
 from ablations.engine.report.designs import cell_name, design_lines
 from ablations.engine.report.fitted_table import FittedTable
@@ -89,9 +89,9 @@ def result_view(design: Design, findings: Findings) -> RenderableType:
         if notes:
             row.append(", ".join(f"{count} {word}" for word, count in cell.problems.items()))
         table.add_row(row)
-    answers = [Text(printable(answer.text)) for answer in findings.answers]
-    answers += [Text(printable(line)) for line in design_lines(design, findings)]
-    flags = [Text(f"Caveat: {printable(flag)}") for flag in findings.flags]
-    scope = Text(scope_sentence(design), "dim")
-    path = [Text(printable(text), "dim") for text in path_sentences(findings.path)] if findings.path else []
+    answers = [Paragraph(answer.text) for answer in findings.answers]
+    answers += [Paragraph(line) for line in design_lines(design, findings)]
+    flags = [Paragraph(f"Caveat: {flag}") for flag in findings.flags]
+    scope = Paragraph(scope_sentence(design), "dim")
+    path = [Paragraph(text, "dim") for text in path_sentences(findings.path)] if findings.path else []
     return Group(Text(printable(f"{design.title}: {design.question}"), "bold"), table, scope, *path, Text(), *answers, *flags)

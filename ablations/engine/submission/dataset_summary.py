@@ -132,7 +132,7 @@ def _description(given: StoredDatasets, experiment_id: str, run_id: str) -> str:
     """Return question and answers in Markdown, with links to the page and to the reports of the studies."""
     found = given.findings
     page = mlflow_internals.artifact_page(experiment_id, run_id, bundle.PAGE_PATH)
-    lines = [f"**{tables.escape_markdown(found.question)}**", ""]
+    lines = [tables.escape_markdown(found.question), ""]  # without markup: the list of experiments shows raw text
     lines += [f"- {tables.escape_markdown(each.text)}" for each in found.effects]
     lines += [f"- {tables.escape_markdown(found.ranks.text)}"] if found.ranks else []
     lines += [f"- ⚠ {tables.escape_markdown(flag)}" for flag in found.flags]

@@ -17,8 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from ablations.engine.cli import commands
-from ablations.engine.cli.studies import catalog, reader, run_rows
+from ablations.engine.cli.studies import catalog, reader, run_rows, show_command
 from ablations.engine.cli.studies.reader import Reader, read_duration
+from ablations.engine.environment.console import LOG_WIDTH_CHARACTERS
 from ablations.engine.environment.provenance import machine_id
 from ablations.engine.report import findings_json
 from ablations.engine.study.design import Design
@@ -136,7 +137,9 @@ def test_the_runs_of_a_killed_study_do_not_count_as_running(run: Run, own_uri: s
     assert "\nrunning; started" in run("logs", first, uri=own_uri)[1]
 
 
-def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_latest_submission(run: Run, own_uri: str) -> None:
+def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_latest_submission(
+    run: Run, own_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = MlflowClient(own_uri)
     study = parent(client)
     (plan,) = plans(STUDY, Path(os.environ["RESNET_ABLATIONS_HOME"]))
@@ -149,6 +152,11 @@ def test_list_tells_the_answer_of_the_report_only_as_long_as_it_is_about_the_lat
     assert [each["factor"] for each in found["answers"]] == ["shortcut", "depth"]
     assert found["done"] == RUNS
     assert found["answers"][0]["verdict"] in run("list", uri=own_uri)[1].replace("\n", " ")
+    reported = findings_json.findings_document(evidence, analyze_study(evidence))
+    monkeypatch.setattr(show_command, "_current_findings", lambda *_: reported)
+    shown = run("show", STUDY.name, uri=own_uri)[1].splitlines()
+    assert max(map(len, shown)) <= LOG_WIDTH_CHARACTERS
+    assert " ".join(shown).count(document(run, "show", STUDY.name, uri=own_uri)["answers"][0]["text"]) == 1
     client.set_tag(study.info.run_id, run_queries.REPORT_TAG, run_queries.WHOLE)
     assert "\nReport: " in run("show", STUDY.name, uri=own_uri)[1]
     client.set_tag(study.info.run_id, run_queries.REPORT_TAG, run_queries.EARLIER)
@@ -271,13 +279,50 @@ def test_studies_of_one_name_are_told_apart_by_preset_and_settings(own_uri: str)
     assert set(texts.values()) == {"stored@smoke", "stored@digits@lr=0.1", "stored@digits@lr=0.2"}
     for run_id, text in texts.items():
         assert catalog.find_exactly_one(entries, text).run_id == run_id
-    assert catalog.find_exactly_one(entries, "stored@lr=0.2").run_id == made["0.2"]
+    for text in ("stored@lr=0.2", "stored@lr=2e-1", "stored@optim.lr=.20"):
+        assert catalog.find_exactly_one(entries, text).run_id == made["0.2"]
     assert catalog.find_exactly_one(entries, made["0.1"][:8]).run_id == made["0.1"]
     latest, others = catalog.find_study(entries, "stored")
     assert latest.run_id == made["0.2"]
     assert len(others) == 2
     with pytest.raises(ConfigError, match=r"means 2 studies; accepted: stored@digits@lr=0\.2, stored@"):
         catalog.find_exactly_one(entries, "stored@digits")
+
+
+@pytest.mark.parametrize(
+    ("stored", "same", "others"),
+    [
+        ("1000000000000.0", ["1e12", "1000000000000", "1000000000000.0"], ["1e11", "x", ""]),
+        ("0.1", ["0.1", ".1", "1e-1"], ["0.10001", "none"]),
+        ("20", ["20"], ["20.5", "2"]),
+        ("True", ["True", "true"], ["False", "false", "x"]),
+        ("None", ["None", "none"], ["0", "False"]),
+        ("(0.5, 0.75)", ["0.5,0.75", "[0.5,0.75]", "(.5, 0.75)"], ["0.5", "0.75,0.5", "x"]),
+        ("()", ["()", "[]"], ["0"]),
+        ("cosine", ["cosine"], ["Cosine", "cos"]),
+    ],
+)
+def test_a_setting_is_found_by_every_notation_of_its_value(stored: str, same: list[str], others: list[str]) -> None:
+    assert [text for text in same if not catalog.is_value(stored, text)] == []
+    assert [text for text in others if catalog.is_value(stored, text)] == []
+
+
+def test_a_message_that_names_some_of_the_studies_counts_the_others(own_uri: str) -> None:
+    client = MlflowClient(own_uri)
+    experiment = parent(client).info.experiment_id
+    for number in range(6):
+        client.create_run(experiment, tags={"study": f"study{number}", "preset": "digits"})
+    entries = catalog.list_studies(Reader(own_uri, QuickClient(own_uri)))
+    with pytest.raises(ConfigError, match=r"accepted: (\w+, ){4}\w+ and 2 more \(ablations list\)$"):
+        catalog.find_studies(entries, "qqq")
+
+
+def test_a_table_has_the_same_mark_for_every_missing_value(run: Run, own_uri: str) -> None:
+    client = MlflowClient(own_uri)
+    client.delete_run(document(run, "runs", "stored", uri=own_uri)["runs"][0]["run_id"])
+    missing = next(line for line in run("runs", "stored", uri=own_uri)[1].splitlines() if " missing " in line)
+    assert missing.split() == ["none", "8", "0", "missing", "–", "–", "–", "–"]  # metric, seconds, start and run
+    assert run("list", uri=own_uri)[1].splitlines()[1].rstrip().endswith(" –")  # no answer
 
 
 def test_the_quick_way_and_mlflows_own_client_list_the_same(own_uri: str) -> None:

@@ -1,6 +1,7 @@
 """`ablations compare A B` pairs the runs of two studies in MLflow by cell and seed, and trains nothing."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,6 +107,30 @@ def test_the_table_has_both_means_and_says_what_differs(uri: str, capsys: pytest
     assert "Different settings: optim.lr 0.1 → 0.05" in out
     assert "none" in out
     assert "Second against first, mean over 4 cells: test error is " in " ".join(out.split())
+
+
+def test_the_means_are_those_of_the_seeds_that_both_studies_have(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = (values(uri, capsys, name) for name in ("stored", "other"))
+    assert commands.main(["compare", "stored", "other", "--tracking-uri", uri]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("shortcut=none depth=8"))
+    means = [statistics.fmean(of[("shortcut=none depth=8", seed)] for seed in range(3)) for of in (before, after)]
+    found = [float(text) for text in re.findall(r"([\d.]+) ± ", row)]
+    assert found == pytest.approx(means, abs=0.006)
+    assert found[1] == pytest.approx(found[0] + float(row.replace("−", "-").split(" 3 ")[1].split()[0]), abs=0.02)
+
+
+def test_runs_that_all_failed_are_said_instead_of_a_number_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for study in (STUDY, OTHER):
+        uri = stored_study(tmp_path, study)
+    client = MlflowClient(uri)
+    for run in client.search_runs([client.get_experiment_by_name("other").experiment_id], "tags.fingerprint LIKE '%'"):
+        client.set_tag(run.info.run_id, "outcome", "diverged")
+    assert commands.main(["compare", "stored", "other", "--tracking-uri", uri]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.endswith(
+        "every seed has a run that failed, so that no difference can be tested; "
+        "runs failed in 3 seeds after the change and in 0 seeds before"
+    )
 
 
 def test_studies_on_other_data_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

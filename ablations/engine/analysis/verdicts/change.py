@@ -42,7 +42,7 @@ class ChangeFinding:
     """Number of seeds with a run before the change that failed."""
     more_seeds: int | None
     """Number of further seeds with which one more look has 80 % power, if the observed improvement is the true one. None if it is
-    decided, or if they would be more than `MAX_SEEDS`."""
+    decided, if they would be more than `MAX_SEEDS`, or if every seed has a run that failed."""
     text: str = ""
     """The finding in one line."""
 
@@ -89,7 +89,8 @@ def judge_change(
             verdict = "discard"
         elif len(failed) <= len(base_failed):
             verdict = "keep"
-    more = None if verdict != "undecided" else _more_seeds(estimate.n, estimate.mean, estimate.std, by, looks + 1)
+    all_failed = bool(base) and not gains
+    more = None if verdict != "undecided" or all_failed else _more_seeds(estimate.n, estimate.mean, estimate.std, by, looks + 1)
     found = ChangeFinding(
         verdict=verdict,
         n=estimate.n,
@@ -101,7 +102,8 @@ def judge_change(
         base_failures=len(base_failed),
         more_seeds=more,
     )
-    return replace(found, text="; ".join(_texts(found, ValueFormat(metric, decimals_for(metric, values)), by)))
+    formats = ValueFormat(metric, decimals_for(metric, values))
+    return replace(found, text="; ".join(_texts(found, formats, by, all_failed=all_failed)))
 
 
 def _more_seeds(n: int, mean: float | None, std: float | None, by: float, looks: int) -> int | None:
@@ -124,7 +126,7 @@ def _more_seeds(n: int, mean: float | None, std: float | None, by: float, looks:
     return high - n
 
 
-def _texts(found: ChangeFinding, formats: ValueFormat, by: float) -> list[str]:
+def _texts(found: ChangeFinding, formats: ValueFormat, by: float, *, all_failed: bool) -> list[str]:
     metric = formats.metric
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     texts = [f"{found.verdict}: no seed has all runs of both sides"]
@@ -133,7 +135,9 @@ def _texts(found: ChangeFinding, formats: ValueFormat, by: float) -> list[str]:
         word = "better" if found.gain >= 0 else "worse"
         over = f"over {counted(found.n, 'seed')}"
         texts = [f"{found.verdict}: {metric.label} is {formats.size(found.gain)} {word}{interval} {over}"]
-    if found.p is not None:
+    if all_failed:
+        texts = [f"{found.verdict}: every seed has a run that failed, so that no difference can be tested"]
+    elif found.p is not None:
         against = f" against a gain of {by:g}{unit}" if by else ""
         texts.append(f"p {'' if found.p < MIN_DISPLAYED_P else '= '}{p_value(found.p)}{against}")
     elif found.n >= MIN_SEEDS_FOR_P_VALUE:

@@ -13,7 +13,7 @@ from ablations.engine.cli.studies.run_rows import RunRow, StoredRuns
 from ablations.engine.cli.studies.show_command import stored_runs
 from ablations.engine.study.design import Design
 from ablations.engine.study.factors import is_level
-from resnet_core.fields import ConfigError, counted, reject
+from resnet_core.fields import ConfigError, counted, enumerated, reject
 
 if TYPE_CHECKING:
     from ablations.engine.analysis.statistics.estimate import Estimate
@@ -24,6 +24,8 @@ ENDED = ("completed", "diverged", "oom", "failed")
 """Outcomes of runs that a comparison counts; the others have not been trained to their end."""
 MAX_SETTINGS = 6
 """Maximum number of different settings that the output names."""
+MAX_CELLS = 3
+"""Maximum number of cells of a study that a message names."""
 Key = tuple[tuple[str, str], ...]
 """A cell by the levels of the factors that both studies have."""
 
@@ -93,7 +95,7 @@ def _find(reader: Reader, base: str, changed: str) -> StoredComparison:
             raise reject("NAME", name, "has no run that has ended; accepted: studies with a trained run")
     pairs, left_out = _pair_cells(first, second)
     if not pairs:
-        shown = "; ".join(", ".join(cell.label for cell in each.design.cells[:3]) for each in (first, second))
+        shown = "; ".join(enumerated([cell.label for cell in each.design.cells], MAX_CELLS) for each in (first, second))
         raise ConfigError(
             f"compare: the studies have no cell in common: {shown}; accepted: studies with equal levels of their factors"
         )
@@ -215,14 +217,13 @@ def _print(found: StoredComparison, estimates: "Sequence[Estimate]", finding: "C
     formats = number_format.ValueFormat(metric, number_format.decimals_for(metric, values))
     if different := _different_settings(found):
         shown = [f"{name} {before or 'not set'} → {after or 'not set'}" for name, (before, after) in different.items()]
-        more = f" and {len(shown) - MAX_SETTINGS} more" if len(shown) > MAX_SETTINGS else ""
-        print_line(console, f"Different settings: {', '.join(shown[:MAX_SETTINGS])}{more}")
+        print_line(console, f"Different settings: {enumerated(shown, MAX_SETTINGS)}")
     heading = f"difference in {metric.label}, {metric.difference_unit}".rstrip(", ")
     table = FittedTable(
         ("cell",), ("first", "second", "pairs", f"{heading} [95 %]", "p, adjusted"), optional=("p, adjusted", "pairs")
     )
     for cell, each in zip(found.cells, estimates, strict=True):
-        sides = [_mean(side, formats) for side in (cell.base, cell.changed)]
+        sides = [_mean([side[seed] for seed in cell.differences], formats) for side in (cell.base, cell.changed)]
         table.add_row([cell.name, *sides, str(each.n), formats.signed_with_interval(each), number_format.p_value(each.p_adjusted)])
     console.print(table)
     if found.left_out:
@@ -230,10 +231,9 @@ def _print(found: StoredComparison, estimates: "Sequence[Estimate]", finding: "C
     print_line(console, f"Second against first, mean over {counted(len(found.cells), 'cell')}: {finding.text.partition(': ')[2]}")
 
 
-def _mean(side: Mapping[int, RunRow], formats: Any) -> str:
+def _mean(paired: Sequence[RunRow], formats: Any) -> str:
+    """Return the mean of one side over the seeds of the differences, so that theirs is the difference of the means."""
     from ablations.engine.analysis.statistics.inference import estimate_means
 
-    (estimate,) = estimate_means(
-        [[row.value for row in side.values() if row.completed and row.value is not None] or [float("nan")]]
-    )
+    (estimate,) = estimate_means([[row.value for row in paired if row.value is not None] or [float("nan")]])
     return str(formats.mean_std(estimate))

@@ -1,8 +1,10 @@
 """The studies that MLflow has: one entry per study and base configuration, found by name, preset, setting or run ID."""
 
+import ast
 import difflib
 import json
 import re
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from ablations.engine.study.design import Design
 from ablations.engine.tracking import run_queries
 from ablations.engine.tracking.holder import holder_of, may_be_alive
 from ablations.engine.tracking.run_queries import DESIGN_ARTIFACT, DESIGN_TAG, STOPPED_TAG, SUMMARY_TAG
-from resnet_core.fields import ConfigError, reject
+from resnet_core.fields import ConfigError, convert_value, enumerated, reject
 
 MARK = "@"
 """Separator between the name of a study and a preset, a data set or a setting that tells it from others of this name."""
@@ -139,7 +141,7 @@ def find_studies(entries: Sequence[StudyEntry], text: str) -> list[StudyEntry]:
         raise reject("NAME", text, "MLflow has no study at this address")
     near = difflib.get_close_matches(text, known, n=3, cutoff=0.4)
     near = near or [each for each in known if name and name in each][:3]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(known[:MAX_NAMED])}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {enumerated(known, MAX_NAMED, elsewhere='ablations list')}"
     raise reject("NAME", text, f"MLflow has no such study; {hint}")
 
 
@@ -154,8 +156,9 @@ def find_exactly_one(entries: Sequence[StudyEntry], text: str) -> StudyEntry:
     """Return the study that a text means; raise ConfigError if it means several."""
     found = find_studies(entries, text)
     if found[1:]:
-        texts = [selectors(entries)[each.run_id] for each in found[:MAX_NAMED]]
-        raise reject("NAME", text, f"means {studies(len(found))}; accepted: {', '.join(texts)}")
+        texts = [selectors(entries)[each.run_id] for each in found]
+        named = enumerated(texts, MAX_NAMED, elsewhere="ablations list")
+        raise reject("NAME", text, f"means {studies(len(found))}; accepted: {named}")
     return found[0]
 
 
@@ -163,7 +166,29 @@ def _matches(entry: StudyEntry, condition: str) -> bool:
     name, mark, value = condition.partition("=")
     if not mark:
         return condition in (entry.preset, entry.summary.get("dataset")) or entry.run_id.startswith(condition)
-    return any((field == name or field.endswith(f".{name}")) and text == value for field, text in entry.settings.items())
+    return any((field == name or field.endswith(f".{name}")) and is_value(text, value) for field, text in entry.settings.items())
+
+
+def is_value(stored: str, given: str) -> bool:
+    """Return True if a value as a user writes it is the stored one: `1e12` is `1000000000000.0`, `true` is `True`.
+
+    The notation of the stored value, that of Python, tells the type of its field.
+    """
+    if stored == given:
+        return True
+    try:
+        value = ast.literal_eval(stored)
+    except (ValueError, SyntaxError):
+        return False  # text
+    if value is None:
+        return given.lower() == "none"
+    kind: Any = type(value)
+    if isinstance(value, tuple):
+        kind = types.GenericAlias(tuple, (type(value[0]) if value else str, ...))
+    try:
+        return bool(convert_value("", given, kind) == value)
+    except (ConfigError, KeyError):  # another type
+        return False
 
 
 def read_design(reader: Reader, entry: StudyEntry) -> Design | None:

@@ -96,6 +96,7 @@ def _print(storage: str, found: Sequence[CheckpointUsage], state: Sequence[Usage
     from rich.table import Table
     from rich.text import Text
 
+    from ablations.engine.analysis.number_format import MISSING
     from ablations.engine.environment.console import make_console, print_line
     from ablations.engine.environment.storage import without_credentials
 
@@ -106,7 +107,8 @@ def _print(storage: str, found: Sequence[CheckpointUsage], state: Sequence[Usage
         table.add_column(name, justify="right")
     for study, sums in by_study(found).items():
         parts = [
-            f"{format_size(sums[name][1])} ({sums[name][0]})" if name in sums else "" for name in (FINISHED, UNFINISHED, ORPHANED)
+            f"{format_size(sums[name][1])} ({sums[name][0]})" if name in sums else MISSING
+            for name in (FINISHED, UNFINISHED, ORPHANED)
         ]
         table.add_row(Text(study or "no known study"), format_size(_bytes(sums)), *parts)
     print_line(

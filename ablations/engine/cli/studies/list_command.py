@@ -130,6 +130,7 @@ def _print_table(found: Sequence[ListedStudy]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ablations.engine.analysis.number_format import MISSING
     from ablations.engine.environment.console import make_console
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
@@ -140,7 +141,7 @@ def _print_table(found: Sequence[ListedStudy]) -> None:
     for each in found:
         latest = each.entry.ended or each.entry.started
         row = [each.selector, each.dataset, each.entry.state, runs_in_words(each.planned, each.counts), catalog.format_time(latest)]
-        table.add_row(*(Text(printable(text)) for text in (*row, answer_in_a_line(each.answers))))
+        table.add_row(*(Text(printable(text) or MISSING) for text in (*row, answer_in_a_line(each.answers))))
     console = make_console()
     console.print(table)
     console.print(Text(f"{studies(len(found))}; ablations show NAME has the details.", "dim"))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_core.fields import reject
+from resnet_core.fields import enumerated, reject
 
 MIN_CHARACTERS = 6
 """Least number of characters of an ID or fingerprint that is given in part."""
@@ -33,8 +33,8 @@ def find_run(runs: Sequence[Any], text: str, accepted: str) -> Any:
     if len(fingerprints) == 1:
         return max(found, key=lambda run: int(run.data.tags.get("generation", "1")))
     if found:
-        texts = ", ".join(f"{run.info.run_id[:12]} ({run_title(run)})" for run in found[:MAX_NAMED])
-        raise reject("RUN", text, f"means several runs; accepted: one of {texts}")
+        texts = [f"{run.info.run_id[:12]} ({run_title(run)})" for run in found]
+        raise reject("RUN", text, f"means several runs; accepted: one of {enumerated(texts, MAX_NAMED)}")
     known = [run.info.run_id[: len(name)] for run in runs]
     near = difflib.get_close_matches(name, known, n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""

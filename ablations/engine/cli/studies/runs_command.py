@@ -17,6 +17,9 @@ SCHEMA = "ablations-runs/1"
 SHORT = 8
 """Number of characters of an ID that the table shows. Other commands accept 6 or more."""
 
+MAX_REASON_CHARACTERS = 60
+"""Maximum length of a reason in the table. `--csv` has it whole."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -92,6 +95,11 @@ def _run_document(row: RunRow) -> dict[str, Any]:
     }
 
 
+def shorten(message: str) -> str:
+    """Return a message as the table shows it, with an ellipsis if its end is left out."""
+    return message if len(message) <= MAX_REASON_CHARACTERS else f"{message[: MAX_REASON_CHARACTERS - 1]}…"
+
+
 def _print_table(found: StoredRuns, others: Sequence[str]) -> None:
     from ablations.engine.analysis import number_format
     from ablations.engine.environment.console import make_console, print_line
@@ -107,7 +115,8 @@ def _print_table(found: StoredRuns, others: Sequence[str]) -> None:
         named = [row.levels.get(name, "") for name in factors] or [row.cell]
         when = catalog.format_time(row.started)
         shown = [str(row.seed), row.outcome, formats.number(row.value), number_format.number(row.seconds, 1), when]
-        table.add_row([*named, *shown, row.run_id[:SHORT], *([row.message[:60]] if reasons else [])])
+        cells = [*named, *shown, row.run_id[:SHORT], *([shorten(row.message)] if reasons else [])]
+        table.add_row([cell or number_format.MISSING for cell in cells])
     console = make_console()
     console.print(table)
     if others:

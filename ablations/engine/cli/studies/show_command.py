@@ -154,7 +154,7 @@ def _reasons(found: StoredRuns) -> dict[str, int]:
 def _print(shown: ShownStudy) -> None:
     from rich.text import Text
 
-    from ablations.engine.environment.console import make_console, print_line
+    from ablations.engine.environment.console import Paragraph, make_console, print_line
 
     console, found, entry = make_console(), shown.found, shown.found.entry
     design, origin = found.design, found.design.origin
@@ -171,10 +171,12 @@ def _print(shown: ShownStudy) -> None:
     console.print()
     console.print(_table(found))
     for answer in shown.findings.get("answers", ()):
-        print_line(console, answer["text"])
+        console.print(Paragraph(answer["text"]))
     reasons = _reasons(found)
     for reason, count in list(reasons.items())[:MAX_MESSAGES]:
         print_line(console, f"{counted(count, 'run')} {reason}")
+    if len(reasons) > MAX_MESSAGES:
+        print_line(console, f"{counted(len(reasons) - MAX_MESSAGES, 'more reason')}: ablations runs {shown.selector} --csv")
     console.print()
     if shown.report:
         earlier = " (of an earlier submission)" if shown.found.entry.tags[REPORT_TAG] == EARLIER else ""
@@ -201,5 +203,6 @@ def _table(found: StoredRuns) -> Any:
         mean = formats.mean_std(Estimate(n=row.n, mean=row.mean, std=row.std))
         seconds = number_format.number(row.seconds, 1)
         others = ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items())
-        table.add_row([*named, mean, str(row.n) if row.planned is None else f"{row.n} of {row.planned}", seconds, others])
+        of_planned = str(row.n) if row.planned is None else f"{row.n} of {row.planned}"
+        table.add_row([*named, mean, of_planned, seconds, others or number_format.MISSING])
     return table

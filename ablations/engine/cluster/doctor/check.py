@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from resnet_core.fields import enumerated
+
 Status = Literal["ok", "failed", "not checked"]
 
 MAX_LISTED_NAMES = 3
@@ -40,9 +42,7 @@ def not_checked(name: str, reason: str) -> Check:
 
 def join_names(names: Iterable[str]) -> str:
     """Return the first names in alphabetical order and the number of the others: `a, b, c and 5 more`."""
-    names = sorted(names)
-    more = len(names) - MAX_LISTED_NAMES
-    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return enumerated(sorted(names), MAX_LISTED_NAMES)
 
 
 def describe_values(values: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from ablations.engine.report.figures.styles import GRID, INK, MUTED, PAPER, LineStyle
 from ablations.engine.task.metric import PERCENT, Metric
@@ -66,6 +66,8 @@ LINE_HEIGHT_INCHES = 0.17
 """Height of a line of text in inches."""
 CHARACTER_WIDTH_INCHES = 0.066
 """Approximate width of a character in inches."""
+NO_BREAK = "\xa0"
+"""Space at which `wrap` begins no new line."""
 LEGEND_HANDLE_INCHES = 0.6
 """Width of the line sample in a legend with its margins, in inches."""
 BOLD_TITLE: Any = {"title_fontproperties": {"weight": "bold", "size": 8}}
@@ -216,8 +218,9 @@ def _legend(parent: Figure | Axes, styles: Mapping[str, LineStyle], width: float
 
 
 def wrap(text: str, inches: float) -> str:
-    """Return text wrapped to a width in inches, between words where possible."""
-    return textwrap.fill(printable(text), max(8, int(inches / CHARACTER_WIDTH_INCHES)), break_on_hyphens=False)
+    """Return text wrapped to a width in inches, between words where possible, but not at a `NO_BREAK` space."""
+    text = NO_BREAK.join(map(printable, text.split(NO_BREAK)))
+    return textwrap.fill(text, max(8, int(inches / CHARACTER_WIDTH_INCHES)), break_on_hyphens=False).replace(NO_BREAK, " ")
 
 
 def shorten(text: str, max_characters: int = 24) -> str:
@@ -234,6 +237,46 @@ def log_axis(panel: Axes, which: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > MAX_RATIO_FOR_DENSE_TICKS else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
+    if which == "x":
+        axis.set_major_locator(RoomyLocator(axis.get_major_locator()))
+
+
+class RoomyLocator(Locator):
+    """Ticks of a horizontal axis, without those whose numbers would touch others.
+
+    Zero stays first of all, then powers of ten, then other numbers, the largest ones first.
+
+    Args:
+        ticks: all ticks.
+    """
+
+    def __init__(self, ticks: Locator) -> None:
+        self._ticks = ticks
+
+    def set_axis(self, axis: Any) -> None:
+        super().set_axis(axis)
+        self._ticks.set_axis(axis)
+
+    def __call__(self) -> list[float]:
+        axis: Any = self.axis
+        low, high = sorted(axis.get_view_interval())
+        kept: list[tuple[float, float, float]] = []
+        for value in sorted((value for value in self._ticks() if low <= value <= high), key=_importance):
+            middle = axis.axes.transData.transform((value, 0))[0] / axis.figure.dpi
+            half = (len(axis.major.formatter(value, None)) + 1) * CHARACTER_WIDTH_INCHES / 2
+            if all(abs(middle - other) >= half + other_half for _, other, other_half in kept):
+                kept.append((value, middle, half))
+        return sorted(value for value, _, _ in kept)
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Return all ticks of a range, also those whose numbers would touch."""
+        return self._ticks.tick_values(vmin, vmax)
+
+
+def _importance(value: float) -> tuple[bool, bool, float]:
+    """Return a sort key of ticks, the most important one first."""
+    is_power_of_ten = value != 0 and math.isclose(math.log10(abs(value)) % 1, 0, abs_tol=1e-9)
+    return value != 0, not is_power_of_ten, -abs(value)
 
 
 def level_axis(panel: Axes, which: str, levels: Sequence[float]) -> None:

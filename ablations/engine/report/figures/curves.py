@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ablations.engine.analysis.evidence import Evidence
 from ablations.engine.report.figures.axes import (
+    NO_BREAK,
     draw_gray_lines,
     draw_line,
     figure_style,
@@ -212,8 +213,8 @@ def _legend_order(style_map: StyleMap, named: Mapping[str, LineStyle]) -> list[s
 
 def train_and_scored_label(metric: Metric) -> str:
     """Return the label of an axis with the metric on training data (dashed lines) and as reported (solid lines)."""
-    solid = f", solid: {metric.split}" if metric.split else ""
-    return f"{metric.with_unit(metric.quantity.replace('_', ' '))} (dashed: train{solid})"
+    solid = f", solid:{NO_BREAK}{metric.split}" if metric.split else ""
+    return f"{metric.with_unit(metric.quantity.replace('_', ' '))} (dashed:{NO_BREAK}train{solid})"
 
 
 def lr_drop_epochs(design: Design) -> tuple[float, ...]:

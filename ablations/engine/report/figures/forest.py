@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from ablations.engine.analysis.findings import Comparison, Findings
 from ablations.engine.analysis.number_format import ValueFormat
 from ablations.engine.analysis.statistics.estimate import Estimate
-from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, figure_style, plain_number, wrap
+from ablations.engine.report.figures.axes import LINE_HEIGHT_INCHES, RoomyLocator, figure_style, plain_number, wrap
 from ablations.engine.report.figures.layout import figure_width, is_narrow, name_inches, number_lines
 from ablations.engine.report.figures.styles import GRID, INK, PAPER
 
@@ -124,7 +124,7 @@ def set_difference_scale(panel: Axes, differences: Sequence[Estimate]) -> str:
     decades = 10.0 ** np.arange(np.floor(np.log10(typical)), np.ceil(np.log10(most)) + 1)
     outer = [position for position in np.outer(decades, (1, 3)).flat if position >= typical]
     panel.set_xscale("symlog", linthresh=outer[0])
-    panel.xaxis.set_major_locator(FixedLocator([*(-position for position in outer), 0, *outer]))
+    panel.xaxis.set_major_locator(RoomyLocator(FixedLocator([*(-position for position in outer), 0, *outer])))
     panel.xaxis.set_major_formatter(with_sign)
     panel.set_xlim(*(1.3 * end if abs(end) > outer[0] else end for end in (low, high)))
     return f", logarithmic beyond ±{plain_number(outer[0])}"

@@ -41,12 +41,14 @@ def study_metrics(evidence: Evidence, findings: Findings) -> dict[str, float]:
 def description(design: Design, findings: Findings, experiment_id: str, run_id: str, *, charted: int, drawn: bool = False) -> str:
     """Return question, answers, image and table in Markdown, with links to the report and to the view that compares cells.
 
+    MLflow's list of experiments shows the beginning as raw text, so the question has no markup of its own.
+
     Args:
         drawn: True if the image of the cells is an artifact of the run.
         charted: Number of runs in that view. Runs that another study trained are in the experiment of that study.
     """
     report = mlflow_internals.artifact_page(experiment_id, run_id, REPORT_PATH)
-    lines = [f"**{tables.escape_markdown(design.question)}**", "", tables.escape_markdown(_scope(design)), ""]
+    lines = [tables.escape_markdown(design.question), "", tables.escape_markdown(_scope(design)), ""]
     if findings.search and findings.search.ranking:
         lines.append(f"- {tables.escape_markdown(findings.search.ranking.text)}")
     lines += [f"- {tables.escape_markdown(answer.text)}" for answer in findings.answers]
