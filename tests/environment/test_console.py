@@ -32,15 +32,6 @@ def test_a_program_gets_a_terminal_if_it_has_one(
     assert make_console().is_terminal is terminal
 
 
-@pytest.mark.parametrize(("columns", "width"), [("200", 200), ("", LOG_WIDTH_CHARACTERS), (None, LOG_WIDTH_CHARACTERS)])
-def test_a_pipe_is_as_wide_as_the_environment_says(columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns is not None:
-        monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    assert make_console().width == width
-
-
 def test_a_paragraph_is_wrapped_at_the_width_without_blanks_at_the_ends_of_lines() -> None:
     words = [f"{'x' * (number % 9 + 1)}" for number in range(100)]
     console = rich_console.Console(width=60, file=io.StringIO())

@@ -18,16 +18,12 @@ LOG_WIDTH_CHARACTERS = 120
 def make_console() -> Console:
     """Return a console as wide as the terminal, or `LOG_WIDTH_CHARACTERS` wide if stdout is a file, a job's log or a notebook.
 
-    The environment variable `COLUMNS` overrides both widths.
-
     In a notebook, lines are text as in a log: rich's own output there is a separate display for each line, and a live table would
     leave its control sequences and every one of its frames in the file.
     """
     if Console().is_jupyter:  # whose streams say that they are terminals
         return Console(width=LOG_WIDTH_CHARACTERS, force_jupyter=False, force_terminal=False)
-    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():  # rich reads it
-        return Console()
-    return Console(width=LOG_WIDTH_CHARACTERS)
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH_CHARACTERS)
 
 
 @dataclass(frozen=True)
