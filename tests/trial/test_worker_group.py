@@ -172,7 +172,7 @@ def reasons(cluster: str, request: pytest.FixtureRequest, tmp_path_factory: pyte
             os.kill(os.getpid(), signal.SIGINT)  # the run would train to its end
 
     # A machine that is too busy for steps of 12 s would seem to hang.
-    hang_timeout = 12 if any("stopped" in what for what in selected) else 600
+    hang_timeout = 12 if any("stopped" in str(what) for what in selected) else 600
     job = make_job(folder, "group", max_failures=9, hang_timeout=hang_timeout, world_size=2, optim__epochs=5000)
     run_jobs(folder, [job], disturb, heard=heard)
     return told

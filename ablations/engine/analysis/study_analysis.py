@@ -61,17 +61,7 @@ def analyze_study(evidence: Evidence) -> Findings:
         answers=tuple(
             _answer(factor, design, family, cells, formats, aliases_of(screening, factor)) for factor in reference_levels(design)
         ),
-        flags=tuple(
-            filter(
-                None,
-                (
-                    _generated(design),
-                    undeclared_sentence(design, evidence.looks),
-                    *_missing_result_flags(cells),
-                    *_condition_flags(evidence),
-                ),
-            )
-        ),
+        flags=tuple(filter(None, [*_design_flags(evidence), *_missing_result_flags(cells), *_condition_flags(evidence)])),
         tests=family.tests,
         effect_bonferroni=family.effect_bonferroni,
         screening=screening,
@@ -211,13 +201,11 @@ def _anova(design: Design, values: Array, cells: Sequence[CellFinding], formats:
     return fit_anova(values[rows, seeds].tolist(), seeds, levels, note)
 
 
-def _generated(design: Design) -> str:
-    """Return a flag for generated images; empty for others."""
-    return (
-        ""
-        if design.dataset != "synthetic"
-        else "The images are generated: this study checks that everything works, and shows nothing else"
-    )
+def _design_flags(evidence: Evidence) -> list[str]:
+    """Return flags for generated images, and for looks that were not planned."""
+    generated = "The images are generated: this study checks that everything works, and shows nothing else"
+    flags = [generated] if evidence.design.dataset == "synthetic" else []
+    return [*flags, undeclared_sentence(evidence.design, evidence.looks)]
 
 
 def _missing_result_flags(cells: Sequence[CellFinding]) -> list[str]:

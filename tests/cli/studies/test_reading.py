@@ -340,7 +340,8 @@ def test_a_server_is_read_like_a_database(run: Run, server: int) -> None:
     uri = f"http://127.0.0.1:{server}"
     client = MlflowClient(uri)
     experiment = client.create_experiment(f"served {os.getpid()}")
-    (plan,) = plans(STUDY, Path(os.environ["RESNET_ABLATIONS_HOME"]))
+    # Other tests store the runs of the study as it is on the same server.
+    (plan,) = plans(dataclasses.replace(STUDY, settings={"optim.lr": 0.123}), Path(os.environ["RESNET_ABLATIONS_HOME"]))
     tags = {"study": f"served {os.getpid()}", "preset": "smoke", run_queries.DESIGN_TAG: "1"}
     study = client.create_run(experiment, tags=tags).info.run_id
     client.log_text(study, Design.from_plan(plan, {"command": "python served.py"}).to_json(), run_queries.DESIGN_ARTIFACT)

@@ -89,14 +89,13 @@ class Looks:
         )
 
     def forecast(self) -> str:
-        """Return a sentence about the present look before it is taken; empty if it is the only one."""
+        """Return a clause about the present look before it is taken; empty if it is the only one."""
         if self.share == 1:
             return ""
         *before, seeds = self.seen
         earlier = Looks(planned=self.planned, seen=tuple(before))._places if before else ""
         why = f"The answer has been read {earlier}" if before else f"The study plans {self.planned} seeds"
-        factor = f"{self._factor}, for which the differences above allow"
-        return f"{why}: p-values at {counted(seeds, 'seed')} are multiplied by {factor}."
+        return f"{why}: p-values at {counted(seeds, 'seed')} are multiplied by {self._factor}"
 
     @property
     def _factor(self) -> str:

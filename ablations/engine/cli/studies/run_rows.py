@@ -120,16 +120,15 @@ def cell_rows(found: StoredRuns) -> list[CellRow]:
     of_cell: dict[str, list[RunRow]] = {cell.label: [] for cell in found.design.cells}
     for row in found.runs:
         of_cell[row.cell].append(row)
-    known = found.planned is not None
-    return [_cell_row(cell, of_cell[cell.label], planned_is_known=known) for cell in found.design.cells]
+    return [_cell_row(found, cell, of_cell[cell.label]) for cell in found.design.cells]
 
 
-def _cell_row(cell: DesignCell, rows: Sequence[RunRow], *, planned_is_known: bool) -> CellRow:
+def _cell_row(found: StoredRuns, cell: DesignCell, rows: Sequence[RunRow]) -> CellRow:
     values = [row.value for row in rows if row.completed and row.value is not None]
     seconds = [row.seconds for row in rows if row.completed and row.seconds is not None]
     return CellRow(
         cell=cell,
-        planned=len(rows) if planned_is_known else None,
+        planned=None if found.planned is None else len(rows),
         n=sum(row.completed for row in rows),
         mean=statistics.fmean(values) if values else None,
         std=statistics.stdev(values) if len(values) > 1 else None,

@@ -239,9 +239,9 @@ def power(design: Design, values: Mapping[str, float], earlier: tuple[int, ...] 
 
     def next_share(seeds: int) -> float:
         """Return the share of a look at this number of seeds, or at the next one that is above those of all earlier looks."""
-        if declared or not earlier:
-            return share if declared else 1.0
-        return Looks.at(max(seeds, earlier[-1] + 1), earlier, design.planned_seeds).share
+        if declared:
+            return share
+        return Looks.at(max(seeds, earlier[-1] + 1), earlier, design.planned_seeds).share if earlier else 1.0
 
     target = TARGET_POINTS
     if design.metric.unit != PERCENT and values:

@@ -74,7 +74,16 @@ def show_preview(console: "Console", found: Preview) -> None:
     """Print the plan of a study, and a warning if a submission would be rejected."""
     resources = [found.resources.describe(), *([found.other_devices] if found.other_devices else [])]
     console.print(
-        plan_view(found.plan, found.design, found.done, found.estimate, found.trials, found.seeds, resources, found.looks)
+        plan_view(
+            found.plan,
+            found.design,
+            found.done,
+            found.estimate,
+            trials=found.trials,
+            seeds=found.seeds,
+            resources=resources,
+            looks=found.looks,
+        )
     )
     if found.warning:
         print_line(console, f"Warning: this study would be rejected: {found.warning}")

@@ -69,7 +69,7 @@ def plan_view(
     values = {name: entry.metrics[plan.metric.name] for name, entry in done.items() if entry.completed}
     lines += _power_lines(power(design, values, looks), plan.metric)
     if not plan.seed_looks and (about := looks_at(design, looks).forecast()):
-        lines.append(about)
+        lines.append(f"{about}, for which these differences allow.")
     title = Text(f"{plan.study.name} on {plan.dataset.name}: {plan.study.question}", "bold")
     data = [Text(printable(f"Data: {plan.data_summary}"))] if plan.data_summary else []
     return Group(title, *data, _cells(plan, done, estimate), *map(Text, lines))
